@@ -1,0 +1,21 @@
+"""What a person may set, in three frozen trees: scan (facts of instrument and sample), processing (choices of the
+scientist) and deployment (paths, hosts, limits; the only one that reads the environment)."""
+
+from opticstream.config.deployment import DeploymentSettings
+from opticstream.config.loading import config_from_mapping, load_project, parameters_hash
+from opticstream.config.processing import ProcessingSettings
+from opticstream.config.project import ProjectConfig, ProjectSettings
+from opticstream.config.scan import CalibrationSettings, IlluminationSettings, ScanSettings
+
+__all__ = [
+    "CalibrationSettings",
+    "DeploymentSettings",
+    "IlluminationSettings",
+    "ProcessingSettings",
+    "ProjectConfig",
+    "ProjectSettings",
+    "ScanSettings",
+    "config_from_mapping",
+    "load_project",
+    "parameters_hash",
+]

@@ -1,0 +1,30 @@
+"""Shared behaviour of all settings: frozen, nothing unknown accepted, every field described."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+def _data_reference(value: str) -> str:
+    path, _, variable = value.partition("#")
+    if not path:
+        raise ValueError(f"expected a file, optionally with '#variable', got {value!r}")
+    if Path(path).suffix.lower() not in {".npy", ".npz", ".mat", ".dat"}:
+        raise ValueError(f"expected a .npy, .npz, .mat or raw float64 .dat file, got {value!r}")
+    if variable and Path(path).suffix.lower() in {".npy", ".dat"}:
+        raise ValueError(f"{Path(path).suffix} files hold one array, '#{variable}' has no meaning in {value!r}")
+    return value
+
+
+DataReference = Annotated[str, AfterValidator(_data_reference)]
+"""A vector in a file: ``file.npy``, ``file.dat``, or ``file.mat#variable`` / ``file.npz#variable``. A relative path
+starts at the folder of the project file."""

@@ -1,0 +1,50 @@
+"""How and where the pipeline runs on this host; the only settings that read the environment (``OPTICSTREAM_...``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class DeploymentSettings(BaseSettings):
+    """Paths, limits and waiting times of this host.
+
+    Every field can be set by an environment variable, e.g. ``OPTICSTREAM_LEASE_S=120``.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="OPTICSTREAM_", frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
+
+    home: Path = Path("~/.opticstream")
+    """Folder of the embedded server's database and logs."""
+    api_url: str | None = None
+    """Address of the Prefect server's API; default: the embedded one."""
+    tile_limit: int = Field(default=2, ge=1)
+    """Batches processed at a time on this host."""
+    stitch_limit: int = Field(default=1, ge=1)
+    """Mosaics stitched at a time on this host."""
+    register_limit: int = Field(default=1, ge=1)
+    """Slices registered at a time on this host."""
+    upload_limit: int = Field(default=1, ge=1)
+    """Upload runs at a time on this host."""
+    state_limit: int = Field(default=2, ge=1)
+    """State and notification runs at a time on this host."""
+    lease_s: float = Field(default=300.0, gt=0)
+    """Lease of a claim, in seconds; a runner that has not renewed it for so long is taken for dead."""
+    poll_s: float = Field(default=2.0, gt=0)
+    """Time between two looks at the raw folder, in seconds."""
+    stable_s: float = Field(default=5.0, ge=0)
+    """Time that size and modification time of a raw file must have stood still, in seconds."""
+    stall_s: float = Field(default=600.0, gt=0)
+    """Time after which an incomplete column is reported, in seconds."""
+    sweep_s: float = Field(default=60.0, gt=0)
+    """Time between two sweeps for work that is ready and not started, in seconds."""
+    collapse_s: float = Field(default=10.0, ge=1)
+    """Window in which events that ask for the same look at the facts share one flow run, in seconds."""
+    attempts: int = Field(default=3, ge=1)
+    """Tries of a tile or stage before it is parked as failed."""
+    retry_delay_s: float = Field(default=2.0, ge=0)
+    """Wait before the second try, in seconds; doubled each time, with jitter."""

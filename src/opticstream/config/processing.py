@@ -1,0 +1,219 @@
+"""Choices of the scientist: how spectra become volumes, maps, mosaics and axes. Changing one invalidates exactly what
+rests on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from opticstream.config.base import Settings
+
+EnfaceModality = Literal["aip", "mip", "ret", "ori", "biref", "surf", "mus"]
+VolumeModality = Literal["dBI", "R3D", "O3D"]
+POLARIZATION_MODALITIES = frozenset({"ret", "ori", "biref", "R3D", "O3D"})
+"""Products that need two polarization channels."""
+
+
+def _surface(value: int | str) -> int | str:
+    if isinstance(value, int):
+        if value < 0:
+            raise ValueError(f"a flat surface lies at a depth index of 0 or more, got {value}")
+        return value
+    if value not in {"find", "gradient", "gradient_threshold", "robust"} and not value.endswith((".nii", ".nii.gz")):
+        raise ValueError(
+            f"expected a depth index, a NIfTI file, or one of find, gradient, gradient_threshold, robust; got {value!r}"
+        )
+    return value
+
+
+class ReconstructionSettings(Settings):
+    """From spectra to complex data and volumes."""
+
+    background: Literal["mean", "file", "none"] = "mean"
+    """Background spectrum: the mean over each B-line, a recorded one (`scan.calibration.background_file`), or none."""
+    residual_background: bool = True
+    """Subtract the median over the A-lines after k-linearization; turn off for single lines."""
+    flip_channel2: bool = True
+    """The second channel is read out reversed."""
+    zero_padding: int = Field(default=1, ge=1, le=16)
+    """Factor by which spectra are lengthened with zeros before the Fourier transform."""
+    window: Literal["none", "hann", "gaussian"] = "none"
+    """Spectral window."""
+    cut: int | None = Field(default=None, ge=0)
+    """Depth samples dropped next to zero delay; default 24 x zero_padding."""
+    flip_phase: bool = False
+    """Negate the phase difference of the channels (mirror-image orientation)."""
+    phase_offset_deg: float = 100.0
+    """Orientation offset of the instrument, in degrees."""
+    flip_z: bool = True
+    """Complex tile files hold depth reversed; undo it when volumes are made."""
+    save_complex: bool = False
+    """Keep the complex tile (`complex/`), the exchange format of the rigs."""
+    save_volumes: bool = True
+    """Keep the volumes of each tile; without them there are no stitched volumes."""
+    volume_modalities: tuple[VolumeModality, ...] = ("dBI", "R3D", "O3D")
+    """Volumes to make."""
+    memory_budget_gb: float = Field(default=1.0, gt=0)
+    """Memory that one tile may use, in GB."""
+    threads: int = Field(default=0, ge=0)
+    """Threads for one tile; 0 takes all cores that the process may use."""
+
+
+class EnfaceSettings(Settings):
+    """Surface and en face maps of a tile."""
+
+    surface: Annotated[int | str, AfterValidator(_surface)] = "find"
+    """Surface: `find` (= gradient), `gradient_threshold`, `robust`, a constant depth index, or a NIfTI file."""
+    surface_threshold_db: float = 55.0
+    """Level from which the first samples count as tissue, for `gradient_threshold`; follows the camera's counts."""
+    offset: int = Field(default=0, ge=-10_000, le=10_000)
+    """Start of the en face window below the surface, in depth samples."""
+    depth: int = Field(default=80, ge=1)
+    """Length of the en face window, in depth samples."""
+    modalities: tuple[EnfaceModality, ...] = ("aip", "mip", "ret", "ori", "biref", "surf")
+    """Maps to make."""
+    orientation_method: Literal["mean", "histogram"] = "mean"
+    """Axial mean over the window, or its fullest 1-degree bin."""
+    birefringence_method: Literal["slope", "unwrap"] = "slope"
+    """Slope of retardance over depth, or of retardance unwrapped past the 90-degree fold."""
+
+    @model_validator(mode="after")
+    def _has_surface(self) -> Self:
+        if len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(f"modalities are listed twice: {self.modalities}")
+        return self
+
+
+class ArchiveSettings(Settings):
+    """The compressed copy of the raw tiles."""
+
+    enabled: bool = True
+    """Make the archive copy (`.nii.gz` or `.raw.gz`, with SHA-256)."""
+    level: int = Field(default=1, ge=0, le=9)
+    """Compression effort: 0 fastest, 9 smallest."""
+
+
+class CoordinateSettings(Settings):
+    """Positions of the tiles of a mosaic."""
+
+    method: Literal["native", "nominal", "fiji"] = "native"
+    """Our estimator, the nominal grid as it is, or an existing Fiji TileConfiguration file."""
+    force_refresh_coordinates: bool = False
+    """Determine coordinates for every slice, not only the first of each illumination."""
+    margin_px: int = Field(default=16, ge=1)
+    """Largest shift of a tile against its neighbour that is searched, in pixels."""
+    tile_configuration: Path | None = None
+    """Fiji `TileConfiguration[.registered].txt` to take positions from (`method = "fiji"`)."""
+
+
+class FocusSettings(Settings):
+    """Depth shift of the A-lines over the field of view."""
+
+    method: Literal["overlap", "none"] = "overlap"
+    """From the surface in the overlaps of the first slice, or no correction."""
+    degree: Literal[1, 2, 3] = 2
+    """Degree of the polynomial."""
+    force_refresh: bool = False
+    """Determine the focus map for every slice, not only the first of each illumination."""
+
+
+class MaskSettings(Settings):
+    """Tissue mask of a mosaic."""
+
+    mask_file_type: Literal["aip", "mip", ""] = "aip"
+    """Map that the mask is made from; empty for no mask."""
+    threshold_db: dict[str, float] = Field(default={"normal": 60.0, "tilted": 55.0})
+    """Threshold per illumination, in dB (the design's mask_threshold_{name}); others take that of `normal`."""
+    sigma_px: float = Field(default=2.0, ge=0)
+    """Gaussian smoothing before the threshold, in pixels."""
+    min_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Connected parts smaller than this fraction of the largest are dropped."""
+
+    def threshold_for(self, illumination: str, /) -> float:
+        """Return the threshold in dB of the named illumination."""
+        return self.threshold_db.get(illumination, self.threshold_db.get("normal", 60.0))
+
+
+class StitchSettings(Settings):
+    """2-D mosaics."""
+
+    interpolation: Literal["nearest", "linear"] = "nearest"
+    """How tiles are placed at fractional positions."""
+    shading_correction: bool = False
+    """Divide out the shading common to all tiles."""
+    formats: tuple[Literal["nifti", "tiff", "jpeg"], ...] = ("nifti", "tiff", "jpeg")
+    """File formats of the stitched maps; NIfTI is always written."""
+
+
+class VolumeSettings(Settings):
+    """3-D mosaics."""
+
+    enabled: bool = True
+    """Stitch volumes (needs `reconstruction.save_volumes`)."""
+    modalities: tuple[VolumeModality, ...] = ("dBI", "R3D", "O3D")
+    """Volumes to stitch."""
+    crop_offset: int = Field(default=0, ge=0)
+    """Samples kept above the focus plane when cropping."""
+    crop_depth: int | None = Field(default=None, ge=1)
+    """Samples kept after the focus shift; default: all."""
+    format: Literal["0.5", "0.4"] = "0.5"
+    """OME-NGFF version: 0.5 (Zarr v3, sharded) or 0.4 (Zarr v2)."""
+    memory_budget_gb: float = Field(default=4.0, gt=0)
+    """Memory that stitching may use, in GB."""
+    apply_mask: bool = True
+    """Blank what the mask excludes."""
+
+
+class RegistrationSettings(Settings):
+    """Registration of the illuminations of a slice, and the fibre axis."""
+
+    smoothing_sigma_px: float = Field(default=3.0, ge=0)
+    """Gaussian smoothing of the birefringence maps before registration."""
+    transform: Literal["translation", "rigid", "affine"] = "affine"
+    """Freedom of the transform."""
+    min_birefringence: float = Field(default=1e-5, ge=0)
+    """Below this birefringence the axis is not determined and left out."""
+    use_mask: bool = True
+    """Compare only where both masks hold tissue."""
+    resample_volumes: bool = False
+    """Also resample the moving volumes onto the fixed ones."""
+    file_name: str = "slice_{slice:03d}_{product}"
+    """Template of output names in `registered/`, without suffix."""
+
+
+class SampleSettings(Settings):
+    """Stacks over all slices."""
+
+    enabled: bool = True
+    """Add each registered slice to the sample's stacks."""
+    align: Literal["none", "translation", "rigid"] = "none"
+    """Slice-to-slice alignment of consecutive block faces."""
+    modalities: tuple[str, ...] = ("aip", "mip", "ret", "ori", "biref")
+    """2-D maps to stack."""
+
+
+class ProcessingSettings(Settings):
+    """Choices of the scientist, by stage."""
+
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    """From spectra to volumes."""
+    enface: EnfaceSettings = EnfaceSettings()
+    """Surface and en face maps."""
+    archive: ArchiveSettings = ArchiveSettings()
+    """Archive copy of the raw tiles."""
+    coordinates: CoordinateSettings = CoordinateSettings()
+    """Positions of the tiles."""
+    focus: FocusSettings = FocusSettings()
+    """Focus map."""
+    mask: MaskSettings = MaskSettings()
+    """Tissue mask."""
+    stitch: StitchSettings = StitchSettings()
+    """2-D mosaics."""
+    volume: VolumeSettings = VolumeSettings()
+    """3-D mosaics."""
+    registration: RegistrationSettings = RegistrationSettings()
+    """Registration of the illuminations and the fibre axis."""
+    sample: SampleSettings = SampleSettings()
+    """Stacks over slices."""

@@ -1,0 +1,86 @@
+"""One project: who and where, and the two trees that say how it was scanned and how it is processed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from opticstream.config.base import Settings
+from opticstream.config.processing import POLARIZATION_MODALITIES, ProcessingSettings
+from opticstream.config.scan import ScanSettings
+
+
+class ProjectSettings(Settings):
+    """Who and where."""
+
+    project_name: str = Field(min_length=1, max_length=200)
+    """Name of the project; any text."""
+    project_base_path: Path
+    """Folder of everything that is made; a relative path starts at the folder of the project file."""
+    archive_path: Path | None = None
+    """Folder of the archive copies (the DANDISET); default `DANDISET` in the project's folder."""
+    subject_id: str = Field(default="01", pattern=r"^[A-Za-z0-9]+$")
+    """Subject, as in `sub-{subject_id}`: letters and digits."""
+
+    @property
+    def archive_root(self) -> Path:
+        return self.archive_path or self.project_base_path / "DANDISET"
+
+
+class ProjectConfig(Settings):
+    """Everything that a project file holds."""
+
+    project: ProjectSettings
+    """Who and where."""
+    scan: ScanSettings = ScanSettings()
+    """Facts of the instrument and of the acquisition."""
+    processing: ProcessingSettings = ProcessingSettings()
+    """Choices of the scientist."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        scan, processing = self.scan, self.processing
+        if scan.channels == 1:
+            for key, wanted in (
+                ("processing.enface.modalities", processing.enface.modalities),
+                ("processing.reconstruction.volume_modalities", processing.reconstruction.volume_modalities),
+                ("processing.volume.modalities", processing.volume.modalities),
+            ):
+                refused = sorted(POLARIZATION_MODALITIES.intersection(wanted))
+                if refused:
+                    raise ValueError(f"{key} asks for {refused}, which need two channels, but scan.channels = 1")
+        if processing.reconstruction.background == "file" and scan.calibration.background_file is None:
+            raise ValueError(
+                'processing.reconstruction.background = "file" needs scan.calibration.background_file, which is not set'
+            )
+        if processing.coordinates.method == "fiji" and processing.coordinates.tile_configuration is None:
+            raise ValueError(
+                'processing.coordinates.method = "fiji" needs processing.coordinates.tile_configuration, which is not set'
+            )
+        missing = sorted(set(processing.volume.modalities) - set(processing.reconstruction.volume_modalities))
+        if processing.volume.enabled and processing.reconstruction.save_volumes and missing:
+            raise ValueError(
+                f"processing.volume.modalities asks for {missing}, "
+                f"which processing.reconstruction.volume_modalities does not make"
+            )
+        unknown = sorted(
+            set(processing.mask.threshold_db) - {i.name for i in scan.illuminations} - {"normal", "tilted"}
+        )
+        if unknown:
+            raise ValueError(f"processing.mask.threshold_db names illuminations that do not exist: {unknown}")
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.project.project_name
+
+    @property
+    def base_path(self) -> Path:
+        return self.project.project_base_path
+
+    @property
+    def stitches_volumes(self) -> bool:
+        """Whether stitched volumes are made at all."""
+        return self.processing.volume.enabled and self.processing.reconstruction.save_volumes

@@ -1,0 +1,1 @@
+"""Formats, folders and file names."""
