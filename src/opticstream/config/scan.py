@@ -189,7 +189,8 @@ class ScanSettings(Settings):
         """The grids and the scan order, for arithmetic on ids."""
         return AcquisitionLayout(
             tuple(
-                IlluminationLayout(i.name, columns=i.columns, rows=self.rows(k)) for k, i in enumerate(self.illuminations)
+                IlluminationLayout(i.name, columns=i.columns, rows=self.rows(k))
+                for k, i in enumerate(self.illuminations)
             ),
             ScanOrder(self.scan_order, self.scan_start),
         )

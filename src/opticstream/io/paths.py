@@ -1,0 +1,121 @@
+"""Folders of a project: where every input and output of every item lies. Nothing else builds these paths.
+
+::
+
+    project/
+    ├─ mosaic-01/
+    │  ├─ complex/      complex tiles (links where the rig wrote them)
+    │  ├─ processed/    volumes and en face maps of tiles
+    │  ├─ stitched/     mosaics, volumes (OME-Zarr), quality pictures
+    │  ├─ state/        flag files of batches
+    │  └─ archived/     links to the archive copies
+    ├─ registered/      slices: axis, in-plane, through-plane, transform
+    ├─ sample/          stacks over slices
+    ├─ state/           flag files of mosaics and slices, journal
+    ├─ focus-{illumination}.nii
+    └─ tilemap-{illumination}.j2
+    archive (DANDISET)/
+    ├─ rawdata/sub-{subject}/sample-slice-{slice:03d}_chunk-{tile:04d}_acq-{acq}_OCT.nii.gz
+    └─ derivative/sub-{subject}/mosaic_{mosaic:03d}_{modality}.nii.gz, ...ome.zarr
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from opticstream.model.ids import MosaicId, SliceId, TileId
+from opticstream.model.layout import AcquisitionLayout
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectPaths:
+    """Paths of one project on this host."""
+
+    base: Path
+    archive_root: Path
+    subject_id: str
+    layout: AcquisitionLayout
+
+    def mosaic_folder(self, mosaic: MosaicId) -> Path:
+        return self.base / mosaic.folder
+
+    def complex_folder(self, mosaic: MosaicId) -> Path:
+        return self.mosaic_folder(mosaic) / "complex"
+
+    def processed_folder(self, mosaic: MosaicId) -> Path:
+        return self.mosaic_folder(mosaic) / "processed"
+
+    def stitched_folder(self, mosaic: MosaicId) -> Path:
+        return self.mosaic_folder(mosaic) / "stitched"
+
+    def archived_folder(self, mosaic: MosaicId) -> Path:
+        return self.mosaic_folder(mosaic) / "archived"
+
+    @property
+    def registered_folder(self) -> Path:
+        return self.base / "registered"
+
+    @property
+    def sample_folder(self) -> Path:
+        return self.base / "sample"
+
+    def tile_product(self, tile: TileId, modality: str) -> Path:
+        """Return the file of a tile's map or volume, e.g. `aip` or `dBI`."""
+        return self.processed_folder(tile.mosaic) / tile_product_name(tile, modality)
+
+    def complex_tile(self, tile: TileId) -> Path:
+        return self.complex_folder(tile.mosaic) / tile_product_name(tile, "complex")
+
+    def mosaic_product(self, mosaic: MosaicId, modality: str, suffix: str = ".nii.gz") -> Path:
+        """Return the file of a stitched map."""
+        return self.stitched_folder(mosaic) / f"mosaic_{mosaic.mosaic_id:03d}_{modality}{suffix}"
+
+    def mosaic_volume(self, mosaic: MosaicId, modality: str) -> Path:
+        return self.mosaic_product(mosaic, modality, ".ome.zarr")
+
+    def tilemap(self, illumination: str) -> Path:
+        """Return the coordinate template of an illumination."""
+        return self.base / f"tilemap-{illumination}.j2"
+
+    def focus(self, illumination: str) -> Path:
+        return self.base / f"focus-{illumination}.nii"
+
+    def archived_tile(self, tile: TileId, suffix: str = ".nii.gz") -> Path:
+        """Return the archive copy of a raw tile."""
+        acq = self.layout.illumination_of(tile.mosaic).name
+        slice_id = self.layout.slice_of(tile.mosaic).slice_id
+        name = f"sample-slice-{slice_id:03d}_chunk-{tile.tile_id:04d}_acq-{acq}_OCT{suffix}"
+        return self.archive_root / "rawdata" / f"sub-{self.subject_id}" / name
+
+    @property
+    def derivative_folder(self) -> Path:
+        """Folder of published results in the archive."""
+        return self.archive_root / "derivative" / f"sub-{self.subject_id}"
+
+    def published(self, output: Path) -> Path:
+        """Return the name under which an output is published."""
+        return self.derivative_folder / output.name
+
+    def relative(self, path: Path) -> str:
+        """Return a path as events and facts carry it: relative to the project, or to the archive as `archive:...`."""
+        if path.is_relative_to(self.archive_root):
+            return f"archive:{path.relative_to(self.archive_root).as_posix()}"
+        return path.relative_to(self.base).as_posix()
+
+    def absolute(self, name: str) -> Path:
+        """Return the path on this host of a name made by `relative`."""
+        if name.startswith("archive:"):
+            return self.archive_root / name.removeprefix("archive:")
+        return self.base / name
+
+
+def tile_product_name(tile: TileId, modality: str, /) -> str:
+    """Return the file name of a tile's product.
+
+    Examples
+    --------
+    >>> tile_product_name(TileId(3, 12), "dBI")
+    'mosaic_003_image_0012_dBI.nii'
+    """
+    return f"mosaic_{tile.mosaic_id:03d}_image_{tile.tile_id:04d}_{modality}.nii"
