@@ -1,5 +1,6 @@
 """What a person may set, in three frozen trees: scan (facts of instrument and sample), processing (choices of the
-scientist) and deployment (paths, hosts, limits; the only one that reads the environment)."""
+scientist) and deployment (paths, hosts, limits; the only one that reads the environment).
+"""
 
 from opticstream.config.deployment import DeploymentSettings
 from opticstream.config.loading import config_from_mapping, load_project, parameters_hash

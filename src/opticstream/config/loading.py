@@ -192,7 +192,7 @@ def load_project(path: Path | str, /, *, overrides: Mapping[str, Any] | None = N
     return config_from_mapping(data, source=str(path), folder=path.absolute().parent, overrides=overrides)
 
 
-def parameters_hash(*parts: BaseModel | Mapping[str, Any] | str | float | None | Iterable[str]) -> str:
+def parameters_hash(*parts: BaseModel | Mapping[str, Any] | str | float | Iterable[str] | None) -> str:
     """Return a short hash (16 hexadecimal digits) of settings, the same on every host and run.
 
     Examples

@@ -1,5 +1,6 @@
 """Choices of the scientist: how spectra become volumes, maps, mosaics and axes. Changing one invalidates exactly what
-rests on it."""
+rests on it.
+"""
 
 from __future__ import annotations
 

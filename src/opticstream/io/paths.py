@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from opticstream.model.ids import MosaicId, SliceId, TileId
+from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.layout import AcquisitionLayout
 
 
