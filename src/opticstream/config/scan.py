@@ -1,4 +1,4 @@
-"""Facts of the instrument and of the sample: what a tile holds, how the grid was walked, how pixels map to wavenumber."""
+"""Facts of the instrument and of the sample: what a tile holds, how the grid was walked, what pixels measure."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class CalibrationSettings(Settings):
     dispersion_files: tuple[DataReference, ...] = Field(default=(), max_length=2)
     """Dispersion phase (rad) over the linear-wavenumber samples, one vector per channel or one shared; empty: none."""
     background_file: DataReference | None = None
-    """Reference spectrum (counts) to subtract where `processing.reconstruction.background = "file"`; (channels, samples)
-    or (samples,)."""
+    """Reference spectrum (counts) to subtract where `processing.reconstruction.background = "file"`; shape
+    (channels, samples) or (samples,)."""
 
 
 class IlluminationSettings(Settings):

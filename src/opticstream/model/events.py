@@ -1,8 +1,8 @@
 """Announcements of facts: one frozen class for each event, shared by producer and consumer.
 
-An event is named ``linc.oct.{hierarchy}.{state}``; its resource carries project, hierarchy and ids as labels; its payload
-carries what the next stage needs to find its input. File paths are relative to the project's base, because hosts mount
-it in different places.
+An event is named ``linc.oct.{hierarchy}.{state}``; its resource carries project, hierarchy and ids as labels; its
+payload carries what the next stage needs to find its input. File paths are relative to the project's base, because
+hosts mount it in different places.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Event(BaseModel):
     """Project, as configured."""
     project_base_path: str
     """Base folder of the project, as configured on the host that announces."""
+    parameters: dict[str, Any] = {}
+    """Project parameters that what this event starts shall use instead of the registered ones."""
 
     @classmethod
     def event_name(cls) -> str:
