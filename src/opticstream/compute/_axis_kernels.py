@@ -1,0 +1,350 @@
+"""Compiled inner loops of `opticstream.compute.axis`: every start of one pixel, then the next pixel.
+
+Plain loops over scalars, released from the interpreter lock so that the caller spreads blocks of pixels over threads;
+each pixel's arithmetic is the same whatever the block or the number of threads, so results are reproducible bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+MAX_MAXIMA = 12
+MAX_STARTS = MAX_MAXIMA + 8
+MAX_STEPS = 60
+MAX_BEAMS = 16
+TINY = 1e-300
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _cost(m: Any, frames: Any, n: int, x: float, y: float, z: float) -> float:
+    """Return the squared misfit of (x, y, z) to the signed measurements `m`."""
+    length = math.sqrt(x * x + y * y + z * z) + TINY
+    total = 0.0
+    for i in range(n):
+        a = frames[i, 0, 0] * x + frames[i, 0, 1] * y + frames[i, 0, 2] * z
+        b = frames[i, 1, 0] * x + frames[i, 1, 1] * y + frames[i, 1, 2] * z
+        g = math.sqrt(a * a + b * b) / length
+        da = m[i, 0] - a * g
+        db = m[i, 1] - b * g
+        total += da * da + db * db
+    return total
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _slope_and_curvature(m: Any, frames: Any, n: int, x: float, y: float, z: float, h: Any) -> None:
+    """Write half the cost's Hessian (h[0:6]: xx xy xz yy yz zz) and half its downhill gradient (h[6:9])."""
+    rho2 = x * x + y * y + z * z + TINY
+    rho = math.sqrt(rho2)
+    for k in range(9):
+        h[k] = 0.0
+    for i in range(n):
+        e0, e1, e2 = frames[i, 0, 0], frames[i, 0, 1], frames[i, 0, 2]
+        f0, f1, f2 = frames[i, 1, 0], frames[i, 1, 1], frames[i, 1, 2]
+        a = e0 * x + e1 * y + e2 * z
+        b = f0 * x + f1 * y + f2 * z
+        v2 = a * a + b * b + TINY
+        v = math.sqrt(v2)
+        c = m[i, 0] * a + m[i, 1] * b
+        # cost/2 = sum of v^4/(2 rho^2) - c v/rho, with w = the part of r across the beam and mm = the measured vector
+        w0, w1, w2 = a * e0 + b * f0, a * e1 + b * f1, a * e2 + b * f2
+        m0 = m[i, 0] * e0 + m[i, 1] * f0
+        m1 = m[i, 0] * e1 + m[i, 1] * f1
+        m2 = m[i, 0] * e2 + m[i, 1] * f2
+        u = v2 / rho2
+        g = v / rho
+        q0 = w0 / (v * rho) - g * x / rho2
+        q1 = w1 / (v * rho) - g * y / rho2
+        q2 = w2 / (v * rho) - g * z / rho2
+        h[6] -= 2 * u * w0 - u * u * x - m0 * g - c * q0
+        h[7] -= 2 * u * w1 - u * u * y - m1 * g - c * q1
+        h[8] -= 2 * u * w2 - u * u * z - m2 * g - c * q2
+        across = 2 * u - c / (v * rho)
+        ww = 4 / rho2 + c / (v2 * v * rho)
+        wr = -4 * u / rho2 + c / (v * rho * rho2)
+        one = -u * u + c * g / rho2
+        rr = 4 * u * u / rho2 - 3 * c * g / (rho2 * rho2)
+        h[0] += across * (e0 * e0 + f0 * f0) + ww * w0 * w0 + 2 * wr * w0 * x + one + rr * x * x - 2 * m0 * q0
+        h[3] += across * (e1 * e1 + f1 * f1) + ww * w1 * w1 + 2 * wr * w1 * y + one + rr * y * y - 2 * m1 * q1
+        h[5] += across * (e2 * e2 + f2 * f2) + ww * w2 * w2 + 2 * wr * w2 * z + one + rr * z * z - 2 * m2 * q2
+        h[1] += (
+            across * (e0 * e1 + f0 * f1) + ww * w0 * w1 + wr * (w0 * y + w1 * x) + rr * x * y - m0 * q1 - m1 * q0
+        )
+        h[2] += (
+            across * (e0 * e2 + f0 * f2) + ww * w0 * w2 + wr * (w0 * z + w2 * x) + rr * x * z - m0 * q2 - m2 * q0
+        )
+        h[4] += (
+            across * (e1 * e2 + f1 * f2) + ww * w1 * w2 + wr * (w1 * z + w2 * y) + rr * y * z - m1 * q2 - m2 * q1
+        )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _descend(m: Any, frames: Any, n: int, r: Any, h: Any, tolerance: float) -> float:
+    """Walk `r` (changed in place) downhill by damped Newton steps; return the cost reached."""
+    x, y, z = r[0], r[1], r[2]
+    cost = _cost(m, frames, n, x, y, z)
+    damping = 0.0
+    for _ in range(MAX_STEPS):
+        _slope_and_curvature(m, frames, n, x, y, z, h)
+        size = abs(h[0]) + abs(h[3]) + abs(h[5]) + TINY
+        gain = -1.0
+        for _try in range(16):
+            shift = damping * size
+            # Cholesky pivots tell whether the step leads to a minimum; where not, the damping grows.
+            d0 = h[0] + shift
+            l10 = h[1] / d0
+            l20 = h[2] / d0
+            d1 = h[3] + shift - l10 * h[1]
+            t21 = h[4] - l20 * h[1]
+            l21 = t21 / d1
+            d2 = h[5] + shift - l20 * h[2] - l21 * t21
+            limit = 1e-13 * size
+            if d0 > limit and d1 > limit and d2 > limit:
+                y1 = h[7] - l10 * h[6]
+                y2 = h[8] - l20 * h[6] - l21 * y1
+                dz = y2 / d2
+                dy = y1 / d1 - l21 * dz
+                dx = h[6] / d0 - l10 * dy - l20 * dz
+                trial = _cost(m, frames, n, x + dx, y + dy, z + dz)
+                if trial <= cost:
+                    gain = cost - trial
+                    x += dx
+                    y += dy
+                    z += dz
+                    cost = trial
+                    damping = damping * 0.1 if damping > 1e-6 else 0.0
+                    break
+            damping = damping * 6.0 if damping > 0.0 else 1e-4
+        if gain < tolerance:
+            break
+    r[0], r[1], r[2] = x, y, z
+    return cost
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _sign_towards(unit: Any, frames: Any, n: int, r: Any, signed: Any) -> float:
+    """Write the measurements to `signed`, each with the sign that fits `r`; return the best factor for `r`'s length."""
+    length = math.sqrt(r[0] ** 2 + r[1] ** 2 + r[2] ** 2) + TINY
+    reach = 0.0
+    power = TINY
+    for i in range(n):
+        a = 0.0
+        b = 0.0
+        for k in range(3):
+            a += frames[i, 0, k] * r[k]
+            b += frames[i, 1, k] * r[k]
+        g = math.sqrt(a * a + b * b) / length
+        overlap = (unit[i, 0] * a + unit[i, 1] * b) * g
+        sign = 1.0 if overlap >= 0.0 else -1.0
+        signed[i, 0] = sign * unit[i, 0]
+        signed[i, 1] = sign * unit[i, 1]
+        reach += abs(overlap)
+        power += (a * a + b * b) * g * g
+    return reach / power
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _spread(h: Any, r: Any) -> tuple[float, float]:
+    """Return the variances of r's direction (rad^2, summed over both angles) and length, for noise of unit variance."""
+    c00 = h[3] * h[5] - h[4] * h[4]
+    c01 = h[2] * h[4] - h[1] * h[5]
+    c02 = h[1] * h[4] - h[2] * h[3]
+    c11 = h[0] * h[5] - h[2] * h[2]
+    c12 = h[1] * h[2] - h[0] * h[4]
+    c22 = h[0] * h[3] - h[1] * h[1]
+    determinant = h[0] * c00 + h[1] * c01 + h[2] * c02
+    norm2 = r[0] ** 2 + r[1] ** 2 + r[2] ** 2
+    trace = h[0] + h[3] + h[5]
+    if not (determinant > 1e-18 * trace**3) or norm2 <= 0.0:
+        return np.inf, np.inf
+    along = (
+        c00 * r[0] * r[0]
+        + c11 * r[1] * r[1]
+        + c22 * r[2] * r[2]
+        + 2.0 * (c01 * r[0] * r[1] + c02 * r[0] * r[2] + c12 * r[1] * r[2])
+    ) / (norm2 * determinant)
+    across = (c00 + c11 + c22) / determinant - along
+    if across < 0.0 or along < 0.0:
+        return np.inf, np.inf
+    return across / norm2, along
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _pair_starts(unit: Any, frames: Any, n: int, found: Any) -> int:
+    """Write to `found`, and count, directions that fit one beam's angle and the two strongest beams' ratio of birefringence exactly.
+
+    On the plane that holds beam k and its measured vector, u = (cot k + m) and the ratio is a quadratic in cot; without
+    a real root its vertex is the nearest fit. These starts find minima too narrow for the table (axes close to a beam).
+    """
+    count = 0
+    one, two = 0, 1
+    if n > 2:
+        power_one, power_two = -1.0, -1.0
+        for i in range(n):
+            power = unit[i, 0] ** 2 + unit[i, 1] ** 2
+            if power > power_one:
+                two, power_two = one, power_one
+                one, power_one = i, power
+            elif power > power_two:
+                two, power_two = i, power
+    for turn in range(2):
+        i, j = (one, two) if turn == 0 else (two, one)
+        mi = math.sqrt(unit[i, 0] ** 2 + unit[i, 1] ** 2)
+        mj = math.sqrt(unit[j, 0] ** 2 + unit[j, 1] ** 2)
+        if not mi > 0.0:
+            continue
+        c, s = unit[i, 0] / mi, unit[i, 1] / mi
+        m0 = c * frames[i, 0, 0] + s * frames[i, 1, 0]
+        m1 = c * frames[i, 0, 1] + s * frames[i, 1, 1]
+        m2 = c * frames[i, 0, 2] + s * frames[i, 1, 2]
+        a = frames[i, 2, 0] * frames[j, 2, 0] + frames[i, 2, 1] * frames[j, 2, 1] + frames[i, 2, 2] * frames[j, 2, 2]
+        b = m0 * frames[j, 2, 0] + m1 * frames[j, 2, 1] + m2 * frames[j, 2, 2]
+        rest = 1.0 - a * a
+        if rest < 1e-9:
+            continue
+        half = a * b / rest
+        root = half * half - (1.0 - b * b - mj / mi) / rest
+        root = math.sqrt(root) if root > 0.0 else 0.0
+        for sign in range(2 if root > 0.0 else 1):
+            t = half + root if sign == 0 else half - root
+            x, y, z = t * frames[i, 2, 0] + m0, t * frames[i, 2, 1] + m1, t * frames[i, 2, 2] + m2
+            norm = math.sqrt(x * x + y * y + z * z)
+            found[count, 0], found[count, 1], found[count, 2] = x / norm, y / norm, z / norm
+            count += 1
+    return count
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def solve_pixels(
+    measured: Any,
+    frames: Any,
+    directions: Any,
+    projections: Any,
+    strength: Any,
+    neighbours: Any,
+    tolerance: float,
+    distinct_cos: float,
+    merge_cos: float,
+    solutions: Any,
+    costs: Any,
+    spread: Any,
+) -> None:
+    """Solve every pixel of `measured` (pixels, beams, 2); write its best and its second, distinct solution.
+
+    The table holds for every trial direction its projections (beams, 2, directions), the sum of their squares
+    (`strength`), and its neighbours; its local maxima are starts, besides `_pair_starts`. Written are `solutions`
+    (pixels, 2, 3), `costs` (pixels, 2) and `spread` (pixels, 2, [direction, length]): the variances for noise of unit
+    variance, in rad^2 and as a factor. What does not exist is NaN, with infinite cost and spread.
+    """
+    n = measured.shape[1]
+    count = directions.shape[0]
+    around = neighbours.shape[1]
+    score = np.empty(count)
+    signed = np.empty((n, 2))
+    unit = np.empty((n, 2))
+    h = np.empty(9)
+    r = np.empty(3)
+    starts = np.empty(MAX_MAXIMA, np.int64)
+    found = np.empty((MAX_STARTS, 3))
+    found_cost = np.empty(MAX_STARTS)
+    for pixel in range(measured.shape[0]):
+        energy = 0.0
+        for i in range(n):
+            energy += measured[pixel, i, 0] ** 2 + measured[pixel, i, 1] ** 2
+        scale = math.sqrt(energy)
+        if not scale > 0.0:
+            for slot in range(2):
+                for k in range(3):
+                    solutions[pixel, slot, k] = 0.0 if slot == 0 else np.nan
+                costs[pixel, slot] = 0.0 if slot == 0 else np.inf
+                spread[pixel, slot, 0] = np.inf
+                spread[pixel, slot, 1] = np.inf
+            continue
+        for i in range(n):
+            unit[i, 0] = measured[pixel, i, 0] / scale
+            unit[i, 1] = measured[pixel, i, 1] / scale
+        for t in range(count):
+            score[t] = 0.0
+        for i in range(n):
+            u0, u1 = unit[i, 0], unit[i, 1]
+            for t in range(count):
+                score[t] += abs(u0 * projections[i, 0, t] + u1 * projections[i, 1, t])
+        for t in range(count):
+            score[t] = score[t] * score[t] / strength[t]
+        n_starts = 0
+        for t in range(count):
+            top = True
+            for k in range(around):
+                if score[neighbours[t, k]] > score[t]:
+                    top = False
+                    break
+            if top:
+                if n_starts < MAX_MAXIMA:
+                    starts[n_starts] = t
+                    n_starts += 1
+                else:
+                    worst = 0
+                    for k in range(1, MAX_MAXIMA):
+                        if score[starts[k]] < score[starts[worst]]:
+                            worst = k
+                    if score[t] > score[starts[worst]]:
+                        starts[worst] = t
+        n_pairs = _pair_starts(unit, frames, n, found)
+        total = n_pairs
+        for s in range(n_starts):
+            t = starts[s]
+            covered = False
+            for q in range(n_pairs):
+                dot = 0.0
+                for k in range(3):
+                    dot += directions[t, k] * found[q, k]
+                if abs(dot) > merge_cos:
+                    covered = True
+                    break
+            if not covered:
+                for k in range(3):
+                    found[total, k] = directions[t, k]
+                total += 1
+        n_starts = total
+        first = -1
+        for s in range(n_starts):
+            for k in range(3):
+                r[k] = found[s, k]
+            reach = _sign_towards(unit, frames, n, r, signed)
+            for k in range(3):
+                r[k] *= reach
+            found_cost[s] = _descend(signed, frames, n, r, h, tolerance)
+            for k in range(3):
+                found[s, k] = r[k]
+            if first < 0 or found_cost[s] < found_cost[first]:
+                first = s
+        length = math.sqrt(found[first, 0] ** 2 + found[first, 1] ** 2 + found[first, 2] ** 2)
+        other = -1
+        for s in range(n_starts):
+            if s == first or (other >= 0 and found_cost[s] >= found_cost[other]):
+                continue
+            norm = math.sqrt(found[s, 0] ** 2 + found[s, 1] ** 2 + found[s, 2] ** 2)
+            dot = found[s, 0] * found[first, 0] + found[s, 1] * found[first, 1] + found[s, 2] * found[first, 2]
+            if abs(dot) < distinct_cos * norm * length:
+                other = s
+        for slot in range(2):
+            chosen = first if slot == 0 else other
+            if chosen < 0:
+                for k in range(3):
+                    solutions[pixel, slot, k] = np.nan
+                costs[pixel, slot] = np.inf
+                spread[pixel, slot, 0] = np.inf
+                spread[pixel, slot, 1] = np.inf
+                continue
+            for k in range(3):
+                r[k] = found[chosen, k]
+                solutions[pixel, slot, k] = r[k] * scale
+            costs[pixel, slot] = found_cost[chosen] * energy
+            _sign_towards(unit, frames, n, r, signed)
+            _slope_and_curvature(signed, frames, n, r[0], r[1], r[2], h)
+            across, along = _spread(h, r)
+            spread[pixel, slot, 0] = across / energy
+            spread[pixel, slot, 1] = along
