@@ -13,7 +13,8 @@
     │   └── MissingInputError (FileNotFoundError)   a file that was announced is not there
     ├── ProcessingError (RuntimeError)       a stage could not reach a result from good input
     ├── StateError (RuntimeError)            facts contradict each other, or a record cannot be read
-    │   └── LockTimeout (TimeoutError)       a lock stayed taken; the message names its holder
+    │   ├── LockTimeout (TimeoutError)       a lock stayed taken; the message names its holder
+    │   └── ClaimLost                        the work was taken over by another process; results may not be published
     └── ServerError (RuntimeError)           the Prefect server did not answer or refused
 
 Each class is also the builtin that a caller would expect. A message says what was expected, what came, which item and
@@ -69,6 +70,10 @@ class StateError(OpticStreamError, RuntimeError):
 
 class LockTimeout(StateError, TimeoutError):
     """A lock stayed taken for longer than the caller would wait; the message names its holder."""
+
+
+class ClaimLost(StateError):
+    """The work was taken over by another process, because the lease ran out; results may not be published."""
 
 
 class ServerError(OpticStreamError, RuntimeError):

@@ -1,0 +1,341 @@
+"""Claims on work: one process at a time works on an item, and a dead one is replaced, exactly once.
+
+Every attempt at a piece of work is a *generation*, a file ``claims/batch-003.started.0001``, ``.0002``, ... that is
+created exclusively and never removed or rewritten by anybody else. The highest generation holds the work. To take
+over from a dead holder is to create the next generation, so of any number of takers the file server lets exactly one
+through, and there is no moment in which the work belongs to nobody or to two. A generation is also the fencing token:
+its holder has lost the work as soon as a higher one exists.
+
+A holder renews its lease by writing the newline at the end of its first line once more. That changes nothing but the
+file's modification time, and that time is the file server's, so leases are judged by one clock whatever the hosts'
+clocks say. A release appends a second line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from opticstream.model.errors import ClaimLost
+from opticstream.model.ids import ItemId, item_from_key
+from opticstream.state.durable import create_exclusively, file_server_time_s
+from opticstream.state.flags import CLAIMS_FOLDER, flag_folder, flag_stem
+from opticstream.state.host import HostIdentity
+from opticstream.state.journal import Journal
+from opticstream.state.record import time_from_text, time_to_text
+from opticstream.state.vocabulary import check_claim
+
+DEFAULT_LEASE_S = 60.0
+HUNG_AFTER_LEASES = 5.0
+"""A holder whose process is seen alive on this host, yet does not renew, is given up after this many leases."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The latest claim on a piece of work, as seen at one moment.
+
+    Attributes
+    ----------
+    state : {"alive", "dead", "released"}
+        Dead: the process is gone, or its lease has run out. Released: it gave the work back, see `outcome`.
+    silent_s : float
+        Seconds since the last renewal, by the file server's clock; 0 where that did not matter.
+    """
+
+    item: ItemId
+    work: str
+    generation: int
+    token: str
+    host: HostIdentity
+    time: datetime
+    lease_s: float
+    state: Literal["alive", "dead", "released"]
+    silent_s: float = 0.0
+    outcome: str | None = None
+    flow_run_id: str | None = None
+
+    def __str__(self) -> str:
+        since = f"since {time_to_text(self.time)}, attempt {self.generation}"
+        match self.state:
+            case "released":
+                return f"{self.work} of {self.item}, released by {self.host} ({self.outcome}), {since}"
+            case "dead":
+                return f"{self.work} of {self.item}, held by {self.host}, which died, {since}"
+            case _:
+                return f"{self.work} of {self.item}, held by {self.host} {since}"
+
+
+class Claims:
+    """The claims of one project, seen and made by one process."""
+
+    def __init__(
+        self,
+        project_dir: Path,
+        /,
+        *,
+        host: HostIdentity,
+        clock: Callable[[], datetime],
+        journal: Journal,
+        flow_run_id: str | None = None,
+    ) -> None:
+        self._project_dir = project_dir
+        self._host = host
+        self._clock = clock
+        self._journal = journal
+        self._flow_run_id = flow_run_id
+
+    def claim(self, item: ItemId, work: str, /, *, lease_s: float = DEFAULT_LEASE_S) -> Claim | None:
+        """Return a claim on the work, or None while another holder lives. See `Facts.claim`."""
+        if not lease_s > 0:
+            raise ValueError(f"a lease must be longer than 0 s, got {lease_s}")
+        while True:
+            holder = self.holder(item, work)
+            if holder is not None and holder.state == "alive":
+                self._journal.skipped(item, work, f"held by {holder.host}, attempt {holder.generation}")
+                return None
+            generation = 1 if holder is None else holder.generation + 1
+            token = uuid.uuid4().hex
+            path = self._path(item, work, generation)
+            if create_exclusively(path, self._first_line(item, work, generation, token, lease_s)):
+                break
+            # Somebody was faster. Look at them, too: they may have finished, or died, meanwhile.
+        claim = Claim(self, item, work, generation=generation, token=token, lease_s=lease_s, path=path)
+        event = "taken over" if holder is not None and holder.state == "dead" else "claimed"
+        why = f"from {holder.host}, attempt {holder.generation}" if holder and event == "taken over" else None
+        self._journal.write(event, item, fact=work, why=why, detail={"attempt": generation})
+        return claim
+
+    def holder(self, item: ItemId, work: str, /) -> Holder | None:
+        """Return who claimed the work last and whether they live; None when nobody ever did."""
+        check_claim(item, work)
+        generation = 0
+        while self._path(item, work, generation + 1).exists():
+            generation += 1
+        return self._read(item, work, generation) if generation else None
+
+    def attempts(self, item: ItemId, work: str, /) -> Iterator[Holder]:
+        """Yield every attempt at the work, the first one first."""
+        check_claim(item, work)
+        generation = 1
+        while self._path(item, work, generation).exists():
+            yield self._read(item, work, generation)
+            generation += 1
+
+    def _path(self, item: ItemId, work: str, generation: int) -> Path:
+        folder = self._project_dir / flag_folder(item) / CLAIMS_FOLDER
+        return folder / f"{flag_stem(item)}.{work}.{generation:04d}"
+
+    def _first_line(self, item: ItemId, work: str, generation: int, token: str, lease_s: float) -> bytes:
+        data = {
+            "item": item.key,
+            "work": work,
+            "attempt": generation,
+            "token": token,
+            "time": time_to_text(self._clock()),
+            "lease_s": lease_s,
+            "flow_run_id": self._flow_run_id,
+            **self._host.to_json(),
+        }
+        return json.dumps(data, ensure_ascii=False).encode() + b"\n"
+
+    def _read(self, item: ItemId, work: str, generation: int) -> Holder:
+        path = self._path(item, work, generation)
+        with path.open("rb") as file:  # opening makes a network client ask the server; stat may answer from memory
+            modified_s = os.fstat(file.fileno()).st_mtime
+            lines = file.read().splitlines(keepends=True)
+        claim = _json(lines[0]) if lines else {}
+        released = next((entry for line in lines[1:] if "released" in (entry := _json(line))), None)
+        try:
+            host = HostIdentity.from_json(claim)
+            lease_s = float(claim["lease_s"])
+            time = time_from_text(claim["time"])
+            same = item_from_key(claim["item"]) == item
+        except (KeyError, TypeError, ValueError):
+            same = False
+        if not same:  # cut by a power failure on a file system without links: nothing but its lease is left to judge
+            host, lease_s, time = HostIdentity("unknown", 0), DEFAULT_LEASE_S, self._clock()
+        silent_s = 0.0
+        state: Literal["alive", "dead", "released"] = "released"
+        if released is None:
+            state, silent_s = self._judge(path, host, lease_s, modified_s)
+        return Holder(
+            item=item,
+            work=work,
+            generation=generation,
+            token=str(claim.get("token", "")),
+            host=host,
+            time=time,
+            lease_s=lease_s,
+            state=state,
+            silent_s=silent_s,
+            outcome=None if released is None else str(released.get("outcome")),
+            flow_run_id=claim.get("flow_run_id"),
+        )
+
+    def _judge(
+        self, path: Path, host: HostIdentity, lease_s: float, modified_s: float
+    ) -> tuple[Literal["alive", "dead"], float]:
+        life = self._host.life_of(host)
+        if life == "dead":
+            return "dead", 0.0
+        # A lease from the future means that the server's clock was set back; a living holder mends that with its next
+        # renewal, so such a claim counts as silent, too, or it would stay taken until the clock has caught up.
+        silent_s = abs(file_server_time_s(path.parent) - modified_s)
+        patience = HUNG_AFTER_LEASES if life == "alive" else 1.0
+        return ("dead" if silent_s > lease_s * patience else "alive"), silent_s
+
+
+class Claim:
+    """The right to do a piece of work, until it is released or its lease runs out.
+
+    Use it as a context manager: a thread renews the lease inside, and leaving releases the claim, with the outcome
+    ``done``, or with the exception that passes through.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from opticstream.model.ids import SliceId
+    >>> from opticstream.state.facts import Facts
+    >>> facts = Facts(Path(tempfile.mkdtemp()))
+    >>> with facts.claim(SliceId(1)) as claim:
+    ...     facts.claim(SliceId(1)) is None, claim.still_mine()
+    (True, True)
+    >>> facts.holder(SliceId(1)).state, claim.still_mine()
+    ('released', False)
+    """
+
+    def __init__(
+        self, claims: Claims, item: ItemId, work: str, *, generation: int, token: str, lease_s: float, path: Path
+    ) -> None:
+        self.item = item
+        self.work = work
+        self.generation = generation
+        self.token = token
+        self.lease_s = lease_s
+        self._claims = claims
+        self._path = path
+        self._pid = os.getpid()
+        self._lost = False
+        self._released = False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Claim:
+        if self._thread is None and not self._released:
+            name = f"renew {self.work} of {self.item}"
+            self._thread = threading.Thread(target=self._renew_until_stopped, name=name, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.release("done" if error is None else f"failed: {type(error).__name__}: {error}"[:500])
+        except OSError as problem:  # the lease runs out by itself; do not hide what went wrong inside
+            _log.warning("%s of %s could not be released: %s", self.work, self.item, problem)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the claim is known to be lost; cheap, as the renewing thread found it at its last renewal."""
+        return self._lost
+
+    def still_mine(self) -> bool:
+        """Return whether the work still belongs to this claim, by asking the file server.
+
+        False after a release, in a forked child, and once somebody has taken over (because this process was stopped
+        or cut off from the file server for longer than its lease).
+        """
+        if self._lost or self._released or os.getpid() != self._pid:
+            return False
+        file_server_time_s(self._path.parent)  # makes a network client look again at the folder
+        next_generation = self._path.with_name(f"{self._path.name[:-4]}{self.generation + 1:04d}")
+        try:
+            mine = _json(self._first_line()).get("token") == self.token and not next_generation.exists()
+        except FileNotFoundError:
+            mine = False
+        if not mine:
+            self._note_lost()
+        return mine
+
+    def ensure_mine(self) -> None:
+        """Do nothing while the work is ours; to be called right before results are published.
+
+        Raises
+        ------
+        ClaimLost
+            Somebody has taken over. What was made must be thrown away.
+        """
+        if not self.still_mine():
+            holder = self._claims.holder(self.item, self.work)
+            raise ClaimLost(
+                f"attempt {self.generation} at {self.work} of {self.item} may not publish: now {holder}; the lease of "
+                f"{self.lease_s:g} s ran out while this process could not renew it"
+            )
+
+    def renew(self) -> bool:
+        """Renew the lease now; False when the claim is lost. `with` does this every third of the lease."""
+        if not self.still_mine():
+            return False
+        with self._path.open("r+b", buffering=0) as file:
+            line = file.readline()
+            if _json(line).get("token") != self.token:
+                self._note_lost()
+                return False
+            file.seek(len(line) - 1)
+            file.write(b"\n")
+            os.fsync(file.fileno())
+        return True
+
+    def release(self, outcome: str = "done") -> bool:
+        """Give the work back, so that nobody needs to wait for the lease to run out; False when it was lost before."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread() and os.getpid() == self._pid:
+            self._thread.join()
+            self._thread = None
+        if self._released or not self.still_mine():
+            return False
+        self._released = True
+        line = json.dumps({"released": time_to_text(self._claims._clock()), "outcome": outcome}, ensure_ascii=False)
+        with self._path.open("ab", buffering=0) as file:
+            file.write(line.encode() + b"\n")
+            os.fsync(file.fileno())
+        self._claims._journal.write("released", self.item, fact=self.work, why=outcome)
+        return True
+
+    def _first_line(self) -> bytes:
+        with self._path.open("rb") as file:
+            return file.readline()
+
+    def _note_lost(self) -> None:
+        if not self._lost:
+            self._lost = True
+            _log.warning("attempt %d at %s of %s was taken over", self.generation, self.work, self.item)
+            self._claims._journal.write("lost", self.item, fact=self.work, detail={"attempt": self.generation})
+
+    def _renew_until_stopped(self) -> None:
+        while not self._stop.wait(self.lease_s / 3):
+            try:
+                if not self.renew():
+                    return
+            except OSError as error:  # the share may come back; if not in time, somebody takes over, and we shall see
+                _log.warning("the lease on %s of %s could not be renewed: %s", self.work, self.item, error)
+
+
+def _json(line: bytes) -> Mapping[str, Any]:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}

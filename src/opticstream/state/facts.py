@@ -1,0 +1,326 @@
+"""What has happened to the items of a project, written down in flag files that survive every crash.
+
+`Facts` records and reads single facts and makes claims; `FactsSnapshot` is an unchanging picture of all of them from
+one pass over the folders, for rules that compare many. Both satisfy `FactsView`.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import opticstream
+from opticstream.model.ids import ItemId, MosaicId
+from opticstream.state.claims import DEFAULT_LEASE_S, Claim, Claims, Holder
+from opticstream.state.durable import create_exclusively, fsync_folder, replace_whole
+from opticstream.state.flags import WITHDRAWN_FOLDER, flag_folder, flag_path, flag_stem, scan_flags
+from opticstream.state.host import HostIdentity
+from opticstream.state.journal import Journal
+from opticstream.state.record import PROJECT_ROOT, FactRecord, FileRecord, checked_content
+from opticstream.state.vocabulary import FACTS, check_claim, check_fact, is_claim
+
+
+def utc_now() -> datetime:
+    """Return the time, with its zone."""
+    return datetime.now(UTC)
+
+
+class FactsView(Protocol):
+    """Questions that rules ask, whether of the folders or of a snapshot."""
+
+    def has(self, item: ItemId, fact: str, /) -> bool:
+        """Return whether `fact` has been recorded about `item`."""
+        ...
+
+    def facts_of(self, item: ItemId, /) -> frozenset[str]:
+        """Return all facts that have been recorded about `item`."""
+        ...
+
+    def reached(self, items: Iterable[ItemId], /, *facts: str) -> bool:
+        """Return whether each of `items` has at least one of `facts`; true of no items at all."""
+        ...
+
+    def count(self, items: Iterable[ItemId], /, *facts: str) -> int:
+        """Return how many of `items` have at least one of `facts`."""
+        ...
+
+
+class FactsSnapshot:
+    """All facts of a project at one moment; does not change.
+
+    Examples
+    --------
+    >>> from opticstream.model.ids import BatchId
+    >>> snapshot = FactsSnapshot({BatchId(1, 1): {"started", "processed"}, BatchId(1, 2): {"started"}})
+    >>> snapshot.reached([BatchId(1, 1), BatchId(1, 2)], "processed", "failed")
+    False
+    >>> snapshot.count([BatchId(1, 1), BatchId(1, 2)], "started")
+    2
+    """
+
+    def __init__(self, facts: Mapping[ItemId, Iterable[str]], /) -> None:
+        self._facts = MappingProxyType({item: frozenset(names) for item, names in facts.items()})
+
+    def has(self, item: ItemId, fact: str, /) -> bool:
+        """Return whether `fact` has been recorded about `item`."""
+        return check_fact(item, fact) in self._facts.get(item, ())
+
+    def facts_of(self, item: ItemId, /) -> frozenset[str]:
+        """Return all facts that have been recorded about `item`."""
+        return self._facts.get(item, frozenset())
+
+    def reached(self, items: Iterable[ItemId], /, *facts: str) -> bool:
+        """Return whether each of `items` has at least one of `facts`; true of no items at all."""
+        return all(self._any(item, facts) for item in items)
+
+    def count(self, items: Iterable[ItemId], /, *facts: str) -> int:
+        """Return how many of `items` have at least one of `facts`."""
+        return sum(self._any(item, facts) for item in items)
+
+    def items(self, hierarchy: str | None = None, /) -> list[ItemId]:
+        """Return the items about which anything is known, those of one hierarchy or all, sorted by key."""
+        chosen = (item for item in self._facts if hierarchy is None or item.hierarchy == hierarchy)
+        return sorted(chosen, key=lambda item: item.key)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._facts.values()))
+
+    def __iter__(self) -> Iterator[tuple[ItemId, str]]:
+        return ((item, fact) for item, names in self._facts.items() for fact in names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FactsSnapshot) and self._facts == other._facts
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _any(self, item: ItemId, facts: tuple[str, ...]) -> bool:
+        return any(self.has(item, fact) for fact in facts)
+
+
+class Facts:
+    """The facts of the project in `project_dir`.
+
+    Parameters
+    ----------
+    project_dir : Path
+        Folder of the project; made when the first fact is recorded.
+    host : HostIdentity, optional
+        Who records; this process by default.
+    clock : callable, optional
+        Gives the time that records carry. Leases do not depend on it.
+    flow_run_id : str, optional
+        Id of the flow run that records, kept with every fact, claim and journal line.
+    roots : mapping of str to Path, optional
+        Further folders that outputs may lie in, such as ``{"archive": Path(...)}``. Records name files relative to
+        the project, or to a further root as ``archive:rawdata/...``, because hosts mount them in different places.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from opticstream.model.ids import BatchId
+    >>> facts = Facts(Path(tempfile.mkdtemp()))
+    >>> facts.record(BatchId(1, 1), "processed"), facts.record(BatchId(1, 1), "processed")
+    (True, False)
+    """
+
+    def __init__(
+        self,
+        project_dir: Path,
+        /,
+        *,
+        host: HostIdentity | None = None,
+        clock: Callable[[], datetime] = utc_now,
+        flow_run_id: str | None = None,
+        roots: Mapping[str, Path] | None = None,
+    ) -> None:
+        self.project_dir = Path(project_dir)
+        self.host = host or HostIdentity.current()
+        self.roots: Mapping[str, Path] = MappingProxyType({PROJECT_ROOT: self.project_dir, **(roots or {})})
+        self.journal = Journal(self.project_dir, host=self.host, clock=clock, flow_run_id=flow_run_id)
+        self.claims = Claims(
+            self.project_dir, host=self.host, clock=clock, journal=self.journal, flow_run_id=flow_run_id
+        )
+        self._clock = clock
+        self._flow_run_id = flow_run_id
+
+    def record(self, item: ItemId, fact: str, content: Mapping[str, Any] | None = None) -> bool:
+        """Record that `fact` has happened to `item`; True for exactly one of all callers on all hosts.
+
+        The flag appears whole, synced to the disk, and once. Who got True announces the fact; if it dies before that,
+        the fact stands and the sweep announces it.
+
+        Parameters
+        ----------
+        item : ItemId
+            What it happened to.
+        fact : str
+            One of the facts of the item's hierarchy that is not a claim.
+        content : mapping, optional
+            Any of `flow_run_id`, `code_version`, `parameters_hash`, `inputs_hash`, `inputs` and `outputs` (sequences of
+            `FileRecord` or of ``{"path", "size", "sha256"}``) and `detail` (free JSON values).
+
+        Raises
+        ------
+        ValueError
+            The fact is none of this hierarchy's, or a claim, or `content` has an unknown key.
+        OSError
+            The flag could not be written; the fact is then not recorded.
+        """
+        record = self._new_record(item, fact, content)
+        created = create_exclusively(self.path(item, fact), record.to_bytes())
+        if created:
+            self.journal.write("recorded", item, fact=fact, flow_run_id=record.flow_run_id)
+        return created
+
+    def replace(self, item: ItemId, fact: str, content: Mapping[str, Any] | None = None, *, why: str) -> None:
+        """Record a fact whether or not it stands already; the earlier record goes to the withdrawn ones.
+
+        There is no moment without the flag. Two replacements at once are both kept but one of them wins: hold the
+        claim on the item's work.
+        """
+        record = self._new_record(item, fact, content)
+        path = self.path(item, fact)
+        kept = self._withdrawn_path(item, fact)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            kept.write_bytes(path.read_bytes())
+        except FileNotFoundError:
+            pass
+        replace_whole(path, record.to_bytes())
+        self.journal.write("replaced", item, fact=fact, why=why, flow_run_id=record.flow_run_id)
+
+    def has(self, item: ItemId, fact: str, /) -> bool:
+        """Return whether `fact` has been recorded about `item`."""
+        return self.path(item, check_fact(item, fact)).exists()
+
+    def read(self, item: ItemId, fact: str, /) -> FactRecord | None:
+        """Return the record of a fact, None when it has not happened.
+
+        Raises
+        ------
+        StateError
+            The flag holds something else than a record.
+        """
+        path = self.path(item, check_fact(item, fact))
+        try:
+            with path.open("rb") as file:
+                modified = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
+                text = file.read()
+        except FileNotFoundError:
+            return None
+        return FactRecord.from_bytes(text, item, fact, path=path, modified=modified)
+
+    def withdraw(self, item: ItemId, fact: str, *, reason: str) -> bool:
+        """Take a fact back; its flag is moved to ``state/withdrawn/``. True for exactly one of all callers."""
+        path = self.path(item, check_fact(item, fact))
+        kept = self._withdrawn_path(item, fact)
+        if not path.exists():
+            return False
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.rename(kept)
+        except FileNotFoundError:
+            return False
+        fsync_folder(path.parent)
+        self.journal.write("withdrawn", item, fact=fact, why=reason, detail={"kept": kept.name})
+        return True
+
+    def facts_of(self, item: ItemId, /) -> frozenset[str]:
+        """Return all facts that have been recorded about `item`."""
+        return frozenset(fact for fact in FACTS[item.hierarchy] if self.path(item, fact).exists())
+
+    def reached(self, items: Iterable[ItemId], /, *facts: str) -> bool:
+        """Return whether each of `items` has at least one of `facts`; true of no items at all."""
+        return all(any(self.has(item, fact) for fact in facts) for item in items)
+
+    def count(self, items: Iterable[ItemId], /, *facts: str) -> int:
+        """Return how many of `items` have at least one of `facts`."""
+        return sum(any(self.has(item, fact) for fact in facts) for item in items)
+
+    def snapshot(self, *, mosaics: Iterable[MosaicId] | None = None) -> FactsSnapshot:
+        """Return all facts of the project, from one listing of each folder and without opening a file.
+
+        Facts that are recorded during the listing may or may not be in it.
+
+        Parameters
+        ----------
+        mosaics : iterable of MosaicId, optional
+            Look at the batches and tiles of these mosaics only.
+        """
+        found: dict[ItemId, set[str]] = {}
+        for item, fact in scan_flags(self.project_dir, mosaics=mosaics):
+            found.setdefault(item, set()).add(fact)
+        return FactsSnapshot(found)
+
+    def claim(self, item: ItemId, work: str = "started", *, lease_s: float = DEFAULT_LEASE_S) -> Claim | None:
+        """Return the right to do a piece of work, or None while somebody else has it and lives.
+
+        A holder that died is replaced: at once when its process was on this host, else when its lease has run out. A
+        claim that was released may be claimed again, so look inside the claim whether the work is already done::
+
+            claim = facts.claim(batch)
+            if claim is None:
+                return
+            with claim:
+                if facts.has(batch, "processed"):
+                    return
+                ...
+                claim.ensure_mine()
+                facts.record(batch, "processed", ...)
+
+        The first claim also makes the flag (``batch-003.started``), which stays.
+
+        Parameters
+        ----------
+        item : ItemId
+            What to work on.
+        work : str, default "started"
+            Which work: a fact that ends in ``started``.
+        lease_s : float, default 60
+            The claim counts as dead for other hosts when it has not been renewed for so long.
+        """
+        claim = self.claims.claim(item, check_claim(item, work), lease_s=lease_s)
+        if claim is None:
+            return None
+        record = self._new_record(item, work, None, detail={"attempt": claim.generation, "lease_s": lease_s})
+        try:
+            replace_whole(self.path(item, work), record.to_bytes())
+        except BaseException as error:
+            claim.release(f"failed: {error}")
+            raise
+        return claim
+
+    def holder(self, item: ItemId, work: str = "started") -> Holder | None:
+        """Return who claimed a piece of work last and whether they live; None when nobody ever did."""
+        return self.claims.holder(item, work)
+
+    def path(self, item: ItemId, fact: str, /) -> Path:
+        """Return where the flag of a fact lies."""
+        return self.project_dir / flag_path(item, fact)
+
+    def file_record(self, path: Path, /, *, checksum: bool = True) -> FileRecord:
+        """Return size and checksum of an output, for `record`; reads the whole file."""
+        return FileRecord.from_path(path, self.roots, checksum=checksum)
+
+    def _new_record(
+        self, item: ItemId, fact: str, content: Mapping[str, Any] | None, detail: Mapping[str, Any] | None = None
+    ) -> FactRecord:
+        if detail is None and is_claim(check_fact(item, fact)):
+            raise ValueError(f"{fact!r} of {item} is a claim; use claim(), which also keeps others out")
+        given = {
+            "flow_run_id": self._flow_run_id,
+            "code_version": opticstream.__version__,
+            "detail": detail or {},
+            **checked_content(content),
+        }
+        return FactRecord(item, fact, self._clock(), self.host.host, self.host.pid, **given)
+
+    def _withdrawn_path(self, item: ItemId, fact: str) -> Path:
+        folder = self.project_dir / flag_folder(item) / WITHDRAWN_FOLDER
+        name = f"{flag_stem(item)}.{fact}.{self._clock():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        return folder / name

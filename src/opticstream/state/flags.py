@@ -1,0 +1,133 @@
+"""Where the flag of a fact lies in a project, and which fact a flag file stands for.
+
+``mosaic-01/state/batch-003.processed``, ``mosaic-01/state/tiles/tile-0012.failed``, ``state/mosaic-001.stitched``,
+``state/slice-001.registered``, ``state/sample.updated``. Claims keep one file per attempt in ``claims/`` beside the
+flags, and withdrawn flags go to ``withdrawn/``; names that begin with a dot are files in the making.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
+from opticstream.state.vocabulary import FACTS
+
+STATE_FOLDER = "state"
+TILES_FOLDER = "tiles"
+CLAIMS_FOLDER = "claims"
+WITHDRAWN_FOLDER = "withdrawn"
+JOURNAL_FOLDER = "journal"
+
+_MOSAIC_FOLDER = re.compile(r"mosaic-(\d{2,})")
+_KNOWN = {hierarchy: frozenset(facts) for hierarchy, facts in FACTS.items()}
+
+
+def flag_folder(item: ItemId, /) -> Path:
+    """Return the folder of an item's flags, relative to the project.
+
+    Examples
+    --------
+    >>> flag_folder(TileId(2, 7)).as_posix()
+    'mosaic-02/state/tiles'
+    """
+    match item:
+        case BatchId():
+            return Path(item.mosaic.folder, STATE_FOLDER)
+        case TileId():
+            return Path(item.mosaic.folder, STATE_FOLDER, TILES_FOLDER)
+        case _:
+            return Path(STATE_FOLDER)
+
+
+def flag_stem(item: ItemId, /) -> str:
+    """Return the name of an item's flags without the fact.
+
+    Examples
+    --------
+    >>> flag_stem(BatchId(2, 7))
+    'batch-007'
+    """
+    return item.key.rpartition("/")[2]
+
+
+def flag_path(item: ItemId, fact: str, /) -> Path:
+    """Return the path of a flag, relative to the project.
+
+    Examples
+    --------
+    >>> flag_path(BatchId(1, 3), "processed").as_posix()
+    'mosaic-01/state/batch-003.processed'
+    """
+    return flag_folder(item) / f"{flag_stem(item)}.{fact}"
+
+
+def scan_flags(project_dir: Path, /, *, mosaics: Iterable[MosaicId] | None = None) -> Iterator[tuple[ItemId, str]]:
+    """Yield (item, fact) for every flag of a project; each folder is listed once and no file is opened.
+
+    Names that stand for no known fact are passed over: people and programs may keep files of their own there.
+
+    Parameters
+    ----------
+    project_dir : Path
+        The project; may not exist yet.
+    mosaics : iterable of MosaicId, optional
+        List the batches and tiles of these mosaics only. The flags of mosaics, slices and the sample always come.
+    """
+    yield from _scan_root(project_dir / STATE_FOLDER)
+    for mosaic in mosaics_of_project(project_dir) if mosaics is None else mosaics:
+        folder = project_dir / mosaic.folder / STATE_FOLDER
+        yield from _scan_numbered(folder, "batch", BatchId, mosaic.mosaic_id)
+        yield from _scan_numbered(folder / TILES_FOLDER, "tile", TileId, mosaic.mosaic_id)
+
+
+def mosaics_of_project(project_dir: Path, /) -> list[MosaicId]:
+    """Return the mosaics that have a folder in the project, in order."""
+    matches = (_MOSAIC_FOLDER.fullmatch(name) for name in _names(project_dir))
+    mosaics = (MosaicId(int(m[1])) for m in matches if m and int(m[1]))
+    return sorted(mosaic for mosaic in set(mosaics))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - names only, and thousands of them
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _scan_root(folder: Path) -> Iterator[tuple[ItemId, str]]:
+    for name in _names(folder):
+        stem, dot, fact = name.partition(".")
+        hierarchy, _, number = stem.partition("-")
+        if not dot or fact not in _KNOWN.get(hierarchy, ()):
+            continue
+        if stem == "sample":
+            yield SampleId(), fact
+        elif hierarchy in ("slice", "mosaic") and number.isdecimal() and int(number):
+            item = SliceId(int(number)) if hierarchy == "slice" else MosaicId(int(number))
+            if item.key == stem:
+                yield item, fact
+
+
+def _scan_numbered(
+    folder: Path, hierarchy: str, make: type[BatchId] | type[TileId], mosaic_id: int
+) -> Iterator[tuple[ItemId, str]]:
+    known = _KNOWN[hierarchy]
+    prefix = f"{hierarchy}-"
+    items: dict[str, ItemId] = {}
+    for name in _names(folder):
+        stem, dot, fact = name.partition(".")
+        if not dot or fact not in known or not stem.startswith(prefix):
+            continue
+        item = items.get(stem)
+        if item is None:
+            number = stem.removeprefix(prefix)
+            if not number.isdecimal() or not int(number):
+                continue
+            item = make(mosaic_id, int(number))
+            if flag_stem(item) != stem:  # "batch-7" is not how we write batch 7: no flag of ours
+                continue
+            items[stem] = item
+        yield item, fact

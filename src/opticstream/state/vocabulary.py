@@ -1,0 +1,72 @@
+"""The facts that can be recorded about each kind of item, and which of them are claims on work.
+
+A fact is an adjective or participle in a file name (``batch-001.processed``). A claim (any fact that ends in
+``started``) says in addition who is at work, and carries a lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from opticstream.model.ids import ItemId
+
+FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "sample": ("started", "updated"),
+        "slice": ("ready", "started", "registered", "skipped", "failed", "stacked", "upload_started", "uploaded"),
+        "mosaic": (
+            "waiting",
+            "ready",
+            "started",
+            "stitched",
+            "failed",
+            "volume_started",
+            "volume_stitched",
+            "volume_failed",
+            "upload_started",
+            "uploaded",
+            "volume_upload_started",
+            "volume_uploaded",
+        ),
+        "batch": ("ready", "started", "archived", "processed", "failed", "upload_started", "uploaded"),
+        "tile": ("processed", "failed"),
+    }
+)
+"""Facts of each hierarchy, in the order in which they usually come about."""
+
+
+def is_claim(fact: str, /) -> bool:
+    """Return whether a fact is a claim on work, made by `Facts.claim` and not by `Facts.record`.
+
+    Examples
+    --------
+    >>> is_claim("volume_started"), is_claim("volume_stitched")
+    (True, False)
+    """
+    return fact == "started" or fact.endswith("_started")
+
+
+def check_fact(item: ItemId, fact: str, /) -> str:
+    """Return `fact`, refused with the list of known facts when items of this kind have no such fact.
+
+    Examples
+    --------
+    >>> from opticstream.model.ids import TileId
+    >>> check_fact(TileId(1, 1), "stitched")
+    Traceback (most recent call last):
+        ...
+    ValueError: tile 1 of mosaic 1 cannot be 'stitched'; facts of a tile are processed, failed
+    """
+    known = FACTS[item.hierarchy]
+    if fact not in known:
+        raise ValueError(f"{item} cannot be {fact!r}; facts of a {item.hierarchy} are {', '.join(known)}")
+    return fact
+
+
+def check_claim(item: ItemId, work: str, /) -> str:
+    """Return `work`, refused when it is not a claim that items of this kind know."""
+    if not is_claim(check_fact(item, work)):
+        claims = [fact for fact in FACTS[item.hierarchy] if is_claim(fact)]
+        raise ValueError(f"{work!r} of {item} is a fact, not a claim; claims of a {item.hierarchy}: {claims}")
+    return work
