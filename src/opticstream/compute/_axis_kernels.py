@@ -70,15 +70,9 @@ def _slope_and_curvature(m: Any, frames: Any, n: int, x: float, y: float, z: flo
         h[0] += across * (e0 * e0 + f0 * f0) + ww * w0 * w0 + 2 * wr * w0 * x + one + rr * x * x - 2 * m0 * q0
         h[3] += across * (e1 * e1 + f1 * f1) + ww * w1 * w1 + 2 * wr * w1 * y + one + rr * y * y - 2 * m1 * q1
         h[5] += across * (e2 * e2 + f2 * f2) + ww * w2 * w2 + 2 * wr * w2 * z + one + rr * z * z - 2 * m2 * q2
-        h[1] += (
-            across * (e0 * e1 + f0 * f1) + ww * w0 * w1 + wr * (w0 * y + w1 * x) + rr * x * y - m0 * q1 - m1 * q0
-        )
-        h[2] += (
-            across * (e0 * e2 + f0 * f2) + ww * w0 * w2 + wr * (w0 * z + w2 * x) + rr * x * z - m0 * q2 - m2 * q0
-        )
-        h[4] += (
-            across * (e1 * e2 + f1 * f2) + ww * w1 * w2 + wr * (w1 * z + w2 * y) + rr * y * z - m1 * q2 - m2 * q1
-        )
+        h[1] += across * (e0 * e1 + f0 * f1) + ww * w0 * w1 + wr * (w0 * y + w1 * x) + rr * x * y - m0 * q1 - m1 * q0
+        h[2] += across * (e0 * e2 + f0 * f2) + ww * w0 * w2 + wr * (w0 * z + w2 * x) + rr * x * z - m0 * q2 - m2 * q0
+        h[4] += across * (e1 * e2 + f1 * f2) + ww * w1 * w2 + wr * (w1 * z + w2 * y) + rr * y * z - m1 * q2 - m2 * q1
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -174,7 +168,9 @@ def _spread(h: Any, r: Any) -> tuple[float, float]:
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _pair_starts(unit: Any, frames: Any, n: int, found: Any) -> int:
-    """Write to `found`, and count, directions that fit one beam's angle and the two strongest beams' ratio of birefringence exactly.
+    """Write starts to `found` and return their number.
+
+    They are directions that fit one beam's angle exactly, and the ratio of the two strongest beams' birefringence.
 
     On the plane that holds beam k and its measured vector, u = (cot k + m) and the ratio is a quadratic in cot; without
     a real root its vertex is the nearest fit. These starts find minima too narrow for the table (axes close to a beam).

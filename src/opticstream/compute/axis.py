@@ -1,9 +1,9 @@
 """The fibre axis in space from what two or more beams see of it: direction and birefringence, all pixels at once.
 
 A beam along `k` sees a fibre `r` (direction = axis, length = true birefringence) as the vector
-``P(r; k) = (r - (k.r)k) sqrt(1 - (k.r)^2/|r|^2)``: its direction across the beam, and its birefringence times the squared
-sine of the angle to the beam. The axis has no sign, so each measured vector may be turned round, which leaves several
-branches; the best solution over all of them and the best distinct alternative are both found.
+``P(r; k) = (r - (k.r)k) sqrt(1 - (k.r)^2/|r|^2)``: its direction across the beam, and its birefringence times the
+squared sine of the angle to the beam. The axis has no sign, so each measured vector may be turned round, which leaves
+several branches; the best solution over all of them and the best distinct alternative are both found.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AxisFlag(IntFlag):
     LOW_BIREFRINGENCE = 2
     """The birefringence is below the limit or not above its noise; the axis is NaN."""
     AMBIGUOUS = 4
-    """A distinct second axis (another branch) fits as well within the noise; the one of lower birefringence is given."""
+    """A distinct second axis (another branch) fits as well within the noise; that of lower birefringence is given."""
     NEAR_VERTICAL = 8
     """The axis is nearly along the normal: the in-plane angle means little."""
     UNCERTAIN = 16
@@ -176,9 +176,8 @@ def axis_from_projections(
     branch_sigma : float
         Two axes whose misfits differ by less than this many standard deviations are equally good: the one of lower
         birefringence is given and the pixel flagged.
-    min_birefringence : float
-        Below this the axis is left out, as it is where the birefringence is below `min_significance` times its
-        standard deviation.
+    min_birefringence, min_significance : float
+        The axis is left out where the birefringence is below the one, or below the other times its standard deviation.
     max_uncertainty_deg, vertical_deg : float
         Above these the pixel is flagged `UNCERTAIN`, `NEAR_VERTICAL`.
     threads : int
@@ -255,7 +254,7 @@ def _check_beams(frames: NDArray[np.float64], tilts: NDArray[np.float64]) -> Non
 def _solve(
     angle: NDArray[Any], seen: NDArray[Any], valid: NDArray[np.bool_], frames: NDArray[np.float64], threads: int
 ) -> tuple[Float, Float, Float]:
-    """Return solutions (pixels, 2, 3), costs (pixels, 2) and spreads (pixels, 2, 2); NaN where a pixel has no two beams."""
+    """Return solutions (pixels, 2, 3), costs (pixels, 2), spreads (pixels, 2, 2); NaN without values of two beams."""
     from opticstream.compute import _axis_kernels as kernels
 
     pixels = angle.shape[1]

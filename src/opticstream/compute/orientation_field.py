@@ -1,8 +1,8 @@
 """Images of axes under a change of coordinates: an orientation is resampled as a vector and turned with the image.
 
-A mapping takes pixel coordinates of the fixed image to those of the moving one (pull-back): ``p_moving = matrix @ p_fixed
-+ offset``, with an optional displacement added to ``p_fixed`` first. Pixels without a value (NaN, or outside the moving
-image) take no part in the interpolation.
+A mapping takes pixel coordinates of the fixed image to those of the moving one (pull-back): ``p_moving = matrix @
+p_fixed + offset``, with an optional displacement added to ``p_fixed`` first. Pixels without a value (NaN, or outside the
+moving image) take no part in the interpolation.
 """
 
 from __future__ import annotations
@@ -234,7 +234,9 @@ def _resample_planes(
     for first in range(0, shape[0], _ROWS):
         rows = slice(first, min(first + _ROWS, shape[0]))
         where = mapping.coordinates(shape, rows)
-        share = ndimage.map_coordinates(valid.astype(np.float32), where, order=order, mode="grid-constant", prefilter=False)
+        share = ndimage.map_coordinates(
+            valid.astype(np.float32), where, order=order, mode="grid-constant", prefilter=False
+        )
         good = share >= 0.5
         for source, target in zip(filled, out, strict=True):
             value = ndimage.map_coordinates(source, where, order=order, mode="grid-constant", prefilter=False)

@@ -1,9 +1,9 @@
 """Finding the affine mapping between two images of one slice, and saying whether it can be believed.
 
 Three steps: every shift at several rotations is tried on small copies (masked normalised correlation, so large offsets,
-other sizes and missing tiles do not matter); Mattes mutual information refines the best few, coarse to fine, all the way
-to an affine mapping; then blocks of the result are compared on their own, whose leftover shifts are the residual and whose
-agreement is the confidence.
+other sizes and missing tiles do not matter); Mattes mutual information refines the best few, coarse to fine, all the
+way to an affine mapping; then blocks of the result are compared on their own, whose leftover shifts are the residual
+and whose agreement is the confidence.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def _refine(
     freedom: Freedom,
 ) -> tuple[PlaneMap, float, float]:
     """Return the mapping of highest mutual information, and the information before and after."""
-    import SimpleITK as sitk
+    import SimpleITK as sitk  # noqa: N813  (the name its users know)
 
     def image(values: NDArray[Any]) -> Any:
         return sitk.GetImageFromArray(np.ascontiguousarray(values.T))
@@ -403,7 +403,7 @@ def _judge(
     """Return the registration with its residual, confidence and verdict."""
     failures = []
     scale = np.linalg.svd(mapping.matrix, compute_uv=False)
-    plausible = bool(np.linalg.det(mapping.matrix) > 0 and 0.6 < scale[1] and scale[0] < 1.7)
+    plausible = bool(np.linalg.det(mapping.matrix) > 0 and scale[1] > 0.6 and scale[0] < 1.7)
     residual, confidence, overlap, correlation = float("nan"), 0.0, 0.0, 0.0
     if not plausible:
         failures.append(f"the mapping stretches by {scale[0]:.2f} and {scale[1]:.2f}, which no slice does")
@@ -418,9 +418,11 @@ def _judge(
             correlation = float((a * b).sum() / np.sqrt(max(float((a * a).sum() * (b * b).sum()), 1e-30)))
         residual, confidence = block_residuals(fixed, moved, both)
         if overlap < min_overlap:
-            failures.append(f"only {100 * overlap:.0f} % of the images overlap, at least {100 * min_overlap:.0f} % needed")
+            failures.append(
+                f"the images share {100 * overlap:.0f} % of their area, {100 * min_overlap:.0f} % are needed"
+            )
         if confidence < min_confidence:
-            failures.append(f"confidence {confidence:.2f} is below {min_confidence:g}: the parts of the images disagree")
+            failures.append(f"confidence {confidence:.2f} is below {min_confidence:g}: parts of the images disagree")
         if not residual <= max_residual_px:
             failures.append(f"residual {residual:.2f} px exceeds {max_residual_px:g} px")
     if not np.isfinite(after):

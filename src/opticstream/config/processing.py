@@ -174,6 +174,19 @@ class RegistrationSettings(Settings):
     """Gaussian smoothing of the birefringence maps before registration."""
     transform: Literal["translation", "rigid", "affine"] = "affine"
     """Freedom of the transform."""
+    min_overlap: float = Field(default=0.25, ge=0, le=1)
+    """Share of the smaller mosaic that both must cover; below it the registration has failed."""
+    min_confidence: float = Field(default=0.5, ge=0, le=1)
+    """Share of the parts of the mosaics that must agree after registration; below it the registration has failed."""
+    max_residual_px: float = Field(default=3.0, gt=0)
+    """Largest median leftover shift of the parts, in pixels; above it the registration has failed."""
+    axis_smoothing_sigma_px: float = Field(default=1.0, ge=0)
+    """Gaussian average of orientation (as axes) and birefringence before the fibre axis is solved, in pixels."""
+    branch_sigma: float = Field(default=2.0, ge=0)
+    """Two axes whose misfits differ by less than this many standard deviations count as equal: the one of lower
+    birefringence is given and the pixel flagged as ambiguous."""
+    max_uncertainty_deg: float = Field(default=30.0, gt=0)
+    """Axes less certain than this are flagged."""
     min_birefringence: float = Field(default=1e-5, ge=0)
     """Below this birefringence the axis is not determined and left out."""
     use_mask: bool = True
