@@ -1,0 +1,111 @@
+"""Apparent birefringence: how fast retardance grows with depth."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.enface import DepthWindow
+
+
+def birefringence_slope(
+    retardance_deg: NDArray[np.float32], valid: NDArray[np.bool_], /, *, depth_step_um: float, wavelength_um: float
+) -> NDArray[np.float32]:
+    """Return the least-squares slope of `retardance / 360 * wavelength` over depth: the birefringence, dimensionless.
+
+    An exact zero in the retardance ends the window; fewer than three samples give 0. Retardance that has folded at 90
+    degrees within the window pulls the slope down.
+
+    Parameters
+    ----------
+    retardance_deg : ndarray, shape (..., n)
+        Retardance at consecutive depths.
+    valid : ndarray of bool, shape (..., n)
+        Samples inside the window.
+    depth_step_um, wavelength_um : float
+        Distance of two depth samples and the centre wavelength.
+
+    Examples
+    --------
+    >>> r = 360 * 0.001 * np.arange(20, dtype=np.float32) * 2.5 / 1.3 + 5
+    >>> round(float(birefringence_slope(r, r > 0, depth_step_um=2.5, wavelength_um=1.3)), 7)
+    0.001
+    """
+    used = valid & np.logical_and.accumulate(retardance_deg != 0, axis=-1)
+    weight = used.astype(np.float64)
+    n = weight.sum(axis=-1)
+    z = np.arange(retardance_deg.shape[-1]) * depth_step_um
+    path = np.where(used, retardance_deg, 0) * (wavelength_um / 360)
+    sum_z, sum_zz = weight @ z, weight @ (z * z)
+    sum_p, sum_zp = path.sum(axis=-1, dtype=np.float64), path @ z
+    determinant = n * sum_zz - sum_z**2
+    enough = n >= 3
+    slope = np.zeros(np.shape(n))
+    np.divide(n * sum_zp - sum_z * sum_p, determinant, out=slope, where=enough & (determinant > 0))
+    return slope.astype(np.float32)
+
+
+def stokes_from_retardance(
+    retardance_deg: NDArray[np.float32], orientation_deg: NDArray[np.float32], /
+) -> NDArray[np.float32]:
+    """Return the polarization state on the unit sphere, shape (3, ...), of retardance and orientation in degrees.
+
+    The components are `sin 2R cos 2O`, `sin 2R sin 2O`, `cos 2R`; unlike the angles they can be averaged.
+    """
+    twice_r, twice_o = np.deg2rad(2 * retardance_deg), np.deg2rad(2 * orientation_deg)
+    ring = np.sin(twice_r)
+    return np.stack([ring * np.cos(twice_o), ring * np.sin(twice_o), np.cos(twice_r)]).astype(np.float32)
+
+
+def gaussian_smoothed(
+    volume: NDArray[np.float32], /, *, sigma_px: tuple[float, float, float], truncate: float = 3.0
+) -> NDArray[np.float32]:
+    """Return an (..., x, y, z) array smoothed along its last three axes, edges replicated."""
+    for axis, sigma in zip((-3, -2, -1), sigma_px, strict=True):
+        if sigma == 0 or volume.shape[axis] == 1:
+            continue
+        radius = int(np.ceil(truncate * sigma))
+        kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+        kernel /= kernel.sum()
+        moved = np.moveaxis(volume, axis, 0)
+        padded = np.concatenate([moved[:1]] * radius + [moved] + [moved[-1:]] * radius)
+        smooth = np.zeros_like(moved)
+        for tap, weight in enumerate(kernel.astype(np.float32)):
+            smooth += weight * padded[tap : tap + moved.shape[0]]
+        volume = np.moveaxis(smooth, 0, axis)
+    return volume
+
+
+def unwrapped_retardance(
+    retardance_deg: NDArray[np.float32],
+    orientation_deg: NDArray[np.float32],
+    /,
+    *,
+    sigma_px: tuple[float, float, float] = (1.0, 1.0, 3.0),
+) -> NDArray[np.float32]:
+    """Return retardance that keeps growing with depth past the fold at 90 degrees, shape (x, y, z).
+
+    Polarization states are smoothed in 3-D; the retardance is the sum of the absolute changes of the smoothed one.
+    """
+    state = gaussian_smoothed(stokes_from_retardance(retardance_deg, orientation_deg), sigma_px=sigma_px)
+    folded = np.degrees(0.5 * np.arctan2(np.hypot(state[0], state[1]), state[2]))
+    change = np.abs(np.diff(folded, axis=-1))
+    return np.concatenate([folded[..., :1], folded[..., :1] + np.cumsum(change, axis=-1)], axis=-1)
+
+
+def birefringence_unwrapped(
+    retardance_deg: NDArray[np.float32],
+    orientation_deg: NDArray[np.float32],
+    window: DepthWindow,
+    /,
+    *,
+    depth_step_um: float,
+    wavelength_um: float,
+) -> NDArray[np.float32]:
+    """Return the birefringence of unwrapped retardance over a window, shape (x, y).
+
+    Volumes have shape (x, y, z). See `unwrapped_retardance` and `birefringence_slope`.
+    """
+    growing = unwrapped_retardance(retardance_deg, orientation_deg)
+    path = np.maximum(window.take(growing), np.finfo(np.float32).tiny)  # an exact zero would end the window
+    return birefringence_slope(path, window.valid, depth_step_um=depth_step_um, wavelength_um=wavelength_um)

@@ -1,0 +1,129 @@
+"""Complex depth profiles to intensity, retardance and orientation, and to and from the rigs' complex tile layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+EPS32 = float(np.finfo(np.float32).eps)
+"""Smallest intensity and amplitude that is told from zero; -69.2 dB."""
+
+
+def intensity_db_from_jones(jones: NDArray[np.complex64], /) -> NDArray[np.float32]:
+    """Return `10 log10(|J1|^2 + |J2|^2)` in dB; not less than -69.2 dB, which stands for zero.
+
+    Parameters
+    ----------
+    jones : ndarray of complex64, shape (channels, ...)
+        One or two channels.
+
+    Examples
+    --------
+    >>> intensity_db_from_jones(np.array([[3 + 0j], [4j]], np.complex64)).round(2).tolist()
+    [13.979999542236328]
+    """
+    power = np.zeros(jones.shape[1:], np.float32)
+    for channel in jones:
+        power += channel.real**2
+        power += channel.imag**2
+    np.maximum(power, np.float32(EPS32), out=power)
+    np.log10(power, out=power)
+    power *= np.float32(10)
+    return power
+
+
+def retardance_from_jones(jones: NDArray[np.complex64], /) -> NDArray[np.float32]:
+    """Return the retardance `atan(|J1| / |J2|)` in degrees, 0..90, for `jones` of shape (2, ...).
+
+    Examples
+    --------
+    >>> retardance_from_jones(np.array([[1, 0], [1j, 1]], np.complex64)).tolist()
+    [45.0, 0.0]
+    """
+    _two_channels(jones)
+    cross = np.abs(jones[0])
+    co = np.maximum(np.abs(jones[1]), np.float32(EPS32))
+    return np.asarray(np.degrees(np.arctan(cross / co)), dtype=np.float32)
+
+
+def orientation_from_jones(
+    jones: NDArray[np.complex64], /, *, phase_offset_deg: float = 100.0, flip_phase: bool = False
+) -> NDArray[np.float32]:
+    """Return the orientation of the optic axis in degrees, in (-90, 90]; 0 along +x, positive from +x towards +y.
+
+    Parameters
+    ----------
+    jones : ndarray of complex64, shape (2, ...)
+        Both channels.
+    phase_offset_deg : float
+        Orientation offset of the instrument: what is added to the orientation.
+    flip_phase : bool
+        Negate the phase difference before the offset is added.
+
+    Examples
+    --------
+    >>> j = np.array([[1j], [1]], np.complex64)
+    >>> orientation_from_jones(j, phase_offset_deg=0).tolist()
+    [45.0]
+    >>> orientation_from_jones(j, phase_offset_deg=45).tolist()  # -90 and 90 are one axis
+    [90.0]
+    """
+    _two_channels(jones)
+    difference = np.angle(jones[0] * jones[1].conj())
+    sign = -1.0 if flip_phase else 1.0
+    offset = np.remainder(np.float64(phase_offset_deg) + 90, 180) - 90  # small numbers keep float32 precise
+    return wrapped_orientation(difference * np.float32(sign * 90 / np.pi) + np.float32(offset))
+
+
+def wrapped_orientation(orientation_deg: NDArray[Any], /) -> NDArray[np.float32]:
+    """Return orientations wrapped to (-90, 90].
+
+    Examples
+    --------
+    >>> wrapped_orientation(np.array([-90.0, 100.0, 270.0])).tolist()
+    [90.0, -80.0, 90.0]
+    """
+    turns = np.ceil((orientation_deg - 90) / 180)
+    return np.asarray(orientation_deg - 180 * turns, dtype=np.float32)
+
+
+def complex_tile_from_jones(jones: NDArray[np.complex64], /) -> NDArray[np.float32]:
+    """Return the exchange format of the rigs, shape (2 * channels * x, y, z), depth reversed.
+
+    Along x follow each other Re J1, Im J1, Re J2, Im J2. `jones` has shape (channels, x, y, z).
+
+    Examples
+    --------
+    >>> tile = complex_tile_from_jones(np.array([[[[1 + 2j, 3 + 4j]]]], np.complex64))
+    >>> tile[:, 0, :].tolist()
+    [[3.0, 1.0], [4.0, 2.0]]
+    """
+    parts = [part for channel in jones for part in (channel.real, channel.imag)]
+    return np.concatenate(parts, axis=0)[:, :, ::-1]
+
+
+def jones_from_complex_tile(tile: NDArray[np.floating[Any]], /, *, channels: int = 2) -> NDArray[np.complex64]:
+    """Return complex profiles, shape (channels, x, y, z) with depth as the spectrum gives it, from a complex tile.
+
+    The inverse of `complex_tile_from_jones`.
+
+    Raises
+    ------
+    ValueError
+        The length along x is no multiple of `2 * channels`.
+    """
+    a_lines, rest = divmod(tile.shape[0], 2 * channels)
+    if rest or not a_lines:
+        raise ValueError(f"a complex tile of {channels} channels cannot be {tile.shape[0]} long in x")
+    parts = tile[:, :, ::-1].reshape(channels, 2, a_lines, *tile.shape[1:])
+    jones = np.empty((channels, a_lines, *tile.shape[1:]), np.complex64)
+    jones.real = parts[:, 0]
+    jones.imag = parts[:, 1]
+    return jones
+
+
+def _two_channels(jones: NDArray[Any]) -> None:
+    if jones.shape[0] != 2:
+        raise ValueError(f"polarization needs two channels, got {jones.shape[0]}")

@@ -1,0 +1,111 @@
+"""The tissue surface of a tile: the depth index at which every A-line enters the sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMOOTHING_SIGMA_PX = 5.0
+SMOOTHING_RADIUS_PX = 20
+EDGE_HALF_WIDTH_PX = 5
+THRESHOLD_SAMPLES = 20
+
+
+def smoothing_kernel() -> NDArray[np.float64]:
+    """Return the Gaussian (sigma 5 px, cut at 4 sigma, sum 1) that smooths A-lines before the edge is sought."""
+    offsets = np.arange(-SMOOTHING_RADIUS_PX, SMOOTHING_RADIUS_PX + 1)
+    kernel = np.exp(-0.5 * (offsets / SMOOTHING_SIGMA_PX) ** 2)
+    return np.asarray(kernel / kernel.sum())
+
+
+def _edge_matrix(n_in: int, first: int, n_out: int, pad: int) -> NDArray[np.float32]:
+    """Columns are edge filters at depths first..first+n_out-1 for input that starts at depth first - pad."""
+    half = EDGE_HALF_WIDTH_PX
+    # the previous 5 samples, then this one and the next 4
+    step = np.concatenate([np.full(half, -1.0 / half), np.full(half, 1.0 / half)])
+    combined = np.convolve(smoothing_kernel(), step)  # input offsets -radius-half .. radius+half-1
+    matrix = np.zeros((n_in, n_out))
+    for column in range(n_out):
+        matrix[column : column + combined.size, column] = combined
+    return matrix.astype(np.float32)
+
+
+def edge_response(intensity_db: NDArray[np.float32], /) -> NDArray[np.float32]:
+    """Return how much brighter each A-line is just below a depth than just above it, in dB.
+
+    A-lines are smoothed along z (Gaussian, sigma 5 px, edges replicated); the response at z is the mean of samples
+    z .. z+4 minus that of z-5 .. z-1, and -inf where one of them lies outside.
+
+    Parameters
+    ----------
+    intensity_db : ndarray, shape (..., z)
+        Intensity in dB.
+    """
+    half, radius = EDGE_HALF_WIDTH_PX, SMOOTHING_RADIUS_PX
+    depth = intensity_db.shape[-1]
+    response = np.full(intensity_db.shape, -np.inf, np.float32)
+    if depth < 2 * half:
+        return response
+    padded = np.concatenate(
+        [
+            np.repeat(intensity_db[..., :1], radius, axis=-1),
+            intensity_db,
+            np.repeat(intensity_db[..., -1:], radius, axis=-1),
+        ],
+        axis=-1,
+    )
+    reach = 2 * (half + radius) - 1  # inputs per output, less one
+    block = 128
+    for first in range(half, depth - half + 1, block):  # overlapping blocks: one small matrix product each
+        n_out = min(block, depth - half + 1 - first)
+        start = first - half  # in `padded`, whose index 0 is depth -radius
+        part = padded[..., start : start + n_out + reach]
+        response[..., first : first + n_out] = part @ _edge_matrix(n_out + reach, first, n_out, radius)
+    return response
+
+
+def unfiltered_surface_from_gradient(intensity_db: NDArray[np.float32], /) -> NDArray[np.float32]:
+    """Return the depth index of the strongest rise of every A-line, before any median filter.
+
+    A-lines with fewer than ten samples above 0 dB hold no signal and get 0; so do all where z is shorter than 10.
+
+    Parameters
+    ----------
+    intensity_db : ndarray, shape (..., z)
+        Intensity in dB.
+    """
+    if intensity_db.shape[-1] < 2 * EDGE_HALF_WIDTH_PX:
+        return np.zeros(intensity_db.shape[:-1], np.float32)
+    strongest = edge_response(intensity_db).argmax(axis=-1).astype(np.float32)
+    positive = np.count_nonzero(intensity_db > 0, axis=-1)
+    strongest[positive < 2 * EDGE_HALF_WIDTH_PX] = 0
+    return np.asarray(strongest)
+
+
+def unfiltered_surface_from_threshold(
+    intensity_db: NDArray[np.float32], /, *, threshold_db: float = 55.0
+) -> NDArray[np.float32]:
+    """Return the first sample at or above the threshold where tissue begins at once, else the strongest rise.
+
+    Tissue begins at once where the mean of the first 20 samples is at or above `threshold_db`.
+    """
+    surface = unfiltered_surface_from_gradient(intensity_db)
+    at_once = intensity_db[..., :THRESHOLD_SAMPLES].mean(axis=-1) >= threshold_db
+    surface[at_once] = (intensity_db[at_once] >= threshold_db).argmax(axis=-1)
+    return surface
+
+
+def median_3x3(image: NDArray[Any], /) -> NDArray[np.float32]:
+    """Return the 3 x 3 median of an (x, y) image, mirrored at its edges (the edge pixel itself is repeated).
+
+    Examples
+    --------
+    >>> median_3x3(np.array([[0, 0, 0], [0, 9, 0], [0, 0, 0]])).max()
+    np.float32(0.0)
+    """
+    padded = np.pad(np.asarray(image, np.float32), 1, mode="symmetric")
+    x, y = image.shape
+    neighbours = np.stack([padded[i : i + x, j : j + y] for i in range(3) for j in range(3)])
+    return np.asarray(np.sort(neighbours, axis=0)[4])

@@ -1,0 +1,349 @@
+"""Raw tiles as the rigs write them: spectra in a NIfTI file with any header, 12-bit packed spectra, complex tiles.
+
+A spectral tile is read once, front to back: `SpectralTile.blocks` hands out whole B-lines, and every byte of the file,
+header included, passes through a `tap` on its way (checksum, compressor).
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.model.errors import FileFormatError, InputError, MissingInputError, TileSizeError
+
+Tap = Callable[[memoryview], None]
+
+_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}
+_MAX_HEADER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class NiftiLayout:
+    """Where the numbers of a NIfTI file are and what they look like."""
+
+    dtype: np.dtype[Any]
+    offset: int
+    shape: tuple[int, ...]
+    """Lengths as the header gives them, first axis fastest; acquisition software is sloppy with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralShape:
+    """What a spectral tile must hold."""
+
+    samples: int
+    a_lines: int
+    channels: int
+    b_lines: int
+    setting: str = "scan"
+    """Where these numbers are set, for messages."""
+
+    @property
+    def count(self) -> int:
+        return self.samples * self.a_lines * self.channels * self.b_lines
+
+    def __str__(self) -> str:
+        return (
+            f"samples={self.samples}, a_lines={self.a_lines}, channels={self.channels}, b_lines={self.b_lines} "
+            f"({self.setting})"
+        )
+
+
+def nifti_layout_from_bytes(header: bytes, /, *, name: str = "header") -> NiftiLayout:
+    """Return where the data of a single-file NIfTI-1 or NIfTI-2 image lie, from its first bytes (at least 352 or 544).
+
+    Raises
+    ------
+    FileFormatError
+        These bytes are no NIfTI header, or one of complex, RGB or other data.
+    """
+    for order in "<>":
+        if len(header) >= 348 and struct.unpack_from(order + "i", header)[0] == 348:
+            dim = struct.unpack_from(order + "8h", header, 40)
+            code = struct.unpack_from(order + "h", header, 70)[0]
+            offset_value = struct.unpack_from(order + "f", header, 108)[0]
+            if not math.isfinite(offset_value) or offset_value != int(offset_value):
+                raise FileFormatError(f"{name}: vox_offset {offset_value} is no position in a file")
+            minimum, offset, magic = 348, int(offset_value), header[344:348]
+            break
+        if len(header) >= 540 and struct.unpack_from(order + "i", header)[0] == 540:
+            dim = struct.unpack_from(order + "8q", header, 16)
+            code = struct.unpack_from(order + "h", header, 12)[0]
+            offset = struct.unpack_from(order + "q", header, 168)[0]
+            minimum, magic = 540, header[4:8]
+            break
+    else:
+        raise FileFormatError(f"{name}: no NIfTI header ({len(header)} bytes, starting {header[:4].hex() or 'empty'})")
+    if magic[:2] == b"ni":
+        raise FileFormatError(f"{name}: a NIfTI header whose data lie in another file (.hdr/.img)")
+    if not minimum <= offset <= _MAX_HEADER:
+        raise FileFormatError(f"{name}: vox_offset {offset} is outside {minimum}..{_MAX_HEADER}")
+    if code not in _DTYPES:
+        raise FileFormatError(f"{name}: NIfTI data type code {code} is none of {sorted(_DTYPES)}")
+    axes = dim[0] if 1 <= dim[0] <= 7 else 7
+    return NiftiLayout(np.dtype(order + _DTYPES[code]), offset, tuple(int(n) for n in dim[1 : axes + 1]))
+
+
+def samples_from_packed12(packed: NDArray[np.uint8], /) -> NDArray[np.uint16]:
+    """Return the 12-bit samples of packed bytes: three bytes hold two samples.
+
+    The first byte holds the low 8 bits of sample 1; the second the high 4 bits of sample 1 in its low nibble and the
+    low 4 bits of sample 2 in its high nibble; the third the high 8 bits of sample 2.
+
+    Examples
+    --------
+    >>> samples_from_packed12(np.array([0xBC, 0x3A, 0x12], np.uint8)).tolist() == [0xABC, 0x123]
+    True
+    """
+    triples = packed.reshape(-1, 3)
+    samples = np.empty((triples.shape[0], 2), np.uint16)
+    middle = triples[:, 1].astype(np.uint16)
+    samples[:, 0] = triples[:, 0] | ((middle & 0x0F) << 8)
+    samples[:, 1] = (middle >> 4) | (triples[:, 2].astype(np.uint16) << 4)
+    return samples.reshape(-1)
+
+
+def packed12_from_samples(samples: NDArray[Any], /) -> NDArray[np.uint8]:
+    """Return the packed bytes of an even number of samples below 4096; the inverse of `samples_from_packed12`."""
+    pairs = np.asarray(samples, np.uint16).reshape(-1, 2)
+    packed = np.empty((pairs.shape[0], 3), np.uint8)
+    packed[:, 0] = pairs[:, 0] & 0xFF
+    packed[:, 1] = (pairs[:, 0] >> 8) | ((pairs[:, 1] & 0x0F) << 4)
+    packed[:, 2] = pairs[:, 1] >> 4
+    return packed.reshape(-1)
+
+
+def gzip_reader(path: Path, /) -> IO[bytes]:
+    """Open a gzip file for reading, with the fastest library at hand."""
+    try:
+        from isal import igzip
+    except ImportError:
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    return cast("IO[bytes]", igzip.open(path, "rb"))  # type: ignore[no-untyped-call]
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        return gzip_reader(path) if path.suffix == ".gz" else path.open("rb", buffering=0)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise FileFormatError(f"{path}: a folder, not a file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+class SpectralTile:
+    """A spectral tile that is open for one reading, front to back.
+
+    Use as a context manager. Opening checks header and size, so that a wrong file is refused before any work.
+    """
+
+    def __init__(
+        self, path: Path, file: IO[bytes], shape: SpectralShape, dtype: np.dtype[Any] | None, head: bytes
+    ) -> None:
+        self.path = path
+        self.shape = shape
+        self._file = file
+        self._dtype = dtype
+        self._head = head
+
+    @classmethod
+    def open(cls, path: Path, shape: SpectralShape, /, *, raw_format: Literal["nifti", "packed12"] = "nifti") -> Self:
+        """Open a raw file.
+
+        Parameters
+        ----------
+        path : Path
+            `.nii` or `.raw`, or either with `.gz` (as in the archive).
+        shape : SpectralShape
+            What it must hold.
+        raw_format : "nifti" or "packed12"
+            As in `scan.raw_format`.
+
+        Raises
+        ------
+        MissingInputError, TileSizeError, FileFormatError, InputError
+            The file is absent, of another size, no NIfTI file, or cannot be read.
+        """
+        file = _open(path)
+        try:
+            if raw_format == "packed12":
+                dtype, head, payload = None, b"", shape.count * 3 // 2
+            else:
+                head = _read_exactly(file, 352, path, strict=False)
+                if len(head) == 352 and head[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
+                    head += _read_exactly(file, 544 - 352, path, strict=False)
+                layout = nifti_layout_from_bytes(head, name=str(path))
+                dtype, payload = layout.dtype, shape.count * layout.dtype.itemsize
+                if layout.offset > len(head):
+                    head += _read_exactly(file, layout.offset - len(head), path, strict=False)
+                surplus = head[layout.offset :]  # an offset of 348..351: the data begin within what was read
+                if math.prod(layout.shape) != shape.count and not _is_overflown(layout.shape):
+                    raise TileSizeError(
+                        f"{path}: its header gives {' x '.join(map(str, layout.shape))} = {math.prod(layout.shape)} "
+                        f"samples, expected {shape.count} for {shape}"
+                    )
+                if surplus:
+                    raise FileFormatError(f"{path}: vox_offset {layout.offset} lies inside the header")
+            if path.suffix != ".gz":
+                size = os.fstat(file.fileno()).st_size
+                if size != len(head) + payload:
+                    raise TileSizeError(f"{path}: holds {size} bytes, expected {len(head) + payload} for {shape}")
+        except BaseException:
+            file.close()
+            raise
+        return cls(path, file, shape, dtype, head)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the (uncompressed) file."""
+        return len(self._head) + self.shape.b_lines * self.bytes_per_b_line
+
+    @property
+    def bytes_per_b_line(self) -> int:
+        """Size of one B-line of all channels in the file."""
+        values = self.shape.samples * self.shape.a_lines * self.shape.channels
+        return values * 3 // 2 if self._dtype is None else values * self._dtype.itemsize
+
+    def blocks(self, b_lines: int, /, *, tap: Tap | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield (first B-line, counts) with counts of shape (b, channels, A-lines, samples), in order.
+
+        Parameters
+        ----------
+        b_lines : int
+            Largest number of B-lines in a block.
+        tap : callable, optional
+            Gets every byte of the file once, in order, as memory views that must be used before it returns or be kept
+            alive (each block has its own memory).
+
+        Raises
+        ------
+        TileSizeError
+            The file ends early, or (compressed) holds more than it should.
+        FileFormatError
+            Damaged compressed data.
+        """
+        if tap is not None:
+            tap(memoryview(self._head))
+        s = self.shape
+        for first in range(0, s.b_lines, b_lines):
+            n = min(b_lines, s.b_lines - first)
+            buffer = np.empty(n * self.bytes_per_b_line, np.uint8)
+            read = _read_into(self._file, memoryview(buffer.data), self.path)
+            if read != buffer.size:
+                have = len(self._head) + first * self.bytes_per_b_line + read
+                want = len(self._head) + s.b_lines * self.bytes_per_b_line
+                raise TileSizeError(f"{self.path}: ended after {have} bytes, expected {want} for {s}")
+            if tap is not None:
+                tap(buffer.data)
+            counts = samples_from_packed12(buffer) if self._dtype is None else buffer.view(self._dtype)
+            counts = counts.reshape(n, s.channels, s.a_lines, s.samples)
+            if counts.dtype.kind == "f" and not np.isfinite(counts).all():
+                raise FileFormatError(
+                    f"{self.path}: holds values that are not finite in B-lines {first}..{first + n - 1}"
+                )
+            yield first, counts
+        if self.path.suffix == ".gz" and _read_into(self._file, memoryview(bytearray(1)), self.path):
+            raise TileSizeError(f"{self.path}: holds more samples than expected for {s}")
+
+
+def _is_overflown(shape: tuple[int, ...]) -> bool:
+    """Whether a length did not fit the header's 16 bits; the size of the file then decides."""
+    return any(n <= 0 for n in shape)
+
+
+def _read_exactly(file: IO[bytes], n: int, path: Path, *, strict: bool = True) -> bytes:
+    buffer = bytearray(n)
+    read = _read_into(file, memoryview(buffer), path)
+    if strict and read != n:
+        raise TileSizeError(f"{path}: ended after {read} bytes of {n}")
+    return bytes(buffer[:read])
+
+
+def _read_into(file: IO[bytes], view: memoryview, path: Path) -> int:
+    done = 0
+    try:
+        while done < len(view):
+            n = file.readinto(view[done:])  # type: ignore[attr-defined]
+            if not n:
+                break
+            done += n
+    except EOFError:
+        return done
+    except (OSError, ValueError) as error:
+        if path.suffix == ".gz":
+            raise FileFormatError(f"{path}: damaged gzip data: {error}") from error
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return done
+
+
+class ComplexTile:
+    """A complex tile, read in blocks of B-lines: float32 NIfTI of shape (2 * channels * A-lines, B-lines, Z)."""
+
+    def __init__(self, path: Path, data: NDArray[np.float32], channels: int) -> None:
+        self.path = path
+        self.depth = data.shape[2]
+        self._data = data
+        self._channels = channels
+
+    @classmethod
+    def open(cls, path: Path, /, *, a_lines: int, b_lines: int, channels: int = 2, setting: str = "scan") -> Self:
+        """Open a complex tile and check its size; the depth is whatever the file holds.
+
+        Raises
+        ------
+        MissingInputError, TileSizeError, FileFormatError, InputError
+            The file is absent, of another size, not float32, or cannot be read.
+        """
+        with _open(path) as file:
+            head = _read_exactly(file, 544, path, strict=False)
+            size = os.fstat(file.fileno()).st_size
+        layout = nifti_layout_from_bytes(head, name=str(path))
+        if layout.dtype.kind != "f" or layout.dtype.itemsize != 4:
+            raise FileFormatError(f"{path}: holds {layout.dtype}, a complex tile is float32")
+        width = 2 * channels * a_lines
+        depth, rest = divmod(size - layout.offset, width * b_lines * 4)
+        expected = f"({width}, {b_lines}, Z) for a_lines={a_lines}, b_lines={b_lines}, channels={channels} ({setting})"
+        if rest or depth < 1:
+            raise TileSizeError(f"{path}: holds {size} bytes, no whole number of planes {expected}")
+        if layout.shape[:2] != (width, b_lines) and not _is_overflown(layout.shape):
+            raise TileSizeError(f"{path}: has shape {layout.shape}, expected {expected}")
+        try:
+            data = np.memmap(path, layout.dtype, "r", layout.offset, shape=(width, b_lines, depth), order="F")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from error
+        return cls(path, data, channels)
+
+    def block(self, first: int, b_lines: int, /) -> NDArray[np.float32]:
+        """Return B-lines `first` to `first + b_lines`, shape (2 * channels * A-lines, b, Z), as in the file.
+
+        Raises
+        ------
+        FileFormatError
+            The block holds NaN or infinity; the message tells where.
+        """
+        part = np.asarray(self._data[:, first : first + b_lines], dtype=np.float32)
+        finite = np.isfinite(part)
+        if not finite.all():
+            x, y, z = (int(i) for i in np.argwhere(~finite)[0])
+            raise FileFormatError(
+                f"{self.path}: holds {part[x, y, z]} at [{x}, {first + y}, {z}] "
+                f"({np.count_nonzero(~finite)} such values in B-lines {first}..{first + part.shape[1] - 1})"
+            )
+        return part

@@ -1,0 +1,234 @@
+"""The archive copy of a raw tile: SHA-256 and gzip in the one pass in which the tile is read.
+
+`ArchiveWriter` takes the bytes as they come from the reader. The stream is cut at fixed places into chunks that are
+deflated on their own, on several threads, and joined into one ordinary gzip member; its bytes depend neither on the
+number of threads nor on how the reader cut the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import struct
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from opticstream.io.atomic import atomic_path, is_temporary, write_text
+from opticstream.io.raw import gzip_reader
+from opticstream.model.errors import InputError, MissingInputError
+
+CHUNK_BYTES = 1 << 20
+_READ_BYTES = 1 << 22
+
+
+def _isal() -> Any:
+    from isal import isal_zlib
+
+    return isal_zlib
+
+
+def _deflate(pieces: list[memoryview], level: int) -> bytes:
+    """Deflate one chunk on its own, ended by a flush so that the next one can follow."""
+    library = _isal() if level <= 3 else zlib
+    packer = library.compressobj(level, zlib.DEFLATED, -15)
+    out = [packer.compress(piece) for piece in pieces]
+    out.append(packer.flush(zlib.Z_FULL_FLUSH))
+    return b"".join(out)
+
+
+_LAST_BLOCK = b"\x03\x00"  # an empty final deflate block
+
+
+class ArchiveWriter:
+    """Compresses and hashes the bytes of one raw tile; `tap` is what a reader calls.
+
+    Parameters
+    ----------
+    file : binary file
+        Where the gzip member goes.
+    level : int
+        0 to 3: igzip, fastest first; 4 to 9: zlib.
+    pool : executor, optional
+        Threads that deflate; without it everything happens in the caller's thread.
+    """
+
+    def __init__(self, file: IO[bytes], /, *, level: int = 1, pool: ThreadPoolExecutor | None = None) -> None:
+        self._file = file
+        self._level = level
+        self._pool = pool
+        self._queue: deque[Future[bytes]] = deque()
+        self._hash = hashlib.sha256()
+        self._crc = 0
+        self._pieces: list[memoryview] = []
+        self._pending = 0
+        self._hashing: Future[None] | None = None
+        self._finished = False
+        self.raw_bytes = 0
+        self.archive_bytes = 0
+        self._write(struct.pack("<4BIBB", 0x1F, 0x8B, 8, 0, 0, 0, 255))  # no name, no time: the same bytes every time
+
+    def tap(self, data: memoryview, /) -> None:
+        """Take the next bytes of the file; the memory must stay as it is until `finish`."""
+        self.raw_bytes += len(data)
+        if self._hashing is not None:
+            self._hashing.result()
+        if self._pool is None:
+            self._digest(data)
+        else:
+            self._hashing = self._pool.submit(self._digest, data)
+        while len(data):
+            take = data[: CHUNK_BYTES - self._pending]
+            self._pieces.append(take)
+            self._pending += len(take)
+            data = data[len(take) :]
+            if self._pending == CHUNK_BYTES:
+                self._end_chunk()
+
+    def _digest(self, data: memoryview) -> None:
+        self._hash.update(data)
+        self._crc = _isal().crc32(data, self._crc)
+
+    def _end_chunk(self) -> None:
+        pieces, self._pieces, self._pending = self._pieces, [], 0
+        if self._pool is None:
+            self._write(_deflate(pieces, self._level))
+            return
+        self._queue.append(self._pool.submit(_deflate, pieces, self._level))
+        while self._queue and (self._queue[0].done() or len(self._queue) > 64):
+            self._write(self._queue.popleft().result())
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.archive_bytes += len(data)
+
+    def finish(self) -> str:
+        """Write what is left and the trailer; return the SHA-256 of the raw bytes; a second call only returns it."""
+        if self._finished:
+            return self._hash.hexdigest()
+        self._finished = True
+        if self._pieces:
+            self._end_chunk()
+        while self._queue:
+            self._write(self._queue.popleft().result())
+        if self._hashing is not None:
+            self._hashing.result()
+        self._write(_LAST_BLOCK + struct.pack("<II", self._crc, self.raw_bytes & 0xFFFFFFFF))
+        return self._hash.hexdigest()
+
+
+def checksum_path(archive: Path, /) -> Path:
+    """Return the checksum file of an archive copy; it names the uncompressed file, whose bytes it vouches for.
+
+    Examples
+    --------
+    >>> checksum_path(Path("a_OCT.nii.gz")).name
+    'a_OCT.nii.sha256'
+    """
+    return archive.with_name(archive.name.removesuffix(".gz") + ".sha256")
+
+
+@contextlib.contextmanager
+def open_archive(
+    archive: Path, /, *, level: int = 1, pool: ThreadPoolExecutor | None = None
+) -> Iterator[ArchiveWriter]:
+    """Yield a writer for `archive`; both the copy and its checksum file appear when the block ends without an error.
+
+    The block calls `finish` itself or leaves it to the context manager.
+    """
+    with atomic_path(archive) as temporary:
+        with temporary.open("wb") as file:
+            writer = ArchiveWriter(file, level=level, pool=pool)
+            yield writer
+            digest = writer.finish()
+        checksum = checksum_path(archive)
+        write_text(checksum, f"{digest}  {checksum.name.removesuffix('.sha256')}\n")
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveResult:
+    """One archive copy."""
+
+    archive: Path
+    raw_bytes: int
+    archive_bytes: int
+    sha256: str
+
+
+def archive_tile(source: Path, archive: Path, /, *, level: int = 1, threads: int = 1) -> ArchiveResult:
+    """Write the archive copy of a raw file by itself, without reconstructing it, and return what was written.
+
+    Raises
+    ------
+    MissingInputError, InputError
+        The source is absent or cannot be read.
+    """
+    try:
+        file = source.open("rb", buffering=0)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{source}: no such file") from error
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read: {error.strerror or error}") from error
+    with file, _threads(threads) as pool, open_archive(archive, level=level, pool=pool) as writer:
+        while True:
+            try:
+                data = file.read(_READ_BYTES)
+            except OSError as error:
+                raise InputError(f"{source}: cannot be read: {error.strerror or error}") from error
+            if not data:
+                break
+            writer.tap(memoryview(data))
+        digest = writer.finish()
+    return ArchiveResult(archive, writer.raw_bytes, writer.archive_bytes, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What re-reading an archive copy showed."""
+
+    archive: Path
+    problem: str | None
+    """None where the copy holds the bytes that its checksum file vouches for."""
+    raw_bytes: int = 0
+
+
+def verify_archive(archive: Path, /) -> Verification:
+    """Inflate an archive copy, compare its SHA-256 with the checksum file beside it, and return the outcome."""
+    checksum = checksum_path(archive)
+    try:
+        match = re.match(r"^([0-9a-f]{64}) [ *](.+)\n?$", checksum.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        return Verification(archive, f"{checksum.name} cannot be read: {error}")
+    if match is None:
+        return Verification(archive, f"{checksum.name} is no line of sha256sum")
+    digest, size = hashlib.sha256(), 0
+    try:
+        with gzip_reader(archive) as file:
+            while data := file.read(_READ_BYTES):
+                digest.update(data)
+                size += len(data)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        return Verification(archive, f"damaged: {error}", size)
+    if digest.hexdigest() != match[1]:
+        return Verification(archive, f"holds SHA-256 {digest.hexdigest()}, {checksum.name} says {match[1]}", size)
+    return Verification(archive, None, size)
+
+
+def verify_archives(folder: Path, /) -> Iterator[Verification]:
+    """Yield the outcome for every archive copy (`.gz` or `.sha256`) below a folder, in the order of their names.
+
+    A checksum file without its copy, and a copy without its checksum file, are problems too.
+    """
+    copies = {path for path in folder.rglob("*.gz") if not is_temporary(path)}
+    copies |= {path.with_name(path.name.removesuffix(".sha256") + ".gz") for path in folder.rglob("*.sha256")}
+    for archive in sorted(copies):
+        yield verify_archive(archive)
+
+
+def _threads(n: int) -> contextlib.AbstractContextManager[ThreadPoolExecutor | None]:
+    return ThreadPoolExecutor(n, thread_name_prefix="archive") if n > 1 else contextlib.nullcontext()

@@ -1,0 +1,244 @@
+"""From a project's settings to what the numerics need: the spectral plan, the surface, the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute import calibration as calibrate
+from opticstream.compute.birefringence import birefringence_slope, birefringence_unwrapped
+from opticstream.compute.enface import (
+    attenuation_from_intensity,
+    depth_window,
+    window_maximum,
+    window_mean,
+)
+from opticstream.compute.jones import intensity_db_from_jones, orientation_from_jones, retardance_from_jones
+from opticstream.compute.orientation import axis_window_mean, axis_window_mode
+from opticstream.compute.spectral import SpectralPlan, spectral_plan
+from opticstream.compute.surface import (
+    median_3x3,
+    unfiltered_surface_from_gradient,
+    unfiltered_surface_from_threshold,
+)
+from opticstream.config import ProcessingSettings, ScanSettings
+from opticstream.config.processing import EnfaceSettings, ReconstructionSettings
+from opticstream.io.calibration_files import Calibration, load_calibration
+from opticstream.model.errors import CalibrationError, ConfigurationError, InputError
+
+
+def plan_from_settings(scan: ScanSettings, settings: ReconstructionSettings, /) -> SpectralPlan:
+    """Return the spectral plan of a project, with its calibration files read and checked.
+
+    Raises
+    ------
+    CalibrationError
+        A calibration file is absent, damaged, or holds something impossible; names file, value and setting.
+    """
+    vectors = load_calibration(scan, needs_background=settings.background == "file")
+    try:
+        return spectral_plan(
+            samples=scan.samples,
+            channels=scan.channels,
+            flip_channel2=settings.flip_channel2,
+            background=vectors.background if vectors.background is not None else settings.background,
+            positions=_positions(vectors),
+            residual_background=settings.residual_background,
+            dispersion_rad=vectors.dispersion_rad,
+            window=settings.window,
+            zero_padding=settings.zero_padding,
+            cut=settings.cut,
+        )
+    except ValueError as error:
+        raise CalibrationError(
+            f"{_calibration_files(scan)}: {error} (scan.calibration, scan.samples={scan.samples})"
+        ) from error
+
+
+def _positions(vectors: Calibration) -> NDArray[np.float64] | None:
+    if vectors.coordinate is None:
+        return None
+    match vectors.method:
+        case "wavelengths":
+            return calibrate.positions_from_wavelengths(*vectors.coordinate)
+        case "phase":
+            assert vectors.targets is not None
+            return np.stack(
+                [
+                    calibrate.positions_from_phases(m, t)
+                    for m, t in zip(vectors.coordinate, vectors.targets, strict=True)
+                ]
+            )
+        case "chirp":
+            return np.stack([calibrate.positions_from_chirp(row) for row in vectors.coordinate])
+        case _:
+            return vectors.coordinate
+
+
+def _calibration_files(scan: ScanSettings) -> str:
+    linearization = scan.calibration.linearization
+    names = [
+        name for field in ("files", "measured_files", "linear_files") for name in getattr(linearization, field, ())
+    ]
+    return ", ".join([*names, *scan.calibration.dispersion_files]) or linearization.method
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileArrays:
+    """All real products of one tile, arrays (x, y[, z]) float32."""
+
+    volumes: dict[str, NDArray[np.float32]]
+    maps: dict[str, NDArray[np.float32]]
+    noise_db: float
+    """Median intensity of the deepest twentieth."""
+
+
+def depth_step_mm(scan: ScanSettings, settings: ReconstructionSettings, /) -> float:
+    """Return the distance of two depth samples; zero padding makes it finer."""
+    return scan.scan_resolution_3d[2] / settings.zero_padding
+
+
+def check_polarization(scan: ScanSettings, processing: ProcessingSettings, /) -> None:
+    """Raise ConfigurationError where products that need two channels are asked of one."""
+    from opticstream.config.processing import POLARIZATION_MODALITIES
+
+    wanted = {*processing.enface.modalities, *processing.reconstruction.volume_modalities}
+    refused = sorted(POLARIZATION_MODALITIES & wanted)
+    if scan.channels == 1 and refused:
+        raise ConfigurationError(
+            f"{refused} need two channels, but scan.channels = 1 "
+            "(processing.enface.modalities, processing.reconstruction.volume_modalities)"
+        )
+
+
+def arrays_from_jones(
+    jones: NDArray[np.complex64],
+    /,
+    *,
+    scan: ScanSettings,
+    processing: ProcessingSettings,
+    flat_surface: NDArray[np.float32] | None = None,
+) -> TileArrays:
+    """Return volumes and maps of complex profiles, shape (channels, x, y, z), depth as the spectrum gives it."""
+    settings, enface = processing.reconstruction, processing.enface
+    if not settings.flip_z:
+        jones = jones[..., ::-1]
+    intensity = intensity_db_from_jones(jones)
+    volumes = {"dBI": intensity}
+    polarization = {*settings.volume_modalities, *enface.modalities} - {"dBI", "aip", "mip", "surf", "mus"}
+    if polarization:
+        volumes["R3D"] = retardance_from_jones(jones)
+        volumes["O3D"] = orientation_from_jones(
+            jones, phase_offset_deg=settings.phase_offset_deg, flip_phase=settings.flip_phase
+        )
+    raw_surface, surface = _surfaces(intensity, enface, flat_surface)
+    maps = _maps(volumes, surface, scan, processing)
+    maps["surf"] = surface
+    maps["surfraw"] = raw_surface
+    return TileArrays(
+        {name: volumes[name] for name in settings.volume_modalities},
+        {name: maps[name] for name in dict.fromkeys((*enface.modalities, "surf", "surfraw"))},
+        float(np.median(intensity[..., -max(1, intensity.shape[2] // 20) :])),
+    )
+
+
+def _surfaces(
+    intensity: NDArray[np.float32], enface: EnfaceSettings, given: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the unfiltered surface and the surface."""
+    if given is not None:
+        return given, given
+    if isinstance(enface.surface, int):
+        flat = np.full(intensity.shape[:2], min(enface.surface, intensity.shape[2] - 1), np.float32)
+        return flat, flat
+    if enface.surface == "gradient_threshold":
+        raw = unfiltered_surface_from_threshold(intensity, threshold_db=enface.surface_threshold_db)
+    else:
+        raw = unfiltered_surface_from_gradient(intensity)
+    return raw, median_3x3(raw)
+
+
+def _maps(
+    volumes: dict[str, NDArray[np.float32]],
+    surface: NDArray[np.float32],
+    scan: ScanSettings,
+    processing: ProcessingSettings,
+) -> dict[str, NDArray[np.float32]]:
+    enface = processing.enface
+    step_mm = depth_step_mm(scan, processing.reconstruction)
+    intensity = volumes["dBI"]
+    window = depth_window(surface, depth_samples=intensity.shape[2], offset=enface.offset, depth=enface.depth)
+    valid = window.valid
+    make: dict[str, Callable[[], NDArray[np.float32]]] = {
+        "aip": lambda: window_mean(window.take(intensity), valid),
+        "mip": lambda: window_maximum(window.take(intensity), valid),
+        "ret": lambda: window_mean(window.take(volumes["R3D"]), valid),
+        "ori": lambda: (axis_window_mean if enface.orientation_method == "mean" else axis_window_mode)(
+            window.take(volumes["O3D"]), valid
+        ),
+        "biref": lambda: (
+            birefringence_slope(
+                window.take(volumes["R3D"]), valid, depth_step_um=1000 * step_mm, wavelength_um=scan.wavelength_um
+            )
+            if enface.birefringence_method == "slope"
+            else birefringence_unwrapped(
+                volumes["R3D"],
+                volumes["O3D"],
+                window,
+                depth_step_um=1000 * step_mm,
+                wavelength_um=scan.wavelength_um,
+            )
+        ),
+        "mus": lambda: attenuation_from_intensity(intensity, window, depth_step_mm=step_mm),
+    }
+    return {name: make[name]() for name in enface.modalities if name != "surf"}
+
+
+def read_surface(path: Path, shape: tuple[int, int], /) -> NDArray[np.float32]:
+    """Return the surface in a NIfTI file (0-based depth indices), checked for shape and finite values.
+
+    Raises
+    ------
+    InputError
+        Absent, of another shape, or with values that are not finite.
+    """
+    from opticstream.io.nifti import read_nifti
+
+    surface = np.asarray(read_nifti(path), dtype=np.float32)
+    surface = surface.reshape(surface.shape[:2]) if surface.shape[2:] in ((1,), (1, 1)) else surface
+    if surface.shape != shape:
+        raise InputError(f"{path} (processing.enface.surface): has shape {surface.shape}, the tile {shape}")
+    if not np.isfinite(surface).all():
+        raise InputError(f"{path} (processing.enface.surface): holds values that are not finite")
+    return surface
+
+
+def products(scan: ScanSettings, processing: ProcessingSettings, /) -> tuple[str, ...]:
+    """Return the names of everything that a tile leaves, in the order in which it is written."""
+    settings = processing.reconstruction
+    return (
+        *(("complex",) if settings.save_complex or scan.raw_format == "complex" else ()),
+        *(settings.volume_modalities if settings.save_volumes else ()),
+        *dict.fromkeys((*processing.enface.modalities, "surf", "surfraw")),
+    )
+
+
+UNITS: dict[str, str] = {
+    "dBI": "intensity, dB",
+    "R3D": "retardance, degrees 0..90",
+    "O3D": "optic axis orientation, degrees (-90..90]",
+    "aip": "average intensity projection, dB",
+    "mip": "maximum intensity projection, dB",
+    "ret": "mean retardance, degrees",
+    "ori": "optic axis orientation, degrees (-90..90]",
+    "biref": "apparent birefringence, dimensionless",
+    "mus": "attenuation coefficient, 1/mm",
+    "surf": "tissue surface, depth index from 0",
+    "surfraw": "tissue surface before filtering, depth index from 0",
+    "complex": "Re J1, Im J1, Re J2, Im J2 along x, depth reversed",
+}
+"""What each product holds, as written into its header."""

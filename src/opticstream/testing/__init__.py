@@ -1,0 +1,1 @@
+"""Contract tests, naive references and small data for tests; runtime code never imports it."""
