@@ -1,0 +1,248 @@
+"""The truth beside the data: everything an error can be computed from, in open formats, without this package.
+
+::
+
+    truth/
+    ├─ truth.json                 geometry, positions, transforms, settings; says what each file holds
+    ├─ gate-{illumination}.nii    path-length variation over a tile (depth samples)
+    ├─ focus-{illumination}.nii   the same plus the depth of focus
+    ├─ wavelength_um-{channel}.npy, dispersion_rad-{channel}.npy
+    └─ mosaic_{mosaic:03d}/       maps in that mosaic's own frame, one pixel per A-line
+       ├─ axis, birefringence, region, crossing, inside     the tissue at the block face
+       ├─ apparent_orientation, apparent_birefringence      what its beam sees of that
+       ├─ visible_orientation, visible_retardance, visible_birefringence
+       │                          what a noise-free single-input instrument measures over the en face window
+       ├─ height                  surface depth without the gate; shadow: under a vessel or a bubble
+       └─ axis_at_depth, birefringence_at_depth, ...        for samples that change along depth
+
+The folder belongs to the rig and to `validate`; nothing that processes tiles is ever told where it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.io.atomic import write_bytes, write_text
+from opticstream.io.nifti import write_nifti
+from opticstream.model.ids import MosaicId, SliceId
+from opticstream.sim._kernels import visible_maps
+from opticstream.sim.optics import rotate_in_plane
+from opticstream.sim.stage import Placement, nominal_position_px
+from opticstream.sim.tiles import NOMINAL_FIRST_BIN, TileSimulator
+
+TRUTH_FILE = "truth.json"
+FORMAT = "opticstream-truth-1"
+
+_ROWS_PER_BLOCK = 256
+
+
+def truth_key(simulator: TileSimulator, /) -> str:
+    """Return a hash of everything that tiles and truth follow from."""
+    scan = simulator.scan.model_dump(mode="json", exclude={"calibration": {"dispersion_files", "background_file"}})
+    form = scan["calibration"]["linearization"]
+    scan["calibration"]["linearization"] = {k: v for k, v in form.items() if not k.endswith("files")}
+    plain = json.dumps([scan, simulator.settings.model_dump(mode="json")], sort_keys=True, default=str)
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def write_truth(simulator: TileSimulator, folder: Path, /) -> Path:
+    """Write the truth of all slices and return its `truth.json`, which is written last.
+
+    A folder that holds the truth of the same settings already is left alone.
+    """
+    target = folder / TRUTH_FILE
+    key = truth_key(simulator)
+    if target.exists() and json.loads(target.read_text(encoding="utf-8")).get("key") == key:
+        return target
+    scan, settings = simulator.scan, simulator.settings
+    layout = simulator.layout
+    instrument: dict[str, Any] = {"wavelength_um": [], "dispersion_rad": []}
+    for c in range(scan.channels):
+        for name, vector in (
+            ("wavelength_um", simulator.spectrometer.wavenumbers.wavelength_um[c]),
+            ("dispersion_rad", simulator.spectrometer.dispersion_phase(c)),
+        ):
+            instrument[name].append(write_vector(folder / f"{name}-{c + 1}.npy", vector).name)
+    illuminations = []
+    focus_px = settings.instrument.focus_depth_px
+    for k, illumination in enumerate(scan.illuminations):
+        gate = simulator.gate_px(k)
+        files = {"gate_px": write_nifti(folder / f"gate-{illumination.name}.nii", gate.astype(np.float32)).name}
+        if focus_px is not None:
+            focus = (gate + focus_px).astype(np.float32)
+            files["focus_px"] = write_nifti(folder / f"focus-{illumination.name}.nii", focus).name
+        illuminations.append(
+            {
+                "name": illumination.name,
+                "tilt_deg": illumination.tilt_deg,
+                "tilt_axis_deg": illumination.tilt_axis_deg,
+                "beam_frame": simulator.frame(k).tolist(),
+                "tile_shape": list(scan.tile_shape(k)),
+                "files": files,
+            }
+        )
+    mosaics = [_write_mosaic(simulator, mosaic, folder) for mosaic in simulator.mosaics()]
+    slices = []
+    for s in range(1, settings.slices + 1):
+        fixed, *moving = layout.mosaics(SliceId(s))
+        slices.append(
+            {
+                "slice_id": s,
+                "fixed_mosaic_id": fixed.mosaic_id,
+                "moving": [{"mosaic_id": m.mosaic_id, **_fixed_to_moving(simulator, fixed, m)} for m in moving],
+            }
+        )
+    document = {
+        "format": FORMAT,
+        "key": key,
+        "project_name": simulator.config.name,
+        "conventions": (
+            "Maps are indexed [x, y]; map pixel (0, 0) lies at origin_px of the mosaic's frame. A tile's pixel (i, j) lies "
+            "at (x + i, y + j). sample_px = R(rotation_deg) stage_px + shift_px. Angles in degrees from +x towards +y; axes "
+            "have no sign. A tile's surface in depth bins from zero delay is first_bin + height(x + i, y + j) + gate(i, j)."
+        ),
+        "first_bin": NOMINAL_FIRST_BIN,
+        "samples": scan.samples,
+        "pixel_um": [v * 1e3 for v in scan.scan_resolution_3d],
+        "wavelength_um": scan.wavelength_um,
+        "regions": {"0": "outside", "1": "grey", "2": "white", "3": "isotropic"},
+        "instrument": instrument,
+        "illuminations": illuminations,
+        "slices": slices,
+        "mosaics": mosaics,
+        "phantom": settings.model_dump(mode="json"),
+    }
+    return write_text(target, json.dumps(document, indent=1, default=str) + "\n")
+
+
+def write_vector(path: Path, vector: NDArray[Any], /) -> Path:
+    """Write a float64 vector as `.npy` and return the path."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(vector, dtype=np.float64))
+    return write_bytes(path, buffer.getvalue())
+
+
+def _fixed_to_moving(simulator: TileSimulator, fixed: MosaicId, moving: MosaicId) -> dict[str, Any]:
+    """Return the true affine map from the fixed to the moving mosaic's frame, ``moving = matrix @ fixed + offset``."""
+    a, b = simulator.stage.placement(fixed), simulator.stage.placement(moving)
+    matrix = b.matrix.T @ a.matrix
+    offset = b.matrix.T @ (np.asarray(a.shift_px) - np.asarray(b.shift_px))
+    return {"matrix": matrix.tolist(), "offset_px": offset.tolist()}
+
+
+def _write_mosaic(simulator: TileSimulator, mosaic: MosaicId, folder: Path) -> dict[str, Any]:
+    layout, scan = simulator.layout, simulator.scan
+    index, slice_id = layout.illumination_index(mosaic), layout.slice_of(mosaic).slice_id
+    placement = simulator.stage.placement(mosaic)
+    tiles = []
+    for tile in layout.tiles(mosaic):
+        (x, y), nominal = simulator.stage.position_px(tile), nominal_position_px(scan, tile)
+        column, row = layout.grid_position(tile)
+        tiles.append({"tile_id": tile.tile_id, "column": column, "row": row, "x": x, "y": y, "nominal": list(nominal)})
+    width, height = scan.tile_shape(index)
+    low = np.floor(np.min([[t["x"], t["y"]] for t in tiles], axis=0)).astype(int) - 2
+    high = np.ceil(np.max([[t["x"] + width, t["y"] + height] for t in tiles], axis=0)).astype(int) + 2
+    maps = _mosaic_maps(simulator, placement, index, slice_id, low, high)
+    size = scan.scan_resolution_3d
+    files = {}
+    for name, values in maps.items():
+        path = folder / f"mosaic_{mosaic.mosaic_id:03d}" / f"{name}.nii.gz"
+        write_nifti(path, values, voxel_size_mm=size)
+        files[name] = path.relative_to(folder).as_posix()
+    return {
+        "mosaic_id": mosaic.mosaic_id,
+        "slice_id": slice_id,
+        "illumination": index,
+        "rotation_deg": placement.rotation_deg,
+        "shift_px": list(placement.shift_px),
+        "origin_px": low.tolist(),
+        "files": files,
+        "tiles": tiles,
+    }
+
+
+def _mosaic_maps(
+    simulator: TileSimulator, placement: Placement, index: int, slice_id: int, low: NDArray[Any], high: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    parts: list[dict[str, NDArray[Any]]] = []
+    for start in range(int(low[0]), int(high[0]), _ROWS_PER_BLOCK):
+        columns = min(_ROWS_PER_BLOCK, int(high[0]) - start)
+        grid = placement.grid((start, low[1]), (columns, int(high[1] - low[1])))
+        view = simulator.look(placement, index, slice_id, grid)
+        parts.append(_maps_from_view(simulator, placement, view))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _maps_from_view(simulator: TileSimulator, placement: Placement, view: Any) -> dict[str, NDArray[Any]]:
+    scan, window = simulator.scan, simulator.config.processing.enface
+    top = view.layers[0]
+    axis = rotate_in_plane(top.axis, -placement.rotation_deg)
+    inside = top.region > 0
+    # An axis that is not there is NaN, never a number that looks like one.
+    axis[(top.region == 0) | (top.birefringence == 0)] = np.nan
+
+    shape = top.region.shape
+    retardance, orientation, birefringence = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    layer_step = simulator.layer_step_um if np.isfinite(simulator.layer_step_um) else 1e9
+    visible_maps(
+        0,
+        scan.samples // 2,
+        np.zeros(shape),
+        simulator.depth_step_um,
+        layer_step,
+        np.ascontiguousarray(simulator.half_retardance(view)),
+        np.ascontiguousarray(view.apparent_angle),
+        max(window.offset, 0),
+        window.depth + 1,
+        scan.wavelength_um,
+        retardance,
+        orientation,
+        birefringence,
+    )
+    nothing = (view.apparent_birefringence == 0).all(axis=0)
+    f4 = np.float32
+    maps = {
+        "axis": axis[:, :, None, :].astype(f4),
+        "birefringence": top.birefringence.astype(f4),
+        "region": top.region,
+        "crossing": top.crossing.astype(np.uint8),
+        "inside": inside.astype(np.uint8),
+        "apparent_orientation": _axial_deg(view.apparent_angle[0], view.apparent_birefringence[0] == 0),
+        "apparent_birefringence": view.apparent_birefringence[0].astype(f4),
+        "visible_orientation": _axial_deg(orientation, nothing),
+        "visible_retardance": retardance.astype(f4),
+        "visible_birefringence": birefringence.astype(f4),
+        "height": view.face.height_px.astype(f4),
+        "shadow": ((view.face.vessel_half_um > 0) | (view.face.bubble_px > 0)).astype(np.uint8),
+    }
+    if len(view.layers) > 1:
+        every = slice(None, None, max(1, round(60.0 / simulator.layer_step_um)))
+        chosen = view.layers[every]
+        maps["axis_at_depth"] = np.stack(
+            [rotate_in_plane(layer.axis, -placement.rotation_deg) for layer in chosen], axis=2
+        ).astype(f4)
+        maps["birefringence_at_depth"] = np.stack([layer.birefringence for layer in chosen], axis=2).astype(f4)
+        maps["apparent_birefringence_at_depth"] = np.moveaxis(view.apparent_birefringence[every], 0, 2).astype(f4)
+        maps["apparent_orientation_at_depth"] = np.moveaxis(
+            np.stack(
+                [
+                    _axial_deg(a, b == 0)
+                    for a, b in zip(view.apparent_angle[every], view.apparent_birefringence[every], strict=True)
+                ]
+            ),
+            0,
+            2,
+        )
+    return maps
+
+
+def _axial_deg(angle_rad: NDArray[Any], unknown: NDArray[Any]) -> NDArray[np.float32]:
+    degrees = (np.rad2deg(angle_rad) + 90) % 180 - 90
+    return np.where(unknown, np.nan, degrees).astype(np.float32)
