@@ -1,8 +1,8 @@
 """Images of axes under a change of coordinates: an orientation is resampled as a vector and turned with the image.
 
 A mapping takes pixel coordinates of the fixed image to those of the moving one (pull-back): ``p_moving = matrix @
-p_fixed + offset``, with an optional displacement added to ``p_fixed`` first. Pixels without a value (NaN, or outside the
-moving image) take no part in the interpolation.
+p_fixed + offset``, with an optional displacement added to ``p_fixed`` first. Pixels without a value (NaN, or outside
+the moving image) take no part in the interpolation.
 """
 
 from __future__ import annotations

@@ -205,7 +205,17 @@ class SampleSettings(Settings):
     align: Literal["none", "translation", "rigid"] = "none"
     """Slice-to-slice alignment of consecutive block faces."""
     modalities: tuple[str, ...] = ("aip", "mip", "ret", "ori", "biref")
-    """2-D maps to stack."""
+    """2-D maps of the first illumination to stack."""
+    products: tuple[str, ...] = ("axis", "inplane", "thruplane", "biref", "uncertainty", "flags")
+    """Results of the registration to stack; their stacks are named `registered_{product}`."""
+    formats: tuple[Literal["nifti", "zarr"], ...] = ("nifti", "zarr")
+    """Formats of the 2-D stacks: one NIfTI file and one multiscale OME-Zarr each."""
+    volumes: bool = True
+    """Also join the stitched volumes of the first illumination to one OME-Zarr for each modality."""
+    align_on: str = "aip"
+    """Map that the alignment compares."""
+    align_leash: float = Field(default=0.05, ge=0, lt=1)
+    """Share of a slice's displacement that is taken back at every slice, so that small errors do not add up."""
 
 
 class ProcessingSettings(Settings):

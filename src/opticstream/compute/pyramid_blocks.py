@@ -1,0 +1,77 @@
+"""Halving blocks of an image for the coarser levels of a pyramid, each kind of value by its own mean."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+ValueKind = Literal["scalar", "axial", "vector", "label"]
+"""Scalar values; angles of axes in degrees (180-degree periodic); unit axis vectors without sign along the last array
+axis; labels (masks, flag bits), which are never averaged."""
+
+
+def halved(block: ArrayLike, factors: tuple[int, int, int], /, *, kind: ValueKind = "scalar") -> NDArray[Any]:
+    """Return a block whose voxels are means over boxes of `factors` voxels.
+
+    Parameters
+    ----------
+    block : array_like, shape (x, y, z) or, for vectors, (x, y, z, 3)
+        Values; NaN takes no part. Sizes that `factors` do not divide are filled up with NaN (labels: with 0).
+    factors : (int, int, int)
+        Box, along x, y, z.
+    kind : ValueKind
+        How values are averaged: plain mean; mean of (cos 2O, sin 2O); main direction of the mean of v v'; the box's
+        first voxel.
+
+    Returns
+    -------
+    ndarray, shape (ceil(x / fx), ceil(y / fy), ceil(z / fz)[, 3])
+        NaN where a box holds no value.
+
+    Examples
+    --------
+    >>> halved([[[80.0]], [[-80.0]]], (2, 1, 1), kind="axial").ravel()
+    array([90.])
+    """
+    values = np.asarray(block)
+    if kind == "label":
+        return values[:: factors[0], :: factors[1], :: factors[2]]
+    grown = [-size % factor for size, factor in zip(values.shape, factors, strict=False)]
+    if any(grown):
+        pad = [(0, extra) for extra in grown] + [(0, 0)] * (values.ndim - 3)
+        values = np.pad(values, pad, constant_values=np.nan)
+    shape = [n for size, factor in zip(values.shape[:3], factors, strict=True) for n in (size // factor, factor)]
+    boxes = values.reshape(*shape, *values.shape[3:])
+    if kind == "vector":
+        return _main_direction(boxes)
+    if kind == "axial":
+        turned = np.radians(2 * boxes)
+        axis = 0.5 * np.degrees(np.arctan2(_mean(np.sin(turned)), _mean(np.cos(turned))))
+        return np.asarray(axis, values.dtype)
+    return np.asarray(_mean(boxes), values.dtype)
+
+
+def _mean(boxes: NDArray[Any]) -> NDArray[Any]:
+    """Return the mean over array axes 1, 3, 5 without NaN."""
+    valid = np.isfinite(boxes)
+    count = valid.sum((1, 3, 5))
+    total = np.where(valid, boxes, 0).sum((1, 3, 5), dtype=np.float64)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _main_direction(boxes: NDArray[Any]) -> NDArray[Any]:
+    """Return the axis nearest to all axes of a box: the first one, turned to the mean, iterated on the dyadic mean."""
+    dyads = np.empty((*boxes.shape[:-1][0::2], 3, 3))
+    for i in range(3):
+        for j in range(3):
+            dyads[..., i, j] = _mean(boxes[..., i] * boxes[..., j])
+    known = np.isfinite(dyads).all((-2, -1))
+    direction = np.full((*known.shape, 3), np.nan)
+    if known.any():
+        main = np.linalg.eigh(dyads[known])[1][..., -1]
+        x, y, z = main[:, 0], main[:, 1], main[:, 2]
+        down = (x < 0) | ((x == 0) & ((y < 0) | ((y == 0) & (z < 0))))
+        direction[known] = np.where(down[:, None], -main, main) + 0.0
+    return direction.astype(boxes.dtype)

@@ -1,0 +1,301 @@
+"""A multiscale OME-Zarr that grows by slices: every slice owns its slab of chunks at every level.
+
+Chunks never reach over two slices, so that adding or replacing a slice writes its own chunks and nothing else; the
+arrays grow by a change of their metadata alone. Axes are (z, y, x), or (c, z, y, x) for vectors, as OME-NGFF 0.5 wants
+them; callers hand over (x, y, z).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.pyramid_blocks import ValueKind, halved
+from opticstream.io.atomic import is_temporary, write_text
+from opticstream.model.errors import FileFormatError
+
+BlockReader = Callable[[slice, slice], NDArray[Any]]
+"""Returns the block (x, y, depth[, c]) of a slice for ranges of x and y."""
+
+_CHUNK = 128
+_MEMORY_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class SliceStore:
+    """One store of the sample.
+
+    Parameters
+    ----------
+    path : Path
+        Folder, `....ome.zarr`.
+    planes : int
+        Planes (z) of one slice; 1 for stacks of maps.
+    voxel_um : (float, float, float)
+        Voxel size along x, y, z.
+    kind : ValueKind
+        How values are averaged for coarser levels; `vector` has 3 channels.
+    dtype : str
+        Type of the values, `float32` or `uint8`.
+    """
+
+    path: Path
+    planes: int
+    voxel_um: tuple[float, float, float]
+    kind: ValueKind = "scalar"
+    dtype: str = "float32"
+
+    def put(self, slice_index: int, shape: tuple[int, int], read: BlockReader, /) -> None:
+        """Write one slice, at all levels; voxels of the store that the slice does not cover become NaN (labels: 0).
+
+        Parameters
+        ----------
+        slice_index : int
+            Place of the slice, 0-based.
+        shape : (int, int)
+            Size of the slice along x and y.
+        read : callable
+            Gives the slice block by block, so that it never needs to be in memory as a whole. A block with fewer than
+            `planes` planes is filled up, further planes are left out.
+
+        Raises
+        ------
+        FileFormatError
+            The store on disk has another slab, voxel size or type than this one.
+        """
+        levels = self._open(slice_index, shape)
+        canvas = self._canvas(levels[0])
+        step = self._tile()
+        for x in range(0, canvas[0], step):
+            for y in range(0, canvas[1], step):
+                xs, ys = slice(x, min(x + step, canvas[0])), slice(y, min(y + step, canvas[1]))
+                block = self._blank((xs.stop - xs.start, ys.stop - ys.start, self.planes))
+                inside = slice(x, min(xs.stop, shape[0])), slice(y, min(ys.stop, shape[1]))
+                if inside[0].stop > x and inside[1].stop > y:
+                    part = np.asarray(read(*inside))[:, :, : self.planes]
+                    block[: part.shape[0], : part.shape[1], : part.shape[2]] = part
+                self._write(levels, slice_index, x, y, block)
+
+    def remove(self, slice_index: int, /) -> None:
+        """Blank the slab of a slice, if the store has it."""
+        if not (self.path / "zarr.json").exists():
+            return
+        levels = [self._array(level) for level in range(len(self.level_factors(self._stored()["levels"])))]
+        canvas = self._canvas(levels[0])
+        if slice_index * self.planes < levels[0].shape[-3]:
+            self.put(slice_index, canvas, lambda xs, ys: self._blank((xs.stop - xs.start, ys.stop - ys.start, 1)))
+
+    def level_factors(self, count: int, /) -> list[tuple[int, int, int]]:
+        """Return the downsampling of each level against the first, along x, y, z; z only where slabs stay whole."""
+        factors = []
+        for level in range(count):
+            z = 1
+            while z < 2**level and self.planes % (2 * z) == 0 and self.voxel_um[2] * z < self.voxel_um[0] * 2**level:
+                z *= 2
+            factors.append((2**level, 2**level, z))
+        return factors
+
+    def _blank(self, shape: tuple[int, int, int]) -> NDArray[Any]:
+        full = (*shape, 3) if self.kind == "vector" else shape
+        dtype = np.dtype(self.dtype)
+        return np.full(full, np.nan if dtype.kind == "f" else 0, dtype)
+
+    def _tile(self) -> int:
+        """Return the side of the blocks that are written at once: a multiple of the chunk, within the memory budget."""
+        per_column = self.planes * np.dtype(self.dtype).itemsize * (3 if self.kind == "vector" else 1)
+        side = math.isqrt(max(1, _MEMORY_BYTES // per_column))
+        return max(256, 2 ** int(math.log2(max(side, 1))))
+
+    def _canvas(self, array: Any) -> tuple[int, int]:
+        return int(array.shape[-1]), int(array.shape[-2])
+
+    def _write(self, levels: list[Any], slice_index: int, x: int, y: int, block: NDArray[Any]) -> None:
+        factors = self.level_factors(len(levels))
+        for level, array in enumerate(levels):
+            if level:
+                ratio = tuple(b // a for a, b in zip(factors[level - 1], factors[level], strict=True))
+                block = halved(block, (ratio[0], ratio[1], ratio[2]), kind=self.kind)
+            fx, fy, fz = factors[level]
+            planes = self.planes // fz
+            z0, y0, x0 = slice_index * planes, y // fy, x // fx
+            # (x, y, z[, c]) here is ([c,] z, y, x) in the store
+            data = np.ascontiguousarray(block.transpose(*((3,) if block.ndim == 4 else ()), 2, 1, 0))
+            where = (
+                slice(z0, z0 + planes),
+                slice(y0, y0 + data.shape[-2]),
+                slice(x0, x0 + data.shape[-1]),
+            )
+            array[(..., *where)].write(data).result()
+
+    def _spec(self, level: int) -> dict[str, Any]:
+        return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.path / str(level))}}
+
+    def _array(self, level: int) -> Any:
+        import tensorstore as ts
+
+        return ts.open(self._spec(level), open=True, read=True, write=True).result()
+
+    def _stored(self) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.path / "zarr.json").read_text())["attributes"]["opticstream"]
+        except (OSError, ValueError, KeyError) as error:
+            raise FileFormatError(f"{self.path}: is no store of slices; remove it to start again") from error
+        return content
+
+    def _facts(self, levels: int) -> dict[str, Any]:
+        return {"planes": self.planes, "voxel_um": list(self.voxel_um), "kind": self.kind, "levels": levels}
+
+    def _open(self, slice_index: int, shape: tuple[int, int]) -> list[Any]:
+        """Return the arrays of all levels, made or grown to hold the slice."""
+        if not (self.path / "zarr.json").exists():
+            levels = 1
+            while max(shape) / 2 ** (levels - 1) > 192 and levels < 8:
+                levels += 1
+            factors = self.level_factors(levels)
+            for level in range(levels):
+                self._create(level, factors[level], slice_index, shape)
+            # The group's metadata comes last: a store without it is not there yet, and is made again.
+            write_text(self.path / "zarr.json", self._metadata(factors))
+        stored = self._stored()
+        expected = self._facts(stored["levels"])
+        if stored != expected:
+            raise FileFormatError(
+                f"{self.path}: holds slices of {stored}, the new one has {expected}; remove the store to start again"
+            )
+        arrays = []
+        for level, (fx, fy, fz) in enumerate(self.level_factors(stored["levels"])):
+            array = self._array(level)
+            needed = (
+                max(array.shape[-3], (slice_index + 1) * self.planes // fz),
+                max(array.shape[-2], -(-shape[1] // fy)),
+                max(array.shape[-1], -(-shape[0] // fx)),
+            )
+            if needed != tuple(array.shape[-3:]):
+                lead = (3,) if self.kind == "vector" else ()
+                array = array.resize(exclusive_max=[*lead, *needed], expand_only=True).result()
+            arrays.append(array)
+        return arrays
+
+    def _create(self, level: int, factors: tuple[int, int, int], slice_index: int, shape: tuple[int, int]) -> None:
+        import tensorstore as ts
+
+        planes = self.planes // factors[2]
+        chunk_z = max(n for n in range(1, min(planes, 64) + 1) if planes % n == 0)
+        lead = (3,) if self.kind == "vector" else ()
+        size = (
+            *lead,
+            (slice_index + 1) * planes,
+            -(-shape[1] // factors[1]),
+            -(-shape[0] // factors[0]),
+        )
+        side = _CHUNK if self.planes > 1 else 2 * _CHUNK
+        chunk = [*([3] if lead else []), chunk_z, side, side]
+        inner = [{"name": "bytes", "configuration": {"endian": "little"}}, _ZSTD]
+        floating = np.dtype(self.dtype).kind == "f"
+        metadata: dict[str, Any] = {
+            "shape": list(size),
+            "data_type": self.dtype,
+            "fill_value": "NaN" if floating else 0,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "codecs": inner if floating else [{"name": "bytes"}, _ZSTD],
+            "dimension_names": [*(["c"] if lead else []), "z", "y", "x"],
+        }
+        if self.planes > 1:
+            # Many small chunks for viewers, few files for the file system: one shard is one column of the slice.
+            metadata["codecs"] = [
+                {"name": "sharding_indexed", "configuration": {"chunk_shape": chunk, "codecs": metadata["codecs"]}}
+            ]
+            shard = max(256 >> level, _CHUNK)
+            metadata["chunk_grid"]["configuration"]["chunk_shape"] = [*([3] if lead else []), planes, shard, shard]
+        ts.open({**self._spec(level), "metadata": metadata}, create=True, delete_existing=True).result()
+
+    def _metadata(self, factors: list[tuple[int, int, int]]) -> str:
+        """Return the group's metadata, OME-NGFF 0.5."""
+        lead = [1.0] if self.kind == "vector" else []
+        datasets = []
+        for level, (fx, fy, fz) in enumerate(factors):
+            scale = [s * f for s, f in zip(self.voxel_um, (fx, fy, fz), strict=True)]
+            shift = [s * (f - 1) / 2 for s, f in zip(self.voxel_um, (fx, fy, fz), strict=True)]
+            datasets.append(
+                {
+                    "path": str(level),
+                    "coordinateTransformations": [
+                        {"type": "scale", "scale": [*lead, *scale[::-1]]},
+                        {"type": "translation", "translation": [*([0.0] if lead else []), *shift[::-1]]},
+                    ],
+                }
+            )
+        axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] if lead else []
+        axes += [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+        name = self.path.name.removesuffix(".ome.zarr")
+        ome = {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
+        attributes = {"ome": ome, "opticstream": self._facts(len(factors))}
+        return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1) + "\n"
+
+
+_ZSTD = {"name": "zstd", "configuration": {"level": 3}}
+
+
+def volume_reader(path: Path, /) -> tuple[tuple[int, int, int], BlockReader]:
+    """Return the shape (x, y, z) of an OME-Zarr volume's finest level and a reader of its blocks.
+
+    Raises
+    ------
+    FileFormatError
+        It is no OME-Zarr volume (0.4 or 0.5) with the axes z, y, x.
+    """
+    import tensorstore as ts
+
+    finest, driver = _finest_level(path)
+    try:
+        spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path / finest)}}
+        array = ts.open(spec, open=True, read=True).result()
+    except ValueError as error:
+        raise FileFormatError(f"{path}: cannot be read as OME-Zarr: {error}") from error
+    if array.rank != 3:
+        raise FileFormatError(f"{path}: expected the axes z, y, x, got the shape {tuple(array.shape)}")
+    z, y, x = (int(n) for n in array.shape)
+
+    def read(xs: slice, ys: slice) -> NDArray[Any]:
+        block = array[:, ys, xs].read().result()
+        return np.asarray(block).transpose(2, 1, 0)
+
+    return (x, y, z), read
+
+
+def _finest_level(path: Path) -> tuple[str, str]:
+    """Return the folder of an OME-Zarr's finest level and the driver that reads it."""
+    try:
+        if (path / "zarr.json").exists():
+            attributes = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]
+            return str(attributes["multiscales"][0]["datasets"][0]["path"]), "zarr3"
+        attributes = json.loads((path / ".zattrs").read_text())
+        return str(attributes["multiscales"][0]["datasets"][0]["path"]), "zarr"
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise FileFormatError(f"{path}: is no OME-Zarr image: {error!r}") from error
+
+
+def volume_voxel_um(path: Path, /) -> tuple[float, float, float]:
+    """Return the voxel size (x, y, z) of an OME-Zarr volume in micrometres."""
+    _finest_level(path)
+    source = path / "zarr.json"
+    content = json.loads(source.read_text())["attributes"]["ome"] if source.exists() else None
+    content = content or json.loads((path / ".zattrs").read_text())
+    transformations = content["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    scale = next((t["scale"] for t in transformations if t["type"] == "scale"), None)
+    if scale is None or len(scale) < 3:
+        raise FileFormatError(f"{path}: says no voxel size")
+    z, y, x = (float(s) for s in scale[-3:])
+    return x, y, z
+
+
+def is_complete(path: Path, /) -> bool:
+    """Return whether a store is there under its final name."""
+    return not is_temporary(path) and ((path / "zarr.json").exists() or (path / ".zattrs").exists())

@@ -1,0 +1,383 @@
+"""Add one slice to the sample's stacks: maps to NIfTI and OME-Zarr stacks, volumes to one OME-Zarr, gaps listed.
+
+Every slice has its own place in every stack; adding, replacing or repeating a slice writes that place and nothing else.
+The ledger `slices.json` says which slices the stacks hold, from which input, and which are missing, and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.orientation_field import PlaneMap, resample_image, resample_orientation
+from opticstream.compute.pyramid_blocks import ValueKind
+from opticstream.compute.slice_alignment import SlicePose, next_pose, turned_axis
+from opticstream.config.processing import SampleSettings
+from opticstream.io.atomic import write_text
+from opticstream.io.nifti import read_nifti, voxel_size_mm
+from opticstream.io.nifti_stack import put_slice
+from opticstream.io.slice_store import SliceStore, volume_reader, volume_voxel_um
+from opticstream.model.errors import InputError, MissingInputError, StateError
+
+_KINDS: dict[str, ValueKind] = {
+    "ori": "axial",
+    "inplane": "axial",
+    "thruplane": "axial",
+    "O3D": "axial",
+    "axis": "vector",
+    "mask": "label",
+    "flags": "label",
+}
+
+
+@dataclass(frozen=True)
+class SampleInput:
+    """What one slice brings to the sample."""
+
+    folder: Path
+    """Folder of the stacks (`sample/` of the project)."""
+    slice_id: int
+    """Slice, 1-based; it takes place `slice_id - 1` in every stack."""
+    maps: Mapping[str, Path]
+    """NIfTI map, (x, y), (x, y, 1) or (x, y, 1, 3), by name of the stack, e.g. `normal_aip`, `registered_axis`."""
+    volumes: Mapping[str, Path] = field(default_factory=dict)
+    """OME-Zarr volume by name of the stack, e.g. `normal_dBI`."""
+    settings: SampleSettings = field(default_factory=SampleSettings)
+    """`processing.sample`."""
+    slice_thickness_um: float = 500.0
+    """`scan.slice_thickness_um`."""
+    failed: Mapping[int, str] = field(default_factory=dict)
+    """Slices that are known to have failed, and why."""
+    expected: int = 0
+    """Number of slices that the sample is to have, if known; later ones that are not there count as missing."""
+
+
+@dataclass(frozen=True)
+class UpdatedSample:
+    """State of the stacks after an update."""
+
+    outputs: dict[str, Path]
+    """File or store of each stack, the ledger (`slices`) and the preview."""
+    slices: tuple[int, ...]
+    """Slices that the stacks hold."""
+    missing: tuple[int, ...]
+    """Slices that are gaps."""
+    changed: bool = True
+    """False where the slice was there already, from the same input."""
+    preview: Path | None = None
+    """Picture of the sample in three orthogonal views."""
+
+
+def update_sample(new: SampleInput, /) -> UpdatedSample:
+    """Add a slice to the stacks, or replace it; slices that are there already are not rewritten.
+
+    Raises
+    ------
+    MissingInputError, InputError
+        A map or volume is missing, or has another shape or voxel size than the stack.
+    StateError
+        The ledger cannot be read.
+    """
+    for name, path in {**new.maps, **new.volumes}.items():
+        if not path.exists():
+            raise MissingInputError(f"slice {new.slice_id}: {name} is missing: {path}")
+    if not new.maps and not new.volumes:
+        raise InputError(f"slice {new.slice_id}: there is nothing to add to the sample")
+    new.folder.mkdir(parents=True, exist_ok=True)
+    with _lock(new.folder):
+        ledger = _Ledger.read(new.folder / "slices.json")
+        print_of_input = _fingerprint(new)
+        entry = ledger.slices.get(new.slice_id, {})
+        changed = entry.get("state") != "present" or entry.get("input") != print_of_input
+        if changed:
+            pose = _pose(new, ledger)
+            # "writing" first: after a crash in the middle this slice, and no other, counts as not there.
+            ledger.slices[new.slice_id] = {"state": "writing"}
+            ledger.write(new)
+            written = {**_put_maps(new, pose), **(_put_volumes(new, pose) if new.settings.volumes else {})}
+            ledger.slices[new.slice_id] = {
+                "state": "present",
+                "input": print_of_input,
+                "stacks": sorted(written),
+                **({"pose": _pose_facts(pose)} if new.settings.align != "none" else {}),
+            }
+        ledger.write(new)
+        preview = _preview(new, ledger)
+    outputs = {f"{name}_{kind}": path for name in ledger.stacks() for kind, path in _stack_files(new, name)}
+    outputs["slices"] = new.folder / "slices.json"
+    if preview is not None:
+        outputs["preview"] = preview
+    return UpdatedSample(
+        outputs=outputs,
+        slices=ledger.present(),
+        missing=ledger.missing(new.expected),
+        changed=changed,
+        preview=preview,
+    )
+
+
+@dataclass
+class _Ledger:
+    """Content of `slices.json`."""
+
+    path: Path
+    slices: dict[int, dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> _Ledger:
+        if not path.exists():
+            return cls(path, {})
+        try:
+            content = json.loads(path.read_text())
+            return cls(path, {int(number): entry for number, entry in content["slices"].items()})
+        except (ValueError, KeyError, AttributeError) as error:
+            raise StateError(f"{path}: cannot be read ({error!r}); remove it and add the slices again") from error
+
+    def present(self) -> tuple[int, ...]:
+        return tuple(sorted(n for n, entry in self.slices.items() if entry.get("state") == "present"))
+
+    def missing(self, expected: int) -> tuple[int, ...]:
+        present = self.present()
+        last = max([expected, *self.slices], default=0)
+        return tuple(n for n in range(1, last + 1) if n not in present)
+
+    def stacks(self) -> list[str]:
+        return sorted({name for entry in self.slices.values() for name in entry.get("stacks", [])})
+
+    def write(self, new: SampleInput) -> None:
+        missing = self.missing(new.expected)
+        content = {
+            "slice_thickness_um": new.slice_thickness_um,
+            "slices": {str(n): self.slices[n] for n in sorted(self.slices)},
+            "missing": {str(n): new.failed.get(n, "not registered yet") for n in missing},
+        }
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the stacks alone on this host; between hosts the claim on the sample does it."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _fingerprint(new: SampleInput) -> str:
+    """Return a hash of everything that the slice's part of the stacks rests on.
+
+    Volumes count by the names and sizes of their chunks: compressed data that changes at all changes some size.
+    """
+    digest = hashlib.sha256(new.settings.model_dump_json().encode() + str(new.slice_thickness_um).encode())
+    for name, path in sorted({**new.maps, **new.volumes}.items()):
+        digest.update(name.encode())
+        if path.is_dir():
+            for part in sorted(path.rglob("*")):
+                if part.is_file() and not part.name.endswith("__lock"):
+                    digest.update(f"{part.relative_to(path)} {part.stat().st_size}".encode())
+        else:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _kind(name: str) -> ValueKind:
+    return _KINDS.get(name.rsplit("_", 1)[-1], "scalar")
+
+
+def _map(path: Path) -> NDArray[Any]:
+    """Return a map as (x, y) or (x, y, 3)."""
+    array = read_nifti(path)
+    if array.ndim in (3, 4) and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise InputError(f"{path}: expected a map (x, y) or axis vectors (x, y, 1, 3), got the shape {array.shape}")
+    return np.asarray(array, np.uint8 if array.dtype == np.uint8 else np.float32)
+
+
+def _put_maps(new: SampleInput, pose: SlicePose | None) -> dict[str, Path]:
+    written: dict[str, Path] = {}
+    for name, path in sorted(new.maps.items()):
+        image = _map(path)
+        if pose is not None:
+            image = _moved(name, image, pose)
+        x_mm, y_mm = voxel_size_mm(path)[:2]
+        for form, target in _stack_files(new, name, only_existing=False):
+            if form == "nifti":
+                if image.ndim == 2:  # vectors lie in the Zarr only: NIfTI cannot grow along an inner axis
+                    put_slice(
+                        target,
+                        image,
+                        new.slice_id - 1,
+                        pixel_size_mm=(x_mm, y_mm),
+                        thickness_mm=new.slice_thickness_um / 1000,
+                        description=f"{name}, one plane per slice",
+                    )
+                    written[name] = target
+            else:
+                voxel = (_clean(x_mm * 1000), _clean(y_mm * 1000), new.slice_thickness_um)
+                store = SliceStore(target, 1, voxel, _kind(name), str(image.dtype))
+                store.put(new.slice_id - 1, (image.shape[0], image.shape[1]), _image_reader(image))
+                written[name] = target
+    return written
+
+
+def _image_reader(image: NDArray[Any]) -> Callable[[slice, slice], NDArray[Any]]:
+    def read(xs: slice, ys: slice) -> NDArray[Any]:
+        return image[xs, ys][:, :, None]
+
+    return read
+
+
+def _clean(value_um: float) -> float:
+    """Return a size in um without the rounding of NIfTI's 32-bit millimetres."""
+    return float(f"{value_um:.6g}")
+
+
+def _stack_files(new: SampleInput, name: str, *, only_existing: bool = True) -> list[tuple[str, Path]]:
+    files = {"nifti": new.folder / f"{name}.nii", "zarr": new.folder / f"{name}.ome.zarr"}
+    formats = files if only_existing else {f: files[f] for f in new.settings.formats}
+    return [(form, path) for form, path in formats.items() if path.exists() or not only_existing]
+
+
+def _put_volumes(new: SampleInput, pose: SlicePose | None) -> dict[str, Path]:
+    written = {}
+    for name, path in sorted(new.volumes.items()):
+        voxel = volume_voxel_um(path)
+        planes = max(1, round(new.slice_thickness_um / voxel[2]))
+        shape, read = volume_reader(path)
+        if pose is not None:
+            read = _moved_reader(name, shape, read, pose)
+        store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, _kind(name))
+        store.put(new.slice_id - 1, shape[:2], read)
+        written[name] = store.path
+    return written
+
+
+def _moved_reader(
+    name: str,
+    shape: tuple[int, int, int],
+    read: Callable[[slice, slice], NDArray[Any]],
+    pose: SlicePose,
+) -> Callable[[slice, slice], NDArray[Any]]:
+    """Return a reader of a volume in its pose: each block gathers what it needs, plane by plane."""
+
+    def moved(xs: slice, ys: slice) -> NDArray[Any]:
+        corners = np.array([[x, y] for x in (xs.start, xs.stop - 1) for y in (ys.start, ys.stop - 1)], float)
+        where = pose.mapping.points(corners)
+        low = np.maximum(np.floor(where.min(0)).astype(int) - 1, 0)
+        high = np.minimum(np.ceil(where.max(0)).astype(int) + 2, shape[:2])
+        size = (xs.stop - xs.start, ys.stop - ys.start)
+        if (high <= low).any():
+            return np.full((*size, 1), np.nan, np.float32)
+        part = read(slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
+        local = PlaneMap(pose.mapping.matrix, pose.mapping.points([float(xs.start), float(ys.start)]) - low)
+        move = resample_orientation if _kind(name) == "axial" else resample_image
+        return np.stack([move(part[:, :, z], local, shape=size) for z in range(part.shape[2])], axis=2)
+
+    return moved
+
+
+def _moved(name: str, image: NDArray[Any], pose: SlicePose) -> NDArray[Any]:
+    """Return a map in its pose in the sample."""
+    kind, shape = _kind(name), (image.shape[0], image.shape[1])
+    if kind == "vector":
+        parts = [resample_image(image[..., c], pose.mapping, shape=shape, nearest=True) for c in range(3)]
+        return turned_axis(np.stack(parts, -1), pose.mapping.rotation_deg).astype(np.float32)
+    if kind == "label":
+        return np.nan_to_num(resample_image(image, pose.mapping, shape=shape, nearest=True)).astype(image.dtype)
+    if kind == "axial" and not name.endswith("thruplane"):
+        return resample_orientation(image, pose.mapping, shape=shape)
+    return resample_image(image, pose.mapping, shape=shape, nearest=name.endswith("thruplane"))
+
+
+def _pose(new: SampleInput, ledger: _Ledger) -> SlicePose | None:
+    """Return the pose of the slice from its nearest neighbour in the stacks; None without alignment."""
+    if new.settings.align == "none":
+        return None
+    still = SlicePose(PlaneMap.identity())
+    name = next((n for n in new.maps if n.endswith(f"_{new.settings.align_on}")), None)
+    if name is None:
+        raise InputError(
+            f"slice {new.slice_id}: processing.sample.align_on = {new.settings.align_on!r} is none of the maps "
+            f"{sorted(new.maps)}"
+        )
+    others = [n for n in ledger.present() if n != new.slice_id and "pose" in ledger.slices[n]]
+    if not others:
+        return still
+    nearest = min(others, key=lambda n: (abs(n - new.slice_id), n))
+    facts = ledger.slices[nearest]["pose"]
+    # The neighbour lies in the stack in its pose already, so the step starts at "not moved" and is chained by it.
+    reference = _stacked_map(new, name, nearest)
+    if reference is None:
+        return still
+    placed = SlicePose(PlaneMap.identity())
+    step = next_pose(reference, _map(new.maps[name]), placed, freedom=new.settings.align, leash=0.0, sigma_px=2.0)
+    if step.failure:
+        mapping = PlaneMap(np.array(facts["matrix"]), np.array(facts["offset"]))
+        return SlicePose(mapping, step.residual_px, step.confidence, step.failure)
+    keep = (1.0 - new.settings.align_leash) ** abs(nearest - new.slice_id)
+    return _shortened(step, keep, _map(new.maps[name]).shape[:2])
+
+
+def _shortened(pose: SlicePose, keep: float, shape: tuple[int, ...]) -> SlicePose:
+    from opticstream.compute.slice_alignment import rigid_map
+
+    centre = (np.array(shape[:2]) - 1) / 2
+    shift = pose.mapping.points(centre) - centre
+    mapping = rigid_map(pose.mapping.rotation_deg * keep, shift * keep, centre)
+    return SlicePose(mapping, pose.residual_px, pose.confidence, pose.failure)
+
+
+def _stacked_map(new: SampleInput, name: str, slice_id: int) -> NDArray[np.float32] | None:
+    """Return the map of a slice as it lies in the stack."""
+    for form, path in _stack_files(new, name):
+        if form == "zarr":
+            _, read = volume_reader(path)
+            shape = volume_reader(path)[0]
+            if slice_id <= shape[2]:
+                return np.asarray(read(slice(0, shape[0]), slice(0, shape[1]))[:, :, slice_id - 1], np.float32)
+        else:
+            stack = read_nifti(path, mmap=True)
+            if slice_id <= stack.shape[2]:
+                return np.array(stack[:, :, slice_id - 1], np.float32)
+    return None
+
+
+def _pose_facts(pose: SlicePose | None) -> dict[str, Any]:
+    pose = pose or SlicePose(PlaneMap.identity())
+    return {
+        "matrix": pose.mapping.matrix.tolist(),
+        "offset": pose.mapping.offset.tolist(),
+        "rotation_deg": round(pose.mapping.rotation_deg, 6),
+        "residual_px": None if np.isnan(pose.residual_px) else round(pose.residual_px, 4),
+        "confidence": round(pose.confidence, 4),
+        "failure": pose.failure,
+    }
+
+
+def _preview(new: SampleInput, ledger: _Ledger) -> Path | None:
+    from opticstream.io.sample_picture import sample_views, write_sample_picture
+
+    stores = {name: path for name in ledger.stacks() for form, path in _stack_files(new, name) if form == "zarr"}
+    wanted = [n for n in stores if n.endswith(f"_{new.settings.align_on}")] or [
+        n for n in stores if _kind(n) == "scalar"
+    ]
+    chosen = {name: stores[name] for name in wanted[:1]}
+    chosen |= {name: path for name, path in stores.items() if _kind(name) == "vector"}
+    present = ledger.present()
+    if not chosen or not present:
+        return None
+    views = {name: sample_views(path, present) for name, path in chosen.items()}
+    return write_sample_picture(new.folder / "preview.jpg", views)
