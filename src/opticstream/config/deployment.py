@@ -46,5 +46,7 @@ class DeploymentSettings(BaseSettings):
     """Window in which events that ask for the same look at the facts share one flow run, in seconds."""
     attempts: int = Field(default=3, ge=1)
     """Tries of a tile or stage before it is parked as failed."""
+    crashes: int = Field(default=5, ge=1)
+    """Deaths of the process in the middle of one piece of work after which that work is parked as failed."""
     retry_delay_s: float = Field(default=2.0, ge=0)
     """Wait before the second try, in seconds; doubled each time, with jitter."""

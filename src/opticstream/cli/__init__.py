@@ -1,0 +1,58 @@
+"""The `opticstream` command. Commands load what they need when they are called, so that help is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import opticstream
+from opticstream.cli import demo, project, run, serve, status
+
+app = typer.Typer(
+    name="opticstream",
+    help="Raw tiles of a polarization-sensitive OCT microscope in, registered brain volumes out, "
+    "while the microscope is running.\n\n"
+    "Start with [bold]opticstream demo[/]; then [bold]opticstream project init[/], "
+    "[bold]opticstream run PROJECT DIR[/] for what lies in a folder, [bold]opticstream watch PROJECT DIR[/] next to "
+    "the rig.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_PIPELINE = "The pipeline"
+_FILES = "On files, without a server"
+_HOSTS = "Hosts"
+
+app.command("demo", rich_help_panel=_PIPELINE)(demo.demo)
+app.command("run", rich_help_panel=_PIPELINE)(run.run)
+app.command("watch", rich_help_panel=_PIPELINE)(run.watch)
+app.command("status", rich_help_panel=_PIPELINE)(status.status)
+app.command("retry", rich_help_panel=_PIPELINE)(status.retry)
+app.command("history", rich_help_panel=_PIPELINE)(status.history)
+app.add_typer(project.app, name="project", rich_help_panel=_PIPELINE)
+app.command("up", rich_help_panel=_HOSTS)(serve.up)
+app.command("server", rich_help_panel=_HOSTS)(serve.server)
+app.command("worker", rich_help_panel=_HOSTS)(serve.worker)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"opticstream {opticstream.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

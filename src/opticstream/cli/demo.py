@@ -1,0 +1,155 @@
+"""`demo`: a phantom is scanned by a virtual rig while the whole pipeline runs, and the results are measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opticstream.cli.console import DONE, FAILED, JsonOption, err, errors_shown, out
+from opticstream.config import DeploymentSettings, load_project
+from opticstream.model.errors import ConfigurationError, ProcessingError
+
+_MARK = "demo.json"
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Folder of everything that the demo makes.")] = Path(
+        "demo-output"
+    ),
+    resume: Annotated[bool, typer.Option(help="Go on with a demo that was interrupted.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the phantom.")] = 1,
+    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=1)] = 2,
+    rig_only: Annotated[bool, typer.Option(hidden=True)] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the main job on this machine: acquire a phantom, process it live, measure the results against the truth.
+
+    A virtual rig writes raw tiles while the pipeline runs on an embedded Prefect server; nothing is left running and
+    nothing outside the folder is touched. Exit status 1 if a bound of the validation is missed or an item failed.
+    Interrupted at any moment, `--resume` goes on where it stopped.
+    """
+    from opticstream.sim.demo import write_demo
+
+    with errors_shown():
+        folder = folder.absolute()
+        _prepare(folder, resume=resume)
+        project_file, phantom_file = write_demo(folder, seed=seed, slices=slices)
+        if rig_only:
+            return
+        config = load_project(project_file)
+        code = _Demo(folder, project_file, phantom_file, quiet=as_json).run()
+        report = _validate(project_file, folder, as_json=as_json)
+        passed = code == DONE and report
+        if not as_json:
+            _tell_pictures(config.base_path)
+            out.print("[bold green]demo passed[/]" if passed else "[bold red]demo failed[/]")
+    raise typer.Exit(DONE if passed else FAILED)
+
+
+def _prepare(folder: Path, *, resume: bool) -> None:
+    mark = folder / _MARK
+    if resume:
+        if not mark.exists():
+            raise ConfigurationError(f"--resume: {folder} holds no demo")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        if not mark.exists():
+            raise ConfigurationError(f"{folder} is not empty and no demo made it; choose another --out")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps({"made by": "opticstream demo", "may be removed": True}))
+
+
+class _Demo:
+    def __init__(self, folder: Path, project_file: Path, phantom_file: Path, *, quiet: bool) -> None:
+        self.folder = folder
+        self.raw = folder / "raw"
+        self._project_file = project_file
+        self._phantom_file = phantom_file
+        self._quiet = quiet
+        self._rig: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """Run rig and pipeline to the end and return 0, or 1 if something failed."""
+        # The demo's tiles are small: short waiting times, and one thread for each flow run, as they share the cores.
+        for name, value in {
+            "OPTICSTREAM_POLL_S": "0.5", "OPTICSTREAM_STABLE_S": "1", "OPTICSTREAM_SWEEP_S": "45",
+            "OPTICSTREAM_LEASE_S": "30", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
+        }.items():  # fmt: skip
+            os.environ.setdefault(name, value)
+        from opticstream.cli.following import Follower, follow
+        from opticstream.flows.session import local_session
+
+        settings = DeploymentSettings()
+        with Follower(live=err.is_terminal, quiet=self._quiet) as follower:
+            follower.say(f"phantom and project file are in {self.folder}")
+            self._start_rig()
+            try:
+                with local_session(self.folder / "prefect", say=follower.say):
+                    from opticstream.flows.driver import Driver
+                    from opticstream.flows.parameters import save_parameters
+                    from opticstream.pipeline.project import Project
+
+                    config = load_project(self._project_file)
+                    save_parameters(config)
+                    self.raw.mkdir(exist_ok=True)
+                    driver = Driver.on_folder(Project.open(config, deployment=settings), str(self.raw))
+                    progress = follow(driver, follower, is_over=lambda: self._is_over(driver), check=self._check_rig)
+            finally:
+                self._stop_rig()
+        return FAILED if progress.failures else DONE
+
+    def _start_rig(self) -> None:
+        command = [
+            sys.executable, "-m", "opticstream", "sim", "rig", str(self._project_file), str(self.raw),
+            "--phantom", str(self._phantom_file), "--truth", str(self.folder / "truth"),
+        ]  # fmt: skip
+        with (self.folder / "rig.log").open("ab") as log:
+            from opticstream.flows.server import die_with_parent
+
+            self._rig = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
+
+    def _stop_rig(self) -> None:
+        if self._rig is not None and self._rig.poll() is None:
+            self._rig.terminate()
+            self._rig.wait(timeout=20)
+
+    def _is_over(self, driver: object) -> bool:
+        from opticstream.flows.driver import Driver
+
+        assert isinstance(driver, Driver)
+        assert self._rig is not None
+        if self._rig.poll() is None or driver.incomplete():
+            return False
+        layout = driver.project.layout
+        known = driver.watcher.known_batches()
+        return all(batch in known for mosaic in {b.mosaic for b in known} for batch in layout.batches(mosaic))
+
+    def _check_rig(self) -> None:
+        assert self._rig is not None
+        if self._rig.poll() not in (None, 0):
+            tail = (self.folder / "rig.log").read_text(errors="replace")[-2000:]
+            raise ProcessingError(f"the virtual rig ended with status {self._rig.returncode}:\n{tail}")
+
+
+def _validate(project_file: Path, folder: Path, *, as_json: bool) -> bool:
+    from opticstream.cli.sim import show_validation
+
+    return show_validation(project_file, folder / "truth", as_json=as_json)
+
+
+def _tell_pictures(base: Path) -> None:
+    pictures = sorted(base.glob("mosaic-*/stitched/*.jpg")) + sorted(base.glob("registered/*.jpg"))
+    pictures += sorted(base.glob("validation/*"))
+    out.print("pictures:")
+    for picture in pictures:
+        out.print(f"  {os.path.relpath(picture)}")

@@ -1,0 +1,117 @@
+"""Follows a project while others work on it: live lines on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from opticstream.cli.console import err, out
+from opticstream.flows.driver import Driver
+from opticstream.pipeline.progress import MosaicProgress, ProjectProgress
+
+
+def mosaic_line(mosaic: MosaicProgress, /) -> str:
+    """Return one line on a mosaic."""
+    failed = f", {mosaic.tiles_failed} failed" if mosaic.tiles_failed else ""
+    volumes = "" if mosaic.volume == "none" else f", volumes {mosaic.volume}"
+    published = ", published" if mosaic.uploaded else ""
+    return (
+        f"slice {mosaic.slice_id} {mosaic.illumination:<8} mosaic {mosaic.mosaic_id}: "
+        f"{mosaic.tiles_processed}/{mosaic.total_tiles} tiles{failed}, {mosaic.state}{volumes}{published}"
+    )
+
+
+@dataclass
+class Follower:
+    """Shows progress as it changes.
+
+    Parameters
+    ----------
+    live : bool
+        Draw bars on a terminal; otherwise print a line whenever something changes.
+    quiet : bool
+        Show nothing.
+    """
+
+    live: bool
+    quiet: bool = False
+    _shown: dict[str, str] = field(default_factory=dict)
+    _bars: Progress | None = None
+    _tasks: dict[int, object] = field(default_factory=dict)
+    _begin: float = field(default_factory=time.monotonic)
+
+    def __enter__(self) -> Follower:
+        if self.live and not self.quiet:
+            self._bars = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(), console=err
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def show(self, progress: ProjectProgress, /) -> None:
+        """Show the current progress."""
+        if self.quiet:
+            return
+        for mosaic in progress.mosaics:
+            self._say(f"mosaic {mosaic.mosaic_id}", mosaic_line(mosaic), mosaic)
+        for slice_ in progress.slices:
+            if slice_.state != "acquiring":
+                reason = f": {slice_.reason}" if slice_.reason else ""
+                stacked = ", in the sample" if slice_.stacked else ""
+                published = ", published" if slice_.uploaded else ""
+                self._say(
+                    f"slice {slice_.slice_id}", f"slice {slice_.slice_id}: {slice_.state}{stacked}{published}{reason}"
+                )
+        for failure in progress.failures:
+            key = f"{failure.item.key} {failure.fact} {failure.attempts}"
+            self._say(key, f"[red]failed[/] {failure.item}: {failure.reason}")
+
+    def say(self, line: str, /) -> None:
+        """Print one line with the time since the start."""
+        if not self.quiet:
+            console = self._bars.console if self._bars is not None else out
+            console.print(f"[dim]{time.monotonic() - self._begin:6.1f} s[/]  {line}")
+
+    def _say(self, key: str, line: str, mosaic: MosaicProgress | None = None) -> None:
+        if self._bars is not None and mosaic is not None:
+            if mosaic.mosaic_id not in self._tasks:
+                self._tasks[mosaic.mosaic_id] = self._bars.add_task(line, total=mosaic.total_tiles)
+            self._bars.update(
+                self._tasks[mosaic.mosaic_id],  # type: ignore[arg-type]
+                description=line,
+                completed=mosaic.tiles_processed + mosaic.tiles_failed,
+            )
+        elif self._shown.get(key) != line:
+            self.say(line)
+        self._shown[key] = line
+
+
+def follow(
+    driver: Driver,
+    follower: Follower,
+    /,
+    *,
+    is_over: Callable[[], bool],
+    poll_s: float = 1.0,
+    check: Callable[[], None] = lambda: None,
+) -> ProjectProgress:
+    """Step the driver and show progress until `is_over` and everything found has come to its end."""
+    for event in driver.start():
+        follower.say(f"taking up {event.item}: {event.event_name()}")
+    while True:
+        driver.step()
+        progress = driver.progress()
+        follower.show(progress)
+        for stalled in driver.watcher.stalled():
+            follower.say(f"[yellow]waiting[/] {stalled}")
+        if is_over() and driver.is_finished():
+            return progress
+        check()
+        time.sleep(poll_s)

@@ -1,0 +1,116 @@
+"""`project init|check|show|register`: the project file and its registration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opticstream.cli.console import JsonOption, ProjectArgument, errors_shown, out, print_json
+from opticstream.cli.run import HomeOption, SetOption, config_of, server_session
+from opticstream.config import DeploymentSettings, ProjectConfig, parameters_hash
+from opticstream.model.errors import ConfigurationError
+
+app = typer.Typer(help="The project file: write, check, show, register.", no_args_is_help=True)
+
+
+@app.command("init")
+def init(
+    file: Annotated[Path, typer.Argument(help="File to write.")] = Path("project.toml"),
+    name: Annotated[str, typer.Option(help="Name of the project; default: the folder's name.")] = "",
+) -> None:
+    """Write a commented project file with every key at its default. An existing file is left alone."""
+    from opticstream.config.template import project_template
+
+    with errors_shown():
+        text = project_template(project_name=name or file.absolute().parent.name)
+        try:
+            with file.open("x", encoding="utf-8") as target:
+                target.write(text)
+        except FileExistsError:
+            raise ConfigurationError(f"{file}: exists already and is left as it is") from None
+        except OSError as error:
+            raise ConfigurationError(f"{file}: cannot be written: {error.strerror}") from error
+    out.print(f"wrote {file}; edit it, then: opticstream project check {file}")
+
+
+def _problems(config: ProjectConfig) -> list[str]:
+    """Return what would go wrong later: calibration files that cannot be used, a template that identifies no tile."""
+    from opticstream.io.names import FileNameGrammar
+    from opticstream.model.errors import OpticStreamError
+    from opticstream.stages.reconstruction import plan_from_settings
+
+    problems = []
+    for check in (
+        lambda: FileNameGrammar(config.scan.file_name, config.scan.layout),
+        lambda: (
+            config.scan.raw_format == "complex" or plan_from_settings(config.scan, config.processing.reconstruction)
+        ),
+    ):
+        try:
+            check()
+        except OpticStreamError as error:
+            problems.append(str(error))
+    return problems
+
+
+@app.command("check")
+def check(project: ProjectArgument, options: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """Check a project file: keys, types, combinations, calibration files. Exit status 2 if something is wrong."""
+    with errors_shown():
+        config = config_of(project, options)
+        problems = _problems(config)
+        if as_json:
+            print_json({"project": config.name, "hash": parameters_hash(config), "problems": problems})
+        if problems:
+            raise ConfigurationError("; ".join(problems))
+    if as_json:
+        return
+    scan = config.scan
+    out.print(f"{config.name}: settings are possible (hash {parameters_hash(config)})")
+    for index, illumination in enumerate(scan.illuminations):
+        a_lines, b_lines = scan.tile_shape(index)
+        size = scan.samples * a_lines * b_lines * scan.channels * (1.5 if scan.raw_format == "packed12" else 2)
+        out.print(
+            f"  {illumination.name}: {illumination.columns} columns x {scan.rows(index)} rows, tiles of {a_lines} x "
+            f"{b_lines} A-lines, {scan.samples} samples, {scan.channels} channel{'s' * (scan.channels > 1)}"
+            f" ({size / 1e6:.1f} MB), tilt {illumination.tilt_deg:g} degrees"
+        )
+
+
+@app.command("show")
+def show(project: ProjectArgument, options: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """Show the resolved parameters: defaults, project file (or registered values) and overrides together."""
+    with errors_shown():
+        if project.endswith(".toml") or Path(project).exists():
+            config = config_of(project, options)
+        else:
+            with server_session(DeploymentSettings(), None, say=lambda _line: None):
+                config = config_of(project, options)
+    data = config.model_dump(mode="json")
+    if as_json:
+        print_json(data)
+        return
+    for line in _flat(data):
+        out.print(line, markup=False)
+
+
+def _flat(data: object, path: str = "") -> list[str]:
+    if isinstance(data, dict):
+        return [line for key, value in data.items() for line in _flat(value, f"{path}.{key}".lstrip("."))]
+    if isinstance(data, list) and data and isinstance(data[0], dict):
+        return [line for index, value in enumerate(data) for line in _flat(value, f"{path}[{index}]")]
+    return [f"{path} = {data!r}"]
+
+
+@app.command("register")
+def register(project: ProjectArgument, options: SetOption = [], home: HomeOption = None) -> None:  # noqa: B006
+    """Store a project's parameters in Prefect Variables, where the flows take their defaults from."""
+    with errors_shown():
+        config = config_of(project, options)
+        with server_session(DeploymentSettings(), home, say=lambda _line: None):
+            from opticstream.flows.parameters import save_parameters
+
+            name = save_parameters(config)
+    out.print(f"registered {config.name} as Prefect Variable {name} (hash {parameters_hash(config)})")

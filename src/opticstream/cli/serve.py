@@ -1,0 +1,73 @@
+"""`up`, `server` and `worker`: the long-running parts, on one machine or on several."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from opticstream.cli.console import FAILED, err, errors_shown, out
+from opticstream.cli.run import HomeOption
+from opticstream.config import DeploymentSettings
+
+
+def up(home: HomeOption = None) -> None:
+    """Run an embedded server with its web page and workers for all pools on this machine, until Ctrl-C.
+
+    Other commands find it when OPTICSTREAM_API_URL holds the address that is printed.
+    """
+    from opticstream.flows.session import local_session
+
+    with errors_shown():
+        settings = DeploymentSettings()
+
+        def say(line: str) -> None:
+            err.print(f"[dim]{line}[/]")
+
+        with local_session(home or settings.home, ui=True, say=say) as embedded:
+            out.print(f"web page  {embedded.api_url.removesuffix('/api')}")
+            out.print(f"address   OPTICSTREAM_API_URL={embedded.api_url}")
+            out.print("Ctrl-C ends everything")
+            while True:
+                time.sleep(1)
+
+
+def server(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 4200,
+) -> None:
+    """Run a Prefect server in the foreground, for workers on several hosts.
+
+    The database and message settings are Prefect's own environment variables; see the deployment guide.
+    """
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED", "false")
+    os.execv(sys.executable, command)
+
+
+def worker(
+    pools: Annotated[
+        list[str], typer.Option("--pool", help="Pool to serve; give it several times. Default: all pools.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Run the flows of some pools on this host, for the server at OPTICSTREAM_API_URL.
+
+    Pools: tile, stitch, register, upload, state.
+    """
+    from opticstream.flows.server import client_environment, is_healthy
+
+    with errors_shown():
+        settings = DeploymentSettings()
+        if not settings.api_url or not is_healthy(settings.api_url):
+            err.print(f"[red]error:[/] OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
+            raise typer.Exit(FAILED)
+        home = settings.home.expanduser()
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ.update(client_environment(home, settings.api_url))
+        from opticstream.flows.workers import main
+
+        main(pools)

@@ -1,0 +1,142 @@
+"""The commented project file that `opticstream project init` writes, and the reference of all keys, from the fields."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any, Union, get_args, get_origin
+
+import tomlkit
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from opticstream.config.processing import ProcessingSettings
+from opticstream.config.project import ProjectConfig, ProjectSettings
+from opticstream.config.scan import CalibrationSettings, IlluminationSettings, ScanSettings
+
+_WIDTH = 100
+
+
+def project_template(*, project_name: str, project_base_path: str = "project") -> str:
+    """Return a project file in which every key stands with its default and its meaning.
+
+    Keys that have a default are there as they are; those that are optional are commented out.
+    """
+    lines = [
+        "# Project file of OpticStream: who and where, how the sample was scanned, how it is processed.",
+        "# Relative paths start at the folder of this file. `opticstream project check FILE` checks it.",
+        "",
+    ]
+    values = {"project_name": project_name, "project_base_path": project_base_path}
+    lines += _table("project", ProjectSettings, ProjectSettings(**values), "Who and where.")  # type: ignore[arg-type]
+    scan = ScanSettings()
+    lines += _table("scan", ScanSettings, scan, "Facts of the instrument and of the acquisition.")
+    for illumination in scan.illuminations:
+        lines += ["[[scan.illuminations]]", *_keys(IlluminationSettings, illumination), ""]
+    lines += _table("scan.calibration", CalibrationSettings, scan.calibration, "From pixels to wavenumber.")
+    lines += [
+        "[scan.calibration.linearization]",
+        *_keys(type(scan.calibration.linearization), scan.calibration.linearization),
+    ]
+    lines += [
+        "# Other methods and their keys: wavelength-fit (coefficients_nm or files), wavelengths (files),",
+        "# phase (measured_files, linear_files), klinear (files), chirp (files).",
+        "",
+    ]
+    for name, field in ProcessingSettings.model_fields.items():
+        group = getattr(ProcessingSettings(), name)
+        lines += _table(f"processing.{name}", type(group), group, field.description or "")
+    return "\n".join(lines)
+
+
+def _table(path: str, kind: type[BaseModel], values: BaseModel, title: str) -> list[str]:
+    return [f"# {title}", f"[{path}]", *_keys(kind, values), ""]
+
+
+def _keys(kind: type[BaseModel], values: BaseModel) -> list[str]:
+    lines: list[str] = []
+    for name, field in kind.model_fields.items():
+        value = getattr(values, name)
+        if _is_group(value):
+            continue
+        text = " ".join((field.description or "").split())
+        lines += [f"# {line}" for line in textwrap.wrap(text, _WIDTH)]
+        if value is None:
+            lines.append(f"# {name} =")
+        else:
+            plain = values.model_dump(mode="json")[name]
+            lines.append(
+                f"{name} = {tomlkit.item(plain).as_string() if not isinstance(plain, dict) else _inline(plain)}"
+            )
+    return lines
+
+
+def _inline(mapping: dict[str, Any]) -> str:
+    inner = ", ".join(f"{key} = {tomlkit.item(value).as_string()}" for key, value in mapping.items())
+    return f"{{ {inner} }}"
+
+
+def _is_group(value: object) -> bool:
+    return isinstance(value, BaseModel) or (
+        isinstance(value, tuple) and bool(value) and isinstance(value[0], BaseModel)
+    )
+
+
+def reference(kind: type[BaseModel] = ProjectConfig, /, *, path: str = "") -> str:
+    """Return the reference of all keys as Markdown, one table for each group."""
+    lines: list[str] = []
+    for table_path, model in _groups(kind, path):
+        lines += [f"### `[{table_path}]`" if table_path else "###", "", " ".join((model.__doc__ or "").split()), ""]
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        for name, field in model.model_fields.items():
+            if not list(_models_in(field.annotation)):
+                lines.append(_row(name, field))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"`{_shown(field.get_default(call_default_factory=True))}`"
+    meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+    return f"| `{name}` | {_type_name(field.annotation)} | {default} | {meaning} |"
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _type_name(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is not None and str(origin).endswith("Literal"):
+        return " or ".join(f"`{v!r}`".replace("'", '"') for v in get_args(annotation))
+    if origin is Union or str(origin) == "<class 'types.UnionType'>":
+        return " or ".join(_type_name(a) for a in get_args(annotation) if a is not type(None))
+    if origin is tuple:
+        inner = [a for a in get_args(annotation) if a is not Ellipsis]
+        return f"list of {_type_name(inner[0])}"
+    if origin is dict:
+        return "table"
+    if hasattr(annotation, "__metadata__"):
+        return _type_name(get_args(annotation)[0])
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}.get(
+        getattr(annotation, "__name__", str(annotation)), getattr(annotation, "__name__", str(annotation))
+    )
+
+
+def _groups(kind: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    if any(not list(_models_in(f.annotation)) for f in kind.model_fields.values()):
+        yield path, kind
+    for name, field in kind.model_fields.items():
+        for model in _models_in(field.annotation):
+            yield from _groups(model, f"{path}.{name}".lstrip("."))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

@@ -1,0 +1,144 @@
+"""Which flow is started by which events, in which pool: one table, from which deployments and triggers are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from prefect import Flow
+from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.events import DeploymentEventTrigger
+
+from opticstream.flows import oct as flows
+from opticstream.model import events as catalogue
+from opticstream.model.events import Event
+
+POOLS = ("tile", "stitch", "register", "upload", "state")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One arrow of the event chain."""
+
+    flow: Flow[..., Any]
+    pool: str
+    events: tuple[type[Event], ...]
+    collapse: bool = False
+    """Events of a project within the window share one run, which looks at the facts until the window has passed."""
+
+    @property
+    def name(self) -> str:
+        return str(self.flow.name)
+
+
+_FAILED = (
+    catalogue.TileFailed,
+    catalogue.BatchFailed,
+    catalogue.MosaicFailed,
+    catalogue.SliceFailed,
+    catalogue.SampleFailed,
+)
+_FLAGGED = (catalogue.TileFlagged, catalogue.MosaicFlagged, catalogue.SliceFlagged)
+
+DEPLOYMENTS: tuple[Deployment, ...] = (
+    Deployment(flows.process_batch, "tile", (catalogue.BatchReady,)),
+    Deployment(
+        flows.batch_state,
+        "state",
+        (catalogue.BatchArchived, catalogue.BatchProcessed, catalogue.BatchUploaded, catalogue.BatchFailed),
+        collapse=True,
+    ),
+    Deployment(flows.stitch_mosaic, "stitch", (catalogue.MosaicReady,)),
+    Deployment(flows.stitch_volume, "stitch", (catalogue.MosaicStitched,)),
+    Deployment(
+        flows.slice_state,
+        "state",
+        (
+            catalogue.MosaicStitched,
+            catalogue.MosaicVolumeStitched,
+            catalogue.MosaicUploaded,
+            catalogue.MosaicVolumeUploaded,
+            catalogue.MosaicFailed,
+            catalogue.SliceRegistered,
+            catalogue.SliceUploaded,
+            catalogue.SliceFailed,
+        ),
+        collapse=True,
+    ),
+    Deployment(flows.register_slice, "register", (catalogue.SliceReady,)),
+    Deployment(flows.update_sample, "register", (catalogue.SliceRegistered,)),
+    Deployment(
+        flows.upload,
+        "upload",
+        (
+            catalogue.BatchArchived,
+            catalogue.MosaicStitched,
+            catalogue.MosaicVolumeStitched,
+            catalogue.SliceRegistered,
+        ),
+        collapse=True,
+    ),
+    Deployment(
+        flows.notify,
+        "state",
+        (
+            catalogue.BatchProcessed,
+            catalogue.MosaicStitched,
+            catalogue.SliceRegistered,
+            catalogue.SampleUpdated,
+            *_FAILED,
+            *_FLAGGED,
+        ),
+        collapse=True,
+    ),
+)
+
+_PAYLOAD = {
+    "__prefect_kind": "json",
+    "value": {"__prefect_kind": "jinja", "template": "{{ event.payload | tojson }}"},
+}
+
+
+def trigger_of(deployment: Deployment, /, *, collapse_s: float) -> DeploymentEventTrigger:
+    """Return the event trigger of a deployment, with the payload mapped to the flow's parameters."""
+    if not deployment.collapse:
+        return DeploymentEventTrigger(
+            name=f"{deployment.name} on {', '.join(kind.event_name() for kind in deployment.events)}",
+            expect={kind.event_name() for kind in deployment.events},
+            threshold=1,
+            within=timedelta(0),
+            parameters={"event": _PAYLOAD},
+        )
+    return DeploymentEventTrigger(
+        name=f"{deployment.name} on {len(deployment.events)} kinds of events",
+        expect={kind.event_name() for kind in deployment.events},
+        # With a window, the first event starts a run at once and the others of the same project within the window are
+        # swallowed; the run therefore looks again until the window is over.
+        for_each={"project"},
+        threshold=1,
+        within=timedelta(seconds=collapse_s),
+        parameters={
+            "event_name": "{{ event.event }}",
+            "payload": _PAYLOAD,
+            "occurred": "{{ event.occurred }}",
+            "window_s": str(collapse_s),
+        },
+    )
+
+
+def runner_deployments(pool: str, /, *, collapse_s: float) -> Iterable[RunnerDeployment]:
+    """Yield the Prefect deployments of one pool."""
+    for deployment in DEPLOYMENTS:
+        if deployment.pool == pool:
+            yield deployment.flow.to_deployment(  # type: ignore[misc]
+                name=deployment.name,
+                description=(deployment.flow.description or "").split("\n")[0],
+                triggers=[trigger_of(deployment, collapse_s=collapse_s)],
+                tags=["opticstream", f"pool:{pool}"],
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+
+
+__all__ = ["DEPLOYMENTS", "POOLS", "Deployment", "runner_deployments", "trigger_of"]

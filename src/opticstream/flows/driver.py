@@ -1,0 +1,129 @@
+"""What `run`, `watch` and the demo do next to the server: announce batches as they appear, sweep, and see the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from opticstream.flows.events import announce
+from opticstream.model.errors import ServerError
+from opticstream.model.events import BatchReady, Event
+from opticstream.pipeline.pending import pending_announcements
+from opticstream.pipeline.progress import ProjectProgress, is_finished, project_progress
+from opticstream.pipeline.project import Project
+from opticstream.watch import FoundBatch, IncompleteBatch, Watcher
+
+Announce = Callable[[Iterable[Event]], object]
+
+
+@dataclass
+class Sweeper:
+    """Repeats announcements that nothing has come of, each after a patience that doubles.
+
+    Parameters
+    ----------
+    project : Project
+        Whose facts to look at.
+    patience_s : float
+        How long something may be ready and not started before it is announced again, in seconds.
+    """
+
+    project: Project
+    patience_s: float
+    announce: Announce = announce
+    clock: Callable[[], float] = time.monotonic
+    _next: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+
+    def sweep(self, *, at_once: bool = False) -> list[Event]:
+        """Announce again what has waited too long (everything that waits if `at_once`), and return it."""
+        now = self.clock()
+        pending = {(event.event_name(), event.item.key): event for event in pending_announcements(self.project)}
+        for key in self._next.keys() - pending.keys():
+            del self._next[key]
+        due = []
+        for key, event in pending.items():
+            wait, at = self._next.get(key, (self.patience_s, now + self.patience_s))
+            if at_once or now >= at:
+                due.append(event)
+                wait, at = wait * 2, now + wait * 2
+            self._next[key] = (wait, at)
+        if due:
+            self.announce(due)
+        return due
+
+
+class Driver:
+    """Feeds a project from a raw folder until told to stop.
+
+    Parameters
+    ----------
+    project : Project
+        What to feed.
+    watcher : Watcher
+        Where batches come from.
+    """
+
+    def __init__(self, project: Project, watcher: Watcher, /, *, announce: Announce = announce) -> None:
+        self.project = project
+        self.watcher = watcher
+        self._announce = announce
+        self.sweeper = Sweeper(project, project.deployment.sweep_s, announce)
+        self._next_sweep = 0.0
+
+    @classmethod
+    def on_folder(cls, project: Project, watcher_folder: str, /, *, announce: Announce = announce) -> Driver:
+        """Return a driver for a folder, with the waiting times of this host's deployment settings."""
+        from pathlib import Path
+
+        facts = project.facts
+        watcher = Watcher(
+            Path(watcher_folder),
+            project.config.scan,
+            stable_s=project.deployment.stable_s,
+            stall_s=project.deployment.stall_s,
+            settled=lambda batch: facts.has(batch, "ready") or facts.has(batch, "processed"),
+        )
+        return cls(project, watcher, announce=announce)
+
+    def start(self) -> list[Event]:
+        """Announce what an earlier life has left undone."""
+        return self.sweeper.sweep(at_once=True)
+
+    def step(self) -> list[FoundBatch]:
+        """Look once at the raw folder and, now and then, at what is overdue; return the batches that were announced."""
+        found = self.watcher.poll()
+        for batch in found:
+            self.ready(batch)
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + min(5.0, self.project.deployment.sweep_s)
+            self.sweeper.sweep()
+        return found
+
+    def ready(self, found: FoundBatch, /) -> None:
+        """Record that a batch is ready and announce it; the sweep does so again if the server cannot be reached."""
+        event = self.project.event(
+            BatchReady,
+            found.batch,
+            raw_folder=str(self.watcher.folder.absolute()),
+            files=found.files,
+            problems=found.problems,
+        )
+        if self.project.facts.record(found.batch, "ready", {"detail": {"event": event.payload()}}):
+            try:
+                self._announce([event])
+            except ServerError:
+                self._next_sweep = 0.0
+
+    def progress(self) -> ProjectProgress:
+        """Return how far the project is."""
+        return project_progress(self.project)
+
+    def is_finished(self) -> bool:
+        """Return whether everything that was found has come to its end."""
+        return is_finished(self.project, self.project.facts.snapshot())
+
+    def incomplete(self) -> list[IncompleteBatch]:
+        """Return the batches that have not come whole."""
+        return self.watcher.incomplete()

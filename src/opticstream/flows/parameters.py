@@ -1,0 +1,66 @@
+"""Project parameters in Prefect Variables, where flows take their defaults from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.variables import Variable
+
+from opticstream.config import ProjectConfig, config_from_mapping, parameters_hash
+from opticstream.model.errors import ConfigurationError
+
+
+def project_slug(project_name: str, /) -> str:
+    """Return a name that Prefect accepts for Variables and artifacts, different for different projects.
+
+    Examples
+    --------
+    >>> project_slug("sub-I55")
+    'sub-i55-6ae2'
+    >>> project_slug("i55")
+    'i55'
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", project_name.lower()).strip("-")[:60] or "project"
+    if plain == project_name:
+        return plain
+    return f"{plain}-{hashlib.sha256(project_name.encode()).hexdigest()[:4]}"
+
+
+def save_parameters(config: ProjectConfig, /) -> str:
+    """Register a project's parameters and return the name of their Variable."""
+    name = f"{project_slug(config.name)}-config"
+    Variable.set(name, config.model_dump(mode="json", exclude_defaults=True), overwrite=True)
+    return name
+
+
+def load_parameters(project_name: str, /, *, overrides: Mapping[str, Any] | None = None) -> ProjectConfig:
+    """Return the registered parameters of a project, with `overrides` on top.
+
+    Raises
+    ------
+    ConfigurationError
+        The project is not registered, or an override is impossible.
+    """
+    name = f"{project_slug(project_name)}-config"
+    stored = Variable.get(name)
+    if not isinstance(stored, dict):
+        raise ConfigurationError(
+            f"project {project_name!r} is not registered (there is no Prefect Variable {name!r}); "
+            f"`opticstream project register` does it"
+        )
+    return config_from_mapping(stored, source=f"Prefect Variable {name}", overrides=overrides)
+
+
+def keep_parameters(config: ProjectConfig, /) -> None:
+    """Keep the resolved parameters of the current run as an artifact."""
+    text = json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    create_markdown_artifact(
+        key=f"{project_slug(config.name)}-parameters",
+        markdown=f"Parameters `{parameters_hash(config)}` of {config.name}\n\n```json\n{text}\n```\n",
+        description=f"Resolved parameters, hash {parameters_hash(config)}",
+    )

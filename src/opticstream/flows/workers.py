@@ -1,0 +1,54 @@
+"""Workers: one process that serves the flows of some pools, each pool with its own limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+from prefect.runner import Runner
+
+from opticstream.config import DeploymentSettings
+from opticstream.flows.deployments import POOLS, runner_deployments
+
+_QUERY_S = 1.0
+"""Time between two questions for scheduled runs, in seconds."""
+
+
+def pool_limits(settings: DeploymentSettings, /) -> dict[str, int]:
+    """Return how many runs of each pool this host takes at a time."""
+    return {pool: int(getattr(settings, f"{pool}_limit")) for pool in POOLS}
+
+
+async def serve_pools(pools: Iterable[str], settings: DeploymentSettings, /) -> None:
+    """Register the deployments of some pools and run what is scheduled for them, until cancelled."""
+    limits = pool_limits(settings)
+    runners = []
+    for pool in pools:
+        runner = Runner(name=f"opticstream-{pool}", limit=limits[pool], query_seconds=_QUERY_S, pause_on_shutdown=False)
+        for deployment in runner_deployments(pool, collapse_s=settings.collapse_s):
+            await runner.add_deployment(deployment)
+        runners.append(runner)
+    _say("ready")
+    await asyncio.gather(*(runner.start() for runner in runners))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(pools: Sequence[str] | None = None) -> None:
+    """Serve pools until the process is told to end; what `python -m opticstream.flows.workers` does."""
+    chosen = list(pools or sys.argv[1:] or POOLS)
+    if unknown := sorted(set(chosen) - set(POOLS)):
+        raise SystemExit(f"there is no pool {unknown}; pools are {', '.join(POOLS)}")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(serve_pools(chosen, DeploymentSettings()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The work on one batch: every tile is done or parked, the archive copies stand, and both are announced."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from opticstream.model.errors import DuplicateTileError, InputError, MissingInputError
+from opticstream.model.events import (
+    BatchArchived,
+    BatchFailed,
+    BatchProcessed,
+    BatchReady,
+    Event,
+    TileFailed,
+    TileFlagged,
+)
+from opticstream.model.ids import TileId
+from opticstream.pipeline.failures import describe
+from opticstream.pipeline.jobs import PROCESS_BATCH, Attempt, Done, Result, once, perform
+from opticstream.pipeline.parameters import tile_hash
+from opticstream.pipeline.project import Project
+from opticstream.stages.process_tile import process_tile
+from opticstream.state import Claim, FactRecord, FileRecord
+
+
+def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = once) -> list[Event]:
+    """Process the tiles of a batch and return what is to be announced.
+
+    Tiles that an earlier, interrupted run has finished are taken as they are. A tile that fails for good is recorded
+    with its reason and does not stop the others.
+    """
+    batch = event.batch
+    flagged: list[Event] = []
+
+    def compute(claim: Claim) -> Result:
+        outputs: list[FileRecord] = []
+        tiles: dict[str, dict[str, object]] = {}
+        archives: list[FileRecord] = []
+        for tile in project.layout.tiles(batch):
+            claim.ensure_mine()
+            record, note = _tile(project, event, tile, attempt)
+            tiles[str(tile.tile_id)] = note
+            if record is None:
+                continue
+            outputs += record.outputs
+            archives += [file for file in record.outputs if Path(file.path).name == _archive_name(project, tile)]
+            if note.get("flags"):
+                flagged.append(project.event(TileFlagged, tile, reasons=note["flags"]))
+        failed = sorted(int(number) for number, note in tiles.items() if note["outcome"] == "failed")
+        if project.config.processing.archive.enabled:
+            claim.ensure_mine()
+            project.facts.record(batch, "archived", {"outputs": archives, "detail": {"failed_tiles": failed}})
+        return Result(
+            outputs=outputs,
+            parameters_hash=tile_hash(project.config, project.layout.illumination_index(batch.mosaic)),
+            detail={"tiles": tiles, "failed_tiles": failed, "raw_folder": event.raw_folder, "files": event.files},
+        )
+
+    outcome = perform(project, batch, PROCESS_BATCH, compute)
+    if not isinstance(outcome, Done):
+        return []
+    return [*announcements(project, event, outcome.result), *flagged]
+
+
+def announcements(project: Project, event: BatchReady, result: Result, /) -> list[Event]:
+    """Return the events that tell of a processed batch."""
+    batch, detail = event.batch, result.detail
+    events: list[Event] = []
+    if project.facts.has(batch, "archived"):
+        archived = project.facts.read(batch, "archived")
+        names = tuple(file.path for file in archived.outputs) if archived else ()
+        events.append(project.event(BatchArchived, batch, files=names))
+    events.append(project.event(BatchProcessed, batch, failed_tiles=tuple(detail["failed_tiles"])))
+    reasons = {number: detail["tiles"][str(number)]["reason"] for number in detail["failed_tiles"]}
+    events += [
+        project.event(TileFailed, TileId(batch.mosaic_id, number), reason=reason) for number, reason in reasons.items()
+    ]
+    if len(reasons) == len(detail["tiles"]):
+        events.append(
+            project.event(BatchFailed, batch, reason=f"every tile failed; first: {next(iter(reasons.values()))}")
+        )
+    return events
+
+
+def _archive_name(project: Project, tile: TileId) -> str:
+    return project.paths.archived_tile(tile, _archive_suffix(project)).name
+
+
+def _archive_suffix(project: Project) -> str:
+    return ".raw.gz" if project.config.scan.raw_format == "packed12" else ".nii.gz"
+
+
+def _tile(
+    project: Project, event: BatchReady, tile: TileId, attempt: Attempt
+) -> tuple[FactRecord | None, dict[str, object]]:
+    """Return the record of a processed tile and its line in the batch's record; None where the tile is parked."""
+    facts = project.facts
+    begin = time.monotonic()
+    try:
+        source = _source(event, tile)
+        status = source.stat()
+        inputs_hash = f"{source.name}:{status.st_size}:{status.st_mtime_ns}"
+        parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
+        record = facts.read(tile, "processed")
+        if record is not None and _still_good(project, record, parameters, inputs_hash):
+            facts.journal.skipped(tile, "processed", "already processed from the same file and parameters")
+            return record, {"outcome": "ok", **_note(record)}
+        result = attempt(
+            f"tile {tile.tile_id}",
+            lambda: process_tile(
+                source,
+                tile,
+                scan=project.config.scan,
+                processing=project.config.processing,
+                out_dir=project.paths.base,
+                archive_to=project.paths.archived_tile(tile, _archive_suffix(project))
+                if project.config.processing.archive.enabled
+                else None,
+            ),
+        )
+    except Exception as error:
+        reason = describe(_friendlier(error, event, tile))
+        earlier = facts.read(tile, "failed")
+        attempts = 1 + (int(earlier.detail.get("attempts", 0)) if earlier else 0)
+        facts.replace(tile, "failed", {"detail": {"reason": reason, "attempts": attempts}}, why=reason)
+        return None, {"outcome": "failed", "reason": reason, "attempts": attempts}
+    content = {
+        "outputs": [_file_record(project, output.path, output.sha256) for output in result.outputs.values()],
+        "parameters_hash": parameters,
+        "inputs_hash": inputs_hash,
+        "detail": {
+            "source": source.name,
+            "raw_bytes": result.raw_bytes,
+            "raw_sha256": result.raw_sha256,
+            "figures": result.figures,
+            "flags": list(result.flags),
+        },
+    }
+    facts.replace(tile, "processed", content, why="computed")
+    facts.journal.computed(tile, "processed", time.monotonic() - begin)
+    facts.withdraw(tile, "failed", "processed by a later attempt")
+    record = facts.read(tile, "processed")
+    assert record is not None
+    return record, {"outcome": "ok", **_note(record)}
+
+
+def _note(record: FactRecord) -> dict[str, object]:
+    return {key: record.detail[key] for key in ("raw_sha256", "figures", "flags") if record.detail.get(key)}
+
+
+def _source(event: BatchReady, tile: TileId) -> Path:
+    if problem := event.problems.get(tile.tile_id):
+        raise DuplicateTileError(problem) if "files claim" in problem else InputError(problem)
+    if tile.tile_id not in event.files:
+        raise MissingInputError(f"{tile}: no raw file was found in {event.raw_folder}")
+    return Path(event.raw_folder, event.files[tile.tile_id])
+
+
+def _friendlier(error: Exception, event: BatchReady, tile: TileId) -> Exception:
+    if isinstance(error, FileNotFoundError) and not isinstance(error, MissingInputError):
+        return MissingInputError(f"{tile}: {event.files.get(tile.tile_id)} vanished from {event.raw_folder}")
+    return error
+
+
+def _still_good(project: Project, record: FactRecord, parameters: str, inputs_hash: str) -> bool:
+    if (record.parameters_hash, record.inputs_hash) != (parameters, inputs_hash):
+        return False
+    return all(_intact(project, file) for file in record.outputs)
+
+
+def _intact(project: Project, file: FileRecord) -> bool:
+    try:
+        return (project.facts.roots[file.root] / file.path).stat().st_size == file.size
+    except OSError:
+        return False
+
+
+def _file_record(project: Project, path: Path, sha256: str | None) -> FileRecord:
+    bare = project.facts.file_record(path, checksum=False)
+    return FileRecord(bare.path, bare.size, sha256, bare.root)

@@ -1,0 +1,37 @@
+"""What the state flows do: one look at all facts of a project, and the announcements that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from opticstream.model.events import Event
+from opticstream.model.ids import MosaicId
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.rules import after_batch, after_mosaic
+
+
+def look_at_batches(project: Project, /) -> Iterator[Event]:
+    """Announce every mosaic of which all batches are processed."""
+    snapshot = project.facts.snapshot()
+    seen: set[MosaicId] = set()
+    for item in snapshot.items("batch"):
+        mosaic = item.mosaic
+        if mosaic in seen:
+            continue
+        seen.add(mosaic)
+        if not snapshot.has(mosaic, "ready") and snapshot.reached(project.layout.batches(mosaic), "processed"):
+            event = after_batch(project, project.layout.batches(mosaic)[0])
+            if event is not None:
+                yield event
+
+
+def look_at_mosaics(project: Project, /) -> Iterator[Event]:
+    """Announce every slice of which all mosaics are stitched or parked."""
+    snapshot = project.facts.snapshot()
+    for item in snapshot.items("mosaic"):
+        assert isinstance(item, MosaicId)
+        if snapshot.has(project.layout.slice_of(item), "ready"):
+            continue
+        event = after_mosaic(project, item)
+        if event is not None:
+            yield event

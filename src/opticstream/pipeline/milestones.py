@@ -1,0 +1,80 @@
+"""Milestones: the facts that people are told, each exactly once, whoever looks first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from opticstream.pipeline.progress import MILESTONES_PERCENT, ProjectProgress, project_progress
+from opticstream.pipeline.project import Project
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """Something that people are told."""
+
+    key: str
+    """Names the milestone; one key is told once."""
+    text: str
+    picture: Path | None = None
+    failure: bool = False
+
+
+class Target(Protocol):
+    """Someone who is told."""
+
+    def was_told(self, key: str, /) -> bool:
+        """Return whether a milestone was told already."""
+        ...
+
+    def tell(self, milestone: Milestone, /) -> bool:
+        """Tell a milestone; False if somebody else has just told it."""
+        ...
+
+
+def milestones(project: Project, progress: ProjectProgress, /) -> list[Milestone]:
+    """Return every milestone that a project has reached, oldest kind first."""
+    reached: list[Milestone] = []
+    for mosaic in progress.mosaics:
+        where = f"mosaic {mosaic.mosaic_id} (slice {mosaic.slice_id}, {mosaic.illumination})"
+        done = mosaic.tiles_processed + mosaic.tiles_failed
+        passed = [percent for percent in MILESTONES_PERCENT if mosaic.percent >= percent]
+        reached += [
+            Milestone(
+                f"mosaic-{mosaic.mosaic_id:03d}.tiles-{percent}",
+                f"{where}: {percent} % of tiles processed ({done} of {mosaic.total_tiles})",
+            )
+            for percent in passed[-1:]
+        ]
+        if mosaic.state == "stitched":
+            preview = (
+                project.paths.base / f"mosaic-{mosaic.mosaic_id:02d}/stitched/mosaic_{mosaic.mosaic_id:03d}_aip.jpg"
+            )
+            reached.append(Milestone(f"mosaic-{mosaic.mosaic_id:03d}.stitched", f"{where}: stitched", preview))
+    for slice_ in progress.slices:
+        if slice_.state == "registered":
+            preview = project.paths.registered_folder / f"slice_{slice_.slice_id:03d}_axis.jpg"
+            key = f"slice-{slice_.slice_id:03d}.registered"
+            reached.append(Milestone(key, f"slice {slice_.slice_id}: registered", preview))
+        elif slice_.state == "skipped":
+            key = f"slice-{slice_.slice_id:03d}.skipped"
+            reached.append(Milestone(key, f"slice {slice_.slice_id}: not registered: {slice_.reason}"))
+    reached += [
+        Milestone(
+            f"{failure.item.key.replace('/', '.')}.{failure.fact}-{failure.attempts}",
+            f"{failure.item} {failure.fact}: {failure.reason}",
+            failure=True,
+        )
+        for failure in progress.failures
+    ]
+    return reached
+
+
+def tell_milestones(project: Project, target: Target, /) -> int:
+    """Tell every milestone that was not told before, and return how many that were."""
+    return sum(
+        target.tell(milestone)
+        for milestone in milestones(project, project_progress(project))
+        if not target.was_told(milestone.key)
+    )

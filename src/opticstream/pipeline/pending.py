@@ -1,0 +1,123 @@
+"""What is ready and not started: the announcements that a sweep repeats, so that a lost event only costs time.
+
+Everything here follows from the flag files alone. Repeating an announcement is always safe: the work behind it looks
+at the facts first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from opticstream.model.events import (
+    BatchArchived,
+    BatchProcessed,
+    BatchReady,
+    Event,
+    MosaicReady,
+    MosaicStitched,
+    MosaicVolumeStitched,
+    SliceReady,
+    SliceRegistered,
+)
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
+from opticstream.pipeline.jobs import PROCESS_BATCH, REGISTER_SLICE, STITCH_MOSAIC, STITCH_VOLUME, Job
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.rules import is_settled, waits_for_template
+from opticstream.pipeline.uploads import upload_queue
+from opticstream.state import FactsSnapshot
+
+
+def pending_announcements(project: Project, /, snapshot: FactsSnapshot | None = None) -> list[Event]:
+    """Return the announcements that something waits for, in the order of the pipeline.
+
+    Work that somebody holds a living claim on is left out, and so is work that is parked.
+    """
+    snapshot = project.facts.snapshot() if snapshot is None else snapshot
+    events: list[Event] = []
+    events += _batches(project, snapshot)
+    events += _mosaics(project, snapshot)
+    events += _slices(project, snapshot)
+    events += _uploads(project, snapshot)
+    return events
+
+
+def ready_event(project: Project, batch: BatchId, /) -> BatchReady | None:
+    """Return the announcement that was recorded when a batch's files were found, None when they were not."""
+    record = project.facts.read(batch, "ready")
+    return None if record is None else BatchReady.from_payload(dict(record.detail["event"]))
+
+
+def _idle(project: Project, item: ItemId, job: Job) -> bool:
+    holder = project.facts.holder(item, job.claim)
+    return holder is None or holder.state != "alive"
+
+
+def _batches(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
+    told: set[MosaicId] = set()
+    for item in snapshot.items("batch"):
+        assert isinstance(item, BatchId)
+        if snapshot.has(item, "ready") and not snapshot.has(item, "processed") and _idle(project, item, PROCESS_BATCH):
+            event = ready_event(project, item)
+            if event is not None:
+                yield event
+        elif (
+            item.mosaic not in told
+            and not snapshot.has(item.mosaic, "ready")
+            and snapshot.reached(project.layout.batches(item.mosaic), "processed")
+        ):
+            told.add(item.mosaic)
+            yield project.event(BatchProcessed, item)
+
+
+def _mosaics(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
+    for item in snapshot.items("mosaic"):
+        assert isinstance(item, MosaicId)
+        if not is_settled(snapshot, item):
+            if (
+                snapshot.has(item, "ready")
+                and not waits_for_template(project, item, snapshot)
+                and _idle(project, item, STITCH_MOSAIC)
+            ):
+                yield project.event(MosaicReady, item)
+            continue
+        slice_id = project.layout.slice_of(item)
+        unannounced_slice = not snapshot.has(slice_id, "ready") and all(
+            is_settled(snapshot, m) for m in project.layout.mosaics(slice_id)
+        )
+        unstitched_volume = (
+            project.config.stitches_volumes
+            and snapshot.has(item, "stitched")
+            and not snapshot.has(item, "volume_stitched")
+            and not snapshot.has(item, "volume_failed")
+            and _idle(project, item, STITCH_VOLUME)
+        )
+        if unannounced_slice or unstitched_volume:
+            yield project.event(MosaicStitched, item)
+
+
+def _slices(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
+    for item in snapshot.items("slice"):
+        assert isinstance(item, SliceId)
+        settled = any(snapshot.has(item, fact) for fact in ("registered", "skipped", "failed"))
+        if snapshot.has(item, "ready") and not settled and _idle(project, item, REGISTER_SLICE):
+            yield project.event(SliceReady, item)
+        elif (
+            project.config.processing.sample.enabled
+            and snapshot.has(item, "registered")
+            and not snapshot.has(item, "stacked")
+        ):
+            yield project.event(SliceRegistered, item)
+
+
+def _uploads(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
+    """Announce the head of the queue only: one run takes all of it."""
+    announce: dict[str, Callable[[ItemId], Event]] = {
+        "archived": lambda item: project.event(BatchArchived, item),
+        "stitched": lambda item: project.event(MosaicStitched, item),
+        "volume_stitched": lambda item: project.event(MosaicVolumeStitched, item),
+        "registered": lambda item: project.event(SliceRegistered, item),
+    }
+    for item, fact, job, _event in upload_queue(snapshot):
+        if _idle(project, item, job):
+            yield announce[fact](item)
+            return

@@ -1,0 +1,191 @@
+"""How far a project is, what is still to come, what failed: the picture behind `status`, progress and milestones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
+from opticstream.pipeline.project import Project
+from opticstream.state import FactsSnapshot
+
+BATCH_STATES = ("ready", "started", "archived", "processed", "uploaded")
+MILESTONES_PERCENT = (25, 50, 75, 100)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One parked item."""
+
+    item: ItemId
+    fact: str
+    reason: str
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class MosaicProgress:
+    """How far a mosaic is."""
+
+    mosaic_id: int
+    slice_id: int
+    illumination: str
+    total_batches: int
+    batches: dict[str, int]
+    """Number of batches that have reached each state."""
+    total_tiles: int
+    tiles_processed: int
+    tiles_failed: int
+    state: str
+    """The furthest state of the mosaic itself: acquiring, ready, waiting, stitching, stitched or failed."""
+    volume: str
+    """State of its volumes: none, stitching, stitched or failed."""
+    uploaded: bool
+
+    @property
+    def percent(self) -> float:
+        """Tiles done or parked, in percent of the mosaic's tiles."""
+        return 100 * (self.tiles_processed + self.tiles_failed) / self.total_tiles
+
+
+@dataclass(frozen=True)
+class SliceProgress:
+    """How far a slice is."""
+
+    slice_id: int
+    state: str
+    reason: str = ""
+    stacked: bool = False
+    uploaded: bool = False
+
+
+@dataclass(frozen=True)
+class ProjectProgress:
+    """How far a project is."""
+
+    project_name: str
+    mosaics: tuple[MosaicProgress, ...]
+    slices: tuple[SliceProgress, ...]
+    failures: tuple[Failure, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        plain = asdict(self)
+        for failure, entry in zip(self.failures, plain["failures"], strict=True):
+            entry["item"] = failure.item.key
+        for mosaic, entry in zip(self.mosaics, plain["mosaics"], strict=True):
+            entry["percent"] = round(mosaic.percent, 1)
+        return plain
+
+
+def project_progress(project: Project, /, snapshot: FactsSnapshot | None = None) -> ProjectProgress:
+    """Return how far a project is, from its flag files."""
+    snapshot = project.facts.snapshot() if snapshot is None else snapshot
+    mosaics = sorted({_mosaic_of(i) for i in snapshot.items() if isinstance(i, MosaicId | BatchId | TileId)})
+    slices = sorted({project.layout.slice_of(m) for m in mosaics})
+    return ProjectProgress(
+        project.config.name,
+        tuple(_mosaic_progress(project, snapshot, m) for m in mosaics),
+        tuple(_slice_progress(project, snapshot, s) for s in slices),
+        tuple(failures(project, snapshot)),
+    )
+
+
+def failures(project: Project, snapshot: FactsSnapshot, /) -> Iterable[Failure]:
+    """Yield every parked item with its reason."""
+    for item in snapshot.items():
+        for fact in ("failed", "volume_failed"):
+            if fact in snapshot.facts_of(item):
+                record = project.facts.read(item, fact)
+                detail = record.detail if record else {}
+                yield Failure(item, fact, str(detail.get("reason", "unknown")), int(detail.get("attempts", 1)))
+
+
+def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
+    """Return whether everything that was announced so far has come to its end, good or bad.
+
+    A mosaic of which columns are still missing does not count as unfinished: nothing more can be done for it now.
+    """
+    layout = project.layout
+    for item in snapshot.items():
+        known = snapshot.facts_of(item)
+        match item:
+            case BatchId():
+                if "ready" in known and "processed" not in known:
+                    return False
+                if "archived" in known and "uploaded" not in known:
+                    return False
+            case MosaicId():
+                if "ready" in known and not known & {"stitched", "failed"}:
+                    return False
+                if "stitched" in known and not _mosaic_finished(project, known):
+                    return False
+            case SliceId():
+                if "ready" in known and not known & {"registered", "skipped", "failed"}:
+                    return False
+                if "registered" in known and (
+                    "uploaded" not in known or (project.config.processing.sample.enabled and "stacked" not in known)
+                ):
+                    return False
+    mosaics = {_mosaic_of(item) for item in snapshot.items("batch")}
+    for mosaic in mosaics:
+        if snapshot.reached(layout.batches(mosaic), "processed") and not snapshot.has(mosaic, "ready"):
+            return False
+    for slice_id in {layout.slice_of(mosaic) for mosaic in mosaics}:
+        if snapshot.reached(layout.mosaics(slice_id), "stitched", "failed") and not snapshot.has(slice_id, "ready"):
+            return False
+    return True
+
+
+def _mosaic_finished(project: Project, known: frozenset[str]) -> bool:
+    if "uploaded" not in known:
+        return False
+    if not project.config.stitches_volumes or "volume_failed" in known:
+        return True
+    return {"volume_stitched", "volume_uploaded"} <= known
+
+
+def _mosaic_of(item: ItemId) -> MosaicId:
+    if isinstance(item, MosaicId):
+        return item
+    assert isinstance(item, BatchId | TileId)
+    return item.mosaic
+
+
+def _mosaic_progress(project: Project, snapshot: FactsSnapshot, mosaic: MosaicId) -> MosaicProgress:
+    layout = project.layout
+    grid = layout.illumination_of(mosaic)
+    batches, tiles = layout.batches(mosaic), layout.tiles(mosaic)
+    known = snapshot.facts_of(mosaic)
+    state = next((name for name in ("failed", "stitched", "waiting", "started", "ready") if name in known), "acquiring")
+    volume = next((name for name in ("volume_failed", "volume_stitched", "volume_started") if name in known), "none")
+    return MosaicProgress(
+        mosaic_id=mosaic.mosaic_id,
+        slice_id=layout.slice_of(mosaic).slice_id,
+        illumination=grid.name,
+        total_batches=len(batches),
+        batches={name: snapshot.count(batches, name) for name in BATCH_STATES},
+        total_tiles=len(tiles),
+        tiles_processed=snapshot.count(tiles, "processed"),
+        tiles_failed=sum(snapshot.has(t, "failed") and not snapshot.has(t, "processed") for t in tiles),
+        state={"started": "stitching"}.get(state, state),
+        volume={"volume_failed": "failed", "volume_stitched": "stitched", "volume_started": "stitching"}.get(
+            volume, volume
+        ),
+        uploaded="uploaded" in known,
+    )
+
+
+def _slice_progress(project: Project, snapshot: FactsSnapshot, slice_id: SliceId) -> SliceProgress:
+    known = snapshot.facts_of(slice_id)
+    order = ("failed", "skipped", "registered", "started", "ready")
+    state = next((name for name in order if name in known), "acquiring")
+    record = project.facts.read(slice_id, state) if state in ("failed", "skipped") else None
+    return SliceProgress(
+        slice_id.slice_id,
+        {"started": "registering"}.get(state, state),
+        reason=str(record.detail.get("reason", "")) if record else "",
+        stacked="stacked" in known,
+        uploaded="uploaded" in known,
+    )

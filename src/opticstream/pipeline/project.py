@@ -1,0 +1,87 @@
+"""An open project: its settings, its folders and its facts, in one value that every rule and every run takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from opticstream.config import DeploymentSettings, IlluminationSettings, ProjectConfig
+from opticstream.io.names import FileNameGrammar
+from opticstream.io.paths import ProjectPaths
+from opticstream.model.events import (
+    BatchEvent,
+    Event,
+    MosaicEvent,
+    SliceEvent,
+    TileEvent,
+)
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
+from opticstream.model.layout import AcquisitionLayout
+from opticstream.state import Facts
+
+E = TypeVar("E", bound=Event)
+
+
+@dataclass(frozen=True)
+class Project:
+    """Settings, folders and facts of one project on this host."""
+
+    config: ProjectConfig
+    paths: ProjectPaths
+    facts: Facts
+    deployment: DeploymentSettings
+
+    @classmethod
+    def open(
+        cls, config: ProjectConfig, *, deployment: DeploymentSettings | None = None, flow_run: str | None = None
+    ) -> Project:
+        """Return the project of a configuration, creating its folder if need be."""
+        paths = ProjectPaths(
+            config.base_path, config.project.archive_root, config.project.subject_id, config.scan.layout
+        )
+        paths.base.mkdir(parents=True, exist_ok=True)
+        roots = {"archive": paths.archive_root}
+        facts = Facts(paths.base, flow_run=flow_run, roots=roots)
+        return cls(config, paths, facts, deployment or DeploymentSettings())
+
+    @property
+    def layout(self) -> AcquisitionLayout:
+        return self.paths.layout
+
+    @property
+    def grammar(self) -> FileNameGrammar:
+        return FileNameGrammar(self.config.scan.file_name, self.layout)
+
+    def illumination(self, mosaic: MosaicId) -> IlluminationSettings:
+        """Return the settings of a mosaic's illumination."""
+        return self.config.scan.illuminations[self.layout.illumination_index(mosaic)]
+
+    def event(self, kind: type[E], item: ItemId, /, **values: Any) -> E:
+        """Return an event about an item, with everything filled in that the layout knows."""
+        return kind.model_validate(self._labels(kind, item) | values)
+
+    def _labels(self, kind: type[Event], item: ItemId) -> Mapping[str, Any]:
+        labels: dict[str, Any] = {
+            "project_name": self.config.name,
+            "project_base_path": str(self.config.base_path),
+        }
+        if isinstance(item, SliceId) and issubclass(kind, SliceEvent):
+            labels["slice_id"] = item.slice_id
+            labels["mosaic_ids"] = tuple(m.mosaic_id for m in self.layout.mosaics(item))
+        if isinstance(item, MosaicId | BatchId | TileId):
+            mosaic = item if isinstance(item, MosaicId) else item.mosaic
+            grid = self.layout.illumination_of(mosaic)
+            labels |= {"slice_id": self.layout.slice_of(mosaic).slice_id, "mosaic_id": mosaic.mosaic_id}
+            if issubclass(kind, MosaicEvent):
+                labels |= {"illumination": grid.name, "grid_size_x": grid.columns, "grid_size_y": grid.rows}
+            if issubclass(kind, BatchEvent) and isinstance(item, BatchId):
+                labels |= {
+                    "batch_id": item.batch_id,
+                    "illumination": grid.name,
+                    "total_batches": grid.columns,
+                    "grid_size_y": grid.rows,
+                }
+            if issubclass(kind, TileEvent) and isinstance(item, TileId):
+                labels["tile_id"] = item.tile_id
+        return labels

@@ -1,0 +1,81 @@
+"""What follows from a fact: small pure functions over facts and layout.
+
+Each rule that announces something first records it, and only the caller whose record was the first announces; so two
+flows that look at the same moment cannot announce twice, and a crash between record and announcement is healed by
+`opticstream.pipeline.pending`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from opticstream.model.events import MosaicReady, SliceReady
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
+from opticstream.pipeline.project import Project
+from opticstream.state import FactsView
+
+
+class Recorder(FactsView, Protocol):
+    """Facts that can be asked and added to."""
+
+    def record(self, item: ItemId, fact: str) -> bool:
+        """Record a fact; True for the one caller who was first."""
+
+
+def after_batch(project: Project, batch: BatchId, /) -> MosaicReady | None:
+    """Return the announcement that a batch's mosaic is ready, if this call is the one that found it so."""
+    mosaic, facts = batch.mosaic, project.facts
+    if facts.has(mosaic, "ready") or not facts.reached(project.layout.batches(mosaic), "processed"):
+        return None
+    if not facts.record(mosaic, "ready"):
+        return None
+    return project.event(MosaicReady, mosaic)
+
+
+def after_mosaic(project: Project, mosaic: MosaicId, /) -> SliceReady | None:
+    """Return the announcement that a mosaic's slice is ready, if this call is the one that found it so.
+
+    A slice is ready when each of its mosaics is stitched or parked as failed.
+    """
+    slice_id, facts = project.layout.slice_of(mosaic), project.facts
+    if facts.has(slice_id, "ready") or not all(is_settled(facts, m) for m in project.layout.mosaics(slice_id)):
+        return None
+    if not facts.record(slice_id, "ready"):
+        return None
+    return project.event(SliceReady, slice_id)
+
+
+def is_settled(facts: FactsView, mosaic: MosaicId, /) -> bool:
+    """Return whether a mosaic is stitched, or parked as failed."""
+    return facts.has(mosaic, "stitched") or facts.has(mosaic, "failed")
+
+
+def good_mosaics(project: Project, slice_id: SliceId, /) -> tuple[MosaicId, ...]:
+    """Return the stitched mosaics of a slice."""
+    return tuple(m for m in project.layout.mosaics(slice_id) if project.facts.has(m, "stitched"))
+
+
+def may_determine_template(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
+    """Return whether a mosaic is the one that determines the coordinates of its illumination.
+
+    It is the first mosaic of the illumination that is not parked as failed, so that a first slice that was lost does
+    not hold up all others.
+    """
+    return all(facts.has(earlier, "failed") for earlier in earlier_mosaics(project, mosaic))
+
+
+def earlier_mosaics(project: Project, mosaic: MosaicId, /) -> Iterable[MosaicId]:
+    """Return the mosaics of the same illumination in earlier slices, in order."""
+    index = project.layout.illumination_index(mosaic)
+    last = project.layout.slice_of(mosaic).slice_id
+    return (project.layout.mosaic(SliceId(s), index) for s in range(1, last))
+
+
+def waits_for_template(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
+    """Return whether a mosaic has to wait because the template of its illumination does not exist yet."""
+    if project.config.processing.coordinates.force_refresh_coordinates:
+        return False
+    if project.paths.tilemap(project.illumination(mosaic).name).exists():
+        return False
+    return not may_determine_template(project, mosaic, facts)

@@ -1,0 +1,69 @@
+"""Publication: archive copies are linked from their mosaic, results are put into the archive's derivative tree.
+
+The queue is what the facts say: everything that is archived, stitched or registered and not yet uploaded. A run takes
+the whole queue, so that a burst of announcements costs one run and a lost one costs nothing but time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from opticstream.model.events import (
+    BatchUploaded,
+    Event,
+    MosaicUploaded,
+    MosaicVolumeUploaded,
+    SliceUploaded,
+)
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
+from opticstream.pipeline.jobs import UPLOAD, UPLOAD_VOLUME, Attempt, Done, Job, Result, once, perform
+from opticstream.pipeline.project import Project
+from opticstream.publish.local import link_into_mosaic, publish_locally
+from opticstream.state import Claim, FactRecord, FactsSnapshot, FileRecord
+
+_QUEUES: tuple[tuple[str, str, Job, type[Event]], ...] = (
+    ("batch", "archived", UPLOAD, BatchUploaded),
+    ("mosaic", "stitched", UPLOAD, MosaicUploaded),
+    ("mosaic", "volume_stitched", UPLOAD_VOLUME, MosaicVolumeUploaded),
+    ("slice", "registered", UPLOAD, SliceUploaded),
+)
+
+
+def upload_queue(snapshot: FactsSnapshot, /) -> list[tuple[ItemId, str, Job, type[Event]]]:
+    """Return what waits for publication: (item, fact that made it ready, job, event that announces the end)."""
+    return [
+        (item, fact, job, event)
+        for hierarchy, fact, job, event in _QUEUES
+        for item in snapshot.items(hierarchy)
+        if snapshot.has(item, fact) and not snapshot.has(item, job.done)
+    ]
+
+
+def upload_pending(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
+    """Publish everything that waits, and yield what is to be announced as it happens."""
+    for item, fact, job, event in upload_queue(project.facts.snapshot()):
+        record = project.facts.read(item, fact)
+        if record is None:  # withdrawn meanwhile
+            continue
+        work = partial(_upload, project, item, record, attempt)
+        if isinstance(perform(project, item, job, work), Done):
+            yield project.event(event, item)
+
+
+def _upload(project: Project, item: ItemId, record: FactRecord, attempt: Attempt, _claim: Claim) -> Result:
+    published = attempt(f"publish {item}", lambda: _publish(project, item, record.outputs))
+    return Result(
+        outputs=[project.facts.file_record(path, checksum=False) for path in published],
+        parameters_hash=record.parameters_hash,
+    )
+
+
+def _publish(project: Project, item: ItemId, files: tuple[FileRecord, ...]) -> list[Path]:
+    sources = [project.facts.roots[file.root] / file.path for file in files]
+    if isinstance(item, BatchId):
+        return [link_into_mosaic(source, project.paths.archived_folder(item.mosaic)) for source in sources]
+    assert isinstance(item, MosaicId | SliceId)
+    return [publish_locally(source, project.paths.published(source)) for source in sources if os.path.lexists(source)]

@@ -1,0 +1,1 @@
+"""Where results go: today the local archive tree; the networked targets come behind the same functions."""

@@ -1,0 +1,62 @@
+"""The local archive tree (`DANDISET/`): results appear there whole, and raw copies are linked, not doubled."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+from pathlib import Path
+
+from opticstream.io.atomic import atomic_folder, atomic_path, temporary_beside
+from opticstream.model.errors import MissingInputError
+
+
+def publish_locally(source: Path, target: Path, /) -> Path:
+    """Put a result (file or folder) into the archive tree under `target` and return it.
+
+    Files on the same file system become hard links, which costs no space; otherwise they are copied. A target that
+    holds the same bytes already is left alone.
+
+    Raises
+    ------
+    MissingInputError
+        There is nothing at `source`.
+    """
+    if source.is_dir():
+        with atomic_folder(target) as folder:
+            shutil.copytree(source, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+        return target
+    if not source.exists():
+        raise MissingInputError(f"{source}: nothing to publish there")
+    if target.exists() and (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
+        return target
+    with atomic_path(target) as temporary:
+        _link_or_copy(str(source), str(temporary))
+    return target
+
+
+def link_into_mosaic(archive: Path, folder: Path, /) -> Path:
+    """Make a symbolic link in a mosaic's `archived/` folder to an archive copy, and return the copy.
+
+    Raises
+    ------
+    MissingInputError
+        The archive copy is gone.
+    """
+    if not archive.exists():
+        raise MissingInputError(f"{archive}: the archive copy is gone")
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / archive.name
+    wanted = os.path.relpath(archive, folder)
+    if not (link.is_symlink() and str(link.readlink()) == wanted):
+        temporary = temporary_beside(link)
+        temporary.symlink_to(wanted)
+        temporary.replace(link)
+    return archive
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
