@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,19 +95,22 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
     new.folder.mkdir(parents=True, exist_ok=True)
     with _lock(new.folder):
         ledger = _Ledger.read(new.folder / "slices.json")
-        print_of_input = _fingerprint(new)
         entry = ledger.slices.get(new.slice_id, {})
-        changed = entry.get("state") != "present" or entry.get("input") != print_of_input
+        done: dict[str, str] = entry.get("stacks", {})
+        prints = _fingerprints(new)
+        changed = {name for name, value in prints.items() if done.get(name) != value}
         if changed:
-            pose = _pose(new, ledger)
-            # "writing" first: after a crash in the middle this slice, and no other, counts as not there.
-            ledger.slices[new.slice_id] = {"state": "writing"}
+            known = entry.get("pose") if not changed.intersection(new.maps) else None
+            pose = _pose_from_facts(known) if known else _pose(new, ledger)
+            # Marked before it is written: after a crash in the middle this slice, and no other, counts as not there.
+            kept = {name: value for name, value in done.items() if name not in changed}
+            ledger.slices[new.slice_id] = {"state": "writing", "stacks": kept}
             ledger.write(new)
-            written = {**_put_maps(new, pose), **(_put_volumes(new, pose) if new.settings.volumes else {})}
+            _put_maps(new, pose, changed)
+            _put_volumes(new, pose, changed)
             ledger.slices[new.slice_id] = {
                 "state": "present",
-                "input": print_of_input,
-                "stacks": sorted(written),
+                "stacks": dict(sorted({**done, **prints}.items())),
                 **({"pose": _pose_facts(pose)} if new.settings.align != "none" else {}),
             }
         ledger.write(new)
@@ -120,7 +123,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         outputs=outputs,
         slices=ledger.present(),
         missing=ledger.missing(new.expected),
-        changed=changed,
+        changed=bool(changed),
         preview=preview,
     )
 
@@ -174,14 +177,18 @@ def _lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _fingerprint(new: SampleInput) -> str:
-    """Return a hash of everything that the slice's part of the stacks rests on.
+def _fingerprints(new: SampleInput) -> dict[str, str]:
+    """Return, for each stack, a hash of everything that the slice's part of it rests on.
 
     Volumes count by the names and sizes of their chunks: compressed data that changes at all changes some size.
     """
-    digest = hashlib.sha256(new.settings.model_dump_json().encode() + str(new.slice_thickness_um).encode())
-    for name, path in sorted({**new.maps, **new.volumes}.items()):
-        digest.update(name.encode())
+    settings = new.settings
+    common = json.dumps(
+        [settings.align, settings.align_on, settings.align_leash, list(settings.formats), new.slice_thickness_um]
+    )
+    prints = {}
+    for name, path in {**new.maps, **(new.volumes if settings.volumes else {})}.items():
+        digest = hashlib.sha256(common.encode())
         if path.is_dir():
             for part in sorted(path.rglob("*")):
                 if part.is_file() and not part.name.endswith("__lock"):
@@ -189,7 +196,8 @@ def _fingerprint(new: SampleInput) -> str:
         else:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+        prints[name] = digest.hexdigest()[:16]
+    return prints
 
 
 def _kind(name: str) -> ValueKind:
@@ -206,9 +214,10 @@ def _map(path: Path) -> NDArray[Any]:
     return np.asarray(array, np.uint8 if array.dtype == np.uint8 else np.float32)
 
 
-def _put_maps(new: SampleInput, pose: SlicePose | None) -> dict[str, Path]:
-    written: dict[str, Path] = {}
+def _put_maps(new: SampleInput, pose: SlicePose | None, names: Collection[str]) -> None:
     for name, path in sorted(new.maps.items()):
+        if name not in names:
+            continue
         image = _map(path)
         if pose is not None:
             image = _moved(name, image, pose)
@@ -224,13 +233,10 @@ def _put_maps(new: SampleInput, pose: SlicePose | None) -> dict[str, Path]:
                         thickness_mm=new.slice_thickness_um / 1000,
                         description=f"{name}, one plane per slice",
                     )
-                    written[name] = target
             else:
                 voxel = (_clean(x_mm * 1000), _clean(y_mm * 1000), new.slice_thickness_um)
                 store = SliceStore(target, 1, voxel, _kind(name), str(image.dtype))
                 store.put(new.slice_id - 1, (image.shape[0], image.shape[1]), _image_reader(image))
-                written[name] = target
-    return written
 
 
 def _image_reader(image: NDArray[Any]) -> Callable[[slice, slice], NDArray[Any]]:
@@ -251,9 +257,10 @@ def _stack_files(new: SampleInput, name: str, *, only_existing: bool = True) -> 
     return [(form, path) for form, path in formats.items() if path.exists() or not only_existing]
 
 
-def _put_volumes(new: SampleInput, pose: SlicePose | None) -> dict[str, Path]:
-    written = {}
+def _put_volumes(new: SampleInput, pose: SlicePose | None, names: Collection[str]) -> None:
     for name, path in sorted(new.volumes.items()):
+        if name not in names:
+            continue
         voxel = volume_voxel_um(path)
         planes = max(1, round(new.slice_thickness_um / voxel[2]))
         shape, read = volume_reader(path)
@@ -261,8 +268,6 @@ def _put_volumes(new: SampleInput, pose: SlicePose | None) -> dict[str, Path]:
             read = _moved_reader(name, shape, read, pose)
         store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, _kind(name))
         store.put(new.slice_id - 1, shape[:2], read)
-        written[name] = store.path
-    return written
 
 
 def _moved_reader(
@@ -325,8 +330,7 @@ def _pose(new: SampleInput, ledger: _Ledger) -> SlicePose | None:
     placed = SlicePose(PlaneMap.identity())
     step = next_pose(reference, _map(new.maps[name]), placed, freedom=new.settings.align, leash=0.0, sigma_px=2.0)
     if step.failure:
-        mapping = PlaneMap(np.array(facts["matrix"]), np.array(facts["offset"]))
-        return SlicePose(mapping, step.residual_px, step.confidence, step.failure)
+        return SlicePose(_pose_from_facts(facts).mapping, step.residual_px, step.confidence, step.failure)
     keep = (1.0 - new.settings.align_leash) ** abs(nearest - new.slice_id)
     return _shortened(step, keep, _map(new.maps[name]).shape[:2])
 
@@ -353,6 +357,12 @@ def _stacked_map(new: SampleInput, name: str, slice_id: int) -> NDArray[np.float
             if slice_id <= stack.shape[2]:
                 return np.array(stack[:, :, slice_id - 1], np.float32)
     return None
+
+
+def _pose_from_facts(facts: Mapping[str, Any]) -> SlicePose:
+    mapping = PlaneMap(np.array(facts["matrix"], float), np.array(facts["offset"], float))
+    residual = facts["residual_px"]
+    return SlicePose(mapping, float("nan") if residual is None else residual, facts["confidence"], facts["failure"])
 
 
 def _pose_facts(pose: SlicePose | None) -> dict[str, Any]:
