@@ -10,7 +10,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opticstream.model.errors import StateError
@@ -60,6 +60,7 @@ def test_flags_lie_where_the_design_says(facts, item, fact, path):
     assert (facts.project_dir / path).is_file()
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.sets(flags, max_size=20))
 def test_a_listing_finds_every_flag_that_was_made(tmp_path_factory, flags):
     project = tmp_path_factory.mktemp("project")
