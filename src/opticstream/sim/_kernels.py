@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
-_COMPILED = {"cache": True, "nogil": True, "error_model": "numpy"}
 
-
-@njit(**_COMPILED)
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def round_trip_fields(
-    scatterers,
-    first_bin,
-    surface_bin,
-    depth_step_um,
-    layer_step_um,
-    half_retardance,
-    angle,
-    amplitude,
-    attenuation,
-    lumen,
-    shadow,
-    vessel_depth_um,
-    vessel_half_um,
-    vessel_radius_um,
-    bubble_bins,
-    bubble_amplitude,
-    bubble_shadow,
-    layer_table,
-    layer_table_step_um,
-    layer_shift_um,
-    surface_gain,
-    focus_bin,
-    rayleigh_um,
-    offset_rad,
-    first_field,
-    second_field,
-):
+    scatterers: Any,
+    first_bin: Any,
+    surface_bin: Any,
+    depth_step_um: Any,
+    layer_step_um: Any,
+    half_retardance: Any,
+    angle: Any,
+    amplitude: Any,
+    attenuation: Any,
+    lumen: Any,
+    shadow: Any,
+    vessel_depth_um: Any,
+    vessel_half_um: Any,
+    vessel_radius_um: Any,
+    bubble_bins: Any,
+    bubble_amplitude: Any,
+    bubble_shadow: Any,
+    layer_table: Any,
+    layer_table_step_um: Any,
+    layer_shift_um: Any,
+    surface_gain: Any,
+    focus_bin: Any,
+    rayleigh_um: Any,
+    offset_rad: Any,
+    first_field: Any,
+    second_field: Any,
+) -> None:
     """Fill the fields of both channels from scatterers, in place.
 
     Shapes: `scatterers`, `first_field`, `second_field` (lines, A-lines, depth) complex64; per-layer maps
@@ -112,9 +112,14 @@ def round_trip_fields(
                 second_field[line, column, z] = scattered * copolar
 
 
-@njit(**_COMPILED)
-def spread_laterally(field, weights, along_lines, out):
-    """Convolve `field` (lines + 2 r, A-lines + 2 r, depth) with separable `weights` (2 r + 1) into `out` without rims."""
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def spread_laterally(
+    field: Any,
+    weights: Any,
+    along_lines: Any,
+    out: Any,
+) -> None:
+    """Convolve `field` (lines + 2 r, A-lines + 2 r, depth) with separable `weights` (2 r + 1), without rims."""
     width = weights.shape[0]
     lines, a_lines, depth = out.shape
     wide = a_lines + width - 1
@@ -133,25 +138,26 @@ def spread_laterally(field, weights, along_lines, out):
                     out[line, column, z] += weights[tap] * along_lines[column + tap, z]
 
 
-@njit(**_COMPILED)
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def counts_from_fringes(
-    fringes,
-    quadrature,
-    line_gain,
-    reference,
-    dark,
-    noise,
-    shot,
-    read_variance,
-    rin_sample,
-    full_scale,
-    reverse,
-    out,
-):
+    fringes: Any,
+    quadrature: Any,
+    line_gain: Any,
+    reference: Any,
+    dark: Any,
+    noise: Any,
+    shot: Any,
+    read_variance: Any,
+    rin_sample: Any,
+    full_scale: Any,
+    reverse: Any,
+    out: Any,
+) -> None:
     """Fill `out` (A-lines, samples) uint16 with what the camera counts.
 
     `fringes` is ``Re e`` of the sample's field e against the reference field, and `quadrature` ``Im e``, or empty where
-    interference of the sample with itself is left out; `noise` holds standard normal numbers, `shot` is 1 / (electrons per count).
+    interference of the sample with itself is left out; `noise` holds standard normal numbers, `shot` is
+    1 / (electrons per count).
     """
     a_lines, samples = fringes.shape
     both = quadrature.shape[1] > 0
@@ -166,23 +172,23 @@ def counts_from_fringes(
             out[a, samples - 1 - p if reverse else p] = np.uint16(value)
 
 
-@njit(**_COMPILED)
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def visible_maps(
-    first_bin,
-    bins,
-    surface_bin,
-    depth_step_um,
-    layer_step_um,
-    half_retardance,
-    angle,
-    window_start,
-    window_length,
-    wavelength_um,
-    retardance_deg,
-    orientation_rad,
-    birefringence,
-):
-    """Fill en face maps (lines, A-lines) of what a noise-free single-input instrument sees in a window below the surface.
+    first_bin: Any,
+    bins: Any,
+    surface_bin: Any,
+    depth_step_um: Any,
+    layer_step_um: Any,
+    half_retardance: Any,
+    angle: Any,
+    window_start: Any,
+    window_length: Any,
+    wavelength_um: Any,
+    retardance_deg: Any,
+    orientation_rad: Any,
+    birefringence: Any,
+) -> None:
+    """Fill en face maps (lines, A-lines) of what a noise-free single-input instrument sees below the surface.
 
     Inputs as in `round_trip_fields`. Samples are taken at whole bins, from the first one at or below the surface plus
     `window_start`, `window_length` of them; the state above it is followed but not counted.

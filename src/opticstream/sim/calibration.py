@@ -1,4 +1,4 @@
-"""The calibration files of the virtual rig: whatever form the project's configuration names, as a lab would have them."""
+"""The calibration files of the virtual rig: whatever form the project's configuration names."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _encoded(path: Path, arrays: dict[str, NDArray[Any]]) -> bytes:
         case ".mat":
             from scipy.io import savemat
 
-            savemat(buffer, arrays)
+            savemat(buffer, arrays)  # type: ignore[arg-type]
             # The header text carries the time of day; equal data must give equal bytes.
             buffer.seek(0)
             buffer.write(b"MATLAB 5.0 MAT-file, Platform: posix, Created by OpticStream".ljust(116))

@@ -73,7 +73,7 @@ class SmoothField:
     def on(self, grid: Grid, z_um: float = 0.0) -> Array:
         """Return the values on a grid, shape of the grid."""
         along_x, along_y = self._factors(grid, z_um)
-        return self._scale * (along_x @ along_y.T).real
+        return np.asarray(self._scale * (along_x @ along_y.T).real)
 
     def gradient_on(self, grid: Grid, z_um: float = 0.0) -> tuple[Array, Array]:
         """Return d/dx and d/dy (per micrometre) on a grid."""
@@ -95,4 +95,4 @@ class LineTexture:
         total = np.zeros_like(position)
         for k, phase in zip(self._k, self._phase, strict=True):
             total += np.cos(k * position + phase)
-        return total * np.sqrt(2 / len(self._k))
+        return np.asarray(total * np.sqrt(2 / len(self._k)))

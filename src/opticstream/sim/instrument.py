@@ -1,7 +1,7 @@
 """The spectrometer: from the field that a sample returns at each depth to camera counts.
 
-A scatterer at depth bin m adds ``exp(i (2 k z_m - phase(k)))`` to the sample's field. The sum over depths is taken at the
-exact wavenumber of every camera pixel as one matrix product, so there is no resampling error in the data.
+A scatterer at depth bin m adds ``exp(i (2 k z_m - phase(k)))`` to the sample's field. The sum over depths is taken at
+the exact wavenumber of every camera pixel as one matrix product, so there is no resampling error in the data.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Wavenumbers:
     @property
     def largest(self) -> float:
         """Largest wavenumber of the common grid, rad/um."""
-        return 2 * np.pi / max(w[0] for w in self.wavelength_um)
+        return float(2 * np.pi / max(w[0] for w in self.wavelength_um))
 
     @property
     def step(self) -> float:
         """Step of the common grid, rad/um."""
         smallest = 2 * np.pi / min(w[-1] for w in self.wavelength_um)
-        return (self.largest - smallest) / (len(self.wavelength_um[0]) - 1)
+        return float((self.largest - smallest) / (len(self.wavelength_um[0]) - 1))
 
     def index(self, channel: int) -> Array:
         """Return the fractional index on the common grid of every pixel of a channel (0-based), rising."""
@@ -214,6 +214,8 @@ class Spectrometer:
             Field against the reference, at the depths of `matrix`.
         matrix : ndarray
             From `fringe_matrix` of the same channel.
+        channel : int
+            Channel, 0-based.
         line_gain : ndarray, shape (...)
             Brightness of the source at each A-line, around 1.
         noise : ndarray, shape (..., samples)

@@ -1,10 +1,11 @@
-"""The block of tissue: fibre axis, birefringence, scattering and surface as functions of position, evaluated where asked.
+"""The block of tissue: fibre axis, birefringence, scattering and surface as functions of position.
 
 Nothing is stored as a map, so a sample of any size costs no memory and any tile can be made on its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -15,7 +16,7 @@ from scipy.special import erf, ndtri
 
 from opticstream.model.errors import CalibrationError
 from opticstream.sim.fields import Grid, LineTexture, SmoothField
-from opticstream.sim.settings import GeneratedFibres, ImageFibres, PhantomSettings
+from opticstream.sim.settings import Corner, GeneratedFibres, ImageFibres, PhantomSettings
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -73,8 +74,8 @@ class Sample:
         The world, and its seed.
     extent_um : tuple of float
         Size of the field that the stage covers, along x and y.
-    corner_um : tuple of float
-        Size of the blank corners.
+    corners_um : mapping
+        Size, along x and y, of each corner that stays blank.
     slice_thickness_um : float
         Distance between block faces.
     depth_step_um : float
@@ -86,14 +87,14 @@ class Sample:
         settings: PhantomSettings,
         *,
         extent_um: tuple[float, float],
-        corner_um: tuple[float, float],
+        corners_um: Mapping[Corner, tuple[float, float]],
         slice_thickness_um: float,
         depth_step_um: float,
     ) -> None:
         self.settings = settings.sample
         self.seed = settings.seed
         self.extent_um = extent_um
-        self.corner_um = corner_um
+        self.corners_um = dict(corners_um)
         self.slice_thickness_um = slice_thickness_um
         self.depth_step_um = depth_step_um
         s = self.settings
@@ -135,11 +136,11 @@ class Sample:
             radius = np.hypot((x - centre_x) / centre_x, (y - centre_y) / centre_y)
             return (1 - radius) * min(centre_x, centre_y) + wave > 0
         inside = np.ones(grid.shape, dtype=bool)
-        for corner in s.blank_corners:
+        for corner, (width, height) in self.corners_um.items():
             from_left = x if corner.startswith("left") else self.extent_um[0] - x
             from_bottom = y if corner.endswith("down") else self.extent_um[1] - y
             # A notch with a wavy edge that never comes closer to the corner than a tile is wide.
-            over = np.maximum(from_left - self.corner_um[0], from_bottom - self.corner_um[1])
+            over = np.maximum(from_left - width, from_bottom - height)
             inside &= over > 25.0 * (1 + np.tanh(wave / 25.0))
         return inside
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ def nifti_header(dims: tuple[int, ...], dtype: str, voxel_size_mm: tuple[float, 
     """Return the 352 bytes before the data of a NIfTI-1 file; dims beyond the format's limit are folded."""
     import nibabel as nib
 
-    header = nib.Nifti1Header()
+    header: Any = nib.Nifti1Header()  # type: ignore[no-untyped-call]
     header.set_data_dtype(np.dtype(dtype))
     if max(dims) > 32767:  # a rig's software writes something; readers go by the product
         total = int(np.prod(dims))
@@ -82,6 +83,8 @@ def complex_pieces(
     ----------
     volume : ndarray, shape (channels, A-lines, B-lines, depth)
         Complex depth profiles, shallow first; the file holds them deep first.
+    scan, illumination
+        Voxel size, and which illumination it is.
     planes : int
         Depth planes per piece.
     """

@@ -1,4 +1,4 @@
-"""The virtual rig: writes the raw tiles of a whole acquisition in order, as a microscope would, including its bad days."""
+"""The virtual rig: writes the raw tiles of a whole acquisition in order, as a microscope would, bad days included."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +114,7 @@ class VirtualRig:
     >>> VirtualRig(config, PhantomSettings(), Path("/data/raw"), Path("/data/raw/truth"))
     Traceback (most recent call last):
         ...
-    opticstream.model.errors.ConfigurationError: truth_folder = /data/raw/truth lies inside /data/raw, where stages could read it
+    opticstream.model.errors.ConfigurationError: truth_folder = /data/raw/truth lies inside /data/raw, ...
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class VirtualRig:
 
     # -- making tiles ahead ------------------------------------------------------------------------------------------
 
-    def _made_ahead(self, tiles: list[TileId]) -> Iterator[_Blocks]:
+    def _made_ahead(self, tiles: list[TileId]) -> Generator[_Blocks]:
         if self.workers <= 1:
             for tile in tiles:
                 yield self.simulator.spectra(tile)

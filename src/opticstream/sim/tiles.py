@@ -20,7 +20,7 @@ from opticstream.sim.fields import Grid
 from opticstream.sim.instrument import Spectrometer
 from opticstream.sim.optics import apparent_from_axis, beam_frame, rotate_in_plane
 from opticstream.sim.phantom import FaceMaps, Sample, TissueMaps
-from opticstream.sim.settings import PhantomSettings
+from opticstream.sim.settings import Corner, PhantomSettings
 from opticstream.sim.stage import Placement, Stage
 
 Array = NDArray[np.float64]
@@ -61,17 +61,42 @@ class TileSimulator:
         self.spectrometer = Spectrometer(scan, settings.instrument, seed=settings.seed)
         self.depth_step_um = scan.scan_resolution_3d[2] * 1e3
         x_mm, y_mm, _ = scan.scan_resolution_3d
-        margin = 4 * settings.stage.jitter_px + 2 * (
-            settings.stage.slice_drift_px + settings.stage.illumination_offset_px
-        )
-        widest = max(i.a_lines for i in scan.illuminations)
+        extent_um = self.stage.field_um()
         self.sample = Sample(
             settings,
-            extent_um=self.stage.field_um(),
-            corner_um=((widest + margin) * x_mm * 1e3, (scan.b_lines + margin) * y_mm * 1e3),
+            extent_um=extent_um,
+            corners_um={
+                corner: self._corner_um(corner, extent_um, (x_mm * 1e3, y_mm * 1e3))
+                for corner in settings.sample.blank_corners
+            },
             slice_thickness_um=scan.slice_thickness_um,
             depth_step_um=self.depth_step_um,
         )
+
+    def _corner_um(
+        self, corner: Corner, extent_um: tuple[float, float], pixel_um: tuple[float, float]
+    ) -> tuple[float, float]:
+        """Return how far the tiles at a corner of the grid reach into the field, in any mosaic, along x and y."""
+        reach = np.zeros(2)
+        for mosaic in self.mosaics():
+            index = self.layout.illumination_index(mosaic)
+            grid = self.layout.illumination_of(mosaic)
+            wanted = (
+                0 if corner.startswith("left") else grid.columns - 1,
+                0 if corner.endswith("down") else grid.rows - 1,
+            )
+            tile = next(t for t in self.layout.tiles(mosaic) if self.layout.grid_position(t) == wanted)
+            placement = self.stage.placement(mosaic)
+            low = np.asarray(self.stage.position_px(tile))
+            high = low + self.scan.tile_shape(index)
+            for point in ((low[0], low[1]), (low[0], high[1]), (high[0], low[1]), (high[0], high[1])):
+                x, y = pixel_um * (placement.matrix @ np.asarray(point) + placement.shift_px)
+                from_corner = (
+                    x if corner.startswith("left") else extent_um[0] - x,
+                    y if corner.endswith("down") else extent_um[1] - y,
+                )
+                reach = np.maximum(reach, from_corner)
+        return float(reach[0] + 2 * pixel_um[0]), float(reach[1] + 2 * pixel_um[1])
 
     # -- geometry ----------------------------------------------------------------------------------------------------
 
@@ -143,7 +168,7 @@ class TileSimulator:
         sigma = self.settings.instrument.lateral_fwhm_px / 2.3548
         radius = int(np.ceil(3 * sigma))
         weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2) if sigma > 0 else np.ones(1)
-        return (weights / np.sqrt(np.sum(weights**2))).astype(np.float32)
+        return np.asarray(weights / np.sqrt(np.sum(weights**2)), dtype=np.float32)
 
     def block_lines(self, illumination: int, /) -> int:
         """Return the number of B-lines that are made at a time: at least three blocks per tile, bounded memory."""
@@ -172,7 +197,9 @@ class TileSimulator:
         step = self.block_lines(illumination)
         for start in range(0, height, step):
             lines = min(step, height - start)
-            grid = placement.grid(position + (-radius, start - radius), (width + 2 * radius, lines + 2 * radius))
+            grid = placement.grid(
+                position + np.array([-radius, start - radius]), (width + 2 * radius, lines + 2 * radius)
+            )
             view = self.look(placement, illumination, slice_id, grid)
             gate_here = gate[:, start : start + lines + 2 * radius]
             depth = last_bin - first_bin
@@ -196,7 +223,7 @@ class TileSimulator:
         face = view.face
         table_step = 2.0
         layer_step = self.layer_step_um if np.isfinite(self.layer_step_um) else 1e9
-        table = self.sample.layer_amplitudes(np.arange(4096) * table_step)
+        table = self.sample.layer_amplitudes(np.arange(4096.0) * table_step)
         half = self.half_retardance(view) if self.scan.channels == 2 else np.zeros_like(view.apparent_angle)
         first = np.empty_like(scatterers)
         second = np.empty_like(scatterers)

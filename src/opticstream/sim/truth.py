@@ -104,9 +104,10 @@ def write_truth(simulator: TileSimulator, folder: Path, /) -> Path:
         "key": key,
         "project_name": simulator.config.name,
         "conventions": (
-            "Maps are indexed [x, y]; map pixel (0, 0) lies at origin_px of the mosaic's frame. A tile's pixel (i, j) lies "
-            "at (x + i, y + j). sample_px = R(rotation_deg) stage_px + shift_px. Angles in degrees from +x towards +y; axes "
-            "have no sign. A tile's surface in depth bins from zero delay is first_bin + height(x + i, y + j) + gate(i, j)."
+            "Maps are indexed [x, y]; map pixel (0, 0) lies at origin_px of the mosaic's frame. A tile's pixel (i, j) "
+            "lies at (x + i, y + j). sample_px = R(rotation_deg) stage_px + shift_px. Angles in degrees from +x "
+            "towards +y; axes have no sign. A tile's surface, in depth bins from zero delay, is first_bin + "
+            "height(x + i, y + j) + gate(i, j)."
         ),
         "first_bin": NOMINAL_FIRST_BIN,
         "samples": scan.samples,
@@ -141,7 +142,7 @@ def _write_mosaic(simulator: TileSimulator, mosaic: MosaicId, folder: Path) -> d
     layout, scan = simulator.layout, simulator.scan
     index, slice_id = layout.illumination_index(mosaic), layout.slice_of(mosaic).slice_id
     placement = simulator.stage.placement(mosaic)
-    tiles = []
+    tiles: list[dict[str, Any]] = []
     for tile in layout.tiles(mosaic):
         (x, y), nominal = simulator.stage.position_px(tile), nominal_position_px(scan, tile)
         column, row = layout.grid_position(tile)

@@ -157,9 +157,7 @@ class _Errors:
                     yield _figure(quantity, region, item, unit, arrays, None)
 
 
-def _figure(
-    quantity: str, region: str, item: str, unit: str, arrays: Iterable[Array], bound: float | None
-) -> Figure:
+def _figure(quantity: str, region: str, item: str, unit: str, arrays: Iterable[Array], bound: float | None) -> Figure:
     errors = np.concatenate([*arrays, np.empty(0)])
     if errors.size == 0:
         nan = float("nan")
@@ -276,7 +274,9 @@ class _Validation:
             raise InputError(f"{item}: the tile map lacks the tiles {absent}")
         residual = {t: estimated[t] - mosaic.positions[t] - shift for t in tiles}
         self.errors.add("position", item, np.array([np.hypot(*residual[t]) for t in tiles]))
-        seams = [np.hypot(*(residual[a] - residual[b])) for a, b in mosaic.neighbours if a in residual and b in residual]
+        seams = [
+            np.hypot(*(residual[a] - residual[b])) for a, b in mosaic.neighbours if a in residual and b in residual
+        ]
         self.errors.add("seam", item, np.array(seams))
 
     # -- tiles -------------------------------------------------------------------------------------------------------
@@ -359,8 +359,9 @@ class _Validation:
             inside, known = mosaic.at("inside", x, y)
             apparent, _ = mosaic.at("apparent_birefringence", x, y)
             compared = known & (inside > 0) & self._masked(mosaic, found.shape)
-            true, _ = mosaic.at({"ret": "visible_retardance", "ori": "visible_orientation"}.get(
-                modality, "visible_birefringence"), x, y)
+            true, _ = mosaic.at(
+                {"ret": "visible_retardance", "ori": "visible_orientation"}.get(modality, "visible_birefringence"), x, y
+            )
             if modality == "ret":
                 error = np.abs(found - true)
             elif modality == "ori":
@@ -467,7 +468,7 @@ class _Validation:
             unit = np.divide(found, length, out=np.full_like(found, np.nan), where=length > 0)
             cosine = np.abs(np.sum(unit * axis, axis=-1))
             error = np.rad2deg(np.arccos(np.clip(cosine, 0, 1)))
-            # An axis has no sign: the through-plane angle is read off the copy whose in-plane part points along the truth's.
+            # An axis has no sign: the through-plane angle is that of the copy that points along the truth in the plane.
             same = np.sign(np.sum(unit[..., :2] * axis[..., :2], axis=-1))
             steep = np.rad2deg(np.arcsin(np.clip(axis[..., 2], -1, 1)))
             found_steep = np.rad2deg(np.arcsin(np.clip(unit[..., 2] * np.where(same < 0, -1, 1), -1, 1)))
@@ -484,17 +485,16 @@ class _Validation:
             relative = 100 * np.abs(found_b / true_b - 1)
         self._add_masked("true birefringence", item, relative, determined, regions)
 
-    def _add_masked(
-        self, quantity: str, item: str, error: Array, compared: Mask, regions: Mapping[str, Mask]
-    ) -> None:
+    def _add_masked(self, quantity: str, item: str, error: Array, compared: Mask, regions: Mapping[str, Mask]) -> None:
         error = np.where(compared, error, np.nan)
         self.errors.add(quantity, item, error, regions)
         self.errors.map(quantity, item, error)
 
     def _frames(self, entry: Mapping[str, Any]) -> list[Array]:
         """Return the beam frames (e1, e2, k) of a slice's illuminations in the fixed mosaic's axes."""
-        frames = [np.asarray(self.truth.illumination(self.truth.mosaics[entry["fixed_mosaic_id"]].illumination)[
-            "beam_frame"])]
+        frames = [
+            np.asarray(self.truth.illumination(self.truth.mosaics[entry["fixed_mosaic_id"]].illumination)["beam_frame"])
+        ]
         for moving in entry["moving"]:
             index = self.truth.mosaics[moving["mosaic_id"]].illumination
             turn = np.eye(3)
@@ -537,13 +537,13 @@ def _positions_from_tilemap(path: Path) -> dict[int, Array]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        rendered = SandboxedEnvironment().from_string(text).render(
-            base_dir="", mosaic_id=1, modality="aip", scan_resolution=[], mask=""
+        rendered = (
+            SandboxedEnvironment()
+            .from_string(text)
+            .render(base_dir="", mosaic_id=1, modality="aip", scan_resolution=[], mask="")
         )
         tiles = yaml.safe_load(rendered)["tiles"]
-        return {
-            int(t.get("tile", n)): np.array([float(t["x"]), float(t["y"])]) for n, t in enumerate(tiles, start=1)
-        }
+        return {int(t.get("tile", n)): np.array([float(t["x"]), float(t["y"])]) for n, t in enumerate(tiles, start=1)}
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: no such tile map") from error
     except (jinja2.TemplateError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:

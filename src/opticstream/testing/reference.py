@@ -1,6 +1,6 @@
 """The numerics of sections 1 to 5, done naively in float64: one line at a time, one formula at a time.
 
-Nothing here is fast and nothing is shared with the code that it checks. Read it beside the description of the algorithms.
+Nothing here is fast and nothing is shared with the code that it checks.
 """
 
 from __future__ import annotations
@@ -69,6 +69,12 @@ def complex_from_spectra(
         Wavelength of every pixel per channel; None where spectra are linear in wavenumber already.
     dispersion : list of ndarray, shape (samples,), optional
         Phase per channel, radians.
+    flip_channel2 : bool
+        The second channel is read out reversed.
+    subtract_mean, residual_background : bool
+        Subtract the mean of each B-line before, its median after linearization.
+    zero_padding, cut : int
+        Factor by which spectra are lengthened; first depth sample that is kept (default 24 x `zero_padding`).
     background : array_like, shape (channels, samples), optional
         Recorded reference spectrum to subtract, in read-out order.
 

@@ -1,0 +1,197 @@
+"""`sim make|rig` and `validate`: the phantom, the virtual rig, and how far a project's results lie from the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opticstream.cli.console import (
+    DONE,
+    FAILED,
+    JsonOption,
+    ProjectArgument,
+    err,
+    errors_shown,
+    out,
+    print_json,
+)
+from opticstream.config import ProjectConfig, load_project
+from opticstream.model.errors import ConfigurationError
+
+app = typer.Typer(help="The phantom and the virtual rig: a microscope with known truth.", no_args_is_help=True)
+
+_PHANTOM = "phantom.json"
+
+
+@app.command("make")
+def make(
+    folder: Annotated[Path, typer.Argument(help="Folder to write project.toml and phantom.json into.")],
+    preset: Annotated[str, typer.Option(help="Kind of phantom: demo, hard, optic-tract or full-size.")] = "demo",
+    seed: Annotated[int, typer.Option(help="Seed; everything follows from it.", min=0)] = 1,
+    slices: Annotated[int, typer.Option(help="Number of slices.", min=1)] = 2,
+    directions: Annotated[
+        Path | None, typer.Option(help="Folder with fibre direction images, for the preset optic-tract.")
+    ] = None,
+) -> None:
+    """Write the project file and the phantom file of a preset; edit them, then start the rig."""
+    from opticstream.sim.demo import PHANTOM_FILE, PROJECT_FILE
+    from opticstream.sim.presets import write_preset
+
+    with errors_shown():
+        for name in (PROJECT_FILE, PHANTOM_FILE):
+            if (folder / name).exists():
+                raise ConfigurationError(f"{folder / name}: exists already and is left as it is")
+        project, phantom = write_preset(preset, folder, seed=seed, slices=slices, directions=directions)
+    out.print(f"wrote {project} and {phantom}; now: opticstream sim rig {project} {folder / 'raw'}")
+
+
+@app.command("rig")
+def rig(
+    project: ProjectArgument,
+    raw: Annotated[Path, typer.Argument(help="Folder that the raw tiles appear in.")],
+    phantom: Annotated[
+        Path | None, typer.Option(help="Phantom file (JSON or TOML); default: phantom.json beside the project file.")
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the truth, outside RAW and the project; default: truth beside the project file."),
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Pace against the camera's line rate, e.g. 1x or 0.2x; default: at full speed.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that make tiles ahead.", min=1)] = 1,
+    misbehave: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KIND:TILE[:SECONDS], tile counted from 1 over everything; KIND is truncate, duplicate, skip, "
+            "reorder, rewrite or stall. May be given several times."
+        ),
+    ] = None,
+    spectral_name: Annotated[
+        str | None, typer.Option(help="With complex tiles: also write spectra, under this name template.")
+    ] = None,
+    calibration: Annotated[bool, typer.Option(help="Write the calibration files that the project names.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the raw tiles of a phantom, file by file, as a microscope would. Started again, it goes on where it was."""
+    from opticstream.sim.rig import Misbehaviour, TileWritten, VirtualRig
+    from opticstream.sim.settings import load_phantom
+
+    def tell(event: TileWritten) -> None:
+        if as_json:
+            print_json({"tile": event.tile.key, "file": str(event.path), "number": event.number, "kept": event.kept})
+        else:
+            done = f"{event.number}/{event.total}"
+            out.print(f"{done:>9}  {event.path.name}{'  (complete already)' if event.kept else ''}", markup=False)
+
+    with errors_shown():
+        config = load_project(project)
+        home = Path(project).absolute().parent
+        VirtualRig(
+            config,
+            load_phantom(phantom or home / _PHANTOM),
+            raw,
+            truth or home / "truth",
+            calibration_folder=home if calibration else None,
+            rate=None if rate is None else _rate(rate),
+            workers=workers,
+            misbehaviours=tuple(Misbehaviour.parse(text) for text in misbehave or []),
+            spectral_name=spectral_name,
+        ).run(progress=tell)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text.strip().removesuffix("x"))
+    except ValueError:
+        rate = 0.0
+    if not rate > 0:
+        raise ConfigurationError(f"--rate {text!r}: expected a positive number such as 1x or 0.2x")
+    return rate
+
+
+def validate(
+    project: ProjectArgument,
+    truth: Annotated[
+        Path | None, typer.Option(help="Folder of the truth; default: truth beside the project file.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for error maps; default: validation in the project's folder.")
+    ] = None,
+    bound: Annotated[
+        list[str] | None,
+        typer.Option(help="QUANTITY=VALUE: bound of a median instead of the demo's; may be given several times."),
+    ] = None,
+    details: Annotated[bool, typer.Option(help="Also show regions, mosaics and slices.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a processed project with the phantom's truth. Exit status 1 if a bound is missed or outputs lack."""
+    with errors_shown():
+        if not project.endswith(".toml"):
+            raise ConfigurationError(f"{project}: validate needs the project file (.toml), beside which the truth lies")
+        where = truth or Path(project).absolute().parent / "truth"
+        passed = show_validation(
+            Path(project), where, as_json=as_json, pictures=pictures, details=details, bounds=_bounds(bound)
+        )
+    raise typer.Exit(DONE if passed else FAILED)
+
+
+def _bounds(texts: list[str] | None) -> dict[str, float]:
+    from opticstream.sim.validate import DEMO_BOUNDS, UNITS
+
+    bounds = dict(DEMO_BOUNDS)
+    for text in texts or []:
+        name, _, value = text.partition("=")
+        try:
+            if name not in UNITS:
+                raise ValueError
+            bounds[name] = float(value)
+        except ValueError:
+            raise ConfigurationError(
+                f"--bound {text!r}: expected QUANTITY=VALUE with QUANTITY one of {', '.join(UNITS)}"
+            ) from None
+    return bounds
+
+
+def show_validation(
+    project_file: Path,
+    truth: Path,
+    /,
+    *,
+    as_json: bool = False,
+    pictures: Path | None = None,
+    details: bool = False,
+    bounds: dict[str, float] | None = None,
+) -> bool:
+    """Validate a project, print the table (or JSON), write the error maps, and return whether it passed."""
+    from opticstream.sim.validate import DEMO_BOUNDS, validate_project
+    from opticstream.sim.validate_pictures import write_error_pictures
+
+    config: ProjectConfig = load_project(project_file)
+    report = validate_project(config, truth, bounds=DEMO_BOUNDS if bounds is None else bounds)
+    made = write_error_pictures(report, pictures or config.base_path / "validation")
+    if as_json:
+        print_json({**report.to_json(), "pictures": [str(path) for path in made]})
+        return report.passed
+
+    from rich.table import Table
+
+    table = Table(title="errors against the truth", title_justify="left")
+    for name in ("quantity", "unit", "median", "95 %", "worst", "bound", ""):
+        table.add_column(name, justify="left" if name in ("quantity", "unit", "") else "right")
+    if details:
+        table.add_column("region")
+        table.add_column("item")
+        table.add_column("values", justify="right")
+    for figure in report.figures if details else report.summary:
+        verdict = "" if figure.passed is None else "[green]ok[/]" if figure.passed else "[bold red]missed[/]"
+        row = [figure.quantity, figure.unit, *(f"{v:.3g}" for v in (figure.median, figure.p95, figure.worst))]
+        row += ["" if figure.bound is None else f"{figure.bound:g}", verdict]
+        table.add_row(*row, *([figure.region, figure.item, str(figure.count)] if details else []))
+    out.print(table)
+    for problem in report.problems:
+        err.print(f"[bold red]missing or unusable:[/] {problem}")
+    out.print("[bold green]all bounds met[/]" if report.passed else "[bold red]validation failed[/]")
+    return report.passed
