@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -128,17 +127,20 @@ def trigger_of(deployment: Deployment, /, *, collapse_s: float) -> DeploymentEve
     )
 
 
-def runner_deployments(pool: str, /, *, collapse_s: float) -> Iterable[RunnerDeployment]:
-    """Yield the Prefect deployments of one pool."""
-    for deployment in DEPLOYMENTS:
-        if deployment.pool == pool:
-            yield deployment.flow.to_deployment(  # type: ignore[misc]
-                name=deployment.name,
-                description=(deployment.flow.description or "").split("\n")[0],
-                triggers=[trigger_of(deployment, collapse_s=collapse_s)],
-                tags=["opticstream", f"pool:{pool}"],
-                entrypoint_type=EntrypointType.MODULE_PATH,
-            )
+async def runner_deployments(pool: str, /, *, collapse_s: float) -> list[RunnerDeployment]:
+    """Return the Prefect deployments of one pool."""
+    return [
+        await deployment.flow.ato_deployment(
+            name=deployment.name,
+            description=(deployment.flow.description or "").split("\n")[0],
+            triggers=[trigger_of(deployment, collapse_s=collapse_s)],
+            tags=["opticstream", f"pool:{pool}"],
+            # A module path, not a file path: the flow is found wherever the package is installed.
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for deployment in DEPLOYMENTS
+        if deployment.pool == pool
+    ]
 
 
 __all__ = ["DEPLOYMENTS", "POOLS", "Deployment", "runner_deployments", "trigger_of"]

@@ -36,7 +36,7 @@ def _opened(event: Event, overrides: dict[str, Any] | None = None) -> Iterator[P
     resolved = {**event.parameters, **(overrides or {})}
     config = load_parameters(event.project_name, overrides=resolved)
     keep_parameters(config)
-    yield Project.open(config, flow_run=flow_run.id)
+    yield Project.open(config, flow_run_id=flow_run.id)
 
 
 def _attempt(project: Project) -> Callable[[str, Callable[[], Any]], Any]:

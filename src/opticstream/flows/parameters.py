@@ -34,7 +34,7 @@ def project_slug(project_name: str, /) -> str:
 def save_parameters(config: ProjectConfig, /) -> str:
     """Register a project's parameters and return the name of their Variable."""
     name = f"{project_slug(config.name)}-config"
-    Variable.set(name, config.model_dump(mode="json", exclude_defaults=True), overwrite=True)
+    Variable.set(name, config.model_dump(mode="json"), overwrite=True)
     return name
 
 

@@ -44,7 +44,7 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
             if record is None:
                 continue
             outputs += record.outputs
-            archives += [file for file in record.outputs if Path(file.path).name == _archive_name(project, tile)]
+            archives += [file for file in record.outputs if file.path.endswith(_archive_name(project, tile))]
             if note.get("flags"):
                 flagged.append(project.event(TileFlagged, tile, reasons=note["flags"]))
         failed = sorted(int(number) for number, note in tiles.items() if note["outcome"] == "failed")
@@ -139,7 +139,7 @@ def _tile(
     }
     facts.replace(tile, "processed", content, why="computed")
     facts.journal.computed(tile, "processed", time.monotonic() - begin)
-    facts.withdraw(tile, "failed", "processed by a later attempt")
+    facts.withdraw(tile, "failed", reason="processed by a later attempt")
     record = facts.read(tile, "processed")
     assert record is not None
     return record, {"outcome": "ok", **_note(record)}
@@ -171,11 +171,11 @@ def _still_good(project: Project, record: FactRecord, parameters: str, inputs_ha
 
 def _intact(project: Project, file: FileRecord) -> bool:
     try:
-        return (project.facts.roots[file.root] / file.path).stat().st_size == file.size
+        return project.paths.absolute(file.path).stat().st_size == file.size
     except OSError:
         return False
 
 
 def _file_record(project: Project, path: Path, sha256: str | None) -> FileRecord:
     bare = project.facts.file_record(path, checksum=False)
-    return FileRecord(bare.path, bare.size, sha256, bare.root)
+    return FileRecord(bare.path, bare.size, sha256)

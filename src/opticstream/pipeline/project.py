@@ -34,7 +34,7 @@ class Project:
 
     @classmethod
     def open(
-        cls, config: ProjectConfig, *, deployment: DeploymentSettings | None = None, flow_run: str | None = None
+        cls, config: ProjectConfig, *, deployment: DeploymentSettings | None = None, flow_run_id: str | None = None
     ) -> Project:
         """Return the project of a configuration, creating its folder if need be."""
         paths = ProjectPaths(
@@ -42,7 +42,7 @@ class Project:
         )
         paths.base.mkdir(parents=True, exist_ok=True)
         roots = {"archive": paths.archive_root}
-        facts = Facts(paths.base, flow_run=flow_run, roots=roots)
+        facts = Facts(paths.base, flow_run_id=flow_run_id, roots=roots)
         return cls(config, paths, facts, deployment or DeploymentSettings())
 
     @property

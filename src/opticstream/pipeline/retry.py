@@ -60,7 +60,7 @@ def retry_plan(project: Project, /, *, only: Iterable[ItemId] | None = None) -> 
 
 def apply_plan(project: Project, plan: RetryPlan, /, *, reason: str) -> int:
     """Take back the facts of a plan and return how many there were; announcing is the caller's part."""
-    return sum(project.facts.withdraw(item, fact, reason) for item, fact in plan.withdraw)
+    return sum(project.facts.withdraw(item, fact, reason=reason) for item, fact in plan.withdraw)
 
 
 def _retry_batch(project: Project, batch: BatchId, plan: RetryPlan) -> None:

@@ -62,7 +62,7 @@ def _upload(project: Project, item: ItemId, record: FactRecord, attempt: Attempt
 
 
 def _publish(project: Project, item: ItemId, files: tuple[FileRecord, ...]) -> list[Path]:
-    sources = [project.facts.roots[file.root] / file.path for file in files]
+    sources = [project.paths.absolute(file.path) for file in files]
     if isinstance(item, BatchId):
         return [link_into_mosaic(source, project.paths.archived_folder(item.mosaic)) for source in sources]
     assert isinstance(item, MosaicId | SliceId)
