@@ -1,0 +1,257 @@
+"""Normalised cross-correlation of overlapping tiles, for all shifts within a margin at once.
+
+The part that two tiles share at a given shift is known, so the correlation is divided by the energies of exactly that
+rectangle: no shift is favoured for overlapping more, and there is no wrap-around. A frequency weight enters as a factor
+on the cross-spectrum, which is computed once and kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+BATCH = 24
+
+
+@dataclass
+class CrossSpectra:
+    """Cross-spectra and energies of all links that follow along one axis.
+
+    Attributes
+    ----------
+    links : ndarray of int, shape (n,)
+        Row of each link in the caller's table.
+    nominal_px : ndarray of int, shape (n, 2)
+        Displacement from the first tile to the second that shift (0, 0) stands for.
+    margin_px : tuple of int
+        Largest shift looked at, along x and y.
+    spectrum : ndarray, shape (n, fx, fy), complex64
+        Product of the first strip's spectrum and the conjugate of the second's, zero padded.
+    energy : ndarray, shape (n, 2*mx+1, 2*my+1), float32
+        Geometric mean of the two strips' energies over the rectangle shared at each shift.
+    area : ndarray, shape (n, 2*mx+1, 2*my+1), float32
+        Number of pixels in that rectangle.
+    total_energy : ndarray, shape (n, 2)
+        Energies of both whole strips.
+    radial_power : ndarray, shape (n, 2, rings)
+        Power of both strips by ring of frequency; sums to `total_energy`.
+    ring : ndarray of int, shape (fx, fy)
+        Ring of every bin of the spectrum.
+    """
+
+    links: NDArray[np.intp]
+    nominal_px: NDArray[np.intp]
+    margin_px: tuple[int, int]
+    shape: tuple[int, int]
+    strip_shape: tuple[int, int]
+    lag_base: NDArray[np.intp]
+    spectrum: NDArray[np.complex64]
+    energy: FloatArray
+    area: FloatArray
+    total_energy: FloatArray
+    radial_power: FloatArray
+    ring: NDArray[np.intp]
+
+    def column_weight(self) -> FloatArray:
+        """Return 2 for columns of the half spectrum that stand for two, else 1; shape (fy,)."""
+        return _column_weight(self.shape[1])
+
+
+RINGS = 128
+"""Frequency weights are functions of the radius: 128 rings from 0 to the corner at 0.71 cycles per pixel."""
+
+
+def ring_frequency() -> FloatArray:
+    """Return the frequency of every ring's middle in cycles per pixel."""
+    return ((np.arange(RINGS) + 0.5) * (np.sqrt(0.5) / RINGS)).astype(np.float32)
+
+
+def _rings(shape: tuple[int, int]) -> NDArray[np.intp]:
+    radius = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :])
+    return np.minimum((radius * (RINGS / np.sqrt(0.5))).astype(np.intp), RINGS - 1)
+
+
+def _column_weight(ny: int) -> FloatArray:
+    weight = np.full(ny // 2 + 1, 2, np.float32)
+    weight[0] = 1
+    if ny % 2 == 0:
+        weight[-1] = 1
+    return weight
+
+
+def cross_spectra(
+    tiles: FloatArray,
+    pairs: NDArray[np.intp],
+    nominal_px: NDArray[np.intp],
+    links: NDArray[np.intp],
+    /,
+    *,
+    axis: int,
+    margin_px: tuple[int, int],
+    noise_density: float = 0.0,
+    workers: int = 2,
+) -> CrossSpectra:
+    """Return the cross-spectra of links that all follow along `axis`.
+
+    Parameters
+    ----------
+    tiles : ndarray, shape (tiles, x, y), float32
+        Filtered tiles with zero mean.
+    pairs : ndarray of int, shape (n, 2)
+        First and second tile of each link.
+    nominal_px : ndarray of int, shape (n, 2)
+        Nominal displacement of the second tile against the first.
+    links : ndarray of int, shape (n,)
+        Names of the links in the caller's table.
+    axis : int
+        0 where the second tile follows along x, 1 along y.
+    margin_px : tuple of int
+        Largest shift to look at, along x and y.
+    noise_density : float
+        Energy per pixel that is added to every strip, uncorrelated: what is much fainter than it says nothing, however
+        well it correlates.
+    workers : int
+        Threads of the Fourier transforms.
+    """
+    from scipy import fft
+
+    size = np.array(tiles.shape[1:])
+    margin = np.array(margin_px)
+    strip = size.copy()
+    strip[axis] = min(size[axis], size[axis] - int(nominal_px[:, axis].min()) + margin[axis])
+    corner = size - strip  # of the first tile's strip; the second's starts at 0
+    corner[1 - axis] = 0
+    lag_base = nominal_px - corner
+    reach = np.abs(lag_base).max(axis=0) + margin
+    shape = tuple(int(fft.next_fast_len(int(n), real=True)) for n in strip + reach)
+    n = len(links)
+    window = tuple(2 * margin + 1)
+    fx, fy = shape[0], shape[1] // 2 + 1
+    spectrum = np.empty((n, fx, fy), np.complex64)
+    ring = _rings((shape[0], shape[1]))
+    radial_power = np.empty((n, 2, RINGS), np.float32)
+    flat_ring = ring.ravel()
+    columns = _column_weight(shape[1]) / np.float32(shape[0] * shape[1])
+    energy = np.empty((n, *window), np.float32)
+    area = np.empty((n, *window), np.float32)
+    total = np.empty((n, 2), np.float32)
+    masks = _shared_masks(lag_base, strip, margin)
+    for start in range(0, n, BATCH):
+        part = slice(start, min(start + BATCH, n))
+        first = tiles[pairs[part, 0], corner[0] :, corner[1] :]
+        second = tiles[pairs[part, 1], : strip[0], : strip[1]]
+        spectrum_first = fft.rfft2(first, shape, workers=workers)
+        spectrum_second = fft.rfft2(second, shape, workers=workers)
+        np.multiply(spectrum_first, spectrum_second.conj(), out=spectrum[part])
+        for side, one in enumerate((spectrum_first, spectrum_second)):
+            power = (one.real**2 + one.imag**2) * columns
+            for k in range(part.start, part.stop):
+                radial_power[k, side] = np.bincount(flat_ring, power[k - start].ravel(), minlength=RINGS)
+        first, second = first * first, second * second
+        total[part, 0], total[part, 1] = first.sum(axis=(1, 2)), second.sum(axis=(1, 2))
+        for k in range(part.start, part.stop):
+            first_x, first_y, second_x, second_y = masks[tuple(lag_base[k])]
+            a = first_x @ first[k - start] @ first_y.T
+            b = second_x @ second[k - start] @ second_y.T
+            area[k] = first_x.sum(axis=1)[:, None] * first_y.sum(axis=1)[None, :]
+            added = np.float32(noise_density) * area[k]
+            energy[k] = np.sqrt((a + added) * (b + added))
+    return CrossSpectra(
+        links=links,
+        nominal_px=nominal_px,
+        margin_px=(int(margin[0]), int(margin[1])),
+        shape=(shape[0], shape[1]),
+        strip_shape=(int(strip[0]), int(strip[1])),
+        lag_base=lag_base,
+        spectrum=spectrum,
+        energy=energy,
+        area=area,
+        total_energy=total,
+        radial_power=radial_power,
+        ring=ring,
+    )
+
+
+def _shared_masks(
+    lag_base: NDArray[np.intp], strip: NDArray[np.intp], margin: NDArray[np.intp]
+) -> dict[tuple[int, ...], tuple[FloatArray, ...]]:
+    """Return for each distinct lag base the 0/1 matrices that sum a strip over the rectangle shared at each lag."""
+    masks: dict[tuple[int, ...], tuple[FloatArray, ...]] = {}
+    for base in {tuple(b) for b in lag_base.tolist()}:
+        parts = []
+        for sign in (1, -1):
+            for axis in (0, 1):
+                lag = base[axis] + np.arange(-margin[axis], margin[axis] + 1)[:, None]
+                place = np.arange(strip[axis])[None, :]
+                other = place - sign * lag
+                parts.append(((other >= 0) & (other < strip[axis])).astype(np.float32))
+        masks[base] = tuple(parts)
+    return masks
+
+
+def likelihood_surfaces(spectra: CrossSpectra, ring_weight: FloatArray, /) -> FloatArray:
+    """Return for every link and shift how much likelier a match is than chance, as a signed root.
+
+    Parameters
+    ----------
+    spectra : CrossSpectra
+        From `cross_spectra`.
+    ring_weight : ndarray, shape (rings,)
+        Real, non-negative frequency weight.
+
+    Returns
+    -------
+    ndarray, shape (n, 2*mx+1, 2*my+1), float32
+        ``z = sign(r) sqrt(-n log(1 - r^2))`` for the correlation coefficient ``r`` of the weighted strips over the
+        rectangle that they share at that shift, and ``n`` the number of independent samples in it: ``z^2 / 2`` is the
+        log-likelihood ratio of Gaussian data, and for weak correlation ``z`` is simply ``r`` in units of its own
+        noise. 0 where a strip is blank.
+
+    Notes
+    -----
+    Two strips without anything in common have a correlation of variance ``sum |X w|^2 / N`` spread over the domain in
+    proportion to the shared area, so the number of independent samples is known from the spectra (Parseval) without
+    transforming all of it. Only the lags within the margin are wanted: the inverse transform is two thin matrix
+    products, over the frequencies that the weight lets pass.
+    """
+    mx, my = spectra.margin_px
+    nx, ny = spectra.shape
+    n = len(spectra.links)
+    result = np.zeros((n, 2 * mx + 1, 2 * my + 1), np.float32)
+    weight = ring_weight.astype(np.float32)[spectra.ring]
+    passed_y = np.flatnonzero((weight > 1e-4 * weight.max()).any(axis=0))
+    fy = int(passed_y[-1]) + 1 if passed_y.size else 1
+    weight = np.ascontiguousarray(weight[:, :fy])
+    columns = (spectra.column_weight()[:fy] / np.float32(nx * ny)).astype(np.float32)
+    square_weight = weight**2 * columns
+    passed = spectra.radial_power @ ring_weight.astype(np.float32)  # energies of the weighted strips
+    pixels = spectra.strip_shape[0] * spectra.strip_shape[1]
+    density = np.sqrt(spectra.total_energy.prod(axis=1)) / pixels
+    share = np.sqrt(passed.prod(axis=1) / np.maximum(spectra.total_energy.prod(axis=1), 1e-30))
+    transforms: dict[tuple[int, ...], tuple[NDArray[np.complex64], NDArray[np.complex64]]] = {}
+    for k in range(n):
+        if density[k] <= 0 or share[k] <= 0:
+            continue
+        base = tuple(spectra.lag_base[k].tolist())
+        if base not in transforms:
+            lag_x = np.arange(base[0] - mx, base[0] + mx + 1)
+            lag_y = np.arange(base[1] - my, base[1] + my + 1)
+            into_x = np.exp(2j * np.pi / nx * ((lag_x[:, None] * np.arange(nx)[None, :]) % nx))
+            into_y = np.exp(2j * np.pi / ny * ((np.arange(fy)[:, None] * lag_y[None, :]) % ny)) * columns[:, None]
+            transforms[base] = into_x.astype(np.complex64), into_y.astype(np.complex64)
+        into_x, into_y = transforms[base]
+        cross = spectra.spectrum[k, :, :fy]
+        power = float(np.vdot(square_weight, cross.real**2 + cross.imag**2))
+        if power <= 0:
+            continue
+        correlation = (into_x @ (cross * weight) @ into_y).real
+        grain = power / (density[k] * pixels * share[k]) ** 2
+        # A nearly empty rectangle must not turn rounding into a perfect match.
+        energy = np.maximum(spectra.energy[k], 0.01 * density[k] * spectra.area[k]) * share[k]
+        coefficient = np.clip(correlation / np.maximum(energy, 1e-30), -0.995, 0.995)
+        samples = spectra.area[k] / grain  # grain: pixels per independent sample
+        result[k] = np.sign(coefficient) * np.sqrt(-samples * np.log1p(-(coefficient**2)))
+    return result

@@ -1,0 +1,587 @@
+"""Positions of the tiles of a mosaic from what they show in their overlaps and from what a stage does.
+
+Every link's correlation surface is kept as evidence instead of its highest peak alone. The stage model (a lattice and
+its jitter, estimated from the clear links) says which peaks are plausible; the weighted correlation (maximum likelihood
+for the coherence that the tiles really have) says where exactly; a robust least squares over all tiles decides, and
+looks at every link again around the position that all others predict. Blank tiles end on the lattice by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from opticstream.compute.stitching.correlation import (
+    CrossSpectra,
+    cross_spectra,
+    likelihood_surfaces,
+    ring_frequency,
+)
+from opticstream.compute.stitching.grid import neighbour_pairs
+from opticstream.compute.stitching.solver import LinkSystem, Solution, lines_from_positions
+
+Array = NDArray[np.float64]
+FloatArray = NDArray[np.float32]
+
+CLEAR_Z = 6.0
+SMOOTH_SIGMA_PX = 2.0
+FLOOR_PX = 0.05
+EMPTY_SHARE = 0.03
+"""A tile with much less than this share of the usual contrast is empty, whatever its noise resembles."""
+OUTLIER_CHI2 = 9.21
+"""Squared residual in sigmas, two dimensions, that one good link in a hundred exceeds."""
+
+
+@dataclass(frozen=True)
+class Links:
+    """What was measured between neighbouring tiles.
+
+    Attributes
+    ----------
+    pairs : ndarray of int, shape (links, 2)
+        First and second tile; the second lies at the larger coordinate.
+    axis : ndarray of int, shape (links,)
+        0 where the second follows along x, 1 along y.
+    displacement_px : ndarray, shape (links, 2)
+        Measured position of the second tile minus that of the first. Meaningless where `weight` is 0.
+    z : ndarray, shape (links,)
+        Correlation at the chosen shift in units of its noise.
+    information : ndarray, shape (links, 2, 2)
+        Inverse covariance of the displacement, in 1/px^2.
+    weight : ndarray, shape (links,)
+        0 (no peak, or an outlier) to 1 (fully trusted) in the final solution.
+    residual_px : ndarray, shape (links, 2)
+        Measured displacement minus that of the final positions; NaN where there was no peak.
+    """
+
+    pairs: NDArray[np.intp]
+    axis: NDArray[np.intp]
+    displacement_px: Array
+    z: Array
+    information: Array
+    weight: Array
+    residual_px: Array
+
+
+@dataclass(frozen=True)
+class TilePositions:
+    """Positions of all tiles and how well they are known.
+
+    Attributes
+    ----------
+    positions_px : ndarray, shape (tiles, 2)
+        Position (x, y) of every tile's first pixel.
+    uncertainty_px : ndarray, shape (tiles, 2)
+        Standard error of the position against the mosaic's lattice, along x and y.
+    by_stage_only : ndarray of bool, shape (tiles,)
+        True where no trusted link holds the tile: it lies where the stage model puts it.
+    island : ndarray of int, shape (tiles,)
+        Number of the connected group of trusted links that the tile belongs to; -1 where `by_stage_only`. Groups are
+        tied to each other by the stage model only.
+    jitter_px : ndarray, shape (2,)
+        Standard deviation of the stage about its model, along x and y.
+    lattice : ndarray, shape (2, 2)
+        Row ``a`` is the displacement per nominal pixel along axis ``a`` (the identity for a perfect stage).
+    links : Links
+        The evidence.
+    """
+
+    positions_px: Array
+    uncertainty_px: Array
+    by_stage_only: NDArray[np.bool_]
+    island: NDArray[np.intp]
+    jitter_px: Array
+    lattice: Array
+    links: Links
+
+
+@dataclass
+class _Evidence:
+    """Correlation surfaces of all links on one common window, and what was picked from them."""
+
+    pairs: NDArray[np.intp]
+    axis: NDArray[np.intp]
+    nominal: Array  # integer displacement that shift 0 stands for
+    margin: tuple[int, int]
+    surface: FloatArray
+    shift: Array = field(default_factory=lambda: np.empty((0, 2)))
+    z: Array = field(default_factory=lambda: np.empty(0))
+    information: Array = field(default_factory=lambda: np.empty((0, 2, 2)))
+    accepted: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
+
+
+def positions_from_tiles(
+    images: Sequence[FloatArray],
+    nominal_px: ArrayLike,
+    /,
+    *,
+    margin_px: int = 16,
+    line_parity: ArrayLike | None = None,
+    workers: int = 2,
+) -> TilePositions:
+    """Return the positions of tiles from their overlaps.
+
+    Parameters
+    ----------
+    images : sequence of ndarray, each of shape (tiles, x, y), float32
+        One or more kinds of image of the same tiles, through `filtered_tiles`; their evidence is added. A blank tile
+        is all zeros.
+    nominal_px : array_like, shape (tiles, 2)
+        Where the stage was sent.
+    margin_px : int
+        Largest error of the nominal displacement of two neighbours. It is cut to leave 4 px of the nominal overlap.
+    line_parity : array_like, shape (tiles,), optional
+        -0.5 or +0.5 by the direction of travel when the tile was taken; lets a backlash of the stage be recognised.
+    workers : int
+        Threads of the Fourier transforms.
+
+    Returns
+    -------
+    TilePositions
+        The mean deviation from `nominal_px`'s own frame is zero; without any link all tiles stay nominal.
+    """
+    nominal = np.asarray(nominal_px, np.float64).reshape(-1, 2)
+    tile_shape = (int(images[0].shape[1]), int(images[0].shape[2]))
+    pairs, axis = neighbour_pairs(nominal, tile_shape=tile_shape, min_overlap_px=5.0)
+    features = _stage_features(nominal, line_parity)
+    if len(pairs) == 0:
+        return _without_links(nominal, pairs, axis, float(margin_px))
+    spectra = [_spectra(image, nominal, pairs, axis, margin_px, workers) for image in images]
+    evidence = _gathered(spectra, pairs, axis, nominal, [[_smooth() for _ in channel] for channel in spectra])
+    stage = _StageModel.from_surfaces(evidence, nominal, features)
+    for _ in range(2):
+        _pick(evidence, *stage.prediction(evidence))
+        stage = _StageModel.from_links(evidence, nominal, features, stage)
+    weights = [[_likelihood_weight(s, evidence) for s in channel] for channel in spectra]
+    evidence = _gathered(spectra, pairs, axis, nominal, weights)
+    _pick(evidence, *stage.prediction(evidence))
+    stage = _StageModel.from_links(evidence, nominal, features, stage)
+    _pick(evidence, *stage.prediction(evidence))
+    del spectra
+    return _solved(evidence, nominal, features, stage, tile_shape)
+
+
+# --- evidence -----------------------------------------------------------------------------------------------------
+
+
+def _spectra(
+    image: FloatArray, nominal: Array, pairs: NDArray[np.intp], axis: NDArray[np.intp], margin_px: int, workers: int
+) -> list[CrossSpectra]:
+    size = np.array(image.shape[1:])
+    contrast = np.einsum("txy,txy->t", image, image, optimize=True) / size.prod()
+    noise_density = EMPTY_SHARE * float(np.percentile(contrast[contrast > 0], 75)) if (contrast > 0).any() else 0.0
+    displacement = np.rint(nominal[pairs[:, 1]] - nominal[pairs[:, 0]]).astype(np.intp)
+    parts = []
+    for direction in (0, 1):
+        links = np.flatnonzero(axis == direction)
+        if len(links) == 0:
+            continue
+        overlap = int((size[direction] - displacement[links, direction]).min())
+        along = max(2, min(margin_px, overlap - 4))
+        across = max(2, min(margin_px, int(size[1 - direction]) // 4))
+        margin = (along, across) if direction == 0 else (across, along)
+        parts.append(
+            cross_spectra(
+                image,
+                pairs[links],
+                displacement[links],
+                links,
+                axis=direction,
+                margin_px=margin,
+                noise_density=noise_density,
+                workers=workers,
+            )
+        )
+    return parts
+
+
+def _smooth() -> FloatArray:
+    return np.exp(-2 * (np.pi * SMOOTH_SIGMA_PX * ring_frequency()) ** 2).astype(np.float32)
+
+
+def _gathered(
+    spectra: list[list[CrossSpectra]],
+    pairs: NDArray[np.intp],
+    axis: NDArray[np.intp],
+    nominal: Array,
+    weights: list[list[FloatArray]],
+) -> _Evidence:
+    """Return one window of z per link; kinds of image are added as independent evidence."""
+    margin = tuple(max(s.margin_px[c] for channel in spectra for s in channel) for c in (0, 1))
+    surface = np.full((len(pairs), 2 * margin[0] + 1, 2 * margin[1] + 1), -np.inf, np.float32)
+    for direction in range(len(spectra[0])):
+        part = spectra[0][direction]
+        z = [likelihood_surfaces(channel[direction], w[direction]) for channel, w in zip(spectra, weights, strict=True)]
+        combined = z[0] if len(z) == 1 else np.sqrt(sum(np.maximum(one, 0) ** 2 for one in z))
+        mx, my = part.margin_px
+        window = surface[part.links, margin[0] - mx : margin[0] + mx + 1, margin[1] - my : margin[1] + my + 1]
+        window[...] = combined
+        surface[part.links, margin[0] - mx : margin[0] + mx + 1, margin[1] - my : margin[1] + my + 1] = window
+    rounded = np.rint(nominal[pairs[:, 1]] - nominal[pairs[:, 0]])
+    evidence = _Evidence(pairs, axis, rounded, (margin[0], margin[1]), surface)
+    flat = surface.reshape(len(pairs), -1)
+    best = flat.argmax(axis=1)
+    evidence.shift = _offsets(best, evidence.margin)
+    evidence.z = flat[np.arange(len(pairs)), best].astype(float)
+    evidence.accepted = evidence.z > CLEAR_Z
+    return evidence
+
+
+def _offsets(index: NDArray[np.intp], margin: tuple[int, int]) -> Array:
+    x, y = np.unravel_index(index, (2 * margin[0] + 1, 2 * margin[1] + 1))
+    return np.stack([x - margin[0], y - margin[1]], axis=1).astype(float)
+
+
+def _pick(evidence: _Evidence, centre: Array, variance: Array, /, *, min_z: float = 2.5) -> None:
+    """Choose every link's shift by evidence and expectation, to sub-pixel, and decide whether it may be trusted.
+
+    `centre` and `variance` (links, 2) describe the expected shift. A link is accepted where 90 % of the posterior lies
+    within 2 px of its peak and the peak is not at the edge of the window.
+    """
+    mx, my = evidence.margin
+    x = np.arange(-mx, mx + 1, dtype=np.float32)
+    y = np.arange(-my, my + 1, dtype=np.float32)
+    surface = evidence.surface
+    n = len(surface)
+    cost_x = ((x[None, :] - centre[:, :1]) ** 2 / (2 * variance[:, :1])).astype(np.float32)
+    cost_y = ((y[None, :] - centre[:, 1:]) ** 2 / (2 * variance[:, 1:])).astype(np.float32)
+    positive = np.maximum(surface, 0)
+    posterior = 0.5 * positive * positive
+    posterior -= cost_x[:, :, None]
+    posterior -= cost_y[:, None, :]
+    posterior[~np.isfinite(surface)] = -np.inf
+    flat = posterior.reshape(n, -1)
+    best = flat.argmax(axis=1)
+    peak = flat[np.arange(n), best]
+    mass = np.exp(flat - peak[:, None]).reshape(posterior.shape)
+    px, py = np.unravel_index(best, posterior.shape[1:])
+    near_x = np.abs(np.arange(2 * mx + 1)[None, :] - px[:, None]) <= 2
+    near_y = np.abs(np.arange(2 * my + 1)[None, :] - py[:, None]) <= 2
+    near = np.einsum("lxy,lx,ly->l", mass, near_x, near_y, optimize=True)
+    certain = near > 0.9 * mass.sum(axis=(1, 2))
+    evidence.z = surface.reshape(n, -1)[np.arange(n), best].astype(float)
+    inside = (px > 0) & (px < 2 * mx) & (py > 0) & (py < 2 * my)
+    shift, information, good = _refined(surface, px, py)
+    evidence.shift = shift - np.array([mx, my])
+    evidence.information = information
+    evidence.accepted = certain & inside & good & (evidence.z > min_z)
+
+
+_GRID = np.array([(i, j) for i in range(-2, 3) for j in range(-2, 3)], float)
+_DESIGN = np.stack(
+    [np.ones(25), _GRID[:, 0], _GRID[:, 1], _GRID[:, 0] ** 2 / 2, _GRID[:, 0] * _GRID[:, 1], _GRID[:, 1] ** 2 / 2],
+    axis=1,
+)
+
+
+def _refined(surface: FloatArray, px: NDArray[np.intp], py: NDArray[np.intp]) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Return sub-pixel peaks (in window indices), their Fisher information, and whether each is a proper peak.
+
+    A quadratic is fitted to the 5 x 5 samples around the peak of z, near ones counting more. With z in units of noise
+    the log-likelihood of a shift is z^2 / 2, whose curvature at the peak is z times that of z.
+    """
+    n = len(surface)
+    ix = np.clip(px[:, None] + _GRID[None, :, 0].astype(int), 0, surface.shape[1] - 1)
+    iy = np.clip(py[:, None] + _GRID[None, :, 1].astype(int), 0, surface.shape[2] - 1)
+    values = surface[np.arange(n)[:, None], ix, iy].astype(float)
+    values = np.where(np.isfinite(values), values, 0.0)
+    weight = np.exp(-(_GRID**2).sum(axis=1) / (2 * 1.0**2))
+    weighted = _DESIGN * weight[:, None]
+    operator = np.linalg.solve(weighted.T @ _DESIGN, weighted.T)
+    top, gx, gy, hxx, hxy, hyy = (values @ operator.T).T
+    hessian = np.stack([np.stack([hxx, hxy], -1), np.stack([hxy, hyy], -1)], -2)
+    determinant = hxx * hyy - hxy**2
+    proper = (hxx < 0) & (hyy < 0) & (determinant > 1e-9) & (top > 0)
+    hessian[~proper] = -np.eye(2)
+    offset = -np.linalg.solve(hessian, np.stack([gx, gy], -1)[..., None])[..., 0]
+    # Along a ridge (a fibre) the vertex may lie far off; there the quadratic says little and the sample is kept.
+    offset = np.clip(offset, -1.5, 1.5)
+    information = -hessian * np.maximum(top, 0)[:, None, None]
+    return np.stack([px, py], 1) + offset, information, proper
+
+
+def _likelihood_weight(spectra: CrossSpectra, evidence: _Evidence) -> FloatArray:
+    """Return the maximum likelihood (Hannan-Thomson) frequency weight from the coherence of the accepted links."""
+    trusted = np.flatnonzero(evidence.accepted[spectra.links])
+    if len(trusted) < 3:
+        return _smooth()
+    trusted = trusted[np.argsort(-evidence.z[spectra.links[trusted]], kind="stable")[:120]]
+    nx, ny = spectra.shape
+    fx = np.fft.fftfreq(nx)[:, None]
+    fy = np.fft.rfftfreq(ny)[None, :]
+    cross = np.zeros(spectra.ring.shape, np.float64)
+    shared = 0.0
+    for k in trusted:
+        lag = spectra.lag_base[k] + evidence.shift[spectra.links[k]]
+        turn_x = np.exp(2j * np.pi * fx * lag[0]).astype(np.complex64)
+        turn_y = np.exp(2j * np.pi * fy * lag[1]).astype(np.complex64)
+        cross += (spectra.spectrum[k] * turn_x * turn_y).real
+        shared += float(np.prod(1 - np.abs(lag) / np.array(spectra.strip_shape)))
+    columns = spectra.column_weight()[None, :]
+    rings = spectra.radial_power.shape[2]
+    flat = spectra.ring.ravel()
+    kernel = np.array([1, 4, 6, 4, 1]) / 16
+
+    def smoothed(values: Array) -> Array:
+        return np.convolve(np.pad(values, 2, mode="edge"), kernel, "valid")
+
+    count = smoothed(np.bincount(flat, np.broadcast_to(columns, cross.shape).ravel(), minlength=rings))
+    matched = smoothed(np.bincount(flat, (cross * columns).ravel(), minlength=rings)) / (nx * ny)
+    both = spectra.radial_power[trusted].astype(np.float64).sum(axis=0)
+    power = smoothed(np.sqrt(both[0] * both[1]))
+    coherence = np.clip(matched / np.maximum(power, 1e-30) / max(shared / len(trusted), 0.1), 0, 0.98)
+    # What is within the scatter of independent noise is noise, and would only whiten.
+    coherence = np.where(coherence > 2 / np.sqrt(np.maximum(count, 1) * len(trusted)), coherence, 0)
+    psi = coherence / (1 - coherence**2) / np.maximum(power / np.maximum(count, 1), 1e-30)
+    if not psi.max() > 0:
+        return _smooth()
+    return np.asarray(psi / psi.max(), np.float32)
+
+
+# --- stage model --------------------------------------------------------------------------------------------------
+
+
+def _stage_features(nominal: Array, line_parity: ArrayLike | None) -> Array:
+    """Return what a stage's error may depend on: position (an affine error), and direction of travel (backlash)."""
+    centred = nominal - nominal.mean(axis=0)
+    scale = max(float(np.abs(centred).max(initial=0.0)), 1.0)
+    columns = [centred[:, c] / scale for c in (0, 1) if np.ptp(centred[:, c]) > 0]
+    if line_parity is not None:
+        columns.append(np.asarray(line_parity, np.float64))
+    return np.stack(columns, axis=1) if columns else np.zeros((len(nominal), 0))
+
+
+def _rounding(evidence: _Evidence, nominal: Array) -> Array:
+    return nominal[evidence.pairs[:, 1]] - nominal[evidence.pairs[:, 0]] - evidence.nominal
+
+
+@dataclass(frozen=True)
+class _StageModel:
+    """Expected shift of every link, and the scatter about it."""
+
+    features: Array
+    parameters: Array
+    link_sigma_px: Array  # (axis of link, component)
+    rounding: Array  # what was rounded off the nominal displacement of each link
+
+    def prediction(self, evidence: _Evidence) -> tuple[Array, Array]:
+        step = self.features[evidence.pairs[:, 1]] - self.features[evidence.pairs[:, 0]]
+        return step @ self.parameters + self.rounding, self.link_sigma_px[evidence.axis] ** 2
+
+    @classmethod
+    def from_surfaces(cls, evidence: _Evidence, nominal: Array, features: Array) -> _StageModel:
+        """Find the step along each axis that all links' evidence together makes likeliest, and the scatter about it.
+
+        No link needs to be clear on its own: a link says ``exp(z^2 / 2)`` of every shift, or nothing at all.
+        """
+        margin = np.array(evidence.margin, float)
+        sigma = np.tile(np.maximum(margin / 2.5, 1.0), (2, 1))
+        step = np.zeros((2, 2))
+        x, y = (np.arange(-m, m + 1, dtype=float) for m in evidence.margin)
+        for direction in (0, 1):
+            mine = np.flatnonzero(evidence.axis == direction)
+            if len(mine) == 0:
+                continue
+            z = np.maximum(evidence.surface[mine], 0).astype(np.float64)
+            gain = np.exp(np.minimum(0.5 * z * z, 40.0))
+            gain[~np.isfinite(evidence.surface[mine])] = 0
+            best = -np.inf
+            for spread in (1.0, 2.0, 3.5, 6.0):
+                if spread > 1.0 and spread > margin.min():
+                    break
+                blur_x = np.exp(-0.5 * ((x[:, None] - x[None, :]) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
+                blur_y = np.exp(-0.5 * ((y[:, None] - y[None, :]) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
+                seen = blur_x @ gain @ blur_y
+                # Half of the links may have nothing to say: their likelihood ratio is 1 wherever the lattice lies.
+                score = np.log(0.5 + 0.5 * seen).sum(axis=0)
+                top = np.unravel_index(int(score.argmax()), score.shape)
+                if score[top] > best:
+                    best = float(score[top])
+                    step[direction] = x[top[0]], y[top[1]]
+                    sigma[direction] = max(spread, 1.0)
+        ahead = features[evidence.pairs[:, 1]] - features[evidence.pairs[:, 0]]
+        parameters = np.linalg.lstsq(ahead, step[evidence.axis], rcond=1e-6)[0]
+        rounding = _rounding(evidence, nominal)
+        return cls(features, parameters, sigma, rounding)
+
+    @classmethod
+    def from_links(
+        cls, evidence: _Evidence, nominal: Array, features: Array, before: _StageModel | None = None
+    ) -> _StageModel:
+        """Fit the stage to the accepted links by least absolute residuals."""
+        step = features[evidence.pairs[:, 1]] - features[evidence.pairs[:, 0]]
+        rounding = _rounding(evidence, nominal)
+        use = evidence.accepted
+        k = features.shape[1]
+        if before is not None:
+            parameters = before.parameters.copy()
+        else:
+            parameters = np.zeros((k, 2))
+        margin = np.array(evidence.margin, float)
+        sigma = np.tile(np.maximum(margin / 2.5, 1.0), (2, 1))
+        if use.sum() >= 3:
+            design, target = step[use], evidence.shift[use] - rounding[use]
+            norm = np.maximum(np.abs(design).max(axis=0), 1e-12)
+            design = design / norm
+            # A weak pull to "no error" decides only what no clear link decides, e.g. along y when there is one row.
+            ridge = 1e-3 * np.eye(k)
+            fitted = np.zeros((k, 2))
+            for c in (0, 1):
+                weight = np.ones(len(design))
+                for _ in range(30):
+                    gram = (design * weight[:, None]).T @ design + ridge
+                    fitted[:, c] = np.linalg.solve(gram, (design * weight[:, None]).T @ target[:, c])
+                    weight = 1 / np.maximum(np.abs(target[:, c] - design @ fitted[:, c]), 0.2)
+            parameters = fitted / norm[:, None]
+            residual = np.abs(target - design @ fitted)
+            for direction in (0, 1):
+                mine = evidence.axis[use] == direction
+                chosen = residual[mine] if mine.sum() >= 4 else residual
+                spread = 1.4826 * np.median(chosen, axis=0) * np.sqrt(len(chosen) / max(len(chosen) - k, 1))
+                # Few links know their scatter badly: stay wide until there are more.
+                spread = spread * (1 + 3 / len(chosen)) + 1.5 / np.sqrt(len(chosen))
+                sigma[direction] = np.clip(spread, 0.5, margin / 2)
+        return cls(features, parameters, sigma, rounding)
+
+
+# --- global solution ----------------------------------------------------------------------------------------------
+
+
+def _floored(information: Array, floor_px: float) -> Array:
+    """Return the information of shifts that cannot be better known than `floor_px`."""
+    value, vector = np.linalg.eigh(information)
+    value = np.maximum(value, 0)
+    value = value / (1 + floor_px**2 * value)
+    return np.einsum("lij,lj,lkj->lik", vector, value, vector)
+
+
+def _robust(
+    system: LinkSystem, shift: Array, information: Array, accepted: NDArray[np.bool_], prior: Array
+) -> tuple[Solution, Array]:
+    """Solve with graduated non-convexity (Geman-McClure): from all links trusted to outliers ignored."""
+    weight = accepted.astype(float)
+    solution = system.solve(shift, information * weight[:, None, None], prior)
+    chi2 = _chi2(system, solution, shift, information)
+    mu = max(2 * float(chi2[accepted].max(initial=0)) / OUTLIER_CHI2, 1.0)
+    while True:
+        weight = accepted * (mu * OUTLIER_CHI2 / (chi2 + mu * OUTLIER_CHI2)) ** 2
+        solution = system.solve(shift, information * weight[:, None, None], prior)
+        chi2 = _chi2(system, solution, shift, information)
+        if mu <= 1.0:
+            return solution, weight
+        mu = max(mu / 1.6, 1.0)
+
+
+def _chi2(system: LinkSystem, solution: Solution, shift: Array, information: Array) -> Array:
+    residual = _residual(system, solution, shift)
+    return np.einsum("li,lij,lj->l", residual, information, residual)
+
+
+def _residual(system: LinkSystem, solution: Solution, shift: Array) -> Array:
+    deviation = solution.deviation_px
+    return shift - (deviation[system.pairs[:, 1]] - deviation[system.pairs[:, 0]])
+
+
+def _jitter(solution: Solution, features: Array, held: NDArray[np.bool_], floor_px: float = 0.3) -> Array:
+    """Return the standard deviation of well-held tiles about the stage model, along x and y."""
+    off = solution.deviation_px - features @ solution.stage
+    if held.sum() < 4:
+        return np.full(2, np.nan)
+    freedom = max(held.sum() - features.shape[1] - 1, 1) / held.sum()
+    return np.maximum(1.4826 * np.median(np.abs(off[held]), axis=0) / np.sqrt(freedom), floor_px)
+
+
+def _solved(
+    evidence: _Evidence, nominal: Array, features: Array, stage: _StageModel, tile_shape: tuple[int, int]
+) -> TilePositions:
+    pairs = evidence.pairs
+    system = LinkSystem(pairs, features, lines_from_positions(nominal, pairs, tile_shape))
+    rounding = _rounding(evidence, nominal)
+    jitter = np.clip(stage.link_sigma_px.mean(axis=0) / np.sqrt(2), 0.5, None)
+    for sigma in (1.5, 1.0, None):
+        prior = np.tile(1 / jitter**2, (len(nominal), 1))
+        information = _floored(evidence.information, FLOOR_PX)
+        solution, weight = _robust(system, evidence.shift - rounding, information, evidence.accepted, prior)
+        held = np.zeros(len(nominal), bool)
+        held[pairs[weight > 0.5].ravel()] = True
+        estimate = _jitter(solution, features, held)
+        jitter = np.where(np.isfinite(estimate), estimate, jitter)
+        if sigma is None:
+            break
+        expected = solution.deviation_px[pairs[:, 1]] - solution.deviation_px[pairs[:, 0]] + rounding
+        _pick(evidence, expected, np.full_like(expected, sigma**2))
+    prior = np.tile(1 / jitter**2, (len(nominal), 1))
+    shift = evidence.shift - rounding
+    residual = _residual(system, solution, shift)
+    chi2 = np.einsum("li,lij,lj->l", residual, information, residual)
+    good = weight > 0.5
+    inflation = max(1.0, float(np.median(chi2[good]) / 1.386)) if good.sum() >= 5 else 1.0
+    final = system.solve(shift, information * (weight / inflation)[:, None, None], prior, with_covariance=True)
+    covariance = final.covariance_px2
+    island = _islands(len(nominal), pairs[weight > 0.1])
+    links = Links(
+        pairs=pairs,
+        axis=evidence.axis,
+        displacement_px=evidence.shift + evidence.nominal,
+        z=evidence.z,
+        information=information,
+        weight=weight,
+        residual_px=np.where(evidence.accepted[:, None], residual, np.nan),
+    )
+    lattice = np.eye(2)
+    slope = _lattice_slope(nominal, features @ solution.stage)
+    return TilePositions(
+        positions_px=nominal + solution.deviation_px,
+        uncertainty_px=np.sqrt(np.maximum(np.einsum("tii->ti", covariance), 0)),
+        by_stage_only=island < 0,
+        island=island,
+        jitter_px=jitter,
+        lattice=lattice + slope,
+        links=links,
+    )
+
+
+def _lattice_slope(nominal: Array, deviation: Array) -> Array:
+    centred = nominal - nominal.mean(axis=0)
+    return np.asarray(np.linalg.pinv(centred, rcond=1e-9) @ deviation)
+
+
+def _islands(tiles: int, pairs: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the number of the connected group of every tile, -1 for tiles without a link."""
+    group = np.arange(tiles)
+
+    def root(tile: int) -> int:
+        while group[tile] != tile:
+            group[tile] = group[group[tile]]
+            tile = int(group[tile])
+        return tile
+
+    for a, b in pairs:
+        one, other = root(int(a)), root(int(b))
+        group[max(one, other)] = min(one, other)
+    roots = np.array([root(t) for t in range(tiles)], np.intp)
+    linked = np.zeros(tiles, bool)
+    linked[pairs.ravel()] = True
+    names = {r: number for number, r in enumerate(sorted(set(roots[linked].tolist())))}
+    return np.array([names[int(r)] if here else -1 for r, here in zip(roots, linked, strict=True)], np.intp)
+
+
+def _without_links(nominal: Array, pairs: NDArray[np.intp], axis: NDArray[np.intp], spread_px: float) -> TilePositions:
+    empty = np.empty((0, 2))
+    return TilePositions(
+        positions_px=nominal.copy(),
+        uncertainty_px=np.full_like(nominal, spread_px / 2 if len(nominal) > 1 else 0.0),
+        by_stage_only=np.ones(len(nominal), bool),
+        island=np.full(len(nominal), -1, np.intp),
+        jitter_px=np.full(2, np.nan),
+        lattice=np.eye(2),
+        links=Links(pairs, axis, empty, np.empty(0), np.empty((0, 2, 2)), np.empty(0), empty),
+    )
+
+
+def with_positions(positions: TilePositions, positions_px: ArrayLike, /) -> TilePositions:
+    """Return a copy that holds other positions, e.g. after moving the whole mosaic."""
+    return replace(positions, positions_px=np.asarray(positions_px, np.float64))

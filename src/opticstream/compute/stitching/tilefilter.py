@@ -1,0 +1,134 @@
+"""What every tile goes through before it is compared with its neighbours: a logarithm with a soft floor, minus its blur.
+
+Speckle is multiplicative and shading is smooth: in the logarithm both are additive, and a high pass takes the shading
+away. The floor keeps the noise of empty regions small instead of as loud as tissue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float32]
+
+HIGH_PASS_SIGMA_PX = 7.0
+SOFT_FLOOR = 0.3
+
+
+def amplitude_from_db(level_db: ArrayLike, /) -> FloatArray:
+    """Return the linear amplitude ``10 ** (level / 20)`` of levels in decibels, relative to 0 dB.
+
+    Examples
+    --------
+    >>> amplitude_from_db([0.0, 20.0]).round(3).tolist()
+    [1.0, 10.0]
+    """
+    level = np.asarray(level_db, np.float32)
+    return np.exp(level * np.float32(np.log(10) / 20))
+
+
+def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /) -> float:
+    """Return the level below which tiles count as empty: 0.3 of the 80th percentile of their medians.
+
+    Parameters
+    ----------
+    tiles : sequence of ndarray, shape (x, y)
+        Linear, non-negative images; NaN is skipped. A sparse sample of every tile is looked at.
+
+    Returns
+    -------
+    float
+        The floor in units of the tiles; a tiny positive number where all tiles are zero.
+    """
+    medians = []
+    for tile in tiles:
+        sample = tile[::5, ::5]
+        sample = sample[np.isfinite(sample)]
+        if sample.size:
+            medians.append(float(np.median(sample)))
+    level = float(np.percentile(medians, 80)) if medians else 0.0
+    return max(SOFT_FLOOR * level, 1e-6)
+
+
+def cosine_blur_basis(length: int, sigma_px: float, /) -> FloatArray:
+    """Return the rows ``B`` with ``B.T @ B @ v`` = `v` blurred by a Gaussian, edges mirrored.
+
+    A wide Gaussian passes only the lowest cosines, so the blur of a tile is two thin matrix products instead of two
+    long convolutions.
+
+    Parameters
+    ----------
+    length : int
+        Number of samples.
+    sigma_px : float
+        Standard deviation of the Gaussian.
+
+    Returns
+    -------
+    ndarray, shape (cosines, length), float32
+
+    Examples
+    --------
+    >>> basis = cosine_blur_basis(40, 5.0)
+    >>> bool(np.allclose(basis.T @ (basis @ np.ones(40, np.float32)), 1, atol=1e-5))   # a constant stays
+    True
+    """
+    highest = min(length, int(np.ceil(length / np.pi * 3.8 / sigma_px)) + 1)
+    k = np.arange(highest)[:, None]
+    x = np.arange(length)[None, :] + 0.5
+    basis = np.cos(np.pi * k * x / length) * np.sqrt(2.0 / length)
+    basis[0] /= np.sqrt(2.0)
+    attenuation = np.exp(-0.5 * (sigma_px * np.pi * k / length) ** 2)
+    return (basis * np.sqrt(attenuation)).astype(np.float32)
+
+
+def filtered_tiles(
+    tiles: Sequence[NDArray[np.floating]], /, *, logarithm: bool = True, sigma_px: float = HIGH_PASS_SIGMA_PX
+) -> FloatArray:
+    """Return the tiles ready for correlation: logarithm with a soft floor, minus a Gaussian blur.
+
+    Parameters
+    ----------
+    tiles : sequence of ndarray, shape (x, y)
+        Images of equal shape. NaN and infinite pixels become 0 in the result, i.e. they say nothing.
+    logarithm : bool
+        Take ``log(tile + floor)`` first; for linear, non-negative intensities. Negative values count as 0.
+    sigma_px : float
+        Width of the blur that is taken away.
+
+    Returns
+    -------
+    ndarray, shape (tiles, x, y), float32
+        A blank (constant) tile gives zeros.
+    """
+    floor = np.float32(soft_floor_of_tiles(tiles)) if logarithm else np.float32(0)
+    nx, ny = tiles[0].shape
+    basis_x, basis_y = cosine_blur_basis(nx, sigma_px), cosine_blur_basis(ny, sigma_px)
+    result = np.empty((len(tiles), nx, ny), np.float32)
+    for tile, out in zip(tiles, result, strict=True):
+        # A NaN anywhere makes the sum NaN: one cheap look instead of a mask per tile.
+        holes = None if np.isfinite(tile.sum(dtype=np.float64)) else ~np.isfinite(tile)
+        out[...] = tile
+        if holes is not None:
+            out[holes] = 0
+        if logarithm:
+            np.maximum(out, 0, out=out)
+            out += floor
+            np.log(out, out=out)
+        if holes is not None:
+            _fill_with_blur(out, holes, basis_x, basis_y)
+        out -= basis_x.T @ ((basis_x @ out) @ basis_y.T) @ basis_y
+        if holes is not None:
+            out[holes] = 0
+    # Rounding leaves a constant tile at about 1e-6, which a normalised correlation would blow up to full size.
+    result[np.abs(result) < 1e-5] = 0
+    return result
+
+
+def _fill_with_blur(tile: FloatArray, holes: NDArray[np.bool_], basis_x: FloatArray, basis_y: FloatArray) -> None:
+    tile[holes] = 0
+    known = np.maximum(basis_x.T @ ((basis_x @ (~holes).astype(np.float32)) @ basis_y.T) @ basis_y, 1e-3)
+    blurred = basis_x.T @ ((basis_x @ tile) @ basis_y.T) @ basis_y
+    tile[holes] = (blurred / known)[holes]

@@ -1,0 +1,360 @@
+"""OME-Zarr stores of multiscale volumes: NGFF 0.5 on sharded Zarr v3, or 0.4 on Zarr v2.
+
+Axes are (z, y, x), sizes in micrometres. A store is filled under a temporary name and takes its own when it is
+complete. Blocks that are finished are noted beside the data, so that a killed run is taken up where it stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.io.atomic import TEMPORARY_MARK, sync_path, temporary_beside
+from opticstream.model.errors import FileFormatError, MissingInputError, StateError
+
+Version = Literal["0.5", "0.4"]
+
+CHUNK = 64
+SHARD = (128, 512, 512)
+IN_PASS_LEVELS = 3
+"""Levels whose shards a block fills whole; smaller levels are made from the last of them."""
+_JOURNAL = "opticstream-journal"
+
+
+@dataclass(frozen=True)
+class StoreLayout:
+    """Geometry of a multiscale store.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Size of level 0, (z, y, x).
+    voxel_size_um : tuple of float
+        Size of a voxel of level 0, (z, y, x).
+    levels : int
+        Number of levels, each half the resolution of the one before.
+    shard : tuple of int
+        Shard of level 0; that of level ``l < 3`` is ``shard / 2**l``.
+    version : {"0.5", "0.4"}
+        NGFF version.
+    """
+
+    shape: tuple[int, int, int]
+    voxel_size_um: tuple[float, float, float]
+    levels: int
+    shard: tuple[int, int, int]
+    version: Version = "0.5"
+
+    def level_shape(self, level: int, /) -> tuple[int, int, int]:
+        """Return the size of a level: halves, rounded up."""
+        z, y, x = (-(-n // 2**level) for n in self.shape)
+        return z, y, x
+
+    def level_shard(self, level: int, /) -> tuple[int, int, int]:
+        """Return the shard of a level."""
+        factor = 2 ** min(level, IN_PASS_LEVELS - 1)
+        z, y, x = (n // factor for n in self.shard)
+        return z, y, x
+
+    def level_chunk(self, level: int, /) -> tuple[int, int, int]:
+        """Return the chunk of a level."""
+        z, y, x = (min(CHUNK, n) for n in self.level_shard(level))
+        return z, y, x
+
+
+def store_layout(
+    shape: tuple[int, int, int],
+    /,
+    *,
+    voxel_size_um: tuple[float, float, float],
+    version: Version = "0.5",
+    largest_shard: tuple[int, int, int] = SHARD,
+    smallest_level_px: int = 256,
+) -> StoreLayout:
+    """Return the layout of a store: shards no larger than the volume needs, levels down to a thumbnail.
+
+    Examples
+    --------
+    >>> layout = store_layout((200, 250, 330), voxel_size_um=(2.5, 10, 10))
+    >>> layout.shard, layout.levels, layout.level_shape(1)
+    ((128, 256, 512), 2, (100, 125, 165))
+    """
+    if min(shape) < 1:
+        raise ValueError(f"a volume needs at least one voxel along each axis, got {shape}")
+    shard = []
+    for size, most in zip(shape, largest_shard, strict=True):
+        side = CHUNK
+        while side < min(size, most):
+            side *= 2
+        shard.append(side)
+    levels = 1
+    while max(shape[1:]) / 2 ** (levels - 1) > smallest_level_px and levels < 12:
+        levels += 1
+    return StoreLayout(shape, voxel_size_um, levels, (shard[0], shard[1], shard[2]), version)
+
+
+def multiscales_metadata(layout: StoreLayout, /, *, name: str) -> dict[str, Any]:
+    """Return the NGFF multiscales block of a layout.
+
+    Level ``l`` has voxels ``2**l`` times larger, whose first centre lies ``(2**l - 1) / 2`` voxels of level 0 further.
+    """
+    datasets = []
+    for level in range(layout.levels):
+        scale = [size * 2**level for size in layout.voxel_size_um]
+        shift = [size * (2**level - 1) / 2 for size in layout.voxel_size_um]
+        transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
+        if level:
+            transforms.append({"type": "translation", "translation": shift})
+        datasets.append({"path": str(level), "coordinateTransformations": transforms})
+    block: dict[str, Any] = {
+        "name": name,
+        "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"],
+        "datasets": datasets,
+        "type": "mean",
+        "metadata": {"description": "means over 2 x 2 x 2 voxels; axes of angles as doubled-angle components"},
+    }
+    if layout.version == "0.4":
+        block["version"] = "0.4"
+    return block
+
+
+def _array_spec(path: Path, layout: StoreLayout, level: int) -> dict[str, Any]:
+    shape, shard, chunk = layout.level_shape(level), layout.level_shard(level), layout.level_chunk(level)
+    base: dict[str, Any] = {"kvstore": {"driver": "file", "path": str(path / str(level))}}
+    if layout.version == "0.5":
+        blosc = {
+            "name": "blosc",
+            "configuration": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "typesize": 4, "blocksize": 0},
+        }
+        inner = [{"name": "bytes", "configuration": {"endian": "little"}}, blosc]
+        sharding = {
+            "name": "sharding_indexed",
+            "configuration": {
+                "chunk_shape": list(chunk),
+                "codecs": inner,
+                "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+                "index_location": "end",
+            },
+        }
+        return base | {
+            "driver": "zarr3",
+            "metadata": {
+                "shape": list(shape),
+                "data_type": "float32",
+                "fill_value": "NaN",
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+                "codecs": [sharding],
+                "dimension_names": ["z", "y", "x"],
+            },
+        }
+    return base | {
+        "driver": "zarr",
+        "metadata": {
+            "shape": list(shape),
+            "chunks": list(chunk),
+            "dtype": "<f4",
+            "fill_value": "NaN",
+            "order": "C",
+            "dimension_separator": "/",
+            "compressor": {"id": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 1, "blocksize": 0},
+        },
+    }
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+class StoreWriter:
+    """A store being filled. Use as a context manager; call `finish` when every block is written.
+
+    Parameters
+    ----------
+    path : Path
+        Final name, usually ``*.ome.zarr``.
+    layout : StoreLayout
+        Geometry.
+    name : str
+        Name of the image in the metadata.
+    provenance : mapping
+        Kept in the store's attributes under ``opticstream``. Two runs with the same layout, name and provenance write
+        the same store: blocks that an earlier one finished are not done again.
+    threads : int
+        Threads that compress and write.
+
+    Raises
+    ------
+    StateError
+        Another process is writing this very store.
+    """
+
+    def __init__(
+        self, path: Path, layout: StoreLayout, /, *, name: str, provenance: Mapping[str, Any], threads: int = 2
+    ) -> None:
+        import hashlib
+
+        import tensorstore as ts
+
+        self.path, self.layout = path, layout
+        attributes = {"multiscales": [multiscales_metadata(layout, name=name)]}
+        identity = json.dumps([layout.__dict__, name, provenance], sort_keys=True, default=str)
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        stem, dot, suffixes = path.name.partition(".")
+        self._work = path.with_name(f".{stem}{TEMPORARY_MARK}{key}{dot}{suffixes}")
+        self._work.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self._work / f"{_JOURNAL}.lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise StateError(f"{path}: another process is writing this store ({self._work.name} is locked)") from error
+        self._journal_path = self._work / f"{_JOURNAL}.txt"
+        self.finished = self._read_journal()
+        self._journal = self._journal_path.open("a")
+        if not self.finished:
+            self._journal.write(f"boot {_boot_id()}\n")
+            self._journal.flush()
+        self._context = ts.Context(
+            {
+                # Data reaches the disk before the store takes its name (`finish`), not file by file.
+                "file_io_sync": False,
+                "cache_pool": {"total_bytes_limit": 0},
+                "data_copy_concurrency": {"limit": threads},
+                "file_io_concurrency": {"limit": max(threads, 2)},
+            }
+        )
+        self._arrays = [
+            ts.open(_array_spec(self._work, layout, level), create=True, open=True, context=self._context).result()
+            for level in range(layout.levels)
+        ]
+        self._write_group(attributes, provenance)
+
+    def _read_journal(self) -> set[int]:
+        """Return the blocks that an earlier run finished; none after a restart of the machine, when data may be lost."""
+        if not self._journal_path.exists():
+            return set()
+        lines = self._journal_path.read_text().splitlines(keepends=True)
+        if not lines or lines[0] != f"boot {_boot_id()}\n":
+            self._journal_path.unlink()
+            return set()
+        # A line that was cut off by the end of the process counts for nothing.
+        return {
+            int(line.removeprefix("block ")) for line in lines[1:] if line.startswith("block ") and line[-1] == "\n"
+        }
+
+    def _write_group(self, attributes: dict[str, Any], provenance: Mapping[str, Any]) -> None:
+        def dump(name: str, content: Mapping[str, Any]) -> None:
+            text = json.dumps(content, indent=2, sort_keys=True, default=str, allow_nan=False) + "\n"
+            temporary = self._work / f"{name}.new"
+            temporary.write_text(text)
+            temporary.replace(self._work / name)
+
+        plain = json.loads(json.dumps(dict(provenance), default=str))
+        if self.layout.version == "0.5":
+            ome = {"version": "0.5", **attributes}
+            dump(
+                "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome, "opticstream": plain}}
+            )
+        else:
+            dump(".zgroup", {"zarr_format": 2})
+            dump(".zattrs", {**attributes, "opticstream": plain})
+
+    def write(self, level: int, corner: tuple[int, int, int], data: NDArray[np.float32], /) -> Any:
+        """Start to write a block whose first voxel is `corner`; parts beyond the level's size are cut off.
+
+        Returns
+        -------
+        pair of futures
+            `data` may be reused when the first (``copy``) is done; the block is stored when the second is.
+        """
+        shape = self.layout.level_shape(level)
+        size = [min(n, s - c) for n, s, c in zip(data.shape, shape, corner, strict=True)]
+        if min(size) <= 0:
+            return None
+        region = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
+        return self._arrays[level][region].write(data[: size[0], : size[1], : size[2]])
+
+    def read(self, level: int, region: tuple[slice, slice, slice], /) -> NDArray[np.float32]:
+        """Return voxels that are already stored."""
+        return np.asarray(self._arrays[level][region].read().result())
+
+    def note_finished(self, block: int, /) -> None:
+        """Record that every level of a block is stored."""
+        self._journal.write(f"block {block}\n")
+        self._journal.flush()
+        self.finished.add(block)
+
+    def finish(self) -> Path:
+        """Bring everything to the disk, give the store its name and return it; an older store is replaced."""
+        self._journal.close()
+        for entry in (self._journal_path, self._work / f"{_JOURNAL}.lock"):
+            entry.unlink(missing_ok=True)
+        for root, _, files in os.walk(self._work):
+            for file in files:
+                sync_path(Path(root, file))
+        old = temporary_beside(self.path)
+        if self.path.exists():
+            os.rename(self.path, old)
+        os.rename(self._work, self.path)
+        sync_path(self.path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        return self.path
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        self._journal.close()
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._journal.closed:
+            self._journal.close()
+        os.close(self._lock)
+
+
+def read_volume(path: Path, /, *, level: int = 0) -> NDArray[np.float32]:
+    """Return one level of a store, shape (x, y, z).
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        There is no store, or it is not what its name says.
+    """
+    import tensorstore as ts
+
+    if not path.exists():
+        raise MissingInputError(f"{path}: no such store")
+    driver = "zarr3" if (path / "zarr.json").exists() else "zarr"
+    try:
+        array = ts.open({"driver": driver, "kvstore": {"driver": "file", "path": str(path / str(level))}}).result()
+        return np.asarray(array.read().result()).transpose(2, 1, 0)
+    except ValueError as error:
+        raise FileFormatError(f"{path}: level {level} cannot be read: {error}") from error
+
+
+def read_attributes(path: Path, /) -> dict[str, Any]:
+    """Return the attributes of a store: ``ome`` (or ``multiscales``) and ``opticstream``."""
+    group = path / "zarr.json"
+    try:
+        if group.exists():
+            return dict(json.loads(group.read_text())["attributes"])
+        return dict(json.loads((path / ".zattrs").read_text()))
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: no OME-Zarr store") from error
+    except (json.JSONDecodeError, KeyError) as error:
+        raise FileFormatError(f"{path}: its metadata cannot be read: {error}") from error

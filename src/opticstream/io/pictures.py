@@ -1,0 +1,170 @@
+"""Pictures of maps: the same value has the same colour in every mosaic of every project.
+
+Pictures show x to the right and y downwards. The colour maps are fixed here, by modality, and listed in
+`docs/explanation/stitching.md`:
+
+========  =====================================================  ======================================
+modality  colours                                                range
+========  =====================================================  ======================================
+aip, mip  grey                                                   1st to 99.8th percentile of the tissue
+ret       dark blue - teal - yellow (perceptually even)          0 to 90 degrees
+ori       hue, a full turn over 180 degrees: 0 red, 60 green,    brightness by retardance, else intensity
+          120 blue
+biref     black - purple - orange - pale yellow                  0 to the 99th percentile, at most 0.01
+surf      dark blue - grey - yellow                              1st to 99th percentile
+mus       black - purple - orange - pale yellow                  1st to 99th percentile
+mask      black, white                                           0, 1
+========  =====================================================  ======================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from opticstream.io.atomic import atomic_path
+from opticstream.io.orientation_pictures import hue_colours
+
+Picture = NDArray[np.uint8]
+
+GREY = ((0, 0, 0), (255, 255, 255))
+VIRIDIS = (
+    (68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99),
+    (170, 220, 50), (253, 231, 37),
+)  # fmt: skip
+INFERNO = (
+    (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10),
+    (249, 201, 50), (252, 255, 164),
+)  # fmt: skip
+CIVIDIS = (
+    (0, 34, 78), (18, 53, 112), (59, 73, 108), (87, 93, 109), (112, 113, 115), (138, 134, 120), (165, 156, 116),
+    (195, 179, 105), (225, 204, 85), (253, 231, 55),
+)  # fmt: skip
+
+_MAPS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "aip": GREY, "mip": GREY, "ret": VIRIDIS, "biref": INFERNO, "surf": CIVIDIS, "mus": INFERNO, "mask": GREY,
+}  # fmt: skip
+
+BACKGROUND = (0, 0, 0)
+"""Colour of pixels without a value."""
+
+
+def colours_from_unit(value: ArrayLike, colours: Sequence[tuple[int, int, int]], /) -> Picture:
+    """Return 8-bit colours of values in 0..1 (clipped; NaN is black), shape (..., 3).
+
+    Examples
+    --------
+    >>> colours_from_unit([0.0, 0.5, 1.0, float("nan")], GREY).tolist()
+    [[0, 0, 0], [128, 128, 128], [255, 255, 255], [0, 0, 0]]
+    """
+    table = np.asarray(colours, np.float64)
+    places = np.linspace(0, len(table) - 1, 256)
+    lut = np.stack([np.interp(places, np.arange(len(table)), table[:, c]) for c in range(3)], axis=1)
+    lut = np.rint(lut).astype(np.uint8)
+    array = np.asarray(value, np.float32)
+    index = np.rint(np.clip(np.nan_to_num(array), 0, 1) * 255).astype(np.uint8)
+    result = lut[index]
+    result[~np.isfinite(array)] = BACKGROUND
+    return result
+
+
+def display_range(
+    modality: str, image: NDArray[Any], /, *, mask: NDArray[np.bool_] | None = None
+) -> tuple[float, float]:
+    """Return the values of the darkest and the brightest colour of a modality's picture."""
+    if modality == "ret":
+        return 0.0, 90.0
+    if modality == "mask":
+        return 0.0, 1.0
+    step = max(1, int(np.sqrt(image.size / 1e6)))
+    sample = image[::step, ::step]
+    good = np.isfinite(sample)
+    if mask is not None and mask.any():
+        inside = mask[::step, ::step]
+        good = good & inside if (good & inside).any() else good
+    values = sample[good]
+    if values.size == 0:
+        return 0.0, 1.0
+    if modality == "biref":
+        return 0.0, float(min(max(np.percentile(values, 99), 1e-6), 0.01))
+    high_percentile = 99.8 if modality in ("aip", "mip") else 99.0
+    low, high = np.percentile(values, [1.0, high_percentile])
+    return float(low), float(high if high > low else low + 1)
+
+
+def picture_of_map(
+    modality: str,
+    image: NDArray[Any],
+    /,
+    *,
+    mask: NDArray[np.bool_] | None = None,
+    brightness: NDArray[Any] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Picture:
+    """Return the picture of a map: 8-bit pixels (rows, columns, 3), x to the right, y downwards.
+
+    Parameters
+    ----------
+    modality : str
+        Name that chooses the colours; an unknown one is shown in grey.
+    image : ndarray, shape (x, y)
+        Values; degrees for `ori`. NaN is black.
+    mask : ndarray of bool, shape (x, y), optional
+        Pixels outside are black, and do not count for the range.
+    brightness : ndarray, shape (x, y), optional
+        For `ori`: retardance (degrees) or any positive level; shown relative to its 98th percentile.
+    limits : tuple of float, optional
+        Range instead of the modality's own.
+    """
+    values = np.asarray(image, np.float32)
+    if mask is not None:
+        values = np.where(mask, values, np.float32(np.nan))
+    if modality == "ori":
+        level: ArrayLike = 1.0
+        if brightness is not None:
+            light = np.asarray(brightness, np.float32)
+            good = np.isfinite(light) & np.isfinite(values)
+            top = float(np.percentile(light[good], 98)) if good.any() else 1.0
+            low = float(np.percentile(light[good], 2)) if good.any() and light[good].min() < 0 else 0.0
+            level = np.clip((light - low) / max(top - low, 1e-12), 0, 1)
+        colours = np.rint(hue_colours(values, brightness=level) * 255).astype(np.uint8)
+        return np.ascontiguousarray(colours.transpose(1, 0, 2))
+    low, high = limits or display_range(modality, values, mask=mask)
+    colours = colours_from_unit((values - low) / (high - low), _MAPS.get(modality, GREY))
+    return np.ascontiguousarray(colours.transpose(1, 0, 2))
+
+
+def reduced(image: NDArray[Any], longest_px: int, /) -> NDArray[Any]:
+    """Return an image thinned to at most `longest_px` along its longer side, by whole steps."""
+    step = max(1, -(-max(image.shape[:2]) // longest_px))
+    return image[::step, ::step]
+
+
+def write_jpeg(path: Path, picture: Picture, /, *, quality: int = 90) -> Path:
+    """Write 8-bit pixels (rows, columns[, 3]) as JPEG, atomically; return the path."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="JPEG", quality=quality, subsampling=0)
+    return path
+
+
+def write_tiff(path: Path, image: NDArray[Any], /, *, pixel_size_mm: tuple[float, float] | None = None) -> Path:
+    """Write a map (x, y) as TIFF with its values (rows are y), its pixel size in cm, deflate; return the path."""
+    import tifffile
+
+    rows = np.ascontiguousarray(np.asarray(image).T)
+    if rows.dtype == bool:
+        rows = rows.astype(np.uint8) * np.uint8(255)
+    options: dict[str, Any] = {}
+    if pixel_size_mm is not None:
+        options = {"resolution": (10 / pixel_size_mm[0], 10 / pixel_size_mm[1]), "resolutionunit": "CENTIMETER"}
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(
+            temporary, rows, compression="zlib", compressionargs={"level": 1}, metadata=None, software="", **options
+        )
+    return path

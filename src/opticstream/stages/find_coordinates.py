@@ -1,0 +1,318 @@
+"""Positions of a mosaic's tiles, found from their overlaps (or taken from a file), kept as the illumination's template."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.stitching.positions import TilePositions, positions_from_tiles
+from opticstream.compute.stitching.tilefilter import amplitude_from_db, filtered_tiles
+from opticstream.config import ScanSettings
+from opticstream.config.processing import CoordinateSettings
+from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
+from opticstream.io.tilemap import TileMap, TilePlace, read_tilemap, write_template
+from opticstream.model.errors import ConfigurationError, InputError, ProcessingError
+from opticstream.model.ids import MosaicId
+from opticstream.stages.mosaic_tiles import LEVELS_IN_DB, MosaicTiles, check_template, tiles_of_mosaic
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How good the positions are.
+
+    Attributes
+    ----------
+    grade : {"good", "doubtful", "stage only"}
+        Good: most tiles with neighbours are held by links that agree. Stage only: no overlap said anything.
+    rms_px : float
+        Root mean square residual of the trusted links; NaN without any.
+    worst_px : float
+        Largest residual of a trusted link.
+    links, links_trusted : int
+        Pairs of neighbours, and how many of them hold.
+    tiles, tiles_by_stage : int
+        Tiles, and how many lie where the stage model puts them for want of texture.
+    islands : int
+        Groups of tiles that hang together by links; more than one are tied by the stage model only.
+    uncertainty_px : float
+        Median standard error of a linked tile.
+    jitter_px : tuple of float
+        Standard deviation of the stage about its model, along x and y.
+    """
+
+    grade: Literal["good", "doubtful", "stage only"]
+    rms_px: float
+    worst_px: float
+    links: int
+    links_trusted: int
+    tiles: int
+    tiles_by_stage: int
+    islands: int
+    uncertainty_px: float
+    jitter_px: tuple[float, float]
+
+    @property
+    def sentence(self) -> str:
+        """One line for people."""
+        if self.grade == "stage only":
+            return f"no overlap shows texture: all {self.tiles} tiles lie on the nominal grid"
+        return (
+            f"{self.grade}: {self.links_trusted} of {self.links} links hold, residual {self.rms_px:.2f} px RMS and "
+            f"{self.worst_px:.2f} px at worst, {self.tiles_by_stage} of {self.tiles} tiles placed by the stage model"
+        )
+
+
+@dataclass(frozen=True)
+class CoordinatesResult:
+    """What `find_coordinates` made or found.
+
+    Attributes
+    ----------
+    template : Path
+        The coordinate template.
+    tilemap : TileMap
+        Its content.
+    reused : bool
+        The template was there already.
+    missing : tuple of int
+        Tiles without a file; they lie where the stage model puts them.
+    verdict : Verdict, optional
+        None for positions that were not measured here.
+    outputs : dict
+        Files by name.
+    """
+
+    template: Path
+    tilemap: TileMap
+    reused: bool
+    missing: tuple[int, ...] = ()
+    verdict: Verdict | None = None
+    outputs: dict[str, Path] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        verdict = None if self.verdict is None else asdict(self.verdict) | {"sentence": self.verdict.sentence}
+        return {
+            "template": str(self.template),
+            "reused": self.reused,
+            "missing": list(self.missing),
+            "verdict": verdict,
+            "outputs": {name: str(path) for name, path in self.outputs.items()},
+        }
+
+
+def measured_positions(
+    tiles: MosaicTiles, /, *, modalities: tuple[str, ...], margin_px: int
+) -> tuple[TilePositions, tuple[int, ...]]:
+    """Return the positions of tiles from their overlaps, and the numbers of tiles without a file.
+
+    Parameters
+    ----------
+    tiles : MosaicTiles
+        Files and nominal positions.
+    modalities : tuple of str
+        Maps to look at; their evidence is added. Levels in dB are made linear first.
+    margin_px : int
+        Largest error of the nominal displacement of two neighbours.
+
+    Raises
+    ------
+    ProcessingError
+        Every tile is blank.
+    """
+    images = []
+    missing: set[int] = set()
+    for modality in modalities:
+        tiles.require(modality)
+        stack = []
+        for number in tiles.numbers:
+            image = tiles.read(number, modality)
+            if image is None:
+                missing.add(number)
+                image = np.full(tiles.tile_shape, np.nan, np.float32)
+            elif modality in LEVELS_IN_DB:
+                image = amplitude_from_db(image)
+            stack.append(image)
+        images.append(filtered_tiles(stack))
+    if len(tiles.numbers) > 1 and not any(image.any() for image in images):
+        raise ProcessingError(
+            f"{tiles.label}: every tile is blank (constant or NaN in {', '.join(modalities)}), so positions cannot be "
+            'measured; coordinates.method = "nominal" places tiles on the nominal grid'
+        )
+    found = positions_from_tiles(images, tiles.nominal_px, margin_px=margin_px, line_parity=tiles.line_parity)
+    return found, tuple(sorted(missing))
+
+
+def verdict_from_positions(found: TilePositions, /) -> Verdict:
+    """Return the verdict on measured positions."""
+    links = found.links
+    trusted = links.weight > 0.5
+    residual = np.hypot(*links.residual_px[trusted].T) if trusted.any() else np.array([])
+    rms = float(np.sqrt(np.mean(residual**2))) if residual.size else float("nan")
+    worst = float(residual.max()) if residual.size else float("nan")
+    linked = ~found.by_stage_only
+    tiles = len(found.positions_px)
+    uncertainty = float(np.median(found.uncertainty_px[linked])) if linked.any() else float("nan")
+    grade: Literal["good", "doubtful", "stage only"]
+    if not linked.any():
+        grade = "stage only" if tiles > 1 else "good"
+    elif linked.mean() >= 0.4 and rms <= 1.5 and trusted.sum() >= min(linked.sum() - 1, 3):
+        grade = "good"
+    else:
+        grade = "doubtful"
+    jitter = (float(found.jitter_px[0]), float(found.jitter_px[1]))
+    islands = len(set(found.island[linked].tolist()))
+    return Verdict(
+        grade, rms, worst, len(trusted), int(trusted.sum()), tiles, int((~linked).sum()), islands, uncertainty, jitter
+    )
+
+
+def find_coordinates(
+    mosaic: MosaicId,
+    /,
+    *,
+    scan: ScanSettings,
+    settings: CoordinateSettings,
+    tiles_folder: Path,
+    template_path: Path,
+    qc_folder: Path | None = None,
+    modality: str = "aip",
+) -> CoordinatesResult:
+    """Find the positions of a mosaic's tiles and write the illumination's template, or return the one that is there.
+
+    Parameters
+    ----------
+    mosaic : MosaicId
+        The mosaic whose tiles are compared, normally of the first slice.
+    scan : ScanSettings
+        Grid, scan order, overlap, pixel size.
+    settings : CoordinateSettings
+        Method, margin, and whether an existing template is to be replaced.
+    tiles_folder : Path
+        Folder of the tiles' products.
+    template_path : Path
+        ``tilemap-{illumination}.j2``.
+    qc_folder : Path, optional
+        Folder for the quality picture and a Fiji tile configuration of the result; none are written without it.
+    modality : str
+        Map whose overlaps are compared; ``mip`` is taken where no tile has it.
+
+    Raises
+    ------
+    InputError
+        An existing template is for another grid; a tile has another size; no tile is there; the Fiji file has another
+        number of tiles.
+    ProcessingError
+        Every tile is blank.
+    """
+    tiles = tiles_of_mosaic(mosaic, scan=scan, folder=tiles_folder, modalities=(modality, "mip"))
+    if template_path.exists() and not settings.force_refresh_coordinates:
+        tilemap = read_tilemap(template_path)
+        check_template(tiles.numbers, tiles.tile_shape, tiles.grid, tilemap, str(template_path))
+        return CoordinatesResult(template_path, tilemap, reused=True, outputs={"template": template_path})
+    if not tiles.present(modality) and tiles.present("mip"):
+        modality = "mip"
+    found: TilePositions | None = None
+    verdict: Verdict | None = None
+    missing = tiles.missing(modality)
+    source: dict[str, Any] = {"method": settings.method, "mosaic_id": mosaic.mosaic_id}
+    if settings.method == "nominal":
+        positions, uncertainty = tiles.nominal_px, np.zeros_like(tiles.nominal_px)
+        by_stage = np.ones(len(positions), bool)
+    elif settings.method == "fiji":
+        positions = _positions_from_fiji(settings.tile_configuration, tiles)
+        uncertainty, by_stage = np.zeros_like(positions), np.zeros(len(positions), bool)
+        source["tile_configuration"] = Path(str(settings.tile_configuration)).name
+    else:
+        found, missing = measured_positions(tiles, modalities=(modality,), margin_px=settings.margin_px)
+        positions, uncertainty, by_stage = found.positions_px, found.uncertainty_px, found.by_stage_only
+        verdict = verdict_from_positions(found)
+        source |= {"modality": modality, "margin_px": settings.margin_px, "verdict": _without_nan(asdict(verdict))}
+    tilemap = tilemap_from_positions(tiles, positions, uncertainty, by_stage, source=source)
+    outputs: dict[str, Path] = {}
+    if qc_folder is not None:
+        outputs |= write_coordinate_quality(
+            tiles, tilemap, found, modality=modality, folder=qc_folder, stem=f"mosaic_{mosaic.mosaic_id:03d}"
+        )
+    # The template is what later mosaics wait for: it appears last.
+    outputs["template"] = write_template(template_path, tilemap)
+    return CoordinatesResult(template_path, tilemap, False, missing, verdict, outputs)
+
+
+def tilemap_from_positions(
+    tiles: MosaicTiles,
+    positions_px: NDArray[np.float64],
+    uncertainty_px: NDArray[np.float64],
+    by_stage_only: NDArray[np.bool_],
+    /,
+    *,
+    source: dict[str, Any],
+) -> TileMap:
+    """Return the tile map of positions, moved so that the smallest coordinates are 0 and rounded to 1/1000 px."""
+    moved = np.round(positions_px - positions_px.min(axis=0), 3) + 0.0
+    uncertain = np.round(uncertainty_px, 3) + 0.0
+    places = tuple(
+        TilePlace(n, (float(p[0]), float(p[1])), (float(u[0]), float(u[1])), bool(s))
+        for n, p, u, s in zip(tiles.numbers, moved, uncertain, by_stage_only, strict=True)
+    )
+    return TileMap(tiles.illumination, tiles.tile_shape, tiles.grid, places, source)
+
+
+def write_coordinate_quality(
+    tiles: MosaicTiles, tilemap: TileMap, found: TilePositions | None, /, *, modality: str, folder: Path, stem: str
+) -> dict[str, Path]:
+    """Write the quality picture and a Fiji tile configuration; return their paths."""
+    outputs = {}
+    configured = [
+        ConfiguredTile(tiles.present(modality)[p.tile].name, p.position_px)
+        for p in tilemap.places
+        if p.tile in tiles.present(modality)
+    ]
+    if configured:
+        outputs["tile_configuration"] = write_tile_configuration(
+            folder / f"{stem}_TileConfiguration.registered.txt", configured
+        )
+    if found is not None and len(tiles.numbers) > 1:
+        from opticstream.stages.mosaic_qc import write_links_picture
+
+        outputs["qc_coordinates"] = write_links_picture(
+            folder / f"{stem}_qc_coordinates.jpg", tiles, found, modality=modality
+        )
+    return outputs
+
+
+def _positions_from_fiji(path: Path | None, tiles: MosaicTiles) -> NDArray[np.float64]:
+    """Return positions from a tile configuration: by file name where names fit, else in the order of tile numbers."""
+    if path is None:
+        raise ConfigurationError('coordinates.method = "fiji" needs coordinates.tile_configuration, which is not set')
+    configured = read_tile_configuration(path)
+    if len(configured) != len(tiles.numbers):
+        raise InputError(
+            f"{path} lists {len(configured)} tiles, but the grid has {tiles.grid[0]} x {tiles.grid[1]} = "
+            f"{len(tiles.numbers)} (processing.coordinates.tile_configuration)"
+        )
+    import re
+
+    numbers = []
+    for tile in configured:
+        match = re.search(r"image_(\d+)", tile.name)
+        numbers.append(int(match[1]) if match else -1)
+    if sorted(numbers) != sorted(tiles.numbers):
+        numbers = list(tiles.numbers)
+    by_number = {n: tile.position_px[:2] for n, tile in zip(numbers, configured, strict=True)}
+    return np.array([by_number[n] for n in tiles.numbers], float)
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, float):
+            return None if value != value else round(value, 4)
+        if isinstance(value, tuple):
+            return [plain(v) for v in value]
+        return value
+
+    return {key: plain(value) for key, value in values.items()}

@@ -1,0 +1,89 @@
+"""Pictures from which a person sees whether a mosaic fits: links and residuals, neighbouring tiles in red and green."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.stitching.fusion import MosaicSum
+from opticstream.compute.stitching.positions import TilePositions
+from opticstream.compute.stitching.seams import parity_colours
+from opticstream.compute.stitching.weights import canvas_from_positions, overlap_widths, tile_weight
+from opticstream.io.pictures import GREY, Picture, colours_from_unit, reduced, write_jpeg
+from opticstream.stages.mosaic_tiles import MosaicTiles
+
+LONGEST_PX = 1600
+GOOD, WEAK, BAD = (60, 200, 90), (240, 190, 40), (230, 60, 50)
+
+
+def write_links_picture(path: Path, tiles: MosaicTiles, found: TilePositions, /, *, modality: str) -> Path:
+    """Draw the mosaic with its links (green held, yellow weak, red dropped) and their residuals as arrows."""
+    from PIL import Image, ImageDraw
+
+    canvas = canvas_from_positions(found.positions_px, tile_shape=tiles.tile_shape)
+    step = max(1, -(-max(canvas.shape) // LONGEST_PX))
+    small = np.full(tuple(-(-n // step) for n in canvas.shape), np.nan, np.float32)
+    for number, offset in zip(tiles.numbers, canvas.offset, strict=True):
+        image = tiles.read(number, modality)
+        if image is None:
+            continue
+        start = -offset % step
+        thin = image[start[0] :: step, start[1] :: step]
+        x, y = (offset + start) // step
+        small[x : x + thin.shape[0], y : y + thin.shape[1]] = thin
+    finite = small[np.isfinite(small)]
+    low, high = np.percentile(finite, [1, 99.5]) if finite.size else (0.0, 1.0)
+    grey = colours_from_unit(0.75 * (small - low) / max(high - low, 1e-12), GREY)
+    enlarge = max(1, round(700 / max(grey.shape[:2])))
+    grey = grey.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
+    scale = enlarge / step
+    picture = Image.fromarray(np.ascontiguousarray(grey.transpose(1, 0, 2)))
+    draw = ImageDraw.Draw(picture)
+    size = np.array(tiles.tile_shape)
+    centre = (canvas.offset + size / 2) * scale
+    for number, offset, alone in zip(tiles.numbers, canvas.offset, found.by_stage_only, strict=True):
+        low_corner, high_corner = offset * scale, (offset + size) * scale - 1
+        draw.rectangle([*low_corner, *high_corner], outline=(110, 110, 160) if not alone else (160, 80, 80))
+        draw.text((float(low_corner[0]) + 4, float(low_corner[1]) + 3), str(number), fill=(200, 200, 255))
+    links = found.links
+    trusted = links.weight > 0.5
+    longest = float(np.hypot(*links.residual_px[trusted].T).max()) if trusted.any() else 0.0
+    magnify = 0.25 * float(size.min()) * scale / longest if longest > 0 else 0.0
+    for k, (a, b) in enumerate(links.pairs):
+        weight = links.weight[k]
+        measured = bool(np.isfinite(links.residual_px[k]).all())
+        colour = GOOD if weight > 0.5 else WEAK if weight > 0.1 else BAD if measured else (90, 90, 90)
+        draw.line([*centre[a], *centre[b]], fill=colour, width=2 if measured else 1)
+        if weight > 0.5:
+            middle = (centre[a] + centre[b]) / 2
+            tip = middle + links.residual_px[k] * magnify
+            draw.line([*middle, *tip], fill=(90, 200, 255), width=3)
+            draw.ellipse([*(tip - 3), *(tip + 3)], fill=(90, 200, 255))
+    text = f"links: green held, yellow weak, red dropped, grey nothing to see; blue residual x {magnify / scale:.0f}"
+    draw.text((6, picture.size[1] - 14), text, fill=(255, 255, 255))
+    return write_jpeg(path, np.asarray(picture))
+
+
+def overlap_picture(
+    tiles: MosaicTiles, positions_px: NDArray[np.float64], read: Callable[[int], NDArray[Any] | None], /
+) -> Picture:
+    """Return neighbouring tiles in red and green, like the fields of a checkerboard: where they fit it is yellow."""
+    canvas = canvas_from_positions(positions_px, tile_shape=tiles.tile_shape)
+    overlaps = overlap_widths(positions_px, tile_shape=tiles.tile_shape)
+    sums = (MosaicSum(canvas), MosaicSum(canvas))
+    flat = np.ones(tiles.tile_shape, np.float32)
+    for index, (number, colour) in enumerate(zip(tiles.numbers, parity_colours(tiles.cells), strict=True)):
+        image = read(number)
+        if image is not None:
+            weight = flat if not overlaps[index].any() else tile_weight(tiles.tile_shape, overlaps[index]) + 1e-3
+            sums[colour].add(index, image, weight)
+    fields = [reduced(s.image(), 2 * LONGEST_PX) for s in sums]
+    finite = np.concatenate([f[np.isfinite(f)].ravel()[::7] for f in fields])
+    low, high = np.percentile(finite, [1, 99.5]) if finite.size else (0.0, 1.0)
+    unit = [np.nan_to_num(np.clip((f - low) / max(high - low, 1e-12), 0, 1)) for f in fields]
+    colours = np.stack([unit[0], unit[1], np.zeros_like(unit[0])], axis=-1)
+    return np.ascontiguousarray(np.rint(colours * 255).astype(np.uint8).transpose(1, 0, 2))

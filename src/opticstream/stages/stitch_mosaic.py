@@ -1,0 +1,305 @@
+"""The 2-D mosaics of one slice and illumination: every map of its tiles, the tissue mask, pictures, and the seams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.stitching.fusion import MosaicSum, is_blank
+from opticstream.compute.stitching.grid import neighbour_pairs
+from opticstream.compute.stitching.mask import tissue_mask
+from opticstream.compute.stitching.seams import Seam, seams_from_tiles
+from opticstream.compute.stitching.shading import common_shading
+from opticstream.compute.stitching.weights import Canvas, canvas_from_positions, overlap_widths, tile_weight
+from opticstream.config import ScanSettings
+from opticstream.config.processing import EnfaceSettings, MaskSettings, StitchSettings
+from opticstream.io.atomic import write_text
+from opticstream.io.nifti import write_nifti
+from opticstream.io.pictures import picture_of_map, reduced, write_jpeg, write_tiff
+from opticstream.io.tilemap import TileMap, read_tilemap
+from opticstream.model.errors import ProcessingError
+from opticstream.model.ids import MosaicId
+from opticstream.stages.mosaic_tiles import AXIAL, LEVELS_IN_DB, MosaicTiles, check_template, tiles_of_mosaic
+
+Progress = Callable[[float], None]
+PREVIEW_PX = 4000
+
+UNITS = {
+    "aip": "dB",
+    "mip": "dB",
+    "ret": "degrees",
+    "ori": "degrees, axial, (-90, 90]",
+    "biref": "dimensionless",
+    "surf": "depth index",
+    "mus": "1/mm",
+}
+
+
+@dataclass(frozen=True)
+class MosaicResult:
+    """What `stitch_mosaic` made.
+
+    Attributes
+    ----------
+    outputs : dict
+        Files by name: a modality (NIfTI), ``{modality}_tif``, ``{modality}_jpg``, ``mask``, ``seams``, ``qc_overlap``.
+    shape : tuple of int
+        Size of the mosaic, (x, y).
+    missing : dict
+        By modality, the tiles that have no file; they were stitched around.
+    blank : tuple of int
+        Tiles without any value in the first modality.
+    seam_ncc : float
+        Median correlation of neighbouring tiles in their overlaps; NaN where nothing can be compared.
+    tissue_fraction : float
+        Share of the covered area inside the mask; NaN without a mask.
+    """
+
+    outputs: dict[str, Path]
+    shape: tuple[int, int]
+    missing: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    blank: tuple[int, ...] = ()
+    seam_ncc: float = float("nan")
+    tissue_fraction: float = float("nan")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {
+            "outputs": {name: str(path) for name, path in self.outputs.items()},
+            "shape": list(self.shape),
+            "missing": {modality: list(tiles) for modality, tiles in self.missing.items()},
+            "blank": list(self.blank),
+            "seam_ncc": None if np.isnan(self.seam_ncc) else round(self.seam_ncc, 4),
+            "tissue_fraction": None if np.isnan(self.tissue_fraction) else round(self.tissue_fraction, 4),
+        }
+
+
+def stitch_mosaic(
+    mosaic: MosaicId,
+    /,
+    *,
+    scan: ScanSettings,
+    enface: EnfaceSettings,
+    mask: MaskSettings,
+    stitch: StitchSettings,
+    tiles_folder: Path,
+    template_path: Path,
+    stitched_folder: Path,
+    progress: Progress | None = None,
+) -> MosaicResult:
+    """Stitch all maps of a mosaic with the illumination's template, and write them.
+
+    Parameters
+    ----------
+    mosaic : MosaicId
+        The mosaic.
+    scan : ScanSettings
+        Grid and pixel size.
+    enface : EnfaceSettings
+        Which maps the tiles have.
+    mask : MaskSettings
+        How the mask is made; ``mask_file_type = ""`` for none.
+    stitch : StitchSettings
+        Interpolation, shading correction, formats.
+    tiles_folder : Path
+        Folder of the tiles' products.
+    template_path : Path
+        Coordinate template.
+    stitched_folder : Path
+        Where the results go: ``mosaic_{m:03d}_{modality}.nii.gz`` (also ``.tif``, ``.jpg``), ``..._mask.nii.gz``,
+        ``..._seams.json``, ``..._qc_overlap.jpg``.
+    progress : callable, optional
+        Told the fraction done.
+
+    Returns
+    -------
+    MosaicResult
+        Maps hold NaN where no tile lies or the mask excludes.
+
+    Raises
+    ------
+    InputError
+        The template is for another grid, a tile has another size, or no tile of a map is there.
+    ProcessingError
+        Every tile is blank.
+    """
+    tiles = tiles_of_mosaic(mosaic, scan=scan, folder=tiles_folder, modalities=enface.modalities)
+    tilemap = read_tilemap(template_path)
+    check_template(tiles.numbers, tiles.tile_shape, tiles.grid, tilemap, str(template_path))
+    x_mm, y_mm, z_mm = scan.scan_resolution_3d
+    return stitch_maps(
+        tiles,
+        tilemap,
+        modalities=enface.modalities,
+        mask=mask,
+        stitch=stitch,
+        folder=stitched_folder,
+        stem=f"mosaic_{mosaic.mosaic_id:03d}",
+        pixel_size_mm=(x_mm, y_mm, z_mm),
+        progress=progress,
+    )
+
+
+def stitch_maps(
+    tiles: MosaicTiles,
+    tilemap: TileMap,
+    /,
+    *,
+    modalities: Sequence[str],
+    mask: MaskSettings,
+    stitch: StitchSettings,
+    folder: Path,
+    stem: str,
+    pixel_size_mm: tuple[float, float, float],
+    progress: Progress | None = None,
+) -> MosaicResult:
+    """Stitch maps of tiles at given places; what `stitch_mosaic` does, for any set of files."""
+    report = progress or (lambda _fraction: None)
+    present = [m for m in modalities if tiles.present(m)]
+    if not present:
+        tiles.require(modalities[0])
+    positions = np.array([tilemap.place_of(n).position_px for n in tiles.numbers])
+    canvas = canvas_from_positions(positions, tile_shape=tiles.tile_shape, subpixel=stitch.interpolation == "linear")
+    overlaps = overlap_widths(positions, tile_shape=tiles.tile_shape)
+    weights = [tile_weight(tiles.tile_shape, overlap) for overlap in overlaps]
+    missing = {m: tiles.missing(m) for m in present if tiles.missing(m)}
+
+    # The mask comes from one map and applies to all: that map goes first, and is kept.
+    mask_modality = mask.mask_file_type if mask.mask_file_type in present else ""
+    order = sorted(present, key=lambda m: (m != mask_modality, present.index(m)))
+    first = order[0]
+    outputs: dict[str, Path] = {}
+    images: dict[str, NDArray[np.float32]] = {}
+    tissue: NDArray[np.bool_] | None = None
+    blank: tuple[int, ...] = ()
+    seams: list[Seam] = []
+    for done, modality in enumerate(order):
+        image, raw, covered = _fused(tiles, modality, canvas, weights, shading=stitch.shading_correction)
+        if modality == first:
+            blank = tuple(n for n, tile in raw.items() if is_blank(tile))
+            if len(blank) == len(raw):
+                raise ProcessingError(f"{tiles.label}: every tile is blank (constant or NaN in {modality})")
+            seams = _seams(tiles, raw, positions, canvas)
+            from opticstream.stages.mosaic_qc import overlap_picture
+
+            if len(tiles.numbers) > 1:
+                picture = overlap_picture(tiles, positions, raw.get)
+                outputs["qc_overlap"] = write_jpeg(folder / f"{stem}_qc_overlap.jpg", picture)
+            if mask_modality:
+                tissue = tissue_mask(
+                    image,
+                    threshold=mask.threshold_for(tiles.illumination),
+                    sigma_px=mask.sigma_px,
+                    min_fraction=mask.min_fraction,
+                )
+                outputs |= _write_mask(tissue, folder, stem, pixel_size_mm, stitch)
+                tissue_fraction = float(tissue.sum() / max(covered.sum(), 1))
+        if tissue is not None:
+            image = np.where(tissue, image, np.float32(np.nan))
+        outputs |= _write_map(modality, image, folder, stem, pixel_size_mm, stitch.formats)
+        # The orientation's picture takes its brightness from retardance or intensity, so it waits for them.
+        images[modality] = reduced(image, PREVIEW_PX)
+        report((done + 1) / (len(order) + 1))
+    if "jpeg" in stitch.formats:
+        light = images.get("ret", images.get("aip", images.get("mip")))
+        for modality, small in images.items():
+            picture = picture_of_map(modality, small, brightness=light if modality == "ori" else None)
+            outputs[f"{modality}_jpg"] = write_jpeg(folder / f"{stem}_{modality}.jpg", picture)
+    outputs["seams"] = _write_seams(seams, tiles, folder / f"{stem}_seams.json")
+    report(1.0)
+    nccs = [s.ncc for s in seams if np.isfinite(s.ncc)]
+    return MosaicResult(
+        outputs,
+        canvas.shape,
+        missing,
+        blank,
+        float(np.median(nccs)) if nccs else float("nan"),
+        tissue_fraction if tissue is not None else float("nan"),
+    )
+
+
+def _fused(
+    tiles: MosaicTiles, modality: str, canvas: Canvas, weights: Sequence[NDArray[np.float32]], *, shading: bool
+) -> tuple[NDArray[np.float32], dict[int, NDArray[np.float32]], NDArray[np.bool_]]:
+    """Return the mosaic of one modality, the tiles as they went in, and where any of them lies."""
+    raw = {n: tile for n in tiles.numbers if (tile := tiles.read(n, modality)) is not None}
+    if shading and modality in LEVELS_IN_DB | {"image"}:
+        in_db = modality in LEVELS_IN_DB
+        pattern = common_shading(list(raw.values()), multiplicative=not in_db)
+        raw = {n: tile - pattern if in_db else tile / np.maximum(pattern, 0.05) for n, tile in raw.items()}
+    total = MosaicSum(canvas, "axial" if modality in AXIAL else "scalar")
+    for index, number in enumerate(tiles.numbers):
+        if number in raw:
+            total.add(index, raw[number], weights[index])
+    return total.image(), raw, total.covered
+
+
+def _seams(
+    tiles: MosaicTiles, raw: dict[int, NDArray[np.float32]], positions: NDArray[np.float64], canvas: Canvas
+) -> list[Seam]:
+    pairs, _ = neighbour_pairs(positions, tile_shape=tiles.tile_shape)
+    here = {index for index, n in enumerate(tiles.numbers) if n in raw}
+    kept = np.array([p for p in pairs.tolist() if p[0] in here and p[1] in here], np.intp).reshape(-1, 2)
+    nothing = np.full((1, 1), np.nan, np.float32)
+    stack = [raw.get(n, nothing) for n in tiles.numbers]
+    return seams_from_tiles(stack, canvas.offset, kept)
+
+
+def _write_map(
+    modality: str,
+    image: NDArray[np.float32],
+    folder: Path,
+    stem: str,
+    pixel_size_mm: tuple[float, float, float],
+    formats: Sequence[str],
+) -> dict[str, Path]:
+    base = folder / f"{stem}_{modality}"
+    outputs = {
+        modality: write_nifti(
+            base.with_name(base.name + ".nii.gz"),
+            image,
+            voxel_size_mm=pixel_size_mm,
+            description=f"{modality}, {UNITS.get(modality, 'as in the tiles')}; NaN: no data",
+        )
+    }
+    if "tiff" in formats:
+        outputs[f"{modality}_tif"] = write_tiff(
+            base.with_name(base.name + ".tif"), image, pixel_size_mm=pixel_size_mm[:2]
+        )
+    return outputs
+
+
+def _write_mask(
+    tissue: NDArray[np.bool_],
+    folder: Path,
+    stem: str,
+    pixel_size_mm: tuple[float, float, float],
+    stitch: StitchSettings,
+) -> dict[str, Path]:
+    path = write_nifti(
+        folder / f"{stem}_mask.nii.gz", tissue.astype(np.uint8), voxel_size_mm=pixel_size_mm, description="1: tissue"
+    )
+    outputs = {"mask": path}
+    if "jpeg" in stitch.formats:
+        picture = picture_of_map("mask", reduced(tissue, PREVIEW_PX))
+        outputs["mask_jpg"] = write_jpeg(folder / f"{stem}_mask.jpg", picture)
+    return outputs
+
+
+def _write_seams(seams: Sequence[Seam], tiles: MosaicTiles, path: Path) -> Path:
+    rows = [
+        {
+            "tiles": [tiles.numbers[s.pair[0]], tiles.numbers[s.pair[1]]],
+            "ncc": None if np.isnan(s.ncc) else round(s.ncc, 4),
+            "offset": None if np.isnan(s.offset) else round(s.offset, 4),
+            "pixels": s.pixels,
+        }
+        for s in seams
+    ]
+    return write_text(path, json.dumps({"seams": rows}, indent=1) + "\n")

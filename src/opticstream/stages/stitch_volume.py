@@ -1,0 +1,545 @@
+"""The stitched volumes of a mosaic: streamed block by block from the tiles' files into OME-Zarr, in a memory budget.
+
+A block is a group of whole shards; it gathers the parts of the tiles that touch it, blends them, halves the result for
+the next levels, and starts to write. What an earlier, killed run finished is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream import __version__
+from opticstream.compute.stitching.weights import Canvas, canvas_from_positions, overlap_widths, tile_weight
+from opticstream.config import ScanSettings
+from opticstream.config.processing import VolumeSettings
+from opticstream.io.images import TileVolume
+from opticstream.io.nifti import read_nifti
+from opticstream.io.omezarr import IN_PASS_LEVELS, StoreLayout, StoreWriter, store_layout
+from opticstream.io.tilemap import TileMap, read_tilemap
+from opticstream.model.errors import ConfigurationError, InputError, TileSizeError
+from opticstream.model.ids import MosaicId
+from opticstream.stages.find_focus import focus_for_volume
+from opticstream.stages.mosaic_tiles import AXIAL, MosaicTiles, check_template, tiles_of_mosaic
+
+Progress = Callable[[float], None]
+_BASE_BYTES = 200 << 20
+"""What the interpreter and its libraries take of the budget."""
+
+
+@dataclass(frozen=True)
+class VolumeResult:
+    """What `stitch_volume` made.
+
+    Attributes
+    ----------
+    outputs : dict
+        Stores by modality.
+    shape : tuple of int
+        Size of the volumes, (x, y, z).
+    missing : dict
+        By modality, the tiles without a file; they were stitched around.
+    resumed_blocks : int
+        Blocks that an earlier run had finished.
+    """
+
+    outputs: dict[str, Path]
+    shape: tuple[int, int, int]
+    missing: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    resumed_blocks: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {
+            "outputs": {name: str(path) for name, path in self.outputs.items()},
+            "shape": list(self.shape),
+            "missing": {modality: list(tiles) for modality, tiles in self.missing.items()},
+            "resumed_blocks": self.resumed_blocks,
+        }
+
+
+def stitch_volume(
+    mosaic: MosaicId,
+    /,
+    *,
+    scan: ScanSettings,
+    settings: VolumeSettings,
+    tiles_folder: Path,
+    template_path: Path,
+    focus_path: Path | None,
+    mask_path: Path | None,
+    stitched_folder: Path,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> VolumeResult:
+    """Stitch the volumes of a mosaic.
+
+    Parameters
+    ----------
+    mosaic : MosaicId
+        The mosaic.
+    scan : ScanSettings
+        Grid and pixel size; the depth step is taken from the tiles' files where they give it.
+    settings : VolumeSettings
+        Modalities, crop, format, memory budget, mask.
+    tiles_folder : Path
+        Folder of the tiles' products.
+    template_path : Path
+        Coordinate template.
+    focus_path : Path, optional
+        Focus map; A-lines are not shifted where it is None or does not exist.
+    mask_path : Path, optional
+        Mask of the mosaic (used if ``settings.apply_mask`` and it exists).
+    stitched_folder : Path
+        Where ``mosaic_{m:03d}_{modality}.ome.zarr`` go.
+    threads : int
+        Threads; 0 takes all cores that the process may use.
+    progress : callable, optional
+        Told the fraction done.
+
+    Raises
+    ------
+    InputError
+        A template, mask or focus map of another size, a tile of another size, no tile at all.
+    ConfigurationError
+        The memory budget does not hold even the smallest block.
+    """
+    tiles = tiles_of_mosaic(mosaic, scan=scan, folder=tiles_folder, modalities=settings.modalities)
+    tilemap = read_tilemap(template_path)
+    check_template(tiles.numbers, tiles.tile_shape, tiles.grid, tilemap, str(template_path))
+    outputs: dict[str, Path] = {}
+    missing: dict[str, tuple[int, ...]] = {}
+    resumed = 0
+    shape = (0, 0, 0)
+    report = progress or (lambda _fraction: None)
+    for done, modality in enumerate(settings.modalities):
+        tiles.require(modality)
+        if tiles.missing(modality):
+            missing[modality] = tiles.missing(modality)
+        path = stitched_folder / f"mosaic_{mosaic.mosaic_id:03d}_{modality}.ome.zarr"
+        one = stitch_modality(
+            tiles,
+            tilemap,
+            modality,
+            path,
+            voxel_size_mm=scan.scan_resolution_3d,
+            settings=settings,
+            focus=focus_for_volume(focus_path, tiles.tile_shape),
+            mask_path=mask_path if settings.apply_mask else None,
+            threads=threads,
+            progress=lambda f, k=done: report((k + f) / len(settings.modalities)),
+        )
+        outputs[modality], shape, resumed = path, one.shape, resumed + one.resumed_blocks
+    return VolumeResult(outputs, shape, missing, resumed)
+
+
+def stitch_modality(
+    tiles: MosaicTiles,
+    tilemap: TileMap,
+    modality: str,
+    path: Path,
+    /,
+    *,
+    voxel_size_mm: tuple[float, float, float],
+    settings: VolumeSettings,
+    focus: NDArray[np.float32] | None = None,
+    mask_path: Path | None = None,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> VolumeResult:
+    """Stitch one volume of tiles at given places; what `stitch_volume` does for each modality."""
+    tiles.require(modality)
+    threads = threads or len(os.sched_getaffinity(0))
+    volumes, depth = _open_tiles(tiles, modality)
+    first = next(iter(volumes.values()))
+    if first.voxel_size_mm is not None and len(first.voxel_size_mm) == 3 and first.voxel_size_mm[2] > 0:
+        voxel_size_mm = (voxel_size_mm[0], voxel_size_mm[1], first.voxel_size_mm[2])
+    positions = np.array([tilemap.place_of(n).position_px for n in tiles.numbers])
+    canvas = canvas_from_positions(positions, tile_shape=tiles.tile_shape)
+    focus = np.zeros(tiles.tile_shape, np.float32) if focus is None else focus
+    mask = _read_mask(mask_path, canvas)
+    z_start, z_size = _depth_range(focus, depth, settings)
+    shape = (z_size, canvas.shape[1], canvas.shape[0])
+    voxel_um = (voxel_size_mm[2] * 1e3, voxel_size_mm[1] * 1e3, voxel_size_mm[0] * 1e3)
+    budget = int(settings.memory_budget_gb * 1e9) - _BASE_BYTES
+    layout, plan = _plan(
+        shape,
+        (round(voxel_um[0], 9), round(voxel_um[1], 9), round(voxel_um[2], 9)),
+        settings,
+        budget,
+        canvas,
+        axial=modality in AXIAL,
+        reach=_shift_range(focus),
+    )
+    provenance = _provenance(tiles, tilemap, modality, settings, focus, mask, volumes, z_start)
+    job = _Job(volumes, tiles, canvas, positions, focus, mask, modality in AXIAL, z_start, layout, plan, threads)
+    with StoreWriter(path, layout, name=path.name.split(".")[0], provenance=provenance, threads=threads) as store:
+        resumed = len(store.finished)
+        job.run(store, progress or (lambda _fraction: None))
+        store.finish()
+    return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, resumed)
+
+
+# --- what is to be done -------------------------------------------------------------------------------------------
+
+
+def _open_tiles(tiles: MosaicTiles, modality: str) -> tuple[dict[int, TileVolume], int]:
+    volumes = {n: TileVolume(path) for n, path in tiles.present(modality).items()}
+    depth = {n: v.shape[0] for n, v in volumes.items()}
+    common = max(set(depth.values()), key=lambda d: (list(depth.values()).count(d), d))
+    expected = (common, tiles.tile_shape[1], tiles.tile_shape[0])
+    for number, volume in volumes.items():
+        if volume.shape != expected:
+            raise TileSizeError(
+                f"tile {number} of {tiles.label} ({volume.path}) has shape {volume.shape[::-1]}, expected "
+                f"{expected[::-1]}" + (f" ({tiles.setting})" if tiles.setting else "")
+            )
+    return volumes, common
+
+
+def _read_mask(path: Path | None, canvas: Canvas) -> NDArray[np.bool_] | None:
+    if path is None or not path.exists():
+        return None
+    mask = read_nifti(path)
+    if mask.shape != canvas.shape:
+        raise InputError(
+            f"{path} has shape {mask.shape}, but the mosaic has {canvas.shape}: it belongs to other positions"
+        )
+    return np.asarray(mask, bool)
+
+
+def _shift_range(focus: NDArray[np.float32]) -> int:
+    return int(np.floor(focus.max() + 0.5)) - int(np.floor(focus.min() + 0.5))
+
+
+def _depth_range(focus: NDArray[np.float32], depth: int, settings: VolumeSettings) -> tuple[int, int]:
+    """Return the first plane (after the shift) that is kept, and how many."""
+    if settings.crop_depth is None:
+        return 0, depth
+    z0 = int(np.floor(focus.min() + 0.5))
+    start = max(z0 - settings.crop_offset, 0)
+    stop = min(z0 - settings.crop_offset + settings.crop_depth, depth)
+    if stop <= start:
+        raise ConfigurationError(
+            f"volume.crop_offset = {settings.crop_offset} and volume.crop_depth = {settings.crop_depth} keep nothing of "
+            f"{depth} samples with the focus at {z0}"
+        )
+    return start, stop - start
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Size of a block, in voxels (z, y, x): whole shards."""
+
+    block: tuple[int, int, int]
+
+
+def _plan(
+    shape: tuple[int, int, int],
+    voxel_um: tuple[float, float, float],
+    settings: VolumeSettings,
+    budget: int,
+    canvas: Canvas,
+    *,
+    axial: bool,
+    reach: int,
+) -> tuple[StoreLayout, _Plan]:
+    """Return the store's layout and the largest blocks of whole shards whose work fits into the budget."""
+    tile_x, tile_y = canvas.tile_shape
+    n = len(canvas.offset)
+    # How many tiles cover a pixel on average tells how much input a block has.
+    cover = n * tile_x * tile_y / (canvas.shape[0] * canvas.shape[1])
+    fixed = 4 * canvas.shape[0] * canvas.shape[1] + n * 2000
+
+    def cost(block: tuple[int, int, int]) -> int:
+        bz, by, bx = (min(b, s) for b, s in zip(block, shape, strict=True))
+        touched_y, touched_x = by + tile_y, bx + tile_x
+        inputs = 4 * (bz + reach) * max(cover, 1.0) * touched_y * touched_x
+        weights = 4 * max(cover, 1.0) * (by + 2 * tile_y) * touched_x
+        # Two outputs (one is written while the next is made), components of axes, levels, compressed shards.
+        outputs = 4 * bz * by * bx * ((3 if axial else 2) + 0.75)
+        return int(inputs + weights + outputs + fixed)
+
+    for largest in ((128, 512, 512), (64, 512, 512), (64, 256, 256), (64, 128, 128), (64, 64, 64)):
+        layout = store_layout(shape, voxel_size_um=voxel_um, version=settings.format, largest_shard=largest)
+        shard = layout.shard
+        if cost(shard) > budget:
+            continue
+        block = shard
+        # Grow along x first: rows of tiles are then read whole.
+        while block[2] < shape[2] and cost((block[0], block[1], block[2] + shard[2])) <= budget:
+            block = (block[0], block[1], block[2] + shard[2])
+        while (
+            block[2] >= shape[2] and block[1] < shape[1] and cost((block[0], block[1] + shard[1], block[2])) <= budget
+        ):
+            block = (block[0], block[1] + shard[1], block[2])
+        return layout, _Plan(block)
+    smallest = cost((64, 64, 64)) + _BASE_BYTES
+    raise ConfigurationError(
+        f"volume.memory_budget_gb = {settings.memory_budget_gb:g} is too small for this mosaic; at least "
+        f"{smallest / 1e9:.2f} is needed"
+    )
+
+
+def _provenance(
+    tiles: MosaicTiles,
+    tilemap: TileMap,
+    modality: str,
+    settings: VolumeSettings,
+    focus: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
+    volumes: Mapping[int, TileVolume],
+    z_start: int,
+) -> dict[str, Any]:
+    """Return what the volume was made from and how; it decides whether an unfinished store may be taken up."""
+    choices = settings.model_dump(mode="json", exclude={"memory_budget_gb", "enabled", "modalities"})
+    inputs = []
+    for number, volume in sorted(volumes.items()):
+        stat = volume.path.stat()
+        inputs.append(
+            {
+                "tile": number,
+                "file": volume.path.name,
+                "bytes": stat.st_size,
+                "head_sha256": _head_checksum(volume.path),
+            }
+        )
+    return {
+        "software": f"opticstream {__version__}",
+        "modality": modality,
+        "settings": choices,
+        "positions": [[p.tile, *p.position_px] for p in tilemap.places],
+        "focus_sha256": hashlib.sha256(np.ascontiguousarray(focus).tobytes()).hexdigest(),
+        "mask_sha256": None if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
+        "first_depth_px": z_start,
+        "inputs": inputs,
+    }
+
+
+def _head_checksum(path: Path) -> str:
+    """Return the SHA-256 of 64 kB at the start, middle and end of a file; of a folder, of its names."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for entry in sorted(p.relative_to(path).as_posix() for p in path.rglob("*")):
+            digest.update(entry.encode())
+        return digest.hexdigest()
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(size - 65536, 0)):
+            file.seek(start)
+            digest.update(file.read(65536))
+    return digest.hexdigest()
+
+
+# --- doing it -----------------------------------------------------------------------------------------------------
+
+
+class _Buffers:
+    """Memory that is used again: pages touched for the first time cost more than the work done on them."""
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.float32]] = []
+
+    def take(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        size = int(np.prod(shape))
+        fitting = [b for b in self._free if b.size >= size]
+        if fitting:
+            base = min(fitting, key=lambda b: b.size)
+            self._free = [b for b in self._free if b is not base]
+        else:
+            base = np.empty(size, np.float32)
+        return base[:size].reshape(shape)
+
+    def give(self, array: NDArray[np.float32]) -> None:
+        base = array
+        while base.base is not None:
+            base = base.base
+        self._free.append(base)
+
+
+@dataclass
+class _Job:
+    """One volume being stitched."""
+
+    volumes: Mapping[int, TileVolume]
+    tiles: MosaicTiles
+    canvas: Canvas
+    positions: NDArray[np.float64]
+    focus: NDArray[np.float32]
+    mask: NDArray[np.bool_] | None
+    axial: bool
+    z_start: int
+    layout: StoreLayout
+    plan: _Plan
+    threads: int
+
+    def run(self, store: StoreWriter, report: Progress) -> None:
+        """Do all blocks that are not done, then the small levels."""
+        from opticstream.compute.stitching.volume import runs_from_shift, shift_from_focus
+
+        self.runs = runs_from_shift(shift_from_focus(self.focus).T)
+        overlaps = overlap_widths(self.positions, tile_shape=self.tiles.tile_shape)
+        here = [k for k, n in enumerate(self.tiles.numbers) if n in self.volumes]
+        self.here = here
+        self.raw_weight = {k: np.ascontiguousarray(tile_weight(self.tiles.tile_shape, overlaps[k]).T) for k in here}
+        self.total = np.zeros(self.canvas.shape[::-1], np.float32)
+        width, height = self.tiles.tile_shape
+        for k in here:
+            x, y = self.canvas.offset[k]
+            self.total[y : y + height, x : x + width] += self.raw_weight[k]
+        self.covered = self.total > 0
+        if self.mask is not None:
+            self.covered &= self.mask.T
+        self.buffers = _Buffers()
+        shape, block = self.layout.shape, self.plan.block
+        counts = [-(-s // b) for s, b in zip(shape, block, strict=True)]
+        corners = [
+            (z * block[0], y * block[1], x * block[2])
+            for y in range(counts[1])
+            for x in range(counts[2])
+            for z in range(counts[0])
+        ]
+        # Blocks are named by their first shard, so that another budget can take up where this one stopped.
+        pending: list[tuple[list[int], list[Any], list[NDArray[np.float32]]]] = []
+        with ThreadPoolExecutor(self.threads) as pool:
+            for number, corner in enumerate(corners):
+                shards = self._shards(corner)
+                if all(s in store.finished for s in shards):
+                    continue
+                futures, used = self._block(store, corner, pool)
+                while pending:
+                    self._settle(store, *pending.pop(0))
+                pending.append((shards, futures, used))
+                report(0.97 * (number + 1) / len(corners))
+            while pending:
+                self._settle(store, *pending.pop(0))
+            self._small_levels(store, pool)
+        report(1.0)
+
+    def _shards(self, corner: tuple[int, int, int]) -> list[int]:
+        grid = [-(-s // b) for s, b in zip(self.layout.shape, self.layout.shard, strict=True)]
+        ranges = [
+            range(c // s, min((c + b) // s, g))
+            for c, s, b, g in zip(corner, self.layout.shard, self.plan.block, grid, strict=True)
+        ]
+        return [(z * grid[1] + y) * grid[2] + x for z in ranges[0] for y in ranges[1] for x in ranges[2]]
+
+    def _settle(
+        self, store: StoreWriter, shards: list[int], futures: list[Any], used: list[NDArray[np.float32]]
+    ) -> None:
+        """Wait until a block is stored; only then may its memory be used again, and only then is it finished."""
+        for future in futures:
+            if future is not None:
+                future.result()
+        for array in used:
+            self.buffers.give(array)
+        for shard in shards:
+            store.note_finished(shard)
+
+    def _block(
+        self, store: StoreWriter, corner: tuple[int, int, int], pool: ThreadPoolExecutor
+    ) -> tuple[list[Any], list[NDArray[np.float32]]]:
+        from opticstream.compute.stitching.volume import angle_from_components, blend_axial, blend_scalar, halved
+
+        size = [min(b, s - c) for b, s, c in zip(self.plan.block, self.layout.shape, corner, strict=True)]
+        place = (slice(corner[1], corner[1] + size[1]), slice(corner[2], corner[2] + size[2]))
+        covered = self.covered[place]
+        if not covered.any():
+            return [], []  # nothing lies here: absent chunks read as the fill value
+        parts = self._gather(corner, size, pool)
+        out = self.buffers.take(size)
+        used = [out]
+        z0 = self.z_start + corner[0]
+        futures = []
+        levels: list[NDArray[np.float32]] = []
+        if self.axial:
+            sine = self.buffers.take(size)
+            blend_axial(out, sine, parts, self.runs, z0, covered, pool=pool)
+            components = (out, sine)
+            for _ in range(1, min(self.layout.levels, IN_PASS_LEVELS)):
+                components = (halved(components[0], pool=pool), halved(components[1], pool=pool))
+                levels.append(angle_from_components(components[0].copy(), components[1], pool=pool))
+            angle_from_components(out, sine, pool=pool)
+            self.buffers.give(sine)
+        else:
+            blend_scalar(out, parts, self.runs, z0, covered, fill=float("nan"), pool=pool)
+            level = out
+            for _ in range(1, min(self.layout.levels, IN_PASS_LEVELS)):
+                level = halved(level, pool=pool)
+                levels.append(level)
+        self.buffers.give(parts.data)
+        for number, data in enumerate([out, *levels]):
+            start = tuple(c // 2**number for c in corner)
+            futures.append(store.write(number, (start[0], start[1], start[2]), data))
+        return futures, used
+
+    def _gather(self, corner: tuple[int, int, int], size: Sequence[int], pool: ThreadPoolExecutor) -> Any:
+        """Read the parts of tiles that touch a block."""
+        from opticstream.compute.stitching.volume import BlockTiles
+
+        width, height = self.tiles.tile_shape
+        depth = next(iter(self.volumes.values())).shape[0]
+        z0 = self.z_start + corner[0] + self.runs.shallowest
+        z1 = min(self.z_start + corner[0] + size[0] + self.runs.deepest, depth)
+        z0 = min(z0, z1)
+        touching = []
+        for k in self.here:
+            x, y = self.canvas.offset[k]
+            first = max(0, corner[1] - y)
+            last = min(height, corner[1] + size[1] - y)
+            if first < last and x < corner[2] + size[2] and x + width > corner[2]:
+                touching.append((k, first, last))
+        rows = np.array([last - first for _, first, last in touching], np.int64)
+        tallest = int(rows.max(initial=1))
+        data = self.buffers.take((len(touching), z1 - z0, tallest, width))
+        place = np.array(
+            [
+                (self.canvas.offset[k][1] + first - corner[1], self.canvas.offset[k][0] - corner[2], first)
+                for k, first, _ in touching
+            ],
+            np.int64,
+        ).reshape(-1, 3)
+        weight = np.empty((len(touching), height, width), np.float32)
+        for i, (k, _, _) in enumerate(touching):
+            x, y = self.canvas.offset[k]
+            np.divide(self.raw_weight[k], self.total[y : y + height, x : x + width], out=weight[i])
+
+        def read(i: int) -> None:
+            k, first, last = touching[i]
+            if z1 > z0:
+                self.volumes[self.tiles.numbers[k]].read_into(data[i, :, : last - first], z0, first)
+
+        list(pool.map(read, range(len(touching))))
+        return BlockTiles(data, z0, place, rows, weight)
+
+    def _small_levels(self, store: StoreWriter, pool: ThreadPoolExecutor) -> None:
+        """Make the levels below those of the blocks from the last of these, in slabs."""
+        from opticstream.compute.stitching.volume import halved, halved_axis
+
+        for level in range(IN_PASS_LEVELS, self.layout.levels):
+            shape = self.layout.level_shape(level)
+            chunk = self.layout.level_shard(level)
+            source = self.layout.level_shape(level - 1)
+            rows_at_once = max(1, 2048 // chunk[1]) * chunk[1]
+            for z in range(0, shape[0], chunk[0]):
+                for y in range(0, shape[1], rows_at_once):
+                    for x in range(0, shape[2], 16 * chunk[2]):
+                        region = tuple(
+                            slice(2 * start, min(2 * (start + n), most))
+                            for start, n, most in zip(
+                                (z, y, x), (chunk[0], rows_at_once, 16 * chunk[2]), source, strict=True
+                            )
+                        )
+                        data = store.read(level - 1, (region[0], region[1], region[2]))
+                        small = halved_axis(data, pool=pool) if self.axial else halved(data, pool=pool)
+                        future = store.write(level, (z, y, x), small)
+                        if future is not None:
+                            future.result()
