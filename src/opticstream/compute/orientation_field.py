@@ -1,101 +1,16 @@
 """Images of axes under a change of coordinates: an orientation is resampled as a vector and turned with the image.
 
-A mapping takes pixel coordinates of the fixed image to those of the moving one (pull-back): ``p_moving = matrix @
-p_fixed + offset``, with an optional displacement added to ``p_fixed`` first. Pixels without a value (NaN, or outside
-the moving image) take no part in the interpolation.
+Pixels without a value (NaN, or outside the moving image) take no part in the interpolation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from opticstream.compute.plane_map import PlaneMap
+
 _ROWS = 512
-
-
-@dataclass(frozen=True)
-class PlaneMap:
-    """A mapping of the plane from fixed to moving pixel coordinates, ``matrix @ (p + displacement(p)) + offset``."""
-
-    matrix: NDArray[np.float64]
-    """Linear part, shape (2, 2)."""
-    offset: NDArray[np.float64]
-    """Translation in px, shape (2,)."""
-    displacement: NDArray[np.float32] | None = field(default=None, repr=False)
-    """Displacement in fixed px, shape (2, x, y) of the fixed image; None: none."""
-
-    @staticmethod
-    def identity() -> PlaneMap:
-        return PlaneMap(np.eye(2), np.zeros(2))
-
-    def points(self, points: ArrayLike, /) -> NDArray[np.float64]:
-        """Return the moving coordinates of fixed points, shape (..., 2); the displacement is left out."""
-        mapped: NDArray[np.float64] = np.asarray(points, float) @ self.matrix.T + self.offset
-        return mapped
-
-    def inverse(self) -> PlaneMap:
-        """Return the mapping from moving to fixed coordinates; only without a displacement."""
-        if self.displacement is not None:
-            raise ValueError("a mapping with a displacement has no inverse in closed form")
-        inverse = np.linalg.inv(self.matrix)
-        return PlaneMap(inverse, -inverse @ self.offset)
-
-    @property
-    def rotation_deg(self) -> float:
-        """Angle by which the mapping turns a direction, see `rotation_from_matrix`."""
-        return rotation_from_matrix(self.matrix)
-
-    def coordinates(self, shape: tuple[int, int], rows: slice = slice(None), /) -> NDArray[np.float64]:
-        """Return moving coordinates of the pixels of a fixed image, shape (2, rows, y)."""
-        x = np.arange(shape[0], dtype=float)[rows, None]
-        y = np.arange(shape[1], dtype=float)[None, :]
-        if self.displacement is not None:
-            if self.displacement.shape != (2, *shape):
-                raise ValueError(f"the displacement has the shape {self.displacement.shape}, expected {(2, *shape)}")
-            x, y = x + self.displacement[0, rows], y + self.displacement[1, rows]
-        m = self.matrix
-        return np.stack(
-            [m[0, 0] * x + m[0, 1] * y + self.offset[0], m[1, 0] * x + m[1, 1] * y + self.offset[1]],
-        )
-
-    def local_rotation_deg(self, shape: tuple[int, int], /) -> NDArray[np.float32] | float:
-        """Return the angle by which the mapping turns directions at each pixel, or one number where it is the same."""
-        if self.displacement is None:
-            return self.rotation_deg
-        jacobian = np.empty((*shape, 2, 2))
-        for i in range(2):
-            for j in range(2):
-                jacobian[..., i, j] = np.gradient(self.displacement[i], axis=j) + (i == j)
-        full = np.einsum("ij,...jk->...ik", self.matrix, jacobian)
-        turned = np.degrees(np.arctan2(full[..., 1, 0] - full[..., 0, 1], full[..., 0, 0] + full[..., 1, 1]))
-        return turned.astype(np.float32)
-
-
-def rotation_from_matrix(matrix: ArrayLike, /) -> float:
-    """Return the angle in degrees of the rotation nearest to a 2 x 2 matrix (the rotation of its polar decomposition).
-
-    Raises
-    ------
-    ValueError
-        The matrix mirrors or flattens the plane.
-
-    Examples
-    --------
-    A shear turns axes by half of what it turns the y axis, a stretch not at all:
-
-    >>> rotation_from_matrix([[1.0, 0.0], [0.0, 0.8]])
-    0.0
-    >>> round(rotation_from_matrix([[1.0, -0.1], [0.0, 1.0]]), 2)
-    2.86
-    """
-    m = np.asarray(matrix, float)
-    if m.shape != (2, 2):
-        raise ValueError(f"expected a 2 x 2 matrix, got the shape {m.shape}")
-    if not np.linalg.det(m) > 0:
-        raise ValueError(f"the mapping mirrors or flattens the image: matrix {m.tolist()}")
-    return float(np.degrees(np.arctan2(m[1, 0] - m[0, 1], m[0, 0] + m[1, 1])))
 
 
 def wrap_orientation(angle_deg: ArrayLike, /) -> NDArray[np.float64]:

@@ -6,20 +6,16 @@ fewer than two left there is no axis, but the registrations are returned all the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.axis import AxisField, axis_from_projections
-from opticstream.compute.orientation_field import (
-    PlaneMap,
-    resample_image,
-    resample_orientation,
-    smooth_orientation,
-)
-from opticstream.compute.registration import Freedom, Registration, register_images
+from opticstream.compute.orientation_field import resample_image, resample_orientation, smooth_orientation
+from opticstream.compute.plane_map import Freedom, PlaneMap
+from opticstream.compute.registration import Registration, register_images
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,8 @@ class IlluminationImages:
     """Direction of the axis it is tilted about, in degrees in the image plane."""
     mask: NDArray[np.bool_] | None = None
     """Tissue."""
+    details: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Further maps by name, e.g. intensity; those that both illuminations have sharpen the registration."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class SliceAxis:
 
     aligned: tuple[AlignedIllumination, ...]
     """The fixed illumination and every other one, failed ones included."""
-    field: AxisField | None
+    axes: AxisField | None
     """Fibre axes; None where fewer than two illuminations are registered."""
     failures: tuple[str, ...]
     """Why illuminations were left out."""
@@ -68,6 +66,7 @@ def slice_axis_from_illuminations(
     /,
     *,
     freedom: Freedom = "affine",
+    bend_sigma_px: float = 0.0,
     sigma_px: float = 3.0,
     axis_sigma_px: float = 0.0,
     use_mask: bool = True,
@@ -85,7 +84,7 @@ def slice_axis_from_illuminations(
     ----------
     illuminations : sequence of IlluminationImages
         Two or more; the first one is the fixed one, on whose pixels everything is returned.
-    freedom, sigma_px, min_overlap, min_confidence, max_residual_px
+    freedom, bend_sigma_px, sigma_px, min_overlap, min_confidence, max_residual_px
         Registration, as in `register_images`; the images compared are the birefringence maps.
     axis_sigma_px : float
         Gaussian average of orientation and birefringence before the axis is solved; 0: none.
@@ -114,7 +113,9 @@ def slice_axis_from_illuminations(
                 item.birefringence,
                 fixed_mask=fixed.mask if use_mask else None,
                 moving_mask=item.mask if use_mask else None,
+                details=[(fixed.details[n], item.details[n]) for n in sorted(fixed.details) if n in item.details],
                 freedom=freedom,
+                bend_sigma_px=bend_sigma_px,
                 sigma_px=sigma_px,
                 scale_guess=_foreshortening(fixed, item),
                 min_overlap=min_overlap,
@@ -140,7 +141,7 @@ def slice_axis_from_illuminations(
         )
         angles.append(angle)
         amounts.append(amount)
-    field = axis_from_projections(
+    axes = axis_from_projections(
         np.stack(angles),
         np.stack(amounts),
         tilt_deg=[item.tilt_deg for item, _ in good],
@@ -150,7 +151,7 @@ def slice_axis_from_illuminations(
         max_uncertainty_deg=max_uncertainty_deg,
         threads=threads,
     )
-    return SliceAxis(tuple(aligned), field, tuple(failures))
+    return SliceAxis(tuple(aligned), axes, tuple(failures))
 
 
 def aligned_map(
@@ -170,6 +171,7 @@ def aligned_map(
 
 def _check(item: IlluminationImages) -> None:
     images = {"orientation": item.orientation_deg, "birefringence": item.birefringence}
+    images |= {f"map {name}": image for name, image in item.details.items()}
     if item.mask is not None:
         images["mask"] = item.mask
         if not np.any(np.nan_to_num(item.mask)):

@@ -174,6 +174,8 @@ class RegistrationSettings(Settings):
     """Gaussian smoothing of the birefringence maps before registration."""
     transform: Literal["translation", "rigid", "affine"] = "affine"
     """Freedom of the transform."""
+    bend_sigma_px: float = Field(default=0.0, ge=0)
+    """Also bend the moving mosaic, no finer than this many pixels (deformable registration); 0: no bending."""
     min_overlap: float = Field(default=0.25, ge=0, le=1)
     """Share of the smaller mosaic that both must cover; below it the registration has failed."""
     min_confidence: float = Field(default=0.5, ge=0, le=1)

@@ -27,6 +27,9 @@ from opticstream.io.atomic import write_bytes, write_text
 from opticstream.io.nifti import read_nifti, voxel_size_mm, write_nifti
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, ProcessingError
 
+_DETAILS = ("aip",)
+"""Maps that sharpen the registration where both illuminations have them."""
+
 MAT_HEADER = b"MATLAB 5.0 MAT-file, written by OpticStream"
 
 
@@ -123,6 +126,7 @@ def register_slice(
         result = slice_axis_from_illuminations(
             illuminations,
             freedom=options.transform,
+            bend_sigma_px=options.bend_sigma_px,
             sigma_px=options.smoothing_sigma_px,
             axis_sigma_px=options.axis_smoothing_sigma_px,
             use_mask=options.use_mask,
@@ -146,9 +150,9 @@ def register_slice(
     shown += _write_overlays(names, illuminations, result)
     outputs |= _write_aligned_maps(names, mosaics, illuminations, result, voxel)
     summary = _summary(mosaics, result)
-    if result.field is not None:
-        outputs |= _write_axis(names, result.field, voxel)
-        made = _write_axis_pictures(names, result.field)
+    if result.axes is not None:
+        outputs |= _write_axis(names, result.axes, voxel)
+        made = _write_axis_pictures(names, result.axes)
         outputs |= made
         shown += [path for path in made.values() if path.suffix == ".jpg"]
     outputs["transform"] = write_text(names("transform", ".json"), json.dumps(summary, indent=1, sort_keys=True) + "\n")
@@ -156,7 +160,7 @@ def register_slice(
         outputs=outputs,
         pictures=tuple(shown),
         failures=result.failures,
-        has_axis=result.field is not None,
+        has_axis=result.axes is not None,
         summary=summary,
     )
 
@@ -220,6 +224,7 @@ def _image(path: Path) -> NDArray[np.float32]:
 
 def _read(mosaic: SliceMosaic, *, use_mask: bool) -> IlluminationImages:
     mask_path = mosaic.maps.get("mask") if use_mask else None
+    details = {name: _image(mosaic.maps[name]) for name in _DETAILS if name in mosaic.maps}
     orientation, birefringence = _image(mosaic.maps["ori"]), _image(mosaic.maps["biref"])
     mask = None
     if mask_path is not None and mask_path.is_file():
@@ -235,7 +240,9 @@ def _read(mosaic: SliceMosaic, *, use_mask: bool) -> IlluminationImages:
                 + (f" and mask {mask.shape}" if mask is not None else "")
                 + f" of the {mosaic.name} illumination; maps of one mosaic must have one size"
             )
-    return IlluminationImages(mosaic.name, orientation, birefringence, mosaic.tilt_deg, mosaic.tilt_axis_deg, mask=mask)
+    return IlluminationImages(
+        mosaic.name, orientation, birefringence, mosaic.tilt_deg, mosaic.tilt_axis_deg, mask, details
+    )
 
 
 def _summary(mosaics: Sequence[SliceMosaic], result: SliceAxis) -> dict[str, Any]:
@@ -263,13 +270,13 @@ def _summary(mosaics: Sequence[SliceMosaic], result: SliceAxis) -> dict[str, Any
         )
     summary: dict[str, Any] = {
         "fixed": fixed,
-        "meaning": "p_moving = matrix_px @ p_fixed + offset_px, pixel indices from 0",
+        "meaning": "p_moving = matrix_px @ (p_fixed + displacement, where there is one) + offset_px; indices from 0",
         "beams": [{"name": m.name, "tilt_deg": m.tilt_deg, "tilt_axis_deg": m.tilt_axis_deg} for m in mosaics],
         "registrations": registrations,
-        "has_axis": result.field is not None,
+        "has_axis": result.axes is not None,
     }
-    if result.field is not None:
-        f = result.field
+    if result.axes is not None:
+        f = result.axes
         known = np.isfinite(f.thruplane_deg)
         seen = (f.flags & AxisFlag.NO_DATA) == 0
         summary["axis"] = {
@@ -300,6 +307,15 @@ def _write_transforms(
         product = "transform" if len(mosaics) == 2 else f"transform_{mosaic.name}"
         text = itk_transform(image.registration, voxel_mm=voxel)
         outputs[f"{product}_itk"] = write_text(names(product, ".tfm"), text)
+        bend = image.registration.mapping.displacement
+        if bend is not None:
+            product = "displacement" if len(mosaics) == 2 else f"displacement_{mosaic.name}"
+            outputs[product] = write_nifti(
+                names(product, ".nii.gz"),
+                np.moveaxis(bend, 0, -1)[:, :, None, :],
+                voxel_size_mm=voxel,
+                description="displacement (x, y) of fixed pixels, in px",
+            )
     return outputs
 
 

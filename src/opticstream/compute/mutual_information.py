@@ -1,0 +1,115 @@
+"""Refining a mapping by Mattes mutual information, coarse to fine, with SimpleITK on one thread.
+
+One thread, because sums over several come in any order: the same input must give the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.plane_map import Freedom, PlaneMap, rotation_from_matrix
+
+Image = NDArray[np.float32]
+
+
+def refined_mapping(
+    fixed: Image,
+    fixed_valid: NDArray[np.bool_],
+    moving: Image,
+    moving_valid: NDArray[np.bool_],
+    starts: list[PlaneMap],
+    freedom: Freedom,
+) -> tuple[PlaneMap, float, float]:
+    """Return the mapping of highest mutual information, and the information before and after."""
+    import SimpleITK as sitk  # noqa: N813  (the name its users know)
+
+    def image(values: NDArray[Any]) -> Any:
+        return sitk.GetImageFromArray(np.ascontiguousarray(values.T))
+
+    images = image(fixed), image(moving)
+    masks = image(fixed_valid.astype(np.uint8)), image(moving_valid.astype(np.uint8))
+    centre = (np.array(fixed.shape) - 1) / 2
+    largest = max(*fixed.shape, *moving.shape)
+
+    def run(mapping: PlaneMap, kind: Freedom, shrinks: list[int], steps: int) -> tuple[PlaneMap, float]:
+        method = sitk.ImageRegistrationMethod()
+        method.SetNumberOfThreads(1)  # sums in a fixed order: the same input gives the same bytes
+        method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
+        method.SetMetricSamplingStrategy(method.NONE)
+        method.SetMetricFixedMask(masks[0])
+        method.SetMetricMovingMask(masks[1])
+        method.SetInterpolator(sitk.sitkLinear)
+        method.SetShrinkFactorsPerLevel(shrinks)
+        method.SetSmoothingSigmasPerLevel([0.5 * s if s > 1 else 0.0 for s in shrinks])
+        method.SetOptimizerAsRegularStepGradientDescent(
+            learningRate=1.0,
+            minStep=2e-3,
+            numberOfIterations=steps,
+            relaxationFactor=0.5,
+            gradientMagnitudeTolerance=1e-6,
+        )
+        method.SetOptimizerScalesFromPhysicalShift()
+        transform = _to_itk(sitk, mapping, kind, centre)
+        method.SetInitialTransform(transform, inPlace=True)
+        method.Execute(*images)
+        return _from_itk(transform, kind, centre), -float(method.GetMetricValue())
+
+    def information(mapping: PlaneMap) -> float:
+        method = sitk.ImageRegistrationMethod()
+        method.SetNumberOfThreads(1)
+        method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
+        method.SetMetricFixedMask(masks[0])
+        method.SetMetricMovingMask(masks[1])
+        method.SetInterpolator(sitk.sitkLinear)
+        method.SetInitialTransform(_to_itk(sitk, mapping, "affine", centre))
+        return -float(method.MetricEvaluate(*images))
+
+    coarse = [s for s in (16, 8, 4) if largest / s >= 40] or [2 if largest >= 80 else 1]
+    tried: list[tuple[float, PlaneMap]] = []
+    for mapping in starts:
+        try:
+            found, value = run(mapping, freedom, coarse[-1:], 60)
+        except RuntimeError:  # ITK: too few samples overlap
+            continue
+        tried.append((value, found))
+    if not tried:
+        best = starts[0] if starts else PlaneMap.identity()
+        return best, float("nan"), float("nan")
+    value, best = max(tried, key=lambda item: item[0])
+    try:
+        before = information(starts[0])
+        fine = [s for s in (4, 2, 1) if s == 1 or largest / s >= 60]
+        best, _ = run(best, freedom, fine, 80)
+        return best, before, information(best)
+    except RuntimeError:
+        return best, float("nan"), value
+
+
+def _to_itk(sitk: Any, mapping: PlaneMap, kind: Freedom, centre: NDArray[np.float64]) -> Any:
+    """Return the mapping as an ITK transform about `centre`; freedom that the kind lacks is kept as a fixed part."""
+    if kind == "affine":
+        transform = sitk.AffineTransform(2)
+        transform.SetCenter(centre.tolist())
+        transform.SetMatrix(mapping.matrix.ravel().tolist())
+        transform.SetTranslation((mapping.points(centre) - centre).tolist())
+        return transform
+    if kind == "rigid":
+        transform = sitk.Euler2DTransform()
+        transform.SetCenter(centre.tolist())
+        transform.SetAngle(float(np.radians(rotation_from_matrix(mapping.matrix))))
+        transform.SetTranslation((mapping.points(centre) - centre).tolist())
+        return transform
+    transform = sitk.TranslationTransform(2)
+    transform.SetOffset((mapping.points(centre) - centre).tolist())
+    return transform
+
+
+def _from_itk(transform: Any, kind: Freedom, centre: NDArray[np.float64]) -> PlaneMap:
+    """Return an ITK transform as a mapping."""
+    if kind == "translation":
+        return PlaneMap(np.eye(2), np.array(transform.GetOffset(), float))
+    matrix = np.array(transform.GetMatrix(), float).reshape(2, 2)
+    return PlaneMap(matrix, centre + np.array(transform.GetTranslation(), float) - matrix @ centre)
