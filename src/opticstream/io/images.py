@@ -18,6 +18,9 @@ SUFFIXES = (".nii", ".nii.gz", ".tif", ".tiff", ".zarr", ".npy")
 """What `read_image` understands."""
 
 
+_KINDS = dict(zip(SUFFIXES, ("nifti", "nifti", "tiff", "tiff", "zarr", "numpy"), strict=True))
+
+
 def kind_of_image(path: Path, /) -> str:
     """Return ``nifti``, ``tiff``, ``zarr`` or ``numpy`` by the name of a file.
 
@@ -27,9 +30,7 @@ def kind_of_image(path: Path, /) -> str:
         The suffix is none of `SUFFIXES`.
     """
     name = path.name.lower()
-    for suffix, kind in (
-        (".nii", "nifti"), (".nii.gz", "nifti"), (".tif", "tiff"), (".tiff", "tiff"), (".zarr", "zarr"), (".npy", "numpy")
-    ):  # fmt: skip
+    for suffix, kind in _KINDS.items():
         if name.endswith(suffix):
             return kind
     raise FileFormatError(f"{path}: expected one of {', '.join(SUFFIXES)}")
@@ -119,18 +120,18 @@ class TileVolume:
             raise MissingInputError(f"{path}: no such file")
         self.voxel_size_mm: tuple[float, ...] | None = None
         if kind == "nifti":
-            header = _plain_nifti_header(path)
-            if header is not None:
-                self._offset, self.shape, self.voxel_size_mm = header
+            plain = _plain_nifti_header(path)
+            if plain is not None:
+                self._offset, self.shape, self.voxel_size_mm = plain
                 expected = self._offset + 4 * int(np.prod(self.shape))
-                if path.stat().st_size < expected:
-                    raise FileFormatError(
-                        f"{path}: holds {path.stat().st_size} bytes, expected {expected} for its shape {self.shape[::-1]}"
-                    )
+                size = path.stat().st_size
+                if size < expected:
+                    raise FileFormatError(f"{path}: holds {size} bytes, expected {expected} for {self.shape[::-1]}")
                 return
             import nibabel as nib
 
-            self.voxel_size_mm = tuple(float(v) for v in nib.load(path).header.get_zooms()[:3])
+            header: Any = nib.load(path).header
+            self.voxel_size_mm = tuple(float(v) for v in header.get_zooms()[:3])
         if kind == "zarr":
             self._zarr = _open_zarr(path)
             shape = tuple(int(n) for n in self._zarr.shape)
@@ -164,10 +165,10 @@ class TileVolume:
             run = 4 * rows * width
             start = self._offset + 4 * (z0 * self.shape[1] + y0) * width
             if run == plane_bytes and out.flags.c_contiguous:
-                _read_fully(handle, memoryview(out).cast("B"), start, self.path)
+                _read_fully(handle, out.data.cast("B"), start, self.path)
                 return
             for z in range(planes):
-                _read_fully(handle, memoryview(out[z]).cast("B"), start + z * plane_bytes, self.path)
+                _read_fully(handle, out[z].data.cast("B"), start + z * plane_bytes, self.path)
         finally:
             os.close(handle)
 
@@ -182,7 +183,7 @@ def _read_fully(handle: int, view: memoryview, offset: int, path: Path) -> None:
 
 
 def _plain_nifti_header(path: Path) -> tuple[int, tuple[int, int, int], tuple[float, ...]] | None:
-    """Return (offset of the data, (z, y, x), voxel size in mm) of an unscaled little-endian float32 NIfTI-1, else None."""
+    """Return (offset, (z, y, x), voxel size in mm) of an unscaled little-endian float32 NIfTI-1, else None."""
     if path.name.endswith(".gz"):
         return None
     with path.open("rb") as file:

@@ -243,7 +243,7 @@ class StoreWriter:
         self._write_group(attributes, provenance)
 
     def _read_journal(self) -> set[int]:
-        """Return the blocks that an earlier run finished; none after a restart of the machine, when data may be lost."""
+        """Return the blocks that an earlier run finished; none after the machine restarted, when data may be lost."""
         if not self._journal_path.exists():
             return set()
         lines = self._journal_path.read_text().splitlines(keepends=True)
@@ -307,8 +307,8 @@ class StoreWriter:
                 sync_path(Path(root, file))
         old = temporary_beside(self.path)
         if self.path.exists():
-            os.rename(self.path, old)
-        os.rename(self._work, self.path)
+            self.path.rename(old)
+        self._work.rename(self.path)
         sync_path(self.path.parent)
         shutil.rmtree(old, ignore_errors=True)
         return self.path

@@ -63,8 +63,8 @@ def colours_from_unit(value: ArrayLike, colours: Sequence[tuple[int, int, int]],
     """
     table = np.asarray(colours, np.float64)
     places = np.linspace(0, len(table) - 1, 256)
-    lut = np.stack([np.interp(places, np.arange(len(table)), table[:, c]) for c in range(3)], axis=1)
-    lut = np.rint(lut).astype(np.uint8)
+    exact = np.stack([np.interp(places, np.arange(len(table)), table[:, c]) for c in range(3)], axis=1)
+    lut: Picture = np.rint(exact).astype(np.uint8)
     array = np.asarray(value, np.float32)
     index = np.rint(np.clip(np.nan_to_num(array), 0, 1) * 255).astype(np.uint8)
     result = lut[index]

@@ -244,7 +244,8 @@ def _constant(
     if not chosen:
         return unknown
     bins, width = 24, 6
-    total = count = None
+    total: NDArray[np.float64] | None = None
+    count: NDArray[np.float64] | None = None
     for k in chosen:
         volume = TileVolume(tiles.present("dBI")[tiles.numbers[k]])
         depth, rows, columns = volume.shape
@@ -257,7 +258,7 @@ def _constant(
         here = np.isfinite(top) & (top > 0)
         if signal is not None:
             here &= signal[k][::4, ::4].T
-        if total is None:
+        if total is None or count is None:
             total, count = np.zeros((depth // width, bins)), np.zeros((depth // width, bins))
         z = np.arange(depth)[:, None, None]
         below = np.floor((z - top[None]) / width)

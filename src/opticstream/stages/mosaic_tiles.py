@@ -131,7 +131,7 @@ def tiles_of_mosaic(mosaic: MosaicId, /, *, scan: ScanSettings, folder: Path, mo
     if scan.scan_order in (ScanPattern.SNAKE_BY_COLUMNS, ScanPattern.SNAKE_BY_ROWS):
         line = cells[:, 0 if scan.scan_order is ScanPattern.SNAKE_BY_COLUMNS else 1]
         if len(set(line.tolist())) > 1:
-            parity = line % 2 - 0.5
+            parity = np.asarray(line % 2 - 0.5, np.float64)
     return MosaicTiles(
         label=str(mosaic),
         numbers=numbers,

@@ -232,7 +232,8 @@ def _fused(
     if shading and modality in LEVELS_IN_DB | {"image"}:
         in_db = modality in LEVELS_IN_DB
         pattern = common_shading(list(raw.values()), multiplicative=not in_db)
-        raw = {n: tile - pattern if in_db else tile / np.maximum(pattern, 0.05) for n, tile in raw.items()}
+        flat = np.maximum(pattern, np.float32(0.05))
+        raw = {n: np.asarray(tile - pattern if in_db else tile / flat, np.float32) for n, tile in raw.items()}
     total = MosaicSum(canvas, "axial" if modality in AXIAL else "scalar")
     for index, number in enumerate(tiles.numbers):
         if number in raw:

@@ -135,10 +135,14 @@ def stitch_volume(
             focus=focus_for_volume(focus_path, tiles.tile_shape),
             mask_path=mask_path if settings.apply_mask else None,
             threads=threads,
-            progress=lambda f, k=done: report((k + f) / len(settings.modalities)),
+            progress=_part_of(report, done, len(settings.modalities)),
         )
         outputs[modality], shape, resumed = path, one.shape, resumed + one.resumed_blocks
     return VolumeResult(outputs, shape, missing, resumed)
+
+
+def _part_of(report: Progress, done: int, count: int) -> Progress:
+    return lambda fraction: report((done + fraction) / count)
 
 
 def stitch_modality(
@@ -470,7 +474,7 @@ class _Job:
             angle_from_components(out, sine, pool=pool)
             self.buffers.give(sine)
         else:
-            blend_scalar(out, parts, self.runs, z0, covered, fill=float("nan"), pool=pool)
+            blend_scalar(out, parts, self.runs, z0, covered, pool=pool)
             level = out
             for _ in range(1, min(self.layout.levels, IN_PASS_LEVELS)):
                 level = halved(level, pool=pool)

@@ -79,7 +79,7 @@ def fibrous_texture(shape: tuple[int, int], /, *, seed: int = 0) -> NDArray[np.f
         across = -x * np.sin(angle) + y * np.cos(angle)
         beyond = np.maximum(along - length / 2, 0)
         texture[xs, ys] -= 3 * np.exp(-(across**2 + beyond**2) / (2 * width**2)).astype(np.float32)
-    return (texture - texture.mean()) / texture.std()
+    return np.asarray((texture - texture.mean()) / texture.std(), np.float32)
 
 
 def synthetic_mosaic(

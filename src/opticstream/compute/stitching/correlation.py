@@ -66,12 +66,12 @@ RINGS = 128
 
 def ring_frequency() -> FloatArray:
     """Return the frequency of every ring's middle in cycles per pixel."""
-    return ((np.arange(RINGS) + 0.5) * (np.sqrt(0.5) / RINGS)).astype(np.float32)
+    return np.asarray((np.arange(RINGS) + 0.5) * (np.sqrt(0.5) / RINGS), np.float32)
 
 
 def _rings(shape: tuple[int, int]) -> NDArray[np.intp]:
     radius = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :])
-    return np.minimum((radius * (RINGS / np.sqrt(0.5))).astype(np.intp), RINGS - 1)
+    return np.asarray(np.minimum((radius * (RINGS / np.sqrt(0.5))).astype(np.intp), RINGS - 1))
 
 
 def _column_weight(ny: int) -> FloatArray:

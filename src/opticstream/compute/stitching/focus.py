@@ -111,8 +111,8 @@ def focus_from_overlaps(
     value = np.concatenate(values) if values else np.zeros(0)
     if len(value) < 3 * len(exponents):
         raise ValueError(
-            f"a focus polynomial of degree {degree} needs at least {3 * len(exponents)} patches of overlapping surface, "
-            f"found {len(value)}"
+            f"a focus polynomial of degree {degree} needs at least {3 * len(exponents)} patches of overlapping "
+            f"surface, found {len(value)}"
         )
     coefficients = np.zeros(len(exponents))
     before = 1.4826 * float(np.median(np.abs(value)))

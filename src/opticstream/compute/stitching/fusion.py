@@ -124,15 +124,15 @@ class MosaicSum:
         if self.kind == "axial":
             result = axis_from_components(self._sums[0], self._sums[1])
         else:
-            result = self._sums[0] / np.where(covered, self._weight, np.float32(1))
-        return np.where(covered, result, np.float32(fill))
+            result = np.asarray(self._sums[0] / np.where(covered, self._weight, np.float32(1)), np.float32)
+        return np.asarray(np.where(covered, result, np.float32(fill)), np.float32)
 
     def agreement(self) -> FloatArray:
         """Return how well overlapping axes agree, 0 (cancel out) to 1 (equal); NaN where nothing covers a pixel."""
         if self.kind != "axial":
             raise ValueError("agreement is defined for axial data only")
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.hypot(self._sums[0], self._sums[1]) / self._weight
+            return np.asarray(np.hypot(self._sums[0], self._sums[1]) / self._weight, np.float32)
 
     @property
     def covered(self) -> NDArray[np.bool_]:

@@ -38,7 +38,7 @@ def nominal_positions(
     step = np.asarray(tile_shape, float) - np.asarray(overlap_px, float)
     if np.any(step <= 0):
         raise ValueError(f"an overlap of {overlap_px} px leaves no step between tiles of {tile_shape} px")
-    return np.asarray(cells, float).reshape(-1, 2) * step
+    return np.asarray(np.asarray(cells, float).reshape(-1, 2) * step)
 
 
 def neighbour_pairs(

@@ -33,13 +33,13 @@ def tissue_mask(
     if not np.isfinite(threshold):
         raise ValueError(f"the mask threshold must be a finite number, got {threshold}")
     valid = np.isfinite(mosaic)
-    level = np.where(valid, mosaic, 0).astype(np.float32)
+    level: NDArray[np.floating] = np.where(valid, mosaic, 0).astype(np.float32)
     if sigma_px > 0:
         known = ndimage.gaussian_filter(valid.astype(np.float32), sigma_px, mode="nearest", truncate=3.0)
         level = ndimage.gaussian_filter(level, sigma_px, mode="nearest", truncate=3.0) / np.maximum(known, 1e-6)
     mask = valid & (level >= threshold)
     if not mask.any():
-        return mask
+        return np.asarray(mask)
     parts, count = ndimage.label(mask)
     size = np.bincount(parts.ravel(), minlength=count + 1)
     size[0] = 0

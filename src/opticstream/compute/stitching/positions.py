@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -199,7 +200,7 @@ def _spectra(
 
 
 def _smooth() -> FloatArray:
-    return np.exp(-2 * (np.pi * SMOOTH_SIGMA_PX * ring_frequency()) ** 2).astype(np.float32)
+    return np.asarray(np.exp(-2 * (np.pi * SMOOTH_SIGMA_PX * ring_frequency()) ** 2), np.float32)
 
 
 def _gathered(
@@ -325,7 +326,7 @@ def _likelihood_weight(spectra: CrossSpectra, evidence: _Evidence) -> FloatArray
     flat = spectra.ring.ravel()
     kernel = np.array([1, 4, 6, 4, 1]) / 16
 
-    def smoothed(values: Array) -> Array:
+    def smoothed(values: NDArray[Any]) -> Array:
         return np.convolve(np.pad(values, 2, mode="edge"), kernel, "valid")
 
     count = smoothed(np.bincount(flat, np.broadcast_to(columns, cross.shape).ravel(), minlength=rings))
@@ -403,7 +404,7 @@ class _StageModel:
                     step[direction] = x[top[0]], y[top[1]]
                     sigma[direction] = max(spread, 1.0)
         ahead = features[evidence.pairs[:, 1]] - features[evidence.pairs[:, 0]]
-        parameters = np.linalg.lstsq(ahead, step[evidence.axis], rcond=1e-6)[0]
+        parameters = np.asarray(np.linalg.lstsq(ahead, step[evidence.axis], rcond=1e-6)[0], np.float64)
         rounding = _rounding(evidence, nominal)
         return cls(features, parameters, sigma, rounding)
 
@@ -455,7 +456,7 @@ def _floored(information: Array, floor_px: float) -> Array:
     value, vector = np.linalg.eigh(information)
     value = np.maximum(value, 0)
     value = value / (1 + floor_px**2 * value)
-    return np.einsum("lij,lj,lkj->lik", vector, value, vector)
+    return np.asarray(np.einsum("lij,lj,lkj->lik", vector, value, vector))
 
 
 def _robust(
@@ -477,7 +478,7 @@ def _robust(
 
 def _chi2(system: LinkSystem, solution: Solution, shift: Array, information: Array) -> Array:
     residual = _residual(system, solution, shift)
-    return np.einsum("li,lij,lj->l", residual, information, residual)
+    return np.asarray(np.einsum("li,lij,lj->l", residual, information, residual))
 
 
 def _residual(system: LinkSystem, solution: Solution, shift: Array) -> Array:
@@ -491,7 +492,7 @@ def _jitter(solution: Solution, features: Array, held: NDArray[np.bool_], floor_
     if held.sum() < 4:
         return np.full(2, np.nan)
     freedom = max(held.sum() - features.shape[1] - 1, 1) / held.sum()
-    return np.maximum(1.4826 * np.median(np.abs(off[held]), axis=0) / np.sqrt(freedom), floor_px)
+    return np.asarray(np.maximum(1.4826 * np.median(np.abs(off[held]), axis=0) / np.sqrt(freedom), floor_px))
 
 
 def _solved(

@@ -97,4 +97,4 @@ def parity_colours(cells: NDArray[np.intp], /) -> NDArray[np.intp]:
     >>> parity_colours(np.array([[0, 0], [1, 0], [1, 1]])).tolist()
     [0, 1, 0]
     """
-    return np.asarray(cells).sum(axis=1) % 2
+    return np.asarray(np.asarray(cells).sum(axis=1) % 2)

@@ -1,4 +1,4 @@
-"""Least squares over a mosaic: tile deviations tied by links, by their own weight, and by a few parameters of the stage.
+"""Least squares over a mosaic: tile deviations tied by links, by their own prior, and by the parameters of the stage.
 
 Tiles are grouped into lines along the longer side of the mosaic; a link never skips a line, so the normal equations are
 block tridiagonal. That makes the solution, and the uncertainty of every tile, cost only as much as the tiles times the
@@ -114,7 +114,7 @@ class LinkSystem:
     ) -> NDArray[np.intp]:
         rows = row[:, None, None] + np.array([[0, 0], [1, 1]])
         cols = column[:, None, None] + np.array([[0, 1], [0, 1]])
-        return start[:, None, None] + rows * columns[:, None, None] + cols
+        return np.asarray(start[:, None, None] + rows * columns[:, None, None] + cols)
 
     def solve(
         self, shift_px: Array, information: Array, prior_information: Array, /, *, with_covariance: bool = False
@@ -142,22 +142,19 @@ class LinkSystem:
         own[:, 0, 0], own[:, 1, 1] = prior_information[:, 0], prior_information[:, 1]
         np.add.at(own, first, information)
         np.add.at(own, second, information)
-        diagonal = np.bincount(self._tile_entry.ravel(), own.ravel(), minlength=self._diagonal_start[-1])
+        diagonal = _summed(self._tile_entry, own, self._diagonal_start[-1])
         if len(self._same):
             # Only one triangle of a pair within a line is stored; the other follows by symmetry below.
-            diagonal -= np.bincount(
-                self._same_entry.ravel(), information[self._same].ravel(), minlength=self._diagonal_start[-1]
-            )
-        coupling = -np.bincount(
-            self._apart_entry.ravel(), information[self._apart].ravel(), minlength=int(self._coupling_start[-1])
-        )
+            diagonal -= _summed(self._same_entry, information[self._same], self._diagonal_start[-1])
+        coupling = -_summed(self._apart_entry, information[self._apart], self._coupling_start[-1])
         right = np.zeros((n, 2, 1 + 2 * k))
         force = np.einsum("lij,lj->li", information, shift_px)
         np.subtract.at(right[:, :, 0], first, force)
         np.add.at(right[:, :, 0], second, force)
         for c in (0, 1):
             right[:, c, 1 + c * k : 1 + (c + 1) * k] = prior_information[:, c, None] * features
-        blocks, couplings = [], []
+        blocks: list[Array] = []
+        couplings: list[Array] = []
         for i, m in enumerate(self._width):
             block = diagonal[self._diagonal_start[i] : self._diagonal_start[i + 1]].reshape(m, m)
             blocks.append(self._mirrored(block))
@@ -213,6 +210,11 @@ class LinkSystem:
         scale = 1e-9 * np.trace(schur) / len(schur) + 1e-12
         covariance = np.linalg.inv(0.5 * (schur + schur.T) + scale * np.eye(2 * k))
         return covariance @ force, covariance
+
+
+def _summed(entry: NDArray[np.intp], value: Array, size: int) -> Array:
+    """Return a flat array with `value` added at `entry`."""
+    return np.asarray(np.bincount(entry.ravel(), value.ravel(), minlength=int(size)), np.float64)
 
 
 def _block_tridiagonal(

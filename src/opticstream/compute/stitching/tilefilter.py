@@ -1,4 +1,4 @@
-"""What every tile goes through before it is compared with its neighbours: a logarithm with a soft floor, minus its blur.
+"""What a tile goes through before it is compared with its neighbours: a logarithm with a soft floor, minus its blur.
 
 Speckle is multiplicative and shading is smooth: in the logarithm both are additive, and a high pass takes the shading
 away. The floor keeps the noise of empty regions small instead of as loud as tissue.
@@ -26,7 +26,7 @@ def amplitude_from_db(level_db: ArrayLike, /) -> FloatArray:
     [1.0, 10.0]
     """
     level = np.asarray(level_db, np.float32)
-    return np.exp(level * np.float32(np.log(10) / 20))
+    return np.asarray(np.exp(level * np.float32(np.log(10) / 20)), np.float32)
 
 
 def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /) -> float:
@@ -81,7 +81,7 @@ def cosine_blur_basis(length: int, sigma_px: float, /) -> FloatArray:
     basis = np.cos(np.pi * k * x / length) * np.sqrt(2.0 / length)
     basis[0] /= np.sqrt(2.0)
     attenuation = np.exp(-0.5 * (sigma_px * np.pi * k / length) ** 2)
-    return (basis * np.sqrt(attenuation)).astype(np.float32)
+    return np.asarray(basis * np.sqrt(attenuation), np.float32)
 
 
 def filtered_tiles(

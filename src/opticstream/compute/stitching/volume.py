@@ -61,7 +61,7 @@ def runs_from_shift(shift: NDArray[np.integer], /) -> Runs:
     >>> runs.row_start.tolist(), runs.start.tolist(), runs.stop.tolist(), runs.shift.tolist()
     ([0, 2, 3], [0, 2, 0], [2, 3, 3], [0, 1, 2])
     """
-    rows, width = shift.shape
+    width = shift.shape[1]
     row_start, start, stop, value = [0], [], [], []
     for row in shift:
         edges = np.flatnonzero(np.diff(row)) + 1
@@ -157,7 +157,7 @@ def _scalar_planes(out, inputs, depth0, z0, z1, out_z0, place, rows, weight, row
             row = plane[y]
             for x in range(width):
                 total += row[x] * np.float32(0)  # NaN or infinity anywhere makes this NaN
-        if not total == np.float32(0):
+        if total != np.float32(0):
             missing += 1
     return missing
 
@@ -192,37 +192,17 @@ def _scalar_planes_partial(  # type: ignore[no-untyped-def]
             for x in range(width):
                 if total[y, x] > np.float32(0):
                     plane[y, x] /= total[y, x]
+                else:
+                    plane[y, x] = np.float32(np.nan)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _cover_planes(valid, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift):  # type: ignore[no-untyped-def]
-    """Mark voxels that at least one tile holds."""
-    width = valid.shape[2]
-    for z in range(z0, z1):
-        valid[z] = False
-        for k in range(inputs.shape[0]):
-            data = inputs[k]
-            y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
-            for y in range(rows[k]):
-                ty = first + y
-                for r in range(row_start[ty], row_start[ty + 1]):
-                    depth = out_z0 + z + shift[r] - depth0
-                    if depth < 0 or depth >= data.shape[0]:
-                        continue
-                    a = max(start[r], -x0)
-                    b = min(stop[r], width - x0)
-                    for x in range(a, b):
-                        if weight[k, ty, x] > 0 and np.isfinite(data[depth, y, x]):
-                            valid[z, y0 + y, x0 + x] = True
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _fill_planes(out, covered, fill, z0, z1):  # type: ignore[no-untyped-def]
+def _blank_planes(out, covered, z0, z1):  # type: ignore[no-untyped-def]
     for z in range(z0, z1):
         for y in range(out.shape[1]):
             for x in range(out.shape[2]):
                 if not covered[y, x]:
-                    out[z, y, x] = fill
+                    out[z, y, x] = np.float32(np.nan)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -259,7 +239,7 @@ def _axial_planes(  # type: ignore[no-untyped-def]
                         target[x0 + x] += w[x] * c
                         target_s[x0 + x] += w[x] * s
                         bad += source[x] * np.float32(0)
-                    if not bad == np.float32(0):
+                    if bad != np.float32(0):
                         missing += 1
     return missing
 
@@ -297,6 +277,8 @@ def _axial_planes_partial(  # type: ignore[no-untyped-def]
                 if total[y, x] > np.float32(0):
                     plane[y, x] /= total[y, x]
                     other[y, x] /= total[y, x]
+                else:
+                    plane[y, x] = other[y, x] = np.float32(np.nan)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -414,7 +396,6 @@ def blend_scalar(
     covered: NDArray[np.bool_],
     /,
     *,
-    fill: float,
     pool: ThreadPoolExecutor | None = None,
 ) -> None:
     """Blend a block of scalar data in place.
@@ -430,9 +411,9 @@ def blend_scalar(
     out_z0 : int
         Depth of the block's first plane, before the shift.
     covered : ndarray of bool, shape (y, x)
-        Pixels that any tile covers and the mask keeps.
-    fill : float
-        Value elsewhere, and where all tiles are missing.
+        Pixels that any tile covers and the mask keeps; the others become NaN, as do voxels that all tiles lack.
+    pool : ThreadPoolExecutor, optional
+        Threads; each plane is done by one of them, so their number changes nothing in the result.
     """
     common = (tiles.data, tiles.depth0)
     geometry = (tiles.place, tiles.rows, tiles.weight, runs.row_start, runs.start, runs.stop, runs.shift)
@@ -444,9 +425,8 @@ def blend_scalar(
             _scalar_planes_partial(out, *common, a, b, out_z0, *geometry, total)
 
         _over_planes(again, len(out), pool)
-        _blank_uncovered(out, common, out_z0, geometry, fill, pool)
     if not covered.all():
-        _over_planes(lambda a, b: _fill_planes(out, covered, np.float32(fill), a, b), len(out), pool)
+        _over_planes(lambda a, b: _blank_planes(out, covered, a, b), len(out), pool)
 
 
 def blend_axial(
@@ -473,20 +453,6 @@ def blend_axial(
             _axial_planes_partial(cosine, sine, *common, a, b, out_z0, *geometry, total)
 
         _over_planes(again, len(cosine), pool)
-        _blank_uncovered(cosine, common, out_z0, geometry, float("nan"), pool)
-        _blank_uncovered(sine, common, out_z0, geometry, float("nan"), pool)
     if not covered.all():
-        for part in (cosine, sine):
-            _over_planes(lambda a, b, p=part: _fill_planes(p, covered, np.float32(np.nan), a, b), len(part), pool)
-
-
-def _blank_uncovered(out, common, out_z0, geometry, fill, pool) -> None:  # type: ignore[no-untyped-def]
-    """Set voxels that no tile holds to the fill value."""
-
-    def work(a: int, b: int) -> None:
-        valid = np.empty((1, *out.shape[1:]), np.bool_)
-        for z in range(a, b):
-            _cover_planes(valid, *common, 0, 1, out_z0 + z, *geometry)
-            out[z][~valid[0]] = fill
-
-    _over_planes(work, len(out), pool)
+        _over_planes(lambda a, b: _blank_planes(cosine, covered, a, b), len(cosine), pool)
+        _over_planes(lambda a, b: _blank_planes(sine, covered, a, b), len(sine), pool)

@@ -73,7 +73,11 @@ def canvas_from_positions(positions_px: ArrayLike, /, *, tile_shape: tuple[int, 
     offset = whole.astype(np.intp) - origin
     extent = offset.max(axis=0) + np.asarray(tile_shape)
     return Canvas(
-        (int(extent[0]), int(extent[1])), (int(origin[0]), int(origin[1])), offset, fraction, tuple(tile_shape)
+        (int(extent[0]), int(extent[1])),
+        (int(origin[0]), int(origin[1])),
+        offset,
+        fraction,
+        (tile_shape[0], tile_shape[1]),
     )
 
 
