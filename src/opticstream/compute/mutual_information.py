@@ -5,6 +5,8 @@ One thread, because sums over several come in any order: the same input must giv
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,17 @@ from numpy.typing import NDArray
 from opticstream.compute.plane_map import Freedom, PlaneMap, rotation_from_matrix
 
 Image = NDArray[np.float32]
+
+
+@contextlib.contextmanager
+def _one_thread(sitk: Any) -> Iterator[None]:
+    """Let ITK work on one thread; the metric follows only the process-wide number, which is put back afterwards."""
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def refined_mapping(
@@ -36,7 +49,6 @@ def refined_mapping(
 
     def run(mapping: PlaneMap, kind: Freedom, shrinks: list[int], steps: int) -> tuple[PlaneMap, float]:
         method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)  # sums in a fixed order: the same input gives the same bytes
         method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
         method.SetMetricSamplingStrategy(method.NONE)
         method.SetMetricFixedMask(masks[0])
@@ -59,7 +71,6 @@ def refined_mapping(
 
     def information(mapping: PlaneMap) -> float:
         method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)
         method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
         method.SetMetricFixedMask(masks[0])
         method.SetMetricMovingMask(masks[1])
@@ -67,6 +78,14 @@ def refined_mapping(
         method.SetInitialTransform(_to_itk(sitk, mapping, "affine", centre))
         return -float(method.MetricEvaluate(*images))
 
+    with _one_thread(sitk):
+        return _best(run, information, starts, freedom, largest)
+
+
+def _best(
+    run: Any, information: Any, starts: list[PlaneMap], freedom: Freedom, largest: int
+) -> tuple[PlaneMap, float, float]:
+    """Refine every start on the coarsest copies, then the best one to the end."""
     coarse = [s for s in (16, 8, 4) if largest / s >= 40] or [2 if largest >= 80 else 1]
     tried: list[tuple[float, PlaneMap]] = []
     for mapping in starts:

@@ -188,7 +188,7 @@ def register_images(
         fixed_valid,
         moving_image,
         moving_valid,
-        mapping.scaled(shrink, shape=shape),
+        _rounded(mapping.scaled(shrink, shape=shape)),
         residual=residual,
         confidence=confidence,
         before=before,
@@ -196,6 +196,16 @@ def register_images(
         min_overlap=min_overlap,
         min_confidence=min_confidence,
         max_residual_px=max_residual_px,
+    )
+
+
+def _rounded(mapping: PlaneMap) -> PlaneMap:
+    """Return the mapping to a millionth of a pixel, so that the last bits of a sum do not reach any file."""
+    displacement = mapping.displacement
+    return PlaneMap(
+        np.round(mapping.matrix, 9),
+        np.round(mapping.offset, 6),
+        None if displacement is None else np.round(displacement, 4),
     )
 
 
