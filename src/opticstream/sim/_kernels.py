@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, error_model="numpy")
 def round_trip_fields(
     scatterers: Any,
     first_bin: Any,
@@ -112,7 +112,7 @@ def round_trip_fields(
                 second_field[line, column, z] = scattered * copolar
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, error_model="numpy")
 def spread_laterally(
     field: Any,
     weights: Any,
@@ -138,7 +138,7 @@ def spread_laterally(
                     out[line, column, z] += weights[tap] * along_lines[column + tap, z]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, error_model="numpy")
 def counts_from_fringes(
     fringes: Any,
     quadrature: Any,
@@ -172,7 +172,7 @@ def counts_from_fringes(
             out[a, samples - 1 - p if reverse else p] = np.uint16(value)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, error_model="numpy")
 def visible_maps(
     first_bin: Any,
     bins: Any,
@@ -187,11 +187,15 @@ def visible_maps(
     retardance_deg: Any,
     orientation_rad: Any,
     birefringence: Any,
+    at_bins: Any,
+    retardance_at_deg: Any,
+    orientation_at_rad: Any,
 ) -> None:
     """Fill en face maps (lines, A-lines) of what a noise-free single-input instrument sees below the surface.
 
     Inputs as in `round_trip_fields`. Samples are taken at whole bins, from the first one at or below the surface plus
-    `window_start`, `window_length` of them; the state above it is followed but not counted.
+    `window_start`, `window_length` of them; the state above it is followed but not counted. The last two arrays
+    (lines, A-lines, depths) receive the state at `at_bins` below the surface, rising whole numbers.
     """
     layers, lines, a_lines = half_retardance.shape
     for line in range(lines):
@@ -201,6 +205,7 @@ def visible_maps(
             surface = surface_bin[line, column]
             n, sum_z, sum_zz, sum_r, sum_zr = 0, 0.0, 0.0, 0.0, 0.0
             mean_angle = 0.0 + 0.0j
+            reached = 0
             for z in range(bins):
                 offset = first_bin + z - surface
                 if offset < 0:
@@ -211,13 +216,16 @@ def visible_maps(
                 c = np.cos(step)
                 forward = np.sin(step) * 1j * np.exp(2j * angle[k, line, column])
                 a, b = c * a - np.conj(forward) * b, forward * a + c * b
-                if offset < window_start:
-                    continue
-                if n >= window_length:
-                    break
                 copolar = a.real * a.real + a.imag * a.imag - b.real * b.real - b.imag * b.imag
                 cross = -1j * 2.0 * a * b
                 retardance = np.arctan2(abs(cross), abs(copolar))
+                if reached < at_bins.shape[0] and offset >= at_bins[reached]:
+                    turned = cross * copolar
+                    retardance_at_deg[line, column, reached] = np.rad2deg(retardance)
+                    orientation_at_rad[line, column, reached] = 0.5 * np.arctan2(turned.imag, turned.real)
+                    reached += 1
+                if offset < window_start or n >= window_length:
+                    continue
                 n += 1
                 sum_z += below_um
                 sum_zz += below_um * below_um

@@ -26,7 +26,9 @@ def beam_frame(tilt_deg: float, tilt_axis_deg: float = 90.0) -> Array:
     axis = np.array([np.cos(direction), np.sin(direction), 0.0])
     cross = np.array([[0.0, -axis[2], axis[1]], [axis[2], 0.0, -axis[0]], [-axis[1], axis[0], 0.0]])
     rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    return np.ascontiguousarray(rotation.T) + 0.0
+    # An angle of 90 degrees in floating point leaves dust where a zero belongs.
+    rotation[np.abs(rotation) < 1e-15] = 0.0
+    return np.ascontiguousarray(rotation.T)
 
 
 def rotate_in_plane(axis: ArrayLike, angle_deg: float, /) -> Array:

@@ -111,10 +111,10 @@ class VirtualRig:
     --------
     >>> from opticstream.config import config_from_mapping
     >>> config = config_from_mapping({"project": {"project_name": "p", "project_base_path": "/data/p"}})
-    >>> VirtualRig(config, PhantomSettings(), Path("/data/raw"), Path("/data/raw/truth"))
+    >>> VirtualRig(config, PhantomSettings(), Path("/data/raw"), Path("/data/raw/truth"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    opticstream.model.errors.ConfigurationError: truth_folder = /data/raw/truth lies inside /data/raw, ...
+    opticstream.model.errors.ConfigurationError: truth_folder = /data/raw/truth lies inside ...
     """
 
     def __init__(

@@ -13,7 +13,9 @@
        ├─ visible_orientation, visible_retardance, visible_birefringence
        │                          what a noise-free single-input instrument measures over the en face window
        ├─ height                  surface depth without the gate; shadow: under a vessel or a bubble
-       └─ axis_at_depth, birefringence_at_depth, ...        for samples that change along depth
+       └─ *_at_depth               at `depths_um` along the beam below the surface, for samples that change along
+                                   depth: local axis, birefringence, what the beam would see of that depth alone
+                                   (apparent_*), and the cumulative state that a single-input rig sees (visible_*)
 
 The folder belongs to the rig and to `validate`; nothing that processes tiles is ever told where it is.
 """
@@ -114,6 +116,7 @@ def write_truth(simulator: TileSimulator, folder: Path, /) -> Path:
         "pixel_um": [v * 1e3 for v in scan.scan_resolution_3d],
         "wavelength_um": scan.wavelength_um,
         "regions": {"0": "outside", "1": "grey", "2": "white", "3": "isotropic"},
+        "depths_um": [simulator.layer_depths_um()[k] for k in _chosen_layers(simulator)],
         "instrument": instrument,
         "illuminations": illuminations,
         "slices": slices,
@@ -191,6 +194,9 @@ def _maps_from_view(simulator: TileSimulator, placement: Placement, view: Any) -
 
     shape = top.region.shape
     retardance, orientation, birefringence = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    chosen = _chosen_layers(simulator)
+    at_bins = np.array([round(simulator.layer_depths_um()[k] / simulator.depth_step_um) for k in chosen], dtype=float)
+    retardance_at, orientation_at = np.zeros((*shape, len(chosen))), np.zeros((*shape, len(chosen)))
     layer_step = simulator.layer_step_um if np.isfinite(simulator.layer_step_um) else 1e9
     visible_maps(
         0,
@@ -206,6 +212,9 @@ def _maps_from_view(simulator: TileSimulator, placement: Placement, view: Any) -
         retardance,
         orientation,
         birefringence,
+        at_bins,
+        retardance_at,
+        orientation_at,
     )
     nothing = (view.apparent_birefringence == 0).all(axis=0)
     f4 = np.float32
@@ -223,25 +232,25 @@ def _maps_from_view(simulator: TileSimulator, placement: Placement, view: Any) -
         "height": view.face.height_px.astype(f4),
         "shadow": ((view.face.vessel_half_um > 0) | (view.face.bubble_px > 0)).astype(np.uint8),
     }
-    if len(view.layers) > 1:
-        every = slice(None, None, max(1, round(60.0 / simulator.layer_step_um)))
-        chosen = view.layers[every]
+    if chosen:
+        apparent = np.moveaxis(view.apparent_birefringence[chosen], 0, 2)
         maps["axis_at_depth"] = np.stack(
-            [rotate_in_plane(layer.axis, -placement.rotation_deg) for layer in chosen], axis=2
+            [rotate_in_plane(view.layers[k].axis, -placement.rotation_deg) for k in chosen], axis=2
         ).astype(f4)
-        maps["birefringence_at_depth"] = np.stack([layer.birefringence for layer in chosen], axis=2).astype(f4)
-        maps["apparent_birefringence_at_depth"] = np.moveaxis(view.apparent_birefringence[every], 0, 2).astype(f4)
-        maps["apparent_orientation_at_depth"] = np.moveaxis(
-            np.stack(
-                [
-                    _axial_deg(a, b == 0)
-                    for a, b in zip(view.apparent_angle[every], view.apparent_birefringence[every], strict=True)
-                ]
-            ),
-            0,
-            2,
+        maps["birefringence_at_depth"] = np.stack([view.layers[k].birefringence for k in chosen], axis=2).astype(f4)
+        maps["apparent_birefringence_at_depth"] = apparent.astype(f4)
+        maps["apparent_orientation_at_depth"] = _axial_deg(
+            np.moveaxis(view.apparent_angle[chosen], 0, 2), apparent == 0
         )
+        maps["visible_retardance_at_depth"] = retardance_at.astype(f4)
+        maps["visible_orientation_at_depth"] = _axial_deg(orientation_at, retardance_at == 0)
     return maps
+
+
+def _chosen_layers(simulator: TileSimulator) -> list[int]:
+    """Return the layers of a depth-varying sample that the truth keeps, about every 60 um; none for others."""
+    layers = len(simulator.layer_depths_um())
+    return list(range(0, layers, max(1, round(60.0 / simulator.layer_step_um)))) if layers > 1 else []
 
 
 def _axial_deg(angle_rad: NDArray[Any], unknown: NDArray[Any]) -> NDArray[np.float32]:
