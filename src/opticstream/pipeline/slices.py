@@ -130,7 +130,7 @@ def update_sample(project: Project, event: SliceRegistered, /, *, attempt: Attem
     with claim:
         while waiting := _unstacked(project):
             try:
-                made = attempt(f"stack slice {waiting[0].slice_id}", lambda: stage(_sample_input(project, waiting[0])))
+                made = attempt(f"stack slice {waiting[0].slice_id}", lambda: stage(sample_input(project, waiting[0])))
             except Exception as error:
                 return [
                     *events,
@@ -156,10 +156,16 @@ def update_sample(project: Project, event: SliceRegistered, /, *, attempt: Attem
     return events
 
 
-def _sample_input(project: Project, slice_id: SliceId) -> SampleInput:
+def sample_input(project: Project, slice_id: SliceId) -> SampleInput:
+    """Return what a registered slice brings to the sample: maps and volumes of its fixed mosaic, and its axes.
+
+    Stacks are named `{illumination}_{modality}` and `registered_{product}`: both have a birefringence.
+    """
     from opticstream.stages.update_sample import SampleInput
 
-    fixed = project.layout.mosaics(slice_id)[0]
+    record = project.facts.read(slice_id, "registered")
+    used = record.detail.get("mosaics") if record else None
+    fixed = MosaicId(int(used[0])) if used else project.layout.mosaics(slice_id)[0]
     volumes = project.facts.read(fixed, "volume_stitched")
     snapshot = project.facts.snapshot(mosaics=())
     slices = [item for item in snapshot.items("slice") if isinstance(item, SliceId)]
@@ -167,20 +173,23 @@ def _sample_input(project: Project, slice_id: SliceId) -> SampleInput:
     for item in slices:
         for fact in ("skipped", "failed"):
             if snapshot.has(item, fact):
-                record = project.facts.read(item, fact)
-                lost[item.slice_id] = str(record.detail.get("reason", fact)) if record else fact
-    registered = project.facts.read(slice_id, "registered")
-    products = registered.detail.get("products", {}) if registered else {}
+                why = project.facts.read(item, fact)
+                lost[item.slice_id] = str(why.detail.get("reason", fact)) if why else fact
+    products = record.detail.get("products", {}) if record else {}
+    settings = project.config.processing.sample
+    stores = volumes.detail.get("products", {}) if volumes else {}
+    name = project.illumination(fixed).name
     return SampleInput(
         folder=project.paths.sample_folder,
         slice_id=slice_id.slice_id,
-        maps=_stitched_maps(project, fixed)
-        | {name: project.paths.absolute(path) for name, path in products.items() if path.endswith(".nii.gz")},
-        volumes={
-            name: project.paths.absolute(path)
-            for name, path in (volumes.detail.get("products", {}) if volumes else {}).items()
+        maps={f"{name}_{m}": path for m, path in _stitched_maps(project, fixed).items() if m in settings.modalities}
+        | {
+            f"registered_{product}": project.paths.absolute(products[product])
+            for product in settings.products
+            if product in products
         },
-        settings=project.config.processing.sample,
+        volumes={f"{name}_{m}": project.paths.absolute(path) for m, path in stores.items()},
+        settings=settings,
         slice_thickness_um=project.config.scan.slice_thickness_um,
         failed=lost,
         expected=max(item.slice_id for item in slices),
