@@ -34,7 +34,7 @@ ItemsArgument = Annotated[
 ]
 
 
-def _open(project: str) -> Project:
+def open_project(project: str) -> Project:
     if is_project_file(project):
         return Project.open(config_of(project, []))
     settings = DeploymentSettings()
@@ -58,7 +58,7 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
     from opticstream.pipeline.progress import project_progress
 
     with errors_shown():
-        opened = _open(project)
+        opened = open_project(project)
         progress = project_progress(opened)
     if as_json:
         print_json(progress.as_dict())
@@ -111,7 +111,7 @@ def retry(
 
     with errors_shown():
         settings = DeploymentSettings()
-        opened = _open(project)
+        opened = open_project(project)
         plan = retry_plan(opened, only=_items(items))
         if not dry_run:
             apply_plan(opened, plan, reason="opticstream retry")
@@ -150,7 +150,7 @@ def history(
 ) -> None:
     """Show what happened to an item: when, where, how long it took, why it was skipped."""
     with errors_shown():
-        opened = _open(project)
+        opened = open_project(project)
         chosen = _items([item])
         assert chosen
         entries = opened.facts.journal.history(chosen[0], below=below)

@@ -1,0 +1,171 @@
+"""`opticstream register` on any four or more files, and `opticstream sample` for a project: no server needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from opticstream.cli.console import FAILED, JsonOption, ProjectArgument, err, errors_shown, out, print_json
+from opticstream.cli.run import SetOption, config_of
+from opticstream.cli.status import open_project
+from opticstream.config.processing import RegistrationSettings
+from opticstream.model.errors import ConfigurationError, InputError
+
+FilesArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Orientation and birefringence map of each illumination, the fixed one first: "
+        "ORI BIREF ORI BIREF [ORI BIREF ...]. NIfTI, (x, y); degrees and no unit.",
+        show_default=False,
+    ),
+]
+
+
+def register(
+    files: FilesArgument,
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path("registered"),
+    tilt: Annotated[
+        list[float] | None,
+        typer.Option(help="Beam tilt in degrees, once for each illumination (default: 0 and -15 for two)."),
+    ] = None,
+    tilt_axis: Annotated[
+        list[float] | None,
+        typer.Option(help="Axis of each tilt, degrees in the image plane (default: 90, the y axis)."),
+    ] = None,
+    mask: Annotated[list[Path] | None, typer.Option(help="Tissue mask, once for each illumination.")] = None,
+    intensity: Annotated[
+        list[Path] | None, typer.Option(help="Intensity map (AIP), once for each illumination; sharpens the result.")
+    ] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Name of each illumination, for file names.")] = None,
+    slice_id: Annotated[int, typer.Option("--slice", min=1, help="Slice number, for file names.")] = 1,
+    project: Annotated[
+        Path | None, typer.Option(help="Project file whose processing.registration applies.", show_default=False)
+    ] = None,
+    options: SetOption = [],  # noqa: B006  (typer reads the default, nobody changes it)
+    as_json: JsonOption = False,
+) -> None:
+    """Register maps of one slice seen by two or more beams and solve the fibre axis in space.
+
+    Example: opticstream register n_ori.nii.gz n_biref.nii.gz t_ori.nii.gz t_biref.nii.gz --tilt 0 --tilt -15
+
+    Settings: --project FILE, and --set KEY=VALUE with a key of processing.registration, e.g. --set transform=rigid.
+    Exit status 1 if no axis could be made.
+    """
+    from opticstream.stages.register_slice import SliceMosaic, register_slice
+
+    with errors_shown():
+        settings = _settings(project, options)
+        count = len(files) // 2
+        if len(files) < 4 or len(files) % 2:
+            raise ConfigurationError(
+                f"expected orientation and birefringence of two or more illuminations, got {len(files)} files"
+            )
+        tilts = _each("tilt", tilt, count, [0.0, -15.0] if count == 2 else None)
+        axes = _each("tilt-axis", tilt_axis, count, [90.0] * count)
+        default_names = ["normal", "tilted"] if count == 2 else [f"beam{k + 1}" for k in range(count)]
+        names = _each("name", name, count, default_names)
+        masks = _each("mask", mask, count, [None] * count)
+        intensities = _each("intensity", intensity, count, [None] * count)
+        mosaics = []
+        for k in range(count):
+            maps = {"ori": files[2 * k], "biref": files[2 * k + 1]}
+            maps |= {key: path for key, path in (("mask", masks[k]), ("aip", intensities[k])) if path is not None}
+            for path in maps.values():
+                if not path.is_file():
+                    raise InputError(f"{path}: no such file")
+            mosaics.append(SliceMosaic(names[k], maps, tilts[k], axes[k]))
+        made = register_slice(mosaics, out_dir, slice_id=slice_id, settings=settings)
+    if as_json:
+        print_json({"outputs": made.outputs, "pictures": made.pictures, "failures": made.failures, **made.summary})
+    else:
+        _show(made.summary)
+        for path in dict.fromkeys([*made.outputs.values(), *made.pictures]):
+            out.print(f"  {path}")
+    for failure in made.failures:
+        err.print(f"[bold red]failed:[/] {failure}")
+    if not made.has_axis:
+        raise typer.Exit(FAILED)
+
+
+def _settings(project: Path | None, options: list[str]) -> RegistrationSettings:
+    from pydantic import ValidationError
+
+    from opticstream.cli.run import overrides_from_options
+
+    base = config_of(str(project), []).processing.registration if project is not None else RegistrationSettings()
+    changes = {
+        key.removeprefix("processing.registration."): value for key, value in overrides_from_options(options).items()
+    }
+    try:
+        return RegistrationSettings.model_validate({**base.model_dump(), **changes})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"processing.registration.{'.'.join(map(str, p['loc']))}: {p['msg']} (got {p['input']!r})"
+            for p in error.errors()
+        )
+        raise ConfigurationError(problems) from error
+
+
+def _each(option: str, values: list[Any] | None, count: int, default: list[Any] | None) -> list[Any]:
+    """Return one value for each illumination."""
+    if not values:
+        if default is None:
+            raise ConfigurationError(f"give --{option} once for each of the {count} illuminations")
+        return default
+    if len(values) != count:
+        raise ConfigurationError(f"--{option} was given {len(values)} times for {count} illuminations")
+    return values
+
+
+def _show(summary: dict[str, Any]) -> None:
+    for r in summary["registrations"]:
+        verdict = "good" if r["good"] else "FAILED"
+        residual = "unknown" if r["residual_px"] is None else f"{r['residual_px']:.2f} px"
+        out.print(
+            f"{r['moving']} onto {summary['fixed']}: {verdict}; residual {residual}, confidence {r['confidence']:.2f}, "
+            f"overlap {100 * r['overlap']:.0f} %"
+        )
+    if "axis" in summary:
+        a = summary["axis"]
+        uncertainty = a["median_uncertainty_deg"]
+        out.print(
+            f"axis: {100 * a['share_of_pixels_with_axis']:.0f} % of the pixels seen by two beams"
+            + (f", median uncertainty {uncertainty:.1f} degrees" if uncertainty is not None else "")
+        )
+
+
+def sample(
+    project: ProjectArgument,
+    slices: Annotated[
+        list[int] | None, typer.Option("--slice", min=1, help="Only these slices; default: all that are registered.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option(help="Remove the stacks first and build them again, in order.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add the registered slices of a project to the sample's stacks; slices that are there already are left alone.
+
+    The pipeline does this by itself after each registration; this does it by hand, also for volumes that were stitched
+    later. Needs no server.
+    """
+    from opticstream.pipeline.stacking import rebuild_sample, stack_slices
+
+    with errors_shown():
+        opened = open_project(project)
+        if rebuild:
+            rebuild_sample(opened)
+        made = stack_slices(opened, slices)
+    if made is None:
+        err.print("no slice is registered yet")
+        raise typer.Exit(FAILED)
+    if as_json:
+        print_json({"slices": made.slices, "missing": made.missing, "outputs": made.outputs, "preview": made.preview})
+        return
+    missing = json.loads(made.outputs["slices"].read_text())["missing"]
+    out.print(f"stacks hold slices {', '.join(map(str, made.slices)) or 'none'}")
+    for number, reason in missing.items():
+        out.print(f"  slice {number} is missing: {reason}")
+    for path in made.outputs.values():
+        out.print(f"  {path}")
