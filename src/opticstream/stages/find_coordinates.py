@@ -1,4 +1,4 @@
-"""Positions of a mosaic's tiles, found from their overlaps (or taken from a file), kept as the illumination's template."""
+"""Positions of a mosaic's tiles: from their overlaps, or from a file; kept as the template of their illumination."""
 
 from __future__ import annotations
 

@@ -92,6 +92,9 @@ class MosaicTiles:
             data = read_image(path)
         except MissingInputError:
             return None  # it was there a moment ago: as good as missing
+        if data.ndim == 3 and data.shape[:2] == self.tile_shape:
+            # A volume stands for its mean over depth: tiles of a configuration file may be volumes.
+            return np.asarray(data.mean(axis=2, dtype=np.float32), np.float32)
         if data.shape != self.tile_shape:
             raise TileSizeError(
                 f"tile {number} of {self.label} ({path}) has shape {data.shape}, expected {self.tile_shape}"

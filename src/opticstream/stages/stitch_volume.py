@@ -233,8 +233,8 @@ def _depth_range(focus: NDArray[np.float32], depth: int, settings: VolumeSetting
     stop = min(z0 - settings.crop_offset + settings.crop_depth, depth)
     if stop <= start:
         raise ConfigurationError(
-            f"volume.crop_offset = {settings.crop_offset} and volume.crop_depth = {settings.crop_depth} keep nothing of "
-            f"{depth} samples with the focus at {z0}"
+            f"volume.crop_offset = {settings.crop_offset} and volume.crop_depth = {settings.crop_depth} keep nothing "
+            f"of {depth} samples with the focus at {z0}"
         )
     return start, stop - start
 

@@ -1,0 +1,304 @@
+"""`stitch coords|mosaic|volume`: positions, mosaics and volumes of tiles in files, without any server.
+
+SOURCE is a project file, or a Fiji TileConfiguration file that lists NIfTI, TIFF, Zarr or NumPy tiles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opticstream.cli.console import JsonOption, err, errors_shown, out, print_json
+from opticstream.cli.run import SetOption, config_of
+from opticstream.model.errors import ConfigurationError
+from opticstream.model.ids import MosaicId
+
+if TYPE_CHECKING:
+    from opticstream.config import ProjectConfig
+    from opticstream.io.paths import ProjectPaths
+    from opticstream.io.tilemap import TileMap
+    from opticstream.stages.mosaic_tiles import MosaicTiles
+
+app = typer.Typer(help="Positions, mosaics and volumes of tiles, from files to files.", no_args_is_help=True)
+
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(help="Project file (.toml), or a TileConfiguration file (.txt).", show_default=False),
+]
+MosaicOption = Annotated[int, typer.Option("--mosaic", "-m", min=1, help="Number of the mosaic, for a project.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder of the results; default: the project's, or beside the file.")
+]
+MarginOption = Annotated[int, typer.Option(min=1, help="Largest error of a nominal displacement, in pixels.")]
+PixelOption = Annotated[
+    tuple[float, float, float], typer.Option("--pixel", help="Pixel size x y z in mm, for a TileConfiguration.")
+]
+
+
+class Positions(StrEnum):
+    """Where the positions of a TileConfiguration's tiles come from."""
+
+    MEASURE = "measure"
+    KEEP = "keep"
+
+
+PositionsOption = Annotated[
+    Positions,
+    typer.Option(help="For a TileConfiguration: measure positions from the overlaps, or keep those of the file."),
+]
+DbOption = Annotated[bool, typer.Option("--db", help="The tiles of a TileConfiguration are levels in decibels.")]
+
+
+def _is_project(source: Path) -> bool:
+    return source.suffix.lower() == ".toml"
+
+
+@contextlib.contextmanager
+def _progress(label: str, as_json: bool) -> Iterator[Callable[[float], None]]:
+    """Yield a function that shows the fraction done: a bar on a terminal, nothing elsewhere."""
+    if as_json or not err.is_terminal:
+        yield lambda _fraction: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield lambda fraction: bar.update(task, completed=fraction)
+
+
+def _project(source: Path, options: list[str], mosaic: int) -> tuple[ProjectConfig, ProjectPaths, MosaicId, str]:
+    from opticstream.io.paths import ProjectPaths
+
+    config = config_of(str(source), options)
+    project = config.project
+    paths = ProjectPaths(project.project_base_path, project.archive_root, project.subject_id, config.scan.layout)
+    item = MosaicId(mosaic)
+    return config, paths, item, config.scan.layout.illumination_of(item).name
+
+
+def _show(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+        return
+    for line in lines:
+        out.print(line)
+    for name, path in result.get("outputs", {}).items():
+        out.print(f"  {name}: {path}")
+
+
+def _missing_line(missing: dict[str, list[int]] | list[int]) -> list[str]:
+    tiles = sorted({t for group in missing.values() for t in group}) if isinstance(missing, dict) else list(missing)
+    return [f"stitched around missing tiles {', '.join(map(str, tiles))}"] if tiles else []
+
+
+def _configured(
+    source: Path, folder: Path, positions: Positions, margin: int, modality: str
+) -> tuple[MosaicTiles, TileMap, dict[str, Any]]:
+    """Return the tiles of a configuration file, their places, and what is to be told about them."""
+    import numpy as np
+
+    from opticstream.stages.find_coordinates import (
+        measured_positions,
+        tilemap_from_positions,
+        verdict_from_positions,
+        write_coordinate_quality,
+    )
+    from opticstream.stages.mosaic_tiles import tiles_from_configuration
+
+    tiles = tiles_from_configuration(source, modality=modality)
+    told: dict[str, Any] = {"missing": list(tiles.missing(modality)), "outputs": {}, "verdict": None}
+    nowhere = np.zeros(len(tiles.numbers), bool)
+    if positions is Positions.KEEP:
+        zero = np.zeros_like(tiles.nominal_px)
+        return tiles, tilemap_from_positions(tiles, tiles.nominal_px, zero, nowhere, source={"file": source.name}), told
+    found, _ = measured_positions(tiles, modalities=(modality,), margin_px=margin)
+    verdict = verdict_from_positions(found)
+    tilemap = tilemap_from_positions(
+        tiles, found.positions_px, found.uncertainty_px, found.by_stage_only, source={"file": source.name}
+    )
+    outputs = write_coordinate_quality(tiles, tilemap, found, modality=modality, folder=folder, stem=source.stem)
+    told["verdict"] = verdict.sentence
+    told["outputs"] = {name: str(path) for name, path in outputs.items()}
+    return tiles, tilemap, told
+
+
+@app.command("coords")
+def coords(
+    source: SourceArgument,
+    mosaic: MosaicOption = 1,
+    out_folder: OutOption = None,
+    margin: MarginOption = 16,
+    in_db: DbOption = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a project's template that is there.")] = False,
+    options: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Find the positions of tiles from their overlaps; write the template, a Fiji configuration and a picture."""
+    from opticstream.stages.find_coordinates import find_coordinates
+
+    with errors_shown(), _progress("coordinates", as_json):
+        if _is_project(source):
+            config, paths, item, illumination = _project(source, options, mosaic)
+            settings = config.processing.coordinates
+            if force:
+                settings = settings.model_copy(update={"force_refresh_coordinates": True})
+            made = find_coordinates(
+                item,
+                scan=config.scan,
+                settings=settings,
+                tiles_folder=paths.processed_folder(item),
+                template_path=paths.tilemap(illumination),
+                qc_folder=out_folder or paths.stitched_folder(item),
+            )
+            result = made.as_dict()
+            verdict = "kept the template that is there" if made.reused else ""
+            verdict = made.verdict.sentence if made.verdict else verdict
+        else:
+            from opticstream.io.tilemap import write_template
+
+            folder = out_folder or source.parent
+            _, tilemap, result = _configured(source, folder, Positions.MEASURE, margin, "aip" if in_db else "image")
+            template = write_template(folder / f"{source.stem}.tilemap.j2", tilemap)
+            result["outputs"]["template"] = str(template)
+            verdict = result["verdict"]
+    _show(result, [verdict, *_missing_line(result["missing"])], as_json)
+
+
+@app.command("mosaic")
+def mosaic_command(
+    source: SourceArgument,
+    mosaic: MosaicOption = 1,
+    out_folder: OutOption = None,
+    positions: PositionsOption = Positions.MEASURE,
+    margin: MarginOption = 16,
+    pixel_mm: PixelOption = (0.01, 0.01, 0.0025),
+    in_db: DbOption = False,
+    shading: Annotated[bool, typer.Option("--shading", help="Take out the shading common to all tiles.")] = False,
+    linear: Annotated[bool, typer.Option("--linear", help="Interpolate at fractional positions.")] = False,
+    options: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Stitch the maps of a mosaic. A project's template is made first where it is not there."""
+    from opticstream.stages.stitch_mosaic import stitch_maps, stitch_mosaic
+
+    with errors_shown(), _progress("mosaic", as_json) as progress:
+        if _is_project(source):
+            from opticstream.stages.find_coordinates import find_coordinates
+
+            config, paths, item, illumination = _project(source, options, mosaic)
+            processing = config.processing
+            folder = out_folder or paths.stitched_folder(item)
+            find_coordinates(
+                item,
+                scan=config.scan,
+                settings=processing.coordinates,
+                tiles_folder=paths.processed_folder(item),
+                template_path=paths.tilemap(illumination),
+                qc_folder=folder,
+            )
+            stitch = processing.stitch.model_copy(update=_stitch_choices(shading, linear))
+            made = stitch_mosaic(
+                item,
+                scan=config.scan,
+                enface=processing.enface,
+                mask=processing.mask,
+                stitch=stitch,
+                tiles_folder=paths.processed_folder(item),
+                template_path=paths.tilemap(illumination),
+                stitched_folder=folder,
+                progress=progress,
+            )
+            told: dict[str, Any] = {"outputs": {}, "verdict": None}
+        else:
+            from opticstream.config.processing import MaskSettings, StitchSettings
+
+            folder = out_folder or source.parent
+            modality = "aip" if in_db else "image"
+            tiles, tilemap, told = _configured(source, folder, positions, margin, modality)
+            made = stitch_maps(
+                tiles,
+                tilemap,
+                modalities=(modality,),
+                mask=MaskSettings(mask_file_type=""),
+                stitch=StitchSettings().model_copy(update=_stitch_choices(shading, linear)),
+                folder=folder,
+                stem=source.stem,
+                pixel_size_mm=pixel_mm,
+                progress=progress,
+            )
+        result = made.as_dict()
+        result["outputs"] = told["outputs"] | result["outputs"]
+        result["verdict"] = told["verdict"]
+    lines = [f"{made.shape[0]} x {made.shape[1]} px, seams correlate {made.seam_ncc:.2f}"]
+    _show(result, [*([told["verdict"]] if told["verdict"] else []), *lines, *_missing_line(result["missing"])], as_json)
+
+
+def _stitch_choices(shading: bool, linear: bool) -> dict[str, Any]:
+    return ({"shading_correction": True} if shading else {}) | ({"interpolation": "linear"} if linear else {})
+
+
+@app.command("volume")
+def volume(
+    source: SourceArgument,
+    mosaic: MosaicOption = 1,
+    out_folder: OutOption = None,
+    positions: PositionsOption = Positions.MEASURE,
+    margin: MarginOption = 16,
+    pixel_mm: PixelOption = (0.01, 0.01, 0.0025),
+    modality: Annotated[
+        str, typer.Option(help="For a TileConfiguration: name of the volume; O3D blends as angles of an axis.")
+    ] = "dBI",
+    memory_gb: Annotated[float | None, typer.Option(min=0.01, help="Memory that may be used, in GB.")] = None,
+    version: Annotated[str | None, typer.Option("--ngff", help="OME-NGFF version: 0.5 or 0.4.")] = None,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler that spreads the blocks.")] = None,
+    options: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Stitch the volumes of a mosaic into OME-Zarr, in a memory budget; a killed run is taken up where it stopped."""
+    from opticstream.config.processing import VolumeSettings
+    from opticstream.stages.stitch_volume import stitch_modality, stitch_volume
+
+    with errors_shown(), _progress("volume", as_json) as progress:
+        if version not in (None, "0.4", "0.5"):
+            raise ConfigurationError(f"--ngff must be 0.4 or 0.5, got {version!r}")
+        update: dict[str, Any] = {"memory_budget_gb": memory_gb} if memory_gb else {}
+        update |= {"format": version} if version else {}
+        if _is_project(source):
+            config, paths, item, illumination = _project(source, options, mosaic)
+            made = stitch_volume(
+                item,
+                scan=config.scan,
+                settings=config.processing.volume.model_copy(update=update),
+                tiles_folder=paths.processed_folder(item),
+                template_path=paths.tilemap(illumination),
+                focus_path=paths.focus(illumination),
+                mask_path=paths.mosaic_product(item, "mask"),
+                stitched_folder=out_folder or paths.stitched_folder(item),
+                progress=progress,
+                dask_address=dask,
+            )
+            told: dict[str, Any] = {"outputs": {}, "verdict": None}
+        else:
+            folder = out_folder or source.parent
+            tiles, tilemap, told = _configured(source, folder, positions, margin, modality)
+            made = stitch_modality(
+                tiles,
+                tilemap,
+                modality,
+                folder / f"{source.stem}_{modality}.ome.zarr",
+                voxel_size_mm=pixel_mm,
+                settings=VolumeSettings().model_copy(update=update),
+                progress=progress,
+                dask_address=dask,
+            )
+        result = made.as_dict()
+        result["outputs"] = told["outputs"] | result["outputs"]
+    lines = [f"{' x '.join(map(str, made.shape))} voxels"]
+    if made.resumed_blocks:
+        lines.append(f"took up {made.resumed_blocks} shards of an earlier run")
+    _show(result, [*lines, *_missing_line(result["missing"])], as_json)
