@@ -41,9 +41,10 @@ def complex_from_counts(
             spectra = spectra[..., ::-1]
         spectra = spectra - spectra.mean(axis=1, keepdims=True)
         if not linear:
-            position = spectrometer.wavenumbers.index(c)
-            left = np.clip(np.searchsorted(position, grid) - 1, 0, samples - 2)
-            share = ((grid - position[left]) / (position[left + 1] - position[left])).astype(np.float32)
+            w = spectrometer.wavenumbers
+            have, want = w.wavelength_um[c], 2 * np.pi / (w.largest - w.step * grid)
+            left = np.clip(np.searchsorted(have, want) - 1, 0, samples - 2)
+            share = ((want - have[left]) / (have[left + 1] - have[left])).astype(np.float32)
             spectra = spectra[..., left] * (1 - share) + spectra[..., left + 1] * share
         spectra = spectra - np.median(spectra, axis=1, keepdims=True)
         turn = np.exp(-1j * spectrometer.dispersion_phase(c)).astype(np.complex64)
