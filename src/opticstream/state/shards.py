@@ -31,8 +31,8 @@ def json_size(value: JsonTree, /) -> int:
 
 
 def json_bytes(value: JsonTree, /) -> bytes:
-    """Return the compact JSON text of a value."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """Return the compact JSON text of a value, keys sorted: a database may return them in another order."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
 
 
 def shards_from_tree(

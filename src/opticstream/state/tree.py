@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, NoReturn, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, PrivateAttr
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -111,6 +111,8 @@ class ProjectState(MutableState):
     """The root of a state tree, to be changed."""
 
     project_name: str
+    _origin: Any = PrivateAttr(None)
+    """What the repository that loaded it wants to remember until it is saved."""
 
 
 class Failing(StateView):
