@@ -59,6 +59,15 @@ def _load(result, name):
     return np.asanyarray(nib.load(result.outputs[name].path).dataobj)
 
 
+@pytest.fixture(params=["whole", "in blocks"], autouse=True)
+def route(request, monkeypatch):
+    """Every promise holds for small tiles, done whole in NumPy, and for large ones, streamed through compiled code."""
+    if request.param == "in blocks":
+        monkeypatch.setattr("opticstream.stages.process_tile.SMALL_TILE", 0)
+        monkeypatch.setattr("opticstream.stages.large_tile._LARGEST_BLOCK", 3)
+    return request.param
+
+
 @pytest.fixture
 def raw(tmp_path):
     return write_spectral_nifti(tmp_path / "raw.nii", _counts())
@@ -192,7 +201,7 @@ def test_the_raw_file_is_read_once_for_checksum_archive_and_reconstruction(tmp_p
     flip_z=st.booleans(),
     flip_phase=st.booleans(),
     offset=st.floats(-180, 180),
-    surface=st.sampled_from(["find", "gradient_threshold", 30]),
+    surface=st.sampled_from(["find", "gradient_threshold", "robust", 30]),
     biref=st.sampled_from(["slope", "unwrap"]),
     ori=st.sampled_from(["mean", "histogram"]),
 )

@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 
 from opticstream.compute.enface import DepthWindow
 
+UNWRAP_SIGMA_PX = (1.0, 1.0, 3.0)
+UNWRAP_HALO_PX = 3
+"""B-lines on either side that an unwrapped A-line needs."""
+
 
 def birefringence_slope(
     retardance_deg: NDArray[np.float32], valid: NDArray[np.bool_], /, *, depth_step_um: float, wavelength_um: float
@@ -81,7 +85,7 @@ def unwrapped_retardance(
     orientation_deg: NDArray[np.float32],
     /,
     *,
-    sigma_px: tuple[float, float, float] = (1.0, 1.0, 3.0),
+    sigma_px: tuple[float, float, float] = UNWRAP_SIGMA_PX,
 ) -> NDArray[np.float32]:
     """Return retardance that keeps growing with depth past the fold at 90 degrees, shape (x, y, z).
 

@@ -81,7 +81,7 @@ def attenuation_from_intensity(
         Attenuation in 1/mm, not less than 0.
     """
     linear = np.power(10, intensity_db.astype(np.float64) / 10)
-    floor = np.median(linear[..., -max(1, linear.shape[-1] // 20) :], axis=-1, keepdims=True)
+    floor = linear[..., -max(1, linear.shape[-1] // 20) :].mean(axis=-1, keepdims=True)
     signal = np.maximum(linear - floor, 0)
     below = np.cumsum(signal[..., ::-1], axis=-1)[..., ::-1] - signal
     mu = np.log1p(np.divide(signal, below, out=np.zeros_like(signal), where=below > 0)) / (2 * depth_step_mm)

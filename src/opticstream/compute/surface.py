@@ -20,12 +20,19 @@ def smoothing_kernel() -> NDArray[np.float64]:
     return np.asarray(kernel / kernel.sum())
 
 
-def _edge_matrix(n_in: int, first: int, n_out: int, pad: int) -> NDArray[np.float32]:
-    """Columns are edge filters at depths first..first+n_out-1 for input that starts at depth first - pad."""
+def edge_taps() -> NDArray[np.float64]:
+    """Return the edge filter as weights of pairs: tap k weighs sample z + k against sample z - 1 - k."""
     half = EDGE_HALF_WIDTH_PX
     # the previous 5 samples, then this one and the next 4
     step = np.concatenate([np.full(half, -1.0 / half), np.full(half, 1.0 / half)])
-    combined = np.convolve(smoothing_kernel(), step)  # input offsets -radius-half .. radius+half-1
+    combined = np.convolve(smoothing_kernel(), step)  # for samples z - radius - half .. z + radius + half - 1
+    return np.asarray(combined[combined.size // 2 :])
+
+
+def _edge_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
+    """Columns are the edge filter, each one sample further down than the one before."""
+    taps = edge_taps()
+    combined = np.concatenate([-taps[::-1], taps])
     matrix = np.zeros((n_in, n_out))
     for column in range(n_out):
         matrix[column : column + combined.size, column] = combined
@@ -62,7 +69,7 @@ def edge_response(intensity_db: NDArray[np.float32], /) -> NDArray[np.float32]:
         n_out = min(block, depth - half + 1 - first)
         start = first - half  # in `padded`, whose index 0 is depth -radius
         part = padded[..., start : start + n_out + reach]
-        response[..., first : first + n_out] = part @ _edge_matrix(n_out + reach, first, n_out, radius)
+        response[..., first : first + n_out] = part @ _edge_matrix(n_out + reach, n_out)
     return response
 
 

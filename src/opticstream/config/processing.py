@@ -42,6 +42,8 @@ class ReconstructionSettings(Settings):
     """Factor by which spectra are lengthened with zeros before the Fourier transform."""
     window: Literal["none", "hann", "gaussian"] = "none"
     """Spectral window."""
+    fft: Literal["native", "numpy", "scipy", "pyfftw"] = "native"
+    """Library of the Fourier transform; ours needs no other and is the fastest that was measured."""
     cut: int | None = Field(default=None, ge=0)
     """Depth samples dropped next to zero delay; default 24 x zero_padding."""
     flip_phase: bool = False

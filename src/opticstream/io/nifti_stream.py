@@ -1,16 +1,16 @@
 """NIfTI-1 files written piece by piece: the header is known before the data, and B-lines arrive in blocks.
 
 On disk x varies fastest and depth slowest, so a block of B-lines is one short run per depth; the file is sized at once
-and the runs are put in place, in memory that the page cache owns.
+and the runs are put in place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,6 +65,32 @@ def write_map(
     return content
 
 
+class VolumeFile:
+    """The data of a volume under construction; B-lines may come in any order and from any thread."""
+
+    def __init__(self, handle: int, shape: tuple[int, int, int]) -> None:
+        self._handle = handle
+        self.shape = shape
+        self.bytes = HEADER_BYTES + 4 * shape[0] * shape[1] * shape[2]
+
+    def write(self, first: int, block: NDArray[np.float32], /) -> None:
+        """Put B-lines from `first` on in place; `block` has shape (z, b, x).
+
+        One run of b B-lines per depth: short writes into the page cache, which is what the depth-slowest layout of
+        NIfTI costs, and cheaper than the page faults of a memory map.
+        """
+        x, y, depth = self.shape
+        if block.shape[0] != depth or block.shape[2] != x or first + block.shape[1] > y:
+            raise ValueError(f"a block of shape {block.shape} does not fit at B-line {first} of a volume {self.shape}")
+        for z in range(depth):
+            run = np.ascontiguousarray(block[z], dtype="<f4")
+            offset = HEADER_BYTES + 4 * x * (y * z + first)
+            done = 0
+            view = run.data.cast("B")
+            while done < len(view):
+                done += os.pwrite(self._handle, view[done:], offset + done)
+
+
 @contextlib.contextmanager
 def open_volume(
     path: Path,
@@ -73,19 +99,18 @@ def open_volume(
     *,
     voxel_size_mm: tuple[float, float, float],
     description: str = "",
-) -> Iterator[NDArray[Any]]:
-    """Yield the float32 data of a new volume, shape (z, y, x) in C order, to be filled in any order.
+) -> Iterator[VolumeFile]:
+    """Yield a new float32 volume of shape (x, y, z), to be filled in any order.
 
     The file takes its name when the block ends without an error.
     """
     header = nifti1_header(shape, voxel_size_mm=voxel_size_mm, description=description)
     with atomic_path(path) as temporary:
-        with temporary.open("wb") as file:
-            file.write(header)
-            file.truncate(HEADER_BYTES + 4 * int(np.prod(shape, dtype=np.int64)))
-        data = np.memmap(temporary, "<f4", "r+", HEADER_BYTES, shape=shape[::-1])
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            yield data
-            data.flush()
+            os.write(handle, header)
+            volume = VolumeFile(handle, shape)
+            os.ftruncate(handle, volume.bytes)
+            yield volume
         finally:
-            del data
+            os.close(handle)

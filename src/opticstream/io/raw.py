@@ -221,7 +221,9 @@ class SpectralTile:
         values = self.shape.samples * self.shape.a_lines * self.shape.channels
         return values * 3 // 2 if self._dtype is None else values * self._dtype.itemsize
 
-    def blocks(self, b_lines: int, /, *, tap: Tap | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
+    def blocks(
+        self, b_lines: int, /, *, tap: Tap | None = None, reuse: bool = False
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield (first B-line, counts) with counts of shape (b, channels, A-lines, samples), in order.
 
         Parameters
@@ -231,6 +233,8 @@ class SpectralTile:
         tap : callable, optional
             Gets every byte of the file once, in order, as memory views that must be used before it returns or be kept
             alive (each block has its own memory).
+        reuse : bool
+            Let every other block have the same memory: a block is good until the next but one is asked for.
 
         Raises
         ------
@@ -242,9 +246,13 @@ class SpectralTile:
         if tap is not None:
             tap(memoryview(self._head))
         s = self.shape
+        spare: list[NDArray[np.uint8]] = []
         for first in range(0, s.b_lines, b_lines):
             n = min(b_lines, s.b_lines - first)
-            buffer = np.empty(n * self.bytes_per_b_line, np.uint8)
+            size = n * self.bytes_per_b_line
+            buffer = spare.pop(0)[:size] if len(spare) == 2 else np.empty(size, np.uint8)
+            if reuse and n == b_lines:
+                spare.append(buffer)
             read = _read_into(self._file, memoryview(buffer.data), self.path)
             if read != buffer.size:
                 have = len(self._head) + first * self.bytes_per_b_line + read

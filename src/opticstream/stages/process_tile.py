@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -10,28 +9,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from opticstream.compute.jones import complex_tile_from_jones, jones_from_complex_tile
-from opticstream.compute.spectral import jones_from_spectra
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.io.atomic import temporary_beside
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
-from opticstream.io.raw import ComplexTile, SpectralShape, SpectralTile
 from opticstream.model.ids import TileId
-from opticstream.stages.archive_tile import ArchiveWriter, archive_tile, checksum_path, open_archive
-from opticstream.stages.reconstruction import (
-    UNITS,
-    arrays_from_jones,
-    check_polarization,
-    depth_step_mm,
-    plan_from_settings,
-    products,
-    read_surface,
-)
-from opticstream.stages.tile_qc import Saturation, figures_from_maps
+from opticstream.stages.archive_tile import checksum_path
+from opticstream.stages.reconstruction import UNITS, TileJob, check_polarization, products, read_surface
+from opticstream.stages.tile_qc import figures_from_maps
+
+SMALL_TILE = 32 << 20
+"""Raw values up to which a tile is done in plain NumPy, whole: about a second, without loading compiled code."""
 
 Progress = Callable[[float], None]
 """Called with the fraction done, 0..1."""
@@ -130,65 +118,50 @@ def process_tile(
     check_polarization(scan, processing)
     index = scan.layout.illumination_index(tile.mosaic)
     a_lines, b_lines = scan.tile_shape(index)
-    setting = f"scan.illuminations[{index}] and scan"
-    folder = out_dir / tile.mosaic.folder
-    report = progress or (lambda _fraction: None)
-    flat_surface = None
+    given = None
     if isinstance(processing.enface.surface, str) and processing.enface.surface.endswith((".nii", ".nii.gz")):
-        flat_surface = read_surface(Path(processing.enface.surface), (a_lines, b_lines))
-    outputs: dict[str, OutputFile] = {}
-    raw_sha256 = None
-    saturation = 0.0
-
-    if scan.raw_format == "complex":
-        opened = ComplexTile.open(source, a_lines=a_lines, b_lines=b_lines, channels=scan.channels, setting=setting)
-        raw_bytes = source.stat().st_size
-        jones = jones_from_complex_tile(opened.block(0, b_lines), channels=scan.channels)
-        if archive_to is not None:  # apart: a complex tile lies depth-slowest, so it cannot be read by rows in one go
-            raw_sha256 = archive_tile(source, archive_to, level=processing.archive.level).sha256
-        target = folder / "complex" / tile_product_name(tile, "complex")
-        _link(source, target)
-        outputs["complex"] = OutputFile(target, raw_bytes)
-    else:
-        plan = plan_from_settings(scan, processing.reconstruction)
-        shape = SpectralShape(scan.samples, a_lines, scan.channels, b_lines, setting)
-        with contextlib.ExitStack() as stack:
-            reader = stack.enter_context(SpectralTile.open(source, shape, raw_format=scan.raw_format))
-            writer: ArchiveWriter | None = None
-            if archive_to is not None:
-                writer = stack.enter_context(open_archive(archive_to, level=processing.archive.level))
-            jones = np.empty((scan.channels, a_lines, b_lines, plan.depth), np.complex64)
-            saturated = Saturation()
-            rows = max(1, (16 << 20) // reader.bytes_per_b_line)
-            for first, counts in reader.blocks(rows, tap=writer.tap if writer else None):
-                jones[:, :, first : first + len(counts)] = jones_from_spectra(counts, plan)
-                saturated.add(counts)
-                report(0.6 * (first + len(counts)) / b_lines)
-            raw_bytes = reader.file_bytes
-            saturation = saturated.fraction
-            if writer is not None:
-                raw_sha256 = writer.finish()
+        given = read_surface(Path(processing.enface.surface), (a_lines, b_lines))
+    folder = out_dir / tile.mosaic.folder
+    targets = {
+        name: folder / ("complex" if name == "complex" else "processed") / tile_product_name(tile, name)
+        for name in products(scan, processing)
+    }
+    threads = available_threads(processing.reconstruction.threads)
+    job = TileJob(
+        source=source,
+        a_lines=a_lines,
+        b_lines=b_lines,
+        setting=f"scan.illuminations[{index}] and scan",
+        scan=scan,
+        processing=processing,
+        given_surface=given,
+        targets=targets,
+        archive=archive_to,
+        progress=progress or (lambda _fraction: None),
+        threads=threads,
+    )
+    if a_lines * b_lines * scan.samples * scan.channels <= SMALL_TILE:
+        from opticstream.stages.small_tile import reconstruct_in_memory as reconstruct
+    else:  # imports the compiler, which costs a small tile more than it saves
+        from opticstream.stages.large_tile import reconstruct_in_blocks as reconstruct
+    done = reconstruct(job)
+    outputs = {name: OutputFile(targets[name], size) for name, size in done.written.items()}
     if archive_to is not None:
         outputs["archive"] = OutputFile(archive_to, archive_to.stat().st_size)
         outputs["checksum"] = OutputFile(checksum_path(archive_to), checksum_path(archive_to).stat().st_size)
-    arrays = arrays_from_jones(jones, scan=scan, processing=processing, flat_surface=flat_surface)
-    report(0.8)
-    x_mm, y_mm, _ = scan.scan_resolution_3d
-    voxel = (x_mm, y_mm, depth_step_mm(scan, processing.reconstruction))
-    for name in products(scan, processing):
-        if name in outputs:
-            continue
-        subfolder = "complex" if name == "complex" else "processed"
-        target = folder / subfolder / tile_product_name(tile, name)
-        if name == "complex":
-            data: NDArray[Any] = complex_tile_from_jones(jones)
-        else:
-            data = arrays.volumes[name] if name in arrays.volumes else arrays.maps[name]
-        content = write_map(target, data, voxel_size_mm=voxel, description=UNITS[name])
-        digest = hashlib.sha256(content).hexdigest() if data.ndim == 2 else None
-        outputs[name] = OutputFile(target, len(content), digest)
-    report(1.0)
+    if scan.raw_format == "complex":
+        _link(source, targets["complex"])
+        outputs["complex"] = OutputFile(targets["complex"], done.raw_bytes)
+    for name, image in done.maps.items():
+        if name in targets:
+            content = write_map(targets[name], image, voxel_size_mm=job.voxel_size_mm, description=UNITS[name])
+            outputs[name] = OutputFile(targets[name], len(content), hashlib.sha256(content).hexdigest())
+    job.progress(1.0)
     figures = figures_from_maps(
-        arrays.maps.get("aip"), arrays.maps["surfraw"], noise_db=arrays.noise_db, saturated_fraction=saturation
+        done.maps.get("aip"),
+        done.maps["surfraw"],
+        done.confidence,
+        noise_db=done.noise_db,
+        saturated_fraction=done.saturated_fraction,
     )
-    return TileResult(tile, source, raw_bytes, raw_sha256, outputs, figures.as_dict(), figures.flags())
+    return TileResult(tile, source, done.raw_bytes, done.raw_sha256, outputs, figures.as_dict(), figures.flags())

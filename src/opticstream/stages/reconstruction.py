@@ -19,8 +19,10 @@ from opticstream.compute.enface import (
 )
 from opticstream.compute.jones import intensity_db_from_jones, orientation_from_jones, retardance_from_jones
 from opticstream.compute.orientation import axis_window_mean, axis_window_mode
+from opticstream.compute.robust_surface import strongest_rise_near, surface_sheet
 from opticstream.compute.spectral import SpectralPlan, spectral_plan
 from opticstream.compute.surface import (
+    edge_response,
     median_3x3,
     unfiltered_surface_from_gradient,
     unfiltered_surface_from_threshold,
@@ -28,6 +30,7 @@ from opticstream.compute.surface import (
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.config.processing import EnfaceSettings, ReconstructionSettings
 from opticstream.io.calibration_files import Calibration, load_calibration
+from opticstream.io.raw import SpectralShape
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError
 
 
@@ -93,8 +96,10 @@ class TileArrays:
 
     volumes: dict[str, NDArray[np.float32]]
     maps: dict[str, NDArray[np.float32]]
+    confidence: NDArray[np.float32]
+    """Confidence of the surface, shape (x, y), 0..1; 1 for methods that give none."""
     noise_db: float
-    """Median intensity of the deepest twentieth."""
+    """Median over the A-lines of the mean intensity of the deepest twentieth."""
 
 
 def depth_step_mm(scan: ScanSettings, settings: ReconstructionSettings, /) -> float:
@@ -121,7 +126,7 @@ def arrays_from_jones(
     *,
     scan: ScanSettings,
     processing: ProcessingSettings,
-    flat_surface: NDArray[np.float32] | None = None,
+    given_surface: NDArray[np.float32] | None = None,
 ) -> TileArrays:
     """Return volumes and maps of complex profiles, shape (channels, x, y, z), depth as the spectrum gives it."""
     settings, enface = processing.reconstruction, processing.enface
@@ -135,31 +140,36 @@ def arrays_from_jones(
         volumes["O3D"] = orientation_from_jones(
             jones, phase_offset_deg=settings.phase_offset_deg, flip_phase=settings.flip_phase
         )
-    raw_surface, surface = _surfaces(intensity, enface, flat_surface)
+    raw_surface, surface, confidence = _surfaces(intensity, enface, given_surface)
     maps = _maps(volumes, surface, scan, processing)
     maps["surf"] = surface
     maps["surfraw"] = raw_surface
     return TileArrays(
         {name: volumes[name] for name in settings.volume_modalities},
         {name: maps[name] for name in dict.fromkeys((*enface.modalities, "surf", "surfraw"))},
-        float(np.median(intensity[..., -max(1, intensity.shape[2] // 20) :])),
+        confidence,
+        float(np.median(intensity[..., -max(1, intensity.shape[2] // 20) :].mean(axis=2))),
     )
 
 
 def _surfaces(
     intensity: NDArray[np.float32], enface: EnfaceSettings, given: NDArray[np.float32] | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the unfiltered surface and the surface."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return the unfiltered surface, the surface, and its confidence."""
+    sure = np.ones(intensity.shape[:2], np.float32)
     if given is not None:
-        return given, given
+        return given, given, sure
     if isinstance(enface.surface, int):
         flat = np.full(intensity.shape[:2], min(enface.surface, intensity.shape[2] - 1), np.float32)
-        return flat, flat
+        return flat, flat, sure
+    if enface.surface == "robust":
+        surface, confidence = surface_sheet(intensity)
+        return strongest_rise_near(edge_response(intensity), surface), surface, confidence
     if enface.surface == "gradient_threshold":
         raw = unfiltered_surface_from_threshold(intensity, threshold_db=enface.surface_threshold_db)
     else:
         raw = unfiltered_surface_from_gradient(intensity)
-    return raw, median_3x3(raw)
+    return raw, median_3x3(raw), sure
 
 
 def _maps(
@@ -225,6 +235,49 @@ def products(scan: ScanSettings, processing: ProcessingSettings, /) -> tuple[str
         *(settings.volume_modalities if settings.save_volumes else ()),
         *dict.fromkeys((*processing.enface.modalities, "surf", "surfraw")),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileJob:
+    """One tile to be reconstructed: where it comes from, what is known, and where things go."""
+
+    source: Path
+    a_lines: int
+    b_lines: int
+    setting: str
+    """Where these sizes are set, for messages."""
+    scan: ScanSettings
+    processing: ProcessingSettings
+    given_surface: NDArray[np.float32] | None
+    targets: dict[str, Path]
+    """Output files by product."""
+    archive: Path | None
+    progress: Callable[[float], None]
+    threads: int
+
+    @property
+    def voxel_size_mm(self) -> tuple[float, float, float]:
+        x_mm, y_mm, _ = self.scan.scan_resolution_3d
+        return x_mm, y_mm, depth_step_mm(self.scan, self.processing.reconstruction)
+
+    @property
+    def spectral_shape(self) -> SpectralShape:
+        scan = self.scan
+        return SpectralShape(scan.samples, self.a_lines, scan.channels, self.b_lines, self.setting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstructed:
+    """A reconstructed tile; volumes and complex tile are on disk already."""
+
+    maps: dict[str, NDArray[np.float32]]
+    confidence: NDArray[np.float32]
+    noise_db: float
+    written: dict[str, int]
+    """Size in bytes of the products that have been written."""
+    raw_bytes: int
+    raw_sha256: str | None
+    saturated_fraction: float
 
 
 UNITS: dict[str, str] = {

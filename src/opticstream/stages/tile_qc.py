@@ -64,6 +64,8 @@ class TileFigures:
     """Fraction of raw samples at the camera's full scale."""
     surface_roughness_px: float
     """Median step of the unfiltered surface between neighbours; 0 for a blank tile."""
+    surface_confidence: float
+    """Median confidence of the surface over tissue, 0..1; 1 for a blank tile and for methods that give none."""
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -90,6 +92,7 @@ TISSUE_ABOVE_NOISE_DB = 3.0
 def figures_from_maps(
     aip: NDArray[np.float32] | None,
     surfraw: NDArray[np.float32],
+    confidence: NDArray[np.float32],
     /,
     *,
     noise_db: float,
@@ -105,4 +108,5 @@ def figures_from_maps(
         tissue_fraction=float(tissue.mean()),
         saturated_fraction=saturated_fraction,
         surface_roughness_px=float(np.median(steps)) if steps.size else 0.0,
+        surface_confidence=float(np.median(confidence[tissue])) if tissue.any() else 1.0,
     )

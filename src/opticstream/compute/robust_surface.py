@@ -1,0 +1,200 @@
+"""The surface as the smooth sheet of strongest rise, so that speckle, bubbles and vessels do not punch holes in it.
+
+A-lines are averaged in cells of 4 x 4, which all but removes speckle; the edge response of the cells is summed along
+paths from four sides, each step between cells costing in proportion to the change of depth (semi-global matching,
+Hirschmueller 2008), and every cell takes the depth of the highest sum. Paths from the far side in y look a fixed number
+of cells ahead, so that a tile can stream through.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.surface import EDGE_HALF_WIDTH_PX, edge_response
+
+CELL_PX = 4
+DEPTH_STEP_PX = 2
+LOOKAHEAD_CELLS = 6
+COST_DB_PER_PX = 0.25
+"""Rise in dB that a change of depth by one sample between neighbouring cells must be worth."""
+FARTHEST_STEP_PX = 62
+LOOKAHEAD_LINES = (LOOKAHEAD_CELLS + 2) * CELL_PX
+"""B-lines that must have come after one before its surface is known."""
+RIVAL_DISTANCE_PX = 16
+NEAR_PX = 12
+"""How far from the sheet the surface of a single A-line is sought."""
+
+Floats = NDArray[np.float32]
+
+
+def cell_means(image: Floats, /) -> Floats:
+    """Return means over cells of 4 along the first axis; the last cell may be smaller.
+
+    Examples
+    --------
+    >>> cell_means(np.array([1, 3, 5, 7, 100], np.float32)).tolist()
+    [4.0, 100.0]
+    """
+    n = image.shape[0]
+    starts = np.arange(0, n, CELL_PX)
+    sizes = np.minimum(CELL_PX, n - starts).astype(np.float32)
+    sums = np.add.reduceat(image, starts, axis=0)
+    return np.asarray(sums / sizes.reshape(-1, *(1,) * (image.ndim - 1)), dtype=np.float32)
+
+
+def _spread(total: Floats) -> Floats:
+    """Return the best of all depths (last axis) less the cost of the way, by steps of 1, 2, 4, ... samples."""
+    best = total - total.max(axis=-1, keepdims=True)  # only differences matter; sums must not grow without end
+    step = 1
+    while step * DEPTH_STEP_PX <= FARTHEST_STEP_PX // 2:
+        cost = np.float32(COST_DB_PER_PX * step * DEPTH_STEP_PX)
+        moved = best.copy()
+        np.maximum(moved[..., step:], best[..., :-step] - cost, out=moved[..., step:])
+        np.maximum(moved[..., :-step], best[..., step:] - cost, out=moved[..., :-step])
+        best, step = moved, 2 * step
+    return np.asarray(best)
+
+
+class SurfaceSheet:
+    """Finds the sheet of strongest rise; takes rows of cells in order and gives them back some rows later.
+
+    Parameters
+    ----------
+    b_lines : int
+        Number of B-lines of the tile.
+    """
+
+    def __init__(self, *, a_lines: int, b_lines: int) -> None:
+        self._a_lines, self._b_lines = a_lines, b_lines
+        self._rows = -(-b_lines // CELL_PX)
+        self._forward: Floats | None = None
+        self._waiting: deque[tuple[Floats, Floats, Floats]] = deque()  # full response, response, sums but from below
+        self._taken = 0
+        self._surface: list[Floats] = []
+        self._confidence: list[Floats] = []
+
+    def add(self, intensity_db: Floats, /) -> None:
+        """Take the next rows of cells: mean intensity in dB, shape (rows, cells in x, z)."""
+        full = np.maximum(edge_response(intensity_db), np.float32(-100))
+        full[np.count_nonzero(intensity_db > 0, axis=-1) < 2 * EDGE_HALF_WIDTH_PX] = 0
+        response = np.ascontiguousarray(full[..., ::DEPTH_STEP_PX])
+        sums = response.copy()
+        n_cells = response.shape[1]
+        for order in (range(n_cells), range(n_cells - 1, -1, -1)):
+            carried = np.zeros_like(response[:, 0])
+            for i in order:
+                sums[:, i] += carried
+                carried = _spread(response[:, i] + carried)
+        for row in range(len(response)):
+            if self._forward is not None:
+                sums[row] += self._forward
+            previous = np.float32(0) if self._forward is None else self._forward
+            self._forward = _spread(response[row] + previous)
+            self._waiting.append((full[row], response[row], sums[row]))
+        self._taken += len(response)
+        complete = self._taken == self._rows
+        while self._waiting and (complete or len(self._waiting) > LOOKAHEAD_CELLS):
+            self._decide()
+
+    def _decide(self) -> None:
+        from_below: Floats | None = None
+        for _, response, _ in reversed([*self._waiting][1 : LOOKAHEAD_CELLS + 1]):
+            from_below = _spread(response if from_below is None else response + from_below)
+        full, _, sums = self._waiting.popleft()
+        total = sums if from_below is None else sums + from_below
+        best = total.argmax(axis=-1)
+        cells = np.arange(len(best))
+        inner = np.clip(best, 1, total.shape[-1] - 2)
+        left, middle, right = (total[cells, inner + d] for d in (-1, 0, 1))
+        bend = left - 2 * middle + right
+        shift = np.where((bend < 0) & (inner == best), 0.5 * (left - right) / np.where(bend < 0, bend, -1), 0)
+        depth_index = (DEPTH_STEP_PX * (best + np.clip(shift, -0.5, 0.5))).astype(np.float32)
+        self._surface.append(depth_index)
+        self._confidence.append(_confidence(full, np.rint(depth_index).astype(np.intp)))
+
+    def lines_known(self) -> int:
+        """Return the number of B-lines, from the first on, whose surface can be given."""
+        if self._taken == self._rows and not self._waiting:
+            return self._b_lines
+        return max(0, (len(self._surface) - 2) * CELL_PX)
+
+    def lines(self, first: int, last: int, /) -> tuple[Floats, Floats]:
+        """Return surface (depth index, with fractions) and confidence (0..1) of B-lines first..last-1, shape (x, y)."""
+        y = np.arange(first, last)
+        x = np.arange(self._a_lines)
+        low = max(0, first // CELL_PX - 2)  # rows further up have no say
+        rows = np.stack(self._surface[low:])
+        surface = _interpolated(rows, self._b_lines, y, offset=low)
+        surface = _interpolated(surface.T, self._a_lines, x)
+        confidence = np.stack(self._confidence)[y // CELL_PX][:, x // CELL_PX].T
+        return surface.astype(np.float32), confidence
+
+
+def _centres(n: int) -> NDArray[np.float64]:
+    starts = np.arange(0, n, CELL_PX)
+    return starts + (np.minimum(CELL_PX, n - starts) - 1) / 2
+
+
+def _interpolated(values: Floats, n: int, wanted: NDArray[np.intp], *, offset: int = 0) -> Floats:
+    """Interpolate linearly between the centres of cells along the first axis, and beyond the outer ones."""
+    centres = _centres(n)[offset : offset + len(values)]
+    if len(centres) == 1:
+        return np.repeat(values, len(wanted), axis=0)
+    left = np.clip(np.searchsorted(centres, wanted, side="right") - 1, 0, len(centres) - 2)
+    part = (wanted - centres[left]) / (centres[left + 1] - centres[left])
+    return np.asarray(values[left] + (part[:, np.newaxis] * (values[left + 1] - values[left])), dtype=np.float32)
+
+
+def _confidence(response: Floats, surface: NDArray[np.intp]) -> Floats:
+    """Return how far the rise at the surface exceeds its strongest rival elsewhere: 1 none, 0.5 equal, 0 no rise."""
+    cells = np.arange(len(surface))
+    own = np.maximum(response[cells, np.clip(surface, 0, response.shape[-1] - 1)], 0)
+    z = np.arange(response.shape[-1])
+    rival = np.where(np.abs(z - surface[:, np.newaxis]) > RIVAL_DISTANCE_PX, response, 0).max(axis=-1, initial=0)
+    return np.asarray(own / np.maximum(own + rival, np.float32(1e-6)), dtype=np.float32)
+
+
+def surface_sheet(intensity_db: Floats, /) -> tuple[Floats, Floats]:
+    """Return the surface of a whole tile as a smooth sheet, and its confidence.
+
+    Parameters
+    ----------
+    intensity_db : ndarray, shape (x, y, z)
+        Intensity in dB.
+
+    Returns
+    -------
+    surface : ndarray, shape (x, y)
+        Depth index, with fractions.
+    confidence : ndarray, shape (x, y)
+        0..1: rise at the surface over that plus the strongest rise elsewhere in the cell of 4 x 4 A-lines.
+
+    Examples
+    --------
+    A bright bubble above the surface and a dark vessel below it leave the sheet as it is:
+
+    >>> tile = np.full((24, 24, 120), 40, np.float32)
+    >>> tile[:, :, 60:] = 60
+    >>> tile[8:12, 8:12, 20:25] = 80
+    >>> tile[16:20, 4:8, 60:90] = 40
+    >>> surface, confidence = surface_sheet(tile)
+    >>> bool(abs(surface - 60).max() <= 1), bool(confidence[9, 9] < confidence[0, 0])
+    (True, True)
+    """
+    sheet = SurfaceSheet(a_lines=intensity_db.shape[0], b_lines=intensity_db.shape[1])
+    sheet.add(cell_means(np.ascontiguousarray(cell_means(intensity_db).swapaxes(0, 1))))
+    return sheet.lines(0, intensity_db.shape[1])
+
+
+def strongest_rise_near(response: Floats, surface: Floats, /, *, reach_px: int = NEAR_PX) -> Floats:
+    """Return the depth of the strongest rise within `reach_px` of a surface, A-line by A-line, unsmoothed.
+
+    `response` has shape (x, y, z), as from `edge_response`; `surface` (x, y).
+    """
+    centre = np.rint(surface).astype(np.intp)[..., np.newaxis]
+    near = np.clip(centre + np.arange(-reach_px, reach_px + 1), 0, response.shape[-1] - 1)
+    best = np.take_along_axis(response, near, axis=-1).argmax(axis=-1)
+    return np.take_along_axis(near, best[..., np.newaxis], axis=-1)[..., 0].astype(np.float32)

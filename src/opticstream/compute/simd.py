@@ -1,0 +1,210 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc, no-any-return, operator, arg-type"
+"""Vectors as values inside compiled kernels: `LANES` neighbouring A-lines are worked on by one instruction.
+
+Kernels that are written in these terms read like scalar formulas and do not depend on what a compiler's
+auto-vectorizer makes of a loop. A vector is loaded from and stored to a flat float32 array at an element index.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import binding, ir  # type: ignore[import-untyped]
+from numba import extending, types
+from numba.core import cgutils
+
+# numba's own stubs take an intrinsic for the function that makes its code; kernels call what that code does.
+_numba: Any = extending
+intrinsic, overload, register_model, models = _numba.intrinsic, _numba.overload, _numba.register_model, _numba.models
+
+LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+"""A-lines per vector: one AVX-512 register, or two of AVX or four of SSE/NEON for 8."""
+
+_FLOAT = ir.FloatType()
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_INTS = ir.VectorType(ir.IntType(32), LANES)
+_FLAGS = (
+    "contract",
+)  # a*b + c in one instruction; nothing is re-ordered, so results do not depend on the machine's mood
+
+
+class _Vector(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name=f"f32x{LANES}")
+
+
+vector_type = _Vector()
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[name-defined]
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _VECTOR)
+
+
+def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Return the pointer to element `index` of a flat array, as a vector pointer."""
+    structure = context.make_array(array_type)(context, builder, array)
+    return builder.bitcast(builder.gep(structure.data, [index]), _VECTOR.as_pointer())
+
+
+@intrinsic
+def load(typingctx: Any, array: Any, index: Any) -> Any:
+    """Load `LANES` consecutive elements from `index` on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _element(context, builder, signature.args[0], *args)
+        return builder.load(pointer, align=4)
+
+    return vector_type(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Store a vector at `index`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _element(context, builder, signature.args[0], args[0], args[1])
+        builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector_type), codegen
+
+
+def _splat(builder: Any, scalar: Any) -> Any:
+    single = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(_INTS, [0] * LANES)
+    return builder.shuffle_vector(single, ir.Constant(_VECTOR, ir.Undefined), zeros)
+
+
+@intrinsic
+def splat(typingctx: Any, scalar: Any) -> Any:
+    """Return a vector whose lanes are all `scalar`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _splat(builder, args[0])
+
+    return vector_type(types.float32), codegen
+
+
+@intrinsic
+def lane_numbers(typingctx: Any) -> Any:
+    """Return 0, 1, 2, ... as floats."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(_VECTOR, [float(i) for i in range(LANES)])
+
+    return vector_type(), codegen
+
+
+def _binary(name: str) -> Any:
+    @intrinsic
+    def operation(typingctx: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, name)(*args, flags=_FLAGS)
+
+        return vector_type(vector_type, vector_type), codegen
+
+    return operation
+
+
+_add, _sub, _mul, _div = (_binary(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
+
+
+def _register(symbol: Any, operation: Any) -> None:
+    @overload(symbol)
+    def resolve(a, b):  # numba compares the two signatures, annotations and all
+        if isinstance(a, _Vector) and isinstance(b, _Vector):
+            return lambda a, b: operation(a, b)
+        return None
+
+
+for _symbol, _operation in (
+    (operator.add, _add),
+    (operator.sub, _sub),
+    (operator.mul, _mul),
+    (operator.truediv, _div),
+):
+    _register(_symbol, _operation)
+
+
+def _call(name: str) -> Any:
+    """Make an intrinsic of an LLVM function of one vector."""
+
+    @intrinsic
+    def unary(typingctx: Any, a: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            function_type = ir.FunctionType(_VECTOR, [_VECTOR])
+            function = cgutils.get_or_insert_function(builder.module, function_type, f"{name}.v{LANES}f32")
+            return builder.call(function, args)
+
+        return vector_type(vector_type), codegen
+
+    return unary
+
+
+square_root = _call("llvm.sqrt")
+absolute = _call("llvm.fabs")
+floor = _call("llvm.floor")
+
+
+def _selecting(predicate: str) -> Any:
+    """Make `f(a, b, x, y)`: x where the comparison of a with b holds, y elsewhere."""
+
+    @intrinsic
+    def select(typingctx: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(predicate, args[0], args[1]), args[2], args[3])
+
+        return vector_type(vector_type, vector_type, vector_type, vector_type), codegen
+
+    return select
+
+
+where_less = _selecting("<")
+where_less_equal = _selecting("<=")
+where_equal = _selecting("==")
+
+
+@intrinsic
+def mantissa_and_exponent(typingctx: Any, a: Any) -> Any:
+    """Split positive normal numbers into a mantissa in [sqrt(1/2), sqrt(2)) and the power of two, both as floats."""
+    pair = types.UniTuple(vector_type, 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def constant(value: int) -> Any:
+            return ir.Constant(_INTS, [value] * LANES)
+
+        bits = builder.bitcast(args[0], _INTS)
+        shifted = builder.sub(bits, constant(0x3F3504F3))  # bits of sqrt(1/2)
+        exponent = builder.ashr(shifted, constant(23))
+        mantissa_bits = builder.sub(bits, builder.shl(exponent, constant(23)))
+        mantissa = builder.bitcast(mantissa_bits, _VECTOR)
+        return context.make_tuple(builder, pair, (mantissa, builder.sitofp(exponent, _VECTOR)))
+
+    return pair(vector_type), codegen
+
+
+def _reduction(name: str, start: float | None) -> Any:
+    """Make an intrinsic that folds the lanes of a vector into one float."""
+
+    @intrinsic
+    def reduce(typingctx: Any, a: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            first = [] if start is None else [ir.Constant(_FLOAT, start)]
+            function_type = ir.FunctionType(_FLOAT, [*(value.type for value in first), _VECTOR])
+            function = cgutils.get_or_insert_function(
+                builder.module, function_type, f"llvm.vector.reduce.{name}.v{LANES}f32"
+            )
+            # re-association only within this one instruction: a tree instead of a chain, the same on every machine
+            return builder.call(function, [*first, *args], fastmath=("reassoc",))
+
+        return types.float32(vector_type), codegen
+
+    return reduce
+
+
+lanes_sum = _reduction("fadd", -0.0)
+lanes_minimum = _reduction("fmin", None)
+lanes_maximum = _reduction("fmax", None)

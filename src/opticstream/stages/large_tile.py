@@ -1,0 +1,244 @@
+"""A tile of any size, streamed through the compiled engine by blocks: bounded memory, all cores, one reading."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.robust_surface import CELL_PX, LOOKAHEAD_LINES
+from opticstream.compute.spectral import SpectralPlan
+from opticstream.compute.tile_engine import InlineExecutor, TileEngine, TileOptions, Transform, memory_per_b_line
+from opticstream.config.processing import ReconstructionSettings
+from opticstream.io.nifti_stream import VolumeFile, open_volume
+from opticstream.io.raw import ComplexTile, SpectralTile
+from opticstream.model.errors import ConfigurationError
+from opticstream.stages.archive_tile import ArchiveWriter, archive_tile, open_archive
+from opticstream.stages.reconstruction import UNITS, Reconstructed, TileJob, depth_step_mm, plan_from_settings
+from opticstream.stages.tile_qc import Saturation
+
+_LARGEST_BLOCK = 16
+_ARCHIVE_BYTES = 128 << 20
+"""Raw bytes that may wait for the compressor."""
+
+
+def options_from_job(job: TileJob, /) -> TileOptions:
+    """Return what the engine has to make."""
+    settings, enface = job.processing.reconstruction, job.processing.enface
+    if job.given_surface is not None:
+        surface: Any = job.given_surface
+    elif isinstance(enface.surface, int):
+        surface = np.full((job.a_lines, job.b_lines), enface.surface, np.float32)
+    else:
+        surface = "gradient" if enface.surface == "find" else enface.surface
+    volumes = [name for name in job.targets if name in ("dBI", "R3D", "O3D")]
+    if "complex" in job.targets and job.scan.raw_format != "complex":
+        volumes.append("complex")
+    return TileOptions(
+        surface=surface,
+        surface_threshold_db=enface.surface_threshold_db,
+        offset=enface.offset,
+        depth=enface.depth,
+        maps=enface.modalities,
+        volumes=tuple(volumes),
+        orientation_method=enface.orientation_method,
+        birefringence_method=enface.birefringence_method,
+        flip_z=settings.flip_z,
+        flip_phase=settings.flip_phase,
+        phase_offset_deg=settings.phase_offset_deg,
+        depth_step_um=1000 * depth_step_mm(job.scan, settings),
+        wavelength_um=job.scan.wavelength_um,
+    )
+
+
+def transform_from_settings(settings: ReconstructionSettings, /) -> Transform | None:
+    """Return the Fourier transform of the chosen library; None is our own.
+
+    Raises
+    ------
+    ConfigurationError
+        The library is not installed.
+    """
+    try:
+        match settings.fft:
+            case "native":
+                return None
+            case "numpy":
+                return np.fft.fft
+            case "scipy":
+                from scipy.fft import fft
+
+                return fft
+            case "pyfftw":
+                from importlib import import_module  # an extra that is not installed with us
+
+                fftw: Transform = import_module("pyfftw.interfaces.numpy_fft").fft
+                return fftw
+    except ImportError as error:
+        raise ConfigurationError(
+            f'processing.reconstruction.fft = "{settings.fft}" is not installed: {error}'
+        ) from error
+
+
+def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
+    """Return how many B-lines are read at a time, so that the tile keeps within its memory budget.
+
+    Raises
+    ------
+    ConfigurationError
+        The budget does not hold a single B-line and those that the surface must look ahead; says what is needed.
+    """
+    scan, settings = job.scan, job.processing.reconstruction
+    samples = scan.samples if scan.raw_format != "complex" else 2 * depth
+    padding = settings.zero_padding if scan.raw_format != "complex" else 1
+    per_line = memory_per_b_line(
+        samples=samples,
+        zero_padding=padding,
+        a_lines=job.a_lines,
+        channels=scan.channels,
+        volumes=sum(2 * scan.channels if name == "complex" else 1 for name in options.volumes),
+        bytes_per_sample=2 if scan.raw_format != "complex" else 8,
+    )
+    profiles = scan.channels * (job.a_lines + 16) * samples * padding * 4
+    robust = isinstance(options.surface, str) and options.surface == "robust"
+    ahead = (LOOKAHEAD_LINES + CELL_PX if robust else 2) + (6 if options.birefringence_method == "unwrap" else 0)
+    maps = (len(options.maps) + 5) * job.a_lines * job.b_lines * 4
+    fixed = profiles * ahead + maps + job.threads * profiles + (_ARCHIVE_BYTES if job.archive else 0)
+    budget = settings.memory_budget_gb * 1e9
+    lines = int((budget - fixed) // per_line)
+    if lines < 1:
+        raise ConfigurationError(
+            f"processing.reconstruction.memory_budget_gb = {settings.memory_budget_gb:g} is too small for tiles of "
+            f"{job.a_lines} x {samples} samples on {job.threads} threads; it needs {(fixed + per_line) / 1e9:.2g}"
+        )
+    return min(_LARGEST_BLOCK, lines, job.b_lines)
+
+
+def reconstruct_in_blocks(job: TileJob, /) -> Reconstructed:
+    """Read a tile once, archive and reconstruct it, write its volumes, and return the rest."""
+    options = options_from_job(job)
+    with contextlib.ExitStack() as stack:
+        pool: ThreadPoolExecutor | None = None
+        if job.threads > 1:
+            pool = stack.enter_context(ThreadPoolExecutor(job.threads, thread_name_prefix="tile"))
+        if job.scan.raw_format == "complex":
+            return _from_complex(job, options, stack, pool)
+        return _from_spectra(job, options, stack, pool)
+
+
+def _volume_files(job: TileJob, options: TileOptions, depth: int, stack: contextlib.ExitStack) -> dict[str, VolumeFile]:
+    widths = {name: job.a_lines * (2 * job.scan.channels if name == "complex" else 1) for name in options.volumes}
+    return {
+        name: stack.enter_context(
+            open_volume(
+                job.targets[name],
+                (width, job.b_lines, depth),
+                voxel_size_mm=job.voxel_size_mm,
+                description=UNITS[name],
+            )
+        )
+        for name, width in widths.items()
+    }
+
+
+def _engine(
+    job: TileJob,
+    options: TileOptions,
+    volumes: dict[str, VolumeFile],
+    pool: Executor | None,
+    block: int,
+    plan: SpectralPlan | None,
+    depth: int,
+) -> TileEngine:
+    def sink(first: int, blocks: dict[str, NDArray[np.float32]]) -> None:
+        for name, values in blocks.items():
+            volumes[name].write(first, values)
+
+    return TileEngine(
+        options,
+        a_lines=job.a_lines,
+        b_lines=job.b_lines,
+        channels=job.scan.channels,
+        depth=depth,
+        cut=0 if plan is None else plan.cut,
+        plan=plan,
+        block=block,
+        executor=pool or InlineExecutor(),
+        threads=job.threads,
+        fft=transform_from_settings(job.processing.reconstruction),
+        sink=sink,
+    )
+
+
+def _from_spectra(
+    job: TileJob, options: TileOptions, stack: contextlib.ExitStack, pool: ThreadPoolExecutor | None
+) -> Reconstructed:
+    scan = job.scan
+    assert scan.raw_format != "complex"
+    plan = plan_from_settings(scan, job.processing.reconstruction)
+    reader = stack.enter_context(SpectralTile.open(job.source, job.spectral_shape, raw_format=scan.raw_format))
+    block = block_size(job, options, plan.depth)
+    writer: ArchiveWriter | None = None
+    if job.archive is not None:
+        writer = stack.enter_context(open_archive(job.archive, level=job.processing.archive.level, pool=pool))
+    volumes = _volume_files(job, options, plan.depth, stack)
+    engine = _engine(job, options, volumes, pool, block, plan, plan.depth)
+    saturation = Saturation()
+    tap = writer.tap if writer else None
+    for first, counts in reader.blocks(block, tap=tap, reuse=writer is None):
+        engine.add_spectra(counts)
+        saturation.add(counts)
+        job.progress(0.95 * (first + len(counts)) / job.b_lines)
+    return _reconstructed(engine, volumes, reader.file_bytes, writer.finish() if writer else None, saturation.fraction)
+
+
+def _from_complex(
+    job: TileJob, options: TileOptions, stack: contextlib.ExitStack, pool: ThreadPoolExecutor | None
+) -> Reconstructed:
+    tile = ComplexTile.open(
+        job.source, a_lines=job.a_lines, b_lines=job.b_lines, channels=job.scan.channels, setting=job.setting
+    )
+    block = block_size(job, options, tile.depth)
+    volumes = _volume_files(job, options, tile.depth, stack)
+    engine = _engine(job, options, volumes, pool, block, None, tile.depth)
+    for first in _steps(job.b_lines, block):
+        engine.add_complex(tile.block(first, block))
+        job.progress(0.95 * min(1.0, (first + block) / job.b_lines))
+    done = _reconstructed(engine, volumes, job.source.stat().st_size, None, 0.0)
+    if job.archive is None:
+        return done
+    # Apart: a complex tile lies depth-slowest, so B-lines are no run of bytes that a checksum could follow.
+    archived = archive_tile(job.source, job.archive, level=job.processing.archive.level, threads=job.threads)
+    return _with_checksum(done, archived.sha256)
+
+
+def _steps(n: int, step: int) -> Iterator[int]:
+    yield from range(0, n, step)
+
+
+def _reconstructed(
+    engine: TileEngine,
+    volumes: dict[str, VolumeFile],
+    raw_bytes: int,
+    raw_sha256: str | None,
+    saturated_fraction: float,
+) -> Reconstructed:
+    return Reconstructed(
+        maps=engine.finish(),
+        confidence=engine.confidence,
+        noise_db=engine.noise_db,
+        written={name: volume.bytes for name, volume in volumes.items()},
+        raw_bytes=raw_bytes,
+        raw_sha256=raw_sha256,
+        saturated_fraction=saturated_fraction,
+    )
+
+
+def _with_checksum(done: Reconstructed, sha256: str) -> Reconstructed:
+    from dataclasses import replace
+
+    return replace(done, raw_sha256=sha256)

@@ -1,0 +1,69 @@
+"""A small tile in plain NumPy, held whole: no compiled code to load, at most a second of work."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from opticstream.compute.jones import complex_tile_from_jones, jones_from_complex_tile
+from opticstream.compute.spectral import jones_from_spectra
+from opticstream.io.nifti_stream import write_map
+from opticstream.io.raw import ComplexTile, SpectralTile
+from opticstream.stages.archive_tile import ArchiveWriter, archive_tile, open_archive
+from opticstream.stages.reconstruction import UNITS, Reconstructed, TileJob, arrays_from_jones, plan_from_settings
+from opticstream.stages.tile_qc import Saturation
+
+_BLOCK_BYTES = 16 << 20
+
+
+def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
+    """Read a tile once, archive and reconstruct it, write its volumes, and return the rest."""
+    scan, processing = job.scan, job.processing
+    saturation = Saturation()
+    raw_sha256 = None
+    if scan.raw_format == "complex":
+        opened = ComplexTile.open(
+            job.source, a_lines=job.a_lines, b_lines=job.b_lines, channels=scan.channels, setting=job.setting
+        )
+        jones = jones_from_complex_tile(opened.block(0, job.b_lines), channels=scan.channels)
+        raw_bytes = job.source.stat().st_size
+        if job.archive is not None:  # apart: a complex tile lies depth-slowest, so B-lines are no run of bytes
+            raw_sha256 = archive_tile(job.source, job.archive, level=processing.archive.level).sha256
+    else:
+        plan = plan_from_settings(scan, processing.reconstruction)
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(SpectralTile.open(job.source, job.spectral_shape, raw_format=scan.raw_format))
+            writer: ArchiveWriter | None = None
+            if job.archive is not None:
+                writer = stack.enter_context(open_archive(job.archive, level=processing.archive.level))
+            jones = np.empty((scan.channels, job.a_lines, job.b_lines, plan.depth), np.complex64)
+            rows = max(1, _BLOCK_BYTES // reader.bytes_per_b_line)
+            for first, counts in reader.blocks(rows, tap=writer.tap if writer else None):
+                jones[:, :, first : first + len(counts)] = jones_from_spectra(counts, plan)
+                saturation.add(counts)
+                job.progress(0.6 * (first + len(counts)) / job.b_lines)
+            raw_bytes = reader.file_bytes
+            if writer is not None:
+                raw_sha256 = writer.finish()
+    arrays = arrays_from_jones(jones, scan=scan, processing=processing, given_surface=job.given_surface)
+    job.progress(0.8)
+    written = {}
+    for name, path in job.targets.items():
+        if name == "complex" and scan.raw_format != "complex":
+            data = complex_tile_from_jones(jones)
+        elif name in arrays.volumes:
+            data = arrays.volumes[name]
+        else:
+            continue
+        content = write_map(path, data, voxel_size_mm=job.voxel_size_mm, description=UNITS[name])
+        written[name] = len(content)
+    return Reconstructed(
+        maps=arrays.maps,
+        confidence=arrays.confidence,
+        noise_db=arrays.noise_db,
+        written=written,
+        raw_bytes=raw_bytes,
+        raw_sha256=raw_sha256,
+        saturated_fraction=saturation.fraction,
+    )
