@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import opticstream
-from opticstream.cli import demo, project, run, serve, status
+from opticstream.cli import demo, project, register, run, serve, sim, status, stitch
 
 app = typer.Typer(
     name="opticstream",
@@ -33,6 +33,11 @@ app.command("status", rich_help_panel=_PIPELINE)(status.status)
 app.command("retry", rich_help_panel=_PIPELINE)(status.retry)
 app.command("history", rich_help_panel=_PIPELINE)(status.history)
 app.add_typer(project.app, name="project", rich_help_panel=_PIPELINE)
+app.command("validate", rich_help_panel=_PIPELINE)(sim.validate)
+app.add_typer(sim.app, name="sim", rich_help_panel=_FILES)
+app.add_typer(stitch.app, name="stitch", rich_help_panel=_FILES)
+app.command("register", rich_help_panel=_FILES)(register.register)
+app.command("sample", rich_help_panel=_FILES)(register.sample)
 app.command("up", rich_help_panel=_HOSTS)(serve.up)
 app.command("server", rich_help_panel=_HOSTS)(serve.server)
 app.command("worker", rich_help_panel=_HOSTS)(serve.worker)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from opticstream.cli.console import err, out
-from opticstream.flows.driver import Driver
 from opticstream.pipeline.progress import MosaicProgress, ProjectProgress
+
+if TYPE_CHECKING:  # the driver brings Prefect, which reads its settings when it is imported: before a server stands
+    from opticstream.flows.driver import Driver
 
 
 def mosaic_line(mosaic: MosaicProgress, /) -> str:

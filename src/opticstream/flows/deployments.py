@@ -121,8 +121,8 @@ def trigger_of(deployment: Deployment, /, *, collapse_s: float) -> DeploymentEve
         parameters={
             "event_name": "{{ event.event }}",
             "payload": _PAYLOAD,
-            "occurred": "{{ event.occurred }}",
-            "window_s": str(collapse_s),
+            "occurred": "{{ event.occurred.isoformat() }}",
+            "window_s": collapse_s,
         },
     )
 
