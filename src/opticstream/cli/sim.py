@@ -102,6 +102,38 @@ def rig(
         ).run(progress=tell)
 
 
+@app.command("show")
+def show(
+    project: ProjectArgument,
+    folder: Annotated[Path, typer.Argument(help="Folder for the pictures.")],
+    phantom: Annotated[
+        Path | None, typer.Option(help="Phantom file (JSON or TOML); default: phantom.json beside the project file.")
+    ] = None,
+    tile: Annotated[
+        str | None, typer.Option(help="MOSAIC/TILE to look at, e.g. 2/13; default: one in the middle.")
+    ] = None,
+) -> None:
+    """Draw the phantom: the truth of a mosaic, and one tile through the instrument."""
+    from opticstream.model.ids import TileId
+    from opticstream.sim.phantom_pictures import write_phantom_pictures
+    from opticstream.sim.settings import load_phantom
+    from opticstream.sim.tiles import TileSimulator
+
+    with errors_shown():
+        config = load_project(project)
+        simulator = TileSimulator(config, load_phantom(phantom or Path(project).absolute().parent / _PHANTOM))
+        chosen = None
+        if tile is not None:
+            try:
+                mosaic_id, _, tile_id = tile.partition("/")
+                chosen = TileId(int(mosaic_id), int(tile_id))
+                simulator.layout.grid_position(chosen)
+            except ValueError as error:
+                raise ConfigurationError(f"--tile {tile!r}: expected MOSAIC/TILE of the project ({error})") from None
+        for path in write_phantom_pictures(simulator, folder, tile=chosen):
+            out.print(str(path), markup=False)
+
+
 def _rate(text: str) -> float:
     try:
         rate = float(text.strip().removesuffix("x"))

@@ -222,7 +222,7 @@ class Sample:
         first = load(fibres.directions_file)
         none = np.full_like(first, -1.0)
         second = load(fibres.second_directions_file) if fibres.second_directions_file else none
-        mask = load(fibres.mask_file) > 0 if fibres.mask_file else np.ones(first.shape, dtype=bool)
+        mask = load(fibres.mask_file) > fibres.mask_above if fibres.mask_file else np.ones(first.shape, dtype=bool)
         for name, image in (("second_directions_file", second), ("mask_file", mask)):
             if image.shape != first.shape:
                 raise CalibrationError(

@@ -43,6 +43,7 @@ def optic_tract_phantom(directions: Path, /, *, seed: int = 1, slices: int = 2) 
         directions_file=directions / "cluster_dir_1.tiff",
         second_directions_file=directions / "cluster_dir_2.tiff",
         mask_file=directions / "cluster_avg.tiff",
+        mask_above=190.0,  # counts; the glass around the tissue shines with about 160
     )
     sample = base.sample.model_copy(
         update={"fibres": fibres, "outline": "full", "white_fraction": 1.0, "isotropic_fraction": 0.0}

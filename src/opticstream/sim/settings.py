@@ -45,7 +45,9 @@ class ImageFibres(Settings):
     second_directions_file: Path | None = None
     """Second, crossing direction; negative where there is none."""
     mask_file: Path | None = None
-    """Image that is zero in the background; directions there are not used."""
+    """Image of mean brightness; directions are not used where it is dark."""
+    mask_above: float = 0.0
+    """Brightness of the mask from which directions are used."""
     crossing_period_um: float = Field(default=160.0, gt=0)
     """Width of a pair of interleaved fascicles where two directions cross."""
     pixel_um: float | None = Field(default=None, gt=0)

@@ -187,7 +187,7 @@ def validate_project(
     truth_folder : Path
         Where the rig left the truth.
     bounds : mapping
-        Bounds of the medians, by quantity.
+        Bounds of the medians, by quantity; those of quantities that such a project cannot have are ignored.
     rules : Rules, optional
         What is compared.
 
@@ -199,6 +199,12 @@ def validate_project(
         The truth belongs to another acquisition.
     """
     truth = Truth.load(truth_folder)
+    impossible: set[str] = set()
+    if config.scan.channels == 1:
+        impossible |= {"retardance", "orientation", "birefringence"}
+    if config.scan.channels == 1 or len(config.scan.illuminations) == 1:
+        impossible |= {"registration", "inplane", "thruplane", "axis", "true birefringence"}
+    bounds = {name: value for name, value in bounds.items() if name not in impossible}
     return _Validation(config, truth, rules or Rules()).report(bounds)
 
 
@@ -226,7 +232,7 @@ class _Validation:
         for index in range(len(self.truth.document["illuminations"])):
             self._try(self._focus, index)
         for entry in self.truth.slices:
-            if entry["moving"]:
+            if entry["moving"] and self.config.scan.channels == 2:
                 self._try(self._registration, entry)
                 self._try(self._axis, entry)
         figures = tuple(self.errors.figures(bounds))
