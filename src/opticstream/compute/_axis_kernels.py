@@ -13,7 +13,8 @@ import numpy as np
 from numba import njit
 
 MAX_MAXIMA = 12
-MAX_STARTS = MAX_MAXIMA + 8
+MAX_PAIR_STARTS = 48
+MAX_STARTS = MAX_MAXIMA + MAX_PAIR_STARTS
 MAX_STEPS = 60
 MAX_BEAMS = 16
 TINY = 1e-300
@@ -170,24 +171,17 @@ def _spread(h: Any, r: Any) -> tuple[float, float]:
 def _pair_starts(unit: Any, frames: Any, n: int, found: Any) -> int:
     """Write starts to `found` and return their number.
 
-    They are directions that fit one beam's angle exactly, and the ratio of the two strongest beams' birefringence.
+    They are directions that fit one beam's angle exactly, and the ratio of its birefringence to that of another beam,
+    for all pairs of beams.
 
     On the plane that holds beam k and its measured vector, u = (cot k + m) and the ratio is a quadratic in cot; without
     a real root its vertex is the nearest fit. These starts find minima too narrow for the table (axes close to a beam).
     """
     count = 0
-    one, two = 0, 1
-    if n > 2:
-        power_one, power_two = -1.0, -1.0
-        for i in range(n):
-            power = unit[i, 0] ** 2 + unit[i, 1] ** 2
-            if power > power_one:
-                two, power_two = one, power_one
-                one, power_one = i, power
-            elif power > power_two:
-                two, power_two = i, power
-    for turn in range(2):
-        i, j = (one, two) if turn == 0 else (two, one)
+    for pair in range(n * n):
+        i, j = pair // n, pair % n
+        if i == j or count > MAX_PAIR_STARTS - 2:
+            continue
         mi = math.sqrt(unit[i, 0] ** 2 + unit[i, 1] ** 2)
         mj = math.sqrt(unit[j, 0] ** 2 + unit[j, 1] ** 2)
         if not mi > 0.0:
