@@ -22,7 +22,7 @@ def best_integer_shift(first, second, nominal, reach=12):
     size = np.array(first.shape)
     for dx in range(-reach, reach + 1):
         for dy in range(-reach, reach + 1):
-            step = nominal + (dx, dy)
+            step = nominal + np.array([dx, dy])
             low, high = np.maximum(step, 0), np.minimum(size, size + step)
             one = first[low[0] : high[0], low[1] : high[1]]
             other = second[low[0] - step[0] : high[0] - step[0], low[1] - step[1] : high[1] - step[1]]

@@ -261,11 +261,12 @@ def volume(
 ) -> None:
     """Stitch the volumes of a mosaic into OME-Zarr, in a memory budget; a killed run is taken up where it stopped."""
     from opticstream.config.processing import VolumeSettings
-    from opticstream.stages.stitch_volume import stitch_modality, stitch_volume
+    from opticstream.stages.stitch_volume import dask_executor, stitch_modality, stitch_volume
 
     with errors_shown(), _progress("volume", as_json) as progress:
         if version not in (None, "0.4", "0.5"):
             raise ConfigurationError(f"--ngff must be 0.4 or 0.5, got {version!r}")
+        executor = dask_executor(dask) if dask else None
         update: dict[str, Any] = {"memory_budget_gb": memory_gb} if memory_gb else {}
         update |= {"format": version} if version else {}
         if _is_project(source):
@@ -280,7 +281,7 @@ def volume(
                 mask_path=paths.mosaic_product(item, "mask"),
                 stitched_folder=out_folder or paths.stitched_folder(item),
                 progress=progress,
-                dask_address=dask,
+                executor=executor,
             )
             told: dict[str, Any] = {"outputs": {}, "verdict": None}
         else:
@@ -294,7 +295,7 @@ def volume(
                 voxel_size_mm=pixel_mm,
                 settings=VolumeSettings().model_copy(update=update),
                 progress=progress,
-                dask_address=dask,
+                executor=executor,
             )
         result = made.as_dict()
         result["outputs"] = told["outputs"] | result["outputs"]

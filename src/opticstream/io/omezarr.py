@@ -178,6 +178,57 @@ def _boot_id() -> str:
         return ""
 
 
+class LevelArrays:
+    """The arrays of a store's levels, open for reading and writing; other processes may hold them open too.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the store lies now.
+    layout : StoreLayout
+        Geometry.
+    threads : int
+        Threads that compress and write.
+    """
+
+    def __init__(self, folder: Path, layout: StoreLayout, /, *, threads: int = 2) -> None:
+        import tensorstore as ts
+
+        self.folder, self.layout = folder, layout
+        context = ts.Context(
+            {
+                # Data reaches the disk before the store takes its name (`StoreWriter.finish`), not file by file.
+                "file_io_sync": False,
+                "cache_pool": {"total_bytes_limit": 0},
+                "data_copy_concurrency": {"limit": threads},
+                "file_io_concurrency": {"limit": max(threads, 2)},
+            }
+        )
+        self._arrays = [
+            ts.open(_array_spec(folder, layout, level), create=True, open=True, context=context).result()
+            for level in range(layout.levels)
+        ]
+
+    def write(self, level: int, corner: tuple[int, int, int], data: NDArray[np.float32], /) -> Any:
+        """Start to write a block whose first voxel is `corner`; parts beyond the level's size are cut off.
+
+        Returns
+        -------
+        pair of futures
+            `data` may be reused when the first (``copy``) is done; the block is stored when the second is.
+        """
+        shape = self.layout.level_shape(level)
+        size = [min(n, s - c) for n, s, c in zip(data.shape, shape, corner, strict=True)]
+        if min(size) <= 0:
+            return None
+        region = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
+        return self._arrays[level][region].write(data[: size[0], : size[1], : size[2]])
+
+    def read(self, level: int, region: tuple[slice, slice, slice], /) -> NDArray[np.float32]:
+        """Return voxels that are already stored."""
+        return np.asarray(self._arrays[level][region].read().result())
+
+
 class StoreWriter:
     """A store being filled. Use as a context manager; call `finish` when every block is written.
 
@@ -206,10 +257,8 @@ class StoreWriter:
     ) -> None:
         import hashlib
 
-        import tensorstore as ts
-
         self.path, self.layout = path, layout
-        attributes = {"multiscales": [multiscales_metadata(layout, name=name)]}
+        self._attributes = {"multiscales": [multiscales_metadata(layout, name=name)]}
         identity = json.dumps([layout.__dict__, name, provenance], sort_keys=True, default=str)
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         stem, dot, suffixes = path.name.partition(".")
@@ -227,20 +276,8 @@ class StoreWriter:
         if not self.finished:
             self._journal.write(f"boot {_boot_id()}\n")
             self._journal.flush()
-        self._context = ts.Context(
-            {
-                # Data reaches the disk before the store takes its name (`finish`), not file by file.
-                "file_io_sync": False,
-                "cache_pool": {"total_bytes_limit": 0},
-                "data_copy_concurrency": {"limit": threads},
-                "file_io_concurrency": {"limit": max(threads, 2)},
-            }
-        )
-        self._arrays = [
-            ts.open(_array_spec(self._work, layout, level), create=True, open=True, context=self._context).result()
-            for level in range(layout.levels)
-        ]
-        self._write_group(attributes, provenance)
+        self.levels = LevelArrays(self._work, layout, threads=threads)
+        self._write_group(provenance)
 
     def _read_journal(self) -> set[int]:
         """Return the blocks that an earlier run finished; none after the machine restarted, when data may be lost."""
@@ -255,7 +292,9 @@ class StoreWriter:
             int(line.removeprefix("block ")) for line in lines[1:] if line.startswith("block ") and line[-1] == "\n"
         }
 
-    def _write_group(self, attributes: dict[str, Any], provenance: Mapping[str, Any]) -> None:
+    def _write_group(self, provenance: Mapping[str, Any]) -> None:
+        attributes = self._attributes
+
         def dump(name: str, content: Mapping[str, Any]) -> None:
             text = json.dumps(content, indent=2, sort_keys=True, default=str, allow_nan=False) + "\n"
             temporary = self._work / f"{name}.new"
@@ -272,33 +311,19 @@ class StoreWriter:
             dump(".zgroup", {"zarr_format": 2})
             dump(".zattrs", {**attributes, "opticstream": plain})
 
-    def write(self, level: int, corner: tuple[int, int, int], data: NDArray[np.float32], /) -> Any:
-        """Start to write a block whose first voxel is `corner`; parts beyond the level's size are cut off.
-
-        Returns
-        -------
-        pair of futures
-            `data` may be reused when the first (``copy``) is done; the block is stored when the second is.
-        """
-        shape = self.layout.level_shape(level)
-        size = [min(n, s - c) for n, s, c in zip(data.shape, shape, corner, strict=True)]
-        if min(size) <= 0:
-            return None
-        region = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
-        return self._arrays[level][region].write(data[: size[0], : size[1], : size[2]])
-
-    def read(self, level: int, region: tuple[slice, slice, slice], /) -> NDArray[np.float32]:
-        """Return voxels that are already stored."""
-        return np.asarray(self._arrays[level][region].read().result())
-
     def note_finished(self, block: int, /) -> None:
         """Record that every level of a block is stored."""
         self._journal.write(f"block {block}\n")
         self._journal.flush()
         self.finished.add(block)
 
-    def finish(self) -> Path:
-        """Bring everything to the disk, give the store its name and return it; an older store is replaced."""
+    def finish(self, provenance: Mapping[str, Any] | None = None, /) -> Path:
+        """Bring everything to the disk, give the store its name and return it; an older store is replaced.
+
+        `provenance` replaces that given at the start, where more is known at the end.
+        """
+        if provenance is not None:
+            self._write_group(provenance)
         self._journal.close()
         for entry in (self._journal_path, self._work / f"{_JOURNAL}.lock"):
             entry.unlink(missing_ok=True)

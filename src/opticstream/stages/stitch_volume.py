@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,19 @@ from opticstream.config import ScanSettings
 from opticstream.config.processing import VolumeSettings
 from opticstream.io.images import TileVolume
 from opticstream.io.nifti import read_nifti
-from opticstream.io.omezarr import IN_PASS_LEVELS, StoreLayout, StoreWriter, store_layout
+from opticstream.io.omezarr import IN_PASS_LEVELS, LevelArrays, StoreLayout, StoreWriter, store_layout
 from opticstream.io.tilemap import TileMap, read_tilemap
 from opticstream.model.errors import ConfigurationError, InputError, TileSizeError
 from opticstream.model.ids import MosaicId
 from opticstream.stages.find_focus import focus_for_volume
 from opticstream.stages.mosaic_tiles import AXIAL, MosaicTiles, check_template, tiles_of_mosaic
 
+if TYPE_CHECKING:
+    from opticstream.compute.stitching.volume import BlockTiles
+
 Progress = Callable[[float], None]
-_BASE_BYTES = 200 << 20
+Corner = tuple[int, int, int]
+_BASE_BYTES = 220 << 20
 """What the interpreter and its libraries take of the budget."""
 
 
@@ -79,6 +83,7 @@ def stitch_volume(
     stitched_folder: Path,
     threads: int = 0,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> VolumeResult:
     """Stitch the volumes of a mosaic.
 
@@ -104,6 +109,9 @@ def stitch_volume(
         Threads; 0 takes all cores that the process may use.
     progress : callable, optional
         Told the fraction done.
+    executor : concurrent.futures.Executor, optional
+        Does the blocks elsewhere, e.g. `dask_executor` for a Dask cluster or a pool of processes; tiles and results
+        must lie on file systems that its workers share. The bytes written are the same.
 
     Raises
     ------
@@ -135,6 +143,7 @@ def stitch_volume(
             focus=focus_for_volume(focus_path, tiles.tile_shape),
             mask_path=mask_path if settings.apply_mask else None,
             threads=threads,
+            executor=executor,
             progress=_part_of(report, done, len(settings.modalities)),
         )
         outputs[modality], shape, resumed = path, one.shape, resumed + one.resumed_blocks
@@ -158,6 +167,7 @@ def stitch_modality(
     mask_path: Path | None = None,
     threads: int = 0,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> VolumeResult:
     """Stitch one volume of tiles at given places; what `stitch_volume` does for each modality."""
     tiles.require(modality)
@@ -187,8 +197,20 @@ def stitch_modality(
     job = _Job(volumes, tiles, canvas, positions, focus, mask, modality in AXIAL, z_start, layout, plan, threads)
     with StoreWriter(path, layout, name=path.name.split(".")[0], provenance=provenance, threads=threads) as store:
         resumed = len(store.finished)
-        job.run(store, progress or (lambda _fraction: None))
-        store.finish()
+        # One thread goes ahead through the files, roughly in the order of the blocks: what it reads is in memory when
+        # a block needs it, so that the disk is read once.
+        with ThreadPoolExecutor(1) as ahead:
+            order = sorted(volumes, key=lambda n: positions[tiles.numbers.index(n)][::-1].tolist())
+            checksums = {n: ahead.submit(_checksum, volumes[n].path) for n in order}
+            try:
+                job.run(store, progress or (lambda _fraction: None), executor)
+            except BaseException:
+                ahead.shutdown(wait=False, cancel_futures=True)
+                raise
+            for entry in provenance["inputs"]:
+                entry["crc32"] = checksums[entry["tile"]].result()
+                del entry["sample"]
+        store.finish(provenance)
     return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, resumed)
 
 
@@ -246,6 +268,24 @@ class _Plan:
     block: tuple[int, int, int]
 
 
+def _checksum(path: Path) -> str:
+    """Return the CRC-32 of a file; of a folder, of its files' names and contents in order.
+
+    It guards against mix-ups and damage, and costs a tenth of a SHA-256.
+    """
+    from isal import isal_zlib
+
+    value = 0
+    buffer = memoryview(bytearray(4 << 20))
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        if file != path:
+            value = isal_zlib.crc32(file.relative_to(path).as_posix().encode(), value)
+        with file.open("rb", buffering=0) as content:
+            while count := content.readinto(buffer):
+                value = isal_zlib.crc32(buffer[:count], value)
+    return f"{value:08x}"
+
+
 def _plan(
     shape: tuple[int, int, int],
     voxel_um: tuple[float, float, float],
@@ -268,8 +308,8 @@ def _plan(
         touched_y, touched_x = by + tile_y, bx + tile_x
         inputs = 4 * (bz + reach) * max(cover, 1.0) * touched_y * touched_x
         weights = 4 * max(cover, 1.0) * (by + 2 * tile_y) * touched_x
-        # Two outputs (one is written while the next is made), components of axes, levels, compressed shards.
-        outputs = 4 * bz * by * bx * ((3 if axial else 2) + 0.75)
+        # The block (and the sines of axes), the writer's copy of the one before, its compressed shards, the levels.
+        outputs = 4 * bz * by * bx * ((2 if axial else 1) + 1 + 0.9 + 0.4)
         return int(inputs + weights + outputs + fixed)
 
     for largest in ((128, 512, 512), (64, 512, 512), (64, 256, 256), (64, 128, 128), (64, 64, 64)):
@@ -313,7 +353,7 @@ def _provenance(
                 "tile": number,
                 "file": volume.path.name,
                 "bytes": stat.st_size,
-                "head_sha256": _head_checksum(volume.path),
+                "sample": _sampled_checksum(volume.path),
             }
         )
     return {
@@ -328,8 +368,11 @@ def _provenance(
     }
 
 
-def _head_checksum(path: Path) -> str:
-    """Return the SHA-256 of 64 kB at the start, middle and end of a file; of a folder, of its names."""
+def _sampled_checksum(path: Path) -> str:
+    """Return the SHA-256 of 64 kB at the start, middle and end of a file; of a folder, of its names.
+
+    It tells cheaply, before anything is read, whether an unfinished store was made from these inputs.
+    """
     digest = hashlib.sha256()
     if path.is_dir():
         for entry in sorted(p.relative_to(path).as_posix() for p in path.rglob("*")):
@@ -371,7 +414,7 @@ class _Buffers:
 
 @dataclass
 class _Job:
-    """One volume being stitched."""
+    """One volume being stitched. It can be sent to other processes."""
 
     volumes: Mapping[int, TileVolume]
     tiles: MosaicTiles
@@ -385,24 +428,8 @@ class _Job:
     plan: _Plan
     threads: int
 
-    def run(self, store: StoreWriter, report: Progress) -> None:
+    def run(self, store: StoreWriter, report: Progress, executor: Executor | None = None) -> None:
         """Do all blocks that are not done, then the small levels."""
-        from opticstream.compute.stitching.volume import runs_from_shift, shift_from_focus
-
-        self.runs = runs_from_shift(shift_from_focus(self.focus).T)
-        overlaps = overlap_widths(self.positions, tile_shape=self.tiles.tile_shape)
-        here = [k for k, n in enumerate(self.tiles.numbers) if n in self.volumes]
-        self.here = here
-        self.raw_weight = {k: np.ascontiguousarray(tile_weight(self.tiles.tile_shape, overlaps[k]).T) for k in here}
-        self.total = np.zeros(self.canvas.shape[::-1], np.float32)
-        width, height = self.tiles.tile_shape
-        for k in here:
-            x, y = self.canvas.offset[k]
-            self.total[y : y + height, x : x + width] += self.raw_weight[k]
-        self.covered = self.total > 0
-        if self.mask is not None:
-            self.covered &= self.mask.T
-        self.buffers = _Buffers()
         shape, block = self.layout.shape, self.plan.block
         counts = [-(-s // b) for s, b in zip(shape, block, strict=True)]
         corners = [
@@ -411,24 +438,20 @@ class _Job:
             for x in range(counts[2])
             for z in range(counts[0])
         ]
-        # Blocks are named by their first shard, so that another budget can take up where this one stopped.
-        pending: list[tuple[list[int], list[Any], list[NDArray[np.float32]]]] = []
+        # Finished work is noted by shard, so that another memory budget can take up where this one stopped.
+        todo = [c for c in corners if not store.finished.issuperset(self._shards(c))]
+        done = len(corners) - len(todo)
         with ThreadPoolExecutor(self.threads) as pool:
-            for number, corner in enumerate(corners):
-                shards = self._shards(corner)
-                if all(s in store.finished for s in shards):
-                    continue
-                futures, used = self._block(store, corner, pool)
-                while pending:
-                    self._settle(store, *pending.pop(0))
-                pending.append((shards, futures, used))
-                report(0.97 * (number + 1) / len(corners))
-            while pending:
-                self._settle(store, *pending.pop(0))
-            self._small_levels(store, pool)
+            finished = self._elsewhere(todo, store, executor) if executor else self._here(todo, store, pool)
+            for corner in finished:
+                for shard in self._shards(corner):
+                    store.note_finished(shard)
+                done += 1
+                report(0.97 * done / len(corners))
+            self._small_levels(store.levels, pool)
         report(1.0)
 
-    def _shards(self, corner: tuple[int, int, int]) -> list[int]:
+    def _shards(self, corner: Corner) -> list[int]:
         grid = [-(-s // b) for s, b in zip(self.layout.shape, self.layout.shard, strict=True)]
         ranges = [
             range(c // s, min((c + b) // s, g))
@@ -436,114 +459,191 @@ class _Job:
         ]
         return [(z * grid[1] + y) * grid[2] + x for z in ranges[0] for y in ranges[1] for x in ranges[2]]
 
-    def _settle(
-        self, store: StoreWriter, shards: list[int], futures: list[Any], used: list[NDArray[np.float32]]
-    ) -> None:
-        """Wait until a block is stored; only then may its memory be used again, and only then is it finished."""
-        for future in futures:
-            if future is not None:
-                future.result()
-        for array in used:
-            self.buffers.give(array)
-        for shard in shards:
-            store.note_finished(shard)
+    def _here(self, corners: Sequence[Corner], store: StoreWriter, pool: ThreadPoolExecutor) -> Iterator[Corner]:
+        """Do blocks in this process; yields each when it is stored. One is written while the next is made."""
+        worker = _BlockWorker(self, store.levels)
+        writing: list[tuple[Corner, list[Any]]] = []
+        for corner in corners:
+            made = worker.make(corner, pool)
+            for before, pending in writing:
+                worker.settle(pending)
+                yield before
+            writing = [(corner, worker.write(corner, made))]
+        for before, pending in writing:
+            worker.settle(pending)
+            yield before
 
-    def _block(
-        self, store: StoreWriter, corner: tuple[int, int, int], pool: ThreadPoolExecutor
-    ) -> tuple[list[Any], list[NDArray[np.float32]]]:
+    def _elsewhere(self, corners: Sequence[Corner], store: StoreWriter, executor: Executor) -> Iterator[Corner]:
+        """Do blocks on an executor's workers; yields each when it is stored."""
+        futures = {executor.submit(_do_block, self, str(store.levels.folder), corner): corner for corner in corners}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _small_levels(self, levels: LevelArrays, pool: ThreadPoolExecutor) -> None:
+        """Make the levels below those of the blocks from the last of these, in slabs."""
+        from opticstream.compute.stitching.volume import halved, halved_axis
+
+        for level in range(IN_PASS_LEVELS, self.layout.levels):
+            shape, source = self.layout.level_shape(level), self.layout.level_shape(level - 1)
+            shard = self.layout.level_shard(level)
+            piece = (shard[0], max(1, 1024 // shard[1]) * shard[1], max(1, 2048 // shard[2]) * shard[2])
+            for z in range(0, shape[0], piece[0]):
+                for y in range(0, shape[1], piece[1]):
+                    for x in range(0, shape[2], piece[2]):
+                        region = [
+                            slice(2 * start, min(2 * (start + n), most))
+                            for start, n, most in zip((z, y, x), piece, source, strict=True)
+                        ]
+                        data = levels.read(level - 1, (region[0], region[1], region[2]))
+                        small = halved_axis(data, pool=pool) if self.axial else halved(data, pool=pool)
+                        future = levels.write(level, (z, y, x), small)
+                        if future is not None:
+                            future.result()
+
+
+def _do_block(job: _Job, folder: str, corner: Corner) -> None:
+    """Do one block in another process."""
+    with ThreadPoolExecutor(job.threads) as pool:
+        worker = _BlockWorker(job, LevelArrays(Path(folder), job.layout, threads=job.threads))
+        worker.settle(worker.write(corner, worker.make(corner, pool)))
+
+
+def dask_executor(address: str, /) -> Executor:
+    """Return an executor that does blocks on the Dask cluster at `address`, for `stitch_volume`.
+
+    Raises
+    ------
+    ConfigurationError
+        The ``distributed`` package is not installed, or nothing answers at the address.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ConfigurationError(
+            f"a Dask cluster ({address}) was asked for, but the package distributed is not installed: pip install "
+            "'opticstream[dask]'"
+        ) from error
+    try:
+        client = Client(address, timeout="10s", set_as_default=False)
+    except OSError as error:
+        raise ConfigurationError(f"no Dask scheduler answers at {address}: {error}") from error
+    executor: Executor = client.get_executor(pure=False)
+    return executor
+
+
+class _BlockWorker:
+    """Makes blocks of a job, one after the other, in memory that is used again."""
+
+    def __init__(self, job: _Job, levels: LevelArrays, /) -> None:
+        from opticstream.compute.stitching.volume import runs_from_shift, shift_from_focus
+
+        self.job, self.levels = job, levels
+        self.runs = runs_from_shift(shift_from_focus(job.focus).T)
+        self.depth = next(iter(job.volumes.values())).shape[0]
+        overlaps = overlap_widths(job.positions, tile_shape=job.tiles.tile_shape)
+        self.here = [k for k, n in enumerate(job.tiles.numbers) if n in job.volumes]
+        self.weight = {k: np.ascontiguousarray(tile_weight(job.tiles.tile_shape, overlaps[k]).T) for k in self.here}
+        self.total = np.zeros(job.canvas.shape[::-1], np.float32)
+        width, height = job.tiles.tile_shape
+        for k in self.here:
+            x, y = job.canvas.offset[k]
+            self.total[y : y + height, x : x + width] += self.weight[k]
+        self.covered = self.total > 0
+        if job.mask is not None:
+            self.covered &= job.mask.T
+        self.buffers = _Buffers()
+
+    def write(self, corner: Corner, levels: list[NDArray[np.float32]]) -> list[Any]:
+        """Start to write a block and its levels; its memory is free again when this returns."""
+        futures = []
+        for number, data in enumerate(levels):
+            z, y, x = (c // 2**number for c in corner)
+            future = self.levels.write(number, (z, y, x), data)
+            if future is not None:
+                futures.append(future)
+        for future in futures:
+            future.copy.result()  # the writer has a copy of its own from here on, and not before
+        if levels:
+            self.buffers.give(levels[0])
+        return futures
+
+    @staticmethod
+    def settle(futures: list[Any]) -> None:
+        """Wait until a block is stored; only then is it finished."""
+        for future in futures:
+            future.result()
+
+    def make(self, corner: Corner, pool: ThreadPoolExecutor) -> list[NDArray[np.float32]]:
+        """Return a block and its levels; nothing where no tile lies."""
         from opticstream.compute.stitching.volume import angle_from_components, blend_axial, blend_scalar, halved
 
-        size = [min(b, s - c) for b, s, c in zip(self.plan.block, self.layout.shape, corner, strict=True)]
-        place = (slice(corner[1], corner[1] + size[1]), slice(corner[2], corner[2] + size[2]))
-        covered = self.covered[place]
+        job = self.job
+        size = [min(b, s - c) for b, s, c in zip(job.plan.block, job.layout.shape, corner, strict=True)]
+        covered = self.covered[corner[1] : corner[1] + size[1], corner[2] : corner[2] + size[2]]
         if not covered.any():
-            return [], []  # nothing lies here: absent chunks read as the fill value
+            return []  # nothing lies here: absent chunks read as the fill value
         parts = self._gather(corner, size, pool)
         out = self.buffers.take(size)
-        used = [out]
-        z0 = self.z_start + corner[0]
-        futures = []
+        z0 = job.z_start + corner[0]
         levels: list[NDArray[np.float32]] = []
-        if self.axial:
+        further = min(job.layout.levels, IN_PASS_LEVELS) - 1
+        if job.axial:
             sine = self.buffers.take(size)
             blend_axial(out, sine, parts, self.runs, z0, covered, pool=pool)
-            components = (out, sine)
-            for _ in range(1, min(self.layout.levels, IN_PASS_LEVELS)):
-                components = (halved(components[0], pool=pool), halved(components[1], pool=pool))
-                levels.append(angle_from_components(components[0].copy(), components[1], pool=pool))
+            cosine_half, sine_half = out, sine
+            for _ in range(further):
+                cosine_half, sine_half = halved(cosine_half, pool=pool), halved(sine_half, pool=pool)
+                levels.append(angle_from_components(cosine_half.copy(), sine_half, pool=pool))
             angle_from_components(out, sine, pool=pool)
             self.buffers.give(sine)
         else:
             blend_scalar(out, parts, self.runs, z0, covered, pool=pool)
             level = out
-            for _ in range(1, min(self.layout.levels, IN_PASS_LEVELS)):
+            for _ in range(further):
                 level = halved(level, pool=pool)
                 levels.append(level)
         self.buffers.give(parts.data)
-        for number, data in enumerate([out, *levels]):
-            start = tuple(c // 2**number for c in corner)
-            futures.append(store.write(number, (start[0], start[1], start[2]), data))
-        return futures, used
+        return [out, *levels]
 
-    def _gather(self, corner: tuple[int, int, int], size: Sequence[int], pool: ThreadPoolExecutor) -> Any:
+    def _gather(self, corner: Corner, size: Sequence[int], pool: ThreadPoolExecutor) -> BlockTiles:
         """Read the parts of tiles that touch a block."""
         from opticstream.compute.stitching.volume import BlockTiles
 
-        width, height = self.tiles.tile_shape
-        depth = next(iter(self.volumes.values())).shape[0]
-        z0 = self.z_start + corner[0] + self.runs.shallowest
-        z1 = min(self.z_start + corner[0] + size[0] + self.runs.deepest, depth)
+        job, canvas = self.job, self.job.canvas
+        width, height = job.tiles.tile_shape
+        z0 = job.z_start + corner[0] + self.runs.shallowest
+        z1 = min(job.z_start + corner[0] + size[0] + self.runs.deepest, self.depth)
         z0 = min(z0, z1)
         touching = []
         for k in self.here:
-            x, y = self.canvas.offset[k]
+            x, y = canvas.offset[k]
             first = max(0, corner[1] - y)
             last = min(height, corner[1] + size[1] - y)
             if first < last and x < corner[2] + size[2] and x + width > corner[2]:
-                touching.append((k, first, last))
+                touching.append((k, int(first), int(last)))
         rows = np.array([last - first for _, first, last in touching], np.int64)
-        tallest = int(rows.max(initial=1))
-        data = self.buffers.take((len(touching), z1 - z0, tallest, width))
+        data = self.buffers.take((len(touching), z1 - z0, int(rows.max(initial=1)), width))
         place = np.array(
             [
-                (self.canvas.offset[k][1] + first - corner[1], self.canvas.offset[k][0] - corner[2], first)
+                (canvas.offset[k][1] + first - corner[1], canvas.offset[k][0] - corner[2], first)
                 for k, first, _ in touching
             ],
             np.int64,
         ).reshape(-1, 3)
         weight = np.empty((len(touching), height, width), np.float32)
         for i, (k, _, _) in enumerate(touching):
-            x, y = self.canvas.offset[k]
-            np.divide(self.raw_weight[k], self.total[y : y + height, x : x + width], out=weight[i])
+            x, y = canvas.offset[k]
+            np.divide(self.weight[k], self.total[y : y + height, x : x + width], out=weight[i])
 
         def read(i: int) -> None:
             k, first, last = touching[i]
             if z1 > z0:
-                self.volumes[self.tiles.numbers[k]].read_into(data[i, :, : last - first], z0, first)
+                job.volumes[job.tiles.numbers[k]].read_into(data[i, :, : last - first], z0, first)
 
         list(pool.map(read, range(len(touching))))
         return BlockTiles(data, z0, place, rows, weight)
-
-    def _small_levels(self, store: StoreWriter, pool: ThreadPoolExecutor) -> None:
-        """Make the levels below those of the blocks from the last of these, in slabs."""
-        from opticstream.compute.stitching.volume import halved, halved_axis
-
-        for level in range(IN_PASS_LEVELS, self.layout.levels):
-            shape = self.layout.level_shape(level)
-            chunk = self.layout.level_shard(level)
-            source = self.layout.level_shape(level - 1)
-            rows_at_once = max(1, 2048 // chunk[1]) * chunk[1]
-            for z in range(0, shape[0], chunk[0]):
-                for y in range(0, shape[1], rows_at_once):
-                    for x in range(0, shape[2], 16 * chunk[2]):
-                        region = tuple(
-                            slice(2 * start, min(2 * (start + n), most))
-                            for start, n, most in zip(
-                                (z, y, x), (chunk[0], rows_at_once, 16 * chunk[2]), source, strict=True
-                            )
-                        )
-                        data = store.read(level - 1, (region[0], region[1], region[2]))
-                        small = halved_axis(data, pool=pool) if self.axial else halved(data, pool=pool)
-                        future = store.write(level, (z, y, x), small)
-                        if future is not None:
-                            future.result()

@@ -164,14 +164,18 @@ def _scalar_planes(out, inputs, depth0, z0, z1, out_z0, place, rows, weight, row
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _scalar_planes_partial(  # type: ignore[no-untyped-def]
-    out, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift, total
+    out, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift, total, lost
 ):
-    """Blend planes where voxels may be missing, dividing by the weights that are there."""
+    """Blend planes where voxels may be missing; where one is, divide by the weights that are there.
+
+    A voxel that lacks nothing gets the very value of `_scalar_planes`: results do not depend on how blocks are cut.
+    """
     height, width = out.shape[1], out.shape[2]
     for z in range(z0, z1):
         plane = out[z]
         plane[:, :] = np.float32(0)
         total[:, :] = np.float32(0)
+        lost[:, :] = False
         for k in range(inputs.shape[0]):
             data = inputs[k]
             y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
@@ -179,17 +183,23 @@ def _scalar_planes_partial(  # type: ignore[no-untyped-def]
                 ty = first + y
                 for r in range(row_start[ty], row_start[ty + 1]):
                     depth = out_z0 + z + shift[r] - depth0
-                    if depth < 0 or depth >= data.shape[0]:
-                        continue
                     a = max(start[r], -x0)
                     b = min(stop[r], width - x0)
+                    if depth < 0 or depth >= data.shape[0]:
+                        for x in range(a, b):
+                            lost[y0 + y, x0 + x] = True
+                        continue
                     for x in range(a, b):
                         value = data[depth, y, x]
                         if np.isfinite(value):
                             plane[y0 + y, x0 + x] += weight[k, ty, x] * value
                             total[y0 + y, x0 + x] += weight[k, ty, x]
+                        else:
+                            lost[y0 + y, x0 + x] = True
         for y in range(height):
             for x in range(width):
+                if not lost[y, x]:
+                    continue
                 if total[y, x] > np.float32(0):
                     plane[y, x] /= total[y, x]
                 else:
@@ -246,7 +256,7 @@ def _axial_planes(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _axial_planes_partial(  # type: ignore[no-untyped-def]
-    out, sine, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift, total
+    out, sine, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift, total, lost
 ):
     height, width = out.shape[1], out.shape[2]
     for z in range(z0, z1):
@@ -254,6 +264,7 @@ def _axial_planes_partial(  # type: ignore[no-untyped-def]
         plane[:, :] = np.float32(0)
         other[:, :] = np.float32(0)
         total[:, :] = np.float32(0)
+        lost[:, :] = False
         for k in range(inputs.shape[0]):
             data = inputs[k]
             y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
@@ -261,10 +272,12 @@ def _axial_planes_partial(  # type: ignore[no-untyped-def]
                 ty = first + y
                 for r in range(row_start[ty], row_start[ty + 1]):
                     depth = out_z0 + z + shift[r] - depth0
-                    if depth < 0 or depth >= data.shape[0]:
-                        continue
                     a = max(start[r], -x0)
                     b = min(stop[r], width - x0)
+                    if depth < 0 or depth >= data.shape[0]:
+                        for x in range(a, b):
+                            lost[y0 + y, x0 + x] = True
+                        continue
                     for x in range(a, b):
                         value = data[depth, y, x]
                         if np.isfinite(value):
@@ -272,8 +285,12 @@ def _axial_planes_partial(  # type: ignore[no-untyped-def]
                             plane[y0 + y, x0 + x] += weight[k, ty, x] * c
                             other[y0 + y, x0 + x] += weight[k, ty, x] * s
                             total[y0 + y, x0 + x] += weight[k, ty, x]
+                        else:
+                            lost[y0 + y, x0 + x] = True
         for y in range(height):
             for x in range(width):
+                if not lost[y, x]:
+                    continue
                 if total[y, x] > np.float32(0):
                     plane[y, x] /= total[y, x]
                     other[y, x] /= total[y, x]
@@ -421,8 +438,8 @@ def blend_scalar(
     if sum(missing):
 
         def again(a: int, b: int) -> None:
-            total = np.empty(out.shape[1:], np.float32)
-            _scalar_planes_partial(out, *common, a, b, out_z0, *geometry, total)
+            total, lost = np.empty(out.shape[1:], np.float32), np.empty(out.shape[1:], np.bool_)
+            _scalar_planes_partial(out, *common, a, b, out_z0, *geometry, total, lost)
 
         _over_planes(again, len(out), pool)
     if not covered.all():
@@ -449,8 +466,8 @@ def blend_axial(
     if sum(missing):
 
         def again(a: int, b: int) -> None:
-            total = np.empty(cosine.shape[1:], np.float32)
-            _axial_planes_partial(cosine, sine, *common, a, b, out_z0, *geometry, total)
+            total, lost = np.empty(cosine.shape[1:], np.float32), np.empty(cosine.shape[1:], np.bool_)
+            _axial_planes_partial(cosine, sine, *common, a, b, out_z0, *geometry, total, lost)
 
         _over_planes(again, len(cosine), pool)
     if not covered.all():
