@@ -249,6 +249,22 @@ def test_attempts_are_numbered_and_kept(facts):
     ]
 
 
+def test_crashes_in_a_row_are_counted_until_a_release(facts, elsewhere):
+    def crash():
+        elsewhere.claim(BATCH, lease_s=30)
+        age(facts, 31)
+
+    assert facts.claims.crashes(BATCH, "started") == 0
+    crash()
+    crash()
+    claim = facts.claim(BATCH)
+    assert facts.claims.crashes(BATCH, "started") == 2
+    claim.release("released for another try")
+    assert facts.claims.crashes(BATCH, "started") == 0
+    crash()
+    assert facts.claims.crashes(BATCH, "started") == 1
+
+
 def test_withdrawing_started_does_not_let_an_old_holder_come_back(facts, elsewhere):
     claim = elsewhere.claim(BATCH, lease_s=30)
     age(facts, 31)

@@ -102,7 +102,6 @@ class Claims:
         while True:
             holder = self.holder(item, work)
             if holder is not None and holder.state == "alive":
-                self._journal.skipped(item, work, f"held by {holder.host}, attempt {holder.generation}")
                 return None
             generation = 1 if holder is None else holder.generation + 1
             token = uuid.uuid4().hex
@@ -131,6 +130,16 @@ class Claims:
         while self._path(item, work, generation).exists():
             yield self._read(item, work, generation)
             generation += 1
+
+    def crashes(self, item: ItemId, work: str, /) -> int:
+        """Return how many attempts in a row ended with the death of their process, up to now.
+
+        An attempt that is going on is not counted, and a release, whatever its outcome, starts the count anew.
+        """
+        states = [holder.state for holder in self.attempts(item, work)]
+        while states and states[-1] == "alive":
+            states.pop()
+        return len(states) - 1 - max((n for n, state in enumerate(states) if state == "released"), default=-1)
 
     def _path(self, item: ItemId, work: str, generation: int) -> Path:
         folder = self._project_dir / flag_folder(item) / CLAIMS_FOLDER

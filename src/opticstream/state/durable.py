@@ -54,11 +54,16 @@ def replace_whole(path: Path, data: bytes, /, *, fsync: bool = True) -> None:
         fsync_folder(path.parent)
 
 
+def temporary_name(path: Path, /) -> Path:
+    """Return a fresh hidden name beside `path`, marked as those of all outputs that are still being written."""
+    return path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
+
+
 @contextlib.contextmanager
 def temporary_file(path: Path, data: bytes, /, *, fsync: bool = True) -> Iterator[Path]:
     """Yield a complete hidden file beside `path` that is gone afterwards, unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -93,7 +98,7 @@ def file_server_time_s(folder: Path, /) -> float:
     probe file also makes a network client look again at what the folder holds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".now-{uuid.uuid4().hex}.tmp"
+    probe = temporary_name(folder / "now")
     handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         os.write(handle, b"\n")

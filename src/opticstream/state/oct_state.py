@@ -132,6 +132,11 @@ class OCTWork(Failing, MutableState, frozen=False):
         self.failure = shortened(reason)
         return self.mark("failed", at=at)
 
+    def mark_reason(self, reason: str | None, /) -> Self:
+        """Note why it failed or was skipped, None for no reason."""
+        self.failure = None if reason is None else shortened(reason)
+        return self
+
     def set_uploaded(self, uploaded: bool = True, *, at: datetime | None = None) -> Self:
         """Note that it has, or has not, been uploaded."""
         return self.mark("uploaded", at=at) if uploaded else self.unmark("uploaded")
@@ -230,47 +235,6 @@ class OCTProjectState(OCTProjectStateView, ProjectState, frozen=False):
                 return mosaic.get_or_create_batch(item.batch_id)
             case TileId():
                 return self.item(layout.batch_of(item), layout)
-
-    def note(
-        self,
-        item: ItemId,
-        fact: str,
-        /,
-        layout: AcquisitionLayout,
-        *,
-        at: datetime | None = None,
-        attempts: int | None = None,
-        failure: str | None = None,
-    ) -> None:
-        """Note a fact of the flag files.
-
-        Parameters
-        ----------
-        item : ItemId
-            What it happened to. A tile's failure is noted with its batch, its success takes the failure back.
-        fact : str
-            What happened.
-        layout : AcquisitionLayout
-            Says which slice a mosaic and which batch a tile belongs to.
-        at : datetime, optional
-            When; now by default.
-        attempts : int, optional
-            How often the work has been begun.
-        failure : str, optional
-            Why it failed.
-        """
-        state = self.item(item, layout)
-        if isinstance(item, TileId):
-            assert isinstance(state, OCTBatchState)
-            failed = set(state.failed_tiles)
-            state.set_failed_tiles(tuple(failed | {item.tile_id} if fact == "failed" else failed - {item.tile_id}))
-            return
-        state.mark(fact, at=at)
-        if isinstance(state, OCTWork):
-            if attempts is not None:
-                state.attempts = attempts
-            if failure is not None:
-                state.failure = shortened(failure)
 
     def to_view(self) -> OCTProjectStateView:
         """Return a frozen copy that later changes do not reach."""

@@ -1,0 +1,256 @@
+"""Undoing work so that it is done again: which facts are taken back, which files go, and in which order.
+
+Facts are withdrawn from the end of the chain towards its beginning, and files are removed after the facts that vouch
+for them, so that a crash at any moment leaves no fact that rests on something that is gone. The archive is never
+touched: the raw data may exist nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opticstream.model.errors import StateError
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
+from opticstream.model.layout import AcquisitionLayout
+from opticstream.state.claims import DEFAULT_LEASE_S
+from opticstream.state.durable import temporary_name
+from opticstream.state.facts import Facts, FactsSnapshot
+from opticstream.state.record import FactRecord, FileRecord, path_from_name
+from opticstream.state.vocabulary import is_claim
+
+_KEPT_OF_TARGET = frozenset({"ready"})
+"""What led to the work of the item itself still holds, and announces it again."""
+_KEPT_OF_BATCH = frozenset({"ready"})
+_NEVER_REMOVED = frozenset({"archived", "uploaded", "volume_uploaded"})
+_ORDER = {"sample": 0, "slice": 1, "mosaic": 2, "batch": 3, "tile": 4}
+_MAIN_CLAIMS: Mapping[str, tuple[str, ...]] = {
+    "sample": ("started",),
+    "slice": ("started",),
+    "mosaic": ("started", "volume_started"),
+    "batch": ("started",),
+    "tile": (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ResetPlan:
+    """What a reset will do.
+
+    Attributes
+    ----------
+    target, downstream
+        What was asked for.
+    withdraw : tuple of (item, fact)
+        Facts that are taken back, in that order.
+    remove : tuple of str
+        Files and folders that go, named as in records.
+    keep : tuple of str
+        Outputs of these facts that stay: copies in the archive, and files that another fact vouches for, too.
+    left_behind : tuple of (item, fact)
+        Facts that stay although they rest on what goes; none with ``downstream``.
+    """
+
+    target: ItemId
+    downstream: bool
+    withdraw: tuple[tuple[ItemId, str], ...]
+    remove: tuple[str, ...]
+    keep: tuple[str, ...]
+    left_behind: tuple[tuple[ItemId, str], ...]
+
+    @property
+    def items(self) -> tuple[ItemId, ...]:
+        """The items that facts are taken from, each once, in order."""
+        return tuple(dict.fromkeys(item for item, _ in self.withdraw))
+
+    def lines(self) -> Iterator[str]:
+        """Yield what will be done, a line for each item and file, for people to agree to."""
+        for item in self.items:
+            yield f"{item}: take back {', '.join(fact for other, fact in self.withdraw if other == item)}"
+        for name in self.remove:
+            yield f"remove {name}"
+        for name in self.keep:
+            yield f"keep {name}"
+        for item, fact in self.left_behind:
+            yield f"{item} stays {fact}, although it rests on what goes"
+
+
+def plan_reset(facts: Facts, item: ItemId, /, layout: AcquisitionLayout, *, downstream: bool = False) -> ResetPlan:
+    """Return what a reset of an item would undo; changes nothing.
+
+    A batch takes its tiles along, and a tile its batch's result. The item's own ``ready`` stays, so that the work is
+    announced again.
+
+    Parameters
+    ----------
+    facts : Facts
+        The project.
+    item : ItemId
+        What to do again.
+    layout : AcquisitionLayout
+        Says what lies downstream.
+    downstream : bool, default False
+        Also undo everything that rests on it: the mosaic of a batch, the slice of a mosaic, the sample, and every item
+        whose record names a file that goes, such as the coordinate template that later mosaics reuse.
+    """
+    snapshot = facts.snapshot()
+    records = {(i, f): record for i, f in snapshot if (record := _read(facts, i, f)) is not None}
+    targets = set(_with_parts(item, snapshot, layout))
+    chosen = {(i, f) for i in targets for f in snapshot.facts_of(i) if f not in _kept(i, is_target=True)}
+    resting: set[tuple[ItemId, str]] = set()
+    while True:
+        everything = chosen | resting
+        going = {file.path for key in everything if key in records for file in records[key].outputs}
+        found = set(_resting_on({i for i, _ in everything} | targets, going, snapshot, records, layout)) - everything
+        if not found:
+            break
+        resting |= found
+    if downstream:
+        chosen |= resting
+    ordered = sorted(chosen, key=lambda key: (_ORDER[key[0].hierarchy], key[0].key, is_claim(key[1]), key[1]))
+    outputs = {file: key for key in ordered if key in records for file in records[key].outputs}
+    vouched = {file.path for key, record in records.items() if key not in chosen for file in record.outputs}
+    remove = {file.path for file, key in outputs.items() if _goes(file, key[1]) and file.path not in vouched}
+    return ResetPlan(
+        target=item,
+        downstream=downstream,
+        withdraw=tuple(ordered),
+        remove=tuple(sorted(remove)),
+        keep=tuple(sorted({file.path for file in outputs} - remove)),
+        left_behind=() if downstream else tuple(sorted(resting, key=lambda key: (key[0].key, key[1]))),
+    )
+
+
+def apply_reset(
+    facts: Facts,
+    plan: ResetPlan,
+    /,
+    layout: AcquisitionLayout,
+    *,
+    reason: str,
+    remove_files: bool = True,
+    lease_s: float = DEFAULT_LEASE_S,
+) -> int:
+    """Carry out a plan and return how many facts were taken back.
+
+    The work of all items concerned is claimed first, so that nobody works on them meanwhile.
+
+    Raises
+    ------
+    StateError
+        Somebody is at work on one of the items, who is named, or has finished something since the plan was made.
+        Nothing was undone.
+    """
+    with contextlib.ExitStack() as claims:
+        for item, work in _claims_of(plan, facts):
+            claim = facts.claim(item, work, lease_s=lease_s)
+            if claim is None:
+                raise StateError(f"{item} cannot be reset now: {facts.holder(item, work)}; stop it first, or wait")
+            claims.enter_context(claim)
+        if _results(plan_reset(facts, plan.target, layout, downstream=plan.downstream)) != _results(plan):
+            raise StateError(f"something has happened to {plan.target} since this reset was planned; plan it again")
+        withdrawn = sum(facts.withdraw(item, fact, reason=reason) for item, fact in plan.withdraw)
+        for item in plan.items:
+            for work in _MAIN_CLAIMS[item.hierarchy]:  # the claims of this reset have made these flags anew
+                if (item, work) not in plan.withdraw:
+                    facts.withdraw(item, work, reason=reason)
+        if remove_files:
+            for name in plan.remove:
+                _remove(path_from_name(name, facts.roots))
+        return withdrawn
+
+
+def _results(plan: ResetPlan) -> set[tuple[ItemId, str]]:
+    return {(item, fact) for item, fact in plan.withdraw if not is_claim(fact)}
+
+
+def _with_parts(item: ItemId, snapshot: FactsSnapshot, layout: AcquisitionLayout) -> Iterator[ItemId]:
+    yield item
+    if isinstance(item, TileId):
+        yield layout.batch_of(item)
+    if isinstance(item, BatchId):
+        yield from (tile for tile in layout.tiles(item) if snapshot.facts_of(tile))
+
+
+def _kept(item: ItemId, *, is_target: bool) -> frozenset[str]:
+    if isinstance(item, BatchId):  # its readiness tells where the raw tiles are, and was never a result
+        return _KEPT_OF_BATCH
+    return _KEPT_OF_TARGET if is_target else frozenset()
+
+
+def _resting_on(
+    items: set[ItemId],
+    going: set[str],
+    snapshot: FactsSnapshot,
+    records: Mapping[tuple[ItemId, str], FactRecord],
+    layout: AcquisitionLayout,
+) -> Iterator[tuple[ItemId, str]]:
+    above: set[ItemId] = set()
+    for item in items:
+        above |= set(_above(item, layout))
+    for item in above:
+        yield from ((item, fact) for fact in snapshot.facts_of(item) if fact not in _kept(item, is_target=False))
+    for (item, _), record in records.items():
+        if item not in items and not going.isdisjoint(_names_in(record)):
+            yield from ((item, fact) for fact in snapshot.facts_of(item) if fact not in _kept(item, is_target=True))
+
+
+def _above(item: ItemId, layout: AcquisitionLayout) -> Iterator[ItemId]:
+    match item:
+        case TileId():
+            yield layout.batch_of(item)
+        case BatchId():
+            yield item.mosaic
+        case MosaicId():
+            yield layout.slice_of(item)
+        case SliceId():
+            yield SampleId()
+
+
+def _names_in(record: FactRecord) -> Iterator[str]:
+    yield from (file.path for file in record.inputs)
+    yield from _texts_in(record.detail)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts_in(part)
+    elif isinstance(value, Iterable):
+        for part in value:
+            yield from _texts_in(part)
+
+
+def _goes(file: FileRecord, fact: str) -> bool:
+    return ":" not in file.path and fact not in _NEVER_REMOVED
+
+
+def _claims_of(plan: ResetPlan, facts: Facts) -> Iterator[tuple[ItemId, str]]:
+    for item in plan.items:
+        known = [fact for fact in facts.facts_of(item) if is_claim(fact)]
+        for work in dict.fromkeys([*_MAIN_CLAIMS[item.hierarchy], *sorted(known)]):
+            yield item, work
+
+
+def _read(facts: Facts, item: ItemId, fact: str) -> FactRecord | None:
+    try:
+        return facts.read(item, fact)
+    except StateError:
+        return None  # a record that cannot be read can still be withdrawn; it names no files
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder; a folder first loses its name, so that half of it is never taken for the whole."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = temporary_name(path)
+        os.rename(path, doomed)  # noqa: PTH104
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

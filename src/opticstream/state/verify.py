@@ -1,0 +1,143 @@
+"""Whether the facts are true: records can be read, their files are there and unchanged, and no fact denies another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from opticstream.model.errors import StateError
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
+from opticstream.model.layout import AcquisitionLayout
+from opticstream.state.facts import Facts, FactsSnapshot
+from opticstream.state.record import FactRecord, FileRecord, path_from_name, sha256_of_path, size_of_path
+
+Problem = Literal["unreadable", "missing", "size", "checksum", "contradiction", "outside the layout"]
+
+CONTRADICTIONS = {
+    "tile": (("processed", "failed"),),
+    "batch": (("processed", "failed"),),
+    "mosaic": (("stitched", "failed"), ("volume_stitched", "volume_failed")),
+    "slice": (("registered", "failed"), ("registered", "skipped")),
+}
+"""Facts of one item that cannot both be true."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as a fact says."""
+
+    item: ItemId
+    fact: str
+    problem: Problem
+    message: str
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.item} {self.fact}: {self.message}"
+
+
+def verify(
+    facts: Facts,
+    /,
+    *,
+    layout: AcquisitionLayout | None = None,
+    checksums: bool = True,
+    threads: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Finding]:
+    """Return what is wrong with the facts of a project, in the order of items; an empty list when nothing is.
+
+    Parameters
+    ----------
+    facts : Facts
+        The project.
+    layout : AcquisitionLayout, optional
+        Also look for items that the layout does not have, and for results whose parts are not done.
+    checksums : bool, default True
+        Also read every file and compare its checksum; without it only existence and size are compared.
+    threads : int, default 4
+        Files that are read at the same time.
+    progress : callable, optional
+        Told after each file how many of how many are done.
+    """
+    snapshot = facts.snapshot()
+    findings: list[Finding] = list(_contradictions(snapshot))
+    if layout is not None:
+        findings += _against_layout(snapshot, layout)
+    claims: list[tuple[FactRecord, FileRecord]] = []
+    for item, fact in snapshot:
+        try:
+            record = facts.read(item, fact)
+        except StateError as error:
+            findings.append(Finding(item, fact, "unreadable", str(error), facts.path(item, fact)))
+            continue
+        if record is not None:
+            claims += [(record, file) for file in record.outputs]
+    distinct = sorted({file for _, file in claims}, key=lambda file: file.path)
+    found: dict[FileRecord, tuple[Problem, str, Path | None] | None] = {}
+    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+        results = pool.map(lambda file: _compare(facts, file, checksums=checksums), distinct)
+        for number, (file, result) in enumerate(zip(distinct, results, strict=True), 1):
+            found[file] = result
+            if progress is not None:
+                progress(number, len(distinct))
+    for record, file in claims:
+        if (result := found[file]) is not None:
+            problem, message, path = result
+            findings.append(Finding(record.item, record.fact, problem, message, path))
+    return sorted(findings, key=lambda finding: (finding.item.key, finding.fact, finding.message))
+
+
+def _compare(facts: Facts, file: FileRecord, *, checksums: bool) -> tuple[Problem, str, Path | None] | None:
+    try:
+        path = path_from_name(file.path, facts.roots)
+    except StateError as error:
+        return "missing", str(error), None
+    try:
+        size = size_of_path(path)
+        if size != file.size:
+            return "size", f"{path} holds {size} bytes, expected {file.size}", path
+        if checksums and file.sha256 is not None and (found := sha256_of_path(path)) != file.sha256:
+            return "checksum", f"{path} has the SHA-256 {found[:12]}…, expected {file.sha256[:12]}…", path
+    except FileNotFoundError:
+        return "missing", f"{path} is not there", path
+    except OSError as error:
+        return "unreadable", f"{path} cannot be read: {error}", path
+    return None
+
+
+def _contradictions(snapshot: FactsSnapshot) -> Iterator[Finding]:
+    for item in snapshot.items():
+        for one, other in CONTRADICTIONS.get(item.hierarchy, ()):
+            if snapshot.has(item, one) and snapshot.has(item, other):
+                yield Finding(item, one, "contradiction", f"is recorded as {one} and as {other}")
+
+
+def _against_layout(snapshot: FactsSnapshot, layout: AcquisitionLayout) -> Iterator[Finding]:
+    for item in snapshot.items():
+        if not _exists(item, layout):
+            fact = min(snapshot.facts_of(item))
+            yield Finding(item, fact, "outside the layout", "the layout of the configuration has no such item")
+    needs: list[tuple[ItemId, tuple[str, ...], Sequence[ItemId], tuple[str, ...]]] = []
+    for item in snapshot.items():
+        if isinstance(item, MosaicId):
+            needs.append((item, ("ready", "stitched"), layout.batches(item), ("processed", "failed")))
+        elif isinstance(item, SliceId):
+            needs.append((item, ("ready", "registered"), layout.mosaics(item), ("stitched", "failed")))
+    for item, results, parts, done in needs:
+        undone = [part for part in parts if not snapshot.reached([part], *done)]
+        for fact in results:
+            if undone and snapshot.has(item, fact):
+                what = " nor ".join(done)
+                yield Finding(item, fact, "contradiction", f"is recorded, but {undone[0]} is neither {what}")
+
+
+def _exists(item: ItemId, layout: AcquisitionLayout) -> bool:
+    if isinstance(item, BatchId):
+        return item.batch_id <= layout.illumination_of(item.mosaic).columns
+    if isinstance(item, TileId):
+        return item.tile_id <= layout.illumination_of(item.mosaic).tiles
+    return True
