@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 
@@ -58,6 +59,21 @@ class ScanOrder:
         if self.start in (ScanStart.RIGHT_DOWN, ScanStart.LEFT_DOWN):
             row = rows - 1 - row
         return column, row
+
+
+def _batch_number(order: ScanOrder, tile_id: int, columns: int, rows: int) -> int:
+    column, _ = order.grid_position(tile_id, columns, rows)
+    backwards = order.start in (ScanStart.LEFT_UP, ScanStart.LEFT_DOWN)
+    return columns - column if backwards else column + 1
+
+
+@lru_cache(maxsize=64)
+def _tiles_by_batch(order: ScanOrder, columns: int, rows: int) -> tuple[tuple[int, ...], ...]:
+    """Return the tile numbers of every column; rules ask for them again and again."""
+    tiles: list[list[int]] = [[] for _ in range(columns)]
+    for tile_id in range(1, columns * rows + 1):
+        tiles[_batch_number(order, tile_id, columns, rows) - 1].append(tile_id)
+    return tuple(map(tuple, tiles))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +134,13 @@ class AcquisitionLayout:
 
     def tiles(self, item: MosaicId | BatchId) -> tuple[TileId, ...]:
         """Return the tiles of a mosaic or of a batch, in the order of acquisition."""
-        mosaic = item if isinstance(item, MosaicId) else item.mosaic
-        every = (TileId(mosaic.mosaic_id, t + 1) for t in range(self.illumination_of(mosaic).tiles))
-        return tuple(t for t in every if isinstance(item, MosaicId) or self.batch_of(t) == item)
+        if isinstance(item, MosaicId):
+            return tuple(TileId(item.mosaic_id, t + 1) for t in range(self.illumination_of(item).tiles))
+        grid = self.illumination_of(item.mosaic)
+        if item.batch_id > grid.columns:
+            return ()
+        numbers = _tiles_by_batch(self.scan_order, grid.columns, grid.rows)[item.batch_id - 1]
+        return tuple(TileId(item.mosaic_id, number) for number in numbers)
 
     def grid_position(self, tile: TileId) -> tuple[int, int]:
         """Return (column, row) of a tile, 0-based, column along +x and row along +y."""
@@ -129,10 +149,8 @@ class AcquisitionLayout:
 
     def batch_of(self, tile: TileId) -> BatchId:
         """Return the batch (column, numbered along the scan) that holds a tile."""
-        column, _ = self.grid_position(tile)
-        if self.scan_order.start in (ScanStart.LEFT_UP, ScanStart.LEFT_DOWN):
-            column = self.illumination_of(tile.mosaic).columns - 1 - column
-        return BatchId(tile.mosaic_id, column + 1)
+        grid = self.illumination_of(tile.mosaic)
+        return BatchId(tile.mosaic_id, _batch_number(self.scan_order, tile.tile_id, grid.columns, grid.rows))
 
     def running_number(self, tile: TileId) -> int:
         """Return the tile's 1-based number counted over all mosaics and slices."""

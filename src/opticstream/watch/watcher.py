@@ -249,10 +249,12 @@ class Watcher:
             self._done.add(batch)
             return None
         files = self._by_batch[batch].values()
-        if {f.tile for f in files} != set(self.layout.tiles(batch)):
+        if len(files) < self.layout.illumination_of(batch.mosaic).rows:
             return None
         # A file of the wrong size may be one that is still being written by a rig that pauses.
         if any(not f.complete and (f.problem is None or now - f.since_s < self._stall_s) for f in files):
+            return None
+        if {f.tile for f in files} != set(self.layout.tiles(batch)):
             return None
         return self._finish(batch, {f.tile.tile_id: f.name for f in files}, self._duplicates(batch))
 
