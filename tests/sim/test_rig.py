@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +313,67 @@ print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     size, peak_kib = map(int, done.stdout.split())
     assert size > 100e6
     assert peak_kib < 1.5e6
+
+
+def test_tiles_of_another_phantom_are_never_taken_for_ones_of_this(config: ProjectConfig, tmp_path: Path) -> None:
+    run(config, tmp_path / "raw", truth_folder=tmp_path / "truth")
+    run(config, tmp_path / "raw", truth_folder=tmp_path / "truth")
+    other = SETTINGS.model_copy(update={"seed": 7})
+    with pytest.raises(ConfigurationError, match="of another phantom or scan than these settings"):
+        run(config, tmp_path / "raw", truth_folder=tmp_path / "truth", settings=other)
+
+
+def test_any_number_of_illuminations_with_their_own_tilts_and_grids(tmp_path: Path) -> None:
+    three = [
+        {"name": "normal", "columns": 2, "a_lines": 16},
+        {"name": "tilted", "columns": 3, "rows": 1, "a_lines": 12, "tilt_deg": -15},
+        {"name": "sideways", "columns": 1, "a_lines": 20, "tilt_deg": 20, "tilt_axis_deg": 0},
+    ]
+    config = small_project_config(tmp_path / "p", illuminations=three, b_lines=10, samples=128)
+    events = run(config, tmp_path / "raw", truth_folder=tmp_path / "truth", settings=PhantomSettings(slices=2))
+    assert len(events) == 2 * (4 + 3 + 2)
+    truth = json.loads((tmp_path / "truth" / "truth.json").read_text())
+    assert [len(m["tiles"]) for m in truth["mosaics"]] == [4, 3, 2] * 2
+    assert [[m["mosaic_id"] for m in s["moving"]] for s in truth["slices"]] == [[2, 3], [5, 6]]
+    beams = [np.array(i["beam_frame"])[2] for i in truth["illuminations"]]
+    assert np.rad2deg(np.arccos(beams[0] @ beams[2])) == pytest.approx(20)
+    assert beams[2][0] == pytest.approx(0, abs=1e-12)  # tilted about x, it leans along y
+    assert beams[2][1] == pytest.approx(-np.sin(np.deg2rad(20)))
+
+
+def test_the_path_length_over_the_field_is_the_same_in_every_tile_of_an_illumination(config: ProjectConfig) -> None:
+    simulator = TileSimulator(config, SETTINGS)
+    normal, tilted = simulator.gate_px(0), simulator.gate_px(1)
+    assert normal.shape == (24, 20)
+    assert tilted.shape == (16, 20)
+    # A polynomial of degree 2: third differences vanish.
+    assert np.abs(np.diff(normal, 3, axis=0)).max() < 1e-9
+    assert np.abs(np.diff(normal, 3, axis=1)).max() < 1e-9
+    across = [np.ptp(g.mean(axis=1)[[0, -1]]) for g in (normal, tilted)]
+    assert across[1] > across[0] + 5  # the gate of a tilted beam is tilted
+
+
+@pytest.mark.slow
+def test_a_mosaic_of_400_tiles_is_made_in_parallel_within_bounded_memory(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = """
+import resource, sys
+from pathlib import Path
+from opticstream.sim.rig import VirtualRig
+from opticstream.sim.settings import PhantomSettings
+from opticstream.testing.small_phantom import small_project_config
+
+if __name__ == "__main__":
+    grid = [{"name": "normal", "columns": 20, "a_lines": 32}]
+    config = small_project_config(sys.argv[1] + "/p", samples=128, b_lines=32, grid_size_y=20, illuminations=grid)
+    VirtualRig(config, PhantomSettings(slices=1), Path(sys.argv[1], "raw"), Path(sys.argv[1], "truth"), workers=2).run()
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    print(max(resource.getrusage(kind).ru_maxrss for kind in kinds))
+"""
+    script = tmp_path / "many.py"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=True)
+    assert len(list((tmp_path / "raw").iterdir())) == 400
+    assert int(done.stdout) < 400e3

@@ -81,7 +81,7 @@ def demo_phantom(*, seed: int = 1, slices: int = 2) -> PhantomSettings:
             isotropic_fraction=0.03,
             inclination_max_deg=60.0,
             birefringence_white=1.0e-3,
-            birefringence_grey=1.5e-4,
+            birefringence_grey=2.5e-4,
         ),
         instrument=InstrumentSettings(scattering_db=-36.0),
         stage=StageSettings(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections import deque
@@ -24,7 +25,9 @@ from opticstream.sim.onboard import complex_from_counts
 from opticstream.sim.raw_files import complex_pieces, raw_size, spectral_pieces, write_slowly
 from opticstream.sim.settings import PhantomSettings
 from opticstream.sim.tiles import TileSimulator
-from opticstream.sim.truth import write_truth
+from opticstream.sim.truth import truth_key, truth_key_in, write_truth
+
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 MisbehaviourKind = Literal["truncate", "duplicate", "skip", "reorder", "rewrite", "stall"]
 
@@ -159,7 +162,20 @@ class VirtualRig:
                 reverse_channel2=self.config.processing.reconstruction.flip_channel2,
             )
         if self.truth_folder is not None:
+            self._refuse_other_tiles(self.truth_folder)
             write_truth(self.simulator, self.truth_folder)
+
+    def _refuse_other_tiles(self, truth_folder: Path) -> None:
+        """Raise if the raw folder holds tiles of another phantom, which would be taken for complete ones of this."""
+        key = truth_key_in(truth_folder)
+        if key in (None, truth_key(self.simulator)) or not self.raw_folder.is_dir():
+            return
+        first = next(self.raw_folder.iterdir(), None)
+        if first is not None:
+            raise ConfigurationError(
+                f"{self.raw_folder} holds files ({first.name}, ...) of another phantom or scan than these settings; "
+                f"the truth in {truth_folder} belongs to them. Choose other folders, or empty both"
+            )
 
     def run(self, *, progress: Callable[[TileWritten], None] = lambda event: None) -> None:
         """Write everything; complete files are kept, so that a killed rig can be started again."""
@@ -250,6 +266,9 @@ class VirtualRig:
         )
         waiting: deque[Future[Path]] = deque()
         rest = iter(enumerate(tiles))
+        # One thread per process: the processes share the cores already. Children read these when they start.
+        before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
         try:
             # A bounded number of tiles is ahead, so that disk and memory stay bounded however long the acquisition is.
             for n, tile in rest:
@@ -259,6 +278,8 @@ class VirtualRig:
             while waiting:
                 yield _blocks_from_file(waiting.popleft().result())
         finally:
+            for name, value in before.items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
             pool.shutdown(wait=True, cancel_futures=True)
             shutil.rmtree(staging, ignore_errors=True)
 

@@ -54,6 +54,15 @@ def truth_key(simulator: TileSimulator, /) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
+def truth_key_in(folder: Path, /) -> str | None:
+    """Return the key of the truth that a folder holds, or None."""
+    try:
+        key = json.loads((folder / TRUTH_FILE).read_text(encoding="utf-8")).get("key")
+    except (FileNotFoundError, ValueError):
+        return None
+    return None if key is None else str(key)
+
+
 def write_truth(simulator: TileSimulator, folder: Path, /) -> Path:
     """Write the truth of all slices and return its `truth.json`, which is written last.
 
@@ -61,7 +70,7 @@ def write_truth(simulator: TileSimulator, folder: Path, /) -> Path:
     """
     target = folder / TRUTH_FILE
     key = truth_key(simulator)
-    if target.exists() and json.loads(target.read_text(encoding="utf-8")).get("key") == key:
+    if truth_key_in(folder) == key:
         return target
     scan, settings = simulator.scan, simulator.settings
     layout = simulator.layout

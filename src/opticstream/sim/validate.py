@@ -38,7 +38,7 @@ Mask = NDArray[np.bool_]
 class Rules:
     """Limits of what physics determines, and of what counts as tissue."""
 
-    min_apparent: float = 2e-4
+    min_apparent: float = 1e-4
     """Apparent birefringence from which orientation and birefringence are compared."""
     min_true: float = 3e-4
     """True birefringence from which axes are compared."""
