@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,22 +11,7 @@ from prefect.variables import Variable
 
 from opticstream.config import ProjectConfig, config_from_mapping, parameters_hash
 from opticstream.model.errors import ConfigurationError
-
-
-def project_slug(project_name: str, /) -> str:
-    """Return a name that Prefect accepts for Variables and artifacts, different for different projects.
-
-    Examples
-    --------
-    >>> project_slug("sub-I55")
-    'sub-i55-6ae2'
-    >>> project_slug("i55")
-    'i55'
-    """
-    plain = re.sub(r"[^a-z0-9]+", "-", project_name.lower()).strip("-")[:60] or "project"
-    if plain == project_name:
-        return plain
-    return f"{plain}-{hashlib.sha256(project_name.encode()).hexdigest()[:4]}"
+from opticstream.state.slugs import project_slug
 
 
 def save_parameters(config: ProjectConfig, /) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from prefect.artifacts import create_table_artifact
 
-from opticstream.flows.parameters import project_slug
 from opticstream.io.atomic import write_text
 from opticstream.pipeline.progress import MosaicProgress, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.state.slugs import project_slug
 
 
 def publish_picture(project: Project, /) -> ProjectProgress:
