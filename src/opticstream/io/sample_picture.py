@@ -39,7 +39,8 @@ def sample_views(path: Path, present: Sequence[int], /) -> SampleViews:
         if max(array.shape[-2:]) <= _LARGEST_PX:
             break
     scale = dataset["coordinateTransformations"][0]["scale"][-3:]
-    slice_id = present[len(present) // 2]
+    held = [n for n in present if n <= array.shape[-3]] or [1]
+    slice_id = held[len(held) // 2]
     y, x = array.shape[-2] // 2, array.shape[-1] // 2
     enface = np.asarray(array[..., slice_id - 1, :, :].read().result())
     along_x = np.asarray(array[..., :, y, :].read().result())

@@ -44,6 +44,8 @@ class SliceStore:
         How values are averaged for coarser levels; `vector` has 3 channels.
     dtype : str
         Type of the values, `float32` or `uint8`.
+    name : str
+        Name for people; default: that of the folder.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class SliceStore:
     voxel_um: tuple[float, float, float]
     kind: ValueKind = "scalar"
     dtype: str = "float32"
+    name: str = ""
 
     def put(self, slice_index: int, shape: tuple[int, int], read: BlockReader, /) -> None:
         """Write one slice, at all levels; voxels of the store that the slice does not cover become NaN (labels: 0).
@@ -111,7 +114,7 @@ class SliceStore:
         """Return the side of the blocks that are written at once: a multiple of the chunk, within the memory budget."""
         per_column = self.planes * np.dtype(self.dtype).itemsize * (3 if self.kind == "vector" else 1)
         side = math.isqrt(max(1, _MEMORY_BYTES // per_column))
-        return max(256, 2 ** int(math.log2(max(side, 1))))
+        return max(256, 1 << (max(side, 1).bit_length() - 1))
 
     def _canvas(self, array: Any) -> tuple[int, int]:
         return int(array.shape[-1]), int(array.shape[-2])
@@ -234,7 +237,7 @@ class SliceStore:
             )
         axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] if lead else []
         axes += [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
-        name = self.path.name.removesuffix(".ome.zarr")
+        name = (self.name or self.path.name).removesuffix(".ome.zarr")
         ome = {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
         attributes = {"ome": ome, "opticstream": self._facts(len(factors))}
         return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1) + "\n"

@@ -26,6 +26,7 @@ from opticstream.io import orientation_pictures as pictures
 from opticstream.io.atomic import write_bytes, write_text
 from opticstream.io.nifti import read_nifti, voxel_size_mm, write_nifti
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, ProcessingError
+from opticstream.stages.resample_volumes import BeamTilt, resample_volume
 
 _DETAILS = ("aip",)
 """Maps that sharpen the registration where both illuminations have them."""
@@ -46,6 +47,8 @@ class SliceMosaic:
     """Tilt of the beam inside the tissue, in degrees (`scan.illuminations[...].tilt_deg`)."""
     tilt_axis_deg: float = 90.0
     """Direction of the axis it is tilted about, in degrees in the image plane."""
+    volumes: Mapping[str, Path] = field(default_factory=dict)
+    """OME-Zarr of each stitched volume by modality; resampled if `processing.registration.resample_volumes` is on."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ def register_slice(
     outputs |= _write_transforms(names, mosaics, result, voxel)
     shown += _write_overlays(names, illuminations, result)
     outputs |= _write_aligned_maps(names, mosaics, illuminations, result, voxel)
+    if options.resample_volumes:
+        outputs |= _write_aligned_volumes(names, mosaics, result)
     summary = _summary(mosaics, result)
     if result.axes is not None:
         outputs |= _write_axis(names, result.axes, voxel)
@@ -194,7 +199,7 @@ class _Names:
 
 
 def _voxel_size(mosaics: Sequence[SliceMosaic], slice_id: int) -> tuple[float, ...]:
-    sizes = {}
+    sizes: dict[Path, tuple[float, ...]] = {}
     for mosaic in mosaics:
         for modality in ("ori", "biref"):
             path = mosaic.maps.get(modality)
@@ -203,7 +208,8 @@ def _voxel_size(mosaics: Sequence[SliceMosaic], slice_id: int) -> tuple[float, .
                     f"slice {slice_id}: the {modality} mosaic of the {mosaic.name} illumination is missing"
                     + (f" ({path})" if path else "")
                 )
-            sizes[path] = voxel_size_mm(path)
+            # NIfTI keeps 32 bits; what was written as 0.01 is to be read as 0.01.
+            sizes[path] = tuple(float(f"{size:.6g}") for size in voxel_size_mm(path))
     first_path, first = next(iter(sizes.items()))
     for path, size in sizes.items():
         if not np.allclose(size[:2], first[:2], rtol=1e-3):
@@ -383,6 +389,26 @@ def _write_aligned_maps(
             data: NDArray[Any] = np.nan_to_num(aligned).astype(np.uint8) if modality == "mask" else aligned
             outputs[product] = write_nifti(
                 names(product, ".nii.gz"), data[..., None], voxel_size_mm=voxel, description=f"{modality}, registered"
+            )
+    return outputs
+
+
+def _write_aligned_volumes(names: _Names, mosaics: Sequence[SliceMosaic], result: SliceAxis) -> dict[str, Path]:
+    """Write the volumes of the moving illuminations on the voxels of the fixed one."""
+    outputs = {}
+    height, width = result.aligned[0].birefringence.shape
+    for mosaic, image in zip(mosaics[1:], result.aligned[1:], strict=True):
+        if image.registration is None or not image.registration.good:
+            continue
+        for modality, path in sorted(mosaic.volumes.items()):
+            product = f"{mosaic.name}_{modality}"
+            outputs[product] = resample_volume(
+                path,
+                names(product, ".ome.zarr"),
+                image.registration.mapping,
+                modality=modality,
+                shape=(height, width),
+                tilt=BeamTilt(mosaic.tilt_deg, mosaic.tilt_axis_deg),
             )
     return outputs
 
