@@ -1,6 +1,7 @@
 """Claims: one living holder, an exclusive takeover of a dead one, leases by the file server's clock."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -328,6 +329,21 @@ def test_a_renewal_that_fails_is_tried_again(facts, elsewhere, monkeypatch):
         time.sleep(0.35)
         assert len(calls) >= 2
         assert not claim.lost
+
+
+def test_a_full_disk_does_not_cost_a_living_holder_its_claim(facts, elsewhere, monkeypatch):
+    claim = elsewhere.claim(BATCH, lease_s=30)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    age(facts, 25)
+    with monkeypatch.context() as disk:
+        disk.setattr("opticstream.state.durable.Path.write_bytes", full)  # no new file can be made
+        assert claim.still_mine()
+        assert claim.renew()
+    age(facts, 25)
+    assert facts.holder(BATCH).state == "alive"
 
 
 def test_the_probe_for_the_servers_time_leaves_nothing_behind(facts, elsewhere):

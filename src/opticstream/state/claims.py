@@ -13,6 +13,7 @@ clocks say. A release appends a second line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -266,9 +267,13 @@ class Claim:
         False after a release, in a forked child, and once somebody has taken over (because this process was stopped
         or cut off from the file server for longer than its lease).
         """
+        with contextlib.suppress(OSError):  # makes a network client look again at the folder; not needed on a full disk
+            file_server_time_s(self._path.parent)
+        return self._look()
+
+    def _look(self) -> bool:
         if self._lost or self._released or os.getpid() != self._pid:
             return False
-        file_server_time_s(self._path.parent)  # makes a network client look again at the folder
         next_generation = self._path.with_name(f"{self._path.name[:-4]}{self.generation + 1:04d}")
         try:
             mine = _json(self._first_line()).get("token") == self.token and not next_generation.exists()
@@ -294,8 +299,11 @@ class Claim:
             )
 
     def renew(self) -> bool:
-        """Renew the lease now; False when the claim is lost. `with` does this every third of the lease."""
-        if not self.still_mine():
+        """Renew the lease now; False when the claim is lost. `with` does this every third of the lease.
+
+        Needs no room on the disk, and waits for none of the data that is on its way there.
+        """
+        if not self._look():
             return False
         with self._path.open("r+b", buffering=0) as file:
             line = file.readline()
@@ -304,7 +312,6 @@ class Claim:
                 return False
             file.seek(len(line) - 1)
             file.write(b"\n")
-            os.fsync(file.fileno())
         return True
 
     def release(self, outcome: str = "done") -> bool:
@@ -319,7 +326,6 @@ class Claim:
         line = json.dumps({"released": time_to_text(self._claims._clock()), "outcome": outcome}, ensure_ascii=False)
         with self._path.open("ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
-            os.fsync(file.fileno())
         self._claims._journal.write("released", self.item, fact=self.work, why=outcome)
         return True
 
