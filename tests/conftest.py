@@ -33,7 +33,7 @@ def acquired(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("acquired")
     text = project_text(
-        name="small", slices=1, samples=256, b_lines=48, a_lines=48, a_lines_tilted=40, columns=2, rows=2,
+        name="small", slices=1, samples=256, b_lines=64, a_lines=64, a_lines_tilted=56, columns=3, rows=2,
     )  # fmt: skip
     config = load_project(write_text(folder / "project.toml", text))
     rig = VirtualRig(config, demo_phantom(slices=1), folder / "raw", folder / "truth", calibration_folder=folder)

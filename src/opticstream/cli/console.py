@@ -14,8 +14,10 @@ from rich.console import Console
 
 from opticstream.model.errors import ConfigurationError, OpticStreamError
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+# A pipe or a log has no width of its own: tables are then as wide as they need to be.
+_WIDE = 160
+out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+err = Console(stderr=True, soft_wrap=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
 
 ProjectArgument = Annotated[
     str, typer.Argument(help="Project file (TOML), or the name of a registered project.", show_default=False)

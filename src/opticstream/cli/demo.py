@@ -100,7 +100,7 @@ class _Demo:
                     config = load_project(self._project_file)
                     save_parameters(config)
                     self.raw.mkdir(exist_ok=True)
-                    driver = Driver.on_folder(Project.open(config, deployment=settings), str(self.raw))
+                    driver = Driver.on_folder(Project.open(config, deployment=settings), self.raw)
                     progress = follow(driver, follower, is_over=lambda: self._is_over(driver), check=self._check_rig)
             finally:
                 self._stop_rig()

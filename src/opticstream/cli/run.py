@@ -110,7 +110,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             config = config_of(project, options)
             save_parameters(config)
             opened = Project.open(config, deployment=settings)
-            driver = Driver.on_folder(opened, str(folder))
+            driver = Driver.on_folder(opened, folder)
             with Follower(live=out.is_terminal, quiet=as_json) as follower:
                 over = _Acquired(driver, follower, accept_incomplete) if not live else (lambda: False)
                 progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5)

@@ -28,7 +28,7 @@ def project_template(*, project_name: str, project_base_path: str = "project") -
         "",
     ]
     values = {"project_name": project_name, "project_base_path": project_base_path}
-    lines += _table("project", ProjectSettings, ProjectSettings(**values), "Who and where.")  # type: ignore[arg-type]
+    lines += _table("project", ProjectSettings, ProjectSettings(**values), "Who and where.")
     scan = ScanSettings()
     lines += _table("scan", ScanSettings, scan, "Facts of the instrument and of the acquisition.")
     for illumination in scan.illuminations:

@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 from prefect import Flow
-from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
+from prefect.types.entrypoint import EntrypointType
 
 from opticstream.flows import oct as flows
 from opticstream.model import events as catalogue

@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
 
 from opticstream.flows.events import announce
+from opticstream.flows.leftovers import queued_deployments
 from opticstream.model.errors import ServerError
 from opticstream.model.events import BatchReady, Event
 from opticstream.pipeline.pending import pending_announcements
@@ -15,6 +19,19 @@ from opticstream.pipeline.project import Project
 from opticstream.watch import FoundBatch, IncompleteBatch, Watcher
 
 Announce = Callable[[Iterable[Event]], object]
+
+
+def is_queued(event: Event, /) -> bool:
+    """Return whether a run of a flow that the event starts waits in the server's queue."""
+    from prefect.settings import PREFECT_API_URL
+
+    from opticstream.flows.deployments import DEPLOYMENTS
+
+    started = {deployment.name for deployment in DEPLOYMENTS if type(event) in deployment.events}
+    try:
+        return bool(started & queued_deployments(str(PREFECT_API_URL.value())))
+    except httpx.HTTPError:
+        return True  # the server is busy or away; announcing would not reach it either
 
 
 @dataclass
@@ -32,6 +49,8 @@ class Sweeper:
     project: Project
     patience_s: float
     announce: Announce = announce
+    is_queued: Callable[[Event], bool] = lambda _event: False
+    """Whether a run that the event would start waits in a queue already; then patience is all that is needed."""
     clock: Callable[[], float] = time.monotonic
     _next: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
@@ -44,7 +63,7 @@ class Sweeper:
         due = []
         for key, event in pending.items():
             wait, at = self._next.get(key, (self.patience_s, now + self.patience_s))
-            if at_once or now >= at:
+            if at_once or (now >= at and not self.is_queued(event)):
                 due.append(event)
                 wait, at = wait * 2, now + wait * 2
             self._next[key] = (wait, at)
@@ -64,27 +83,33 @@ class Driver:
         Where batches come from.
     """
 
-    def __init__(self, project: Project, watcher: Watcher, /, *, announce: Announce = announce) -> None:
+    def __init__(
+        self,
+        project: Project,
+        watcher: Watcher,
+        /,
+        *,
+        announce: Announce = announce,
+        is_queued: Callable[[Event], bool] = lambda _event: False,
+    ) -> None:
         self.project = project
         self.watcher = watcher
         self._announce = announce
-        self.sweeper = Sweeper(project, project.deployment.sweep_s, announce)
+        self.sweeper = Sweeper(project, project.deployment.sweep_s, announce, is_queued)
         self._next_sweep = 0.0
 
     @classmethod
-    def on_folder(cls, project: Project, watcher_folder: str, /, *, announce: Announce = announce) -> Driver:
+    def on_folder(cls, project: Project, folder: Path, /) -> Driver:
         """Return a driver for a folder, with the waiting times of this host's deployment settings."""
-        from pathlib import Path
-
         facts = project.facts
         watcher = Watcher(
-            Path(watcher_folder),
+            folder,
             project.config.scan,
             stable_s=project.deployment.stable_s,
             stall_s=project.deployment.stall_s,
             settled=lambda batch: facts.has(batch, "ready") or facts.has(batch, "processed"),
         )
-        return cls(project, watcher, announce=announce)
+        return cls(project, watcher, is_queued=is_queued)
 
     def start(self) -> list[Event]:
         """Announce what an earlier life has left undone."""

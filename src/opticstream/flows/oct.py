@@ -21,6 +21,7 @@ from opticstream.flows.events import announce, event_from_trigger
 from opticstream.flows.parameters import keep_parameters, load_parameters
 from opticstream.model.events import BatchReady, Event, MosaicReady, MosaicStitched, SliceReady, SliceRegistered
 from opticstream.pipeline.failures import is_transient
+from opticstream.pipeline.jobs import Attempt
 from opticstream.pipeline.project import Project
 
 R = TypeVar("R")
@@ -39,24 +40,22 @@ def _opened(event: Event, overrides: dict[str, Any] | None = None) -> Iterator[P
     yield Project.open(config, flow_run_id=flow_run.id)
 
 
-def _attempt(project: Project) -> Callable[[str, Callable[[], Any]], Any]:
+def _attempt(project: Project) -> Attempt:
     """Return a runner of steps as Prefect tasks, which tries again after transient errors with growing waits."""
     settings = project.deployment
 
     def attempt(name: str, step: Callable[[], R], /) -> R:
-        retries = settings.attempts - 1
-        tried = task(
-            step,
+        decorated = task(
             name=name,
             task_run_name=name,
-            retries=retries,
-            retry_delay_seconds=exponential_backoff(settings.retry_delay_s) if retries else None,
+            retries=settings.attempts - 1,
+            retry_delay_seconds=exponential_backoff(settings.retry_delay_s),
             retry_jitter_factor=0.5,
             retry_condition_fn=lambda _task, _run, state: is_transient(state.result(raise_on_failure=False)),
             cache_policy=NO_CACHE,
             persist_result=False,
-        )
-        return tried()
+        )(step)
+        return decorated()
 
     return attempt
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from opticstream.flows.leftovers import cancel_leftovers
 from opticstream.flows.server import EmbeddedServer, die_with_parent, end_group
 from opticstream.model.errors import ServerError
 
@@ -138,6 +139,8 @@ def local_session(
         say("starting the Prefect server")
         server.start()
         os.environ.update(server.environment)
+        if left := cancel_leftovers(server.api_url):
+            say(f"set aside {left} runs of an earlier life; what they were for is announced again")
         if workers:
             say("starting the workers")
             worker.start()

@@ -29,7 +29,7 @@ async def serve_pools(pools: Iterable[str], settings: DeploymentSettings, /) -> 
     for pool in pools:
         runner = Runner(name=f"opticstream-{pool}", limit=limits[pool], query_seconds=_QUERY_S, pause_on_shutdown=False)
         for deployment in await runner_deployments(pool, collapse_s=settings.collapse_s):
-            await runner.add_deployment(deployment)
+            await runner.aadd_deployment(deployment)
         runners.append(runner)
     _say("ready")
     await asyncio.gather(*(runner.start() for runner in runners))

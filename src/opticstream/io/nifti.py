@@ -68,7 +68,7 @@ def read_nifti(path: Path, /, *, mmap: bool = False) -> NDArray[Any]:
     import nibabel as nib
 
     try:
-        image = nib.load(path, mmap="r" if mmap else False)
+        image: Any = nib.load(path, mmap="r" if mmap else False)
         return np.asanyarray(image.dataobj)
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: no such file") from error
@@ -80,4 +80,5 @@ def voxel_size_mm(path: Path, /) -> tuple[float, ...]:
     """Return the voxel size of a NIfTI file in mm, one number per spatial axis."""
     import nibabel as nib
 
-    return tuple(float(size) for size in nib.load(path).header.get_zooms()[:3])
+    image: Any = nib.load(path)
+    return tuple(float(size) for size in image.header.get_zooms()[:3])

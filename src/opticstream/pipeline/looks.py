@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from opticstream.model.events import Event
-from opticstream.model.ids import MosaicId
+from opticstream.model.ids import BatchId, MosaicId
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import after_batch, after_mosaic
 
@@ -15,6 +15,7 @@ def look_at_batches(project: Project, /) -> Iterator[Event]:
     snapshot = project.facts.snapshot()
     seen: set[MosaicId] = set()
     for item in snapshot.items("batch"):
+        assert isinstance(item, BatchId)
         mosaic = item.mosaic
         if mosaic in seen:
             continue

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from opticstream.model.events import Event, MosaicFailed, MosaicFlagged, MosaicReady, MosaicStitched, MosaicVolumeStitched
-from opticstream.model.ids import MosaicId, SliceId
+from opticstream.model.events import (
+    Event,
+    MosaicFailed,
+    MosaicFlagged,
+    MosaicReady,
+    MosaicStitched,
+    MosaicVolumeStitched,
+)
+from opticstream.model.ids import MosaicId
 from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME, Attempt, Done, Failed, Result, once, perform
 from opticstream.pipeline.parameters import mosaic_hash, volume_hash
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import may_determine_template, waits_for_template
+from opticstream.pipeline.rules import waits_for_template
 from opticstream.state import Claim, FactsView
 
 if TYPE_CHECKING:

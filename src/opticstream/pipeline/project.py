@@ -59,7 +59,7 @@ class Project:
 
     def event(self, kind: type[E], item: ItemId, /, **values: Any) -> E:
         """Return an event about an item, with everything filled in that the layout knows."""
-        return kind.model_validate(self._labels(kind, item) | values)
+        return kind.model_validate({**self._labels(kind, item), **values})
 
     def _labels(self, kind: type[Event], item: ItemId) -> Mapping[str, Any]:
         labels: dict[str, Any] = {

@@ -1,0 +1,43 @@
+"""Flow runs that an earlier life of an embedded server has left: dead ones that look alive, and stale queue entries.
+
+After a crash the flag files tell what is to be done, and the first sweep announces it. What the old queue holds would
+only do the same again, so it is cancelled. Does not import Prefect.
+"""
+
+from __future__ import annotations
+
+import httpx
+
+_OPEN_STATES = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
+
+
+def cancel_leftovers(api_url: str, /) -> int:
+    """Mark every unfinished flow run of a server as cancelled and return how many there were.
+
+    Only for a server without workers that belongs to this process alone.
+    """
+    cancelled = 0
+    with httpx.Client(base_url=api_url, timeout=30) as client:
+        while True:
+            query = {"flow_runs": {"state": {"type": {"any_": _OPEN_STATES}}}, "limit": 200}
+            runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
+            if not runs:
+                return cancelled
+            for run in runs:
+                state = {"type": "CANCELLED", "message": "left over from a server that was stopped"}
+                body = {"state": state, "force": True}
+                client.post(f"/flow_runs/{run['id']}/set_state", json=body).raise_for_status()
+                cancelled += 1
+
+
+def queued_deployments(api_url: str, /) -> set[str]:
+    """Return the names of deployments for which runs wait to be started."""
+    with httpx.Client(base_url=api_url, timeout=30) as client:
+        query = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "limit": 200}
+        runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
+        ids = sorted({run["deployment_id"] for run in runs if run.get("deployment_id")})
+        if not ids:
+            return set()
+        query = {"deployments": {"id": {"any_": ids}}}
+        found = client.post("/deployments/filter", json=query).raise_for_status().json()
+        return {deployment["name"] for deployment in found}

@@ -1,0 +1,106 @@
+"""The event chain without a server: announcements go round in one process, one after the other.
+
+For tests of rules and jobs. What starts what is written down here once more, by hand, so that a wrong trigger in
+`opticstream.flows.deployments` cannot hide behind a wrong bus.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from opticstream.model import events as catalogue
+from opticstream.model.events import Event
+from opticstream.pipeline import batches, looks, mosaics, slices, uploads
+from opticstream.pipeline.pending import pending_announcements
+from opticstream.pipeline.project import Project
+from opticstream.watch import Watcher
+
+Step = Callable[[Event], Iterable[Event]]
+
+
+class LocalBus:
+    """Takes announcements and does what they start, until nothing is left.
+
+    Parameters
+    ----------
+    project : Project
+        What is worked on.
+    lose : callable
+        Tells of an event whether it is lost on its way.
+    """
+
+    def __init__(self, project: Project, /, *, lose: Callable[[Event], bool] = lambda _event: False) -> None:
+        self.project = project
+        self.lose = lose
+        self.seen: list[Event] = []
+        self._queue: deque[Event] = deque()
+
+    def announce(self, events: Iterable[Event], /) -> None:
+        """Put events into the queue, unless they are lost."""
+        for event in events:
+            self.seen.append(event)
+            if not self.lose(event):
+                self._queue.append(event)
+
+    def run(self, *, order: Callable[[int], int] = lambda _n: 0) -> None:
+        """Do what is announced until the queue is empty; `order` picks which of n waiting events comes next."""
+        while self._queue:
+            index = order(len(self._queue))
+            event = self._queue[index]
+            del self._queue[index]
+            for step in self._steps(event):
+                self.announce(step(event))
+
+    def sweep(self) -> int:
+        """Announce again what is ready and not started, and return how many announcements that were."""
+        events = pending_announcements(self.project)
+        self.announce(events)
+        return len(events)
+
+    def run_until_nothing_is_pending(self, *, rounds: int = 20) -> None:
+        """Run and sweep in turn, as a live pipeline does."""
+        for _ in range(rounds):
+            self.run()
+            if not self.sweep():
+                return
+        raise AssertionError(f"still pending after {rounds} sweeps: {pending_announcements(self.project)}")
+
+    def feed(self, folder: Path, /) -> None:
+        """Announce every batch that lies complete in a folder."""
+        from opticstream.flows.driver import Driver
+
+        facts = self.project.facts
+        watcher = Watcher(
+            folder, self.project.config.scan, stable_s=0, stall_s=0, settled=lambda batch: facts.has(batch, "ready")
+        )
+        driver = Driver(self.project, watcher, announce=self.announce)
+        for found in watcher.poll() + watcher.poll():
+            driver.ready(found)
+
+    def _steps(self, event: Event) -> list[Step]:
+        project = self.project
+        steps: list[Step] = []
+        match event:
+            case catalogue.BatchReady():
+                steps.append(lambda _e: batches.process_batch(project, event))
+            case catalogue.BatchArchived() | catalogue.BatchProcessed() | catalogue.BatchUploaded():
+                steps.append(lambda _e: looks.look_at_batches(project))
+            case catalogue.MosaicReady():
+                steps.append(lambda _e: mosaics.stitch_mosaic(project, event))
+            case catalogue.MosaicStitched():
+                steps.append(lambda _e: mosaics.stitch_volume(project, event))
+                steps.append(lambda _e: looks.look_at_mosaics(project))
+            case catalogue.MosaicVolumeStitched() | catalogue.MosaicFailed():
+                steps.append(lambda _e: looks.look_at_mosaics(project))
+            case catalogue.SliceReady():
+                steps.append(lambda _e: slices.register_slice(project, event))
+            case catalogue.SliceRegistered():
+                steps.append(lambda _e: slices.update_sample(project, event))
+        if isinstance(
+            event,
+            catalogue.BatchArchived | catalogue.MosaicStitched | catalogue.MosaicVolumeStitched | catalogue.SliceRegistered,
+        ):
+            steps.append(lambda _e: uploads.upload_pending(project))
+        return steps
