@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream import __version__
-from opticstream.compute.stitching.weights import Canvas, canvas_from_positions, overlap_widths, tile_weight
+from opticstream.compute.stitching.weights import Canvas, canvas_from_positions, overlap_widths, ramp
 from opticstream.config import ScanSettings
 from opticstream.config.processing import VolumeSettings
 from opticstream.io.images import TileVolume
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float], None]
 Corner = tuple[int, int, int]
-_BASE_BYTES = 220 << 20
+BASE_BYTES = 280 << 20
 """What the interpreter and its libraries take of the budget."""
 
 
@@ -183,7 +183,7 @@ def stitch_modality(
     z_start, z_size = _depth_range(focus, depth, settings)
     shape = (z_size, canvas.shape[1], canvas.shape[0])
     voxel_um = (voxel_size_mm[2] * 1e3, voxel_size_mm[1] * 1e3, voxel_size_mm[0] * 1e3)
-    budget = int(settings.memory_budget_gb * 1e9) - _BASE_BYTES
+    budget = int(settings.memory_budget_gb * 1e9) - BASE_BYTES
     layout, plan = _plan(
         shape,
         (round(voxel_um[0], 9), round(voxel_um[1], 9), round(voxel_um[2], 9)),
@@ -298,19 +298,18 @@ def _plan(
 ) -> tuple[StoreLayout, _Plan]:
     """Return the store's layout and the largest blocks of whole shards whose work fits into the budget."""
     tile_x, tile_y = canvas.tile_shape
-    n = len(canvas.offset)
-    # How many tiles cover a pixel on average tells how much input a block has.
-    cover = n * tile_x * tile_y / (canvas.shape[0] * canvas.shape[1])
-    fixed = 4 * canvas.shape[0] * canvas.shape[1] + n * 2000
+    fixed = canvas.shape[0] * canvas.shape[1] + len(canvas.offset) * 20_000  # the mask, and the tables of tiles
 
-    def cost(block: tuple[int, int, int]) -> int:
+    def cost(block: Corner) -> int:
         bz, by, bx = (min(b, s) for b, s in zip(block, shape, strict=True))
-        touched_y, touched_x = by + tile_y, bx + tile_x
-        inputs = 4 * (bz + reach) * max(cover, 1.0) * touched_y * touched_x
-        weights = 4 * max(cover, 1.0) * (by + 2 * tile_y) * touched_x
+        parts = _most_parts(canvas, by, bx)
+        rows = min(by, tile_y)
+        inputs = (
+            4 * parts * rows * tile_x * (min(bz + reach, shape[0] + reach) + 1)
+        )  # samples, and one plane of weights
         # The block (and the sines of axes), the writer's copy of the one before, its compressed shards, the levels.
         outputs = 4 * bz * by * bx * ((2 if axial else 1) + 1 + 0.9 + 0.4)
-        return int(inputs + weights + outputs + fixed)
+        return int(inputs + outputs + 12 * by * bx + fixed)
 
     for largest in ((128, 512, 512), (64, 512, 512), (64, 256, 256), (64, 128, 128), (64, 64, 64)):
         layout = store_layout(shape, voxel_size_um=voxel_um, version=settings.format, largest_shard=largest)
@@ -326,11 +325,21 @@ def _plan(
         ):
             block = (block[0], block[1] + shard[1], block[2])
         return layout, _Plan(block)
-    smallest = cost((64, 64, 64)) + _BASE_BYTES
+    smallest = cost((64, 64, 64)) + BASE_BYTES
     raise ConfigurationError(
         f"volume.memory_budget_gb = {settings.memory_budget_gb:g} is too small for this mosaic; at least "
         f"{smallest / 1e9:.2f} is needed"
     )
+
+
+def _most_parts(canvas: Canvas, rows: int, columns: int) -> int:
+    """Return the largest number of tiles that touch any block of `rows` x `columns` pixels."""
+    counts = np.zeros((-(-canvas.shape[1] // rows), -(-canvas.shape[0] // columns)), np.intp)
+    low = canvas.offset[:, ::-1] // (rows, columns)
+    high = (canvas.offset[:, ::-1] + np.array(canvas.tile_shape[::-1]) - 1) // (rows, columns)
+    for (y0, x0), (y1, x1) in zip(low, high, strict=True):
+        counts[y0 : y1 + 1, x0 : x1 + 1] += 1
+    return int(counts.max())
 
 
 def _provenance(
@@ -390,26 +399,18 @@ def _sampled_checksum(path: Path) -> str:
 
 
 class _Buffers:
-    """Memory that is used again: pages touched for the first time cost more than the work done on them."""
+    """Memory by purpose that is used again: pages touched for the first time cost more than the work done on them."""
 
     def __init__(self) -> None:
-        self._free: list[NDArray[np.float32]] = []
+        self._held: dict[str, NDArray[np.float32]] = {}
 
-    def take(self, shape: Sequence[int]) -> NDArray[np.float32]:
+    def get(self, purpose: str, shape: Sequence[int]) -> NDArray[np.float32]:
+        """Return the one array of a purpose, with undefined content; an earlier one must not be in use any more."""
         size = int(np.prod(shape))
-        fitting = [b for b in self._free if b.size >= size]
-        if fitting:
-            base = min(fitting, key=lambda b: b.size)
-            self._free = [b for b in self._free if b is not base]
-        else:
-            base = np.empty(size, np.float32)
-        return base[:size].reshape(shape)
-
-    def give(self, array: NDArray[np.float32]) -> None:
-        base = array
-        while base.base is not None:
-            base = base.base
-        self._free.append(base)
+        if purpose not in self._held or self._held[purpose].size < size:
+            self._held.pop(purpose, None)  # free it before the larger one is made
+            self._held[purpose] = np.empty(size, np.float32)
+        return self._held[purpose][:size].reshape(shape)
 
 
 @dataclass
@@ -547,15 +548,15 @@ class _BlockWorker:
         self.depth = next(iter(job.volumes.values())).shape[0]
         overlaps = overlap_widths(job.positions, tile_shape=job.tiles.tile_shape)
         self.here = [k for k, n in enumerate(job.tiles.numbers) if n in job.volumes]
-        self.weight = {k: np.ascontiguousarray(tile_weight(job.tiles.tile_shape, overlaps[k]).T) for k in self.here}
-        self.total = np.zeros(job.canvas.shape[::-1], np.float32)
+        # Weights are kept as one ramp per axis: a table of the whole mosaic would not fit into every budget.
         width, height = job.tiles.tile_shape
-        for k in self.here:
-            x, y = job.canvas.offset[k]
-            self.total[y : y + height, x : x + width] += self.weight[k]
-        self.covered = self.total > 0
-        if job.mask is not None:
-            self.covered &= job.mask.T
+        self.ramps = {
+            k: (
+                ramp(width, before=overlaps[k, 0, 0], after=overlaps[k, 0, 1]),
+                ramp(height, before=overlaps[k, 1, 0], after=overlaps[k, 1, 1]),
+            )
+            for k in self.here
+        }
         self.buffers = _Buffers()
 
     def write(self, corner: Corner, levels: list[NDArray[np.float32]]) -> list[Any]:
@@ -568,8 +569,6 @@ class _BlockWorker:
                 futures.append(future)
         for future in futures:
             future.copy.result()  # the writer has a copy of its own from here on, and not before
-        if levels:
-            self.buffers.give(levels[0])
         return futures
 
     @staticmethod
@@ -584,50 +583,79 @@ class _BlockWorker:
 
         job = self.job
         size = [min(b, s - c) for b, s, c in zip(job.plan.block, job.layout.shape, corner, strict=True)]
-        covered = self.covered[corner[1] : corner[1] + size[1], corner[2] : corner[2] + size[2]]
+        touching = self._touching(corner, size)
+        total = self._total_weight(touching, corner, size)
+        covered = total > 0
+        if job.mask is not None:
+            covered &= job.mask[corner[2] : corner[2] + size[2], corner[1] : corner[1] + size[1]].T
         if not covered.any():
             return []  # nothing lies here: absent chunks read as the fill value
-        parts = self._gather(corner, size, pool)
-        out = self.buffers.take(size)
+        parts = self._gather(touching, total, corner, size, pool)
+        out = self.buffers.get("out", size)
         z0 = job.z_start + corner[0]
         levels: list[NDArray[np.float32]] = []
         further = min(job.layout.levels, IN_PASS_LEVELS) - 1
         if job.axial:
-            sine = self.buffers.take(size)
+            sine = self.buffers.get("sine", size)
             blend_axial(out, sine, parts, self.runs, z0, covered, pool=pool)
             cosine_half, sine_half = out, sine
             for _ in range(further):
                 cosine_half, sine_half = halved(cosine_half, pool=pool), halved(sine_half, pool=pool)
                 levels.append(angle_from_components(cosine_half.copy(), sine_half, pool=pool))
             angle_from_components(out, sine, pool=pool)
-            self.buffers.give(sine)
         else:
             blend_scalar(out, parts, self.runs, z0, covered, pool=pool)
             level = out
             for _ in range(further):
                 level = halved(level, pool=pool)
                 levels.append(level)
-        self.buffers.give(parts.data)
         return [out, *levels]
 
-    def _gather(self, corner: Corner, size: Sequence[int], pool: ThreadPoolExecutor) -> BlockTiles:
-        """Read the parts of tiles that touch a block."""
-        from opticstream.compute.stitching.volume import BlockTiles
-
-        job, canvas = self.job, self.job.canvas
-        width, height = job.tiles.tile_shape
-        z0 = job.z_start + corner[0] + self.runs.shallowest
-        z1 = min(job.z_start + corner[0] + size[0] + self.runs.deepest, self.depth)
-        z0 = min(z0, z1)
+    def _touching(self, corner: Corner, size: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Return the tiles that touch a block, each with its first and last row in it."""
+        width, height = self.job.tiles.tile_shape
         touching = []
         for k in self.here:
-            x, y = canvas.offset[k]
+            x, y = self.job.canvas.offset[k]
             first = max(0, corner[1] - y)
             last = min(height, corner[1] + size[1] - y)
             if first < last and x < corner[2] + size[2] and x + width > corner[2]:
                 touching.append((k, int(first), int(last)))
+        return touching
+
+    def _total_weight(
+        self, touching: Sequence[tuple[int, int, int]], corner: Corner, size: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Return the sum of all tiles' weights over a block, shape (y, x)."""
+        total = np.zeros((size[1], size[2]), np.float32)
+        for k, first, last in touching:
+            x, y = self.job.canvas.offset[k]
+            ramp_x, ramp_y = self.ramps[k]
+            left, right = max(0, corner[2] - x), min(len(ramp_x), corner[2] + size[2] - x)
+            total[y + first - corner[1] : y + last - corner[1], x + left - corner[2] : x + right - corner[2]] += (
+                ramp_y[first:last, None] * ramp_x[None, left:right]
+            )
+        return total
+
+    def _gather(
+        self,
+        touching: Sequence[tuple[int, int, int]],
+        total: NDArray[np.float32],
+        corner: Corner,
+        size: Sequence[int],
+        pool: ThreadPoolExecutor,
+    ) -> BlockTiles:
+        """Read the parts of tiles that touch a block."""
+        from opticstream.compute.stitching.volume import BlockTiles
+
+        job, canvas = self.job, self.job.canvas
+        width, _ = job.tiles.tile_shape
+        z0 = job.z_start + corner[0] + self.runs.shallowest
+        z1 = min(job.z_start + corner[0] + size[0] + self.runs.deepest, self.depth)
+        z0 = min(z0, z1)
         rows = np.array([last - first for _, first, last in touching], np.int64)
-        data = self.buffers.take((len(touching), z1 - z0, int(rows.max(initial=1)), width))
+        tallest = int(rows.max(initial=1))
+        data = self.buffers.get("data", (len(touching), z1 - z0, tallest, width))
         place = np.array(
             [
                 (canvas.offset[k][1] + first - corner[1], canvas.offset[k][0] - corner[2], first)
@@ -635,10 +663,16 @@ class _BlockWorker:
             ],
             np.int64,
         ).reshape(-1, 3)
-        weight = np.empty((len(touching), height, width), np.float32)
-        for i, (k, _, _) in enumerate(touching):
-            x, y = canvas.offset[k]
-            np.divide(self.weight[k], self.total[y : y + height, x : x + width], out=weight[i])
+        weight = np.zeros((len(touching), tallest, width), np.float32)
+        for i, (k, first, last) in enumerate(touching):
+            ramp_x, ramp_y = self.ramps[k]
+            y, x = int(place[i, 0]), int(place[i, 1])
+            left, right = max(0, -x), min(width, size[2] - x)
+            np.divide(
+                ramp_y[first:last, None] * ramp_x[None, left:right],
+                total[y : y + last - first, x + left : x + right],
+                out=weight[i, : last - first, left:right],
+            )
 
         def read(i: int) -> None:
             k, first, last = touching[i]

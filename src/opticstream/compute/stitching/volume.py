@@ -149,7 +149,7 @@ def _scalar_planes(out, inputs, depth0, z0, z1, out_z0, place, rows, weight, row
                         continue
                     source = data[depth, y]
                     target = plane[y0 + y]
-                    w = weight[k, ty]
+                    w = weight[k, y]
                     for x in range(a, b):
                         target[x0 + x] += w[x] * source[x]
         total = np.float32(0)
@@ -192,8 +192,8 @@ def _scalar_planes_partial(  # type: ignore[no-untyped-def]
                     for x in range(a, b):
                         value = data[depth, y, x]
                         if np.isfinite(value):
-                            plane[y0 + y, x0 + x] += weight[k, ty, x] * value
-                            total[y0 + y, x0 + x] += weight[k, ty, x]
+                            plane[y0 + y, x0 + x] += weight[k, y, x] * value
+                            total[y0 + y, x0 + x] += weight[k, y, x]
                         else:
                             lost[y0 + y, x0 + x] = True
         for y in range(height):
@@ -242,7 +242,7 @@ def _axial_planes(  # type: ignore[no-untyped-def]
                         continue
                     source = data[depth, y]
                     target, target_s = plane[y0 + y], other[y0 + y]
-                    w = weight[k, ty]
+                    w = weight[k, y]
                     bad = np.float32(0)
                     for x in range(a, b):
                         c, s = _cos_sin(source[x])
@@ -282,9 +282,9 @@ def _axial_planes_partial(  # type: ignore[no-untyped-def]
                         value = data[depth, y, x]
                         if np.isfinite(value):
                             c, s = _cos_sin(value)
-                            plane[y0 + y, x0 + x] += weight[k, ty, x] * c
-                            other[y0 + y, x0 + x] += weight[k, ty, x] * s
-                            total[y0 + y, x0 + x] += weight[k, ty, x]
+                            plane[y0 + y, x0 + x] += weight[k, y, x] * c
+                            other[y0 + y, x0 + x] += weight[k, y, x] * s
+                            total[y0 + y, x0 + x] += weight[k, y, x]
                         else:
                             lost[y0 + y, x0 + x] = True
         for y in range(height):
@@ -394,8 +394,8 @@ class BlockTiles:
         Row and column of the part's first pixel in the block (may be negative for columns), and its first tile row.
     rows : ndarray of int, shape (parts,)
         Number of rows of each part.
-    weight : ndarray, shape (parts, tile rows, x), float32
-        Weights of each tile, divided by the sum over all tiles.
+    weight : ndarray, shape (parts, rows, x), float32
+        Weights of each part, divided by the sum over all tiles; outside of the block they are not looked at.
     """
 
     data: FloatArray
