@@ -4,6 +4,7 @@ import itertools
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -23,6 +24,16 @@ from opticstream.testing.project_state import PROJECT, ProjectStateStoreContract
 
 pytestmark = pytest.mark.server
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _queues_of_our_own(tmp_path_factory):
+    """Keep the files at which processes queue out of the machine's own temporary folder."""
+    folder = str(tmp_path_factory.mktemp("queues"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture
