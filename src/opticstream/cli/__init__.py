@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import opticstream
-from opticstream.cli import demo, project, register, run, serve, sim, status, stitch
+from opticstream.cli import demo, importing, project, register, run, serve, sim, status, stitch
 
 app = typer.Typer(
     name="opticstream",
@@ -35,6 +35,7 @@ app.command("history", rich_help_panel=_PIPELINE)(status.history)
 app.add_typer(project.app, name="project", rich_help_panel=_PIPELINE)
 app.command("validate", rich_help_panel=_PIPELINE)(sim.validate)
 app.add_typer(sim.app, name="sim", rich_help_panel=_FILES)
+app.command("import", rich_help_panel=_FILES)(importing.import_array)
 app.add_typer(stitch.app, name="stitch", rich_help_panel=_FILES)
 app.command("register", rich_help_panel=_FILES)(register.register)
 app.command("sample", rich_help_panel=_FILES)(register.sample)
