@@ -85,6 +85,7 @@ class TestPrefectStore(ProjectStateStoreContract):
         return lambda: lsm_state_service(api_url=prefect_server)
 
 
+@pytest.mark.slow
 class TestPrefectStoreBetweenHosts(ProjectStateStoreContract):
     """Without the queue at a file, as between hosts that only share the server."""
 
@@ -277,6 +278,23 @@ def test_processes_that_update_at_the_same_time_lose_nothing(prefect_server, pro
 @pytest.mark.slow
 def test_eight_processes_making_fifty_updates_each_lose_none(prefect_server, project):
     run_updates(prefect_server, project, processes=8, rounds=50)
+
+
+def test_hosts_that_share_only_the_server_lose_nothing(api, project):
+    def work():
+        repository = PrefectStateRepository(LSMProjectState, pipeline="lsm", api=api)
+        lock = PrefectProjectLock(pipeline="lsm", api=api, queue_on_host=False)
+        service = LSMStateService(BaseProjectStateStore(repository, lock))
+        for _ in range(4):
+            with service.open_slice(project, slice_id=0) as opened:
+                opened.attempts += 1
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert lsm_state_service(api_url=api.url).read_slice(project, slice_id=0).attempts == 12
 
 
 HOLD = """
