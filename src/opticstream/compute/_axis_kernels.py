@@ -21,89 +21,105 @@ TINY = 1e-300
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _cost(m: Any, frames: Any, n: int, x: float, y: float, z: float) -> float:
-    """Return the squared misfit of (x, y, z) to the signed measurements `m`."""
-    length = math.sqrt(x * x + y * y + z * z) + TINY
-    total = 0.0
-    for i in range(n):
-        a = frames[i, 0, 0] * x + frames[i, 0, 1] * y + frames[i, 0, 2] * z
-        b = frames[i, 1, 0] * x + frames[i, 1, 1] * y + frames[i, 1, 2] * z
-        g = math.sqrt(a * a + b * b) / length
-        da = m[i, 0] - a * g
-        db = m[i, 1] - b * g
-        total += da * da + db * db
-    return total
+def _evaluate(m: Any, frames: Any, n: int, x: float, y: float, z: float, h: Any) -> float:
+    """Return the squared misfit of r = (x, y, z) to the signed measurements `m` (n, 3).
 
-
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _slope_and_curvature(m: Any, frames: Any, n: int, x: float, y: float, z: float, h: Any) -> None:
-    """Write half the cost's Hessian (h[0:6]: xx xy xz yy yz zz) and half its downhill gradient (h[6:9])."""
+    Written to `h`: half its Hessian (h[0:6]: xx xy xz yy yz zz) and half its downhill gradient (h[6:9]).
+    """
     rho2 = x * x + y * y + z * z + TINY
-    rho = math.sqrt(rho2)
-    for k in range(9):
-        h[k] = 0.0
+    inverse2 = 1.0 / rho2
+    inverse = math.sqrt(inverse2)
+    cost = 0.0
+    h0 = h1 = h2 = h3 = h4 = h5 = 0.0
+    g0 = g1 = g2 = 0.0
+    s0 = s1 = s2 = 0.0  # H holds s r' + r s'
+    identity = 0.0
+    radial = 0.0
+    outward = 0.0
     for i in range(n):
-        e0, e1, e2 = frames[i, 0, 0], frames[i, 0, 1], frames[i, 0, 2]
-        f0, f1, f2 = frames[i, 1, 0], frames[i, 1, 1], frames[i, 1, 2]
-        a = e0 * x + e1 * y + e2 * z
-        b = f0 * x + f1 * y + f2 * z
-        v2 = a * a + b * b + TINY
+        k0, k1, k2 = frames[i, 2, 0], frames[i, 2, 1], frames[i, 2, 2]
+        m0, m1, m2 = m[i, 0], m[i, 1], m[i, 2]
+        along = k0 * x + k1 * y + k2 * z
+        w0, w1, w2 = x - along * k0, y - along * k1, z - along * k2  # the part of r across the beam, of length v
+        v2 = w0 * w0 + w1 * w1 + w2 * w2 + TINY
         v = math.sqrt(v2)
-        c = m[i, 0] * a + m[i, 1] * b
-        # cost/2 = sum of v^4/(2 rho^2) - c v/rho, with w = the part of r across the beam and mm = the measured vector
-        w0, w1, w2 = a * e0 + b * f0, a * e1 + b * f1, a * e2 + b * f2
-        m0 = m[i, 0] * e0 + m[i, 1] * f0
-        m1 = m[i, 0] * e1 + m[i, 1] * f1
-        m2 = m[i, 0] * e2 + m[i, 1] * f2
-        u = v2 / rho2
-        g = v / rho
-        q0 = w0 / (v * rho) - g * x / rho2
-        q1 = w1 / (v * rho) - g * y / rho2
-        q2 = w2 / (v * rho) - g * z / rho2
-        h[6] -= 2 * u * w0 - u * u * x - m0 * g - c * q0
-        h[7] -= 2 * u * w1 - u * u * y - m1 * g - c * q1
-        h[8] -= 2 * u * w2 - u * u * z - m2 * g - c * q2
-        across = 2 * u - c / (v * rho)
-        ww = 4 / rho2 + c / (v2 * v * rho)
-        wr = -4 * u / rho2 + c / (v * rho * rho2)
-        one = -u * u + c * g / rho2
-        rr = 4 * u * u / rho2 - 3 * c * g / (rho2 * rho2)
-        h[0] += across * (e0 * e0 + f0 * f0) + ww * w0 * w0 + 2 * wr * w0 * x + one + rr * x * x - 2 * m0 * q0
-        h[3] += across * (e1 * e1 + f1 * f1) + ww * w1 * w1 + 2 * wr * w1 * y + one + rr * y * y - 2 * m1 * q1
-        h[5] += across * (e2 * e2 + f2 * f2) + ww * w2 * w2 + 2 * wr * w2 * z + one + rr * z * z - 2 * m2 * q2
-        h[1] += across * (e0 * e1 + f0 * f1) + ww * w0 * w1 + wr * (w0 * y + w1 * x) + rr * x * y - m0 * q1 - m1 * q0
-        h[2] += across * (e0 * e2 + f0 * f2) + ww * w0 * w2 + wr * (w0 * z + w2 * x) + rr * x * z - m0 * q2 - m2 * q0
-        h[4] += across * (e1 * e2 + f1 * f2) + ww * w1 * w2 + wr * (w1 * z + w2 * y) + rr * y * z - m1 * q2 - m2 * q1
+        c = m0 * x + m1 * y + m2 * z
+        u = v2 * inverse2
+        g = v * inverse
+        cost += m0 * m0 + m1 * m1 + m2 * m2 - 2.0 * c * g + v2 * u
+        # Half the cost is the sum of u v^2 / 2 - c g; q = dg/dr = alpha r - beta along k.
+        beta = inverse / v
+        alpha = beta - g * inverse2
+        outward += 2.0 * u - u * u - c * alpha
+        back = along * (2.0 * u - c * beta)
+        g0 += m0 * g + back * k0
+        g1 += m1 * g + back * k1
+        g2 += m2 * g + back * k2
+        across = 2.0 * u - c * beta
+        ww = 4.0 * inverse2 + c * beta / v2
+        wr = inverse2 * (c * beta - 4.0 * u)
+        identity += across - u * u + c * g * inverse2
+        radial += ww + 2.0 * wr + (4.0 * u * u - 3.0 * c * g * inverse2) * inverse2
+        s0 -= alpha * m0
+        s1 -= alpha * m1
+        s2 -= alpha * m2
+        # ... and k p' + p k'
+        pk = 0.5 * (ww * along * along - across)
+        pr = -along * (ww + wr)
+        pm = along * beta
+        p0 = pk * k0 + pr * x + pm * m0
+        p1 = pk * k1 + pr * y + pm * m1
+        p2 = pk * k2 + pr * z + pm * m2
+        h0 += 2.0 * k0 * p0
+        h1 += k0 * p1 + k1 * p0
+        h2 += k0 * p2 + k2 * p0
+        h3 += 2.0 * k1 * p1
+        h4 += k1 * p2 + k2 * p1
+        h5 += 2.0 * k2 * p2
+    half = 0.5 * radial
+    s0 += half * x
+    s1 += half * y
+    s2 += half * z
+    h[0] = h0 + identity + 2.0 * s0 * x
+    h[1] = h1 + s0 * y + s1 * x
+    h[2] = h2 + s0 * z + s2 * x
+    h[3] = h3 + identity + 2.0 * s1 * y
+    h[4] = h4 + s1 * z + s2 * y
+    h[5] = h5 + identity + 2.0 * s2 * z
+    h[6] = g0 - outward * x
+    h[7] = g1 - outward * y
+    h[8] = g2 - outward * z
+    return cost
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _descend(m: Any, frames: Any, n: int, r: Any, h: Any, tolerance: float) -> float:
-    """Walk `r` (changed in place) downhill by damped Newton steps; return the cost reached."""
+def _descend(m: Any, frames: Any, n: int, r: Any, here: Any, there: Any, tolerance: float) -> float:
+    """Walk `r` (changed in place) downhill by damped Newton steps; return the cost reached, its curvature in `here`."""
     x, y, z = r[0], r[1], r[2]
-    cost = _cost(m, frames, n, x, y, z)
+    cost = _evaluate(m, frames, n, x, y, z, here)
     damping = 0.0
     for _ in range(MAX_STEPS):
-        _slope_and_curvature(m, frames, n, x, y, z, h)
-        size = abs(h[0]) + abs(h[3]) + abs(h[5]) + TINY
+        h0, h1, h2, h3, h4, h5 = here[0], here[1], here[2], here[3], here[4], here[5]
+        size = abs(h0) + abs(h3) + abs(h5) + TINY
+        limit = 1e-13 * size
         gain = -1.0
         for _try in range(16):
             shift = damping * size
             # Cholesky pivots tell whether the step leads to a minimum; where not, the damping grows.
-            d0 = h[0] + shift
-            l10 = h[1] / d0
-            l20 = h[2] / d0
-            d1 = h[3] + shift - l10 * h[1]
-            t21 = h[4] - l20 * h[1]
+            d0 = h0 + shift
+            l10 = h1 / d0
+            l20 = h2 / d0
+            d1 = h3 + shift - l10 * h1
+            t21 = h4 - l20 * h1
             l21 = t21 / d1
-            d2 = h[5] + shift - l20 * h[2] - l21 * t21
-            limit = 1e-13 * size
+            d2 = h5 + shift - l20 * h2 - l21 * t21
             if d0 > limit and d1 > limit and d2 > limit:
-                y1 = h[7] - l10 * h[6]
-                y2 = h[8] - l20 * h[6] - l21 * y1
+                y1 = here[7] - l10 * here[6]
+                y2 = here[8] - l20 * here[6] - l21 * y1
                 dz = y2 / d2
                 dy = y1 / d1 - l21 * dz
-                dx = h[6] / d0 - l10 * dy - l20 * dz
-                trial = _cost(m, frames, n, x + dx, y + dy, z + dz)
+                dx = here[6] / d0 - l10 * dy - l20 * dz
+                trial = _evaluate(m, frames, n, x + dx, y + dy, z + dz, there)
                 if trial <= cost:
                     gain = cost - trial
                     x += dx
@@ -111,6 +127,8 @@ def _descend(m: Any, frames: Any, n: int, r: Any, h: Any, tolerance: float) -> f
                     z += dz
                     cost = trial
                     damping = damping * 0.1 if damping > 1e-6 else 0.0
+                    for k in range(9):
+                        here[k] = there[k]
                     break
             damping = damping * 6.0 if damping > 0.0 else 1e-4
         if gain < tolerance:
@@ -121,7 +139,7 @@ def _descend(m: Any, frames: Any, n: int, r: Any, h: Any, tolerance: float) -> f
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _sign_towards(unit: Any, frames: Any, n: int, r: Any, signed: Any) -> float:
-    """Write the measurements to `signed`, each with the sign that fits `r`; return the best factor for `r`'s length."""
+    """Write the measurements in space to `signed`, with the sign that fits `r`; return the best factor for `r`."""
     length = math.sqrt(r[0] ** 2 + r[1] ** 2 + r[2] ** 2) + TINY
     reach = 0.0
     power = TINY
@@ -134,8 +152,8 @@ def _sign_towards(unit: Any, frames: Any, n: int, r: Any, signed: Any) -> float:
         g = math.sqrt(a * a + b * b) / length
         overlap = (unit[i, 0] * a + unit[i, 1] * b) * g
         sign = 1.0 if overlap >= 0.0 else -1.0
-        signed[i, 0] = sign * unit[i, 0]
-        signed[i, 1] = sign * unit[i, 1]
+        for k in range(3):
+            signed[i, k] = sign * (unit[i, 0] * frames[i, 0, k] + unit[i, 1] * frames[i, 1, k])
         reach += abs(overlap)
         power += (a * a + b * b) * g * g
     return reach / power
@@ -233,9 +251,10 @@ def solve_pixels(
     count = directions.shape[0]
     around = neighbours.shape[1]
     score = np.empty(count)
-    signed = np.empty((n, 2))
+    signed = np.empty((n, 3))
     unit = np.empty((n, 2))
     h = np.empty(9)
+    spare = np.empty(9)
     r = np.empty(3)
     starts = np.empty(MAX_MAXIMA, np.int64)
     found = np.empty((MAX_STARTS, 3))
@@ -306,7 +325,7 @@ def solve_pixels(
             reach = _sign_towards(unit, frames, n, r, signed)
             for k in range(3):
                 r[k] *= reach
-            found_cost[s] = _descend(signed, frames, n, r, h, tolerance)
+            found_cost[s] = _descend(signed, frames, n, r, h, spare, tolerance)
             for k in range(3):
                 found[s, k] = r[k]
             if first < 0 or found_cost[s] < found_cost[first]:
@@ -332,9 +351,9 @@ def solve_pixels(
             for k in range(3):
                 r[k] = found[chosen, k]
                 solutions[pixel, slot, k] = r[k] * scale
-            costs[pixel, slot] = found_cost[chosen] * energy
+            costs[pixel, slot] = max(found_cost[chosen], 0.0) * energy
             _sign_towards(unit, frames, n, r, signed)
-            _slope_and_curvature(signed, frames, n, r[0], r[1], r[2], h)
+            _evaluate(signed, frames, n, r[0], r[1], r[2], h)
             across, along = _spread(h, r)
             spread[pixel, slot, 0] = across / energy
             spread[pixel, slot, 1] = along

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntFlag
 from typing import Any
 
@@ -23,7 +23,7 @@ Float = NDArray[np.float32]
 _BLOCK = 16_384
 _DISTINCT_COS = float(np.cos(np.radians(3.0)))
 _MERGE_COS = float(np.cos(np.radians(4.0)))
-_TOLERANCE = 1e-10
+_TOLERANCE = 1e-8
 
 
 class AxisFlag(IntFlag):
@@ -225,20 +225,34 @@ def axis_from_projections(
         if noise is None
         else np.broadcast_to(np.asarray(noise, np.float32), shape)
     )
-    return _select(
-        solutions.reshape(*shape, 2, 3),
-        costs.reshape(*shape, 2),
-        spread.reshape(*shape, 2, 2),
-        sigma=sigma,
-        freedom=freedom,
-        enough=enough,
-        energy=np.where(valid, np.square(np.nan_to_num(np.maximum(seen, 0))), 0).sum(0, dtype=np.float32),
-        branch_sigma=branch_sigma,
-        min_birefringence=min_birefringence,
-        min_significance=min_significance,
-        max_uncertainty_deg=max_uncertainty_deg,
-        vertical_deg=vertical_deg,
-    )
+    valid, seen = valid.reshape(len(frames), -1), seen.reshape(len(frames), -1)
+    flat_sigma, flat_freedom, flat_enough = sigma.reshape(-1), freedom.reshape(-1), enough.reshape(-1)
+
+    def select(block: slice) -> AxisField:
+        return _select(
+            solutions[block],
+            costs[block],
+            spread[block],
+            sigma=flat_sigma[block],
+            freedom=flat_freedom[block],
+            enough=flat_enough[block],
+            energy=np.where(valid[:, block], np.square(np.nan_to_num(np.maximum(seen[:, block], 0))), 0).sum(0),
+            branch_sigma=branch_sigma,
+            min_birefringence=min_birefringence,
+            min_significance=min_significance,
+            max_uncertainty_deg=max_uncertainty_deg,
+            vertical_deg=vertical_deg,
+        )
+
+    blocks = [slice(first, first + _BLOCK) for first in range(0, len(costs), _BLOCK)]
+    with ThreadPoolExecutor(threads or _cores()) as pool:
+        parts = list(pool.map(select, blocks))
+
+    def joined(name: str) -> NDArray[Any]:
+        values = np.concatenate([getattr(part, name) for part in parts])
+        return values.reshape(*shape, *values.shape[1:])
+
+    return AxisField(**{item.name: joined(item.name) for item in fields(AxisField)})
 
 
 def _check_beams(frames: NDArray[np.float64], tilts: NDArray[np.float64]) -> None:
@@ -257,6 +271,7 @@ def _solve(
     """Return solutions (pixels, 2, 3), costs (pixels, 2), spreads (pixels, 2, 2); NaN without values of two beams."""
     from opticstream.compute import _axis_kernels as kernels
 
+    solve: Any = kernels.solve_pixels
     pixels = angle.shape[1]
     solutions = np.full((pixels, 2, 3), np.nan, np.float32)
     costs = np.full((pixels, 2), np.nan, np.float32)
@@ -277,7 +292,7 @@ def _solve(
         measured = np.ascontiguousarray(np.stack([length * np.cos(turn), length * np.sin(turn)], -1).swapaxes(0, 1))
         subset = np.ascontiguousarray(frames[beams])
         block = tuple(np.empty((len(members), *size)) for size in ((2, 3), (2,), (2, 2)))
-        kernels.solve_pixels(measured, subset, *_table(subset.tobytes()), _TOLERANCE, _DISTINCT_COS, _MERGE_COS, *block)
+        solve(measured, subset, *_table(subset.tobytes()), _TOLERANCE, _DISTINCT_COS, _MERGE_COS, *block)
         with np.errstate(over="ignore"):
             solutions[members], costs[members], spread[members] = block
 
@@ -326,8 +341,8 @@ def _table(key: bytes) -> tuple[NDArray[Any], ...]:
         away = np.degrees(np.arccos(np.clip(np.abs(points @ between.T).max(1), 0, 1)))
         chosen.append(points[(away >= nearest) & (away < farthest)])
     directions = np.ascontiguousarray(np.concatenate(chosen))
-    _, neighbours = cKDTree(np.concatenate([directions, -directions])).query(directions, k=9)
-    neighbours = np.ascontiguousarray(neighbours[:, 1:] % len(directions))
+    _, nearest_ones = cKDTree(np.concatenate([directions, -directions])).query(directions, k=9)
+    neighbours = np.ascontiguousarray(np.asarray(nearest_ones)[:, 1:] % len(directions))
     across = np.einsum("nij,tj->nit", frames[:, :2], directions)
     projections = np.ascontiguousarray(across * np.linalg.norm(across, axis=1, keepdims=True))
     return directions, projections, np.ascontiguousarray((projections**2).sum((0, 1))), neighbours
