@@ -134,9 +134,9 @@ def ramp(length: int, /, *, before: float, after: float) -> FloatArray:
     """
     middle = np.arange(length) + 0.5
     weight = np.ones(length)
-    if before > 0:
+    if before > 0.5:
         weight = np.minimum(weight, middle / before)
-    if after > 0:
+    if after > 0.5:
         weight = np.minimum(weight, (length - middle) / after)
     return weight.astype(np.float32)
 

@@ -1,0 +1,417 @@
+"""From tiles on disk to template, mosaics, mask, focus and pictures, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from typer.testing import CliRunner
+
+from opticstream.cli.stitch import app
+from opticstream.config.processing import (
+    CoordinateSettings,
+    EnfaceSettings,
+    FocusSettings,
+    MaskSettings,
+    StitchSettings,
+    VolumeSettings,
+)
+from opticstream.io.nifti import read_nifti, write_nifti
+from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
+from opticstream.io.tilemap import read_tilemap
+from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, ProcessingError, TileSizeError
+from opticstream.stages.find_coordinates import find_coordinates
+from opticstream.stages.find_focus import find_focus, read_focus
+from opticstream.stages.stitch_mosaic import stitch_mosaic
+from opticstream.testing.stitching_cases import MOSAIC, VOXEL_MM, make_case
+from opticstream.testing.synthetic_mosaic import position_errors
+
+MODALITIES = ("aip", "mip", "ret", "ori", "biref", "surf")
+
+
+@pytest.fixture
+def case(tmp_path):
+    return make_case(tmp_path / "project")
+
+
+def coordinates(case, **settings):
+    return find_coordinates(
+        MOSAIC,
+        scan=case.scan,
+        settings=CoordinateSettings(**settings),
+        tiles_folder=case.tiles,
+        template_path=case.template,
+        qc_folder=case.stitched,
+    )
+
+
+def mosaic(case, *, mask=None, stitch=None, modalities=MODALITIES, folder=None):
+    return stitch_mosaic(
+        MOSAIC,
+        scan=case.scan,
+        enface=EnfaceSettings(modalities=modalities),
+        mask=mask or MaskSettings(threshold_db={"normal": 50}),
+        stitch=stitch or StitchSettings(),
+        tiles_folder=case.tiles,
+        template_path=case.template,
+        stitched_folder=folder or case.stitched,
+    )
+
+
+def focus(case, **settings):
+    return find_focus(
+        MOSAIC,
+        scan=case.scan,
+        settings=FocusSettings(**settings),
+        tiles_folder=case.tiles,
+        template_path=case.template,
+        focus_path=case.focus,
+        qc_folder=case.stitched,
+    )
+
+
+# --- coordinates --------------------------------------------------------------------------------------------------
+
+
+def test_the_template_holds_positions_close_to_the_truth(case):
+    made = coordinates(case)
+    assert made.verdict.grade == "good"
+    assert not made.reused
+    found = np.array([p.position_px for p in read_tilemap(case.template).places])
+    everywhere = np.ones(len(found), bool)
+    assert position_errors(found, case.truth.true_px, everywhere).max() < 0.8
+    assert found.min() == 0
+
+
+def test_a_template_that_is_there_is_reused_and_made_again_on_request(case):
+    coordinates(case)
+    before = case.template.read_bytes()
+    assert coordinates(case).reused
+    again = coordinates(case, force_refresh_coordinates=True)
+    assert not again.reused
+    assert case.template.read_bytes() == before
+
+
+def test_positions_come_from_the_grid_or_from_fijis_file_on_request(case):
+    made = coordinates(case, method="nominal")
+    found = np.array([p.position_px for p in made.tilemap.places])
+    assert np.allclose(found, case.truth.nominal_px, atol=1e-3)
+    names = [case.file(tile, "aip").name for tile in (6, 5, 4, 3, 2, 1)]
+    listed = [ConfiguredTile(n, (float(10 * k), float(-k))) for k, n in enumerate(names)]
+    path = write_tile_configuration(case.folder / "TileConfiguration.registered.txt", listed)
+    made = coordinates(case, method="fiji", tile_configuration=path, force_refresh_coordinates=True)
+    assert made.tilemap.place_of(6).position_px == (0.0, 5.0)
+    assert made.tilemap.place_of(1).position_px == (50.0, 0.0)
+
+
+def test_a_fiji_file_of_another_grid_is_refused(case):
+    path = write_tile_configuration(case.folder / "T.txt", [ConfiguredTile("a", (0.0, 0.0))])
+    with pytest.raises(InputError, match=r"lists 1 tiles, but the grid has 3 x 2 = 6"):
+        coordinates(case, method="fiji", tile_configuration=path)
+    with pytest.raises(ConfigurationError, match="tile_configuration"):
+        coordinates(case, method="fiji")
+
+
+def test_fiji_can_go_on_from_the_registered_positions(case):
+    made = coordinates(case)
+    tiles = read_tile_configuration(made.outputs["tile_configuration"])
+    assert [t.name for t in tiles] == [case.file(k, "aip").name for k in range(1, 7)]
+    assert [t.position_px for t in tiles] == [p.position_px for p in made.tilemap.places]
+
+
+def test_missing_tiles_are_listed_and_placed_by_the_stage(case):
+    case.file(4, "aip").unlink()
+    made = coordinates(case)
+    assert made.missing == (4,)
+    assert [p.tile for p in made.tilemap.places if p.by_stage_only] == [4]
+
+
+def test_a_nan_tile_is_placed_by_the_stage(case):
+    write_nifti(case.file(2, "aip"), np.full((72, 64), np.nan, np.float32))
+    made = coordinates(case)
+    assert [p.tile for p in made.tilemap.places if p.by_stage_only] == [2]
+
+
+def test_a_mosaic_of_blank_tiles_is_an_error_and_writes_nothing(case):
+    for tile in range(1, 7):
+        write_nifti(case.file(tile, "aip"), np.zeros((72, 64), np.float32))
+    with pytest.raises(ProcessingError, match="every tile is blank"):
+        coordinates(case)
+    assert not case.template.exists()
+    coordinates(case, method="nominal")
+    with pytest.raises(ProcessingError, match="every tile is blank"):
+        mosaic(case)
+    assert not (case.stitched / "mosaic_001_aip.nii.gz").exists()
+
+
+def test_a_tile_of_another_size_is_named_with_both_sizes_and_the_setting(case):
+    write_nifti(case.file(5, "aip"), np.zeros((72, 63), np.float32))
+    with pytest.raises(
+        TileSizeError, match=r"tile 5 of mosaic 1 .*image_0005_aip.nii.*\(72, 63\).*\(72, 64\).*b_lines"
+    ):
+        coordinates(case)
+    assert not case.template.exists()
+
+
+def test_a_template_for_another_grid_is_refused(case, tmp_path):
+    other = make_case(tmp_path / "other", columns=2)
+    coordinates(other)
+    case.template.write_bytes(other.template.read_bytes())
+    for work in (coordinates, mosaic, focus):
+        with pytest.raises(InputError, match=r"is for 2 x 2 tiles of 72 x 64 px, but this mosaic has 3 x 2"):
+            work(case)
+
+
+def test_no_tiles_at_all_is_missing_input(case):
+    for path in case.tiles.iterdir():
+        path.unlink()
+    with pytest.raises(MissingInputError, match="none of its 6 tiles has a"):
+        coordinates(case)
+
+
+def test_a_damaged_tile_is_named(case):
+    case.file(3, "aip").write_bytes(b"not a nifti file")
+    with pytest.raises(InputError, match="image_0003_aip"):
+        coordinates(case)
+
+
+# --- mosaics ------------------------------------------------------------------------------------------------------
+
+
+def test_every_map_is_written_with_its_geometry(case):
+    coordinates(case)
+    made = mosaic(case)
+    for modality in MODALITIES:
+        image = nib.load(made.outputs[modality])
+        assert image.shape == made.shape
+        assert image.header.get_zooms()[:2] == pytest.approx(VOXEL_MM[:2])
+        with tifffile.TiffFile(made.outputs[f"{modality}_tif"]) as file:
+            page = file.pages[0]
+            assert page.shape == made.shape[::-1]
+            numerator, denominator = page.tags["XResolution"].value
+            assert numerator / denominator == pytest.approx(1000)  # 10 um pixels: 1000 per cm
+            values = page.asarray()
+        assert np.array_equal(values.T, np.asarray(image.dataobj), equal_nan=True)
+        with Image.open(made.outputs[f"{modality}_jpg"]) as picture:
+            assert picture.size == made.shape
+    assert made.seam_ncc > 0.8
+    assert made.missing == {}
+
+
+def test_orientation_is_right_across_seams(case):
+    coordinates(case)
+    got = read_nifti(mosaic(case, mask=MaskSettings(mask_file_type="")).outputs["ori"])
+    places = np.array([p.position_px for p in read_tilemap(case.template).places])
+    shift = (case.truth.true_px - places).mean(axis=0)
+    x, y = np.indices(got.shape)
+    truth = ((x + shift[0]) / 2.2 + (y + shift[1]) / 3.1) % 180 - 90
+    error = np.abs((got - truth + 90) % 180 - 90)
+    assert np.nanmedian(error) < 0.5
+    assert np.nanpercentile(error, 99) < 1.5
+
+
+def test_the_mask_applies_to_all_maps_and_can_be_left_out(case):
+    data = read_nifti(case.file(1, "aip")).copy()
+    data[:30] = 5
+    write_nifti(case.file(1, "aip"), data)
+    coordinates(case)
+    made = mosaic(case)
+    mask = read_nifti(made.outputs["mask"]).astype(bool)
+    assert 0.5 < mask.mean() < 0.98
+    assert 0.5 < made.tissue_fraction < 0.98
+    for modality in MODALITIES:
+        assert np.isnan(read_nifti(made.outputs[modality])[~mask]).all()
+    bare = mosaic(case, mask=MaskSettings(mask_file_type=""), folder=case.folder / "bare")
+    assert "mask" not in bare.outputs
+    assert np.isfinite(read_nifti(bare.outputs["aip"])).mean() > mask.mean()
+    by_mip = mosaic(case, mask=MaskSettings(mask_file_type="mip"), folder=case.folder / "mip")
+    assert not np.array_equal(read_nifti(by_mip.outputs["mask"]), mask)
+
+
+def test_missing_tiles_of_one_map_are_listed_and_stitched_around(case):
+    coordinates(case)
+    case.file(3, "ret").unlink()
+    made = mosaic(case)
+    assert made.missing == {"ret": (3,)}
+    assert np.isnan(read_nifti(made.outputs["ret"])).sum() > np.isnan(read_nifti(made.outputs["mip"])).sum()
+
+
+def test_results_are_the_same_bytes_every_time(case):
+    coordinates(case)
+    sums = []
+    for name in ("one", "two"):
+        made = mosaic(case, folder=case.folder / name)
+        sums.append({k: hashlib.sha256(p.read_bytes()).hexdigest() for k, p in made.outputs.items()})
+    assert sums[0] == sums[1]
+
+
+def test_linear_interpolation_makes_a_gradient_smoother(case):
+    """At fractional positions nearest is off by up to half a pixel of slope; linear only by the positions' errors."""
+    coordinates(case)
+    for k in range(6):
+        x = case.truth.true_px[k, 0] + np.arange(72)[:, None] + np.zeros((1, 64))
+        write_nifti(case.file(k + 1, "ret"), x.astype(np.float32))
+    errors = {}
+    for interpolation in ("nearest", "linear"):
+        made = mosaic(
+            case, stitch=StitchSettings(interpolation=interpolation), mask=MaskSettings(mask_file_type=""),
+            folder=case.folder / interpolation,
+        )  # fmt: skip
+        got = read_nifti(made.outputs["ret"])
+        slope = np.diff(got, axis=0)
+        errors[interpolation] = np.nanstd(slope)
+    assert errors["linear"] < 0.85 * errors["nearest"]
+
+
+def test_shading_that_all_tiles_share_is_taken_out_on_request(case):
+    u = np.linspace(-1, 1, 72)[:, None]
+    for tile in range(1, 7):
+        data = read_nifti(case.file(tile, "aip"))
+        write_nifti(case.file(tile, "aip"), data - 6 * u.astype(np.float32) ** 2)
+    coordinates(case)
+    spread = {}
+    for shading in (False, True):
+        made = mosaic(case, stitch=StitchSettings(shading_correction=shading), folder=case.folder / str(shading))
+        seams = json.loads(made.outputs["seams"].read_text())["seams"]
+        spread[shading] = np.std([s["offset"] for s in seams])
+        profile = np.nanmean(read_nifti(made.outputs["aip"]), axis=1)
+        spread[f"profile {shading}"] = np.std(profile)
+    assert spread["profile True"] < spread["profile False"]
+
+
+# --- focus --------------------------------------------------------------------------------------------------------
+
+
+def test_the_focus_map_is_found_from_unfiltered_surfaces(case):
+    coordinates(case)
+    made = focus(case)
+    found = read_focus(case.focus, (72, 64))
+    error = np.abs((found - found.mean()) - (case.bend - case.bend.mean()))
+    assert np.median(error) < 0.5
+    assert error.max() < 2
+    assert made.residual_after_px < made.residual_before_px
+    assert made.constant_px == 0  # no volume, no confocal peak: said so, and 0
+    assert "unknown" in made.note
+    assert made.outputs["qc_focus"].exists()
+
+
+def test_a_focus_map_that_is_there_is_reused_forced_or_left_flat(case):
+    coordinates(case)
+    focus(case)
+    before = case.focus.read_bytes()
+    assert focus(case).reused
+    assert not focus(case, force_refresh=True).reused
+    assert case.focus.read_bytes() == before
+    assert "none" in focus(case, method="none", force_refresh=True).note
+    assert not read_focus(case.focus, (72, 64)).any()
+
+
+def test_a_focus_map_of_other_tiles_is_refused(case):
+    write_nifti(case.focus, np.zeros((10, 10), np.float32))
+    with pytest.raises(InputError, match=r"focus-normal.nii is for tiles of \(10, 10\) px, expected \(72, 64\)"):
+        focus(case)
+    write_nifti(case.focus, np.full((72, 64), np.nan, np.float32))
+    with pytest.raises(InputError, match="not finite"):
+        focus(case)
+
+
+def test_one_tile_has_a_flat_focus_and_says_why(tmp_path):
+    single = make_case(tmp_path / "p", columns=1, rows=1)
+    coordinates(single)
+    assert "found 0" in focus(single).note
+    assert mosaic(single).shape == (72, 64)
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.output
+
+
+def configured(case, suffix=".tif", product="aip"):
+    """Return a TileConfiguration of the case's tiles in another format, at nominal positions."""
+    folder = case.folder / f"as{suffix}"
+    folder.mkdir()
+    listed = []
+    for k, position in enumerate(case.truth.nominal_px, start=1):
+        data = read_nifti(case.file(k, product))
+        path = folder / f"tile_{k}{suffix}"
+        if suffix == ".tif":
+            tifffile.imwrite(path, np.ascontiguousarray(data.T))
+        elif suffix == ".npy":
+            np.save(path, data)
+        else:
+            import tensorstore as ts
+
+            store = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+            ts.open(store, create=True, dtype=ts.float32, shape=data.T.shape).result()[...] = data.T
+        listed.append(ConfiguredTile(path.name, tuple(position)))
+    return write_tile_configuration(folder / "TileConfiguration.txt", listed)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy", ".zarr"])
+def test_the_commands_stitch_any_tiles_that_a_configuration_lists(case, suffix):
+    source = configured(case, suffix)
+    code, output = command("mosaic", source, "--db", "--json", "--out", case.folder / "out")
+    assert code == 0, output
+    told = json.loads(output)
+    image = read_nifti(Path(told["outputs"]["aip"]))
+    assert list(image.shape) == told["shape"]
+    coordinates(case)
+    own = np.array([p.position_px for p in read_tilemap(case.template).places])
+    registered = read_tile_configuration(Path(told["outputs"]["tile_configuration"]))
+    assert np.allclose([t.position_px for t in registered], own, atol=0.01)
+
+
+def test_positions_of_a_configuration_can_be_kept(case):
+    code, output = command("mosaic", configured(case), "--positions", "keep", "--json", "--out", case.folder / "out")
+    assert code == 0, output
+    shape = json.loads(output)["shape"]
+    extent = np.floor(np.ptp(case.truth.nominal_px, axis=0) + 0.5).astype(int)
+    assert shape == [extent[0] + 72, extent[1] + 64]
+
+
+def test_volumes_of_a_configuration_are_stitched(tmp_path):
+    made = make_case(tmp_path / "p", products=(), volumes=("dBI",))
+    source = configured(made, ".npy", "dBI")
+    code, output = command("volume", source, "--positions", "keep", "--json", "--ngff", "0.4")
+    assert code == 0, output
+    assert json.loads(output)["shape"][2] == 40
+    assert (source.parent / "TileConfiguration_dBI.ome.zarr" / ".zattrs").exists()
+
+
+def test_a_project_is_stitched_by_three_commands(tmp_path):
+    made = make_case(tmp_path / "project", volumes=("dBI", "R3D", "O3D"))
+    file = tmp_path / "project.toml"
+    illumination = '[[scan.illuminations]]\nname = "normal"\ncolumns = 3\na_lines = 72\n'
+    file.write_text(
+        '[project]\nproject_name = "p"\nproject_base_path = "project"\n[scan]\nsamples = 64\nb_lines = 64\n'
+        'grid_size_y = 2\ntile_overlap = 30.0\nscan_order = "column by column"\n' + illumination
+    )
+    for name in ("coords", "mosaic", "volume"):
+        code, output = command(name, file, "--json")
+        assert code == 0, output
+    assert {p.name for p in made.stitched.iterdir()} >= {
+        "mosaic_001_aip.nii.gz",
+        "mosaic_001_dBI.ome.zarr",
+        "mosaic_001_O3D.ome.zarr",
+        "mosaic_001_qc_coordinates.jpg",
+    }
+
+
+def test_wrong_use_and_bad_input_give_their_exit_codes(case, tmp_path):
+    assert command("mosaic", tmp_path / "none.txt")[0] == 1
+    assert command("volume", configured(case), "--ngff", "0.3")[0] == 2
+    assert command("volume", case.folder / "as.tif" / "TileConfiguration.txt", "--memory-gb", "0.02")[0] in (1, 2)
+
+
+def test_volume_settings_default_to_the_documented_budget():
+    assert VolumeSettings().memory_budget_gb == 4.0
