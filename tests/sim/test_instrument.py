@@ -158,3 +158,12 @@ def test_a_straight_fit_cannot_describe_a_bent_map() -> None:
     fit = {"linearization": {"method": "wavelength-fit", "files": ["fit.npy"]}}
     with pytest.raises(ConfigurationError, match="describes a straight line"):
         Spectrometer(scan(calibration=fit), InstrumentSettings(k_map="strong"), seed=1)
+
+
+@pytest.mark.parametrize("imbalance_db", [0.0, 3.0])
+def test_channels_are_balanced_but_for_the_stated_imbalance(imbalance_db: float) -> None:
+    source = QUIET_SOURCE.model_copy(update={"peak_counts": (20000.0, 14000.0)})
+    instrument = quiet(source=source, channel_imbalance_db=imbalance_db)
+    spectrometer = Spectrometer(scan(calibration=LINEAR), instrument, seed=1)
+    height = [np.abs(np.fft.fft(counts_of(spectrometer, [60.0], [0.1], c)))[0, 60] for c in (0, 1)]
+    assert 20 * np.log10(height[0] / height[1]) == pytest.approx(imbalance_db, abs=0.01)

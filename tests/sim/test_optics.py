@@ -238,3 +238,12 @@ def test_tilted_beams_move_sideways_with_depth() -> None:
     there = simulator.sample.tissue(grid.moved(shift_px * 10.0, 0.0), 0.0)
     assert view.layers[deep].axis == pytest.approx(there.axis, abs=1e-9)
     assert not np.allclose(view.layers[0].axis, there.axis)
+
+
+def test_a_surface_below_the_depth_range_leaves_an_empty_tile() -> None:
+    sample = PLAIN_SAMPLE.model_copy(update={"surface_depth_px": 500.0})
+    simulator = TileSimulator(small_project_config(), plain_phantom(sample=sample))
+    _, first, second = fields(simulator)
+    assert not first.any()
+    assert not second.any()
+    assert simulator.tile(FIRST_TILE).shape == (20, 2, 24, 256)

@@ -97,13 +97,13 @@ def test_a_reference_reconstruction_of_the_spectra_finds_the_truth(tmp_path: Pat
     )  # fmt: skip
     sample = PLAIN_SAMPLE.model_copy(
         update={"inclination_max_deg": 40.0, "birefringence_white": 1.2e-3, "surface_depth_px": 20.0,
-                "attenuation_white_per_mm": 2.0}
+                "attenuation_white_per_mm": 5.0}
     )  # fmt: skip
     calibration = {
         "linearization": {"method": "wavelengths", "files": ["w1.npy", "w2.npy"]},
         "dispersion_files": ["d1.npy", "d2.npy"],
     }
-    config: ProjectConfig = small_project_config(samples=512, calibration=calibration)
+    config: ProjectConfig = small_project_config(samples=512, b_lines=8, calibration=calibration)
     simulator = TileSimulator(config, plain_phantom(sample=sample, instrument=instrument))
     document = json.loads(write_truth(simulator, tmp_path).read_text())
     for mosaic, tile_id in ((0, 1), (1, 4)):

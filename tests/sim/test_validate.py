@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -148,16 +149,16 @@ def test_positions_of_the_nominal_grid_are_found_wrong(perfect: ProjectConfig, t
 
 
 def test_a_turned_axis_is_found_and_its_sign_is_not(perfect: ProjectConfig, truth_folder: Path) -> None:
-    c, s = np.cos(np.deg2rad(12.0)), np.sin(np.deg2rad(12.0))
+    c, s = np.cos(np.deg2rad(20.0)), np.sin(np.deg2rad(20.0))
     for path in (perfect.base_path / "registered").glob("*_axis.nii.gz"):
         axis = np.array(read_nifti(path))
         x, y = axis[..., 0].copy(), axis[..., 1].copy()
         axis[..., 0], axis[..., 1] = c * x - s * y, s * x + c * y
         write_nifti(path, axis)
     report = validate_project(perfect, truth_folder)
-    assert figure(report, "inplane").median == pytest.approx(12.0, abs=1e-3)
+    assert figure(report, "inplane").median == pytest.approx(20.0, abs=1e-3)
     assert figure(report, "thruplane").worst == pytest.approx(0.0, abs=0.05)
-    assert 5 < figure(report, "axis").median < 12.0
+    assert 10 < figure(report, "axis").median < 20.0
     assert figure(report, "axis").passed is False
 
 
@@ -238,8 +239,9 @@ def test_the_report_is_json_and_has_pictures(perfect: ProjectConfig, truth_folde
     report = validate_project(perfect, truth_folder)
     plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert plain["passed"] is True
-    made = write_error_pictures(report, tmp_path / "pictures")
-    assert {p.name for p in made} >= {"error-mosaic-001.png", "error-slice-002.png"}
+    few = {item: report.maps[item] for item in ("mosaic-001", "slice-002")}
+    made = write_error_pictures(dataclasses.replace(report, maps=few), tmp_path / "pictures")
+    assert {p.name for p in made} == {"error-mosaic-001.png", "error-slice-002.png"}
     assert all(p.stat().st_size > 5000 for p in made)
 
 

@@ -163,6 +163,17 @@ class Spectrometer:
         second, third = self.settings.dispersion_rad[channel]
         return second * u**2 + third * u**3
 
+    def _coupling(self, channel: int) -> float:
+        """Amplitude by which the sample's field reaches a channel, against its reference.
+
+        Reference arms of different brightness would by themselves make fringes of different strength.
+        """
+        if self.channels == 1:
+            return 1.0
+        peaks = self.settings.source.peak_counts
+        imbalance = 10 ** ((0.5 - channel) * self.settings.channel_imbalance_db / 20)
+        return float(np.mean(peaks) / peaks[channel] * imbalance)
+
     def dispersion_phase(self, channel: int) -> Array:
         """Return the calibration vector of a channel: the phase (rad) that ``exp(-1j * phase)`` takes away, over the
         linear-wavenumber samples.
@@ -190,9 +201,10 @@ class Spectrometer:
         index = self.wavenumbers.index(channel)
         phase = -2 * np.pi / self.samples * bins[:, None] * index - self._phase(self._centred(channel), channel)
         matrix = np.empty((len(bins), 2, 2 if quadrature else 1, self.samples), dtype=np.float32)
-        matrix[:, 0, 0], matrix[:, 1, 0] = np.cos(phase), -np.sin(phase)
+        cosine, sine = self._coupling(channel) * np.cos(phase), self._coupling(channel) * np.sin(phase)
+        matrix[:, 0, 0], matrix[:, 1, 0] = cosine, -sine
         if quadrature:
-            matrix[:, 0, 1], matrix[:, 1, 1] = np.sin(phase), np.cos(phase)
+            matrix[:, 0, 1], matrix[:, 1, 1] = sine, cosine
         return matrix.reshape(2 * len(bins), -1)
 
     def counts(

@@ -35,7 +35,7 @@ def nifti_header(dims: tuple[int, ...], dtype: str, voxel_size_mm: tuple[float, 
     """Return the 352 bytes before the data of a NIfTI-1 file; dims beyond the format's limit are folded."""
     import nibabel as nib
 
-    header: Any = nib.Nifti1Header()  # type: ignore[no-untyped-call]
+    header: Any = nib.Nifti1Header()
     header.set_data_dtype(np.dtype(dtype))
     if max(dims) > 32767:  # a rig's software writes something; readers go by the product
         total = int(np.prod(dims))

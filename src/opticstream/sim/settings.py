@@ -187,6 +187,9 @@ class InstrumentSettings(Settings):
     """Wavelength offset of the second channel's camera."""
     dispersion_rad: tuple[tuple[float, float], tuple[float, float]] = ((14.0, -5.0), (11.0, 6.0))
     """Per channel, phase of 2nd and 3rd order at the ends of the spectrum."""
+    channel_imbalance_db: float = 0.0
+    """Power by which fringes of the first channel are stronger than those of the second. A rig is adjusted (or its data
+    scaled) to 0; what is left becomes a systematic error of retardance."""
     scattering_db: float = -39.0
     """Power that one depth sample of white matter returns, against the reference."""
     autocorrelation: bool = True

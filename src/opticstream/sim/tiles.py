@@ -192,8 +192,9 @@ class TileSimulator:
         # One depth range for the whole tile, so that blocks draw the same random numbers as a whole tile would.
         whole = self.sample.face(placement.grid(position, (width, height)), slice_id)
         highest = float((whole.height_px - whole.bubble_px).min() + gate.min())
-        first_bin = max(1, int(np.floor(NOMINAL_FIRST_BIN + highest)) - 2)
         last_bin = self.scan.samples // 2
+        # A surface below the depth range leaves an empty tile, not an error.
+        first_bin = min(max(1, int(np.floor(NOMINAL_FIRST_BIN + highest)) - 2), last_bin - 1)
         step = self.block_lines(illumination)
         for start in range(0, height, step):
             lines = min(step, height - start)

@@ -2,7 +2,8 @@
 
 What physics does not determine is left out by rules that look at the truth alone, never at the error:
 
-* orientation and apparent birefringence where the beam's apparent birefringence is below `min_apparent`;
+* orientation and apparent birefringence where the beam's apparent birefringence is below `min_apparent` (for samples
+  that change along depth, also where the birefringence visible over the window is);
 * the 3-D axis and true birefringence where the true birefringence is below `min_true`, where any beam's apparent
   birefringence is below `min_apparent`, and where the axis lies in the wedge between two beams, in which a second axis
   explains the same measurements (the projections seen by the beams then point apart);
@@ -40,7 +41,7 @@ class Rules:
 
     min_apparent: float = 1e-4
     """Apparent birefringence from which orientation and birefringence are compared."""
-    min_true: float = 3e-4
+    min_true: float = 2e-4
     """True birefringence from which axes are compared."""
     max_inclination_deg: float = 70.0
     """Through-plane angle up to which the in-plane angle is compared."""
@@ -376,7 +377,7 @@ class _Validation:
             else:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     error = 100 * np.abs(found / true - 1)
-                compared &= (apparent >= self.rules.min_apparent) & (true > 0)
+                compared &= np.minimum(apparent, true) >= self.rules.min_apparent
             error = np.where(compared, error, np.nan)
             self.errors.add(quantity, item, error, self._regions(mosaic, x, y, apparent))
             self.errors.map(quantity, item, error)
