@@ -20,6 +20,7 @@ from opticstream.compute.orientation import axis_window_mean, axis_window_mode
 from opticstream.compute.robust_surface import strongest_rise_near, surface_sheet
 from opticstream.compute.simd import LANES
 from opticstream.compute.spectral import jones_from_spectra, spectral_plan
+from opticstream.compute.stokes import axis_and_birefringence, retardance_without_noise
 from opticstream.compute.surface import (
     edge_response,
     median_3x3,
@@ -61,9 +62,15 @@ def _plain(counts, plan, options):
         r, o = window.take(volumes["R3D"]), window.take(volumes["O3D"])
         scale = {"depth_step_um": options.depth_step_um, "wavelength_um": options.wavelength_um}
         maps["ret"] = window_mean(r, window.valid)
+        if options.retardance_method == "stokes":
+            maps["ret"] = retardance_without_noise(jones, window)
+        turning = {"phase_offset_deg": options.phase_offset_deg, "flip_phase": options.flip_phase}
+        axis, rate = axis_and_birefringence(jones, window, offset=options.offset, **scale, **turning)
         average = axis_window_mean if options.orientation_method == "mean" else axis_window_mode
-        maps["ori"] = average(o, window.valid)
-        if options.birefringence_method == "slope":
+        maps["ori"] = axis if options.orientation_method == "stokes" else average(o, window.valid)
+        if options.birefringence_method == "stokes":
+            maps["biref"] = rate
+        elif options.birefringence_method == "slope":
             maps["biref"] = birefringence_slope(r, window.valid, **scale)
         else:
             maps["biref"] = birefringence_unwrapped(volumes["R3D"], volumes["O3D"], window, **scale)
@@ -106,8 +113,19 @@ VOLUMES = ("dBI", "R3D", "O3D", "complex")
 MAPS = ("aip", "mip", "ret", "ori", "biref", "mus")
 CASES = [
     ({}, {}, 2, 19),
-    ({"flip_channel2": False, "background": "none", "window": "hann"}, {"flip_phase": True}, 2, 16),
-    ({"zero_padding": 2, "window": "gaussian"}, {"surface": "gradient_threshold", "offset": -4, "depth": 15}, 2, 5),
+    ({}, {"orientation_method": "mean", "birefringence_method": "slope", "retardance_method": "mean"}, 2, 21),
+    (
+        {"flip_channel2": False, "background": "none", "window": "hann"},
+        {"flip_phase": True, "surface": "robust"},
+        2,
+        16,
+    ),
+    (
+        {"zero_padding": 2, "window": "gaussian"},
+        {"surface": "gradient_threshold", "offset": -4, "depth": 15, "birefringence_method": "slope"},
+        2,
+        5,
+    ),
     ({"residual_background": False}, {"flip_z": False, "orientation_method": "histogram"}, 2, 33),
     ({"cut": 0}, {"birefringence_method": "unwrap", "phase_offset_deg": -37.0}, 2, 9),
     ({}, {"volumes": ("dBI", "complex"), "maps": ("aip", "mip", "mus")}, 1, 7),
@@ -152,16 +170,17 @@ def test_the_engine_agrees_with_the_plain_chain(spectral, further, channels, a_l
     assert (got["surfraw"] != maps["surfraw"]).mean() < 0.02  # a tie may fall the other way
     same = np.rint(got["surf"]) == np.rint(maps["surf"])
     assert np.abs(got["surf"] - maps["surf"]).max() <= 1 or same.mean() > 0.98
-    tolerance = {"aip": 0.01, "mip": 0.01, "ret": 0.05, "biref": 2e-6, "mus": 1e-2}
+    tolerance = {"aip": 0.01, "mip": 0.01, "ret": 0.05, "ori": 0.05, "biref": 2e-6, "mus": 1e-2}
     for name in options.maps:
+        error = np.abs(got[name] - maps[name])
         if name == "ori":
-            error = np.abs(wrapped_orientation(got["ori"] - maps["ori"]))[same]
-            # a sample on the border of a 1-degree bin may change the fullest bin
-            assert (error < 0.05).mean() > (0.9 if options.orientation_method == "histogram" else 0.999)
-        else:
-            np.testing.assert_allclose(
-                got[name][same], maps[name][same], atol=tolerance[name], rtol=1e-3 if name == "mus" else 0, err_msg=name
-            )
+            error = np.minimum(error, 180 - error)
+            error[maps["ret"] < 2] = 0  # an axis that hardly shows has no precision
+        if name == "mus":
+            error /= 1 + np.abs(maps[name])
+        # A tie, a sample on the border of a bin or a block on the border of being seen may fall the other way.
+        exact = name in ("aip", "mip", "mus")
+        assert (error[same] < tolerance[name]).mean() >= (1 if exact else 0.95), name
 
 
 @pytest.mark.parametrize(("surface", "biref"), [("gradient", "unwrap"), ("robust", "slope"), ("robust", "unwrap")])

@@ -88,7 +88,15 @@ def test_a_tile_gives_volumes_maps_and_archive_that_agree_with_the_formulas(tmp_
         raw,
         TILE,
         scan=scan,
-        processing=_processing({"save_complex": True}),
+        processing=_processing(
+            {"save_complex": True},
+            {
+                "surface": "find",
+                "orientation_method": "mean",
+                "birefringence_method": "slope",
+                "retardance_method": "mean",
+            },
+        ),
         out_dir=tmp_path / "project",
         archive_to=tmp_path / "archive" / "chunk_OCT.nii.gz",
     )
@@ -202,8 +210,8 @@ def test_the_raw_file_is_read_once_for_checksum_archive_and_reconstruction(tmp_p
     flip_phase=st.booleans(),
     offset=st.floats(-180, 180),
     surface=st.sampled_from(["find", "gradient_threshold", "robust", 30]),
-    biref=st.sampled_from(["slope", "unwrap"]),
-    ori=st.sampled_from(["mean", "histogram"]),
+    biref=st.sampled_from(["stokes", "slope", "unwrap"]),
+    ori=st.sampled_from(["stokes", "mean", "histogram"]),
 )
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_going_through_the_complex_file_changes_nothing(

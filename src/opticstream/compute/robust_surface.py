@@ -2,8 +2,9 @@
 
 A-lines are averaged in cells of 4 x 4, which all but removes speckle; the edge response of the cells is summed along
 paths from four sides, each step between cells costing in proportion to the change of depth (semi-global matching,
-Hirschmueller 2008), and every cell takes the depth of the highest sum. Paths from the far side in y look a fixed number
-of cells ahead, so that a tile can stream through.
+Hirschmueller 2008), and every cell takes the depth of the highest sum. A bubble is wider than a cell and as bright as
+tissue, so a second look replaces cells far from the trend of their surroundings, a robust quadratic surface over
+13 x 13 cells. Both look a fixed number of cells ahead in y, so that a tile can stream through.
 """
 
 from __future__ import annotations
@@ -17,11 +18,17 @@ from opticstream.compute.surface import EDGE_HALF_WIDTH_PX, edge_response
 
 CELL_PX = 4
 DEPTH_STEP_PX = 2
-LOOKAHEAD_CELLS = 6
+LOOKAHEAD_CELLS = 5
+TREND_CELLS = 6
+"""Cells on either side that make the trend; bubbles must cover less than half of them."""
+FROM_TREND_PX = 4
+_TREND_SCALES_PX = (40.0, 16.0, 8.0, 5.0, 5.0)
+LEAST_RISE_DB = 2.0
+"""A cell whose rise is smaller has no say in the trend."""
 COST_DB_PER_PX = 0.25
 """Rise in dB that a change of depth by one sample between neighbouring cells must be worth."""
 FARTHEST_STEP_PX = 62
-LOOKAHEAD_LINES = (LOOKAHEAD_CELLS + 2) * CELL_PX
+LOOKAHEAD_LINES = (LOOKAHEAD_CELLS + TREND_CELLS + 2) * CELL_PX
 """B-lines that must have come after one before its surface is known."""
 RIVAL_DISTANCE_PX = 16
 NEAR_PX = 12
@@ -72,6 +79,9 @@ class SurfaceSheet:
         self._rows = -(-b_lines // CELL_PX)
         self._forward: Floats | None = None
         self._waiting: deque[tuple[Floats, Floats, Floats]] = deque()  # full response, response, sums but from below
+        self._guesses: deque[Floats] = deque()
+        self._dropped = 0
+        self._seen: deque[tuple[Floats, Floats]] = deque()
         self._taken = 0
         self._surface: list[Floats] = []
         self._confidence: list[Floats] = []
@@ -98,26 +108,46 @@ class SurfaceSheet:
         complete = self._taken == self._rows
         while self._waiting and (complete or len(self._waiting) > LOOKAHEAD_CELLS):
             self._decide()
+        while self._seen and ((complete and not self._waiting) or len(self._seen) > TREND_CELLS):
+            self._refine()
 
     def _decide(self) -> None:
+        """First look at the next row of cells: the depth of the highest sum."""
         from_below: Floats | None = None
         for _, response, _ in reversed([*self._waiting][1 : LOOKAHEAD_CELLS + 1]):
             from_below = _spread(response if from_below is None else response + from_below)
-        full, _, sums = self._waiting.popleft()
+        full, response, sums = self._waiting.popleft()
         total = sums if from_below is None else sums + from_below
         best = total.argmax(axis=-1)
-        cells = np.arange(len(best))
-        inner = np.clip(best, 1, total.shape[-1] - 2)
-        left, middle, right = (total[cells, inner + d] for d in (-1, 0, 1))
-        bend = left - 2 * middle + right
-        shift = np.where((bend < 0) & (inner == best), 0.5 * (left - right) / np.where(bend < 0, bend, -1), 0)
-        depth_index = (DEPTH_STEP_PX * (best + np.clip(shift, -0.5, 0.5))).astype(np.float32)
+        rise = np.take_along_axis(response, best[:, np.newaxis], axis=-1)[:, 0]
+        guess = np.where(rise >= LEAST_RISE_DB, DEPTH_STEP_PX * best, np.nan).astype(np.float32)
+        self._guesses.append(guess)
+        self._seen.append((full, total))
+        if len(self._guesses) > 2 * TREND_CELLS + 1 + LOOKAHEAD_CELLS:
+            self._guesses.popleft()
+            self._dropped += 1
+
+    def _refine(self) -> None:
+        """Second look at the next row: near the trend of the cells around it."""
+        row = len(self._surface)
+        rows = range(row - TREND_CELLS, row + TREND_CELLS + 1)
+        nothing = np.full(len(self._guesses[0]), np.nan, np.float32)
+        known = range(self._dropped, self._dropped + len(self._guesses))
+        around = np.stack([self._guesses[r - self._dropped] if r in known else nothing for r in rows])
+        full, total = self._seen.popleft()
+        trend = _trend(around)
+        depth_index = _peak(total, total.argmax(axis=-1))
+        # a bubble, a hole, or nothing to see: go with the others, the less surely the fewer they are
+        known_cells = np.maximum(_count_around(around), 1)
+        allowed = FROM_TREND_PX * np.sqrt((2 * TREND_CELLS + 1) ** 2 / known_cells)
+        stray = np.abs(depth_index - trend) > allowed
+        depth_index = np.where(stray, np.clip(trend, 0, full.shape[-1] - 1), depth_index).astype(np.float32)
         self._surface.append(depth_index)
         self._confidence.append(_confidence(full, np.rint(depth_index).astype(np.intp)))
 
     def lines_known(self) -> int:
         """Return the number of B-lines, from the first on, whose surface can be given."""
-        if self._taken == self._rows and not self._waiting:
+        if len(self._surface) == self._rows:
             return self._b_lines
         return max(0, (len(self._surface) - 2) * CELL_PX)
 
@@ -131,6 +161,59 @@ class SurfaceSheet:
         surface = _interpolated(surface.T, self._a_lines, x)
         confidence = np.stack(self._confidence)[y // CELL_PX][:, x // CELL_PX].T
         return surface.astype(np.float32), confidence
+
+
+def _windows(around: Floats) -> Floats:
+    """Return the surroundings of every cell of the middle row, shape (cells, rows, 2 * TREND_CELLS + 1)."""
+    padded = np.full((around.shape[0], around.shape[1] + 2 * TREND_CELLS), np.nan, np.float32)
+    padded[:, TREND_CELLS:-TREND_CELLS] = around
+    return np.lib.stride_tricks.sliding_window_view(padded, 2 * TREND_CELLS + 1, axis=1).swapaxes(0, 1)
+
+
+def _count_around(around: Floats) -> NDArray[np.intp]:
+    return np.count_nonzero(~np.isnan(_windows(around)), axis=(1, 2))
+
+
+def _trend(around: Floats) -> Floats:
+    """Return the trend at the middle row of cells, shape (cells,), of guesses of shape (rows, cells); NaN for none.
+
+    A quadratic surface per cell, fitted by iteratively re-weighted least squares (Tukey's biweight) from the median on.
+    """
+    cells = around.shape[1]
+    values = _windows(around).reshape(cells, -1).astype(np.float64)
+    known = ~np.isnan(values)
+    ordered = np.sort(values, axis=1)  # NaN comes last
+    n = known.sum(axis=1)
+    middle = ordered[np.arange(cells), np.maximum(n - 1, 0) // 2]
+    middle = np.where(n > 0, middle, 0.0)
+    values = np.where(known, values, middle[:, np.newaxis])
+    offsets = np.arange(-TREND_CELLS, TREND_CELLS + 1) / TREND_CELLS
+    y, x = (grid.ravel() for grid in np.meshgrid(offsets, offsets, indexing="ij"))
+    design = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1)
+    products = (design[:, :, np.newaxis] * design[:, np.newaxis, :]).reshape(len(x), -1)
+    # Little faith in slopes and less in curvature where few cells know anything.
+    ridge = np.diag([1e-9, 0.1, 0.1, 0.3, 0.3, 0.3])
+    fitted = np.broadcast_to(middle[:, np.newaxis], values.shape)
+    coefficients = np.zeros((cells, 6))
+    for scale_px in _TREND_SCALES_PX:
+        weight = known * np.clip(1 - ((values - fitted) / scale_px) ** 2, 0, None) ** 2
+        normal = (weight @ products).reshape(cells, 6, 6) + ridge
+        right = (weight * values) @ design
+        # relative to the middle, so that the ridge does not pull the level
+        right -= (weight @ design) * middle[:, np.newaxis]
+        coefficients = np.linalg.solve(normal, right[..., np.newaxis])[..., 0]
+        fitted = coefficients @ design.T + middle[:, np.newaxis]
+    return np.where(n > 0, coefficients[:, 0] + middle, np.nan).astype(np.float32)
+
+
+def _peak(total: Floats, best: NDArray[np.intp]) -> Floats:
+    """Return the depth of the highest sum, between samples by a parabola."""
+    cells = np.arange(len(best))
+    inner = np.clip(best, 1, total.shape[-1] - 2)
+    left, middle, right = (total[cells, inner + d].astype(np.float64) for d in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    shift = np.where((bend < 0) & (inner == best), 0.5 * (left - right) / np.where(bend < 0, bend, -1), 0)
+    return (DEPTH_STEP_PX * (best + np.clip(shift, -0.5, 0.5))).astype(np.float32)
 
 
 def _centres(n: int) -> NDArray[np.float64]:

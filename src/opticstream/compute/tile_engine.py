@@ -22,6 +22,7 @@ from opticstream.compute.lane_fft import radices_of, twiddles_of
 from opticstream.compute.robust_surface import CELL_PX, LOOKAHEAD_LINES, NEAR_PX, SurfaceSheet
 from opticstream.compute.simd import LANES
 from opticstream.compute.spectral import SpectralPlan
+from opticstream.compute.stokes import BLOCK_PX, LEAST_SIGNAL, rate_tables, rates_of
 from opticstream.compute.surface import THRESHOLD_SAMPLES, edge_taps, median_3x3
 
 Floats = NDArray[np.float32]
@@ -46,8 +47,9 @@ class TileOptions:
     maps: tuple[str, ...] = ("aip", "mip", "ret", "ori", "biref")
     volumes: tuple[str, ...] = ()
     """Of dBI, R3D, O3D and complex."""
-    orientation_method: Literal["mean", "histogram"] = "mean"
-    birefringence_method: Literal["slope", "unwrap"] = "slope"
+    orientation_method: Literal["stokes", "mean", "histogram"] = "stokes"
+    birefringence_method: Literal["stokes", "slope", "unwrap"] = "stokes"
+    retardance_method: Literal["stokes", "mean"] = "stokes"
     flip_z: bool = True
     flip_phase: bool = False
     phase_offset_deg: float = 100.0
@@ -202,6 +204,9 @@ class TileEngine:
         self._scratch: SimpleQueue[_Scratch] = SimpleQueue()
         for _ in range(max(1, threads)):
             self._scratch.put(self._new_scratch(bins))
+        window = min(options.depth, depth - 1)
+        self._rates = rates_of(depth=window, depth_step_um=options.depth_step_um, wavelength_um=options.wavelength_um)
+        self._cosine, self._sine = rate_tables(self._rates, depth=window, offset=options.offset)
         sign = -1.0 if options.flip_phase else 1.0
         offset = float(np.remainder(np.float64(options.phase_offset_deg) + 90, 180) - 90)
         self._sign, self._offset_deg = np.float32(sign), np.float32(offset)
@@ -464,6 +469,15 @@ class TileEngine:
             self._find_edges_near(y)
         spare = np.empty(self._width, np.float32)
         out = {name: self.maps[name][y] if name in self.maps else spare for name in ("aip", "mip", *POLARIZATION_MAPS)}
+        states = np.empty((self._cosine.shape[1], 3 * LANES), np.float32)
+        match = np.empty((len(self._rates), LANES), np.float32)
+        by_circle = {
+            "ori": self.maps["ori"][y] if "ori" in self.maps and options.orientation_method == "stokes" else _NOTHING,
+            "biref": (
+                self.maps["biref"][y] if "biref" in self.maps and options.birefringence_method == "stokes" else _NOTHING
+            ),
+        }
+        circle_scale = np.float32(float(self._rates[1]) * options.wavelength_um / (4 * np.pi * options.depth_step_um))
         for strip in range(self._n_strips):
             first, second = self._channels_of(slot, strip)
             lanes = slice(strip * LANES, (strip + 1) * LANES)
@@ -484,6 +498,22 @@ class TileEngine:
                 kernels.axis_modes_of_strip(
                     *place, self._sign, self._offset_deg, strip * LANES, LANES, self.maps["ori"][y]
                 )
+            if by_circle["ori"].size or by_circle["biref"].size:
+                kernels.circles_of_strip(
+                    *place,
+                    self._cosine,
+                    self._sine,
+                    self._sign,
+                    self._offset_deg,
+                    circle_scale,
+                    states,
+                    match,
+                    strip * LANES,
+                    by_circle["ori"],
+                    by_circle["biref"],
+                )
+            if "ret" in self.maps and options.retardance_method == "stokes":
+                kernels.clean_retardance_of_strip(*place, BLOCK_PX, LEAST_SIGNAL, strip * LANES, self.maps["ret"][y])
             if "mus" in self.maps:
                 kernels.attenuation_of_strip(
                     *place, np.float32(options.depth_step_um / 1000), strip * LANES, self.maps["mus"][y]

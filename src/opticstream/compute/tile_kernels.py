@@ -429,3 +429,107 @@ def edges_near(first, second, cut, depth, reverse, taps, centre, reach_px, padde
         where = where_less(best, rise, zv, where)
         best = where_less(best, rise, rise, best)
     store(surface, 0, where)
+
+
+@njit(nogil=True, cache=True)
+def circles_of_strip(
+    first,
+    second,
+    cut,
+    depth,
+    reverse,
+    start,
+    stop,
+    cosine,
+    sine,
+    sign,
+    offset_deg,
+    scale,
+    states,
+    match,
+    at,
+    ori,
+    biref,
+):
+    """Fit axis and birefringence of a strip (see `opticstream.compute.stokes`) and put them at element `at`.
+
+    `states` is scratch of shape (n, 3 * LANES) with n the length of the window, `match` of shape (rates, LANES);
+    `scale` turns one step of the rates into birefringence. `ori` and `biref` of size 0 are not wanted.
+    """
+    n_rates, n = cosine.shape
+    for lane in range(LANES):
+        z_first, z_last = int(start[lane]), int(stop[lane])
+        for k in range(n):
+            z = z_first + k
+            if z > z_last:
+                states[k, lane] = states[k, LANES + lane] = states[k, 2 * LANES + lane] = _F(0)
+                continue
+            i = _at(z, cut, depth, reverse) + lane
+            re1, im1, re2, im2 = first[i], first[i + LANES], second[i], second[i + LANES]
+            states[k, lane] = _F(2) * (re1 * re2 + im1 * im2)
+            states[k, LANES + lane] = _F(2) * (im1 * re2 - re1 * im2)
+            states[k, 2 * LANES + lane] = re2 * re2 + im2 * im2 - re1 * re1 - im1 * im1
+    zero = splat(_F(0))
+    best, where, axis_1, axis_2 = splat(-_INF), zero, zero, zero
+    for w in range(n_rates):
+        along, cross_1, cross_2 = zero, zero, zero
+        for k in range(n):
+            c, s = splat(cosine[w, k]), splat(sine[w, k])
+            row = states[k]
+            cross_1 = cross_1 + s * load(row, 0)
+            cross_2 = cross_2 + s * load(row, LANES)
+            along = along + c * load(row, 2 * LANES)
+        value = along + square_root(cross_1 * cross_1 + cross_2 * cross_2)
+        store(match[w], 0, value)
+        where = where_less(best, value, splat(_F(w)), where)
+        axis_1 = where_less(best, value, cross_1, axis_1)
+        axis_2 = where_less(best, value, cross_2, axis_2)
+        best = where_less(best, value, value, best)
+    if ori.size > 0:
+        angle = arctangent2(axis_2, axis_1)
+        store(ori, at, _wrapped(splat(_F(sign) * _F(0.5) * _DEGREES) * angle + splat(offset_deg)))
+    if biref.size > 0:
+        store(states[0], 0, where)
+        for lane in range(LANES):
+            w = min(max(int(states[0, lane]), 1), n_rates - 2)
+            left, middle, right = match[w - 1, lane], match[w, lane], match[w + 1, lane]
+            bend = left - _F(2) * middle + right
+            shift = _F(0.5) * (left - right) / bend if bend < 0 else _F(0)
+            biref[at + lane] = max(_F(0), _F(w) + min(max(shift, _F(-1)), _F(1))) * _F(scale)
+
+
+@njit(nogil=True, cache=True)
+def clean_retardance_of_strip(first, second, cut, depth, reverse, start, stop, block, least_signal, at, out):
+    """Put the mean retardance without noise bias (see `opticstream.compute.stokes`) at element `at`."""
+    deep = max(1, depth // 20)
+    for lane in range(LANES):
+        n1, n2 = 0.0, 0.0
+        for z in range(depth - deep, depth):
+            i = _at(z, cut, depth, reverse) + lane
+            n1 += first[i] * first[i] + first[i + LANES] * first[i + LANES]
+            n2 += second[i] * second[i] + second[i + LANES] * second[i + LANES]
+        n1, n2 = n1 / deep, n2 / deep
+        z, z_last = int(start[lane]), int(stop[lane])
+        total, count, total_seen, seen = 0.0, 0, 0.0, 0
+        while z <= z_last:
+            end = min(z + block, z_last + 1)
+            s1, s2, s3, extra, power = 0.0, 0.0, 0.0, 0.0, 0.0
+            for j in range(z, end):
+                i = _at(j, cut, depth, reverse) + lane
+                re1, im1, re2, im2 = first[i], first[i + LANES], second[i], second[i + LANES]
+                p1, p2 = re1 * re1 + im1 * im1, re2 * re2 + im2 * im2
+                s1 += 2 * (re1 * re2 + im1 * im2)
+                s2 += 2 * (im1 * re2 - re1 * im2)
+                s3 += p2 - p1
+                power += p1 + p2
+                extra += max(4 * (p1 * n2 + p2 * n1 - n1 * n2), 0.0)
+            across = math.sqrt(max(s1 * s1 + s2 * s2 - extra, 0.0))
+            angle = (end - z) * math.atan2(across, s3 - (end - z) * (n2 - n1))
+            total += angle
+            count += end - z
+            if power > (end - z) * (1 + least_signal) * (n1 + n2):
+                total_seen += angle
+                seen += end - z
+            z = end
+        mean = total_seen / seen if seen > 0 else total / count
+        out[at + lane] = _F(mean * 90 / math.pi)

@@ -67,8 +67,9 @@ class ReconstructionSettings(Settings):
 class EnfaceSettings(Settings):
     """Surface and en face maps of a tile."""
 
-    surface: Annotated[int | str, AfterValidator(_surface)] = "find"
-    """Surface: `find` (= gradient), `gradient_threshold`, `robust`, a constant depth index, or a NIfTI file."""
+    surface: Annotated[int | str, AfterValidator(_surface)] = "robust"
+    """Surface: `robust` (a smooth sheet, which bubbles and speckle do not pierce), `find` (= gradient),
+    `gradient_threshold`, a constant depth index, or a NIfTI file."""
     surface_threshold_db: float = 55.0
     """Level from which the first samples count as tissue, for `gradient_threshold`; follows the camera's counts."""
     offset: int = Field(default=0, ge=-10_000, le=10_000)
@@ -77,10 +78,14 @@ class EnfaceSettings(Settings):
     """Length of the en face window, in depth samples."""
     modalities: tuple[EnfaceModality, ...] = ("aip", "mip", "ret", "ori", "biref", "surf")
     """Maps to make."""
-    orientation_method: Literal["mean", "histogram"] = "mean"
-    """Axial mean over the window, or its fullest 1-degree bin."""
-    birefringence_method: Literal["slope", "unwrap"] = "slope"
-    """Slope of retardance over depth, or of retardance unwrapped past the 90-degree fold."""
+    orientation_method: Literal["stokes", "mean", "histogram"] = "stokes"
+    """Axis of the circle on which polarization states go round, axial mean over the window, or its fullest 1-degree
+    bin."""
+    birefringence_method: Literal["stokes", "slope", "unwrap"] = "stokes"
+    """Rate at which polarization states go round, slope of retardance over depth, or slope of retardance unwrapped past
+    the 90-degree fold."""
+    retardance_method: Literal["stokes", "mean"] = "stokes"
+    """Mean of retardance from averaged states, free of noise bias, or mean of R3D."""
 
     @model_validator(mode="after")
     def _has_surface(self) -> Self:

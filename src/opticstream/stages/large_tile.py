@@ -47,6 +47,7 @@ def options_from_job(job: TileJob, /) -> TileOptions:
         volumes=tuple(volumes),
         orientation_method=enface.orientation_method,
         birefringence_method=enface.birefringence_method,
+        retardance_method=enface.retardance_method,
         flip_z=settings.flip_z,
         flip_phase=settings.flip_phase,
         phase_offset_deg=settings.phase_offset_deg,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from opticstream.compute.jones import intensity_db_from_jones, orientation_from_
 from opticstream.compute.orientation import axis_window_mean, axis_window_mode
 from opticstream.compute.robust_surface import strongest_rise_near, surface_sheet
 from opticstream.compute.spectral import SpectralPlan, spectral_plan
+from opticstream.compute.stokes import axis_and_birefringence, retardance_without_noise
 from opticstream.compute.surface import (
     edge_response,
     median_3x3,
@@ -134,14 +136,20 @@ def arrays_from_jones(
         jones = jones[..., ::-1]
     intensity = intensity_db_from_jones(jones)
     volumes = {"dBI": intensity}
-    polarization = {*settings.volume_modalities, *enface.modalities} - {"dBI", "aip", "mip", "surf", "mus"}
+    made_with = {
+        "ret": enface.retardance_method,
+        "ori": enface.orientation_method,
+        "biref": enface.birefringence_method,
+    }
+    polarization = set(settings.volume_modalities) - {"dBI"}
+    polarization |= {name for name in enface.modalities if made_with.get(name, "stokes") != "stokes"}
     if polarization:
         volumes["R3D"] = retardance_from_jones(jones)
         volumes["O3D"] = orientation_from_jones(
             jones, phase_offset_deg=settings.phase_offset_deg, flip_phase=settings.flip_phase
         )
     raw_surface, surface, confidence = _surfaces(intensity, enface, given_surface)
-    maps = _maps(volumes, surface, scan, processing)
+    maps = _maps(jones, volumes, surface, scan, processing)
     maps["surf"] = surface
     maps["surfraw"] = raw_surface
     return TileArrays(
@@ -173,6 +181,7 @@ def _surfaces(
 
 
 def _maps(
+    jones: NDArray[np.complex64],
     volumes: dict[str, NDArray[np.float32]],
     surface: NDArray[np.float32],
     scan: ScanSettings,
@@ -183,26 +192,38 @@ def _maps(
     intensity = volumes["dBI"]
     window = depth_window(surface, depth_samples=intensity.shape[2], offset=enface.offset, depth=enface.depth)
     valid = window.valid
+    scale = {"depth_step_um": 1000 * step_mm, "wavelength_um": scan.wavelength_um}
+
+    @functools.cache
+    def circle() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        settings = processing.reconstruction
+        return axis_and_birefringence(
+            jones,
+            window,
+            offset=enface.offset,
+            phase_offset_deg=settings.phase_offset_deg,
+            flip_phase=settings.flip_phase,
+            **scale,
+        )
+
     make: dict[str, Callable[[], NDArray[np.float32]]] = {
         "aip": lambda: window_mean(window.take(intensity), valid),
         "mip": lambda: window_maximum(window.take(intensity), valid),
-        "ret": lambda: window_mean(window.take(volumes["R3D"]), valid),
-        "ori": lambda: (axis_window_mean if enface.orientation_method == "mean" else axis_window_mode)(
-            window.take(volumes["O3D"]), valid
+        "ret": lambda: (
+            retardance_without_noise(jones, window)
+            if enface.retardance_method == "stokes"
+            else window_mean(window.take(volumes["R3D"]), valid)
         ),
-        "biref": lambda: (
-            birefringence_slope(
-                window.take(volumes["R3D"]), valid, depth_step_um=1000 * step_mm, wavelength_um=scan.wavelength_um
-            )
-            if enface.birefringence_method == "slope"
-            else birefringence_unwrapped(
-                volumes["R3D"],
-                volumes["O3D"],
-                window,
-                depth_step_um=1000 * step_mm,
-                wavelength_um=scan.wavelength_um,
-            )
-        ),
+        "ori": lambda: {
+            "stokes": lambda: circle()[0],
+            "mean": lambda: axis_window_mean(window.take(volumes["O3D"]), valid),
+            "histogram": lambda: axis_window_mode(window.take(volumes["O3D"]), valid),
+        }[enface.orientation_method](),
+        "biref": lambda: {
+            "stokes": lambda: circle()[1],
+            "slope": lambda: birefringence_slope(window.take(volumes["R3D"]), valid, **scale),
+            "unwrap": lambda: birefringence_unwrapped(volumes["R3D"], volumes["O3D"], window, **scale),
+        }[enface.birefringence_method](),
         "mus": lambda: attenuation_from_intensity(intensity, window, depth_step_mm=step_mm),
     }
     return {name: make[name]() for name in enface.modalities if name != "surf"}

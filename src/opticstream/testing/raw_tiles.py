@@ -54,13 +54,24 @@ def fringe_counts(
     seed: int = 0,
     surface_bin: int = 50,
 ) -> NDArray[np.uint16]:
-    """Return raw counts of a scattering half space with noise, shape (B-lines, channels, A-lines, samples), 12 bit."""
+    """Return raw counts of a birefringent, scattering half space with noise, 12 bit.
+
+    The shape is (B-lines, channels, A-lines, samples). With two channels the axis and the birefringence differ from one
+    A-line to the next, and the second channel is read out backwards.
+    """
     rng = np.random.default_rng(seed)
     bins = np.arange(surface_bin, samples // 2 - 4)
     strength = 60 * np.exp(-(bins - surface_bin) / (samples / 8))
-    speckle = rng.normal(size=(b_lines, channels, a_lines, bins.size, 2)) @ np.array([1, 1j])
+    speckle = rng.normal(size=(b_lines, 1, a_lines, bins.size, 2)) @ np.array([1, 1j])
+    if channels == 2:
+        retardance = rng.uniform(0.01, 0.06, (b_lines, a_lines, 1)) * (bins - surface_bin + 0.5)
+        axis = rng.uniform(0, np.pi, (b_lines, a_lines, 1))
+        state = np.stack([np.sin(retardance) * np.exp(-2j * axis), np.cos(retardance) + 0j], axis=1)
+        speckle = speckle * state
     wave = np.exp(2j * np.pi * np.outer(bins, np.arange(samples)) / samples)
     fringe = ((speckle * strength) @ wave).real
+    if channels == 2:
+        fringe[:, 1] = fringe[:, 1, :, ::-1]
     source = 2000 * np.exp(-(((np.arange(samples) - samples / 2) / (samples / 2.5)) ** 2))
     noise = rng.normal(scale=8, size=fringe.shape)
     return np.asarray(np.clip(np.rint(source * (1 + 0.001 * fringe) + noise + 100), 0, 4095), dtype=np.uint16)

@@ -1,0 +1,154 @@
+"""Axis, birefringence and retardance from polarization states that are averaged before any angle is taken.
+
+Intensity-weighted Stokes parameters of the light that comes back, `S1 + i S2 = 2 J1 conj(J2)` and
+`S3 = |J2|^2 - |J1|^2`, carry noise without bias (that of S3 cancels between the channels), weigh speckle by its signal,
+and do not fold at 90 degrees. For one fibre axis along the A-line they go round a circle: with retardance growing at a
+rate `w` per sample, `S3 = I cos(w z)` and `S1 + i S2 = I sin(w z) exp(i psi)`, from `S = (0, 0, I)` at the surface on.
+The fit maximises the correlation with that circle over `w >= 0` and `psi`, which is maximum likelihood for white noise;
+as the sense of rotation is known, fast and slow axis do not get mixed up where retardance has folded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.enface import DepthWindow
+from opticstream.compute.jones import wrapped_orientation
+
+LARGEST_BIREFRINGENCE = 6e-3
+"""Beyond that of tendon; the search ends here."""
+BLOCK_PX = 9
+"""Depth samples over which states are averaged before a retardance is taken."""
+LEAST_SIGNAL = 0.5
+"""Signal over noise from which a block has a say in the retardance."""
+
+Floats = NDArray[np.float32]
+
+
+def rates_of(*, depth: int, depth_step_um: float, wavelength_um: float) -> Floats:
+    """Return the rates (rad per sample, twice the retardance) among which the fit begins, evenly spaced from 0."""
+    largest = 4 * np.pi * LARGEST_BIREFRINGENCE * depth_step_um / wavelength_um
+    largest = min(largest, 0.9 * np.pi)
+    n = max(4, int(np.ceil(largest * (depth + 1) / 0.5)) + 1)
+    return np.linspace(0, largest, n).astype(np.float32)
+
+
+def rate_tables(rates: Floats, /, *, depth: int, offset: int) -> tuple[Floats, Floats]:
+    """Return cosine and sine of rate times depth below the surface, shape (rates, depth + 1)."""
+    angle = np.outer(rates.astype(np.float64), np.arange(depth + 1) + offset)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def stokes_from_jones(jones: NDArray[np.complex64], /) -> Floats:
+    """Return S1, S2, S3 of complex profiles, shape (3, ...) for `jones` of shape (2, ...).
+
+    Examples
+    --------
+    >>> stokes_from_jones(np.array([[1j], [1]], np.complex64))[:, 0].tolist()
+    [0.0, 2.0, 0.0]
+    """
+    cross = 2 * jones[0] * jones[1].conj()
+    balance = np.abs(jones[1]) ** 2 - np.abs(jones[0]) ** 2
+    return np.stack([cross.real, cross.imag, balance]).astype(np.float32)
+
+
+def axis_and_birefringence(
+    jones: NDArray[np.complex64],
+    window: DepthWindow,
+    /,
+    *,
+    offset: int = 0,
+    depth_step_um: float,
+    wavelength_um: float,
+    phase_offset_deg: float = 100.0,
+    flip_phase: bool = False,
+) -> tuple[Floats, Floats]:
+    """Return orientation (degrees, (-90, 90]) and birefringence of the best circle over a window, each of shape (x, y).
+
+    Parameters
+    ----------
+    jones : ndarray of complex64, shape (2, x, y, z)
+        Complex profiles, both channels.
+    window : DepthWindow
+        Window below the surface, from `depth_window`.
+    offset : int
+        Depth of the window's start below the surface, in samples.
+    depth_step_um, wavelength_um : float
+        Distance of depth samples and centre wavelength.
+    phase_offset_deg, flip_phase
+        As in `orientation_from_jones`.
+
+    Examples
+    --------
+    Retardance that folds twice within the window:
+
+    >>> from opticstream.compute.enface import depth_window
+    >>> retardance = 2 * np.pi * 0.004 * 2.5 / 1.3 * np.arange(100)
+    >>> jones = np.stack([np.sin(retardance) * np.exp(2j * np.deg2rad(30)), np.cos(retardance)])
+    >>> jones = jones.reshape(2, 1, 1, 100).astype(np.complex64)
+    >>> window = depth_window([[0]], depth_samples=100)
+    >>> axis, birefringence = axis_and_birefringence(
+    ...     jones, window, depth_step_um=2.5, wavelength_um=1.3, phase_offset_deg=0)
+    >>> float(axis[0, 0].round(2)), round(float(birefringence[0, 0]), 5)
+    (30.0, 0.004)
+    """
+    depth = window.index.shape[-1] - 1
+    rates = rates_of(depth=depth, depth_step_um=depth_step_um, wavelength_um=wavelength_um)
+    cosine, sine = rate_tables(rates, depth=depth, offset=offset)
+    s1, s2, s3 = (np.where(window.valid, window.take(part), np.float32(0)) for part in stokes_from_jones(jones))
+    along = s3 @ cosine.T
+    cross_1, cross_2 = s1 @ sine.T, s2 @ sine.T
+    match = along + np.hypot(cross_1, cross_2)
+    best = match.argmax(axis=-1)
+    rate = _refined(match, best) * (rates[1] - rates[0])
+    at = best[..., np.newaxis]
+    psi = np.arctan2(np.take_along_axis(cross_2, at, -1), np.take_along_axis(cross_1, at, -1))[..., 0]
+    sign = -1.0 if flip_phase else 1.0
+    orientation = wrapped_orientation(np.degrees(sign * psi / 2) + np.remainder(phase_offset_deg + 90, 180) - 90)
+    birefringence = rate * (wavelength_um / (4 * np.pi * depth_step_um))
+    return orientation, np.asarray(birefringence, dtype=np.float32)
+
+
+def _refined(match: NDArray[Any], best: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return the index of the maximum along the last axis, between samples by a parabola."""
+    inner = np.clip(best, 1, match.shape[-1] - 2)[..., np.newaxis]
+    left, middle, right = (np.take_along_axis(match, inner + d, -1)[..., 0].astype(np.float64) for d in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    shift = np.where(bend < 0, 0.5 * (left - right) / np.where(bend < 0, bend, -1), 0)
+    return np.asarray(np.clip(inner[..., 0] + np.clip(shift, -1, 1), 0, None))
+
+
+def retardance_without_noise(jones: NDArray[np.complex64], window: DepthWindow, /) -> Floats:
+    """Return the mean retardance over a window in degrees (0..90), free of the bias that noise puts on weak signal.
+
+    States are averaged over blocks of 9 samples; what the noise adds to the length of their sum, known from the deepest
+    twentieth of each A-line, is taken off before the angle of each block is. Blocks whose signal is below half of the noise have no say,
+    unless all are.
+
+    Parameters
+    ----------
+    jones : ndarray of complex64, shape (2, x, y, z)
+        Complex profiles, both channels.
+    window : DepthWindow
+        Where to average.
+    """
+    deep = max(1, jones.shape[-1] // 20)
+    power = np.abs(jones) ** 2
+    noise = power[..., -deep:].mean(axis=-1, dtype=np.float64)[..., np.newaxis]
+    s1, s2, s3 = (np.where(window.valid, window.take(part), 0) for part in stokes_from_jones(jones))
+    spread = 4 * (window.take(power[0]) * noise[1] + window.take(power[1]) * noise[0] - noise[0] * noise[1])
+    spread = np.where(window.valid, np.maximum(spread, 0), 0)
+    starts = np.arange(0, window.valid.shape[-1], BLOCK_PX)
+    n = np.add.reduceat(window.valid.astype(np.int64), starts, axis=-1)
+    b1, b2, b3, extra = (np.add.reduceat(part, starts, axis=-1, dtype=np.float64) for part in (s1, s2, s3, spread))
+    b3 = b3 - n * (noise[1] - noise[0])
+    across = np.sqrt(np.maximum(b1**2 + b2**2 - extra, 0))
+    retardance = np.degrees(np.arctan2(across, b3)) / 2
+    total = np.where(window.valid, window.take(power[0] + power[1]), 0)
+    floor = noise[0] + noise[1]
+    seen = np.add.reduceat(total, starts, axis=-1, dtype=np.float64) > n * (1 + LEAST_SIGNAL) * floor
+    weight = np.where(seen | ~seen.any(axis=-1, keepdims=True), n, 0)
+    return np.asarray((retardance * weight).sum(axis=-1) / weight.sum(axis=-1), dtype=np.float32)
