@@ -23,6 +23,7 @@ from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
 from opticstream.pipeline.jobs import PROCESS_BATCH, REGISTER_SLICE, STITCH_MOSAIC, STITCH_VOLUME, Job
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import is_settled, waits_for_template
+from opticstream.pipeline.slices import late_volumes
 from opticstream.pipeline.uploads import upload_queue
 from opticstream.state import FactsSnapshot
 
@@ -96,6 +97,7 @@ def _mosaics(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
 
 
 def _slices(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
+    late = late_volumes(project, snapshot)
     for item in snapshot.items("slice"):
         assert isinstance(item, SliceId)
         settled = any(snapshot.has(item, fact) for fact in ("registered", "skipped", "failed"))
@@ -104,7 +106,7 @@ def _slices(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
         elif (
             project.config.processing.sample.enabled
             and snapshot.has(item, "registered")
-            and not snapshot.has(item, "stacked")
+            and (item in late or not snapshot.has(item, "stacked"))
         ):
             yield project.event(SliceRegistered, item)
 

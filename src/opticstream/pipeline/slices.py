@@ -20,7 +20,7 @@ from opticstream.pipeline.jobs import REGISTER_SLICE, Attempt, Done, Failed, Res
 from opticstream.pipeline.parameters import sample_hash, slice_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import good_mosaics
-from opticstream.state import Claim
+from opticstream.state import Claim, FactsSnapshot
 
 if TYPE_CHECKING:
     from opticstream.stages.update_sample import SampleInput
@@ -118,7 +118,7 @@ def update_sample(project: Project, event: SliceRegistered, /, *, attempt: Attem
         project.facts.journal.skipped(event.slice, "stacked", "processing.sample.enabled is off")
         return []
     facts, slice_id = project.facts, event.slice
-    if facts.has(slice_id, "stacked"):
+    if facts.has(slice_id, "stacked") and slice_id not in late_volumes(project):
         facts.journal.skipped(slice_id, "stacked", "already stacked")
         return []
     claim = facts.claim(SampleId(), lease_s=project.deployment.lease_s)
@@ -142,7 +142,10 @@ def update_sample(project: Project, event: SliceRegistered, /, *, attempt: Attem
                 parameters_hash=sample_hash(project.config),
                 detail={"slices": list(made.slices), "missing": list(made.missing)},
             ).content()
-            facts.record(waiting[0], "stacked", content)
+            if not facts.record(waiting[0], "stacked", content):
+                facts.replace(
+                    waiting[0], "stacked", content, why="its volumes were stitched after its maps were stacked"
+                )
             facts.replace(SampleId(), "updated", content, why=f"slice {waiting[0].slice_id} added")
             events.append(
                 project.event(
@@ -199,4 +202,25 @@ def sample_input(project: Project, slice_id: SliceId) -> SampleInput:
 def _unstacked(project: Project) -> list[SliceId]:
     snapshot = project.facts.snapshot(mosaics=())
     slices = [item for item in snapshot.items("slice") if isinstance(item, SliceId)]
-    return [item for item in slices if snapshot.has(item, "registered") and not snapshot.has(item, "stacked")]
+    fresh = [item for item in slices if snapshot.has(item, "registered") and not snapshot.has(item, "stacked")]
+    return fresh + late_volumes(project, snapshot)
+
+
+def late_volumes(project: Project, snapshot: FactsSnapshot | None = None, /) -> list[SliceId]:
+    """Return the slices that are in the stacks but whose volumes, stitched since, are not.
+
+    Volumes take longer than maps and registration; nothing waits for them.
+    """
+    if not (project.config.processing.sample.volumes and project.config.stitches_volumes):
+        return []
+    known = snapshot or project.facts.snapshot(mosaics=())
+    stacked = [item for item in known.items("slice") if isinstance(item, SliceId) and known.has(item, "stacked")]
+    done = [item for item in stacked if any(known.has(m, "volume_stitched") for m in project.layout.mosaics(item))]
+    if not done:
+        return []
+    from opticstream.stages.update_sample import stacks_by_slice
+
+    held = stacks_by_slice(project.paths.sample_folder)
+    return [
+        item for item in done if not set(sample_input(project, item).volumes) <= held.get(item.slice_id, frozenset())
+    ]

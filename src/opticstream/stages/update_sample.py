@@ -129,6 +129,18 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
     )
 
 
+def stacks_by_slice(folder: Path, /) -> dict[int, frozenset[str]]:
+    """Return the names of the stacks that hold each slice; empty where there are none yet.
+
+    Raises
+    ------
+    StateError
+        The ledger cannot be read.
+    """
+    ledger = _Ledger.read(folder / "slices.json")
+    return {n: frozenset(ledger.slices[n].get("stacks", {})) for n in ledger.present()}
+
+
 @dataclass
 class _Ledger:
     """Content of `slices.json`."""
