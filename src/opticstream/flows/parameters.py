@@ -11,13 +11,23 @@ from prefect.variables import Variable
 
 from opticstream.config import ProjectConfig, config_from_mapping, parameters_hash
 from opticstream.model.errors import ConfigurationError
+from opticstream.state.shards import shards_from_tree, tree_from_shards
 from opticstream.state.slugs import project_slug
+
+_LIMIT = 4500
+"""Characters in one Variable; Prefect refuses more than 5000."""
 
 
 def save_parameters(config: ProjectConfig, /) -> str:
-    """Register a project's parameters and return the name of their Variable."""
+    """Register a project's parameters and return the name of their Variable.
+
+    A Variable holds a few thousand characters; what does not fit goes to further ones, written before the first.
+    """
     name = f"{project_slug(config.name)}-config"
-    Variable.set(name, config.model_dump(mode="json"), overwrite=True)
+    root, shards = shards_from_tree(config.model_dump(mode="json"), limit=_LIMIT)
+    for shard, value in shards.items():
+        Variable.set(f"{name}--{shard}", value, overwrite=True)
+    Variable.set(name, root, overwrite=True)
     return name
 
 
@@ -36,7 +46,9 @@ def load_parameters(project_name: str, /, *, overrides: Mapping[str, Any] | None
             f"project {project_name!r} is not registered (there is no Prefect Variable {name!r}); "
             f"`opticstream project register` does it"
         )
-    return config_from_mapping(stored, source=f"Prefect Variable {name}", overrides=overrides)
+    data = tree_from_shards(stored, lambda shard: Variable.get(f"{name}--{shard}"))
+    assert isinstance(data, dict)
+    return config_from_mapping(data, source=f"Prefect Variable {name}", overrides=overrides)
 
 
 def keep_parameters(config: ProjectConfig, /) -> None:

@@ -1,4 +1,7 @@
-"""The picture of a project's progress that people see in Prefect: tables as artifacts, made from the flag files."""
+"""The picture of a project that people and hosts see in Prefect, made from the flag files.
+
+Progress tables as artifacts, and the shared project state in Variables.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 
+from opticstream.flows.prefect_state import OCT_STATE_SERVICE
 from opticstream.io.atomic import write_text
+from opticstream.model.errors import ServerError, StateError
+from opticstream.model.ids import ItemId, MosaicId, SliceId
 from opticstream.pipeline.progress import MosaicProgress, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.state.mirror import update_oct_state
 from opticstream.state.slugs import project_slug
 
 
@@ -26,16 +34,30 @@ def publish_picture(project: Project, /) -> ProjectProgress:
         for mosaic in progress.mosaics
     }
     tables[f"{slug}-progress"] = (_project_table(progress), f"Progress of {project.config.name}")
-    changed = False
+    changed = set()
     for key, (table, title) in tables.items():
         digest = hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]
         if known.get(key) != digest:
             create_table_artifact(key=key, table=table, description=title)
             known[key] = digest
-            changed = True
+            changed.add(key)
     if changed:
-        write_text(cache, json.dumps(known, indent=1))
+        mosaics = [m.mosaic_id for m in progress.mosaics if f"{slug}-mosaic-{m.mosaic_id}-progress" in changed]
+        if _share(project, [MosaicId(number) for number in mosaics], progress):
+            write_text(cache, json.dumps(known, indent=1))
     return progress
+
+
+def _share(project: Project, mosaics: list[MosaicId], progress: ProjectProgress) -> bool:
+    """Bring the shared project state up to date with the flag files; False if its lock could not be had."""
+    items: list[ItemId] = [*mosaics, *(SliceId(s.slice_id) for s in progress.slices)]
+    items += [batch for mosaic in mosaics for batch in project.layout.batches(mosaic)]
+    try:
+        update_oct_state(OCT_STATE_SERVICE, project.config.name, project.facts, project.layout, items)
+    except (StateError, ServerError) as error:
+        get_run_logger().warning("the shared project state is not up to date, the next look tries again: %s", error)
+        return False
+    return True
 
 
 def _read(cache: Path) -> dict[str, str]:

@@ -168,10 +168,9 @@ def _settled(project: Project, item: ItemId, job: Job) -> str | None:
 
 def _refuse_after_crashes(project: Project, item: ItemId, job: Job) -> None:
     """Park work that has taken its process down again and again, instead of trying for ever."""
-    attempts = list(project.facts.claims.attempts(item, job.claim))
-    crashed = sum(attempt.state == "dead" for attempt in attempts)
+    crashed = project.facts.claims.crashes(item, job.claim)
     if crashed >= project.deployment.crashes:
         raise ProcessingError(
-            f"{job.name} of {item}: {crashed} attempts ended with the death of their process, last {attempts[-2]}; "
+            f"{job.name} of {item}: the last {crashed} attempts ended with the death of their process; "
             f"`opticstream retry` releases it (OPTICSTREAM_CRASHES = {project.deployment.crashes})"
         )

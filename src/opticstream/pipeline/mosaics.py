@@ -53,6 +53,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
         doubts.extend(_doubts(coordinates, missing))
         return Result(
             outputs=[facts.file_record(path) for path in outputs.values()],
+            inputs=[facts.file_record(coordinates.template)],
             parameters_hash=mosaic_hash(project.config, index),
             detail={
                 "products": {name: project.paths.relative(path) for name, path in stitched.outputs.items()},

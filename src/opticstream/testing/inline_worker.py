@@ -1,0 +1,122 @@
+"""A worker that runs flow runs in threads of its own process: the real server, triggers and flows, without the seconds
+that a fresh interpreter costs. For tests only."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from opticstream.flows.deployments import DEPLOYMENTS, POOLS, runner_deployments
+
+
+class InlineWorker:
+    """Registers all deployments at a server and runs what their triggers schedule, until it is stopped.
+
+    Parameters
+    ----------
+    api_url : str
+        The server.
+    collapse_s : float
+        Window in which state runs share a run, in seconds.
+    """
+
+    def __init__(self, api_url: str, /, *, collapse_s: float = 1.0) -> None:
+        self.api_url = api_url
+        self.collapse_s = collapse_s
+        self.errors: list[str] = []
+        self._deployments: dict[str, uuid.UUID] = {}
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._taken: set[uuid.UUID] = set()
+        self._http = httpx.Client(base_url=api_url, timeout=30)
+
+    def __enter__(self) -> InlineWorker:
+        import asyncio
+
+        async def register() -> None:
+            for pool in POOLS:
+                for deployment in await runner_deployments(pool, collapse_s=self.collapse_s):
+                    self._deployments[str(deployment.name)] = await deployment.aapply()
+
+        with temporary_settings({PREFECT_API_URL: self.api_url}):
+            asyncio.run(register())
+        self._poller = threading.Thread(target=self._poll, daemon=True)
+        self._poller.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        self._poller.join()
+        for thread in self._threads:
+            thread.join()
+        self._http.close()
+
+    def set_enabled(self, deployment: str, enabled: bool, /) -> None:
+        """Turn the trigger of a deployment on or off."""
+        for automation in self._http.post("/automations/filter", json={}).raise_for_status().json():
+            if automation["actions"][0].get("deployment_id") == str(self._deployments[deployment]):
+                body = {"enabled": enabled}
+                self._http.patch(f"/automations/{automation['id']}", json=body).raise_for_status()
+                return
+        raise AssertionError(f"{deployment} has no trigger")
+
+    def flow_runs(self) -> list[dict[str, Any]]:
+        """Return all flow runs that the server knows."""
+        runs = self._http.post("/flow_runs/filter", json={"limit": 200}).raise_for_status().json()
+        return list(runs)
+
+    def wait_until(self, done: Callable[[], bool], /, *, timeout_s: float = 240.0) -> None:
+        """Wait until something has come true.
+
+        Raises
+        ------
+        AssertionError
+            It did not in time.
+        """
+        end = time.monotonic() + timeout_s
+        while not done():
+            if time.monotonic() > end:
+                raise AssertionError(f"not within {timeout_s:g} s; errors: {self.errors}")
+            time.sleep(0.2)
+
+    def wait_until_quiet(self, *, quiet_s: float = 2.5, timeout_s: float = 300.0) -> None:
+        """Wait until nothing has run or waited for some seconds."""
+        since = [time.monotonic()]
+
+        def quiet() -> bool:
+            busy = any(run["state"]["type"] in ("SCHEDULED", "PENDING", "RUNNING") for run in self.flow_runs())
+            if busy or any(thread.is_alive() for thread in self._threads):
+                since[0] = time.monotonic()
+            return time.monotonic() - since[0] > quiet_s
+
+        self.wait_until(quiet, timeout_s=timeout_s)
+
+    def _poll(self) -> None:
+        flows = {deployment.name: deployment.flow for deployment in DEPLOYMENTS}
+        with temporary_settings({PREFECT_API_URL: self.api_url}), get_client(sync_client=True) as client:
+            names = {id_: name for name, id_ in self._deployments.items()}
+            while not self._stop.wait(0.1):
+                body = {"deployment_ids": [str(id_) for id_ in names], "limit": 50}
+                for found in self._http.post("/deployments/get_scheduled_flow_runs", json=body).raise_for_status().json():
+                    run = client.read_flow_run(uuid.UUID(found["id"]))
+                    if run.id in self._taken or run.deployment_id is None:
+                        continue
+                    self._taken.add(run.id)
+                    thread = threading.Thread(target=self._run, args=(flows[names[run.deployment_id]], run), daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _run(self, flow: Any, run: Any) -> None:
+        try:
+            with temporary_settings({PREFECT_API_URL: self.api_url}):
+                run_flow(flow, flow_run=run, parameters=run.parameters)
+        except Exception as error:
+            self.errors.append(f"{flow.name}: {type(error).__name__}: {error}")

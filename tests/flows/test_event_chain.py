@@ -1,0 +1,110 @@
+"""The event chain on a real Prefect server: every arrow is a trigger, and each of them matters."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from opticstream.config import DeploymentSettings, load_project
+from opticstream.flows.driver import Driver
+from opticstream.flows.parameters import load_parameters, save_parameters
+from opticstream.model.ids import BatchId, MosaicId, SampleId, SliceId
+from opticstream.pipeline.progress import is_finished, project_progress
+from opticstream.pipeline.project import Project
+from opticstream.testing.inline_worker import InlineWorker
+from opticstream.watch import Watcher
+
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("default")]
+
+BATCH, MOSAIC, SLICE, SAMPLE = BatchId(1, 1), MosaicId(1), SliceId(1), SampleId()
+# What must have happened, and what must not, when the trigger of a deployment is off.
+WITHOUT = {
+    "process-batch": ([(BATCH, "ready")], [(BATCH, "started"), (BATCH, "processed"), (MOSAIC, "ready")]),
+    "batch-state": ([(BATCH, "processed"), (BATCH, "uploaded")], [(MOSAIC, "ready"), (MOSAIC, "started")]),
+    "stitch-mosaic": ([(MOSAIC, "ready")], [(MOSAIC, "started"), (MOSAIC, "stitched"), (SLICE, "ready")]),
+    "stitch-volume": ([(SLICE, "registered"), (MOSAIC, "uploaded")], [(MOSAIC, "volume_started")]),
+    "slice-state": ([(MOSAIC, "volume_stitched"), (MOSAIC, "uploaded")], [(SLICE, "ready"), (SLICE, "started")]),
+    "register-slice": ([(SLICE, "ready")], [(SLICE, "started"), (SLICE, "registered"), (SAMPLE, "updated")]),
+    "update-sample": ([(SLICE, "registered"), (SLICE, "uploaded")], [(SLICE, "stacked"), (SAMPLE, "updated")]),
+    "upload": ([(SLICE, "stacked"), (MOSAIC, "volume_stitched")], [(BATCH, "uploaded"), (MOSAIC, "uploaded")]),
+}
+
+
+@pytest.fixture(scope="module")
+def worker(prefect_server):
+    with InlineWorker(prefect_server) as worker:
+        yield worker
+
+
+def start(acquired: Path, folder: Path, name: str) -> Project:
+    """Register a copy of the small acquisition as a project of its own and announce its batches."""
+    shutil.copytree(acquired, folder, dirs_exist_ok=True)
+    config = load_project(folder / "project.toml", overrides={"project_name": name})
+    save_parameters(config)
+    project = Project.open(config, deployment=DeploymentSettings())
+    driver = Driver(project, Watcher(folder / "raw", config.scan, stable_s=0))
+    driver.step()
+    driver.step()
+    return project
+
+
+def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_server):
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        project = start(acquired, tmp_path, "Whole Chain")
+        worker.wait_until(lambda: is_finished(project, project.facts.snapshot()))
+        worker.wait_until_quiet()
+        assert load_parameters("Whole Chain") == project.config
+    assert worker.errors == []
+    progress = project_progress(project)
+    assert progress.failures == ()
+    assert [(s.state, s.stacked, s.uploaded) for s in progress.slices] == [("registered", True, True)]
+
+    runs = worker.flow_runs()
+    assert {run["created_by"]["type"] for run in runs} == {"AUTOMATION"}
+    assert all(run["state"]["type"] == "COMPLETED" for run in runs)
+    by_flow = {name: sum(run["name"].startswith("Whole Chain mosaic") for run in runs) for name in ("process-batch",)}
+    assert by_flow["process-batch"] >= 6
+    # 6 batches, 2 mosaics stitched twice (maps, volumes), 1 slice, 1 sample, and shared runs of four looking flows.
+    assert len(runs) < 40
+
+    artifacts = worker._http.post("/artifacts/filter", json={"limit": 200}).raise_for_status().json()
+    keys = {artifact["key"] for artifact in artifacts}
+    assert any(key.endswith("-parameters") for key in keys)
+    assert any(key.endswith("-mosaic-1-progress") for key in keys)
+    kept = {a["flow_run_id"] for a in artifacts if a["key"].endswith("-parameters")}
+    assert kept == {run["id"] for run in runs}
+    told = sorted(path.name for path in (project.paths.base / "state" / "notified").iterdir())
+    assert {"mosaic-001.stitched", "mosaic-002.stitched", "slice-001.registered"} <= set(told)
+
+
+@pytest.mark.parametrize("removed", WITHOUT)
+def test_without_one_trigger_the_chain_stops_exactly_there(acquired, tmp_path, worker, prefect_server, removed):
+    reached, not_reached = WITHOUT[removed]
+    worker.set_enabled(removed, False)
+    try:
+        with temporary_settings({PREFECT_API_URL: prefect_server}):
+            project = start(acquired, tmp_path, f"without-{removed}")
+        worker.wait_until(lambda: all(project.facts.has(*fact) for fact in reached))
+        worker.wait_until_quiet()
+    finally:
+        worker.set_enabled(removed, True)
+    for item, fact in not_reached:
+        assert not project.facts.has(item, fact), f"{item} {fact}"
+
+
+def test_an_announcement_with_parameters_overrides_the_registered_ones(acquired, tmp_path, worker, prefect_server):
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        from opticstream.flows.oct import _opened
+        from opticstream.model.events import MosaicReady
+
+        shutil.copytree(acquired, tmp_path, dirs_exist_ok=True)
+        config = load_project(tmp_path / "project.toml", overrides={"project_name": "overridden"})
+        save_parameters(config)
+        project = Project.open(config)
+        event = project.event(MosaicReady, MOSAIC, parameters={"mask_threshold_normal": 33.0, "depth": 10})
+        with _opened(event, {"depth": 20}) as opened:
+            assert opened.config.processing.mask.threshold_for("normal") == 33.0
+            assert opened.config.processing.enface.depth == 20
