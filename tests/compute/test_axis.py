@@ -75,8 +75,8 @@ def test_axes_come_back_from_noise_free_projections(tilt_deg: list[float], tilt_
 
 
 @pytest.mark.parametrize("kind", ["consistent", "noisy", "unrelated", "uneven"])
-def test_no_search_from_many_starts_finds_a_lower_cost(kind: str) -> None:
-    n = 1000
+@pytest.mark.parametrize("n", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_search_from_many_starts_finds_a_lower_cost(kind: str, n: int) -> None:
     rng = np.random.default_rng(5)
     if kind in ("consistent", "noisy"):
         angle, seen = noisy(random_axes(n, 6), 0.0 if kind == "consistent" else 0.03, tilt_deg=TILTS)
