@@ -55,9 +55,14 @@ def halved(block: ArrayLike, factors: tuple[int, int, int], /, *, kind: ValueKin
 
 def _mean(boxes: NDArray[Any]) -> NDArray[Any]:
     """Return the mean over array axes 1, 3, 5 without NaN."""
-    valid = np.isfinite(boxes)
-    count = valid.sum((1, 3, 5))
-    total = np.where(valid, boxes, 0).sum((1, 3, 5), dtype=np.float64)
+    total = np.zeros(boxes.shape[0::2][:3] + boxes.shape[6:], np.float64 if boxes.dtype == np.float64 else np.float32)
+    count = np.zeros(total.shape, np.float32)
+    # Adding voxel by voxel of the box keeps to long rows of memory, which reducing over three axes at once does not.
+    for i, j, k in np.ndindex(boxes.shape[1], boxes.shape[3], boxes.shape[5]):
+        part = boxes[:, i, :, j, :, k]
+        valid = np.isfinite(part)
+        total += np.where(valid, part, 0)
+        count += valid
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.pyramid_blocks import ValueKind, halved
-from opticstream.io.atomic import is_temporary, write_text
+from opticstream.io.atomic import write_text
 from opticstream.model.errors import FileFormatError
 
 BlockReader = Callable[[slice, slice], NDArray[Any]]
@@ -295,10 +295,10 @@ def volume_voxel_um(path: Path, /) -> tuple[float, float, float]:
     scale = next((t["scale"] for t in transformations if t["type"] == "scale"), None)
     if scale is None or len(scale) < 3:
         raise FileFormatError(f"{path}: says no voxel size")
-    z, y, x = (float(s) for s in scale[-3:])
+    z, y, x = (float(f"{s:.6g}") for s in scale[-3:])
     return x, y, z
 
 
-def is_complete(path: Path, /) -> bool:
-    """Return whether a store is there under its final name."""
-    return not is_temporary(path) and ((path / "zarr.json").exists() or (path / ".zattrs").exists())
+def planes_of_slice(path: Path, /) -> int:
+    """Return how many planes of a store belong to one slice: 1 for stacks of maps."""
+    return int(SliceStore(path, 1, (1.0, 1.0, 1.0))._stored()["planes"])

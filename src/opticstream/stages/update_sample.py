@@ -26,7 +26,7 @@ from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import read_nifti, voxel_size_mm
 from opticstream.io.nifti_stack import put_slice
-from opticstream.io.slice_store import SliceStore, volume_reader, volume_voxel_um
+from opticstream.io.slice_store import SliceStore, planes_of_slice, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, MissingInputError, StateError
 
 _KINDS: dict[str, ValueKind] = {
@@ -393,7 +393,12 @@ def _pose_facts(pose: SlicePose | None) -> dict[str, Any]:
 def _preview(new: SampleInput, ledger: _Ledger) -> Path | None:
     from opticstream.io.sample_picture import sample_views, write_sample_picture
 
-    stores = {name: path for name in ledger.stacks() for form, path in _stack_files(new, name) if form == "zarr"}
+    stores = {
+        name: path
+        for name in ledger.stacks()
+        for form, path in _stack_files(new, name)
+        if form == "zarr" and planes_of_slice(path) == 1
+    }
     wanted = [n for n in stores if n.endswith(f"_{new.settings.align_on}")] or [
         n for n in stores if _kind(n) == "scalar"
     ]
