@@ -115,7 +115,7 @@ def test_the_recording_gives_volume_surface_and_maps_and_calibration_sharpens_it
         result = process_tile(
             tile_file, TileId(1, 1), scan=_scan(calibrated), processing=processing, out_dir=tmp_path / str(calibrated)
         )
-        assert set(result.outputs) == {"dBI", "aip", "mip", "surf", "surfraw"}
+        assert set(result.outputs) == {"dBI", "aip", "mip", "surf", "surfraw", "qc"}
         volumes[calibrated] = np.asanyarray(nib.load(result.outputs["dBI"].path).dataobj)
         surface = np.asanyarray(nib.load(result.outputs["surf"].path).dataobj)
         assert volumes[calibrated].shape == (100, 100, 512)

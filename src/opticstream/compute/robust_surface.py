@@ -171,7 +171,7 @@ def _windows(around: Floats) -> Floats:
 
 
 def _count_around(around: Floats) -> NDArray[np.intp]:
-    return np.count_nonzero(~np.isnan(_windows(around)), axis=(1, 2))
+    return np.asarray(np.count_nonzero(~np.isnan(_windows(around)), axis=(1, 2)), dtype=np.intp)
 
 
 def _trend(around: Floats) -> Floats:
@@ -213,7 +213,7 @@ def _peak(total: Floats, best: NDArray[np.intp]) -> Floats:
     left, middle, right = (total[cells, inner + d].astype(np.float64) for d in (-1, 0, 1))
     bend = left - 2 * middle + right
     shift = np.where((bend < 0) & (inner == best), 0.5 * (left - right) / np.where(bend < 0, bend, -1), 0)
-    return (DEPTH_STEP_PX * (best + np.clip(shift, -0.5, 0.5))).astype(np.float32)
+    return np.asarray(DEPTH_STEP_PX * (best + np.clip(shift, -0.5, 0.5)), dtype=np.float32)
 
 
 def _centres(n: int) -> NDArray[np.float64]:

@@ -125,8 +125,8 @@ def retardance_without_noise(jones: NDArray[np.complex64], window: DepthWindow, 
     """Return the mean retardance over a window in degrees (0..90), free of the bias that noise puts on weak signal.
 
     States are averaged over blocks of 9 samples; what the noise adds to the length of their sum, known from the deepest
-    twentieth of each A-line, is taken off before the angle of each block is. Blocks whose signal is below half of the noise have no say,
-    unless all are.
+    twentieth of each A-line, is taken off before the angle of each block is. Blocks whose signal is below
+    half of the noise have no say, unless all are.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """The streaming reconstruction: B-lines in, in order; volumes by blocks and maps out, in bounded memory.
 
-Complex profiles live in a ring of B-lines that is just long enough for the surface filter to look ahead. Threads work on
-whole B-lines and never add up each other's numbers, so results do not depend on how many there are.
+Complex profiles live in a ring of B-lines that is just long enough for the surface filter to look ahead. Threads
+work on whole B-lines and never add up each other's numbers, so results do not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -191,6 +191,10 @@ class TileEngine:
         kept = CELL_PX + block if self._sheet is not None else 0
         self._cells = np.zeros((kept, -(-self._width // CELL_PX), depth), np.float32)
         self._in_sheet = 0
+        self.section_x = np.zeros((a_lines, depth), np.float32)
+        """Intensity (dB) of the middle B-line, shape (x, z)."""
+        self.section_y = np.zeros((b_lines, depth), np.float32)
+        """Intensity (dB) of the middle A-line of every B-line, shape (y, z)."""
         self._floor = np.zeros((b_lines, self._width), np.float32)
         self.maps = {name: np.zeros((b_lines, self._width), np.float32) for name in options.maps if name != "surf"}
         self._received = self._emitted = 0
@@ -378,6 +382,13 @@ class TileEngine:
                 self._raw_surface[y, lanes] if searched else spare,
                 self._floor[y, lanes],
             )
+            here = min(LANES, a_lines - strip * LANES)
+            middle_lane = a_lines // 2 - strip * LANES
+            if y == self.shape[1] // 2:
+                profiles = scratch.intensity.reshape(depth, LANES)
+                self.section_x[strip * LANES : strip * LANES + here] = profiles[:, :here].T
+            if 0 <= middle_lane < LANES:
+                self.section_y[y] = scratch.intensity[middle_lane::LANES]
             if self._sheet is not None:
                 per_strip = LANES // CELL_PX
                 kernels.cells_of_strip(

@@ -37,9 +37,10 @@ def _deflate(pieces: list[memoryview], level: int) -> bytes:
     """Deflate one chunk on its own, ended by a flush so that the next one can follow."""
     library = _isal() if level <= 3 else zlib
     packer = library.compressobj(level, zlib.DEFLATED, -15)
-    out = [packer.compress(piece) for piece in pieces]
-    out.append(packer.flush(zlib.Z_FULL_FLUSH))
-    return b"".join(out)
+    # in one piece, as what comes out depends on how it goes in
+    whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    packed: bytes = packer.compress(whole) + packer.flush(zlib.Z_FULL_FLUSH)
+    return packed
 
 
 _LAST_BLOCK = b"\x03\x00"  # an empty final deflate block

@@ -231,6 +231,8 @@ def _reconstructed(
     return Reconstructed(
         maps=engine.finish(),
         confidence=engine.confidence,
+        section_x=engine.section_x,
+        section_y=engine.section_y,
         noise_db=engine.noise_db,
         written={name: volume.bytes for name, volume in volumes.items()},
         raw_bytes=raw_bytes,

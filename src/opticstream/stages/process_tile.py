@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from opticstream.config import ProcessingSettings, ScanSettings
-from opticstream.io.atomic import temporary_beside
+from opticstream.io.atomic import temporary_beside, write_bytes
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
 from opticstream.model.ids import TileId
 from opticstream.stages.archive_tile import checksum_path
 from opticstream.stages.reconstruction import UNITS, TileJob, check_polarization, products, read_surface
+from opticstream.stages.tile_picture import tile_picture
 from opticstream.stages.tile_qc import figures_from_maps
 
 SMALL_TILE = 32 << 20
@@ -89,6 +90,7 @@ def process_tile(
     processing: ProcessingSettings,
     out_dir: Path,
     archive_to: Path | None = None,
+    picture: bool = True,
     progress: Progress | None = None,
 ) -> TileResult:
     """Reconstruct one tile, write its products and its archive copy, and return what was written.
@@ -105,6 +107,8 @@ def process_tile(
         The project's folder; products go to `mosaic-{mosaic:02d}/processed/` and `.../complex/` in it.
     archive_to : Path, optional
         Name of the archive copy (`.nii.gz`, `.raw.gz`); its checksum file is put beside it.
+    picture : bool
+        Also draw the quality picture (`..._qc.jpg`, beside the maps).
     progress : callable, optional
         Told the fraction done.
 
@@ -156,7 +160,6 @@ def process_tile(
         if name in targets:
             content = write_map(targets[name], image, voxel_size_mm=job.voxel_size_mm, description=UNITS[name])
             outputs[name] = OutputFile(targets[name], len(content), hashlib.sha256(content).hexdigest())
-    job.progress(1.0)
     figures = figures_from_maps(
         done.maps.get("aip"),
         done.maps["surfraw"],
@@ -164,4 +167,10 @@ def process_tile(
         noise_db=done.noise_db,
         saturated_fraction=done.saturated_fraction,
     )
+    if picture:
+        path = (folder / "processed" / tile_product_name(tile, "qc")).with_suffix(".jpg")
+        content = tile_picture(done.maps, done.section_x, done.section_y, noise_db=done.noise_db)
+        write_bytes(path, content)
+        outputs["qc"] = OutputFile(path, len(content), hashlib.sha256(content).hexdigest())
+    job.progress(1.0)
     return TileResult(tile, source, done.raw_bytes, done.raw_sha256, outputs, figures.as_dict(), figures.flags())

@@ -100,6 +100,8 @@ class TileArrays:
     maps: dict[str, NDArray[np.float32]]
     confidence: NDArray[np.float32]
     """Confidence of the surface, shape (x, y), 0..1; 1 for methods that give none."""
+    section_x: NDArray[np.float32]
+    section_y: NDArray[np.float32]
     noise_db: float
     """Median over the A-lines of the mean intensity of the deepest twentieth."""
 
@@ -141,7 +143,7 @@ def arrays_from_jones(
         "ori": enface.orientation_method,
         "biref": enface.birefringence_method,
     }
-    polarization = set(settings.volume_modalities) - {"dBI"}
+    polarization: set[str] = {name for name in settings.volume_modalities if name != "dBI"}
     polarization |= {name for name in enface.modalities if made_with.get(name, "stokes") != "stokes"}
     if polarization:
         volumes["R3D"] = retardance_from_jones(jones)
@@ -156,6 +158,8 @@ def arrays_from_jones(
         {name: volumes[name] for name in settings.volume_modalities},
         {name: maps[name] for name in dict.fromkeys((*enface.modalities, "surf", "surfraw"))},
         confidence,
+        intensity[:, intensity.shape[1] // 2],
+        intensity[intensity.shape[0] // 2],
         float(np.median(intensity[..., -max(1, intensity.shape[2] // 20) :].mean(axis=2))),
     )
 
@@ -293,6 +297,10 @@ class Reconstructed:
 
     maps: dict[str, NDArray[np.float32]]
     confidence: NDArray[np.float32]
+    section_x: NDArray[np.float32]
+    """Intensity (dB) of the middle B-line, shape (x, z)."""
+    section_y: NDArray[np.float32]
+    """Intensity (dB) along the middle A-lines, shape (y, z)."""
     noise_db: float
     written: dict[str, int]
     """Size in bytes of the products that have been written."""

@@ -61,6 +61,8 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
     return Reconstructed(
         maps=arrays.maps,
         confidence=arrays.confidence,
+        section_x=arrays.section_x,
+        section_y=arrays.section_y,
         noise_db=arrays.noise_db,
         written=written,
         raw_bytes=raw_bytes,

@@ -1,0 +1,311 @@
+"""`tile`, `archive` and `calibrate`: raw files to products, copies and calibrations, without any server."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from opticstream.cli.console import FAILED, JsonOption, err, errors_shown, out, print_json
+from opticstream.model.errors import CalibrationError, ConfigurationError, InputError, OpticStreamError
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Project file (TOML).", show_default=False)]
+
+
+def tile(
+    files: Annotated[list[Path], typer.Argument(help="Raw tiles; only read.", show_default=False)],
+    config: ConfigOption,
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path(),
+    modalities: Annotated[
+        str | None, typer.Option(help="Maps to make, with commas between: aip,mip,ret,ori,biref,surf,mus.")
+    ] = None,
+    no_volumes: Annotated[bool, typer.Option("--no-volumes", help="Do not write dBI, R3D and O3D.")] = False,
+    complex_out: Annotated[bool, typer.Option("--complex-out", help="Also write the complex tile.")] = False,
+    archive: Annotated[bool, typer.Option("--archive", help="Also write the archive copy, into OUT/archived.")] = False,
+    threads: Annotated[int | None, typer.Option(min=0, help="Threads; 0 takes all cores of this process.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The tile that a single FILE is, e.g. mosaic-001/tile-0001, whatever its name.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reconstruct raw tiles: volumes, surface, en face maps, quality picture.
+
+    Which tile a file is comes from its name (scan.file_name of the project file). Exit status 1 if a tile failed; the
+    others are done all the same.
+
+    Example: opticstream tile raw/*.nii --config project.toml --out results --no-volumes
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from opticstream.config import load_project
+    from opticstream.stages.process_tile import process_tile
+
+    with errors_shown():
+        overrides: dict[str, Any] = {}
+        if modalities is not None:
+            overrides["processing.enface.modalities"] = [part.strip() for part in modalities.split(",") if part.strip()]
+        if no_volumes:
+            overrides["processing.reconstruction.save_volumes"] = False
+        if complex_out:
+            overrides["processing.reconstruction.save_complex"] = True
+        if threads is not None:
+            overrides["processing.reconstruction.threads"] = threads
+        project = load_project(config, overrides=overrides)
+        if name is not None and len(files) != 1:
+            raise ConfigurationError(f"--name says which tile one FILE is, but there are {len(files)}")
+        results: list[dict[str, Any]] = []
+        failed = 0
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        with Progress(*columns, TimeRemainingColumn(), console=err, disable=as_json or not err.is_terminal) as bar:
+            for path in files:
+                task = bar.add_task(path.name, total=1.0)
+                try:
+                    result = process_tile(
+                        path,
+                        _tile_of(path, project, name),
+                        scan=project.scan,
+                        processing=project.processing,
+                        out_dir=out_dir,
+                        archive_to=out_dir / "archived" / f"{path.name.removesuffix('.gz')}.gz" if archive else None,
+                        progress=functools.partial(_advance, bar, task),
+                    )
+                except ConfigurationError:
+                    raise  # the settings are wrong, not this tile
+                except OpticStreamError as error:
+                    failed += 1
+                    results.append({"source": str(path), "error": str(error)})
+                    if not as_json:
+                        err.print(f"[bold red]failed:[/] {error}", markup=True)
+                    continue
+                results.append(result.as_dict())
+                if not as_json:
+                    flagged = "".join(f"; [yellow]{flag}[/]" for flag in result.flags)
+                    folder = next(iter(result.outputs.values())).path.parent
+                    out.print(f"{path.name}: {result.tile}, {len(result.outputs)} files in {folder}{flagged}")
+    if as_json:
+        print_json(results)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _advance(bar: Any, task: Any, done: float) -> None:
+    bar.update(task, completed=done)
+
+
+def _tile_of(path: Path, project: Any, name: str | None) -> Any:
+    from opticstream.io.names import FileNameGrammar
+    from opticstream.model.ids import TileId, item_from_key
+
+    if name is not None:
+        try:
+            item = item_from_key(name)
+        except ValueError as error:
+            raise ConfigurationError(f"--name: {error}") from error
+        if not isinstance(item, TileId):
+            raise ConfigurationError(f"--name {name}: expected a tile such as mosaic-001/tile-0001")
+        return item
+    grammar = FileNameGrammar(project.scan.file_name, project.scan.layout)
+    tile_id = grammar.tile_from_name(path.name) or grammar.tile_from_name(path.name.removesuffix(".gz"))
+    if tile_id is None:
+        raise InputError(
+            f"{path}: its name does not follow scan.file_name = {project.scan.file_name!r}; say by --name which it is"
+        )
+    return tile_id
+
+
+archive_app = typer.Typer(help="Archive copies of raw tiles: write them, and re-read them to see that they are whole.")
+
+
+@archive_app.command("write")
+def archive_write(
+    files: Annotated[list[Path], typer.Argument(help="Raw files; only read.", show_default=False)],
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder of the copies.")] = Path(),
+    level: Annotated[int, typer.Option(min=0, max=9, help="Compression effort: 0 fastest, 9 smallest.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 takes all cores of this process.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write gzip copies with their SHA-256 beside them, each file read once."""
+    from opticstream.stages.archive_tile import archive_tile
+    from opticstream.stages.process_tile import available_threads
+
+    done = []
+    with errors_shown():
+        for path in files:
+            result = archive_tile(path, out_dir / f"{path.name}.gz", level=level, threads=available_threads(threads))
+            done.append(
+                {
+                    "archive": str(result.archive),
+                    "raw_bytes": result.raw_bytes,
+                    "archive_bytes": result.archive_bytes,
+                    "sha256": result.sha256,
+                }
+            )
+            if not as_json:
+                share = result.archive_bytes / max(1, result.raw_bytes)
+                out.print(f"{result.archive}: {result.archive_bytes} bytes ({share:.0%}), SHA-256 {result.sha256}")
+    if as_json:
+        print_json(done)
+
+
+@archive_app.command("verify")
+def archive_verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of archive copies; only read.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Inflate every copy below a folder and compare it with its checksum. Exit status 1 if one is not whole."""
+    from opticstream.stages.archive_tile import verify_archives
+
+    with errors_shown():
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
+        checked = []
+        for outcome in verify_archives(folder):
+            checked.append(outcome)
+            if not as_json:
+                if outcome.problem is None:
+                    out.print(f"{outcome.archive}: whole, {outcome.raw_bytes} bytes")
+                else:
+                    err.print(f"[bold red]{outcome.archive}:[/] {outcome.problem}")
+        bad = [outcome for outcome in checked if outcome.problem is not None]
+    if as_json:
+        print_json([{"archive": str(o.archive), "raw_bytes": o.raw_bytes, "problem": o.problem} for o in checked])
+    else:
+        out.print(f"{len(checked) - len(bad)} of {len(checked)} copies are whole")
+    if bad or not checked:
+        raise typer.Exit(FAILED)
+
+
+calibrate_app = typer.Typer(help="Estimate calibrations of the spectrometer from recordings.")
+
+RecordingsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="Recorded spectra: .npy, .dat, FILE.npz#NAME or FILE.mat#NAME; one spectrum, or A-lines by samples.",
+        show_default=False,
+    ),
+]
+DarkOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Spectrum without the mirror, taken off; once, or once for each recording."),
+]
+TargetOption = Annotated[Path, typer.Option("--out", "-o", help="File of the result (.npy).", show_default=False)]
+
+
+@calibrate_app.command("wavelength")
+def calibrate_wavelength(
+    mirrors: RecordingsArgument,
+    target: TargetOption,
+    dark: DarkOption = None,
+    side: Annotated[
+        list[int] | None,
+        typer.Option(help="Side of zero delay of each recording, 1 or -1; with both sides dispersion cancels."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate the k-map from recordings of a mirror and write it as positions (linearization method "klinear").
+
+    Example: opticstream calibrate wavelength m.npz#near m.npz#far --side 1 --side -1 --out klinear.npy
+    """
+    from opticstream.compute.calibration_fit import positions_from_mirrors
+
+    with errors_shown():
+        spectra = _spectra(mirrors, dark)
+        single = [spectrum.mean(axis=0) for spectrum in spectra]
+        try:
+            positions = positions_from_mirrors(single, sides=side)
+        except ValueError as error:
+            raise CalibrationError(f"{', '.join(mirrors)}: {error}") from error
+        _save(target, positions)
+        widths = [
+            {"recording": name, "before_bins": _width(s, None, None), "after_bins": _width(s, positions, None)}
+            for name, s in zip(mirrors, single, strict=True)
+        ]
+    _report(target, widths, as_json)
+
+
+@calibrate_app.command("dispersion")
+def calibrate_dispersion(
+    recordings: RecordingsArgument,
+    target: TargetOption,
+    positions: Annotated[
+        str | None, typer.Option(help="k-linearization as positions (.npy, ...).", show_default=False)
+    ] = None,
+    dark: DarkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate the dispersion that makes recordings sharpest and write it (scan.calibration.dispersion_files)."""
+    import numpy as np
+
+    from opticstream.compute.calibration_fit import dispersion_from_spectra
+    from opticstream.io.calibration_files import read_vector
+
+    with errors_shown():
+        spectra = _spectra(recordings, dark)
+        sampled = None if positions is None else read_vector(positions, setting="--positions")
+        lengths = sorted({s.shape[-1] for s in spectra} | ({sampled.size} if sampled is not None else set()))
+        if len(lengths) != 1:
+            raise CalibrationError(f"recordings and positions must have one length, got {lengths}")
+        phase = dispersion_from_spectra(np.concatenate(spectra)[:512], positions=sampled)
+        _save(target, phase)
+        widths = [
+            {
+                "recording": name,
+                "before_bins": _width(s.mean(axis=0), sampled, None),
+                "after_bins": _width(s.mean(axis=0), sampled, phase),
+            }
+            for name, s in zip(recordings, spectra, strict=True)
+        ]
+    _report(target, widths, as_json)
+
+
+def _spectra(references: list[str], dark: list[str] | None) -> list[Any]:
+    import numpy as np
+
+    from opticstream.io.calibration_files import read_vector
+
+    darks = [read_vector(reference, setting="--dark") for reference in dark or []]
+    if len(darks) not in (0, 1, len(references)):
+        raise ConfigurationError(f"--dark: expected one, or one for each of {len(references)} recordings")
+    spectra = []
+    for k, reference in enumerate(references):
+        spectrum = np.atleast_2d(read_vector(reference))
+        if darks:
+            background = darks[k % len(darks)]
+            if background.shape[-1] != spectrum.shape[-1]:
+                raise CalibrationError(
+                    f"{reference}: {spectrum.shape[-1]} samples, its dark spectrum has {background.shape[-1]}"
+                )
+            spectrum = spectrum - background
+        spectra.append(spectrum)
+    return spectra
+
+
+def _save(target: Path, values: Any) -> None:
+    import io
+
+    import numpy as np
+
+    from opticstream.io.atomic import write_bytes
+
+    if target.suffix != ".npy":
+        raise ConfigurationError(f"--out {target}: expected a .npy file")
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    write_bytes(target, buffer.getvalue())
+
+
+def _width(spectrum: Any, positions: Any, phase: Any) -> float:
+    from opticstream.compute.calibration_fit import peak_width_bins
+
+    return round(peak_width_bins(spectrum, positions=positions, dispersion_rad=phase), 2)
+
+
+def _report(target: Path, widths: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json({"out": str(target), "widths": widths})
+        return
+    for row in widths:
+        out.print(f"{row['recording']}: peak width {row['before_bins']} -> {row['after_bins']} bins")
+    out.print(f"wrote {target}")
