@@ -47,6 +47,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
                 _stitched_maps(project, mosaic),
                 tilt_deg=project.illumination(mosaic).tilt_deg,
                 tilt_axis_deg=project.illumination(mosaic).tilt_axis_deg,
+                volumes=_stitched_volumes(project, mosaic),
             )
             for mosaic in good
         ]
@@ -65,7 +66,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         made.require_axis()
         flagged.extend(made.failures)
         return Result(
-            outputs=[project.facts.file_record(path) for path in made.outputs.values()],
+            outputs=[project.facts.file_record(path, checksum=path.is_file()) for path in made.outputs.values()],
             parameters_hash=slice_hash(project.config),
             detail={
                 "products": {name: project.paths.relative(path) for name, path in made.outputs.items()},
@@ -105,6 +106,13 @@ def _stitched_maps(project: Project, mosaic: MosaicId) -> dict[str, Path]:
     record = project.facts.read(mosaic, "stitched")
     products = record.detail.get("products", {}) if record else {}
     return {name: project.paths.absolute(path) for name, path in products.items() if path.endswith(".nii.gz")}
+
+
+def _stitched_volumes(project: Project, mosaic: MosaicId) -> dict[str, Path]:
+    """Return the volumes of a mosaic that are stitched so far; registration does not wait for them."""
+    record = project.facts.read(mosaic, "volume_stitched")
+    products = record.detail.get("products", {}) if record else {}
+    return {name: project.paths.absolute(path) for name, path in products.items()}
 
 
 def update_sample(project: Project, event: SliceRegistered, /, *, attempt: Attempt = once) -> list[Event]:
@@ -169,7 +177,6 @@ def sample_input(project: Project, slice_id: SliceId) -> SampleInput:
     record = project.facts.read(slice_id, "registered")
     used = record.detail.get("mosaics") if record else None
     fixed = MosaicId(int(used[0])) if used else project.layout.mosaics(slice_id)[0]
-    volumes = project.facts.read(fixed, "volume_stitched")
     snapshot = project.facts.snapshot(mosaics=())
     slices = [item for item in snapshot.items("slice") if isinstance(item, SliceId)]
     lost = {}
@@ -180,7 +187,6 @@ def sample_input(project: Project, slice_id: SliceId) -> SampleInput:
                 lost[item.slice_id] = str(why.detail.get("reason", fact)) if why else fact
     products = record.detail.get("products", {}) if record else {}
     settings = project.config.processing.sample
-    stores = volumes.detail.get("products", {}) if volumes else {}
     name = project.illumination(fixed).name
     return SampleInput(
         folder=project.paths.sample_folder,
@@ -191,7 +197,7 @@ def sample_input(project: Project, slice_id: SliceId) -> SampleInput:
             for product in settings.products
             if product in products
         },
-        volumes={f"{name}_{m}": project.paths.absolute(path) for m, path in stores.items()},
+        volumes={f"{name}_{m}": path for m, path in _stitched_volumes(project, fixed).items()},
         settings=settings,
         slice_thickness_um=project.config.scan.slice_thickness_um,
         failed=lost,
