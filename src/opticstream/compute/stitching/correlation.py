@@ -192,8 +192,8 @@ def _shared_masks(
     return masks
 
 
-def likelihood_surfaces(spectra: CrossSpectra, ring_weight: FloatArray, /) -> FloatArray:
-    """Return for every link and shift how much likelier a match is than chance, as a signed root.
+def likelihood_surfaces(spectra: CrossSpectra, ring_weight: FloatArray, /) -> tuple[FloatArray, FloatArray]:
+    """Return for every link and shift how much likelier a match is than chance, and the correlation coefficient.
 
     Parameters
     ----------
@@ -204,11 +204,14 @@ def likelihood_surfaces(spectra: CrossSpectra, ring_weight: FloatArray, /) -> Fl
 
     Returns
     -------
-    ndarray, shape (n, 2*mx+1, 2*my+1), float32
+    likelihood : ndarray, shape (n, 2*mx+1, 2*my+1), float32
         ``z = sign(r) sqrt(-n log(1 - r^2))`` for the correlation coefficient ``r`` of the weighted strips over the
         rectangle that they share at that shift, and ``n`` the number of independent samples in it: ``z^2 / 2`` is the
         log-likelihood ratio of Gaussian data, and for weak correlation ``z`` is simply ``r`` in units of its own
         noise. 0 where a strip is blank.
+    coefficient : ndarray, shape (n, 2*mx+1, 2*my+1), float32
+        The correlation coefficient ``r``. Unlike ``z`` it is smooth at its peak, however high that is: sub-pixel peaks
+        are interpolated in it.
 
     Notes
     -----
@@ -221,6 +224,7 @@ def likelihood_surfaces(spectra: CrossSpectra, ring_weight: FloatArray, /) -> Fl
     nx, ny = spectra.shape
     n = len(spectra.links)
     result = np.zeros((n, 2 * mx + 1, 2 * my + 1), np.float32)
+    coefficients = np.zeros_like(result)
     weight = ring_weight.astype(np.float32)[spectra.ring]
     passed_y = np.flatnonzero((weight > 1e-4 * weight.max()).any(axis=0))
     fy = int(passed_y[-1]) + 1 if passed_y.size else 1
@@ -252,6 +256,7 @@ def likelihood_surfaces(spectra: CrossSpectra, ring_weight: FloatArray, /) -> Fl
         # A nearly empty rectangle must not turn rounding into a perfect match.
         energy = np.maximum(spectra.energy[k], 0.01 * density[k] * spectra.area[k]) * share[k]
         coefficient = np.clip(correlation / np.maximum(energy, 1e-30), -0.995, 0.995)
+        coefficients[k] = coefficient
         samples = spectra.area[k] / grain  # grain: pixels per independent sample
         result[k] = np.sign(coefficient) * np.sqrt(-samples * np.log1p(-(coefficient**2)))
-    return result
+    return result, coefficients

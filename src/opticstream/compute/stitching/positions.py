@@ -108,6 +108,8 @@ class _Evidence:
     nominal: Array  # integer displacement that shift 0 stands for
     margin: tuple[int, int]
     surface: FloatArray
+    coefficients: list[FloatArray]  # one per kind of image
+    likelihoods: list[FloatArray]
     shift: Array = field(default_factory=lambda: np.empty((0, 2)))
     z: Array = field(default_factory=lambda: np.empty(0))
     information: Array = field(default_factory=lambda: np.empty((0, 2, 2)))
@@ -212,17 +214,27 @@ def _gathered(
 ) -> _Evidence:
     """Return one window of z per link; kinds of image are added as independent evidence."""
     margin = tuple(max(s.margin_px[c] for channel in spectra for s in channel) for c in (0, 1))
-    surface = np.full((len(pairs), 2 * margin[0] + 1, 2 * margin[1] + 1), -np.inf, np.float32)
+    window = (len(pairs), 2 * margin[0] + 1, 2 * margin[1] + 1)
+    surface = np.full(window, -np.inf, np.float32)
+    coefficients = [np.zeros(window, np.float32) for _ in spectra]
+    likelihoods = [np.zeros(window, np.float32) for _ in spectra] if len(spectra) > 1 else [surface]
     for direction in range(len(spectra[0])):
         part = spectra[0][direction]
-        z = [likelihood_surfaces(channel[direction], w[direction]) for channel, w in zip(spectra, weights, strict=True)]
-        combined = z[0] if len(z) == 1 else np.sqrt(sum(np.maximum(one, 0) ** 2 for one in z))
         mx, my = part.margin_px
-        window = surface[part.links, margin[0] - mx : margin[0] + mx + 1, margin[1] - my : margin[1] + my + 1]
-        window[...] = combined
-        surface[part.links, margin[0] - mx : margin[0] + mx + 1, margin[1] - my : margin[1] + my + 1] = window
+        place = (
+            part.links,
+            slice(margin[0] - mx, margin[0] + mx + 1),
+            slice(margin[1] - my, margin[1] + my + 1),
+        )
+        seen = [
+            likelihood_surfaces(channel[direction], w[direction]) for channel, w in zip(spectra, weights, strict=True)
+        ]
+        surface[place] = seen[0][0] if len(seen) == 1 else np.sqrt(sum(np.maximum(z, 0) ** 2 for z, _ in seen))
+        for number, (z, r) in enumerate(seen):
+            coefficients[number][place] = r
+            likelihoods[number][place] = z if len(seen) > 1 else surface[place]
     rounded = np.rint(nominal[pairs[:, 1]] - nominal[pairs[:, 0]])
-    evidence = _Evidence(pairs, axis, rounded, (margin[0], margin[1]), surface)
+    evidence = _Evidence(pairs, axis, rounded, (margin[0], margin[1]), surface, coefficients, likelihoods)
     flat = surface.reshape(len(pairs), -1)
     best = flat.argmax(axis=1)
     evidence.shift = _offsets(best, evidence.margin)
@@ -265,7 +277,7 @@ def _pick(evidence: _Evidence, centre: Array, variance: Array, /, *, min_z: floa
     certain = near > 0.9 * mass.sum(axis=(1, 2))
     evidence.z = surface.reshape(n, -1)[np.arange(n), best].astype(float)
     inside = (px > 0) & (px < 2 * mx) & (py > 0) & (py < 2 * my)
-    shift, information, good = _refined(surface, px, py)
+    shift, information, good = _refined(evidence, px, py)
     evidence.shift = shift - np.array([mx, my])
     evidence.information = information
     evidence.accepted = certain & inside & good & (evidence.z > min_z)
@@ -278,30 +290,40 @@ _DESIGN = np.stack(
 )
 
 
-def _refined(surface: FloatArray, px: NDArray[np.intp], py: NDArray[np.intp]) -> tuple[Array, Array, NDArray[np.bool_]]:
+def _refined(evidence: _Evidence, px: NDArray[np.intp], py: NDArray[np.intp]) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Return sub-pixel peaks (in window indices), their Fisher information, and whether each is a proper peak.
 
-    A quadratic is fitted to the 5 x 5 samples around the peak of z, near ones counting more. With z in units of noise
-    the log-likelihood of a shift is z^2 / 2, whose curvature at the peak is z times that of z.
+    A quadratic is fitted to the 5 x 5 correlation coefficients r around the peak, near ones counting more. The
+    log-likelihood of n independent samples is -n log(1 - r^2) / 2, whose curvature at the peak is n r / (1 - r^2) times
+    that of r. Kinds of image are combined by their information.
     """
-    n = len(surface)
-    ix = np.clip(px[:, None] + _GRID[None, :, 0].astype(int), 0, surface.shape[1] - 1)
-    iy = np.clip(py[:, None] + _GRID[None, :, 1].astype(int), 0, surface.shape[2] - 1)
-    values = surface[np.arange(n)[:, None], ix, iy].astype(float)
-    values = np.where(np.isfinite(values), values, 0.0)
-    weight = np.exp(-(_GRID**2).sum(axis=1) / (2 * 1.0**2))
+    weight = np.exp(-(_GRID**2).sum(axis=1) / 2)
     weighted = _DESIGN * weight[:, None]
     operator = np.linalg.solve(weighted.T @ _DESIGN, weighted.T)
-    top, gx, gy, hxx, hxy, hyy = (values @ operator.T).T
-    hessian = np.stack([np.stack([hxx, hxy], -1), np.stack([hxy, hyy], -1)], -2)
-    determinant = hxx * hyy - hxy**2
-    proper = (hxx < 0) & (hyy < 0) & (determinant > 1e-9) & (top > 0)
-    hessian[~proper] = -np.eye(2)
-    offset = -np.linalg.solve(hessian, np.stack([gx, gy], -1)[..., None])[..., 0]
-    # Along a ridge (a fibre) the vertex may lie far off; there the quadratic says little and the sample is kept.
-    offset = np.clip(offset, -1.5, 1.5)
-    information = -hessian * np.maximum(top, 0)[:, None, None]
-    return np.stack([px, py], 1) + offset, information, proper
+    n = len(px)
+    ix = np.clip(px[:, None] + _GRID[None, :, 0].astype(int), 0, evidence.surface.shape[1] - 1)
+    iy = np.clip(py[:, None] + _GRID[None, :, 1].astype(int), 0, evidence.surface.shape[2] - 1)
+    rows = np.arange(n)
+    total, pull = np.zeros((n, 2, 2)), np.zeros((n, 2))
+    for coefficient, likelihood in zip(evidence.coefficients, evidence.likelihoods, strict=True):
+        values = coefficient[rows[:, None], ix, iy].astype(float)
+        _, gx, gy, hxx, hxy, hyy = (values @ operator.T).T
+        hessian = np.stack([np.stack([hxx, hxy], -1), np.stack([hxy, hyy], -1)], -2)
+        r = np.clip(coefficient[rows, px, py].astype(float), 0, 0.995)
+        z = np.where(np.isfinite(likelihood[rows, px, py]), likelihood[rows, px, py], 0).astype(float)
+        proper = (hxx < 0) & (hyy < 0) & (hxx * hyy - hxy**2 > 1e-12) & (r > 1e-3) & (z > 0)
+        hessian[~proper] = -np.eye(2)
+        offset = -np.linalg.solve(hessian, np.stack([gx, gy], -1)[..., None])[..., 0]
+        # Along a ridge (a fibre) the vertex may lie far off; there the quadratic says little and is not followed.
+        offset = np.clip(offset, -1.5, 1.5)
+        samples = z**2 / np.maximum(-np.log1p(-(r**2)), 1e-12)
+        information = -hessian * (proper * samples * r / (1 - r**2))[:, None, None]
+        total += information
+        pull += np.einsum("lij,lj->li", information, offset)
+    good = np.linalg.det(total) > 1e-12
+    safe = np.where(good[:, None, None], total, np.eye(2))
+    offset = np.clip(np.linalg.solve(safe, pull[..., None])[..., 0], -1.5, 1.5)
+    return np.stack([px, py], 1) + offset, total, good
 
 
 def _likelihood_weight(spectra: CrossSpectra, evidence: _Evidence) -> FloatArray:

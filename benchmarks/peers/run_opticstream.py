@@ -1,0 +1,24 @@
+"""Positions by OpticStream, as the others: a process of its own that reads tiles and writes positions."""
+
+import json
+import resource
+import sys
+
+import numpy as np
+
+from opticstream.compute.stitching.positions import positions_from_tiles
+from opticstream.compute.stitching.tilefilter import filtered_tiles
+
+tiles = np.load(sys.argv[1])
+task = json.loads(open(sys.argv[2]).read())
+found = positions_from_tiles([filtered_tiles(tiles)], task["nominal"], margin_px=task["margin"])
+peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+json.dump(
+    {
+        "positions": found.positions_px.tolist(),
+        "uncertainty": found.uncertainty_px.tolist(),
+        "alone": found.by_stage_only.tolist(),
+        "peak_mb": peak_mb,
+    },
+    open(sys.argv[3], "w"),
+)

@@ -1,0 +1,165 @@
+"""Accuracy, time and memory of tile positions on synthetic PS-OCT-like tiles, ours beside three public tools.
+
+    python benchmarks/stitch.py [--cases std10 hard10] [--peers ashlar m2stitch multiview-stitcher] [--repeat 3]
+
+Every tool runs as a process of its own (its imports count) on the same tiles with its best settings that we know; the
+peers' environments are made from PyPI under build/peers. Errors are over tiles with tissue, after the mean shift is
+removed; blank tiles are compared with the true lattice of the stage, since their own jitter cannot be seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opticstream.compute.stitching.grid import neighbour_pairs
+from opticstream.testing.synthetic_mosaic import SyntheticMosaic, position_errors, synthetic_mosaic
+
+ENVIRONMENTS = Path(__file__).parents[1] / "build" / "peers"
+RUNNERS = Path(__file__).parent / "peers"
+PEERS = ("ashlar", "m2stitch", "multiview-stitcher")
+STANDARD: dict[str, Any] = {"tile_shape": (350, 350), "contrast": 0.33, "speckle": 0.5, "blank_fraction": 0.2}
+CASES: dict[str, dict[str, Any]] = {
+    "easy10": {**STANDARD, "columns": 10, "rows": 10, "contrast": 0.6},
+    "std10": {**STANDARD, "columns": 10, "rows": 10},
+    "easy20": {**STANDARD, "columns": 20, "rows": 20, "contrast": 0.6},
+    "std20": {**STANDARD, "columns": 20, "rows": 20},
+    "hard10": {**STANDARD, "columns": 10, "rows": 10, "contrast": 0.11, "speckle": 1.0, "blank_fraction": 0.5},
+    "narrow10": {**STANDARD, "columns": 10, "rows": 10, "tile_shape": (200, 350)},
+    "thin10": {**STANDARD, "columns": 10, "rows": 10, "overlap": 0.1},
+    "row8": {**STANDARD, "columns": 8, "rows": 1, "blank_fraction": 0},
+}
+
+
+def peer_python(name: str) -> Path:
+    """Return the interpreter of a peer's environment, made from PyPI where it is not there."""
+    folder = ENVIRONMENTS / name
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", name], check=True)
+    return python
+
+
+def timed(command: list[str]) -> tuple[float, float, str]:
+    """Run a command; return wall seconds, processor seconds and what it said."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        wall = time.perf_counter() - start
+        said.seek(0)
+        text = said.read().decode(errors="replace")
+    return wall, usage.ru_utime + usage.ru_stime, text
+
+
+def figures(positions: np.ndarray, mosaic: SyntheticMosaic) -> dict[str, float]:
+    tissue = ~mosaic.blank
+    error = position_errors(positions, mosaic.true_px, tissue)[tissue]
+    told = {"rms_px": float(np.sqrt((error**2).mean())), "worst_px": float(error.max())}
+    if mosaic.blank.any():
+        off = positions - mosaic.lattice_px
+        off -= off[tissue].mean(axis=0) - (mosaic.true_px - mosaic.lattice_px)[tissue].mean(axis=0)
+        told["blank_px"] = float(np.hypot(*off[mosaic.blank].T).max())
+    told["textured_px"] = worst_textured(positions, mosaic)
+    return told
+
+
+def worst_textured(positions: np.ndarray, mosaic: SyntheticMosaic, share: float = 0.5) -> float:
+    """Return the worst error, relative to a neighbour, over pairs that share visible texture.
+
+    Visible: the clean overlap's contrast, seen through the speckle, reaches a signal-to-noise ratio of `share` after
+    smoothing by 2 px.
+    """
+    from scipy import ndimage
+
+    size = np.array(mosaic.clean.shape[1:])
+    pairs, _ = neighbour_pairs(mosaic.true_px, tile_shape=tuple(size))
+    worst = 0.0
+    for a, b in pairs:
+        if mosaic.blank[a] or mosaic.blank[b]:
+            continue
+        step = np.rint(mosaic.true_px[b] - mosaic.true_px[a]).astype(int)
+        low, high = np.maximum(step, 0), np.minimum(size, size + step)
+        clean = np.log(mosaic.clean[a][low[0] : high[0], low[1] : high[1]])
+        noisy = np.log(mosaic.tiles[a][low[0] : high[0], low[1] : high[1]] + 0.3)
+        signal = ndimage.gaussian_filter(clean - ndimage.gaussian_filter(clean, 7), 2)
+        noise = ndimage.gaussian_filter(noisy - ndimage.gaussian_filter(noisy, 7), 2)
+        if signal.std() < share * noise.std():
+            continue
+        off = (positions[b] - positions[a]) - (mosaic.true_px[b] - mosaic.true_px[a])
+        worst = max(worst, float(np.hypot(*off)))
+    return worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="*", default=["easy10", "std10", "hard10"], choices=list(CASES))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--timeout", type=float, default=900)
+    parser.add_argument("--out", type=Path)
+    choices = parser.parse_args()
+    rows = []
+    for case in choices.cases:
+        mosaic = synthetic_mosaic(**CASES[case], seed=choices.seed)
+        nominal = figures(mosaic.nominal_px, mosaic)
+        rows.append({"case": case, "tool": "nominal grid", **nominal})
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            np.save(folder / "tiles.npy", mosaic.tiles)
+            task = {"nominal": mosaic.nominal_px.tolist(), "cells": mosaic.cells.tolist(), "margin": 16}
+            (folder / "task.json").write_text(json.dumps(task))
+            for tool in ("opticstream", *choices.peers):
+                python = sys.executable if tool == "opticstream" else str(peer_python(tool))
+                runner = RUNNERS / f"run_{tool.replace('-', '_')}.py"
+                result = folder / f"{tool}.json"
+                command = [python, str(runner), str(folder / "tiles.npy"), str(folder / "task.json"), str(result)]
+                runs = []
+                for _ in range(choices.repeat if tool == "opticstream" else 1):
+                    result.unlink(missing_ok=True)
+                    runs.append(timed(["timeout", str(choices.timeout), *command]))
+                row: dict[str, Any] = {
+                    "case": case,
+                    "tool": tool,
+                    "seconds": statistics.median(r[0] for r in runs),
+                    "cpu_s": statistics.median(r[1] for r in runs),
+                }
+                found = json.loads(result.read_text()) if result.exists() else {"error": runs[-1][2].strip()[-200:]}
+                row["peak_mb"] = found.get("peak_mb", float("nan"))
+                if "positions" in found:
+                    row |= figures(np.array(found["positions"]), mosaic)
+                else:
+                    row["error"] = found["error"]
+                rows.append(row)
+                show(row)
+    if choices.out:
+        choices.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def show(row: dict[str, Any]) -> None:
+    if "error" in row:
+        print(f"{row['case']:9s} {row['tool']:19s} failed: {row['error'][-120:]!r}", flush=True)
+        return
+    blank = f" blank {row['blank_px']:.2f}" if "blank_px" in row else ""
+    print(
+        f"{row['case']:9s} {row['tool']:19s} RMS {row['rms_px']:.2f} worst {row['worst_px']:.2f}{blank} textured "
+        f"{row['textured_px']:.2f} px, {row['seconds']:.1f} s ({row['cpu_s']:.1f} CPU), {row['peak_mb']:.0f} MB",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
