@@ -14,7 +14,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.surface import EDGE_HALF_WIDTH_PX, edge_response
+from opticstream.compute.surface import EDGE_HALF_WIDTH_PX, edge_response, edge_taps
 
 CELL_PX = 4
 DEPTH_STEP_PX = 2
@@ -27,7 +27,6 @@ LEAST_RISE_DB = 2.0
 """A cell whose rise is smaller has no say in the trend."""
 COST_DB_PER_PX = 0.25
 """Rise in dB that a change of depth by one sample between neighbouring cells must be worth."""
-FARTHEST_STEP_PX = 62
 LOOKAHEAD_LINES = (LOOKAHEAD_CELLS + TREND_CELLS + 2) * CELL_PX
 """B-lines that must have come after one before its surface is known."""
 RIVAL_DISTANCE_PX = 16
@@ -56,7 +55,7 @@ def _spread(total: Floats) -> Floats:
     """Return the best of all depths (last axis) less the cost of the way, by steps of 1, 2, 4, ... samples."""
     best = total - total.max(axis=-1, keepdims=True)  # only differences matter; sums must not grow without end
     step = 1
-    while step * DEPTH_STEP_PX <= FARTHEST_STEP_PX // 2:
+    while step < total.shape[-1]:
         cost = np.float32(COST_DB_PER_PX * step * DEPTH_STEP_PX)
         moved = best.copy()
         np.maximum(moved[..., step:], best[..., :-step] - cost, out=moved[..., step:])
@@ -65,16 +64,49 @@ def _spread(total: Floats) -> Floats:
     return np.asarray(best)
 
 
+def _edges(intensity_db: Floats) -> Floats:
+    return np.maximum(edge_response(intensity_db), np.float32(-100))
+
+
+def _add_paths_along_x(response: Floats, sums: Floats) -> None:
+    n_cells = response.shape[1]
+    for order in (range(n_cells), range(n_cells - 1, -1, -1)):
+        carried = np.zeros_like(response[:, 0])
+        for i in order:
+            sums[:, i] += carried
+            carried = _spread(response[:, i] + carried)
+
+
 class SurfaceSheet:
     """Finds the sheet of strongest rise; takes rows of cells in order and gives them back some rows later.
 
     Parameters
     ----------
-    b_lines : int
-        Number of B-lines of the tile.
+    a_lines, b_lines : int
+        Size of the tile.
+    compiled : bool
+        Use compiled loops: the same numbers, sooner for large tiles, later for small ones.
     """
 
-    def __init__(self, *, a_lines: int, b_lines: int) -> None:
+    def __init__(self, *, a_lines: int, b_lines: int, compiled: bool = False) -> None:
+        self._spread = _spread
+        self._add_paths_along_x = _add_paths_along_x
+        self._edges = _edges
+        if compiled:
+            from opticstream.compute import sheet_kernels
+
+            cost = np.float32(COST_DB_PER_PX * DEPTH_STEP_PX)
+            taps = edge_taps().astype(np.float32)
+
+            def edges(intensity_db: Floats) -> Floats:
+                out = np.empty_like(intensity_db)
+                rows = intensity_db.reshape(-1, intensity_db.shape[-1])
+                sheet_kernels.edges_of_cells(rows, taps, EDGE_HALF_WIDTH_PX, out.reshape(rows.shape))
+                return out
+
+            self._edges = edges
+            self._spread = lambda total: sheet_kernels.spread(total, cost)
+            self._add_paths_along_x = lambda response, sums: sheet_kernels.add_paths_along_x(response, cost, sums)
         self._a_lines, self._b_lines = a_lines, b_lines
         self._rows = -(-b_lines // CELL_PX)
         self._forward: Floats | None = None
@@ -88,21 +120,16 @@ class SurfaceSheet:
 
     def add(self, intensity_db: Floats, /) -> None:
         """Take the next rows of cells: mean intensity in dB, shape (rows, cells in x, z)."""
-        full = np.maximum(edge_response(intensity_db), np.float32(-100))
+        full = self._edges(intensity_db)
         full[np.count_nonzero(intensity_db > 0, axis=-1) < 2 * EDGE_HALF_WIDTH_PX] = 0
         response = np.ascontiguousarray(full[..., ::DEPTH_STEP_PX])
         sums = response.copy()
-        n_cells = response.shape[1]
-        for order in (range(n_cells), range(n_cells - 1, -1, -1)):
-            carried = np.zeros_like(response[:, 0])
-            for i in order:
-                sums[:, i] += carried
-                carried = _spread(response[:, i] + carried)
+        self._add_paths_along_x(response, sums)
         for row in range(len(response)):
             if self._forward is not None:
                 sums[row] += self._forward
             previous = np.float32(0) if self._forward is None else self._forward
-            self._forward = _spread(response[row] + previous)
+            self._forward = self._spread(response[row] + previous)
             self._waiting.append((full[row], response[row], sums[row]))
         self._taken += len(response)
         complete = self._taken == self._rows
@@ -115,7 +142,7 @@ class SurfaceSheet:
         """First look at the next row of cells: the depth of the highest sum."""
         from_below: Floats | None = None
         for _, response, _ in reversed([*self._waiting][1 : LOOKAHEAD_CELLS + 1]):
-            from_below = _spread(response if from_below is None else response + from_below)
+            from_below = self._spread(response if from_below is None else response + from_below)
         full, response, sums = self._waiting.popleft()
         total = sums if from_below is None else sums + from_below
         best = total.argmax(axis=-1)

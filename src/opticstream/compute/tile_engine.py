@@ -176,7 +176,7 @@ class TileEngine:
         self._sheet: SurfaceSheet | None = None
         ahead = 1  # the median filter
         if isinstance(options.surface, str) and options.surface == "robust":
-            self._sheet = SurfaceSheet(a_lines=a_lines, b_lines=b_lines)
+            self._sheet = SurfaceSheet(a_lines=a_lines, b_lines=b_lines, compiled=True)
             ahead = LOOKAHEAD_LINES + CELL_PX
         self._lag = self._halo + ahead
         bins = cut + depth if plan is None else plan.transform_length // 2
@@ -188,7 +188,7 @@ class TileEngine:
             self._raw_surface[:, :a_lines] = self._surface[:, :a_lines] = options.surface.T
         self._confidence = np.ones((b_lines, self._width), np.float32)
         self._n_cells = -(-a_lines // CELL_PX)
-        kept = CELL_PX + block if self._sheet is not None else 0
+        kept = CELL_PX + 2 * block if self._sheet is not None else 0
         self._cells = np.zeros((kept, -(-self._width // CELL_PX), depth), np.float32)
         self._in_sheet = 0
         self.section_x = np.zeros((a_lines, depth), np.float32)
@@ -248,7 +248,10 @@ class TileEngine:
         self._add(tile.shape[1], lambda row, y, _scratch: self._profiles_from_complex(tile[:, row], y))
 
     def _add(self, n: int, profile: Callable[[int, int, _Scratch], None]) -> None:
-        self._complete_block()
+        _wait(self._profiling)
+        _wait(self._mapping)
+        _wait(self._sinking)
+        filled, complete = self._filled, self._received
         first = self._received
         blocks: dict[str, Floats] = {}
         if self._blocks:
@@ -266,25 +269,22 @@ class TileEngine:
                 self._scratch.put(scratch)
 
         self._profiling = [self._executor.submit(work, row) for row in range(n)]
+        self._go_on(filled, complete)  # with the block before, while this one is worked on
 
-    def _complete_block(self) -> None:
-        """Wait for the block before, pass on its volumes, and start the maps that have become possible."""
-        _wait(self._profiling)
-        _wait(self._mapping)
-        _wait(self._sinking)
-        self._profiling = []
+    def _go_on(self, filled: tuple[int, dict[str, Floats]] | None, complete: int) -> None:
+        """Pass on the volumes of a block that is done, and start the maps that `complete` B-lines make possible."""
+        self._mapping = []
         self._sinking = []
-        if self._filled is not None and self._sink is not None:
-            first, blocks = self._filled
+        if filled is not None and self._sink is not None:
+            first, blocks = filled
             self._sinking = [self._executor.submit(self._sink, first, {name: block}) for name, block in blocks.items()]
-            self._filled = None
         b_lines = self.shape[1]
         if self._sheet is not None:
-            self._extend_sheet(self._sheet)
-            ready = min(self._sheet.lines_known(), self._received) - self._halo
+            self._extend_sheet(self._sheet, complete)
+            ready = min(self._sheet.lines_known(), complete) - self._halo
         else:
-            ready = self._received - self._lag
-        ready = b_lines if self._received == b_lines else max(self._emitted, ready)
+            ready = complete - self._lag
+        ready = b_lines if complete == b_lines else max(self._emitted, ready)
         rows = range(self._emitted, ready)
         if not rows:
             return
@@ -433,14 +433,14 @@ class TileEngine:
 
     # -- maps
 
-    def _extend_sheet(self, sheet: SurfaceSheet) -> None:
+    def _extend_sheet(self, sheet: SurfaceSheet, complete: int) -> None:
         """Hand the sheet all rows of cells that have become complete."""
         a_lines, b_lines, _ = self.shape
         sizes = np.minimum(CELL_PX, a_lines - CELL_PX * np.arange(self._n_cells)).astype(np.float32)
         rows = []
         while self._in_sheet < b_lines:
             last = min(b_lines, self._in_sheet + CELL_PX)
-            if last > self._received:
+            if last > complete:
                 break
             lines = [self._cells[y % len(self._cells)] for y in range(self._in_sheet, last)]
             total = np.sum(lines, axis=0)[: self._n_cells]
@@ -601,7 +601,10 @@ class TileEngine:
         b_lines = self.shape[1]
         if self._received != b_lines:
             raise ValueError(f"{self._received} B-lines of {b_lines} have come")
-        self._complete_block()
+        _wait(self._profiling)
+        _wait(self._mapping)
+        _wait(self._sinking)
+        self._go_on(self._filled, b_lines)
         _wait(self._mapping)
         _wait(self._sinking)
         a_lines = self.shape[0]

@@ -75,31 +75,35 @@ def spectra_to_strips(counts, reverse, mean, reference, index, fraction, strips)
                 total[p] += part[p]
         for p in range(samples):
             background[p] = _F(total[p] / n_lines)
+    if reverse:
+        background = background[::-1].copy()
     linear = index.size > 0
     recorded = np.empty(samples * LANES, np.float32)
     for strip in range(strips.shape[0]):
-        target = strips[strip] if not linear else recorded
-        for lane in range(LANES):
-            a = strip * LANES + lane
-            if a >= n_lines:
-                for p in range(samples):
-                    target[p * LANES + lane] = _INF
-            elif reverse:
-                for p in range(samples):
-                    target[p * LANES + lane] = _F(counts[a, samples - 1 - p]) - background[samples - 1 - p]
-            else:
-                for p in range(samples):
-                    target[p * LANES + lane] = _F(counts[a, p]) - background[p]
+        lanes = min(LANES, n_lines - strip * LANES)
+        for begin in range(0, samples, 64):  # a piece that stays in the innermost cache while it is turned
+            end = min(samples, begin + 64)
+            for lane in range(lanes):
+                line = counts[strip * LANES + lane]
+                if reverse:
+                    for p in range(begin, end):
+                        recorded[p * LANES + lane] = _F(line[samples - 1 - p])
+                else:
+                    for p in range(begin, end):
+                        recorded[p * LANES + lane] = _F(line[p])
+        out = strips[strip]
         if linear:
-            out = strips[strip]
             for p in range(samples):
-                left = load(recorded, index[p] * LANES)
-                step = load(recorded, (index[p] + 1) * LANES) - left
-                store(out, p * LANES, left + splat(fraction[p]) * step)
-            if (strip + 1) * LANES > n_lines:  # inf - inf is not a number
-                for lane in range(n_lines - strip * LANES, LANES):
-                    for p in range(samples):
-                        out[p * LANES + lane] = _INF
+                i = index[p]
+                left = load(recorded, i * LANES) - splat(background[i])
+                right = load(recorded, (i + 1) * LANES) - splat(background[i + 1])
+                store(out, p * LANES, left + splat(fraction[p]) * (right - left))
+        else:
+            for p in range(samples):
+                store(out, p * LANES, load(recorded, p * LANES) - splat(background[p]))
+        for lane in range(lanes, LANES):
+            for p in range(samples):
+                out[p * LANES + lane] = _INF
 
 
 @njit(nogil=True, cache=True)

@@ -138,3 +138,39 @@ def maps_reference(
                 z = np.arange(used.size) * z_um
                 maps["biref"][i, j] = np.polyfit(z, used / 360 * wavelength_um, 1)[0]
     return maps
+
+
+def surface_vectorised(intensity_db: NDArray[Any]) -> NDArray[Any]:
+    """Return the filtered `gradient` surface without a loop over A-lines: a fair opponent in benchmarks."""
+    smooth = gaussian_filter1d(intensity_db, 5, axis=-1, mode="nearest", truncate=4)
+    total = np.concatenate([np.zeros((*smooth.shape[:2], 1)), np.cumsum(smooth, axis=-1)], axis=-1)
+    depth = smooth.shape[-1]
+    z = np.arange(5, depth - 4)
+    rise = (total[..., z + 5] - total[..., z]) - (total[..., z] - total[..., z - 5])
+    raw = 5 + rise.argmax(axis=-1)
+    raw[(intensity_db > 0).sum(axis=-1) < 10] = 0
+    return np.asarray(median_filter(raw, size=3, mode="reflect"))
+
+
+def maps_vectorised(
+    volumes: dict[str, NDArray[Any]],
+    surface: NDArray[Any],
+    *,
+    depth: int = 80,
+    z_um: float = 2.5,
+    wavelength_um: float = 1.3,
+) -> dict[str, NDArray[np.float64]]:
+    """Return aip, mip, ret, ori and biref without a loop over A-lines (windows inside the volume, no exact zeros)."""
+    n = volumes["dBI"].shape[-1]
+    index = np.minimum(surface[..., np.newaxis].astype(np.intp) + np.arange(depth + 1), n - 1)
+    window = {name: np.take_along_axis(volume, index, axis=-1) for name, volume in volumes.items()}
+    double = np.radians(2 * window["O3D"])
+    z = np.arange(depth + 1) * z_um
+    z = z - z.mean()
+    return {
+        "aip": window["dBI"].mean(axis=-1),
+        "mip": window["dBI"].max(axis=-1),
+        "ret": window["R3D"].mean(axis=-1),
+        "ori": np.degrees(0.5 * np.arctan2(np.sin(double).sum(axis=-1), np.cos(double).sum(axis=-1))),
+        "biref": (window["R3D"] / 360 * wavelength_um) @ z / (z @ z),
+    }

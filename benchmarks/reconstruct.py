@@ -1,0 +1,260 @@
+"""How fast tiles are reconstructed and archived, against bounds that the machine itself gives.
+
+    python benchmarks/reconstruct.py [--a-lines 350] [--b-lines 350] [--samples 2048] [--threads 0] [--repeats 3]
+
+Compared within one run, medians over the repeats, page cache warm:
+
+* the chain (k-linearization, dispersion, median, surface, all maps) from a file on the disk, without and with volumes;
+* a plain vectorised float64 chain (NumPy and SciPy, `opticstream.testing`), on a few B-lines and extrapolated;
+* the bare complex64 transforms by the fastest library that is installed, ours included, on the same cores;
+* writing the bytes of the volumes to the same disk;
+* the archive pass against gzip level 3 (on a part of the file, extrapolated).
+
+The tile is noise with the statistics of a tile: counts of a 12-bit camera with speckle-like fringes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opticstream.compute.calibration import positions_from_wavelengths
+from opticstream.config import ProcessingSettings, ScanSettings
+from opticstream.io.nifti_stream import open_volume
+from opticstream.model.ids import TileId
+from opticstream.stages.archive_tile import archive_tile
+from opticstream.stages.process_tile import available_threads, process_tile
+from opticstream.testing.raw_tiles import nifti_header
+from opticstream.testing.reconstruction_reference import (
+    jones_reference,
+    k_linear_interpolators,
+    maps_reference,
+    surface_reference,
+    volumes_reference,
+)
+
+LINE_RATE_HZ = 76_000
+
+
+def median_s(action: Callable[[], Any], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def write_tile(path: Path, samples: int, a_lines: int, b_lines: int) -> None:
+    """Write a tile whose B-lines repeat after eight, so that making it does not take longer than measuring."""
+    rng = np.random.default_rng(1)
+    p = np.arange(samples)
+    source = 2000 * np.exp(-(((p - samples / 2) / (samples / 2.5)) ** 2))
+    bins = np.arange(samples // 32, samples // 32 + 96)
+    wave = np.exp(2j * np.pi * np.outer(bins, p) / samples).astype(np.complex64)
+    decay = np.exp(-np.arange(96) / 40)
+    blocks = []
+    for _ in range(8):
+        speckle = (rng.normal(size=(2, a_lines, 96, 2)) @ np.array([1, 1j])).astype(np.complex64) * decay
+        fringe = ((speckle.reshape(-1, 96) @ wave).real * 3).reshape(2, a_lines, samples)
+        noise = rng.normal(scale=12, size=fringe.shape)
+        blocks.append(np.clip(source * (1 + fringe / 400) + noise + 200, 0, 4095).astype("<u2"))
+    with path.open("wb") as file:
+        file.write(nifti_header((samples, a_lines, 2, b_lines)))
+        for line in range(b_lines):
+            file.write(blocks[line % 8].tobytes())
+
+
+def fft_seconds(samples: int, lines: int, threads: int) -> dict[str, float]:
+    """Return seconds per transform of each library, on `threads` threads that work on lines of their own."""
+    rng = np.random.default_rng(0)
+    batch = (rng.normal(size=(256, samples)) + 1j * rng.normal(size=(256, samples))).astype(np.complex64)
+    libraries: dict[str, Callable[[], Any]] = {"numpy": lambda: np.fft.fft(batch, axis=1)}
+    if find_spec("scipy"):
+        import scipy.fft
+
+        libraries["scipy"] = lambda: scipy.fft.fft(batch, axis=1)
+    if find_spec("pyfftw"):
+        from pyfftw.interfaces import cache, numpy_fft
+
+        cache.enable()
+        libraries["pyfftw"] = lambda: numpy_fft.fft(batch, axis=1)
+    from opticstream.compute.lane_fft import radices_of, transform_lanes, twiddles_of
+    from opticstream.compute.simd import LANES
+
+    radices = radices_of(samples)
+    if radices is not None:
+        plan, factors = np.array(radices), twiddles_of(radices)
+
+        def ours() -> None:
+            work, other, out = (np.zeros(n * LANES, np.float32) for n in (2 * samples, 2 * samples, samples))
+            for _ in range(256 // LANES):
+                transform_lanes(work, other, out, plan, factors)
+
+        libraries["opticstream"] = ours
+    seconds = {}
+    with ThreadPoolExecutor(threads) as pool:
+        for name, action in libraries.items():
+            action()
+            jobs = 4 * threads
+
+            def together(action: Callable[[], Any] = action, jobs: int = jobs) -> None:
+                for future in [pool.submit(action) for _ in range(jobs)]:
+                    future.result()
+
+            seconds[name] = median_s(together, 5) / (256 * jobs) * lines
+    return seconds
+
+
+def reference_seconds(counts: np.ndarray, wavelengths: np.ndarray, dispersion: np.ndarray) -> float:
+    begin = time.perf_counter()
+    jones = jones_reference(counts, resample=k_linear_interpolators(wavelengths), dispersion=dispersion)
+    volumes = volumes_reference(jones)
+    _, surface = surface_reference(volumes["dBI"])
+    maps_reference(volumes, surface)
+    return time.perf_counter() - begin
+
+
+def vectorised_seconds(counts: np.ndarray, wavelengths: np.ndarray, dispersion: np.ndarray) -> float:
+    """Return the time of the whole chain in float64 without a loop over A-lines."""
+    from opticstream.testing.reconstruction_reference import maps_vectorised, surface_vectorised
+
+    begin = time.perf_counter()
+    jones = jones_reference(counts, resample=k_linear_interpolators(wavelengths), dispersion=dispersion)
+    volumes = volumes_reference(jones)
+    maps_vectorised(volumes, surface_vectorised(volumes["dBI"]))
+    return time.perf_counter() - begin
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Speed of reconstruction and archive pass.")
+    for name, value in (("samples", 2048), ("a-lines", 350), ("b-lines", 350), ("threads", 0), ("repeats", 3)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--folder", type=Path, default=None, help="where the tile and its products go")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    threads = available_threads(options.threads)
+    samples, a_lines, b_lines = options.samples, options.a_lines, options.b_lines
+    report: dict[str, Any] = {"samples": samples, "a_lines": a_lines, "b_lines": b_lines, "threads": threads}
+
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        raw = folder / "tile.nii"
+        write_tile(raw, samples, a_lines, b_lines)
+        pixel = np.arange(samples)
+        wavelengths = np.stack([1250 + 0.05 * pixel + 2e-6 * pixel**2, 1250.5 + 0.05 * pixel + 2e-6 * pixel**2])
+        dispersion = np.stack([20 * np.linspace(-1, 1, samples) ** 2] * 2)
+        assert np.isfinite(positions_from_wavelengths(*wavelengths)).all()
+        for c in (0, 1):
+            np.save(folder / f"w{c}.npy", wavelengths[c])
+            np.save(folder / f"d{c}.npy", dispersion[c])
+        scan = ScanSettings.model_validate(
+            {
+                "samples": samples,
+                "b_lines": b_lines,
+                "illuminations": [{"name": "normal", "columns": 1, "a_lines": a_lines}],
+                "calibration": {
+                    "linearization": {"method": "wavelengths", "files": [str(folder / f"w{c}.npy") for c in (0, 1)]},
+                    "dispersion_files": [str(folder / f"d{c}.npy") for c in (0, 1)],
+                },
+            }
+        )
+
+        def chain(volumes: bool, *, archive: Path | None = None, n: int = threads, surface: str = "robust") -> None:
+            processing = ProcessingSettings.model_validate(
+                {"reconstruction": {"save_volumes": volumes, "threads": n}, "enface": {"surface": surface}}
+            )
+            process_tile(
+                raw, TileId(1, 1), scan=scan, processing=processing, out_dir=folder / "out", archive_to=archive
+            )
+
+        chain(True)  # compiles, and warms the page cache
+        maps_s = median_s(lambda: chain(False), options.repeats)
+        report["maps_s"] = maps_s
+        report["maps_gradient_s"] = median_s(lambda: chain(False, surface="gradient"), options.repeats)
+        report["maps_one_thread_s"] = median_s(lambda: chain(False, n=1), 1)
+        report["volumes_s"] = median_s(lambda: chain(True), options.repeats)
+        report["maps_and_archive_s"] = median_s(lambda: chain(False, archive=folder / "a.nii.gz"), options.repeats)
+
+        few = min(b_lines, 2)
+        counts = np.memmap(raw, "<u2", "r", 352, (b_lines, 2, a_lines, samples))[:few]
+        report["float64_numpy_s"] = vectorised_seconds(np.array(counts), wavelengths, dispersion) * b_lines / few
+        report["float64_note"] = f"measured on {few} B-lines and extrapolated"
+        ffts = fft_seconds(samples, 2 * a_lines * b_lines, threads)
+        report["fft_s"] = ffts
+        fastest = min(ffts.values())
+        report["fft_fastest_other_s"] = min(value for name, value in ffts.items() if name != "opticstream")
+
+        depth = samples // 2 - 24
+        plane = np.zeros((depth, 16, a_lines), np.float32)
+
+        def write_volumes() -> None:
+            for name in "abc":
+                with open_volume(folder / f"{name}.nii", (a_lines, b_lines, depth), voxel_size_mm=(1, 1, 1)) as volume:
+                    for first in range(0, b_lines, 16):
+                        volume.write(first, plane[:, : min(16, b_lines - first)])
+
+        def write_plainly() -> None:
+            block = bytes(8 << 20)
+            for name in "abc":
+                with (folder / f"{name}.bin").open("wb") as file:
+                    left = depth * a_lines * b_lines * 4
+                    while left > 0:
+                        left -= file.write(block[: min(left, len(block))])
+                    file.flush()
+                    __import__("os").fsync(file.fileno())
+
+        report["write_volumes_s"] = median_s(write_plainly, options.repeats)
+        report["write_volumes_our_way_s"] = median_s(write_volumes, options.repeats)
+
+        part = raw.read_bytes()[: 64 << 20]
+        size = raw.stat().st_size
+        packed: list[bytes] = []
+        gzip_s = median_s(lambda: packed.append(zlib.compress(part, 3)), 1) * size / len(part)
+        report["gzip3_s"], report["gzip3_ratio"] = gzip_s, len(packed[0]) / len(part)
+        results = []
+        report["archive_s"] = median_s(
+            lambda: results.append(archive_tile(raw, folder / "b.nii.gz", level=1, threads=threads)), options.repeats
+        )
+        report["archive_ratio"] = results[0].archive_bytes / size
+
+    lines = a_lines * b_lines
+    report["goals"] = {
+        "a: times faster than float64 NumPy (25)": report["float64_numpy_s"] / maps_s,
+        "a: times the bare transforms, fastest library, ours included (4)": maps_s / fastest,
+        "a: times the bare transforms, fastest other library (4)": maps_s / report["fft_fastest_other_s"],
+        "b: with volumes, of 1.5 x writing + maps (1)": report["volumes_s"]
+        / (1.5 * report["write_volumes_s"] + maps_s),
+        "c: archive times faster than gzip -3 (5)": report["gzip3_s"] / report["archive_s"],
+        "c: archive size over gzip -3 (1.08)": report["archive_ratio"] / report["gzip3_ratio"],
+        "d: A-lines/s": lines / maps_s,
+        "d: of the camera's line rate": lines / maps_s / LINE_RATE_HZ,
+        "1 to n threads": report["maps_one_thread_s"] / maps_s,
+    }
+    if options.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    for key, value in report.items():
+        if key not in ("goals", "fft_s"):
+            print(f"{key:28} {value:.3f}" if isinstance(value, float) else f"{key:28} {value}")
+    for name, value in report["fft_s"].items():
+        print(f"transforms alone, {name:12} {value:.3f} s")
+    for name, value in report["goals"].items():
+        print(f"{name:66} {value:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
