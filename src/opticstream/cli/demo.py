@@ -26,7 +26,7 @@ def demo(
     resume: Annotated[bool, typer.Option(help="Go on with a demo that was interrupted.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the phantom.")] = 1,
     slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=1)] = 2,
-    rig_only: Annotated[bool, typer.Option(hidden=True)] = False,
+    small: Annotated[bool, typer.Option(help="A smaller phantom: quicker, with fewer pixels to judge by.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the main job on this machine: acquire a phantom, process it live, measure the results against the truth.
@@ -40,9 +40,7 @@ def demo(
     with errors_shown():
         folder = folder.absolute()
         _prepare(folder, resume=resume)
-        project_file, phantom_file = write_demo(folder, seed=seed, slices=slices)
-        if rig_only:
-            return
+        project_file, phantom_file = write_demo(folder, seed=seed, slices=slices, small=small)
         config = load_project(project_file)
         code = _Demo(folder, project_file, phantom_file, quiet=as_json).run()
         report = _validate(project_file, folder, as_json=as_json)

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from prefect.runner import Runner
 
 from opticstream.config import DeploymentSettings
 from opticstream.flows.deployments import POOLS, runner_deployments
+from opticstream.flows.warm import warm_starts
 
 _QUERY_S = 1.0
 """Time between two questions for scheduled runs, in seconds."""
@@ -46,7 +49,11 @@ def main(pools: Sequence[str] | None = None) -> None:
     if unknown := sorted(set(chosen) - set(POOLS)):
         raise SystemExit(f"there is no pool {unknown}; pools are {', '.join(POOLS)}")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+    with (
+        contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError),
+        tempfile.TemporaryDirectory(prefix="opticstream-") as folder,  # a socket's path must be short
+        warm_starts(Path(folder)),
+    ):
         asyncio.run(serve_pools(chosen, DeploymentSettings()))
 
 

@@ -71,6 +71,10 @@ def project_text(
     )  # fmt: skip
 
 
+SMALL = {"samples": 256, "b_lines": 64, "a_lines": 64, "a_lines_tilted": 56, "columns": 3, "rows": 2}
+"""Size of a quicker demo; still large enough for every stage to succeed."""
+
+
 def demo_phantom(*, seed: int = 1, slices: int = 2) -> PhantomSettings:
     """Return the phantom of the demo: every effect present, none extreme."""
     return PhantomSettings(
@@ -88,12 +92,13 @@ def demo_phantom(*, seed: int = 1, slices: int = 2) -> PhantomSettings:
     )
 
 
-def write_demo(folder: Path, /, *, seed: int = 1, slices: int = 2) -> tuple[Path, Path]:
+def write_demo(folder: Path, /, *, seed: int = 1, slices: int = 2, small: bool = False) -> tuple[Path, Path]:
     """Write the demo's project file and phantom file into `folder` and return both paths.
 
     The raw tiles belong into ``folder/raw``, the truth into ``folder/truth``; results come to ``folder/project``.
     """
-    project = write_text(folder / PROJECT_FILE, project_text(slices=slices))
+    size = SMALL if small else {}
+    project = write_text(folder / PROJECT_FILE, project_text(slices=slices, **size))
     phantom = write_text(folder / PHANTOM_FILE, demo_phantom(seed=seed, slices=slices).model_dump_json(indent=1) + "\n")
     return project, phantom
 

@@ -1,0 +1,223 @@
+"""Warm starts: flow runs are forked from a process that has everything imported.
+
+A fresh interpreter spends two to three seconds of processor time on importing Prefect and the numerics, for every flow run.
+Here one process (`python -m opticstream.flows.warm SOCKET`) imports once and waits; Prefect's runner starts a small
+launcher (`warm_launcher.py`) where it would start an interpreter; the launcher hands over its environment, arguments and
+output, a child is forked that does exactly what the interpreter would have done, and the launcher ends as the child ends.
+Where the warm process cannot be reached, the launcher starts an interpreter as usual.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from opticstream.flows.server import die_with_parent
+
+SOCKET_VARIABLE = "OPTICSTREAM_WARM_SOCKET"
+PYTHON_VARIABLE = "OPTICSTREAM_WARM_PYTHON"
+LAUNCHER = Path(__file__).with_name("warm_launcher.py")
+_START_TIMEOUT_S = 90.0
+# What flow runs load; libraries that start threads when they are imported are left to the child.
+_PRELOADED = (
+    "prefect.engine",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "opticstream.flows.oct",
+    "opticstream.flows.picture",
+    "opticstream.notify.log",
+    "opticstream.pipeline.batches",
+    "opticstream.pipeline.looks",
+    "opticstream.pipeline.milestones",
+    "opticstream.pipeline.mosaics",
+    "opticstream.pipeline.slices",
+    "opticstream.pipeline.uploads",
+    "opticstream.stages.find_coordinates",
+    "opticstream.stages.find_focus",
+    "opticstream.stages.stitch_mosaic",
+    "nibabel",
+)
+
+
+@contextmanager
+def warm_starts(folder: Path, /) -> Iterator[None]:
+    """Let Prefect's runners in this process start flow runs from a warm process.
+
+    Parameters
+    ----------
+    folder : Path
+        For the socket and the launcher.
+    """
+    if sys.platform != "linux":  # elsewhere forking a process with loaded libraries is not safe
+        yield
+        return
+    from prefect.runner import _starter_engine
+
+    address = folder / f"warm-{os.getpid()}.sock"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "opticstream.flows.warm", str(address)],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,
+    )
+    launcher = folder / f"warm-{os.getpid()}.py"
+    # -I and -S: the launcher needs nothing but the standard library, and should cost next to nothing.
+    launcher.write_text(f"#!{sys.executable} -IS\n{LAUNCHER.read_text(encoding='utf-8')}", encoding="utf-8")
+    launcher.chmod(stat.S_IRWXU)
+    end = time.monotonic() + _START_TIMEOUT_S
+    while not address.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    original = _starter_engine.get_sys_executable
+    os.environ[SOCKET_VARIABLE] = str(address)
+    os.environ[PYTHON_VARIABLE] = sys.executable
+    _starter_engine.get_sys_executable = lambda: str(launcher)
+    try:
+        yield
+    finally:
+        _starter_engine.get_sys_executable = original
+        process.terminate()
+        process.wait()
+        for path in (address, launcher):
+            path.unlink(missing_ok=True)
+
+
+def serve(address: Path, /) -> None:
+    """Import everything once, then fork a child for every launcher that comes, until ended by a signal."""
+    import importlib
+
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    children: dict[int, socket.socket] = {}
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write)
+    with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
+        temporary = address.with_suffix(".new")
+        listener.bind(str(temporary))
+        listener.listen(64)
+        temporary.rename(address)  # a launcher that sees the address can connect
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(wake_read, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is listener:
+                    connection, _ = listener.accept()
+                    pid = _fork(connection, listener)
+                    if pid:
+                        children[pid] = connection
+                        selector.register(connection, selectors.EVENT_READ, pid)
+                elif key.fileobj == wake_read:
+                    os.read(wake_read, 4096)
+                elif not _launcher_lives(key.fileobj):
+                    os.kill(key.data, signal.SIGKILL)
+                    selector.unregister(key.fileobj)
+            for pid, code in _ended():
+                connection = children.pop(pid)
+                with _quietly():
+                    selector.unregister(connection)
+                with _quietly():
+                    connection.sendall(json.dumps({"code": code}).encode() + b"\n")
+                connection.close()
+
+
+def _fork(connection: socket.socket, listener: socket.socket) -> int:
+    """Fork the child that a launcher asks for and return its id; 0 where the launcher said nothing sensible."""
+    try:
+        connection.settimeout(10)
+        message, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+        while not message.endswith(b"\n"):
+            piece = connection.recv(1 << 20)
+            if not piece:
+                raise ValueError("the launcher went away")
+            message += piece
+        order = json.loads(message)
+        connection.settimeout(None)
+    except (OSError, ValueError):
+        connection.close()
+        return 0
+    pid = os.fork()
+    if pid == 0:
+        _become(order, files, connection, listener)
+    for file in files:
+        os.close(file)
+    connection.sendall(json.dumps({"pid": pid}).encode() + b"\n")
+    return pid
+
+
+def _become(order: dict[str, object], files: list[int], connection: socket.socket, listener: socket.socket) -> None:
+    """Be the interpreter that the launcher stands for; does not return."""
+    code: object = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        connection.close()
+        listener.close()
+        for target, file in enumerate(files):
+            os.dup2(file, target)
+            os.close(file)
+        os.environ.clear()
+        os.environ.update({str(k): str(v) for k, v in dict(order["environment"]).items()})  # type: ignore[call-overload]
+        os.chdir(str(order["folder"]))
+        arguments = [str(argument) for argument in order["arguments"]]  # type: ignore[attr-defined]
+        module = arguments[arguments.index("-m") + 1]
+        sys.argv = [module, *arguments[arguments.index("-m") + 2 :]]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        status = code if isinstance(code, int) else 0 if code is None else 1
+        with _quietly():
+            # Events and logs that Prefect still holds are sent by its own exit handlers.
+            import atexit
+
+            atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status & 0xFF)
+
+
+def _launcher_lives(connection: object) -> bool:
+    assert isinstance(connection, socket.socket)
+    try:
+        return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, ValueError):
+        pass
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
