@@ -116,7 +116,7 @@ def test_islands_of_tissue_keep_the_stage_lattice_between_them():
     error = position_errors(found.positions_px, mosaic.true_px, ~cut)[~cut]
     assert error.max() < 2.5  # between the islands only the stage knows, and it jitters by 1 px per tile
     left = mosaic.cells[:, 0] < 3
-    assert position_errors(found.positions_px, mosaic.true_px, left)[left].max() < 0.8
+    assert position_errors(found.positions_px, mosaic.true_px, left)[left].max() < 1.2
 
 
 def test_a_backlash_of_the_stage_is_recognised():

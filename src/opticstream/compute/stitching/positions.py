@@ -8,7 +8,7 @@ looks at every link again around the position that all others predict. Blank til
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.stitching.correlation import (
+    NEAR,
     CrossSpectra,
+    aligned_coefficients,
     cross_spectra,
     likelihood_surfaces,
     ring_frequency,
@@ -164,7 +166,22 @@ def positions_from_tiles(
     stage = _StageModel.from_links(evidence, nominal, features, stage)
     _pick(evidence, *stage.prediction(evidence))
     del spectra
-    return _solved(evidence, nominal, features, stage, tile_shape)
+
+    def aligned(displacement: NDArray[np.intp]) -> tuple[list[FloatArray], list[FloatArray]]:
+        coefficients, samples = [], []
+        for image, by_axis in zip(images, weights, strict=True):
+            coefficient = np.zeros((len(pairs), 2 * NEAR + 1, 2 * NEAR + 1), np.float32)
+            count = np.zeros(len(pairs), np.float32)
+            for direction, weight in zip(sorted(set(axis.tolist())), by_axis, strict=True):
+                mine = np.flatnonzero(axis == direction)
+                coefficient[mine], count[mine] = aligned_coefficients(
+                    image, pairs[mine], displacement[mine], weight, workers=workers
+                )
+            coefficients.append(coefficient)
+            samples.append(count)
+        return coefficients, samples
+
+    return _solved(evidence, nominal, features, stage, tile_shape, aligned)
 
 
 # --- evidence -----------------------------------------------------------------------------------------------------
@@ -290,8 +307,44 @@ _DESIGN = np.stack(
 )
 
 
+def _align(
+    evidence: _Evidence, aligned: Callable[[NDArray[np.intp]], tuple[list[FloatArray], list[FloatArray]]]
+) -> None:
+    """Measure every accepted link again on its aligned overlap; what has no proper peak there keeps what it had."""
+    whole = np.rint(evidence.shift).astype(np.intp)
+    coefficients, samples = aligned(evidence.nominal.astype(np.intp) + whole)
+    centre = np.full(len(whole), NEAR)
+    best = np.zeros_like(coefficients[0])
+    for coefficient, count in zip(coefficients, samples, strict=True):
+        best += coefficient * count[:, None, None]
+    near = best[:, 1:-1, 1:-1].reshape(len(whole), -1).argmax(axis=1)
+    px, py = np.unravel_index(near, (2 * NEAR - 1, 2 * NEAR - 1))
+    px, py = np.clip(px + 1, NEAR - 1, NEAR + 1), np.clip(py + 1, NEAR - 1, NEAR + 1)
+    peak, information, good = _quadratic_peaks(coefficients, samples, px, py)
+    shift = whole + peak - centre[:, None]
+    good &= evidence.accepted & (np.abs(shift - evidence.shift).max(axis=1) < 1.5)
+    evidence.shift = np.where(good[:, None], shift, evidence.shift)
+    evidence.information = np.where(good[:, None, None], information, evidence.information)
+
+
 def _refined(evidence: _Evidence, px: NDArray[np.intp], py: NDArray[np.intp]) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Return sub-pixel peaks (in window indices), their Fisher information, and whether each is a proper peak.
+    """Return sub-pixel peaks (in window indices), their Fisher information, and whether each is a proper peak."""
+    rows = np.arange(len(px))
+    samples = []
+    for coefficient, likelihood in zip(evidence.coefficients, evidence.likelihoods, strict=True):
+        r = np.clip(coefficient[rows, px, py].astype(float), 0, 0.995)
+        z = np.maximum(np.nan_to_num(likelihood[rows, px, py].astype(float), neginf=0.0), 0)
+        samples.append(z**2 / np.maximum(-np.log1p(-(r**2)), 1e-12))
+    return _quadratic_peaks(evidence.coefficients, samples, px, py)
+
+
+def _quadratic_peaks(
+    coefficients: Sequence[NDArray[np.floating]],
+    samples: Sequence[NDArray[np.floating]],
+    px: NDArray[np.intp],
+    py: NDArray[np.intp],
+) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Return sub-pixel peaks, their Fisher information, and whether each is a proper peak.
 
     A quadratic is fitted to the 5 x 5 correlation coefficients r around the peak, near ones counting more. The
     log-likelihood of n independent samples is -n log(1 - r^2) / 2, whose curvature at the peak is n r / (1 - r^2) times
@@ -301,23 +354,22 @@ def _refined(evidence: _Evidence, px: NDArray[np.intp], py: NDArray[np.intp]) ->
     weighted = _DESIGN * weight[:, None]
     operator = np.linalg.solve(weighted.T @ _DESIGN, weighted.T)
     n = len(px)
-    ix = np.clip(px[:, None] + _GRID[None, :, 0].astype(int), 0, evidence.surface.shape[1] - 1)
-    iy = np.clip(py[:, None] + _GRID[None, :, 1].astype(int), 0, evidence.surface.shape[2] - 1)
+    width, height = coefficients[0].shape[1:]
+    ix = np.clip(px[:, None] + _GRID[None, :, 0].astype(int), 0, width - 1)
+    iy = np.clip(py[:, None] + _GRID[None, :, 1].astype(int), 0, height - 1)
     rows = np.arange(n)
     total, pull = np.zeros((n, 2, 2)), np.zeros((n, 2))
-    for coefficient, likelihood in zip(evidence.coefficients, evidence.likelihoods, strict=True):
+    for coefficient, count in zip(coefficients, samples, strict=True):
         values = coefficient[rows[:, None], ix, iy].astype(float)
         _, gx, gy, hxx, hxy, hyy = (values @ operator.T).T
         hessian = np.stack([np.stack([hxx, hxy], -1), np.stack([hxy, hyy], -1)], -2)
         r = np.clip(coefficient[rows, px, py].astype(float), 0, 0.995)
-        z = np.where(np.isfinite(likelihood[rows, px, py]), likelihood[rows, px, py], 0).astype(float)
-        proper = (hxx < 0) & (hyy < 0) & (hxx * hyy - hxy**2 > 1e-12) & (r > 1e-3) & (z > 0)
+        proper = (hxx < 0) & (hyy < 0) & (hxx * hyy - hxy**2 > 1e-12) & (r > 1e-3) & (count > 0)
         hessian[~proper] = -np.eye(2)
         offset = -np.linalg.solve(hessian, np.stack([gx, gy], -1)[..., None])[..., 0]
         # Along a ridge (a fibre) the vertex may lie far off; there the quadratic says little and is not followed.
         offset = np.clip(offset, -1.5, 1.5)
-        samples = z**2 / np.maximum(-np.log1p(-(r**2)), 1e-12)
-        information = -hessian * (proper * samples * r / (1 - r**2))[:, None, None]
+        information = -hessian * (proper * count * r / (1 - r**2))[:, None, None]
         total += information
         pull += np.einsum("lij,lj->li", information, offset)
     good = np.linalg.det(total) > 1e-12
@@ -518,13 +570,18 @@ def _jitter(solution: Solution, features: Array, held: NDArray[np.bool_], floor_
 
 
 def _solved(
-    evidence: _Evidence, nominal: Array, features: Array, stage: _StageModel, tile_shape: tuple[int, int]
+    evidence: _Evidence,
+    nominal: Array,
+    features: Array,
+    stage: _StageModel,
+    tile_shape: tuple[int, int],
+    aligned: Callable[[NDArray[np.intp]], tuple[list[FloatArray], list[FloatArray]]],
 ) -> TilePositions:
     pairs = evidence.pairs
     system = LinkSystem(pairs, features, lines_from_positions(nominal, pairs, tile_shape))
     rounding = _rounding(evidence, nominal)
     jitter = np.clip(stage.link_sigma_px.mean(axis=0) / np.sqrt(2), 0.5, None)
-    for sigma in (1.5, 1.0, None):
+    for sigma in (1.5, 1.0, 0.0, None):
         prior = np.tile(1 / jitter**2, (len(nominal), 1))
         information = _floored(evidence.information, FLOOR_PX)
         solution, weight = _robust(system, evidence.shift - rounding, information, evidence.accepted, prior)
@@ -535,7 +592,10 @@ def _solved(
         if sigma is None:
             break
         expected = solution.deviation_px[pairs[:, 1]] - solution.deviation_px[pairs[:, 0]] + rounding
-        _pick(evidence, expected, np.full_like(expected, sigma**2))
+        if sigma > 0:
+            _pick(evidence, expected, np.full_like(expected, sigma**2))
+        else:
+            _align(evidence, aligned)
     prior = np.tile(1 / jitter**2, (len(nominal), 1))
     shift = evidence.shift - rounding
     residual = _residual(system, solution, shift)
