@@ -1,0 +1,106 @@
+"""Budget, threads, libraries and pictures of tiles that stream."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+
+from opticstream.compute import tile_kernels
+from opticstream.config import ProcessingSettings, ScanSettings
+from opticstream.model.errors import ConfigurationError
+from opticstream.model.ids import TileId
+from opticstream.stages import large_tile
+from opticstream.stages import process_tile as stage
+from opticstream.stages.tile_picture import hue, tile_picture
+from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
+
+
+def _scan(samples=192, a_lines=20, b_lines=60):
+    illumination = {"name": "normal", "columns": 1, "rows": 1, "a_lines": a_lines}
+    return ScanSettings.model_validate({"samples": samples, "b_lines": b_lines, "illuminations": [illumination]})
+
+
+def _run(tmp_path, monkeypatch, name, scan, *, archive=False, **reconstruction):
+    monkeypatch.setattr(stage, "SMALL_TILE", 0)
+    raw = tmp_path / "raw.nii"
+    if not raw.exists():
+        counts = fringe_counts(samples=scan.samples, a_lines=scan.illuminations[0].a_lines, b_lines=scan.b_lines)
+        write_spectral_nifti(raw, counts)
+    processing = ProcessingSettings.model_validate({"reconstruction": reconstruction})
+    archive_to = tmp_path / name / "a.nii.gz" if archive else None
+    return stage.process_tile(
+        raw, TileId(1, 1), scan=scan, processing=processing, out_dir=tmp_path / name, archive_to=archive_to
+    )
+
+
+def test_a_smaller_budget_makes_smaller_blocks_but_changes_no_byte(tmp_path, monkeypatch):
+    made = []
+    whole = large_tile.block_size
+    monkeypatch.setattr(large_tile, "block_size", lambda *a: made.append(whole(*a)) or made[-1])
+    results = [
+        _run(tmp_path, monkeypatch, str(budget), _scan(), archive=True, memory_budget_gb=budget, threads=threads)
+        for budget, threads in ((1.0, 1), (0.138, 2), (1.1, 3))
+    ]
+    assert made[1] < made[0] == made[2]
+    for other in results[1:]:
+        for name, output in results[0].outputs.items():
+            assert output.path.read_bytes() == other.outputs[name].path.read_bytes(), name
+
+
+def test_a_budget_that_cannot_hold_a_block_is_refused_with_what_is_needed(tmp_path, monkeypatch):
+    with pytest.raises(ConfigurationError, match=r"memory_budget_gb = 1e-06 is too small .* needs 0\.\d+"):
+        _run(tmp_path, monkeypatch, "out", _scan(), memory_budget_gb=1e-6)
+
+
+def test_affinity_and_the_threads_setting_are_honoured(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage.os, "sched_getaffinity", lambda _pid: {3}, raising=False)
+    assert stage.available_threads() == 1
+    assert stage.available_threads(2) == 2
+    before = threading.active_count()
+    seen = []
+    kernel = tile_kernels.intensity_of_strip
+    monkeypatch.setattr(
+        tile_kernels, "intensity_of_strip", lambda *a: seen.append(threading.active_count()) or kernel(*a)
+    )
+    _run(tmp_path, monkeypatch, "one", _scan(b_lines=2))
+    assert set(seen) == {before}
+
+
+@pytest.mark.parametrize("fft", ["numpy", "scipy"])
+def test_another_library_gives_the_same_tile(tmp_path, monkeypatch, fft):
+    import nibabel as nib
+
+    maps = {
+        name: np.asanyarray(nib.load(_run(tmp_path, monkeypatch, name, _scan(), fft=name).outputs["aip"].path).dataobj)
+        for name in ("native", fft)
+    }
+    np.testing.assert_allclose(maps[fft], maps["native"], atol=1e-3)
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("numba")
+    try:
+        import pyfftw  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigurationError, match='fft = "pyfftw" is not installed'):
+            _run(tmp_path, monkeypatch, "out", _scan(b_lines=2), fft="pyfftw")
+
+
+def test_lengths_with_large_prime_factors_are_reconstructed(tmp_path, monkeypatch):
+    result = _run(tmp_path, monkeypatch, "out", _scan(samples=2 * 97, b_lines=3))
+    assert result.outputs["dBI"].bytes == 352 + 4 * 20 * 3 * (97 - 24)
+
+
+def test_the_picture_shows_the_surface_and_turns_colour_with_the_axis():
+    from PIL import Image
+
+    surface = np.full((40, 30), 25, np.float32)
+    maps = {"surf": surface, "aip": surface + 40, "ori": surface, "ret": surface, "biref": surface * 1e-4}
+    sections = np.zeros((40, 60), np.float32), np.zeros((30, 60), np.float32)
+    picture = np.asarray(Image.open(io.BytesIO(tile_picture(maps, *sections, noise_db=10.0)))).astype(int)
+    line = picture[25, 5:35]
+    assert (line[:, 0] > 180).all()  # the surface, in orange, at its depth
+    assert (picture[10, 5:35].max(axis=-1) < 60).all()
+    turned = hue(np.array([0.0, 60.0, 120.0], np.float32), np.ones(3, np.float32))
+    assert turned.argmax(axis=1).tolist() == [0, 1, 2]
