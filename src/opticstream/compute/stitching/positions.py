@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from opticstream.compute.blas_threads import one_blas_thread
 from opticstream.compute.stitching.correlation import (
     NEAR,
     CrossSpectra,
@@ -148,6 +149,13 @@ def positions_from_tiles(
     TilePositions
         The mean deviation from `nominal_px`'s own frame is zero; without any link all tiles stay nominal.
     """
+    with one_blas_thread():
+        return _positions(images, nominal_px, margin_px, line_parity, workers)
+
+
+def _positions(
+    images: Sequence[FloatArray], nominal_px: ArrayLike, margin_px: int, line_parity: ArrayLike | None, workers: int
+) -> TilePositions:
     nominal = np.asarray(nominal_px, np.float64).reshape(-1, 2)
     tile_shape = (int(images[0].shape[1]), int(images[0].shape[2]))
     pairs, axis = neighbour_pairs(nominal, tile_shape=tile_shape, min_overlap_px=5.0)

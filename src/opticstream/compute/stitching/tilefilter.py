@@ -7,9 +7,12 @@ away. The floor keeps the noise of empty regions small instead of as loud as tis
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from opticstream.compute.blas_threads import one_blas_thread
 
 FloatArray = NDArray[np.float32]
 
@@ -85,7 +88,12 @@ def cosine_blur_basis(length: int, sigma_px: float, /) -> FloatArray:
 
 
 def filtered_tiles(
-    tiles: Sequence[NDArray[np.floating]], /, *, logarithm: bool = True, sigma_px: float = HIGH_PASS_SIGMA_PX
+    tiles: Sequence[NDArray[np.floating]],
+    /,
+    *,
+    logarithm: bool = True,
+    sigma_px: float = HIGH_PASS_SIGMA_PX,
+    workers: int = 2,
 ) -> FloatArray:
     """Return the tiles ready for correlation: logarithm with a soft floor, minus a Gaussian blur.
 
@@ -97,6 +105,8 @@ def filtered_tiles(
         Take ``log(tile + floor)`` first; for linear, non-negative intensities. Negative values count as 0.
     sigma_px : float
         Width of the blur that is taken away.
+    workers : int
+        Threads.
 
     Returns
     -------
@@ -107,7 +117,9 @@ def filtered_tiles(
     nx, ny = tiles[0].shape
     basis_x, basis_y = cosine_blur_basis(nx, sigma_px), cosine_blur_basis(ny, sigma_px)
     result = np.empty((len(tiles), nx, ny), np.float32)
-    for tile, out in zip(tiles, result, strict=True):
+
+    def work(index: int) -> None:
+        tile, out = tiles[index], result[index]
         # A NaN anywhere makes the sum NaN: one cheap look instead of a mask per tile.
         holes = None if np.isfinite(tile.sum(dtype=np.float64)) else ~np.isfinite(tile)
         out[...] = tile
@@ -122,8 +134,11 @@ def filtered_tiles(
         out -= basis_x.T @ ((basis_x @ out) @ basis_y.T) @ basis_y
         if holes is not None:
             out[holes] = 0
-    # Rounding leaves a constant tile at about 1e-6, which a normalised correlation would blow up to full size.
-    result[np.abs(result) < 1e-5] = 0
+        # Rounding leaves a constant tile at about 1e-6, which a normalised correlation would blow up to full size.
+        out[np.abs(out) < 1e-5] = 0
+
+    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, range(len(tiles))))
     return result
 
 
