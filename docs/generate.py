@@ -1,4 +1,4 @@
-"""Writes the generated pages of `docs/reference/` anew: the project file from the settings, the events from their classes."""
+"""Writes the generated pages of `docs/reference/` anew: all keys from the settings, all events from their classes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def project_file_page() -> str:
     """Return the page on all keys of a project file."""
     return (
         "# Project file\n\n"
-        "Generated from the settings; `make docs` writes it anew. `opticstream project init` writes a commented file with\n"
-        "every key at its default.\n\n"
+        "Generated from the settings; `make docs` writes it anew. `opticstream project init` writes a commented file\n"
+        "with every key at its default.\n\n"
         "The design's flat parameter names work wherever parameters are overridden (`--set`, event payloads, flow\n"
         "parameters): `grid_size_x_{illumination}`, `grid_size_y`, `tile_overlap`, `mask_threshold_{illumination}`,\n"
         "`scan_resolution_3d`, `surface` or `surface_finding_method`, `offset`, `depth`, `gamma`, `mask_file_type`,\n"
-        "`force_refresh_coordinates`, `save_volumes`, `project_name`, `project_base_path`, `archive_path`, `subject_id`.\n\n"
-        + reference()
+        "`force_refresh_coordinates`, `save_volumes`, `project_name`, `project_base_path`, `archive_path` and\n"
+        "`subject_id`.\n\n" + reference()
     )
 
 
@@ -30,9 +30,9 @@ def events_page() -> str:
     lines = [
         "# Events",
         "",
-        "Generated from the event classes; `make docs` writes it anew. Every event is named `linc.oct.{hierarchy}.{state}`; its",
-        "resource carries `project`, `hierarchy` and ids as labels; its payload has the fields below, besides `project_name`,",
-        "`project_base_path` and `parameters` (overrides of project parameters).",
+        "Generated from the event classes; `make docs` writes it anew. Every event is named",
+        "`linc.oct.{hierarchy}.{state}`; its resource carries `project`, `hierarchy` and ids as labels; its payload has",
+        "the fields below, besides `project_name`, `project_base_path` and `parameters` (overrides).",
         "",
         "| event | means | starts | fields |",
         "|---|---|---|---|",

@@ -51,7 +51,9 @@ def test_help_names_every_command_and_is_quick():
 
 
 def test_compute_can_be_imported_without_prefect():
-    code = "import sys; sys.modules['prefect'] = None; import opticstream.compute; import opticstream.stages.process_tile"
+    code = (
+        "import sys; sys.modules['prefect'] = None; import opticstream.compute; import opticstream.stages.process_tile"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -101,7 +103,9 @@ def test_status_tells_what_failed_and_ends_with_status_1(processed):
 def test_retry_says_what_it_would_take_back(processed):
     answer = call("retry", processed / "project.toml", "--dry-run", "--json")
     plan = json.loads(answer.output)
-    assert "mosaic-001/batch-002.processed" in plan["withdrawn"] or "mosaic-001/batch-001.processed" in plan["withdrawn"]
+    assert (
+        "mosaic-001/batch-002.processed" in plan["withdrawn"] or "mosaic-001/batch-001.processed" in plan["withdrawn"]
+    )
     assert "slice-001.registered" in plan["withdrawn"]
     assert not any(name.startswith("mosaic-002") for name in plan["withdrawn"])
     assert json.loads(call("status", processed / "project.toml", "--json").output)["failures"]

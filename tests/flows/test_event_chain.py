@@ -14,7 +14,6 @@ from opticstream.flows.parameters import load_parameters, save_parameters
 from opticstream.model.ids import BatchId, MosaicId, SampleId, SliceId
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
-from opticstream.testing.inline_worker import InlineWorker
 from opticstream.watch import Watcher
 
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("default")]
@@ -31,12 +30,6 @@ WITHOUT = {
     "update-sample": ([(SLICE, "registered"), (SLICE, "uploaded")], [(SLICE, "stacked"), (SAMPLE, "updated")]),
     "upload": ([(SLICE, "stacked"), (MOSAIC, "volume_stitched")], [(BATCH, "uploaded"), (MOSAIC, "uploaded")]),
 }
-
-
-@pytest.fixture(scope="module")
-def worker(prefect_server):
-    with InlineWorker(prefect_server) as worker:
-        yield worker
 
 
 def start(acquired: Path, folder: Path, name: str) -> Project:

@@ -15,9 +15,14 @@ from opticstream.io.atomic import atomic_folder, atomic_path, is_temporary, remo
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     target = write_text(tmp_path / "map.nii.gz", "old")
-    with pytest.raises(RuntimeError, match="half-way"), atomic_path(target) as temporary:
-        temporary.write_text("ne")
-        raise RuntimeError("half-way")
+
+    def write_half() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("ne")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        write_half()
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["map.nii.gz"]
 

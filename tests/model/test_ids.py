@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,7 +80,7 @@ def test_a_snake_moves_to_a_neighbour_each_time(layout, mosaic_number):
     if "snake" not in layout.scan_order.pattern:
         return
     cells = [layout.grid_position(tile) for tile in layout.tiles(MosaicId(mosaic_number))]
-    assert all(abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1 for a, b in zip(cells, cells[1:], strict=False))
+    assert all(abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1 for a, b in itertools.pairwise(cells))
 
 
 @given(layouts, st.integers(1, 9), st.data())

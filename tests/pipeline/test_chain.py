@@ -1,4 +1,4 @@
-"""The whole chain on a small acquisition, with real stages and without a server: order, duplicates, losses, failures."""
+"""The whole chain on a small acquisition, with real stages and without a server."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_raw_tiles_become_a_registered_and_published_slice(undisturbed):
 
 
 def test_nothing_of_the_raw_tiles_is_changed(acquired, undisturbed):
-    before = {p.name: (p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in (acquired / "raw").iterdir()}
+    before = {
+        p.name: (p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in (acquired / "raw").iterdir()
+    }
     after = {
         p.name: (p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in (undisturbed / "raw").iterdir()
     }

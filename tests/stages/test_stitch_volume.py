@@ -389,7 +389,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(case, tmp_path, monkeyp
     write = omezarr.LevelArrays.write
 
     def full(self, level, corner, data):
-        with open("/dev/full", "wb") as disk:  # noqa: PTH123
+        with open("/dev/full", "wb") as disk:
             disk.write(b"x")
             disk.flush()
         return write(self, level, corner, data)

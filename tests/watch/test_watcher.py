@@ -173,5 +173,5 @@ def test_a_folder_of_20000_files_is_looked_at_again_in_well_under_a_second(tmp_p
     watcher.poll()
     begin = time.process_time()
     watcher.poll()
-    # The promise is "well under a second"; the limit leaves room for a busy machine and still catches a file opened twice.
+    # The promise is "well under a second"; the limit leaves room for a busy machine.
     assert time.process_time() - begin < 1.0

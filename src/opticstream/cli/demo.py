@@ -79,7 +79,8 @@ class _Demo:
         # The demo's tiles are small: short waiting times, and one thread for each flow run, as they share the cores.
         for name, value in {
             "OPTICSTREAM_POLL_S": "0.5", "OPTICSTREAM_STABLE_S": "1", "OPTICSTREAM_SWEEP_S": "45",
-            "OPTICSTREAM_LEASE_S": "30", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
+            "OPTICSTREAM_LEASE_S": "30", "OPTICSTREAM_COLLAPSE_S": "20",
+            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
         }.items():  # fmt: skip
             os.environ.setdefault(name, value)
         from opticstream.cli.following import Follower, follow

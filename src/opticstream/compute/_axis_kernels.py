@@ -20,7 +20,7 @@ MAX_BEAMS = 16
 TINY = 1e-300
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def _evaluate(m: Any, frames: Any, n: int, x: float, y: float, z: float, h: Any) -> float:
     """Return the squared misfit of r = (x, y, z) to the signed measurements `m` (n, 3).
 
@@ -92,7 +92,7 @@ def _evaluate(m: Any, frames: Any, n: int, x: float, y: float, z: float, h: Any)
     return cost
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def _descend(m: Any, frames: Any, n: int, r: Any, here: Any, there: Any, tolerance: float) -> float:
     """Walk `r` (changed in place) downhill by damped Newton steps; return the cost reached, its curvature in `here`."""
     x, y, z = r[0], r[1], r[2]
@@ -137,7 +137,7 @@ def _descend(m: Any, frames: Any, n: int, r: Any, here: Any, there: Any, toleran
     return cost
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def _sign_towards(unit: Any, frames: Any, n: int, r: Any, signed: Any) -> float:
     """Write the measurements in space to `signed`, with the sign that fits `r`; return the best factor for `r`."""
     length = math.sqrt(r[0] ** 2 + r[1] ** 2 + r[2] ** 2) + TINY
@@ -159,7 +159,7 @@ def _sign_towards(unit: Any, frames: Any, n: int, r: Any, signed: Any) -> float:
     return reach / power
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def _spread(h: Any, r: Any) -> tuple[float, float]:
     """Return the variances of r's direction (rad^2, summed over both angles) and length, for noise of unit variance."""
     c00 = h[3] * h[5] - h[4] * h[4]
@@ -185,7 +185,7 @@ def _spread(h: Any, r: Any) -> tuple[float, float]:
     return across / norm2, along
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def _pair_starts(unit: Any, frames: Any, n: int, found: Any) -> int:
     """Write starts to `found` and return their number.
 
@@ -225,7 +225,7 @@ def _pair_starts(unit: Any, frames: Any, n: int, found: Any) -> int:
     return count
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def solve_pixels(
     measured: Any,
     frames: Any,

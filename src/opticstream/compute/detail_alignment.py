@@ -7,6 +7,7 @@ every map counts by how well it agrees, so that a map of noise does no harm.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +49,10 @@ def locally_normalised(
         return blurred
 
     weight = valid.astype(np.float32)
-    smooth = blur(np.where(valid, image, 0).astype(np.float32), sigma_px) / np.maximum(blur(weight, sigma_px), 1e-6)
+    filled = np.where(valid, image, 0).astype(np.float32)
+    smooth: NDArray[Any] = blur(filled, sigma_px) / np.maximum(blur(weight, sigma_px), np.float32(1e-6))
     around = np.maximum(blur(weight, neighbourhood_px), 1e-6)
-    smooth = np.where(valid, smooth, 0)
+    smooth = np.where(valid, smooth, np.float32(0))
     difference = np.where(valid, smooth - blur(smooth, neighbourhood_px) / around, 0)
     spread = np.sqrt(blur(difference**2, neighbourhood_px) / around)
     floor = 0.1 * float(np.median(spread[valid])) if valid.any() else 0.0
@@ -163,7 +165,7 @@ def _free_directions(freedom: Freedom) -> NDArray[np.float64]:
 
 def _linearised(fixed: Image, moved: Image) -> tuple[NDArray[np.bool_], Image, Image, Image, float, float] | None:
     """Return where both have values, slopes of the moved image, difference, weight and correlation of the pair."""
-    gx, gy = np.gradient(moved)
+    gx, gy = (np.asarray(slope, np.float32) for slope in np.gradient(moved))
     good = np.isfinite(fixed) & np.isfinite(gx) & np.isfinite(gy) & np.isfinite(moved)
     count = int(good.sum())
     if count < 64:

@@ -5,6 +5,8 @@ Pixels without a value (NaN, or outside the moving image) take no part in the in
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -140,20 +142,19 @@ def _resample_planes(
     planes: NDArray[np.float32], mapping: PlaneMap, shape: tuple[int, int], nearest: bool
 ) -> NDArray[np.float32]:
     """Resample planes (n, x, y) that share their pixels without value; blocks of rows bound the memory."""
-    from scipy import ndimage
+    from scipy.ndimage import map_coordinates as _map
 
-    valid = np.isfinite(planes).all(0)
-    filled = np.where(valid, planes, 0)
+    map_coordinates: Any = _map  # its types do not know this mode
+    valid = np.asarray(np.isfinite(planes).all(0))
+    filled: NDArray[np.float32] = np.where(valid, planes, np.float32(0))
     out = np.full((len(planes), *shape), np.nan, np.float32)
     order = 0 if nearest else 1
     for first in range(0, shape[0], _ROWS):
         rows = slice(first, min(first + _ROWS, shape[0]))
         where = mapping.coordinates(shape, rows)
-        share = ndimage.map_coordinates(
-            valid.astype(np.float32), where, order=order, mode="grid-constant", prefilter=False
-        )
+        share = map_coordinates(valid.astype(np.float32), where, order=order, mode="grid-constant", prefilter=False)
         good = share >= 0.5
         for source, target in zip(filled, out, strict=True):
-            value = ndimage.map_coordinates(source, where, order=order, mode="grid-constant", prefilter=False)
+            value = map_coordinates(source, where, order=order, mode="grid-constant", prefilter=False)
             target[rows] = np.where(good, value / np.where(good, share, 1), np.nan)
     return out

@@ -40,7 +40,7 @@ class PlaneMap:
         """Return the mapping from moving to fixed coordinates; only without a displacement."""
         if self.displacement is not None:
             raise ValueError("a mapping with a displacement has no inverse in closed form")
-        inverse = np.linalg.inv(self.matrix)
+        inverse: NDArray[np.float64] = np.asarray(np.linalg.inv(self.matrix), np.float64)
         return PlaneMap(inverse, -inverse @ self.offset)
 
     @property

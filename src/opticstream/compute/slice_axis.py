@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -170,7 +171,7 @@ def aligned_map(
 
 
 def _check(item: IlluminationImages) -> None:
-    images = {"orientation": item.orientation_deg, "birefringence": item.birefringence}
+    images: dict[str, NDArray[Any]] = {"orientation": item.orientation_deg, "birefringence": item.birefringence}
     images |= {f"map {name}": image for name, image in item.details.items()}
     if item.mask is not None:
         images["mask"] = item.mask

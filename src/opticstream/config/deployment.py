@@ -30,7 +30,7 @@ class DeploymentSettings(BaseSettings):
     """Slices registered at a time on this host."""
     upload_limit: int = Field(default=1, ge=1)
     """Upload runs at a time on this host."""
-    state_limit: int = Field(default=2, ge=1)
+    state_limit: int = Field(default=4, ge=1)
     """State and notification runs at a time on this host."""
     lease_s: float = Field(default=300.0, gt=0)
     """Lease of a claim, in seconds; a runner that has not renewed it for so long is taken for dead."""

@@ -1,10 +1,10 @@
 """Warm starts: flow runs are forked from a process that has everything imported.
 
-A fresh interpreter spends two to three seconds of processor time on importing Prefect and the numerics, for every flow run.
-Here one process (`python -m opticstream.flows.warm SOCKET`) imports once and waits; Prefect's runner starts a small
-launcher (`warm_launcher.py`) where it would start an interpreter; the launcher hands over its environment, arguments and
-output, a child is forked that does exactly what the interpreter would have done, and the launcher ends as the child ends.
-Where the warm process cannot be reached, the launcher starts an interpreter as usual.
+A fresh interpreter spends two to three seconds of processor time on importing Prefect and the numerics, for every
+flow run. Here one process (`python -m opticstream.flows.warm SOCKET`) imports once and waits; Prefect's runner starts
+a small launcher (`warm_launcher.py`) where it would start an interpreter; the launcher hands over its environment,
+arguments and output, a child is forked that does exactly what the interpreter would have done, and the launcher ends
+as the child ends. Where the warm process cannot be reached, the launcher starts an interpreter as usual.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from opticstream.flows.server import die_with_parent
 
@@ -62,7 +63,10 @@ def warm_starts(folder: Path, /) -> Iterator[None]:
     if sys.platform != "linux":  # elsewhere forking a process with loaded libraries is not safe
         yield
         return
-    from prefect.runner import _starter_engine
+    import importlib
+
+    # Prefect's runner has no setting for the interpreter that it starts; this name of its module is what it asks.
+    starter: Any = importlib.import_module("prefect.runner._starter_engine")
 
     address = folder / f"warm-{os.getpid()}.sock"
     process = subprocess.Popen(
@@ -77,14 +81,14 @@ def warm_starts(folder: Path, /) -> Iterator[None]:
     end = time.monotonic() + _START_TIMEOUT_S
     while not address.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
-    original = _starter_engine.get_sys_executable
+    original = starter.get_sys_executable
     os.environ[SOCKET_VARIABLE] = str(address)
     os.environ[PYTHON_VARIABLE] = sys.executable
-    _starter_engine.get_sys_executable = lambda: str(launcher)
+    starter.get_sys_executable = lambda: str(launcher)
     try:
         yield
     finally:
-        _starter_engine.get_sys_executable = original
+        starter.get_sys_executable = original
         process.terminate()
         process.wait()
         for path in (address, launcher):

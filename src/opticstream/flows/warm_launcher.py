@@ -1,4 +1,4 @@
-"""Stands in for an interpreter: asks the warm process for a child and lives as long as that child. Standard library only."""
+"""Stands in for an interpreter: asks the warm process for a child and lives as long as it. Standard library only."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def main() -> int:
         os.execv(python, [python, *arguments])
     child = json.loads(first)["pid"]
 
-    def forward(number, _frame):
+    def forward(number: int, _frame: object) -> None:
         try:
             os.kill(child, number)
         except OSError:

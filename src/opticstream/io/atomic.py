@@ -24,7 +24,7 @@ def is_temporary(path: Path, /) -> bool:
 
 
 def temporary_beside(path: Path, /) -> Path:
-    """Return a fresh temporary name in the folder of `path`; it keeps the suffixes, by which libraries choose formats."""
+    """Return a fresh temporary name in the folder of `path`, with its suffixes: libraries choose formats by them."""
     stem, dot, suffixes = path.name.partition(".")
     return path.with_name(f".{stem}{TEMPORARY_MARK}{os.getpid()}-{secrets.token_hex(4)}{dot}{suffixes}")
 

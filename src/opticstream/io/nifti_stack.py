@@ -129,7 +129,7 @@ def _layout(path: Path) -> tuple[tuple[int, int], int, np.dtype[Any]]:
             *struct.unpack_from("<4h", head, 40),
             struct.unpack_from("<h", head, 70)[0],
         )
-        dtype = {16: np.dtype("<f4"), 2: np.dtype("u1")}[datatype]
+        dtype: np.dtype[Any] = np.dtype({16: "<f4", 2: "u1"}[datatype])
     except (struct.error, KeyError) as error:
         raise FileFormatError(f"{path}: is not a stack that can grow; remove it to start again") from error
     if size != 348 or rank != 3 or path.stat().st_size < _HEADER_BYTES + x * y * count * dtype.itemsize:

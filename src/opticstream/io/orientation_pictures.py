@@ -119,7 +119,7 @@ def side_by_side(left: Picture, right: Picture, /, *, titles: tuple[str, str] = 
     out = np.full((height, left.shape[1] + gap + right.shape[1], 3), 64, np.uint8)
     out[: left.shape[0], : left.shape[1]] = left
     out[: right.shape[0], left.shape[1] + gap :] = right
-    places = [(titles[0], (4, 2)), (titles[1], (left.shape[1] + gap + 4, 2))]
+    places: list[tuple[str, tuple[float, float]]] = [(titles[0], (4, 2)), (titles[1], (left.shape[1] + gap + 4, 2))]
     return _written(out, places, centred=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from opticstream.config.loading import config_from_mapping
 from opticstream.config.project import ProjectConfig
@@ -71,7 +72,7 @@ def project_text(
     )  # fmt: skip
 
 
-SMALL = {"samples": 256, "b_lines": 64, "a_lines": 64, "a_lines_tilted": 56, "columns": 3, "rows": 2}
+SMALL: dict[str, Any] = {"samples": 256, "b_lines": 64, "a_lines": 64, "a_lines_tilted": 56, "columns": 3, "rows": 2}
 """Size of a quicker demo; still large enough for every stage to succeed."""
 
 
@@ -97,7 +98,7 @@ def write_demo(folder: Path, /, *, seed: int = 1, slices: int = 2, small: bool =
 
     The raw tiles belong into ``folder/raw``, the truth into ``folder/truth``; results come to ``folder/project``.
     """
-    size = SMALL if small else {}
+    size: dict[str, Any] = SMALL if small else {}
     project = write_text(folder / PROJECT_FILE, project_text(slices=slices, **size))
     phantom = write_text(folder / PHANTOM_FILE, demo_phantom(seed=seed, slices=slices).model_dump_json(indent=1) + "\n")
     return project, phantom

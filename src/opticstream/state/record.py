@@ -216,7 +216,7 @@ def time_from_text(text: str, /) -> datetime:
 
 
 def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+    return Path(os.path.abspath(path))
 
 
 def size_of_path(path: Path, /) -> int:

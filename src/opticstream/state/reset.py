@@ -250,7 +250,7 @@ def _remove(path: Path) -> None:
     """Remove a file or folder; a folder first loses its name, so that half of it is never taken for the whole."""
     if path.is_dir() and not path.is_symlink():
         doomed = temporary_name(path)
-        os.rename(path, doomed)  # noqa: PTH104
+        os.rename(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ class StateView(BaseModel):
         ValueError
             Objects of this kind have no such fact.
         """
-        return getattr(self, self._field(fact))  # type: ignore[no-any-return]
+        return getattr(self, self._field(fact))
 
     def has(self, fact: str, /) -> bool:
         """Return whether a fact has happened."""

@@ -17,6 +17,12 @@ from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.project import Project
 from opticstream.watch import Watcher
 
+_PUBLISHED = (
+    catalogue.BatchArchived,
+    catalogue.MosaicStitched,
+    catalogue.MosaicVolumeStitched,
+    catalogue.SliceRegistered,
+)
 Step = Callable[[Event], Iterable[Event]]
 
 
@@ -98,9 +104,6 @@ class LocalBus:
                 steps.append(lambda _e: slices.register_slice(project, event))
             case catalogue.SliceRegistered():
                 steps.append(lambda _e: slices.update_sample(project, event))
-        if isinstance(
-            event,
-            catalogue.BatchArchived | catalogue.MosaicStitched | catalogue.MosaicVolumeStitched | catalogue.SliceRegistered,
-        ):
+        if isinstance(event, _PUBLISHED):
             steps.append(lambda _e: uploads.upload_pending(project))
         return steps

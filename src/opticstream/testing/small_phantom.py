@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-
 from opticstream.config import ProjectConfig, config_from_mapping
 from opticstream.sim.settings import (
     InstrumentSettings,
@@ -68,5 +67,3 @@ def plain_phantom(**changes: Any) -> PhantomSettings:
     """Return a plain sample under a quiet instrument on a stage without errors; keywords replace its parts."""
     settings = {"sample": PLAIN_SAMPLE, "instrument": QUIET, "stage": STILL_STAGE, "slices": 1, **changes}
     return PhantomSettings(**settings)
-
-

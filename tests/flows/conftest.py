@@ -1,15 +1,18 @@
-"""A worker that runs flow runs in threads of its own process: the real server, triggers and flows, without the seconds
-that a fresh interpreter costs. For tests only."""
+"""A worker that runs flow runs in threads of its own process, for tests.
+
+Server, triggers and flows are the real ones; only the seconds that a fresh interpreter costs are saved.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import pytest
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -105,12 +108,14 @@ class InlineWorker:
             names = {id_: name for name, id_ in self._deployments.items()}
             while not self._stop.wait(0.1):
                 body = {"deployment_ids": [str(id_) for id_ in names], "limit": 50}
-                for found in self._http.post("/deployments/get_scheduled_flow_runs", json=body).raise_for_status().json():
+                answer = self._http.post("/deployments/get_scheduled_flow_runs", json=body).raise_for_status()
+                for found in answer.json():
                     run = client.read_flow_run(uuid.UUID(found["id"]))
                     if run.id in self._taken or run.deployment_id is None:
                         continue
                     self._taken.add(run.id)
-                    thread = threading.Thread(target=self._run, args=(flows[names[run.deployment_id]], run), daemon=True)
+                    flow = flows[names[run.deployment_id]]
+                    thread = threading.Thread(target=self._run, args=(flow, run), daemon=True)
                     self._threads.append(thread)
                     thread.start()
 
@@ -120,3 +125,10 @@ class InlineWorker:
                 run_flow(flow, flow_run=run, parameters=run.parameters)
         except Exception as error:
             self.errors.append(f"{flow.name}: {type(error).__name__}: {error}")
+
+
+@pytest.fixture(scope="module")
+def worker(prefect_server: str) -> Iterator[InlineWorker]:
+    """A worker for all pools of the tests' own server."""
+    with InlineWorker(prefect_server) as worker:
+        yield worker
