@@ -55,6 +55,12 @@ def stokes_from_jones(jones: NDArray[np.complex64], /) -> Floats:
     return np.stack([cross.real, cross.imag, balance]).astype(np.float32)
 
 
+def _windowed(jones: NDArray[np.complex64], window: DepthWindow) -> tuple[NDArray[np.complex64], Floats]:
+    """Return profiles and states inside a window; states are zero where it ends early."""
+    inside = np.stack([np.take_along_axis(channel, window.index, axis=2) for channel in jones])
+    return inside, np.where(window.valid, stokes_from_jones(inside), np.float32(0))
+
+
 def axis_and_birefringence(
     jones: NDArray[np.complex64],
     window: DepthWindow,
@@ -98,7 +104,7 @@ def axis_and_birefringence(
     depth = window.index.shape[-1] - 1
     rates = rates_of(depth=depth, depth_step_um=depth_step_um, wavelength_um=wavelength_um)
     cosine, sine = rate_tables(rates, depth=depth, offset=offset)
-    s1, s2, s3 = (np.where(window.valid, window.take(part), np.float32(0)) for part in stokes_from_jones(jones))
+    s1, s2, s3 = _windowed(jones, window)[1]
     along = s3 @ cosine.T
     cross_1, cross_2 = s1 @ sine.T, s2 @ sine.T
     match = along + np.hypot(cross_1, cross_2)
@@ -136,10 +142,10 @@ def retardance_without_noise(jones: NDArray[np.complex64], window: DepthWindow, 
         Where to average.
     """
     deep = max(1, jones.shape[-1] // 20)
-    power = np.abs(jones) ** 2
-    noise = power[..., -deep:].mean(axis=-1, dtype=np.float64)[..., np.newaxis]
-    s1, s2, s3 = (np.where(window.valid, window.take(part), 0) for part in stokes_from_jones(jones))
-    spread = 4 * (window.take(power[0]) * noise[1] + window.take(power[1]) * noise[0] - noise[0] * noise[1])
+    noise = (np.abs(jones[..., -deep:]) ** 2).mean(axis=-1, dtype=np.float64)[..., np.newaxis]
+    inside, (s1, s2, s3) = _windowed(jones, window)
+    power = np.abs(inside) ** 2
+    spread = 4 * (power[0] * noise[1] + power[1] * noise[0] - noise[0] * noise[1])
     spread = np.where(window.valid, np.maximum(spread, 0), 0)
     starts = np.arange(0, window.valid.shape[-1], BLOCK_PX)
     n = np.add.reduceat(window.valid.astype(np.int64), starts, axis=-1)
@@ -147,7 +153,7 @@ def retardance_without_noise(jones: NDArray[np.complex64], window: DepthWindow, 
     b3 = b3 - n * (noise[1] - noise[0])
     across = np.sqrt(np.maximum(b1**2 + b2**2 - extra, 0))
     retardance = np.degrees(np.arctan2(across, b3)) / 2
-    total = np.where(window.valid, window.take(power[0] + power[1]), 0)
+    total = np.where(window.valid, power[0] + power[1], 0)
     floor = noise[0] + noise[1]
     seen = np.add.reduceat(total, starts, axis=-1, dtype=np.float64) > n * (1 + LEAST_SIGNAL) * floor
     weight = np.where(seen | ~seen.any(axis=-1, keepdims=True), n, 0)
