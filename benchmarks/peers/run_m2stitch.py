@@ -18,7 +18,13 @@ rows, columns = cells[:, 1].tolist(), cells[:, 0].tolist()
 for threshold in (0.1, 0.05, 0.01):
     try:
         found, _ = m2stitch.stitch_images(
-            images, rows, columns, row_col_transpose=False, ncc_threshold=threshold, overlap_diff_threshold=20
+            images,
+            rows,
+            columns,
+            row_col_transpose=False,
+            ncc_threshold=threshold,
+            overlap_diff_threshold=20,
+            position_initial_guess=np.array(task["nominal"])[:, ::-1],
         )
         break
     except Exception as error:
@@ -28,4 +34,4 @@ if found is None:
 else:
     positions = np.stack([found["x_pos"], found["y_pos"]], axis=1).astype(float)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-json.dump({"positions": positions.tolist(), "peak_mb": peak_mb}, open(sys.argv[3], "w"))
+    json.dump({"positions": positions.tolist(), "peak_mb": peak_mb}, open(sys.argv[3], "w"))
