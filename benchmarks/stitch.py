@@ -3,8 +3,9 @@
     python benchmarks/stitch.py [--cases std10 hard10] [--peers ashlar m2stitch multiview-stitcher] [--repeat 3]
 
 Every tool runs as a process of its own (its imports count) on the same tiles with its best settings that we know; the
-peers' environments are made from PyPI under build/peers. Errors are over tiles with tissue that touch another such
-tile, after the mean shift is removed; blank tiles are compared with the true lattice of the stage, since their own jitter cannot be seen.
+peers' environments are made from PyPI under build/peers. Errors are over tiles with tissue that touch
+another such tile, after the mean shift is removed; blank tiles are compared with the true lattice of the stage, since
+their own jitter cannot be seen.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float], None]
 Corner = tuple[int, int, int]
-BASE_BYTES = 280 << 20
+BASE_BYTES = 330 << 20
 """What the interpreter and its libraries take of the budget."""
 
 
@@ -307,8 +307,8 @@ def _plan(
         inputs = (
             4 * parts * rows * tile_x * (min(bz + reach, shape[0] + reach) + 1)
         )  # samples, and one plane of weights
-        # The block (and the sines of axes), the writer's copy of the one before, its compressed shards, the levels.
-        outputs = 4 * bz * by * bx * ((2 if axial else 1) + 1 + 0.9 + 0.4)
+        # The block (and the sines of axes), the writer's copies, compressed shards, the levels.
+        outputs = 4 * bz * by * bx * ((2 if axial else 1) + 2 + 0.9 + 0.4)
         return int(inputs + outputs + 12 * by * bx + fixed)
 
     for largest in ((128, 512, 512), (64, 512, 512), (64, 256, 256), (64, 128, 128), (64, 64, 64)):
