@@ -31,7 +31,7 @@ class InlineWorker:
         Window in which state runs share a run, in seconds.
     """
 
-    def __init__(self, api_url: str, /, *, collapse_s: float = 1.0) -> None:
+    def __init__(self, api_url: str, /, *, collapse_s: float = 3.0) -> None:
         self.api_url = api_url
         self.collapse_s = collapse_s
         self.errors: list[str] = []
@@ -88,7 +88,7 @@ class InlineWorker:
         while not done():
             if time.monotonic() > end:
                 raise AssertionError(f"not within {timeout_s:g} s; errors: {self.errors}")
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     def wait_until_quiet(self, *, quiet_s: float = 2.5, timeout_s: float = 300.0) -> None:
         """Wait until nothing has run or waited for some seconds."""
@@ -106,7 +106,7 @@ class InlineWorker:
         flows = {deployment.name: deployment.flow for deployment in DEPLOYMENTS}
         with temporary_settings({PREFECT_API_URL: self.api_url}), get_client(sync_client=True) as client:
             names = {id_: name for name, id_ in self._deployments.items()}
-            while not self._stop.wait(0.1):
+            while not self._stop.wait(0.4):
                 body = {"deployment_ids": [str(id_) for id_ in names], "limit": 50}
                 answer = self._http.post("/deployments/get_scheduled_flow_runs", json=body).raise_for_status()
                 for found in answer.json():

@@ -16,7 +16,7 @@ from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.watch import Watcher
 
-pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
 
 BATCH, MOSAIC, SLICE, SAMPLE = BatchId(1, 1), MosaicId(1), SliceId(1), SampleId()
 # What must have happened, and what must not, when the trigger of a deployment is off.
@@ -58,10 +58,8 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     runs = worker.flow_runs()
     assert {run["created_by"]["type"] for run in runs} == {"AUTOMATION"}
     assert all(run["state"]["type"] == "COMPLETED" for run in runs)
-    by_flow = {name: sum(run["name"].startswith("Whole Chain mosaic") for run in runs) for name in ("process-batch",)}
-    assert by_flow["process-batch"] >= 6
-    # 6 batches, 2 mosaics stitched twice (maps, volumes), 1 slice, 1 sample, and shared runs of four looking flows.
-    assert len(runs) < 40
+    assert sum(run["name"].startswith("Whole Chain mosaic") for run in runs) == 6 + 2 + 2  # batches, maps, volumes
+    assert sum(run["name"].startswith("Whole Chain slice") for run in runs) == 1 + 1  # registered, added to the sample
 
     artifacts = worker._http.post("/artifacts/filter", json={"limit": 200}).raise_for_status().json()
     keys = {artifact["key"] for artifact in artifacts}
