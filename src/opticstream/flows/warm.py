@@ -173,6 +173,7 @@ def _become(order: dict[str, object], files: list[int], connection: socket.socke
         os.environ.clear()
         os.environ.update({str(k): str(v) for k, v in dict(order["environment"]).items()})  # type: ignore[call-overload]
         os.chdir(str(order["folder"]))
+        sys.path[0:0] = [str(order["folder"])]  # as `python -m` does
         arguments = [str(argument) for argument in order["arguments"]]  # type: ignore[attr-defined]
         module = arguments[arguments.index("-m") + 1]
         sys.argv = [module, *arguments[arguments.index("-m") + 2 :]]

@@ -1,0 +1,54 @@
+"""The embedded server: its own home, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opticstream.flows.server import EmbeddedServer, is_healthy
+from opticstream.model.errors import ServerError
+
+pytestmark = pytest.mark.server
+
+SESSION = """
+import os, sys
+from pathlib import Path
+from opticstream.flows.session import local_session
+with local_session(Path(sys.argv[1])) as server:
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+    assert str(PREFECT_API_URL.value()) == server.api_url
+    assert str(PREFECT_HOME.value()) == sys.argv[1]
+    print(server.api_url)
+assert "PREFECT_API_URL" not in os.environ
+"""
+
+
+def test_a_session_leaves_nothing_running_and_a_persons_profile_alone(tmp_path):
+    person, home = tmp_path / "person", tmp_path / "home"
+    person.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | {"HOME": str(person)}
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION, str(home)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not is_healthy(done.stdout.strip())
+    assert not (person / ".prefect").exists()
+    left = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(home).encode() in (entry / "environ").read_bytes():
+                left.append(entry.name)
+        except OSError:
+            continue
+    assert left == []
+    assert (home / "prefect.db").exists()
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path):
+    (tmp_path / "prefect.db").write_text("this is no database")
+    with pytest.raises(ServerError, match="did not start"):
+        EmbeddedServer(tmp_path).start()

@@ -1,0 +1,87 @@
+"""Warm starts: what the launcher stands in for behaves like a fresh interpreter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from opticstream.flows.warm import PYTHON_VARIABLE, SOCKET_VARIABLE, warm_starts
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm starts are for Linux")
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("w")
+    with warm_starts(folder):
+        from prefect.runner import _starter_engine
+
+        yield _starter_engine.get_sys_executable()
+
+
+def environment(**changes):
+    return {**os.environ, **changes}
+
+
+def test_prefects_runner_asks_for_the_launcher(launcher):
+    assert Path(launcher).name.startswith("warm-")
+    assert Path(os.environ[SOCKET_VARIABLE]).exists()
+
+
+def test_a_module_runs_with_the_callers_arguments_environment_folder_and_output(launcher, tmp_path):
+    (tmp_path / "told.py").write_text(
+        "import os, sys\nprint(sys.argv[1:], os.environ['COLOUR'], os.getcwd(), __name__)\nsys.exit(7)\n"
+    )
+    done = subprocess.run(
+        [launcher, "-m", "told", "a", "b"],
+        capture_output=True, text=True, cwd=tmp_path, check=False, env=environment(COLOUR="red"),
+    )  # fmt: skip
+    plain = subprocess.run(
+        [sys.executable, "-m", "told", "a", "b"],
+        capture_output=True, text=True, cwd=tmp_path, check=False, env=environment(COLOUR="red"),
+    )  # fmt: skip
+    assert plain.returncode == 7
+    assert (done.returncode, done.stdout) == (plain.returncode, plain.stdout)
+
+
+def test_prefect_is_there_already(launcher, tmp_path):
+    script = tmp_path / "told_loaded.py"
+    script.write_text("import sys\nprint('prefect.flow_engine' in sys.modules)\n")
+    done = subprocess.run([launcher, "-m", script.stem], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "True"
+
+
+def test_killing_the_launcher_kills_what_it_stands_for(launcher, tmp_path):
+    mark = tmp_path / "pid"
+    script = tmp_path / "told_sleep.py"
+    script.write_text(f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
+    process = subprocess.Popen([launcher, "-m", script.stem], cwd=tmp_path)
+    end = time.monotonic() + 20
+    while not (mark.exists() and mark.read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    child = int(mark.read_text())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while time.monotonic() < end:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{child} still runs")
+
+
+def test_without_a_warm_process_an_interpreter_is_started(launcher, tmp_path):
+    script = tmp_path / "told_loaded.py"
+    script.write_text("import sys\nprint('prefect' in sys.modules)\n")
+    lonely = environment(**{SOCKET_VARIABLE: str(tmp_path / "nobody.sock"), PYTHON_VARIABLE: sys.executable})
+    done = subprocess.run(
+        [launcher, "-m", script.stem], capture_output=True, text=True, check=True, env=lonely, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "False"
