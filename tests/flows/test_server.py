@@ -18,7 +18,9 @@ SESSION = """
 import os, sys
 from pathlib import Path
 from opticstream.flows.session import local_session
-with local_session(Path(sys.argv[1])) as server:
+with local_session(Path(sys.argv[1])) as session:
+    server = session.server
+    session.check()
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME
     assert str(PREFECT_API_URL.value()) == server.api_url
     assert str(PREFECT_HOME.value()) == sys.argv[1]

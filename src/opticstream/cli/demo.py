@@ -14,6 +14,7 @@ import typer
 
 from opticstream.cli.console import DONE, FAILED, JsonOption, err, errors_shown, out
 from opticstream.config import DeploymentSettings, load_project
+from opticstream.flows.session import Session
 from opticstream.model.errors import ConfigurationError, ProcessingError
 
 _MARK = "demo.json"
@@ -91,7 +92,7 @@ class _Demo:
             follower.say(f"phantom and project file are in {self.folder}")
             self._start_rig()
             try:
-                with local_session(self.folder / "prefect", say=follower.say):
+                with local_session(self.folder / "prefect", say=follower.say) as session:
                     from opticstream.flows.driver import Driver
                     from opticstream.flows.parameters import save_parameters
                     from opticstream.pipeline.project import Project
@@ -100,7 +101,9 @@ class _Demo:
                     save_parameters(config)
                     self.raw.mkdir(exist_ok=True)
                     driver = Driver.on_folder(Project.open(config, deployment=settings), self.raw)
-                    progress = follow(driver, follower, is_over=lambda: self._is_over(driver), check=self._check_rig)
+                    progress = follow(
+                        driver, follower, is_over=lambda: self._is_over(driver), check=lambda: self._check(session)
+                    )
             finally:
                 self._stop_rig()
         return FAILED if progress.failures else DONE
@@ -133,7 +136,8 @@ class _Demo:
         known = driver.watcher.known_batches()
         return all(batch in known for mosaic in {b.mosaic for b in known} for batch in layout.batches(mosaic))
 
-    def _check_rig(self) -> None:
+    def _check(self, session: Session) -> None:
+        session.check()
         assert self._rig is not None
         if self._rig.poll() not in (None, 0):
             tail = (self.folder / "rig.log").read_text(errors="replace")[-2000:]

@@ -108,10 +108,14 @@ def follow(
     """Step the driver and show progress until `is_over` and everything found has come to its end."""
     for event in driver.start():
         follower.say(f"taking up {event.item}: {event.event_name()}")
+    trouble: str | None = None
     while True:
         driver.step()
         progress = driver.progress()
         follower.show(progress)
+        if driver.trouble != trouble:
+            trouble = driver.trouble
+            follower.say(f"[yellow]waiting[/] {trouble}" if trouble else "the raw folder is back")
         for stalled in driver.watcher.stalled():
             follower.say(f"[yellow]waiting[/] {stalled}")
         if is_over() and driver.is_finished():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -63,8 +63,13 @@ def overrides_from_options(options: list[str], /) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def server_session(settings: DeploymentSettings, home: Path | None, *, say: object) -> Iterator[None]:
-    """Point this process at the configured server, or run an embedded one with workers for the time being."""
+def server_session(
+    settings: DeploymentSettings, home: Path | None, *, say: Callable[[str], object]
+) -> Iterator[Callable[[], None]]:
+    """Point this process at the configured server, or run an embedded one with workers for the time being.
+
+    Yields a check that raises ServerError once what was started here has ended.
+    """
     from opticstream.flows.server import client_environment, is_healthy
     from opticstream.flows.session import local_session
 
@@ -72,10 +77,10 @@ def server_session(settings: DeploymentSettings, home: Path | None, *, say: obje
         if not is_healthy(settings.api_url):
             raise ConfigurationError(f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
         os.environ.update(client_environment(settings.home.expanduser(), settings.api_url))
-        yield
+        yield lambda: None
         return
-    with local_session(home or settings.home, say=say):  # type: ignore[arg-type]
-        yield
+    with local_session(home or settings.home, say=say) as session:
+        yield session.check
 
 
 def config_of(project: str, options: list[str]) -> ProjectConfig:
@@ -101,7 +106,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             if not as_json:
                 err.print(f"[dim]{line}[/]")
 
-        with server_session(settings, home, say=say):
+        with server_session(settings, home, say=say) as check:
             from opticstream.cli.following import Follower, follow
             from opticstream.flows.driver import Driver
             from opticstream.flows.parameters import save_parameters
@@ -113,7 +118,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             driver = Driver.on_folder(opened, folder)
             with Follower(live=out.is_terminal, quiet=as_json) as follower:
                 over = _Acquired(driver, follower, accept_incomplete) if not live else (lambda: False)
-                progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5)
+                progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5, check=check)
         incomplete = driver.incomplete()
         strangers = driver.watcher.strangers
         failed = bool(progress.failures or incomplete or strangers or not progress.mosaics)

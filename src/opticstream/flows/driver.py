@@ -11,7 +11,7 @@ import httpx
 
 from opticstream.flows.events import announce
 from opticstream.flows.leftovers import queued_deployments
-from opticstream.model.errors import ServerError
+from opticstream.model.errors import InputError, ServerError
 from opticstream.model.events import BatchReady, Event
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import ProjectProgress, is_finished, project_progress
@@ -68,7 +68,10 @@ class Sweeper:
                 wait, at = wait * 2, now + wait * 2
             self._next[key] = (wait, at)
         if due:
-            self.announce(due)
+            try:
+                self.announce(due)
+            except ServerError:
+                return []  # nothing is lost: it is still pending when the server is back
         return due
 
 
@@ -96,7 +99,10 @@ class Driver:
         self.watcher = watcher
         self._announce = announce
         self.sweeper = Sweeper(project, project.deployment.sweep_s, announce, is_queued)
+        self.trouble: str | None = None
+        """Why the raw folder cannot be looked at for the moment."""
         self._next_sweep = 0.0
+        self._has_seen_folder = False
 
     @classmethod
     def on_folder(cls, project: Project, folder: Path, /) -> Driver:
@@ -117,7 +123,15 @@ class Driver:
 
     def step(self) -> list[FoundBatch]:
         """Look once at the raw folder and, now and then, at what is overdue; return the batches that were announced."""
-        found = self.watcher.poll()
+        try:
+            found = self.watcher.poll()
+            self.trouble = None
+        except InputError as error:
+            if not self._has_seen_folder:
+                raise
+            # A share that is away for a while must not end a watch of months.
+            found, self.trouble = [], str(error)
+        self._has_seen_folder = True
         for batch in found:
             self.ready(batch)
         now = time.monotonic()

@@ -139,6 +139,10 @@ class EmbeddedServer:
                 waiting(spent)
             time.sleep(0.2)
 
+    def is_alive(self) -> bool:
+        """Return whether the server process runs."""
+        return self._process is not None and self._process.poll() is None
+
     def stop(self) -> None:
         """End the server and everything that it started."""
         if self._process is None:

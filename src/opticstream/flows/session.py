@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from opticstream.flows.leftovers import cancel_leftovers
@@ -118,6 +119,27 @@ def _processes_of_group(group: int) -> Iterator[int]:
             continue
 
 
+@dataclass(frozen=True)
+class Session:
+    """A running server and its worker."""
+
+    server: EmbeddedServer
+    worker: WorkerProcess | None
+
+    def check(self) -> None:
+        """Do nothing while both run.
+
+        Raises
+        ------
+        ServerError
+            One of them has ended; the message names its log.
+        """
+        if not self.server.is_alive():
+            raise ServerError(f"the Prefect server has ended; its log is {self.server.log}")
+        if self.worker is not None and not self.worker.is_alive():
+            raise ServerError(f"the workers have ended; their log is {self.worker.log}")
+
+
 @contextmanager
 def local_session(
     home: Path,
@@ -126,7 +148,7 @@ def local_session(
     ui: bool = False,
     workers: bool = True,
     say: Say = lambda _line: None,
-) -> Iterator[EmbeddedServer]:
+) -> Iterator[Session]:
     """Run an embedded server and a worker for all pools, with this process pointed at them.
 
     Everything is ended when the block is left. `home` keeps the database, so that a later session goes on with it.
@@ -144,7 +166,7 @@ def local_session(
         if workers:
             say("starting the workers")
             worker.start()
-        yield server
+        yield Session(server, worker if workers else None)
     finally:
         worker.stop()
         server.stop()

@@ -73,7 +73,7 @@ def _encoded(path: Path, arrays: dict[str, NDArray[Any]]) -> bytes:
         case ".mat":
             from scipy.io import savemat
 
-            savemat(buffer, arrays)  # type: ignore[arg-type]
+            savemat(buffer, arrays)
             # The header text carries the time of day; equal data must give equal bytes.
             buffer.seek(0)
             buffer.write(b"MATLAB 5.0 MAT-file, Platform: posix, Created by OpticStream".ljust(116))

@@ -1,0 +1,98 @@
+"""What `run` and `watch` do next to the server, when the server or the raw folder is away for a while."""
+
+from __future__ import annotations
+
+import pytest
+
+from opticstream.config import DeploymentSettings, load_project
+from opticstream.flows.driver import Driver, Sweeper
+from opticstream.model.errors import MissingInputError, ServerError
+from opticstream.pipeline.project import Project
+from opticstream.watch import Watcher
+
+
+class Bus:
+    """Takes announcements, unless it is away."""
+
+    def __init__(self):
+        self.away = False
+        self.seen = []
+
+    def __call__(self, events):
+        if self.away:
+            raise ServerError("the server is away")
+        self.seen += events
+
+
+@pytest.fixture
+def project(acquisition):
+    return Project.open(load_project(acquisition / "project.toml"), deployment=DeploymentSettings())
+
+
+def driver_of(project, folder, bus):
+    facts = project.facts
+    watcher = Watcher(folder, project.config.scan, stable_s=0, settled=lambda batch: facts.has(batch, "ready"))
+    return Driver(project, watcher, announce=bus)
+
+
+def test_batches_found_while_the_server_is_away_are_announced_when_it_is_back(acquisition, project):
+    bus = Bus()
+    bus.away = True
+    driver = driver_of(project, acquisition / "raw", bus)
+    driver.step()
+    driver.step()
+    assert bus.seen == []
+    assert driver.start() == []
+    bus.away = False
+    assert len(driver.start()) == 6
+    assert {event.event_name() for event in bus.seen} == {"linc.oct.batch.ready"}
+
+
+def test_a_restarted_driver_does_not_announce_what_is_ready_already(acquisition, project):
+    bus = Bus()
+    for _ in range(2):
+        driver = driver_of(project, acquisition / "raw", bus)
+        driver.step()
+        driver.step()
+    assert len(bus.seen) == 6
+
+
+def test_a_raw_folder_that_goes_away_for_a_while_does_not_end_the_watch(acquisition, project):
+    driver = driver_of(project, acquisition / "raw", Bus())
+    driver.step()
+    (acquisition / "raw").rename(acquisition / "away")
+    assert driver.step() == []
+    assert "raw" in driver.trouble
+    (acquisition / "away").rename(acquisition / "raw")
+    driver.step()
+    assert driver.trouble is None
+
+
+def test_a_raw_folder_that_was_never_there_is_an_error(acquisition, project):
+    with pytest.raises(MissingInputError, match="nowhere"):
+        driver_of(project, acquisition / "nowhere", Bus()).step()
+
+
+def test_sweeps_are_patient_and_ever_more_so(acquisition, project):
+    now = [0.0]
+    bus = Bus()
+    driver = driver_of(project, acquisition / "raw", lambda _events: None)
+    driver.step()
+    driver.step()
+    sweeper = Sweeper(project, 10.0, bus, clock=lambda: now[0])
+    times = []
+    for now[0] in range(0, 100, 2):
+        if sweeper.sweep():
+            times.append(now[0])
+    assert times == [10, 30, 70]
+
+
+def test_what_waits_in_the_servers_queue_is_not_announced_again(acquisition, project):
+    now = [0.0]
+    driver = driver_of(project, acquisition / "raw", lambda _events: None)
+    driver.step()
+    driver.step()
+    sweeper = Sweeper(project, 10.0, Bus(), is_queued=lambda _event: True, clock=lambda: now[0])
+    sweeper.sweep()
+    now[0] = 1000.0
+    assert sweeper.sweep() == []
