@@ -161,6 +161,61 @@ def test_a_bad_tile_is_parked_stitched_around_and_retried(acquisition):
     assert is_finished(project, project.facts.snapshot())
 
 
+def test_a_failed_publication_is_parked_holds_up_nothing_and_is_retried(acquisition, monkeypatch):
+    from opticstream.pipeline import uploads
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    original = uploads.publish_locally
+    monkeypatch.setattr(uploads, "publish_locally", full)
+    project = opened(acquisition)
+    bus = LocalBus(project)
+    bus.feed(acquisition / "raw")
+    bus.run()
+    progress = project_progress(project)
+    assert [s.state for s in progress.slices] == ["registered"]
+    assert {f.fact for f in progress.failures} == {"upload_failed", "volume_upload_failed"}
+    assert all("No space left" in f.reason for f in progress.failures)
+    assert is_finished(project, project.facts.snapshot())
+    assert {"linc.oct.mosaic.failed", "linc.oct.slice.failed"} <= {event.event_name() for event in bus.seen}
+
+    monkeypatch.setattr(uploads, "publish_locally", original)
+    plan = retry_plan(project)
+    assert not any(fact in ("stitched", "registered") for _item, fact in plan.withdraw)
+    apply_plan(project, plan, reason="test")
+    again = LocalBus(project)
+    again.announce(plan.announce)
+    again.run()
+    assert project_progress(project).failures == ()
+    assert set(computed(project).values()) == {1}
+
+
+def test_a_slice_that_cannot_be_stacked_is_parked_and_retried(acquisition, monkeypatch):
+    from opticstream.stages import update_sample
+
+    def broken(_new):
+        raise OSError(28, "No space left on device")
+
+    original = update_sample.update_sample
+    monkeypatch.setattr(update_sample, "update_sample", broken)
+    project = opened(acquisition)
+    bus = LocalBus(project)
+    bus.feed(acquisition / "raw")
+    bus.run()
+    assert [f.fact for f in project_progress(project).failures] == ["stack_failed"]
+    assert is_finished(project, project.facts.snapshot())
+    assert "linc.oct.sample.failed" in {event.event_name() for event in bus.seen}
+    monkeypatch.setattr(update_sample, "update_sample", original)
+    plan = retry_plan(project)
+    apply_plan(project, plan, reason="test")
+    again = LocalBus(project)
+    again.announce(plan.announce)
+    again.run()
+    assert project_progress(project).failures == ()
+    assert project_progress(project).slices[0].stacked
+
+
 def test_a_lost_illumination_skips_the_slice_with_the_reason(acquisition):
     for raw in (acquisition / "raw").glob("mosaic_002_*"):
         os.truncate(raw, 1000)

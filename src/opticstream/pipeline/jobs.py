@@ -44,15 +44,15 @@ class Job:
     done: str
     """Fact that the work leads to."""
     failed: str | None = None
-    """Fact that parks the item; None where the failure is not the item's."""
+    """Fact that parks the work; None where the failures of its parts are recorded instead."""
 
 
 PROCESS_BATCH = Job("process batch", "started", "processed")
 STITCH_MOSAIC = Job("stitch mosaic", "started", "stitched", "failed")
 STITCH_VOLUME = Job("stitch volume", "volume_started", "volume_stitched", "volume_failed")
 REGISTER_SLICE = Job("register slice", "started", "registered", "failed")
-UPLOAD = Job("upload", "upload_started", "uploaded")
-UPLOAD_VOLUME = Job("upload volume", "volume_upload_started", "volume_uploaded")
+UPLOAD = Job("upload", "upload_started", "uploaded", "upload_failed")
+UPLOAD_VOLUME = Job("upload volume", "volume_upload_started", "volume_uploaded", "volume_upload_failed")
 
 
 @dataclass(frozen=True)

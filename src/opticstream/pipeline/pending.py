@@ -106,6 +106,7 @@ def _slices(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
         elif (
             project.config.processing.sample.enabled
             and snapshot.has(item, "registered")
+            and not snapshot.has(item, "stack_failed")
             and (item in late or not snapshot.has(item, "stacked"))
         ):
             yield project.event(SliceRegistered, item)

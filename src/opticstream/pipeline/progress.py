@@ -95,8 +95,8 @@ def project_progress(project: Project, /, snapshot: FactsSnapshot | None = None)
 def failures(project: Project, snapshot: FactsSnapshot, /) -> Iterable[Failure]:
     """Yield every parked item with its reason."""
     for item in snapshot.items():
-        for fact in ("failed", "volume_failed"):
-            if fact in snapshot.facts_of(item):
+        for fact in sorted(snapshot.facts_of(item)):
+            if fact.endswith("failed"):
                 record = project.facts.read(item, fact)
                 detail = record.detail if record else {}
                 yield Failure(item, fact, str(detail.get("reason", "unknown")), int(detail.get("attempts", 1)))
@@ -114,7 +114,7 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
             case BatchId():
                 if "ready" in known and "processed" not in known:
                     return False
-                if "archived" in known and "uploaded" not in known:
+                if "archived" in known and not known & {"uploaded", "upload_failed"}:
                     return False
             case MosaicId():
                 if "ready" in known and not known & {"stitched", "failed"}:
@@ -124,9 +124,7 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
             case SliceId():
                 if "ready" in known and not known & {"registered", "skipped", "failed"}:
                     return False
-                if "registered" in known and (
-                    "uploaded" not in known or (project.config.processing.sample.enabled and "stacked" not in known)
-                ):
+                if "registered" in known and not _slice_finished(project, known):
                     return False
     mosaics = {_mosaic_of(item) for item in snapshot.items("batch")}
     for mosaic in mosaics:
@@ -139,11 +137,16 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
 
 
 def _mosaic_finished(project: Project, known: frozenset[str]) -> bool:
-    if "uploaded" not in known:
+    if not known & {"uploaded", "upload_failed"}:
         return False
     if not project.config.stitches_volumes or "volume_failed" in known:
         return True
-    return {"volume_stitched", "volume_uploaded"} <= known
+    return "volume_stitched" in known and bool(known & {"volume_uploaded", "volume_upload_failed"})
+
+
+def _slice_finished(project: Project, known: frozenset[str]) -> bool:
+    stacked = not project.config.processing.sample.enabled or bool(known & {"stacked", "stack_failed"})
+    return stacked and bool(known & {"uploaded", "upload_failed"})
 
 
 def _mosaic_of(item: ItemId) -> MosaicId:

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from opticstream.model.events import Event, MosaicReady, MosaicStitched, SliceReady
+from opticstream.model.events import (
+    BatchArchived,
+    Event,
+    MosaicReady,
+    MosaicStitched,
+    MosaicVolumeStitched,
+    SliceReady,
+    SliceRegistered,
+)
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.progress import Failure, failures
 from opticstream.pipeline.project import Project
 
-_MOSAIC_RESULTS = ("stitched", "volume_stitched", "uploaded", "volume_uploaded", "failed", "volume_failed", "waiting")
-_SLICE_RESULTS = ("ready", "registered", "skipped", "failed", "stacked", "uploaded")
+_PUBLISHED = ("uploaded", "upload_failed", "volume_uploaded", "volume_upload_failed")
+_MOSAIC_RESULTS = ("stitched", "volume_stitched", "failed", "volume_failed", "waiting", *_PUBLISHED)
+_SLICE_RESULTS = ("ready", "registered", "skipped", "failed", "stacked", "stack_failed", *_PUBLISHED)
+_BATCH_RESULTS = ("processed", "archived", *_PUBLISHED)
 
 
 @dataclass
@@ -48,14 +58,31 @@ def retry_plan(project: Project, /, *, only: Iterable[ItemId] | None = None) -> 
         _retry_batch(project, batch, plan)
     redone = {batch.mosaic for batch in batches}
     for failure in parked:
-        if isinstance(failure.item, MosaicId) and failure.item not in redone:
+        if isinstance(failure.item, MosaicId) and failure.item not in redone and failure.fact not in _PUBLISHED:
             _retry_mosaic(project, failure.item, failure.fact, plan)
     redone_slices = {item for item, _fact in plan.withdraw if isinstance(item, SliceId)}
     for failure in parked:
-        if isinstance(failure.item, SliceId) and failure.item not in redone_slices:
+        if isinstance(failure.item, SliceId) and failure.item not in redone_slices and failure.fact == "failed":
             _withdraw(project, failure.item, ("failed", "skipped"), plan)
             plan.announce.append(project.event(SliceReady, failure.item))
+    for failure in parked:
+        _retry_after_compute(project, failure, plan)
     return plan
+
+
+def _retry_after_compute(project: Project, failure: Failure, plan: RetryPlan) -> None:
+    """Retry a publication or a place in the stacks, unless what it rests on is done anew anyway."""
+    item, fact = failure.item, failure.fact
+    if (item, fact) in plan.withdraw or not (fact in _PUBLISHED or fact == "stack_failed"):
+        return
+    _withdraw(project, item, (fact,), plan)
+    if isinstance(item, BatchId):
+        plan.announce.append(project.event(BatchArchived, item))
+    elif isinstance(item, MosaicId):
+        kind = MosaicVolumeStitched if fact.startswith("volume") else MosaicStitched
+        plan.announce.append(project.event(kind, item))
+    elif isinstance(item, SliceId):
+        plan.announce.append(project.event(SliceRegistered, item))
 
 
 def apply_plan(project: Project, plan: RetryPlan, /, *, reason: str) -> int:
@@ -70,7 +97,7 @@ def _retry_batch(project: Project, batch: BatchId, plan: RetryPlan) -> None:
             f"{batch}: it was never announced, so its raw folder is unknown; `opticstream run` finds it"
         )
         return
-    _withdraw(project, batch, ("processed", "archived", "uploaded"), plan)
+    _withdraw(project, batch, _BATCH_RESULTS, plan)
     _withdraw(project, batch.mosaic, ("ready", *_MOSAIC_RESULTS), plan)
     _withdraw_slice(project, batch.mosaic, plan)
     plan.announce.append(event)
@@ -100,6 +127,8 @@ def _is_inside(project: Project, failure: Failure, chosen: set[ItemId]) -> bool:
     around: set[ItemId] = {item, SampleId()}
     if isinstance(item, TileId):
         around |= {project.layout.batch_of(item), item.mosaic, project.layout.slice_of(item.mosaic)}
+    elif isinstance(item, BatchId):
+        around |= {item.mosaic, project.layout.slice_of(item.mosaic)}
     elif isinstance(item, MosaicId):
         around.add(project.layout.slice_of(item))
     return bool(around & chosen)

@@ -142,10 +142,10 @@ def update_sample(project: Project, event: SliceRegistered, /, *, attempt: Attem
             try:
                 made = attempt(f"stack slice {waiting[0].slice_id}", lambda: stage(sample_input(project, waiting[0])))
             except Exception as error:
-                return [
-                    *events,
-                    project.event(SampleFailed, SampleId(), slice_id=waiting[0].slice_id, reason=describe(error)),
-                ]
+                reason = describe(error)
+                facts.replace(waiting[0], "stack_failed", {"detail": {"reason": reason}}, why=reason)
+                events.append(project.event(SampleFailed, SampleId(), slice_id=waiting[0].slice_id, reason=reason))
+                continue
             claim.ensure_mine()
             content = Result(
                 outputs=[facts.file_record(path, checksum=False) for path in made.outputs.values()],
@@ -210,7 +210,11 @@ def sample_input(project: Project, slice_id: SliceId) -> SampleInput:
 def _unstacked(project: Project) -> list[SliceId]:
     snapshot = project.facts.snapshot(mosaics=())
     slices = [item for item in snapshot.items("slice") if isinstance(item, SliceId)]
-    fresh = [item for item in slices if snapshot.has(item, "registered") and not snapshot.has(item, "stacked")]
+    fresh = [
+        item
+        for item in slices
+        if snapshot.has(item, "registered") and not snapshot.facts_of(item) & {"stacked", "stack_failed"}
+    ]
     return fresh + late_volumes(project, snapshot)
 
 

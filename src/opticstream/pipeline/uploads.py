@@ -12,14 +12,17 @@ from functools import partial
 from pathlib import Path
 
 from opticstream.model.events import (
+    BatchFailed,
     BatchUploaded,
     Event,
+    MosaicFailed,
     MosaicUploaded,
     MosaicVolumeUploaded,
+    SliceFailed,
     SliceUploaded,
 )
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
-from opticstream.pipeline.jobs import UPLOAD, UPLOAD_VOLUME, Attempt, Done, Job, Result, once, perform
+from opticstream.pipeline.jobs import UPLOAD, UPLOAD_VOLUME, Attempt, Done, Failed, Job, Result, once, perform
 from opticstream.pipeline.project import Project
 from opticstream.publish.local import link_into_mosaic, publish_locally
 from opticstream.state import Claim, FactRecord, FactsSnapshot, FileRecord
@@ -38,7 +41,7 @@ def upload_queue(snapshot: FactsSnapshot, /) -> list[tuple[ItemId, str, Job, typ
         (item, fact, job, event)
         for hierarchy, fact, job, event in _QUEUES
         for item in snapshot.items(hierarchy)
-        if snapshot.has(item, fact) and not snapshot.has(item, job.done)
+        if snapshot.has(item, fact) and not snapshot.facts_of(item) & {job.done, job.failed}
     ]
 
 
@@ -49,8 +52,18 @@ def upload_pending(project: Project, /, *, attempt: Attempt = once) -> Iterator[
         if record is None:  # withdrawn meanwhile
             continue
         work = partial(_upload, project, item, record, attempt)
-        if isinstance(perform(project, item, job, work), Done):
+        outcome = perform(project, item, job, work)
+        if isinstance(outcome, Done):
             yield project.event(event, item)
+        elif isinstance(outcome, Failed):
+            yield _failure(project, item, job, outcome.reason)
+
+
+def _failure(project: Project, item: ItemId, job: Job, reason: str) -> Event:
+    if isinstance(item, BatchId):
+        return project.event(BatchFailed, item, reason=f"{job.name}: {reason}")
+    kind = MosaicFailed if isinstance(item, MosaicId) else SliceFailed
+    return project.event(kind, item, stage=job.name, reason=reason)
 
 
 def _upload(project: Project, item: ItemId, record: FactRecord, attempt: Attempt, _claim: Claim) -> Result:

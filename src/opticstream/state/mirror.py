@@ -90,7 +90,7 @@ def _mirror_item(state: OCTProjectState, facts: Facts, layout: AcquisitionLayout
         target.mark(fact, at=record.time)
         if fact == "started" and isinstance(target, OCTWork):
             target.attempts = int(record.detail.get("attempt", target.attempts))
-        if fact in ("failed", "volume_failed", "skipped"):
+        if fact == "skipped" or fact.endswith("failed"):
             failure = str(record.detail.get("reason", "")) or failure
     if isinstance(target, OCTWork) and target.failure != failure:
         target.mark_reason(failure)

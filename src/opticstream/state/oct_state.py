@@ -30,6 +30,7 @@ class OCTBatchStateView(Failing):
     failed_at: datetime | None = None
     upload_started_at: datetime | None = None
     uploaded_at: datetime | None = None
+    upload_failed_at: datetime | None = None
     failed_tiles: tuple[int, ...] = ()
 
     @property
@@ -57,8 +58,10 @@ class OCTMosaicStateView(Failing):
     volume_failed_at: datetime | None = None
     upload_started_at: datetime | None = None
     uploaded_at: datetime | None = None
+    upload_failed_at: datetime | None = None
     volume_upload_started_at: datetime | None = None
     volume_uploaded_at: datetime | None = None
+    volume_upload_failed_at: datetime | None = None
     batches: Children[OCTBatchStateView] = Field(default_factory=dict, validate_default=True)
 
     @property
@@ -85,8 +88,10 @@ class OCTSliceStateView(Failing):
     skipped_at: datetime | None = None
     failed_at: datetime | None = None
     stacked_at: datetime | None = None
+    stack_failed_at: datetime | None = None
     upload_started_at: datetime | None = None
     uploaded_at: datetime | None = None
+    upload_failed_at: datetime | None = None
     mosaics: Children[OCTMosaicStateView] = Field(default_factory=dict, validate_default=True)
 
     @property

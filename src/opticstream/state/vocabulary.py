@@ -14,7 +14,18 @@ from opticstream.model.ids import ItemId
 FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "sample": ("started", "updated"),
-        "slice": ("ready", "started", "registered", "skipped", "failed", "stacked", "upload_started", "uploaded"),
+        "slice": (
+            "ready",
+            "started",
+            "registered",
+            "skipped",
+            "failed",
+            "stacked",
+            "stack_failed",
+            "upload_started",
+            "uploaded",
+            "upload_failed",
+        ),
         "mosaic": (
             "waiting",
             "ready",
@@ -26,10 +37,12 @@ FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "volume_failed",
             "upload_started",
             "uploaded",
+            "upload_failed",
             "volume_upload_started",
             "volume_uploaded",
+            "volume_upload_failed",
         ),
-        "batch": ("ready", "started", "archived", "processed", "failed", "upload_started", "uploaded"),
+        "batch": ("ready", "started", "archived", "processed", "failed", "upload_started", "uploaded", "upload_failed"),
         "tile": ("processed", "failed"),
     }
 )
