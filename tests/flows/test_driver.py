@@ -7,6 +7,7 @@ import pytest
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.flows.driver import Driver, Sweeper
 from opticstream.model.errors import MissingInputError, ServerError
+from opticstream.model.ids import MosaicId
 from opticstream.pipeline.project import Project
 from opticstream.watch import Watcher
 
@@ -66,6 +67,21 @@ def test_a_raw_folder_that_goes_away_for_a_while_does_not_end_the_watch(acquisit
     (acquisition / "away").rename(acquisition / "raw")
     driver.step()
     assert driver.trouble is None
+
+
+def test_a_damaged_tile_does_not_hold_up_its_column_once_nobody_writes_any_more(acquisition):
+    raw = next((acquisition / "raw").glob("mosaic_001_image_0002_*"))
+    raw.write_bytes(raw.read_bytes()[:1000])
+    settings = DeploymentSettings(stable_s=0, stall_s=600)
+    for live, expected in ((True, 5), (False, 6)):
+        overrides = {"project_base_path": str(acquisition / f"out-{live}")}
+        project = Project.open(load_project(acquisition / "project.toml", overrides=overrides), deployment=settings)
+        driver = Driver.on_folder(project, acquisition / "raw", live=live)
+        driver._announce = Bus()
+        driver.sweeper.announce = Bus()
+        driver.step()
+        driver.step()
+        assert project.facts.count(project.layout.batches(MosaicId(1)), "ready") == expected - 3
 
 
 def test_a_raw_folder_that_was_never_there_is_an_error(acquisition, project):

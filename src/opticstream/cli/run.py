@@ -115,7 +115,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             config = config_of(project, options)
             save_parameters(config)
             opened = Project.open(config, deployment=settings)
-            driver = Driver.on_folder(opened, folder)
+            driver = Driver.on_folder(opened, folder, live=live)
             with Follower(live=out.is_terminal, quiet=as_json) as follower:
                 over = _Acquired(driver, follower, accept_incomplete) if not live else (lambda: False)
                 progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5, check=check)
@@ -145,7 +145,7 @@ class _Acquired:
 
         driver = self._driver
         assert isinstance(driver, Driver)
-        patience_s = driver.project.deployment.stable_s + 1.0
+        patience_s = 2 * driver.project.deployment.stable_s + 1.0
         waiting = driver.incomplete()
         if any(state.waiting_s < patience_s for state in waiting):
             return False

@@ -105,14 +105,18 @@ class Driver:
         self._has_seen_folder = False
 
     @classmethod
-    def on_folder(cls, project: Project, folder: Path, /) -> Driver:
-        """Return a driver for a folder, with the waiting times of this host's deployment settings."""
+    def on_folder(cls, project: Project, folder: Path, /, *, live: bool = True) -> Driver:
+        """Return a driver for a folder, with the waiting times of this host's deployment settings.
+
+        Without `live` nobody writes to the folder any more: a file that stands still and has the wrong size is a
+        problem of its tile at once, and does not hold up its column.
+        """
         facts = project.facts
         watcher = Watcher(
             folder,
             project.config.scan,
             stable_s=project.deployment.stable_s,
-            stall_s=project.deployment.stall_s,
+            stall_s=project.deployment.stall_s if live else project.deployment.stable_s,
             settled=lambda batch: facts.has(batch, "ready") or facts.has(batch, "processed"),
         )
         return cls(project, watcher, is_queued=is_queued)
