@@ -62,19 +62,31 @@ class InlineWorker:
             thread.join()
         self._http.close()
 
+    def _ask(self, method: str, path: str, body: dict[str, Any]) -> Any:
+        """Ask the server, again if it is too busy: on SQLite it says 503 now and then."""
+        for attempt in range(10):
+            try:
+                answer = self._http.request(method, path, json=body)
+                if answer.status_code < 500:
+                    return answer.raise_for_status().json() if answer.content else None
+            except httpx.TransportError:
+                if attempt == 9:
+                    raise
+            time.sleep(0.3 * (attempt + 1))
+        raise AssertionError(f"{method} {path}: the server stayed busy")
+
     def set_enabled(self, deployment: str, enabled: bool, /) -> None:
         """Turn the trigger of a deployment on or off."""
-        for automation in self._http.post("/automations/filter", json={}).raise_for_status().json():
+        for automation in self._ask("POST", "/automations/filter", {}):
             if automation["actions"][0].get("deployment_id") == str(self._deployments[deployment]):
                 body = {"enabled": enabled}
-                self._http.patch(f"/automations/{automation['id']}", json=body).raise_for_status()
+                self._ask("PATCH", f"/automations/{automation['id']}", body)
                 return
         raise AssertionError(f"{deployment} has no trigger")
 
     def flow_runs(self) -> list[dict[str, Any]]:
         """Return all flow runs that the server knows."""
-        runs = self._http.post("/flow_runs/filter", json={"limit": 200}).raise_for_status().json()
-        return list(runs)
+        return list(self._ask("POST", "/flow_runs/filter", {"limit": 200}))
 
     def wait_until(self, done: Callable[[], bool], /, *, timeout_s: float = 240.0) -> None:
         """Wait until something has come true.
@@ -107,17 +119,22 @@ class InlineWorker:
         with temporary_settings({PREFECT_API_URL: self.api_url}), get_client(sync_client=True) as client:
             names = {id_: name for name, id_ in self._deployments.items()}
             while not self._stop.wait(0.4):
-                body = {"deployment_ids": [str(id_) for id_ in names], "limit": 50}
-                answer = self._http.post("/deployments/get_scheduled_flow_runs", json=body).raise_for_status()
-                for found in answer.json():
-                    run = client.read_flow_run(uuid.UUID(found["id"]))
-                    if run.id in self._taken or run.deployment_id is None:
-                        continue
-                    self._taken.add(run.id)
-                    flow = flows[names[run.deployment_id]]
-                    thread = threading.Thread(target=self._run, args=(flow, run), daemon=True)
-                    self._threads.append(thread)
-                    thread.start()
+                try:
+                    self._start_scheduled(client, flows, names)
+                except (httpx.HTTPError, AssertionError):
+                    continue  # a busy server; the next round asks again
+
+    def _start_scheduled(self, client: Any, flows: dict[str, Any], names: dict[uuid.UUID, str]) -> None:
+        body = {"deployment_ids": [str(id_) for id_ in names], "limit": 50}
+        for found in self._ask("POST", "/deployments/get_scheduled_flow_runs", body):
+            run = client.read_flow_run(uuid.UUID(found["id"]))
+            if run.id in self._taken or run.deployment_id is None:
+                continue
+            self._taken.add(run.id)
+            flow = flows[names[run.deployment_id]]
+            thread = threading.Thread(target=self._run, args=(flow, run), daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _run(self, flow: Any, run: Any) -> None:
         try:

@@ -61,7 +61,7 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert sum(run["name"].startswith("Whole Chain mosaic") for run in runs) == 6 + 2 + 2  # batches, maps, volumes
     assert sum(run["name"].startswith("Whole Chain slice") for run in runs) == 1 + 1  # registered, added to the sample
 
-    artifacts = worker._http.post("/artifacts/filter", json={"limit": 200}).raise_for_status().json()
+    artifacts = worker._ask("POST", "/artifacts/filter", {"limit": 200})
     keys = {artifact["key"] for artifact in artifacts}
     assert any(key.endswith("-parameters") for key in keys)
     assert any(key.endswith("-mosaic-1-progress") for key in keys)
