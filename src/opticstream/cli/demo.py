@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from opticstream.cli.console import DONE, FAILED, JsonOption, err, errors_shown,
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.flows.session import Session
 from opticstream.model.errors import ConfigurationError, ProcessingError
+
+if TYPE_CHECKING:  # brings Prefect, which reads its settings when it is imported
+    from opticstream.flows.driver import Driver
 
 _MARK = "demo.json"
 
@@ -125,10 +128,7 @@ class _Demo:
             self._rig.terminate()
             self._rig.wait(timeout=20)
 
-    def _is_over(self, driver: object) -> bool:
-        from opticstream.flows.driver import Driver
-
-        assert isinstance(driver, Driver)
+    def _is_over(self, driver: Driver) -> bool:
         assert self._rig is not None
         if self._rig.poll() is None or driver.incomplete():
             return False

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from opticstream.cli.console import (
 )
 from opticstream.config import DeploymentSettings, ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
+
+if TYPE_CHECKING:  # brings Prefect, which reads its settings when it is imported
+    from opticstream.flows.driver import Driver
 
 SetOption = Annotated[
     list[str],
@@ -117,7 +120,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             opened = Project.open(config, deployment=settings)
             driver = Driver.on_folder(opened, folder, live=live)
             with Follower(live=out.is_terminal, quiet=as_json) as follower:
-                over = _Acquired(driver, follower, accept_incomplete) if not live else (lambda: False)
+                over = _Acquired(driver, accept_incomplete) if not live else (lambda: False)
                 progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5, check=check)
         incomplete = driver.incomplete()
         strangers = driver.watcher.strangers
@@ -135,16 +138,12 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
 class _Acquired:
     """Whether everything that lies in the folder has been announced, or will never be complete."""
 
-    def __init__(self, driver: object, follower: object, accept_incomplete: bool) -> None:
+    def __init__(self, driver: Driver, accept_incomplete: bool) -> None:
         self._driver = driver
-        self._follower = follower
         self._accept = accept_incomplete
 
     def __call__(self) -> bool:
-        from opticstream.flows.driver import Driver
-
         driver = self._driver
-        assert isinstance(driver, Driver)
         patience_s = 2 * driver.project.deployment.stable_s + 1.0
         waiting = driver.incomplete()
         if any(state.waiting_s < patience_s for state in waiting):
@@ -155,10 +154,7 @@ class _Acquired:
         return True
 
 
-def _report(config: ProjectConfig, driver: object, failures: int) -> None:
-    from opticstream.flows.driver import Driver
-
-    assert isinstance(driver, Driver)
+def _report(config: ProjectConfig, driver: Driver, failures: int) -> None:
     for state in driver.incomplete():
         err.print(f"[yellow]incomplete[/] {state}")
     if driver.incomplete():

@@ -6,7 +6,6 @@ tiles are consecutive; with a scan by rows they are not, and nothing downstream 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -169,8 +168,3 @@ class AcquisitionLayout:
                 return TileId(whole * len(self.illuminations) + index + 1, rest + 1)
             rest -= illumination.tiles
         raise AssertionError("unreachable")
-
-    def slices_from_mosaics(self, n_mosaics: int) -> Iterator[SliceId]:
-        """Yield every slice that the first `n_mosaics` mosaics touch."""
-        for s in range(-(-n_mosaics // len(self.illuminations))):
-            yield SliceId(s + 1)

@@ -67,9 +67,9 @@ def announcements(project: Project, event: BatchReady, result: Result, /) -> lis
     """Return the events that tell of a processed batch."""
     batch, detail = event.batch, result.detail
     events: list[Event] = []
-    if project.facts.has(batch, "archived"):
-        archived = project.facts.read(batch, "archived")
-        names = tuple(file.path for file in archived.outputs) if archived else ()
+    archived = project.facts.read(batch, "archived")
+    if archived is not None:
+        names = tuple(file.path for file in archived.outputs)
         events.append(project.event(BatchArchived, batch, files=names))
     events.append(project.event(BatchProcessed, batch, failed_tiles=tuple(detail["failed_tiles"])))
     reasons = {number: detail["tiles"][str(number)]["reason"] for number in detail["failed_tiles"]}

@@ -8,19 +8,11 @@ flows that look at the same moment cannot announce twice, and a crash between re
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from opticstream.model.events import MosaicReady, SliceReady
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
+from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.pipeline.project import Project
 from opticstream.state import FactsView
-
-
-class Recorder(FactsView, Protocol):
-    """Facts that can be asked and added to."""
-
-    def record(self, item: ItemId, fact: str) -> bool:
-        """Record a fact; True for the one caller who was first."""
 
 
 def after_batch(project: Project, batch: BatchId, /) -> MosaicReady | None:
