@@ -94,6 +94,23 @@ class EnfaceSettings(Settings):
         return self
 
 
+class QualitySettings(Settings):
+    """Limits beyond which a tile is flagged and people are told; no result changes by them."""
+
+    saturated_fraction: float = Field(default=1e-3, ge=0, le=1)
+    """Largest share of samples at the camera's full scale; more distort the spectra."""
+    signal_db: float | None = None
+    """Lowest median of the average intensity over tissue, in dB; none by default: levels follow the camera's counts."""
+    surface_roughness_px: float = Field(default=20.0, gt=0)
+    """Largest median step of the unfiltered surface between neighbouring A-lines of tissue, in depth samples."""
+    surface_confidence: float = Field(default=0.5, ge=0, le=1)
+    """Lowest median confidence of the surface over tissue; at 0.5 another depth shows as strong an edge."""
+    blank_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Largest share of A-lines without tissue; at 1 a blank tile is a good tile, as at the rim of a mosaic."""
+    nan_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of A-lines of tissue at which a map has no value."""
+
+
 class ArchiveSettings(Settings):
     """The compressed copy of the raw tiles."""
 
@@ -234,6 +251,8 @@ class ProcessingSettings(Settings):
     """From spectra to volumes."""
     enface: EnfaceSettings = EnfaceSettings()
     """Surface and en face maps."""
+    quality: QualitySettings = QualitySettings()
+    """Limits beyond which a tile is flagged."""
     archive: ArchiveSettings = ArchiveSettings()
     """Archive copy of the raw tiles."""
     coordinates: CoordinateSettings = CoordinateSettings()

@@ -161,8 +161,7 @@ def process_tile(
             content = write_map(targets[name], image, voxel_size_mm=job.voxel_size_mm, description=UNITS[name])
             outputs[name] = OutputFile(targets[name], len(content), hashlib.sha256(content).hexdigest())
     figures = figures_from_maps(
-        done.maps.get("aip"),
-        done.maps["surfraw"],
+        done.maps,
         done.confidence,
         noise_db=done.noise_db,
         saturated_fraction=done.saturated_fraction,
@@ -173,4 +172,6 @@ def process_tile(
         write_bytes(path, content)
         outputs["qc"] = OutputFile(path, len(content), hashlib.sha256(content).hexdigest())
     job.progress(1.0)
-    return TileResult(tile, source, done.raw_bytes, done.raw_sha256, outputs, figures.as_dict(), figures.flags())
+    return TileResult(
+        tile, source, done.raw_bytes, done.raw_sha256, outputs, figures.as_dict(), figures.flags(processing.quality)
+    )

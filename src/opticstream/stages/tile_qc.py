@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from opticstream.config.processing import QualitySettings
 
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)
 """Largest count of cameras with 8, 10, 12, 14 and 16 bits."""
@@ -41,27 +44,19 @@ class Saturation:
 
 
 @dataclass(frozen=True, slots=True)
-class TileLimits:
-    """Limits of the figures."""
-
-    saturated_fraction: float = 1e-3
-    """More samples at full scale than this distort the spectra."""
-    surface_roughness_px: float = 20.0
-    """Median step of the surface between neighbouring A-lines of tissue."""
-
-
-@dataclass(frozen=True, slots=True)
 class TileFigures:
     """Quality figures of one tile."""
 
     signal_db: float
-    """Median of the average intensity projection."""
+    """Median of the average intensity projection over tissue; over everything where there is no tissue."""
     noise_db: float
     """Median intensity of the deepest twentieth of the A-lines."""
     tissue_fraction: float
-    """Fraction of A-lines whose average intensity is at least 3 dB above the noise; 0 for a blank tile."""
+    """Share of A-lines whose average intensity is at least 3 dB above the noise; 0 for a blank tile."""
+    nan_fraction: float
+    """Largest share of A-lines of tissue at which one of the maps has no value."""
     saturated_fraction: float
-    """Fraction of raw samples at the camera's full scale."""
+    """Share of raw samples at the camera's full scale."""
     surface_roughness_px: float
     """Median step of the unfiltered surface between neighbours; 0 for a blank tile."""
     surface_confidence: float
@@ -70,43 +65,85 @@ class TileFigures:
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
-    def flags(self, limits: TileLimits | None = None, /) -> tuple[str, ...]:
-        """Return a sentence for each limit that is exceeded. A blank tile is a good tile."""
-        limits = limits or TileLimits()
+    def flags(self, limits: QualitySettings, /) -> tuple[str, ...]:
+        """Return a sentence for each limit that is exceeded, with the setting that holds it.
+
+        What tissue shows is judged only where more than a twentieth of the tile is tissue.
+        """
         found = []
         if self.saturated_fraction > limits.saturated_fraction:
             found.append(
                 f"saturated: {self.saturated_fraction:.2%} of the samples at full scale, "
-                f"limit {limits.saturated_fraction:.2%}"
+                f"limit {limits.saturated_fraction:.2%} (processing.quality.saturated_fraction)"
             )
-        if self.tissue_fraction > 0.05 and self.surface_roughness_px > limits.surface_roughness_px:
+        if 1 - self.tissue_fraction > limits.blank_fraction:
             found.append(
-                f"surface: median step {self.surface_roughness_px:.1f} px, limit {limits.surface_roughness_px:.1f} px"
+                f"blank: {1 - self.tissue_fraction:.0%} of the A-lines without tissue, "
+                f"limit {limits.blank_fraction:.0%} (processing.quality.blank_fraction)"
+            )
+        if self.tissue_fraction <= LEAST_TISSUE:
+            return tuple(found)
+        if limits.signal_db is not None and self.signal_db < limits.signal_db:
+            found.append(
+                f"weak: average intensity {self.signal_db:.1f} dB over tissue, "
+                f"limit {limits.signal_db:.1f} dB (processing.quality.signal_db)"
+            )
+        if self.surface_roughness_px > limits.surface_roughness_px:
+            found.append(
+                f"surface: median step {self.surface_roughness_px:.1f} px, "
+                f"limit {limits.surface_roughness_px:.1f} px (processing.quality.surface_roughness_px)"
+            )
+        if self.surface_confidence < limits.surface_confidence:
+            found.append(
+                f"surface: median confidence {self.surface_confidence:.2f}, "
+                f"limit {limits.surface_confidence:.2f} (processing.quality.surface_confidence)"
+            )
+        if self.nan_fraction > limits.nan_fraction:
+            found.append(
+                f"no value: {self.nan_fraction:.1%} of the tissue in one of the maps, "
+                f"limit {limits.nan_fraction:.1%} (processing.quality.nan_fraction)"
             )
         return tuple(found)
 
 
 TISSUE_ABOVE_NOISE_DB = 3.0
+LEAST_TISSUE = 0.05
+"""Share of tissue below which a tile says nothing about tissue."""
 
 
 def figures_from_maps(
-    aip: NDArray[np.float32] | None,
-    surfraw: NDArray[np.float32],
+    maps: Mapping[str, NDArray[np.float32]],
     confidence: NDArray[np.float32],
     /,
     *,
     noise_db: float,
     saturated_fraction: float,
 ) -> TileFigures:
-    """Return the figures of a tile from its maps, shape (x, y)."""
-    tissue = np.zeros(surfraw.shape, bool) if aip is None else aip >= noise_db + TISSUE_ABOVE_NOISE_DB
-    both = tissue[1:] & tissue[:-1]
-    steps = np.abs(np.diff(surfraw, axis=0))[both]
+    """Return the figures of a tile.
+
+    Parameters
+    ----------
+    maps : mapping of arrays, shape (x, y)
+        `surfraw` and any others; without `aip` nothing counts as tissue.
+    confidence : array, shape (x, y)
+        Confidence of the surface, 0..1.
+    noise_db, saturated_fraction : float
+        As in `TileFigures`.
+    """
+    surface, aip = maps["surfraw"], maps.get("aip")
+    tissue = np.zeros(surface.shape, bool) if aip is None else aip >= noise_db + TISSUE_ABOVE_NOISE_DB
+    seen = bool(tissue.any())
+    steps = np.abs(np.diff(surface, axis=0))[tissue[1:] & tissue[:-1]]
+    if aip is None:
+        signal_db = float("nan")
+    else:
+        signal_db = float(np.median(aip[tissue] if seen else aip))
     return TileFigures(
-        signal_db=float("nan") if aip is None else float(np.median(aip)),
+        signal_db=signal_db,
         noise_db=noise_db,
         tissue_fraction=float(tissue.mean()),
+        nan_fraction=max(float(np.isnan(image[tissue]).mean()) for image in maps.values()) if seen else 0.0,
         saturated_fraction=saturated_fraction,
         surface_roughness_px=float(np.median(steps)) if steps.size else 0.0,
-        surface_confidence=float(np.median(confidence[tissue])) if tissue.any() else 1.0,
+        surface_confidence=float(np.median(confidence[tissue])) if seen else 1.0,
     )
