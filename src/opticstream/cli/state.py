@@ -1,0 +1,246 @@
+"""`state show|verify|reset|rebuild`: what the flag files say, whether it is true, and how to take it back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.tree import Tree
+
+from opticstream.cli.console import (
+    DONE,
+    FAILED,
+    JsonOption,
+    ProjectArgument,
+    err,
+    errors_shown,
+    out,
+    print_json,
+)
+from opticstream.cli.run import HomeOption, server_session
+from opticstream.cli.status import item_of, open_project
+from opticstream.config import DeploymentSettings
+from opticstream.model.errors import ConfigurationError, StateError
+
+if TYPE_CHECKING:
+    from opticstream.pipeline.project import Project
+    from opticstream.state.oct_state import OCTBatchStateView, OCTMosaicStateView, OCTProjectStateView
+    from opticstream.state.reset import ResetPlan
+    from opticstream.state.tree import StateView
+
+app = typer.Typer(help="Facts of a project: show, verify, take back, restore the server's copy.", no_args_is_help=True)
+
+ItemArgument = Annotated[
+    str, typer.Argument(help="For example slice-001, mosaic-003, mosaic-003/batch-002 or mosaic-003/tile-0012.")
+]
+_COLOURS = {"failed": "red", "skipped": "yellow", "waiting": "yellow", "started": "cyan", "ready": "cyan"}
+
+
+@app.command("show")
+def show(
+    project: ProjectArgument,
+    from_server: Annotated[
+        bool, typer.Option("--server", help="Show the server's copy (Prefect Variables) instead of the flag files.")
+    ] = False,
+    batches: Annotated[bool, typer.Option(help="Also list every batch, not only those that are not done.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is known of each slice, mosaic and batch, as a tree."""
+    with errors_shown():
+        opened = open_project(project)
+        view = _from_server(opened, home) if from_server else _from_flags(opened)
+    if as_json:
+        print_json(view.model_dump(mode="json", exclude_defaults=True))
+        return
+    tree = Tree(f"[bold]{escape(view.project_name)}[/]  {_facts(view)}")
+    for slice_ in view.slices.values():
+        branch = tree.add(f"slice {slice_.slice_id}  {_facts(slice_)}{_why(slice_.failure)}")
+        for mosaic in slice_.mosaics.values():
+            _add_mosaic(branch, mosaic, batches=batches)
+    out.print(tree)
+
+
+def _from_flags(project: Project) -> OCTProjectStateView:
+    from opticstream.state.mirror import oct_state_from_facts
+
+    return oct_state_from_facts(project.config.name, project.facts, project.layout).to_view()
+
+
+def _from_server(project: Project, home: Path | None) -> OCTProjectStateView:
+    with server_session(DeploymentSettings(), home, say=lambda _line: None, workers=False):
+        from opticstream.flows.prefect_state import OCT_STATE_SERVICE
+
+        view = OCT_STATE_SERVICE.peek_project(project.config.name)
+    if view is None:
+        raise StateError(
+            f"the server has no state of {project.config.name!r}; `opticstream state rebuild` makes it from the flags"
+        )
+    return view
+
+
+def _add_mosaic(branch: Tree, mosaic: OCTMosaicStateView, *, batches: bool) -> None:
+    done = sum(batch.finished for batch in mosaic.batches.values())
+    counts = f"{done} of {len(mosaic.batches)} batches done"
+    node = branch.add(f"mosaic {mosaic.mosaic_id}  {_facts(mosaic)}  [dim]{counts}[/]{_why(mosaic.failure)}")
+    for batch in mosaic.batches.values():
+        if batches or not batch.finished or batch.failed_tiles:
+            node.add(f"batch {batch.batch_id}  {_facts(batch)}{_tiles(batch)}{_why(batch.failure)}")
+
+
+def _tiles(batch: OCTBatchStateView) -> str:
+    return f"  [red]failed tiles {', '.join(map(str, batch.failed_tiles))}[/]" if batch.failed_tiles else ""
+
+
+def _why(failure: str | None) -> str:
+    return f": [red]{escape(failure)}[/]" if failure else ""
+
+
+def _facts(view: StateView) -> str:
+    """Return the facts of an object, each in the colour of its kind; claims on finished work are left out."""
+    known = [fact for fact in view.facts() if view.has(fact)]
+    shown = [f"[{_colour(fact)}]{fact}[/]" for fact in known if not (fact.endswith("started") and len(known) > 1)]
+    return " ".join(shown) or "[dim]nothing yet[/]"
+
+
+def _colour(fact: str) -> str:
+    return _COLOURS.get(fact.rpartition("_")[2], "green")
+
+
+@app.command("verify")
+def verify(
+    project: ProjectArgument,
+    checksums: Annotated[
+        bool, typer.Option(help="Also read every file and compare its checksum; without, only sizes.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that the facts are true: outputs exist, sizes and checksums agree, and no fact denies another.
+
+    Exit status 1 if anything is wrong. Nothing is changed.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from opticstream.state.verify import verify as findings_of
+
+    with errors_shown():
+        opened = open_project(project)
+        columns = (TextColumn("files"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        files = 0
+        with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+            task = bar.add_task("files", total=None)
+
+            def count(done: int, total: int) -> None:
+                nonlocal files
+                files = total
+                bar.update(task, completed=done, total=total)
+
+            findings = findings_of(opened.facts, layout=opened.layout, checksums=checksums, progress=count)
+    if as_json:
+        print_json(
+            {
+                "files": files,
+                "findings": [
+                    {"item": f.item.key, "fact": f.fact, "problem": f.problem, "message": f.message, "path": f.path}
+                    for f in findings
+                ],
+            }
+        )
+    else:
+        for finding in findings:
+            out.print(f"[red]{finding.problem}[/] {escape(str(finding))}")
+        compared = "existence, size and checksum" if checksums else "existence and size"
+        out.print(f"{files} files compared by {compared}: {len(findings) or 'nothing'} wrong")
+        if findings:
+            out.print("`opticstream state reset ITEM --downstream` takes an item back, so that it is done again")
+    raise typer.Exit(FAILED if findings else DONE)
+
+
+@app.command("reset")
+def reset(
+    project: ProjectArgument,
+    item: ItemArgument,
+    downstream: Annotated[bool, typer.Option(help="Also take back everything that rests on it.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take back the work on an item, so that it is done again.
+
+    Says what will be undone and asks. Facts are kept in state/withdrawn; outputs are removed; raw tiles, archive copies
+    and published files are never touched. The next `opticstream run` or `watch`, or the server's sweep, does the work
+    again.
+    """
+    from opticstream.state.reset import apply_reset, plan_reset
+
+    with errors_shown():
+        opened = open_project(project)
+        plan = plan_reset(opened.facts, item_of(item), opened.layout, downstream=downstream)
+        if not as_json:
+            for line in plan.lines():
+                out.print(escape(line))
+        do = bool(plan.withdraw) and not dry_run and (yes or _agreed())
+        if do:
+            apply_reset(
+                opened.facts, plan, opened.layout, reason="opticstream state reset", lease_s=opened.deployment.lease_s
+            )
+    if as_json:
+        print_json(_plain_plan(plan) | {"done": do})
+    elif not plan.withdraw:
+        out.print(f"nothing has been done for {plan.target} that could be taken back")
+    elif do:
+        out.print(f"took back {len(plan.withdraw)} facts; `opticstream run` or `watch` does the work again")
+    elif not dry_run:
+        out.print("nothing was changed")
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _agreed() -> bool:
+    if not _has_terminal():
+        raise ConfigurationError("nobody can be asked here: give --yes to do it, or --dry-run to only look")
+    return typer.confirm("Do it?")
+
+
+def _plain_plan(plan: ResetPlan) -> dict[str, object]:
+    return {
+        "item": plan.target.key,
+        "withdraw": [f"{item.key}.{fact}" for item, fact in plan.withdraw],
+        "remove": list(plan.remove),
+        "keep": list(plan.keep),
+        "published": list(plan.published),
+        "left_behind": [f"{item.key}.{fact}" for item, fact in plan.left_behind],
+    }
+
+
+@app.command("rebuild")
+def rebuild(project: ProjectArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Restore the server's copy of the state (Prefect Variables) from the flag files, after its database was lost.
+
+    Also stores the parameters of a project file again, as `opticstream project register` does.
+    """
+    with errors_shown():
+        opened = open_project(project)
+        with server_session(DeploymentSettings(), home, say=lambda line: err.print(f"[dim]{line}[/]"), workers=False):
+            from opticstream.flows.parameters import save_parameters
+            from opticstream.flows.prefect_state import OCT_STATE_SERVICE
+            from opticstream.state.mirror import rebuild_oct_state
+
+            name = save_parameters(opened.config)
+            state = rebuild_oct_state(OCT_STATE_SERVICE, opened.config.name, opened.facts, opened.layout)
+    mosaics = list(state.to_view().mosaics())
+    counts = {
+        "slices": len(state.slices),
+        "mosaics": len(mosaics),
+        "batches": sum(len(mosaic.batches) for mosaic in mosaics),
+    }
+    if as_json:
+        print_json({"project": opened.config.name, "parameters": name, **counts})
+        return
+    told = ", ".join(f"{number} {what}" for what, number in counts.items())
+    out.print(f"restored the state of {opened.config.name} ({told}) and its parameters ({name})")
