@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import opticstream
-from opticstream.cli import demo, importing, project, register, run, serve, sim, status, stitch, tile
+from opticstream.cli import demo, importing, project, register, run, serve, sim, state, status, stitch, tile
 
 app = typer.Typer(
     name="opticstream",
@@ -32,6 +32,7 @@ app.command("watch", rich_help_panel=_PIPELINE)(run.watch)
 app.command("status", rich_help_panel=_PIPELINE)(status.status)
 app.command("retry", rich_help_panel=_PIPELINE)(status.retry)
 app.command("history", rich_help_panel=_PIPELINE)(status.history)
+app.add_typer(state.app, name="state", rich_help_panel=_PIPELINE)
 app.add_typer(project.app, name="project", rich_help_panel=_PIPELINE)
 app.command("validate", rich_help_panel=_PIPELINE)(sim.validate)
 app.add_typer(sim.app, name="sim", rich_help_panel=_FILES)

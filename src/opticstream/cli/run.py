@@ -67,9 +67,9 @@ def overrides_from_options(options: list[str], /) -> dict[str, object]:
 
 @contextlib.contextmanager
 def server_session(
-    settings: DeploymentSettings, home: Path | None, *, say: Callable[[str], object]
+    settings: DeploymentSettings, home: Path | None, *, say: Callable[[str], object], workers: bool = True
 ) -> Iterator[Callable[[], None]]:
-    """Point this process at the configured server, or run an embedded one with workers for the time being.
+    """Point this process at the configured server, or run an embedded one for the time being, with workers if wanted.
 
     Yields a check that raises ServerError once what was started here has ended.
     """
@@ -82,7 +82,7 @@ def server_session(
         os.environ.update(client_environment(settings.home.expanduser(), settings.api_url))
         yield lambda: None
         return
-    with local_session(home or settings.home, say=say) as session:
+    with local_session(home or settings.home, workers=workers, say=say) as session:
         yield session.check
 
 

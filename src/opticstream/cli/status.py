@@ -35,6 +35,7 @@ ItemsArgument = Annotated[
 
 
 def open_project(project: str) -> Project:
+    """Return the project that a PROJECT argument names, with its facts; a registered name needs the server."""
     if is_project_file(project):
         return Project.open(config_of(project, []))
     settings = DeploymentSettings()
@@ -46,9 +47,10 @@ def open_project(project: str) -> Project:
         return Project.open(config_of(project, []))
 
 
-def _items(keys: list[str] | None) -> list[ItemId] | None:
+def item_of(key: str) -> ItemId:
+    """Return the item that an argument names; ConfigurationError, which is exit status 2, when it names none."""
     try:
-        return [item_from_key(key) for key in keys] if keys else None
+        return item_from_key(key)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
 
@@ -112,7 +114,7 @@ def retry(
     with errors_shown():
         settings = DeploymentSettings()
         opened = open_project(project)
-        plan = retry_plan(opened, only=_items(items))
+        plan = retry_plan(opened, only=[item_of(key) for key in items] if items else None)
         if not dry_run:
             apply_plan(opened, plan, reason="opticstream retry")
             if settings.api_url and plan.announce:
@@ -151,9 +153,8 @@ def history(
     """Show what happened to an item: when, where, how long it took, why it was skipped."""
     with errors_shown():
         opened = open_project(project)
-        chosen = _items([item])
-        assert chosen
-        entries = opened.facts.journal.history(chosen[0], below=below)
+        chosen = item_of(item)
+        entries = opened.facts.journal.history(chosen, below=below)
     if as_json:
         print_json(
             [
@@ -170,4 +171,4 @@ def history(
         why = f": {escape(e.why)}" if e.why else ""
         out.print(f"{e.time:%Y-%m-%d %H:%M:%S}  {e.host}  {e.item}  {e.event} {e.fact or ''}{took}{why}")
     if not entries:
-        out.print(f"nothing is known of {chosen[0]}")
+        out.print(f"nothing is known of {chosen}")

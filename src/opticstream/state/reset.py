@@ -27,7 +27,8 @@ from opticstream.state.vocabulary import is_claim
 _KEPT_OF_TARGET = frozenset({"ready"})
 """What led to the work of the item itself still holds, and announces it again."""
 _KEPT_OF_BATCH = frozenset({"ready"})
-_NEVER_REMOVED = frozenset({"archived", "uploaded", "volume_uploaded"})
+_PUBLISHED = frozenset({"uploaded", "volume_uploaded"})
+_NEVER_REMOVED = _PUBLISHED | {"archived"}
 _ORDER = {"sample": 0, "slice": 1, "mosaic": 2, "batch": 3, "tile": 4}
 _MAIN_CLAIMS: Mapping[str, tuple[str, ...]] = {
     "sample": ("started",),
@@ -52,6 +53,8 @@ class ResetPlan:
         Files and folders that go, named as in records.
     keep : tuple of str
         Outputs of these facts that stay: copies in the archive, and files that another fact vouches for, too.
+    published : tuple of str
+        What of it was published, which nothing here can take back; a new publication replaces it.
     left_behind : tuple of (item, fact)
         Facts that stay although they rest on what goes; none with ``downstream``.
     """
@@ -61,6 +64,7 @@ class ResetPlan:
     withdraw: tuple[tuple[ItemId, str], ...]
     remove: tuple[str, ...]
     keep: tuple[str, ...]
+    published: tuple[str, ...]
     left_behind: tuple[tuple[ItemId, str], ...]
 
     @property
@@ -76,6 +80,8 @@ class ResetPlan:
             yield f"remove {name}"
         for name in self.keep:
             yield f"keep {name}"
+        for name in self.published:
+            yield f"{name} is published and stays until the new result replaces it"
         for item, fact in self.left_behind:
             yield f"{item} stays {fact}, although it rests on what goes"
 
@@ -116,12 +122,14 @@ def plan_reset(facts: Facts, item: ItemId, /, layout: AcquisitionLayout, *, down
     outputs = {file: key for key in ordered if key in records for file in records[key].outputs}
     vouched = {file.path for key, record in records.items() if key not in chosen for file in record.outputs}
     remove = {file.path for file, key in outputs.items() if _goes(file, key[1]) and file.path not in vouched}
+    published = {file.path for file, key in outputs.items() if key[1] in _PUBLISHED}
     return ResetPlan(
         target=item,
         downstream=downstream,
         withdraw=tuple(ordered),
         remove=tuple(sorted(remove)),
-        keep=tuple(sorted({file.path for file in outputs} - remove)),
+        keep=tuple(sorted({file.path for file in outputs} - remove - published)),
+        published=tuple(sorted(published)),
         left_behind=() if downstream else tuple(sorted(resting, key=lambda key: (key[0].key, key[1]))),
     )
 
