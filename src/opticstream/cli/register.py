@@ -150,22 +150,29 @@ def sample(
     The pipeline does this by itself after each registration; this does it by hand, also for volumes that were stitched
     later. Needs no server.
     """
-    from opticstream.pipeline.stacking import rebuild_sample, stack_slices
+    from opticstream.pipeline.stacking import stack_slices
 
     with errors_shown():
-        opened = open_project(project)
-        if rebuild:
-            rebuild_sample(opened)
-        made = stack_slices(opened, slices)
+        made = stack_slices(open_project(project), slices, rebuild=rebuild)
     if made is None:
-        err.print("no slice is registered yet")
+        err.print("no slice is stitched and registered yet")
         raise typer.Exit(FAILED)
     if as_json:
-        print_json({"slices": made.slices, "missing": made.missing, "outputs": made.outputs, "preview": made.preview})
+        print_json(
+            {
+                "slices": made.slices,
+                "missing": made.missing,
+                "without_axis": made.without_axis,
+                "outputs": made.outputs,
+                "preview": made.preview,
+            }
+        )
         return
     missing = json.loads(made.outputs["slices"].read_text())["missing"]
     out.print(f"stacks hold slices {', '.join(map(str, made.slices)) or 'none'}")
     for number, reason in missing.items():
         out.print(f"  slice {number} is missing: {reason}")
+    for number, reason in made.without_axis.items():
+        out.print(f"  slice {number} has no axis: {reason}")
     for path in made.outputs.values():
         out.print(f"  {path}")

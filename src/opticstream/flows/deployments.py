@@ -68,7 +68,12 @@ DEPLOYMENTS: tuple[Deployment, ...] = (
         collapse=True,
     ),
     Deployment(flows.register_slice, "register", (catalogue.SliceReady,)),
-    Deployment(flows.update_sample, "register", (catalogue.SliceRegistered,)),
+    Deployment(
+        flows.update_sample,
+        "register",
+        # A slice of one illumination is ready and no more; one whose registration failed goes on without its axes.
+        (catalogue.SliceReady, catalogue.SliceRegistered, catalogue.SliceFailed, catalogue.MosaicVolumeStitched),
+    ),
     Deployment(
         flows.upload,
         "upload",
@@ -102,29 +107,27 @@ _PAYLOAD = {
 
 
 def trigger_of(deployment: Deployment, /, *, collapse_s: float) -> DeploymentEventTrigger:
-    """Return the event trigger of a deployment, with the payload mapped to the flow's parameters."""
-    if not deployment.collapse:
-        return DeploymentEventTrigger(
-            name=f"{deployment.name} on {', '.join(kind.event_name() for kind in deployment.events)}",
-            expect={kind.event_name() for kind in deployment.events},
-            threshold=1,
-            within=timedelta(0),
-            parameters={"event": _PAYLOAD},
-        )
+    """Return the event trigger of a deployment, with the event mapped to the flow's parameters.
+
+    A flow that one kind of event starts takes that event; one that several kinds start takes its name and payload.
+    """
+    names = {kind.event_name() for kind in deployment.events}
+    window_s = collapse_s if deployment.collapse else 0.0
+    shared = {
+        "event_name": "{{ event.event }}",
+        "payload": _PAYLOAD,
+        "occurred": "{{ event.occurred.isoformat() }}",
+        "window_s": window_s,
+    }
     return DeploymentEventTrigger(
-        name=f"{deployment.name} on {len(deployment.events)} kinds of events",
-        expect={kind.event_name() for kind in deployment.events},
+        name=f"{deployment.name} on {', '.join(sorted(names)) if len(names) < 2 else f'{len(names)} kinds of events'}",
+        expect=names,
         # With a window, the first event starts a run at once and the others of the same project within the window are
         # swallowed; the run therefore looks again until the window is over.
-        for_each={"project"},
+        for_each={"project"} if deployment.collapse else set(),
         threshold=1,
-        within=timedelta(seconds=collapse_s),
-        parameters={
-            "event_name": "{{ event.event }}",
-            "payload": _PAYLOAD,
-            "occurred": "{{ event.occurred.isoformat() }}",
-            "window_s": collapse_s,
-        },
+        within=timedelta(seconds=window_s),
+        parameters={"event": _PAYLOAD} if len(names) == 1 else shared,
     )
 
 

@@ -19,7 +19,7 @@ from prefect.tasks import exponential_backoff
 
 from opticstream.flows.events import announce, event_from_trigger
 from opticstream.flows.parameters import keep_parameters, load_parameters
-from opticstream.model.events import BatchReady, Event, MosaicReady, MosaicStitched, SliceReady, SliceRegistered
+from opticstream.model.events import BatchReady, Event, MosaicReady, MosaicStitched, SliceReady
 from opticstream.pipeline.failures import is_transient
 from opticstream.pipeline.jobs import Attempt
 from opticstream.pipeline.project import Project
@@ -96,13 +96,13 @@ def register_slice(event: SliceReady, overrides: dict[str, Any] | None = None) -
         announce(work(project, event, attempt=_attempt(project)))
 
 
-@flow(name="update-sample", flow_run_name="{event.project_name} slice {event.slice_id}")
-def update_sample(event: SliceRegistered, overrides: dict[str, Any] | None = None) -> None:
-    """Add a registered slice to the sample's stacks."""
-    from opticstream.pipeline.slices import update_sample as work
+@flow(name="update-sample")
+def update_sample(event_name: str, payload: dict[str, Any], occurred: datetime, window_s: float = 0.0) -> None:
+    """Add the slices that wait for it, and volumes that came later, to the sample's stacks."""
+    from opticstream.pipeline.stacking import update_sample as work
 
-    with _opened(event, overrides) as project:
-        announce(work(project, event, attempt=_attempt(project)))
+    with _opened(event_from_trigger(event_name, payload)) as project:
+        _look_until(occurred, window_s, lambda: work(project, attempt=_attempt(project)))
 
 
 @flow(name="batch-state")

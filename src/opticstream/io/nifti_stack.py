@@ -83,6 +83,24 @@ def put_slice(
             os.fsync(file.fileno())
 
 
+def blank_slice(path: Path, slice_index: int, /) -> None:
+    """Make the place of a slice a gap (NaN, 0 for whole numbers); a stack that does not reach so far stays as it is.
+
+    Raises
+    ------
+    FileFormatError
+        The file is not a stack of this type.
+    """
+    shape, count, dtype = _layout(path)
+    if slice_index >= count:
+        return
+    with path.open("r+b") as file:
+        file.seek(_HEADER_BYTES + slice_index * shape[0] * shape[1] * dtype.itemsize)
+        file.write(_plane(np.empty((0, 0), dtype), shape))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _plane(data: NDArray[Any], shape: tuple[int, int]) -> bytes:
     """Return a slice's bytes, x fastest, filled up to `shape`."""
     full = np.full(shape, np.nan if data.dtype.kind == "f" else 0, data.dtype)

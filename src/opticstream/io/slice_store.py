@@ -86,14 +86,25 @@ class SliceStore:
                     block[: part.shape[0], : part.shape[1], : part.shape[2]] = part
                 self._write(levels, slice_index, x, y, block)
 
+    @classmethod
+    def opened(cls, path: Path, /) -> SliceStore:
+        """Return a store that is on the disk already.
+
+        Raises
+        ------
+        FileFormatError
+            There is none at `path`.
+        """
+        facts = _stored_facts(path)
+        dtype = json.loads((path / "0" / "zarr.json").read_text())["data_type"]
+        return cls(path, facts["planes"], tuple(facts["voxel_um"]), facts["kind"], dtype)
+
     def remove(self, slice_index: int, /) -> None:
-        """Blank the slab of a slice, if the store has it."""
-        if not (self.path / "zarr.json").exists():
-            return
-        levels = [self._array(level) for level in range(len(self.level_factors(self._stored()["levels"])))]
-        canvas = self._canvas(levels[0])
-        if slice_index * self.planes < levels[0].shape[-3]:
-            self.put(slice_index, canvas, lambda xs, ys: self._blank((xs.stop - xs.start, ys.stop - ys.start, 1)))
+        """Make the place of a slice a gap; a store that does not reach so far stays as it is."""
+        finest = self._array(0)
+        if slice_index * self.planes < finest.shape[-3]:
+            empty = self._blank((0, 0, self.planes))
+            self.put(slice_index, self._canvas(finest), lambda _xs, _ys: empty)
 
     def level_factors(self, count: int, /) -> list[tuple[int, int, int]]:
         """Return the downsampling of each level against the first, along x, y, z; z only where slabs stay whole."""
@@ -145,13 +156,6 @@ class SliceStore:
 
         return ts.open(self._spec(level), open=True, read=True, write=True).result()
 
-    def _stored(self) -> dict[str, Any]:
-        try:
-            content: dict[str, Any] = json.loads((self.path / "zarr.json").read_text())["attributes"]["opticstream"]
-        except (OSError, ValueError, KeyError) as error:
-            raise FileFormatError(f"{self.path}: is no store of slices; remove it to start again") from error
-        return content
-
     def _facts(self, levels: int) -> dict[str, Any]:
         return {"planes": self.planes, "voxel_um": list(self.voxel_um), "kind": self.kind, "levels": levels}
 
@@ -166,7 +170,7 @@ class SliceStore:
                 self._create(level, factors[level], slice_index, shape)
             # The group's metadata comes last: a store without it is not there yet, and is made again.
             write_text(self.path / "zarr.json", self._metadata(factors))
-        stored = self._stored()
+        stored = _stored_facts(self.path)
         expected = self._facts(stored["levels"])
         if stored != expected:
             raise FileFormatError(
@@ -301,4 +305,12 @@ def volume_voxel_um(path: Path, /) -> tuple[float, float, float]:
 
 def planes_of_slice(path: Path, /) -> int:
     """Return how many planes of a store belong to one slice: 1 for stacks of maps."""
-    return int(SliceStore(path, 1, (1.0, 1.0, 1.0))._stored()["planes"])
+    return int(_stored_facts(path)["planes"])
+
+
+def _stored_facts(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((path / "zarr.json").read_text())["attributes"]["opticstream"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FileFormatError(f"{path}: is no store of slices; remove it to start again") from error
+    return content

@@ -250,7 +250,10 @@ class SliceUploaded(SliceEvent):
 
 
 class SliceFailed(SliceEvent):
-    """A stage of a slice is parked as failed, or the slice is skipped."""
+    """A stage of a slice is parked as failed, or the slice is skipped.
+
+    A registration that failed costs the slice its fibre axes; its maps go on into the sample all the same.
+    """
 
     state = "failed"
     stage: str

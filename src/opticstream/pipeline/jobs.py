@@ -50,7 +50,8 @@ class Job:
 PROCESS_BATCH = Job("process batch", "started", "processed")
 STITCH_MOSAIC = Job("stitch mosaic", "started", "stitched", "failed")
 STITCH_VOLUME = Job("stitch volume", "volume_started", "volume_stitched", "volume_failed")
-REGISTER_SLICE = Job("register slice", "started", "registered", "failed")
+REGISTER_SLICE = Job("register slice", "started", "registered", "axis_failed")
+UPDATE_SAMPLE = Job("update sample", "started", "updated")
 UPLOAD = Job("upload", "upload_started", "uploaded", "upload_failed")
 UPLOAD_VOLUME = Job("upload volume", "volume_upload_started", "volume_uploaded", "volume_upload_failed")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from opticstream.model.ids import MosaicId, SliceId
+from opticstream.pipeline.products import recorded_products
 from opticstream.pipeline.progress import MILESTONES_PERCENT, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
 
@@ -48,15 +50,13 @@ def milestones(project: Project, progress: ProjectProgress, /) -> list[Milestone
             for percent in passed[-1:]
         ]
         if mosaic.state == "stitched":
-            preview = (
-                project.paths.base / f"mosaic-{mosaic.mosaic_id:02d}/stitched/mosaic_{mosaic.mosaic_id:03d}_aip.jpg"
-            )
+            preview = project.paths.mosaic_product(MosaicId(mosaic.mosaic_id), "aip", ".jpg")
             reached.append(Milestone(f"mosaic-{mosaic.mosaic_id:03d}.stitched", f"{where}: stitched", preview))
     for slice_ in progress.slices:
         if slice_.state == "registered":
-            preview = project.paths.registered_folder / f"slice_{slice_.slice_id:03d}_axis.jpg"
+            picture = recorded_products(project, SliceId(slice_.slice_id), "registered").get("axis_jpeg")
             key = f"slice-{slice_.slice_id:03d}.registered"
-            reached.append(Milestone(key, f"slice {slice_.slice_id}: registered", preview))
+            reached.append(Milestone(key, f"slice {slice_.slice_id}: registered", picture))
         elif slice_.state == "skipped":
             key = f"slice-{slice_.slice_id:03d}.skipped"
             reached.append(Milestone(key, f"slice {slice_.slice_id}: not registered: {slice_.reason}"))

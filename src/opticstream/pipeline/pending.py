@@ -19,11 +19,11 @@ from opticstream.model.events import (
     SliceReady,
     SliceRegistered,
 )
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
-from opticstream.pipeline.jobs import PROCESS_BATCH, REGISTER_SLICE, STITCH_MOSAIC, STITCH_VOLUME, Job
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId
+from opticstream.pipeline.jobs import PROCESS_BATCH, REGISTER_SLICE, STITCH_MOSAIC, STITCH_VOLUME, UPDATE_SAMPLE, Job
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import is_settled, waits_for_template
-from opticstream.pipeline.slices import late_volumes
+from opticstream.pipeline.rules import REGISTRATION_ENDED, is_settled, waits_for_template
+from opticstream.pipeline.stacking import stacking_event, unstacked
 from opticstream.pipeline.uploads import upload_queue
 from opticstream.state import FactsSnapshot
 
@@ -97,19 +97,14 @@ def _mosaics(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
 
 
 def _slices(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
-    late = late_volumes(project, snapshot)
     for item in snapshot.items("slice"):
         assert isinstance(item, SliceId)
-        settled = any(snapshot.has(item, fact) for fact in ("registered", "skipped", "failed"))
+        settled = snapshot.facts_of(item) & REGISTRATION_ENDED
         if snapshot.has(item, "ready") and not settled and _idle(project, item, REGISTER_SLICE):
             yield project.event(SliceReady, item)
-        elif (
-            project.config.processing.sample.enabled
-            and snapshot.has(item, "registered")
-            and not snapshot.has(item, "stack_failed")
-            and (item in late or not snapshot.has(item, "stacked"))
-        ):
-            yield project.event(SliceRegistered, item)
+    waiting = unstacked(project, snapshot)
+    if waiting and _idle(project, SampleId(), UPDATE_SAMPLE):
+        yield stacking_event(project, waiting[0])  # one run takes all that wait
 
 
 def _uploads(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.rules import REGISTRATION_ENDED, belongs_in_sample
 from opticstream.state import FactsSnapshot
 
 BATCH_STATES = ("ready", "started", "archived", "processed", "uploaded")
@@ -55,6 +56,7 @@ class SliceProgress:
 
     slice_id: int
     state: str
+    """acquiring, ready, registering, registered, axis failed (it goes on without fibre axes), skipped or failed."""
     reason: str = ""
     stacked: bool = False
     uploaded: bool = False
@@ -122,9 +124,11 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
                 if "stitched" in known and not _mosaic_finished(project, known):
                     return False
             case SliceId():
-                if "ready" in known and not known & {"registered", "skipped", "failed"}:
+                if "ready" in known and not known & REGISTRATION_ENDED:
                     return False
-                if "registered" in known and not _slice_finished(project, known):
+                if belongs_in_sample(project, item, snapshot) and not known & {"stacked", "stack_failed"}:
+                    return False
+                if "registered" in known and not known & {"uploaded", "upload_failed"}:
                     return False
     mosaics = {_mosaic_of(item) for item in snapshot.items("batch")}
     for mosaic in mosaics:
@@ -142,11 +146,6 @@ def _mosaic_finished(project: Project, known: frozenset[str]) -> bool:
     if not project.config.stitches_volumes or "volume_failed" in known:
         return True
     return "volume_stitched" in known and bool(known & {"volume_uploaded", "volume_upload_failed"})
-
-
-def _slice_finished(project: Project, known: frozenset[str]) -> bool:
-    stacked = not project.config.processing.sample.enabled or bool(known & {"stacked", "stack_failed"})
-    return stacked and bool(known & {"uploaded", "upload_failed"})
 
 
 def _mosaic_of(item: ItemId) -> MosaicId:
@@ -182,12 +181,12 @@ def _mosaic_progress(project: Project, snapshot: FactsSnapshot, mosaic: MosaicId
 
 def _slice_progress(project: Project, snapshot: FactsSnapshot, slice_id: SliceId) -> SliceProgress:
     known = snapshot.facts_of(slice_id)
-    order = ("failed", "skipped", "registered", "started", "ready")
+    order = ("failed", "axis_failed", "skipped", "registered", "started", "ready")
     state = next((name for name in order if name in known), "acquiring")
-    record = project.facts.read(slice_id, state) if state in ("failed", "skipped") else None
+    record = project.facts.read(slice_id, state) if state in ("failed", "axis_failed", "skipped") else None
     return SliceProgress(
         slice_id.slice_id,
-        {"started": "registering"}.get(state, state),
+        {"started": "registering", "axis_failed": "axis failed"}.get(state, state),
         reason=str(record.detail.get("reason", "")) if record else "",
         stacked="stacked" in known,
         uploaded="uploaded" in known,

@@ -12,16 +12,17 @@ from opticstream.model.events import (
     MosaicStitched,
     MosaicVolumeStitched,
     SliceReady,
-    SliceRegistered,
 )
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.progress import Failure, failures
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.rules import REGISTRATION_ENDED
+from opticstream.pipeline.stacking import stacking_event
 
 _PUBLISHED = ("uploaded", "upload_failed", "volume_uploaded", "volume_upload_failed")
 _MOSAIC_RESULTS = ("stitched", "volume_stitched", "failed", "volume_failed", "waiting", *_PUBLISHED)
-_SLICE_RESULTS = ("ready", "registered", "skipped", "failed", "stacked", "stack_failed", *_PUBLISHED)
+_SLICE_RESULTS = ("ready", *sorted(REGISTRATION_ENDED), "stacked", "stack_failed", *_PUBLISHED)
 _BATCH_RESULTS = ("processed", "archived", *_PUBLISHED)
 
 
@@ -62,8 +63,12 @@ def retry_plan(project: Project, /, *, only: Iterable[ItemId] | None = None) -> 
             _retry_mosaic(project, failure.item, failure.fact, plan)
     redone_slices = {item for item, _fact in plan.withdraw if isinstance(item, SliceId)}
     for failure in parked:
-        if isinstance(failure.item, SliceId) and failure.item not in redone_slices and failure.fact == "failed":
-            _withdraw(project, failure.item, ("failed", "skipped"), plan)
+        if (
+            isinstance(failure.item, SliceId)
+            and failure.item not in redone_slices
+            and failure.fact in ("failed", "axis_failed")
+        ):
+            _withdraw(project, failure.item, [fact for fact in _SLICE_RESULTS if fact != "ready"], plan)
             plan.announce.append(project.event(SliceReady, failure.item))
     for failure in parked:
         _retry_after_compute(project, failure, plan)
@@ -82,7 +87,7 @@ def _retry_after_compute(project: Project, failure: Failure, plan: RetryPlan) ->
         kind = MosaicVolumeStitched if fact.startswith("volume") else MosaicStitched
         plan.announce.append(project.event(kind, item))
     elif isinstance(item, SliceId):
-        plan.announce.append(project.event(SliceRegistered, item))
+        plan.announce.append(stacking_event(project, item))
 
 
 def apply_plan(project: Project, plan: RetryPlan, /, *, reason: str) -> int:

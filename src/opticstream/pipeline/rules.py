@@ -48,6 +48,23 @@ def good_mosaics(project: Project, slice_id: SliceId, /) -> tuple[MosaicId, ...]
     return tuple(m for m in project.layout.mosaics(slice_id) if project.facts.has(m, "stitched"))
 
 
+REGISTRATION_ENDED = frozenset({"registered", "axis_failed", "skipped", "failed"})
+"""Facts of a slice of which one stands when nothing more is to come of its registration."""
+
+
+def belongs_in_sample(project: Project, slice_id: SliceId, facts: FactsView, /) -> bool:
+    """Return whether a slice has what the sample's stacks hold: fibre axes, or at least the maps of its first mosaic.
+
+    A registration that failed costs the slice its axes and not its place; without its first mosaic it is a gap.
+    """
+    known = facts.facts_of(slice_id)
+    if not project.config.processing.sample.enabled:
+        return False
+    mosaics = project.layout.mosaics(slice_id)
+    settled = bool(known & {"axis_failed", "skipped"}) or (len(mosaics) == 1 and "ready" in known)
+    return "registered" in known or (settled and facts.has(mosaics[0], "stitched"))
+
+
 def may_determine_template(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
     """Return whether a mosaic is the one that determines the coordinates of its illumination.
 

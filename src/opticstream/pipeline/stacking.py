@@ -1,60 +1,210 @@
-"""The sample's stacks by hand: all registered slices at once, or all over again."""
+"""The sample's stacks: which slices are to be added, and adding them, as the pipeline does it or by hand.
+
+The stacks belong to all slices, so the claim is on the sample: slices are added one after the other.
+"""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opticstream.io.atomic import atomic_folder
 from opticstream.model.errors import InputError, StateError
-from opticstream.model.ids import SampleId, SliceId
+from opticstream.model.events import Event, SampleFailed, SampleUpdated, SliceReady, SliceRegistered
+from opticstream.model.ids import MosaicId, SampleId, SliceId
+from opticstream.pipeline.failures import describe
+from opticstream.pipeline.jobs import UPDATE_SAMPLE, Attempt, Result, once
+from opticstream.pipeline.parameters import sample_hash
+from opticstream.pipeline.products import recorded_products, stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.slices import sample_input
+from opticstream.pipeline.rules import belongs_in_sample
+from opticstream.state import FactsSnapshot
 
 if TYPE_CHECKING:
-    from opticstream.stages.update_sample import UpdatedSample
+    from opticstream.stages.update_sample import SampleInput, UpdatedSample
 
 
-def registered_slices(project: Project, /) -> list[SliceId]:
-    """Return the slices of a project that are registered, in order."""
+def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
+    """Add every slice that waits for it to the sample's stacks, and yield what is to be announced as it happens."""
+    from opticstream.stages.update_sample import update_sample as stage
+
+    facts = project.facts
+    if not unstacked(project):
+        return
+    claim = facts.claim(SampleId(), UPDATE_SAMPLE.claim, lease_s=project.deployment.lease_s)
+    if claim is None:
+        # The holder looks for further slices before it lets go, and the sweep finds what falls in between.
+        facts.journal.skipped(SampleId(), "updated", f"claimed: {facts.holder(SampleId(), UPDATE_SAMPLE.claim)}")
+        return
+    with claim:
+        while waiting := unstacked(project):
+            slice_id = waiting[0]
+            try:
+                made = attempt(f"stack slice {slice_id.slice_id}", lambda: stage(sample_input(project, waiting[0])))
+            except Exception as error:
+                reason = describe(error)
+                facts.replace(slice_id, "stack_failed", {"detail": {"reason": reason}}, why=reason)
+                yield project.event(SampleFailed, SampleId(), slice_id=slice_id.slice_id, reason=reason)
+                continue
+            claim.ensure_mine()
+            _record(project, slice_id, made)
+            yield project.event(
+                SampleUpdated,
+                SampleId(),
+                slice_id=slice_id.slice_id,
+                slices=tuple(made.slices),
+                missing=tuple(made.missing),
+            )
+
+
+def _record(project: Project, slice_id: SliceId, made: UpdatedSample) -> None:
+    facts = project.facts
+    content = Result(
+        outputs=[facts.file_record(path, checksum=False) for path in made.outputs.values()],
+        parameters_hash=sample_hash(project.config),
+        detail={"slices": list(made.slices), "missing": list(made.missing)},
+    ).content()
+    if not facts.record(slice_id, "stacked", content) and made.changed:
+        facts.replace(slice_id, "stacked", content, why="its part of the stacks was written again")
+    facts.replace(SampleId(), "updated", content, why=f"slice {slice_id.slice_id} added")
+
+
+def unstacked(project: Project, snapshot: FactsSnapshot | None = None, /) -> list[SliceId]:
+    """Return the slices that the stacks are to hold and do not, or not with all their volumes, in order."""
+    known = snapshot or project.facts.snapshot(mosaics=())
+    slices = [item for item in known.items("slice") if isinstance(item, SliceId)]
+    wanted = [
+        item for item in slices if belongs_in_sample(project, item, known) and not known.has(item, "stack_failed")
+    ]
+    late = set(_with_late_volumes(project, [item for item in wanted if known.has(item, "stacked")], known))
+    return [item for item in wanted if item in late or not known.has(item, "stacked")]
+
+
+def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSnapshot) -> Iterator[SliceId]:
+    """Yield the slices whose volumes, stitched after the maps, the stacks do not hold; nothing waits for volumes."""
+    if not (project.config.processing.sample.volumes and project.config.stitches_volumes):
+        return
+    done = [item for item in stacked if any(known.has(m, "volume_stitched") for m in project.layout.mosaics(item))]
+    if not done:
+        return
+    from opticstream.stages.update_sample import stacks_by_slice
+
+    held = stacks_by_slice(project.paths.sample_folder)
+    for item in done:
+        if not set(_volumes_by_stack(project, item)) <= held.get(item.slice_id, frozenset()):
+            yield item
+
+
+def stacking_event(project: Project, slice_id: SliceId, /) -> Event:
+    """Return the announcement that makes the sample look for slices to add, as it came for this slice."""
+    kind = SliceRegistered if project.facts.has(slice_id, "registered") else SliceReady
+    return project.event(kind, slice_id)
+
+
+def sample_input(project: Project, slice_id: SliceId, /) -> SampleInput:
+    """Return what a slice brings to the sample: maps and volumes of its fixed mosaic, and its axes if it has any.
+
+    Stacks are named `{illumination}_{modality}` and `registered_{product}`: both have a birefringence.
+    """
+    from opticstream.stages.update_sample import SampleInput
+
+    facts, settings = project.facts, project.config.processing.sample
+    snapshot = facts.snapshot(mosaics=())
+    slices = [item for item in snapshot.items("slice") if isinstance(item, SliceId)]
+    reasons = {item: _why_without_axis(project, item, snapshot) for item in slices}
+    fixed = _fixed_mosaic(project, slice_id)
+    products = recorded_products(project, slice_id, "registered")
+    name = project.illumination(fixed).name
+    return SampleInput(
+        folder=project.paths.sample_folder,
+        slice_id=slice_id.slice_id,
+        maps={f"{name}_{m}": path for m, path in stitched_maps(project, fixed).items() if m in settings.modalities}
+        | {f"registered_{product}": products[product] for product in settings.products if product in products},
+        volumes=_volumes_by_stack(project, slice_id),
+        settings=settings,
+        slice_thickness_um=project.config.scan.slice_thickness_um,
+        without_axis=reasons[slice_id],
+        failed={item.slice_id: reason for item, reason in reasons.items() if reason},
+        expected=max(item.slice_id for item in slices),
+    )
+
+
+def _volumes_by_stack(project: Project, slice_id: SliceId) -> dict[str, Path]:
+    """Return the volumes of a slice's fixed mosaic by the name of their stack."""
+    fixed = _fixed_mosaic(project, slice_id)
+    return {f"{project.illumination(fixed).name}_{m}": path for m, path in stitched_volumes(project, fixed).items()}
+
+
+def _fixed_mosaic(project: Project, slice_id: SliceId) -> MosaicId:
+    """Return the mosaic that the slice's others were registered onto; the first one without registration."""
+    record = project.facts.read(slice_id, "registered")
+    used = record.detail.get("mosaics") if record else None
+    return MosaicId(int(used[0])) if used else project.layout.mosaics(slice_id)[0]
+
+
+def _why_without_axis(project: Project, slice_id: SliceId, snapshot: FactsSnapshot) -> str:
+    for fact in ("failed", "axis_failed", "skipped"):
+        if snapshot.has(slice_id, fact):
+            record = project.facts.read(slice_id, fact)
+            return str(record.detail.get("reason", fact)) if record else fact
+    return ""
+
+
+def stackable_slices(project: Project, /) -> list[SliceId]:
+    """Return the slices of a project that have something for the stacks, in order."""
     snapshot = project.facts.snapshot(mosaics=())
     slices = [item for item in snapshot.items("slice") if isinstance(item, SliceId)]
-    return sorted(item for item in slices if snapshot.has(item, "registered"))
+    return sorted(item for item in slices if belongs_in_sample(project, item, snapshot))
 
 
-def stack_slices(project: Project, wanted: Collection[int] | None = None, /) -> UpdatedSample | None:
-    """Add registered slices to the stacks and return their state; None if no slice is registered.
+def stack_slices(
+    project: Project, wanted: Collection[int] | None = None, /, *, rebuild: bool = False
+) -> UpdatedSample | None:
+    """Add the project's slices to the stacks and return their state; None if there is none to add.
 
     Slices, maps and volumes that the stacks hold already, from the same input, are not written again.
+
+    Parameters
+    ----------
+    project : Project
+        Whose slices to add.
+    wanted : collection of int, optional
+        Only these slices; all by default.
+    rebuild : bool
+        Remove the stacks first.
 
     Raises
     ------
     InputError
-        A wanted slice is not registered.
+        A wanted slice has nothing for the stacks, or the stacks are to be built again from a part of the slices.
     StateError
         Another process is at the stacks.
     """
-    from opticstream.stages.update_sample import update_sample
+    from opticstream.stages.update_sample import update_sample as stage
 
-    slices = registered_slices(project)
+    slices = stackable_slices(project)
+    if wanted and rebuild:
+        raise InputError("the stacks are built again from all slices; leave the slice numbers out")
     if wanted:
         absent = sorted(set(wanted) - {item.slice_id for item in slices})
         if absent:
-            raise InputError(f"slices {absent} are not registered; registered are {[s.slice_id for s in slices]}")
+            raise InputError(
+                f"slices {absent} are not stitched and registered; those that are: {[s.slice_id for s in slices]}"
+            )
         slices = [item for item in slices if item.slice_id in wanted]
     made = None
-    claim = project.facts.claim(SampleId(), lease_s=project.deployment.lease_s)
+    claim = project.facts.claim(SampleId(), UPDATE_SAMPLE.claim, lease_s=project.deployment.lease_s)
     if claim is None:
-        raise StateError(
-            f"the sample's stacks are being updated by {project.facts.holder(SampleId())}; try again later"
-        )
+        holder = project.facts.holder(SampleId(), UPDATE_SAMPLE.claim)
+        raise StateError(f"the sample's stacks are being updated by {holder}; try again later")
     with claim:
+        if rebuild:
+            with atomic_folder(project.paths.sample_folder):
+                pass  # an empty folder takes the place of the stacks
         for item in slices:
-            made = update_sample(sample_input(project, item))
+            made = stage(sample_input(project, item))
             claim.ensure_mine()
+            project.facts.withdraw(item, "stack_failed", reason="stacked by hand")
+            _record(project, item, made)
     return made
-
-
-def rebuild_sample(project: Project, /) -> None:
-    """Remove the stacks, so that they are built again from nothing."""
-    shutil.rmtree(project.paths.sample_folder, ignore_errors=True)

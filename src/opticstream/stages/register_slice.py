@@ -25,7 +25,7 @@ from opticstream.config.processing import RegistrationSettings
 from opticstream.io import orientation_pictures as pictures
 from opticstream.io.atomic import write_bytes, write_text
 from opticstream.io.nifti import read_nifti, voxel_size_mm, write_nifti
-from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, ProcessingError
+from opticstream.model.errors import ConfigurationError, InputError, MissingInputError
 from opticstream.stages.resample_volumes import BeamTilt, resample_volume
 
 _DETAILS = ("aip",)
@@ -66,16 +66,10 @@ class RegisteredSlice:
     summary: dict[str, Any] = field(default_factory=dict)
     """What stands in the transform file: figures of each registration, shares of flagged pixels."""
 
-    def require_axis(self) -> None:
-        """Raise if there are no fibre axes.
-
-        Raises
-        ------
-        ProcessingError
-            Fewer than two illuminations are registered; the message says why.
-        """
-        if not self.has_axis:
-            raise ProcessingError("no fibre axis: " + "; ".join(self.failures))
+    @property
+    def why_no_axis(self) -> str:
+        """Why there are no fibre axes; empty where there are some."""
+        return "" if self.has_axis else "no fibre axis: " + "; ".join(self.failures)
 
 
 def register_slice(

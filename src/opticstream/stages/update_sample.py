@@ -25,7 +25,7 @@ from opticstream.compute.slice_alignment import SlicePose, next_pose, turned_axi
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import read_nifti, voxel_size_mm
-from opticstream.io.nifti_stack import put_slice
+from opticstream.io.nifti_stack import blank_slice, put_slice
 from opticstream.io.slice_store import SliceStore, planes_of_slice, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, MissingInputError, StateError
 
@@ -56,8 +56,10 @@ class SampleInput:
     """`processing.sample`."""
     slice_thickness_um: float = 500.0
     """`scan.slice_thickness_um`."""
+    without_axis: str = ""
+    """Why the slice has no fibre axes; empty where it has some."""
     failed: Mapping[int, str] = field(default_factory=dict)
-    """Slices that are known to have failed, and why."""
+    """Why slices that are missing are missing, as far as it is known."""
     expected: int = 0
     """Number of slices that the sample is to have, if known; later ones that are not there count as missing."""
 
@@ -72,6 +74,8 @@ class UpdatedSample:
     """Slices that the stacks hold."""
     missing: tuple[int, ...]
     """Slices that are gaps."""
+    without_axis: Mapping[int, str] = field(default_factory=dict)
+    """Slices that are there without fibre axes, and why."""
     changed: bool = True
     """False where the slice was there already, from the same input."""
     preview: Path | None = None
@@ -99,19 +103,26 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         entry = ledger.slices.get(new.slice_id, {})
         done: dict[str, str] = entry.get("stacks", {})
         prints = _fingerprints(new)
-        changed = {name for name, value in prints.items() if done.get(name) != value}
+        written = {name for name, value in prints.items() if done.get(name) != value}
+        # Volumes may come later than maps; a map that the slice brought before and does not bring now leaves a gap.
+        blanked = {name for name in done if name not in prints and _is_stack_of_maps(new, name)}
+        changed = bool(written or blanked) or entry.get("without_axis", "") != new.without_axis
         if changed:
-            known = entry.get("pose") if not changed.intersection(new.maps) else None
+            known = entry.get("pose") if not written.intersection(new.maps) else None
             pose = _pose_from_facts(known) if known else _pose(new, ledger)
             # Marked before it is written: after a crash in the middle this slice, and no other, counts as not there.
-            kept = {name: value for name, value in done.items() if name not in changed}
+            kept = {name: value for name, value in done.items() if name not in written}
             ledger.slices[new.slice_id] = {"state": "writing", "stacks": kept}
             ledger.write(new)
-            _put_maps(new, pose, changed)
-            _put_volumes(new, pose, changed)
+            _put_maps(new, pose, written)
+            _put_volumes(new, pose, written)
+            for name in blanked:
+                _blank_map(new, name)
+            stacks = {name: value for name, value in {**done, **prints}.items() if name not in blanked}
             ledger.slices[new.slice_id] = {
                 "state": "present",
-                "stacks": dict(sorted({**done, **prints}.items())),
+                "stacks": dict(sorted(stacks.items())),
+                **({"without_axis": new.without_axis} if new.without_axis else {}),
                 **({"pose": _pose_facts(pose)} if new.settings.align != "none" else {}),
             }
         ledger.write(new)
@@ -124,7 +135,8 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         outputs=outputs,
         slices=ledger.present(),
         missing=ledger.missing(new.expected),
-        changed=bool(changed),
+        without_axis=ledger.without_axis(),
+        changed=changed,
         preview=preview,
     )
 
@@ -165,6 +177,9 @@ class _Ledger:
         present = self.present()
         last = max([expected, *self.slices], default=0)
         return tuple(n for n in range(1, last + 1) if n not in present)
+
+    def without_axis(self) -> dict[int, str]:
+        return {n: self.slices[n]["without_axis"] for n in self.present() if "without_axis" in self.slices[n]}
 
     def stacks(self) -> list[str]:
         return sorted({name for entry in self.slices.values() for name in entry.get("stacks", [])})
@@ -250,6 +265,19 @@ def _put_maps(new: SampleInput, pose: SlicePose | None, names: Collection[str]) 
                 voxel = (_clean(x_mm * 1000), _clean(y_mm * 1000), new.slice_thickness_um)
                 store = SliceStore(target, 1, voxel, _kind(name), str(image.dtype))
                 store.put(new.slice_id - 1, (image.shape[0], image.shape[1]), _image_reader(image))
+
+
+def _is_stack_of_maps(new: SampleInput, name: str) -> bool:
+    return any(form == "nifti" or planes_of_slice(path) == 1 for form, path in _stack_files(new, name))
+
+
+def _blank_map(new: SampleInput, name: str) -> None:
+    """Make the place of the slice in a stack of maps a gap."""
+    for form, path in _stack_files(new, name):
+        if form == "nifti":
+            blank_slice(path, new.slice_id - 1)
+        else:
+            SliceStore.opened(path).remove(new.slice_id - 1)
 
 
 def _image_reader(image: NDArray[Any]) -> Callable[[slice, slice], NDArray[Any]]:

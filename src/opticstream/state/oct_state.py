@@ -85,6 +85,7 @@ class OCTSliceStateView(Failing):
     ready_at: datetime | None = None
     started_at: datetime | None = None
     registered_at: datetime | None = None
+    axis_failed_at: datetime | None = None
     skipped_at: datetime | None = None
     failed_at: datetime | None = None
     stacked_at: datetime | None = None
@@ -96,8 +97,8 @@ class OCTSliceStateView(Failing):
 
     @property
     def finished(self) -> bool:
-        """Whether it is registered, or skipped for good."""
-        return self.registered_at is not None or self.skipped_at is not None
+        """Whether its registration has come to an end, with fibre axes or without."""
+        return any(at is not None for at in (self.registered_at, self.axis_failed_at, self.skipped_at))
 
     def mosaic(self, mosaic_id: int, /) -> OCTMosaicStateView | None:
         """Return a mosaic, None when nothing is known about it."""

@@ -20,7 +20,7 @@ CONTRADICTIONS = {
     "tile": (("processed", "failed"),),
     "batch": (("processed", "failed"),),
     "mosaic": (("stitched", "failed"), ("volume_stitched", "volume_failed")),
-    "slice": (("registered", "failed"), ("registered", "skipped")),
+    "slice": tuple(("registered", other) for other in ("axis_failed", "skipped", "failed")),
 }
 """Facts of one item that cannot both be true."""
 

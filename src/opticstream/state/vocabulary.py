@@ -18,6 +18,7 @@ FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "ready",
             "started",
             "registered",
+            "axis_failed",
             "skipped",
             "failed",
             "stacked",

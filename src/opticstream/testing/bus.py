@@ -12,7 +12,7 @@ from pathlib import Path
 
 from opticstream.model import events as catalogue
 from opticstream.model.events import Event
-from opticstream.pipeline import batches, looks, mosaics, slices, uploads
+from opticstream.pipeline import batches, looks, mosaics, slices, stacking, uploads
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.project import Project
 from opticstream.watch import Watcher
@@ -22,6 +22,12 @@ _PUBLISHED = (
     catalogue.MosaicStitched,
     catalogue.MosaicVolumeStitched,
     catalogue.SliceRegistered,
+)
+_STACKED = (
+    catalogue.SliceReady,
+    catalogue.SliceRegistered,
+    catalogue.SliceFailed,
+    catalogue.MosaicVolumeStitched,
 )
 Step = Callable[[Event], Iterable[Event]]
 
@@ -35,12 +41,23 @@ class LocalBus:
         What is worked on.
     lose : callable
         Tells of an event whether it is lost on its way.
+    tolerate : exception type or tuple of them
+        Errors that end a step, as they end a flow run, and nothing else; they are kept in `errors`.
     """
 
-    def __init__(self, project: Project, /, *, lose: Callable[[Event], bool] = lambda _event: False) -> None:
+    def __init__(
+        self,
+        project: Project,
+        /,
+        *,
+        lose: Callable[[Event], bool] = lambda _event: False,
+        tolerate: type[Exception] | tuple[type[Exception], ...] = (),
+    ) -> None:
         self.project = project
         self.lose = lose
+        self.tolerate = tolerate
         self.seen: list[Event] = []
+        self.errors: list[Exception] = []
         self._queue: deque[Event] = deque()
 
     def announce(self, events: Iterable[Event], /) -> None:
@@ -57,7 +74,10 @@ class LocalBus:
             event = self._queue[index]
             del self._queue[index]
             for step in self._steps(event):
-                self.announce(step(event))
+                try:
+                    self.announce(step(event))
+                except self.tolerate as error:
+                    self.errors.append(error)
 
     def sweep(self) -> int:
         """Announce again what is ready and not started, and return how many announcements that were."""
@@ -102,8 +122,8 @@ class LocalBus:
                 steps.append(lambda _e: looks.look_at_mosaics(project))
             case catalogue.SliceReady():
                 steps.append(lambda _e: slices.register_slice(project, event))
-            case catalogue.SliceRegistered():
-                steps.append(lambda _e: slices.update_sample(project, event))
+        if isinstance(event, _STACKED):
+            steps.append(lambda _e: stacking.update_sample(project))
         if isinstance(event, _PUBLISHED):
             steps.append(lambda _e: uploads.upload_pending(project))
         return steps
