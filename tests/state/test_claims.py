@@ -266,6 +266,26 @@ def test_crashes_in_a_row_are_counted_until_a_release(facts, elsewhere):
     assert facts.claims.crashes(BATCH, "started") == 1
 
 
+def test_errors_in_a_row_are_counted_across_deaths_until_an_attempt_ends_well(facts):
+    def attempt(outcome):
+        claim = facts.claim(BATCH)
+        assert claim is not None
+        if outcome:
+            claim.release(outcome)
+        else:
+            age(facts, 1000)
+
+    for outcome in ("failed: OSError", None, "failed: OSError"):
+        attempt(outcome)
+    assert facts.claims.failures(BATCH, "started") == 2
+    claim = facts.claim(BATCH)
+    assert facts.claims.failures(BATCH, "started") == 2, "the attempt that is going on does not count"
+    claim.release("done")
+    assert facts.claims.failures(BATCH, "started") == 0
+    attempt("failed: KeyError")
+    assert facts.claims.failures(BATCH, "started") == 1
+
+
 def test_withdrawing_started_does_not_let_an_old_holder_come_back(facts, elsewhere):
     claim = elsewhere.claim(BATCH, lease_s=30)
     age(facts, 31)

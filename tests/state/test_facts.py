@@ -172,6 +172,28 @@ def test_withdrawing_keeps_the_record_and_lets_the_fact_happen_again(facts):
     assert facts.journal.history(BATCH)[1].why == "wrong dispersion"
 
 
+def test_replacing_what_does_not_stand_records_it(facts):
+    facts.replace(BATCH, "processed", {"parameters_hash": "new"}, why="computed")
+    assert facts.read(BATCH, "processed").parameters_hash == "new"
+    (entry,) = facts.journal.entries()
+    assert (entry.event, entry.why) == ("recorded", "computed")
+    assert not list(facts.project_dir.rglob("withdrawn"))
+
+
+def test_the_grounds_of_a_fact_are_read_from_the_head_of_its_flag(facts):
+    assert facts.grounds(BATCH, "processed") is None
+    facts.record(BATCH, "archived")
+    assert facts.grounds(BATCH, "archived") == (None, None)
+    outputs = [{"path": f"tile-{n}", "size": n, "sha256": "parameters_hash"} for n in range(1000)]
+    detail = {"parameters_hash": "not this one"}
+    content = {"outputs": outputs, "detail": detail, "parameters_hash": "abc+12", "inputs_hash": "t 1.nii:12:34"}
+    facts.record(BATCH, "processed", content)
+    assert facts.grounds(BATCH, "processed") == ("abc+12", "t 1.nii:12:34")
+    facts.path(SliceId(1), "registered").parent.mkdir(parents=True, exist_ok=True)
+    facts.path(SliceId(1), "registered").touch()
+    assert facts.grounds(SliceId(1), "registered") == (None, None)
+
+
 def test_replacing_keeps_the_earlier_record(facts):
     facts.record(BATCH, "processed", {"detail": {"parked": [7]}})
     facts.replace(BATCH, "processed", {"detail": {"parked": []}}, why="tile 7 was retried")

@@ -1,16 +1,205 @@
-"""What each result rests on: the settings that matter to a stage, and no others, as one hash.
+"""The settings that matter to each result, and no others, as one hash that its fact carries.
 
-Changing a setting changes the hashes of exactly the stages whose results it changes; a stage's hash contains those of
-the stages before it.
+A result rests on the settings of its own stage and on the results before it, so changing a setting makes exactly the
+results stale whose stage it belongs to, and through them what rests on those (`opticstream.pipeline.grounds`).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 
 from opticstream.config import ProjectConfig, parameters_hash
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """The settings of one stage, named as in the project file.
+
+    Attributes
+    ----------
+    results : mapping
+        Settings that matter to the values of the results.
+    form : mapping
+        Settings that only matter to what else is written and in which format: nothing further rests on them.
+    """
+
+    results: Mapping[str, Any]
+    form: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Hash of all settings; what follows the plus sign does not matter to what rests on the results."""
+        form = f"+{parameters_hash(self.form)[:8]}" if self.form else ""
+        return parameters_hash(self.results) + form
+
+    def flat(self) -> dict[str, Any]:
+        """Return every setting by its dotted name."""
+        return _flat(self.results) | _flat(self.form)
+
+
+def shared_part(hash_: str, /) -> str:
+    """Return the part of a hash that matters to what rests on the results.
+
+    Examples
+    --------
+    >>> shared_part("0123456789abcdef+01234567")
+    '0123456789abcdef'
+    """
+    return hash_.partition("+")[0]
+
+
+def tile_settings(config: ProjectConfig, illumination: int, /) -> StageSettings:
+    """Return the settings of a tile's maps and volumes."""
+    scan, processing = config.scan, config.processing
+    calibration, linearization = scan.calibration, scan.calibration.linearization
+    files = {
+        name: [_content(reference) for reference in getattr(linearization, name, ())]
+        for name in ("files", "measured_files", "linear_files")
+    }
+    contents = {f"linearization.{name}": digests for name, digests in files.items() if digests}
+    contents["dispersion_files"] = [_content(reference) for reference in calibration.dispersion_files]
+    if processing.reconstruction.background == "file" and calibration.background_file:
+        contents["background_file"] = [_content(calibration.background_file)]
+    enface = _plain(processing.enface)
+    if str(enface["surface"]).endswith((".nii", ".nii.gz")):
+        enface["surface"] = _content(enface["surface"])
+    return StageSettings(
+        {
+            "scan": {
+                "tile_shape": scan.tile_shape(illumination),
+                **_plain(scan, "samples", "channels", "raw_format", "scan_resolution_3d", "wavelength_um"),
+                "calibration": {
+                    "linearization": linearization.model_dump(
+                        mode="json", exclude={"files", "measured_files", "linear_files"}
+                    ),
+                    "contents": contents,
+                },
+            },
+            "processing": {
+                "reconstruction": _without(processing.reconstruction, "memory_budget_gb", "threads", "save_complex"),
+                "enface": enface,
+            },
+        },
+        {"processing": {"reconstruction": _plain(processing.reconstruction, "save_complex")}},
+    )
+
+
+def coordinates_settings(config: ProjectConfig, illumination: int, /) -> StageSettings:
+    """Return the settings of an illumination's coordinate template."""
+    scan, coordinates = config.scan, config.processing.coordinates
+    plain = _plain(coordinates)
+    if coordinates.tile_configuration is not None:
+        plain["tile_configuration"] = _content(str(coordinates.tile_configuration))
+    return StageSettings(
+        {
+            "scan": {
+                "columns": scan.illuminations[illumination].columns,
+                "rows": scan.rows(illumination),
+                "overlap_px": scan.overlap_px(illumination),
+                **_plain(scan, "scan_order", "scan_start"),
+            },
+            "processing": {"coordinates": plain},
+        }
+    )
+
+
+def focus_settings(config: ProjectConfig, /) -> StageSettings:
+    """Return the settings of an illumination's focus map."""
+    return StageSettings({"processing": {"focus": _plain(config.processing.focus)}})
+
+
+def mosaic_settings(config: ProjectConfig, illumination: int, /, *, finds_focus: bool = False) -> StageSettings:
+    """Return the settings of a mosaic's stitched maps.
+
+    Parameters
+    ----------
+    config : ProjectConfig
+        The project's settings.
+    illumination : int
+        Index of the mosaic's illumination.
+    finds_focus : bool
+        The mosaic is the one that finds the focus map of its illumination, which its own maps do not rest on.
+    """
+    processing = config.processing
+    coordinates = coordinates_settings(config, illumination).results
+    threshold_db = processing.mask.threshold_for(config.scan.illuminations[illumination].name)
+    form: dict[str, Any] = {"stitch": _plain(processing.stitch, "formats")}
+    if finds_focus:
+        form |= focus_settings(config).results["processing"]
+    return StageSettings(
+        {
+            "scan": coordinates["scan"],
+            "processing": {
+                **coordinates["processing"],
+                "mask": _without(processing.mask, "threshold_db") | {"threshold_db": threshold_db},
+                "stitch": _without(processing.stitch, "formats"),
+            },
+        },
+        {"processing": form},
+    )
+
+
+def volume_settings(config: ProjectConfig, /) -> StageSettings:
+    """Return the settings of a mosaic's stitched volumes."""
+    volume = config.processing.volume
+    return StageSettings(
+        {
+            "processing": {
+                **focus_settings(config).results["processing"],
+                "volume": _without(volume, "enabled", "memory_budget_gb", "format"),
+            }
+        },
+        {"processing": {"volume": _plain(volume, "format")}},
+    )
+
+
+def slice_settings(config: ProjectConfig, /) -> StageSettings:
+    """Return the settings of a slice's registration."""
+    tilts = {i.name: _plain(i, "tilt_deg", "tilt_axis_deg") for i in config.scan.illuminations}
+    registration = _plain(config.processing.registration)
+    return StageSettings({"scan": {"illuminations": tilts}, "processing": {"registration": registration}})
+
+
+def sample_settings(config: ProjectConfig, /) -> StageSettings:
+    """Return the settings of the sample's stacks."""
+    return StageSettings(
+        {
+            "scan": _plain(config.scan, "slice_thickness_um"),
+            "processing": {"sample": _without(config.processing.sample, "enabled")},
+        }
+    )
+
+
+def tile_hash(config: ProjectConfig, illumination: int, /) -> str:
+    """Return the hash that the facts of tiles and batches carry."""
+    return tile_settings(config, illumination).hash
+
+
+def mosaic_hash(config: ProjectConfig, illumination: int, /) -> str:
+    """Return the hash that the facts of stitched maps carry."""
+    return mosaic_settings(config, illumination).hash
+
+
+def volume_hash(config: ProjectConfig, _illumination: int, /) -> str:
+    """Return the hash that the facts of stitched volumes carry."""
+    return volume_settings(config).hash
+
+
+def slice_hash(config: ProjectConfig, /) -> str:
+    """Return the hash that the facts of registered slices carry."""
+    return slice_settings(config).hash
+
+
+def sample_hash(config: ProjectConfig, /) -> str:
+    """Return the hash that the facts of the sample's stacks carry."""
+    return sample_settings(config).hash
 
 
 @lru_cache(maxsize=64)
@@ -19,7 +208,7 @@ def _digest(path: str, size: int, mtime_ns: int) -> str:
 
 
 def _content(reference: str) -> str:
-    """Return a digest of a calibration file's content (hosts mount it in different places)."""
+    """Return a digest of a file's content (hosts mount it in different places)."""
     path, _, variable = reference.partition("#")
     try:
         status = Path(path).stat()
@@ -28,82 +217,16 @@ def _content(reference: str) -> str:
         return f"missing:{reference}"
 
 
-def tile_hash(config: ProjectConfig, illumination: int, /) -> str:
-    """Return the hash of everything that a tile's maps and volumes rest on, besides its raw file."""
-    scan, processing = config.scan, config.processing
-    linearization = scan.calibration.linearization
-    files = [
-        _content(reference)
-        for name in ("files", "measured_files", "linear_files")
-        for reference in getattr(linearization, name, ())
-    ]
-    files += [_content(reference) for reference in scan.calibration.dispersion_files]
-    if processing.reconstruction.background == "file" and scan.calibration.background_file:
-        files.append(_content(scan.calibration.background_file))
-    surface = processing.enface.surface
-    if isinstance(surface, str) and surface.endswith((".nii", ".nii.gz")):
-        files.append(_content(surface))
-    return parameters_hash(
-        {
-            "shape": [*scan.tile_shape(illumination), scan.samples, scan.channels, scan.raw_format],
-            "voxel": scan.scan_resolution_3d,
-            "wavelength": scan.wavelength_um,
-            "linearization": linearization.model_dump(mode="json", exclude={"files", "measured_files", "linear_files"}),
-            "files": files,
-            "reconstruction": processing.reconstruction.model_dump(
-                mode="json", exclude={"memory_budget_gb", "threads"}
-            ),
-            "enface": processing.enface.model_dump(mode="json"),
-        }
-    )
+def _plain(settings: BaseModel, *names: str) -> dict[str, Any]:
+    return settings.model_dump(mode="json", include=set(names) or None)
 
 
-def mosaic_hash(config: ProjectConfig, illumination: int, /) -> str:
-    """Return the hash of everything that a mosaic's stitched maps rest on."""
-    scan, processing = config.scan, config.processing
-    settings = scan.illuminations[illumination]
-    return parameters_hash(
-        {
-            "tiles": tile_hash(config, illumination),
-            "grid": [settings.columns, scan.rows(illumination), scan.scan_order, scan.scan_start],
-            "overlap": scan.overlap_px(illumination),
-            "coordinates": processing.coordinates.model_dump(mode="json", exclude={"force_refresh_coordinates"}),
-            "mask": [processing.mask.model_dump(mode="json", exclude={"threshold_db"})],
-            "threshold": processing.mask.threshold_for(settings.name),
-            "stitch": processing.stitch.model_dump(mode="json"),
-        }
-    )
+def _without(settings: BaseModel, *names: str) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude=set(names))
 
 
-def volume_hash(config: ProjectConfig, illumination: int, /) -> str:
-    """Return the hash of everything that a mosaic's stitched volumes rest on."""
-    return parameters_hash(
-        {
-            "mosaic": mosaic_hash(config, illumination),
-            "focus": config.processing.focus.model_dump(mode="json", exclude={"force_refresh"}),
-            "volume": config.processing.volume.model_dump(mode="json", exclude={"memory_budget_gb"}),
-        }
-    )
-
-
-def slice_hash(config: ProjectConfig, /) -> str:
-    """Return the hash of everything that a slice's registration rests on."""
-    illuminations = config.scan.illuminations
-    return parameters_hash(
-        {
-            "mosaics": [mosaic_hash(config, k) for k in range(len(illuminations))],
-            "tilts": [[i.tilt_deg, i.tilt_axis_deg] for i in illuminations],
-            "registration": config.processing.registration.model_dump(mode="json"),
-        }
-    )
-
-
-def sample_hash(config: ProjectConfig, /) -> str:
-    """Return the hash of everything that the sample's stacks rest on."""
-    return parameters_hash(
-        {
-            "slices": slice_hash(config),
-            "thickness": config.scan.slice_thickness_um,
-            "sample": config.processing.sample.model_dump(mode="json"),
-        }
-    )
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

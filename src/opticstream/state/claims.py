@@ -19,7 +19,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +36,8 @@ from opticstream.state.record import time_from_text, time_to_text
 from opticstream.state.vocabulary import check_claim
 
 DEFAULT_LEASE_S = 60.0
+FAILED = "failed"
+"""How the outcome of an attempt begins that ended with an error."""
 HUNG_AFTER_LEASES = 5.0
 """A holder whose process is seen alive on this host, yet does not renew, is given up after this many leases."""
 
@@ -111,9 +113,12 @@ class Claims:
                 break
             # Somebody was faster. Look at them, too: they may have finished, or died, meanwhile.
         claim = Claim(self, item, work, generation=generation, token=token, lease_s=lease_s, path=path)
-        event = "taken over" if holder is not None and holder.state == "dead" else "claimed"
-        why = f"from {holder.host}, attempt {holder.generation}" if holder and event == "taken over" else None
-        self._journal.write(event, item, fact=work, why=why, detail={"attempt": generation})
+        if holder is not None and holder.state == "dead":
+            why = f"from {holder.host}, attempt {holder.generation}"
+            detail = {"attempt": generation, "from_host": holder.host.host}
+            self._journal.write("taken over", item, fact=work, why=why, detail=detail)
+        else:
+            self._journal.write("claimed", item, fact=work, detail={"attempt": generation})
         return claim
 
     def holder(self, item: ItemId, work: str, /) -> Holder | None:
@@ -137,10 +142,15 @@ class Claims:
 
         An attempt that is going on is not counted, and a release, whatever its outcome, starts the count anew.
         """
-        states = [holder.state for holder in self.attempts(item, work)]
-        while states and states[-1] == "alive":
-            states.pop()
-        return len(states) - 1 - max((n for n, state in enumerate(states) if state == "released"), default=-1)
+        return _length_of_tail(self.attempts(item, work), lambda attempt: attempt.state == "dead")
+
+    def failures(self, item: ItemId, work: str, /) -> int:
+        """Return how many attempts in a row ended with an error, up to now; deaths in between do not matter.
+
+        Parking the work ends its attempt well, so that the count starts anew when it is released.
+        """
+        attempts = [attempt for attempt in self.attempts(item, work) if attempt.state != "dead"]
+        return _length_of_tail(attempts, lambda attempt: (attempt.outcome or "").startswith(FAILED))
 
     def _path(self, item: ItemId, work: str, generation: int) -> Path:
         folder = self._project_dir / flag_folder(item) / CLAIMS_FOLDER
@@ -252,7 +262,7 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self.release("done" if error is None else f"failed: {type(error).__name__}: {error}"[:500])
+            self.release("done" if error is None else f"{FAILED}: {type(error).__name__}: {error}"[:500])
         except OSError as problem:  # the lease runs out by itself; do not hide what went wrong inside
             _log.warning("%s of %s could not be released: %s", self.work, self.item, problem)
 
@@ -346,6 +356,15 @@ class Claim:
                     return
             except OSError as error:  # the share may come back; if not in time, somebody takes over, and we shall see
                 _log.warning("the lease on %s of %s could not be renewed: %s", self.work, self.item, error)
+
+
+def _length_of_tail(attempts: Iterable[Holder], belongs: Callable[[Holder], bool]) -> int:
+    """Return how many of the last attempts in a row satisfy a condition, those that are going on left out."""
+    count = 0
+    for attempt in attempts:
+        if attempt.state != "alive":
+            count = count + 1 if belongs(attempt) else 0
+    return count
 
 
 def _json(line: bytes) -> Mapping[str, Any]:

@@ -21,7 +21,15 @@ from opticstream.state.durable import create_exclusively, fsync_folder, replace_
 from opticstream.state.flags import WITHDRAWN_FOLDER, flag_folder, flag_path, flag_stem, scan_flags
 from opticstream.state.host import HostIdentity
 from opticstream.state.journal import Journal
-from opticstream.state.record import PROJECT_ROOT, FactRecord, FileRecord, checked_content
+from opticstream.state.record import (
+    HEAD_BYTES,
+    PROJECT_ROOT,
+    FactRecord,
+    FileRecord,
+    Grounds,
+    checked_content,
+    grounds_from_head,
+)
 from opticstream.state.vocabulary import FACTS, check_claim, check_fact, is_claim
 
 
@@ -185,6 +193,9 @@ class Facts:
         """
         record = self._new_record(item, fact, content)
         path = self.path(item, fact)
+        if create_exclusively(path, record.to_bytes()):
+            self.journal.write("recorded", item, fact=fact, why=why, flow_run_id=record.flow_run_id)
+            return
         kept = self._withdrawn_path(item, fact)
         kept.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -214,6 +225,14 @@ class Facts:
         except FileNotFoundError:
             return None
         return FactRecord.from_bytes(text, item, fact, path=path, modified=modified)
+
+    def grounds(self, item: ItemId, fact: str, /) -> Grounds | None:
+        """Return the hashes that a fact's record carries, None when it has not happened; reads the head of the flag."""
+        try:
+            with self.path(item, check_fact(item, fact)).open("rb") as file:
+                return grounds_from_head(file.read(HEAD_BYTES))
+        except FileNotFoundError:
+            return None
 
     def withdraw(self, item: ItemId, fact: str, *, reason: str) -> bool:
         """Take a fact back; its flag is moved to ``state/withdrawn/``. True for exactly one of all callers."""

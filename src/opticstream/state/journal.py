@@ -25,8 +25,10 @@ from opticstream.state.flags import JOURNAL_FOLDER, STATE_FOLDER
 from opticstream.state.host import HostIdentity
 from opticstream.state.record import time_from_text, time_to_text
 
-EVENTS = ("recorded", "replaced", "withdrawn", "claimed", "taken over", "released", "lost", "skipped", "computed")
-"""What a line can report; `computed` is a completed compute with its duration."""
+EVENTS = (
+    "recorded", "replaced", "withdrawn", "claimed", "taken over", "released", "lost", "skipped", "computed", "failed",
+)  # fmt: skip
+"""What a line can report; `computed` is a completed compute with its duration, `failed` an attempt with its error."""
 
 _log = logging.getLogger(__name__)
 
@@ -136,6 +138,13 @@ class Journal:
     def computed(self, item: ItemId, fact: str, /, duration_s: float, **detail: Any) -> None:
         """Append that the compute that leads to `fact` was completed, and how long it took."""
         self.write("computed", item, fact=fact, duration_s=duration_s, detail=detail)
+
+    def failed(self, item: ItemId, fact: str | None, /, *, why: str, kind: str, stage: str) -> None:
+        """Append that an attempt failed: why, what kind of trouble it was, and in which stage.
+
+        `fact` is the one that parks the work, None when it is tried again.
+        """
+        self.write("failed", item, fact=fact, why=why, detail={"kind": kind, "stage": stage})
 
     def entries(self) -> Iterator[JournalEntry]:
         """Yield the entries of all hosts in the order of their times; damaged lines are passed over.

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from opticstream.model.errors import StateError
 from opticstream.model.ids import ItemId, item_from_key
 
 PROJECT_ROOT = "project"
+HEAD_BYTES = 1024
+"""Bytes at the beginning of a flag in which its hashes stand."""
+_HASH_LINE = re.compile(rb'^ "(parameters_hash|inputs_hash)": "([^"]*)"', re.MULTILINE)
 _CONTENT_KEYS = frozenset(
     {"flow_run_id", "code_version", "parameters_hash", "inputs_hash", "inputs", "outputs", "detail"}
 )
@@ -138,6 +142,26 @@ class FactRecord:
         if (record.item, record.fact) != (item, fact):
             raise StateError(f"{path} holds the record of {record.item} {record.fact!r}, expected {item} {fact!r}")
         return record
+
+
+class Grounds(NamedTuple):
+    """What a fact rests on, as hashes; None where its record does not say."""
+
+    parameters_hash: str | None = None
+    inputs_hash: str | None = None
+
+
+def grounds_from_head(head: bytes, /) -> Grounds:
+    """Return the hashes in the first bytes of a flag, without reading on into its lists of files.
+
+    Examples
+    --------
+    >>> record = FactRecord(item_from_key("slice-001"), "registered", datetime.now(UTC), parameters_hash="abc")
+    >>> grounds_from_head(record.to_bytes()[:HEAD_BYTES])
+    Grounds(parameters_hash='abc', inputs_hash=None)
+    """
+    found = {key.decode(): value.decode() for key, value in _HASH_LINE.findall(head)}
+    return Grounds(**found)
 
 
 def checked_content(content: Mapping[str, Any] | None, /) -> dict[str, Any]:
