@@ -59,12 +59,16 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert {run["created_by"]["type"] for run in runs} == {"AUTOMATION"}
     assert all(run["state"]["type"] == "COMPLETED" for run in runs)
     assert sum(run["name"].startswith("Whole Chain mosaic") for run in runs) == 6 + 2 + 2  # batches, maps, volumes
-    assert sum(run["name"].startswith("Whole Chain slice") for run in runs) == 1 + 1  # registered, added to the sample
+    assert sum(run["name"].startswith("Whole Chain slice") for run in runs) == 1
+    assert any(run["name"] == "Whole Chain sample" for run in runs)
 
     artifacts = worker._ask("POST", "/artifacts/filter", {"limit": 200})
     keys = {artifact["key"] for artifact in artifacts}
     assert any(key.endswith("-parameters") for key in keys)
     assert any(key.endswith("-mosaic-1-progress") for key in keys)
+    (preview, *_) = [a for a in artifacts if a["key"].endswith("-sample")]
+    assert "](data:image/jpeg;base64," in preview["data"]
+    assert "No slice is missing." in preview["data"]
     kept = {a["flow_run_id"] for a in artifacts if a["key"].endswith("-parameters")}
     assert kept == {run["id"] for run in runs}
     told = sorted(path.name for path in (project.paths.base / "state" / "notified").iterdir())

@@ -19,7 +19,7 @@ from prefect.tasks import exponential_backoff
 
 from opticstream.flows.events import announce, event_from_trigger
 from opticstream.flows.parameters import keep_parameters, load_parameters
-from opticstream.model.events import BatchReady, Event, MosaicReady, MosaicStitched, SliceReady
+from opticstream.model.events import BatchReady, Event, MosaicReady, MosaicStitched, SampleUpdated, SliceReady
 from opticstream.pipeline.failures import is_transient
 from opticstream.pipeline.jobs import Attempt
 from opticstream.pipeline.project import Project
@@ -96,13 +96,21 @@ def register_slice(event: SliceReady, overrides: dict[str, Any] | None = None) -
         announce(work(project, event, attempt=_attempt(project)))
 
 
-@flow(name="update-sample")
+@flow(name="update-sample", flow_run_name="{payload[project_name]} sample")
 def update_sample(event_name: str, payload: dict[str, Any], occurred: datetime, window_s: float = 0.0) -> None:
     """Add the slices that wait for it, and volumes that came later, to the sample's stacks."""
+    from opticstream.flows.picture import publish_sample_preview
     from opticstream.pipeline.stacking import update_sample as work
 
     with _opened(event_from_trigger(event_name, payload)) as project:
-        _look_until(occurred, window_s, lambda: work(project, attempt=_attempt(project)))
+
+        def look() -> Iterator[Event]:
+            for happened in work(project, attempt=_attempt(project)):
+                yield happened
+                if isinstance(happened, SampleUpdated):
+                    publish_sample_preview(project, happened)
+
+        _look_until(occurred, window_s, look)
 
 
 @flow(name="batch-state")

@@ -1,6 +1,6 @@
 """The picture of a project that people and hosts see in Prefect, made from the flag files.
 
-Progress tables as artifacts, and the shared project state in Variables.
+Progress tables and the preview of the sample as artifacts, and the shared project state in Variables.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 
+from opticstream.flows.picture_artifacts import publish_image
 from opticstream.flows.prefect_state import OCT_STATE_SERVICE
 from opticstream.io.atomic import write_text
 from opticstream.model.errors import ServerError, StateError
+from opticstream.model.events import SampleUpdated
 from opticstream.model.ids import ItemId, MosaicId, SliceId
 from opticstream.pipeline.progress import MosaicProgress, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
@@ -46,6 +48,20 @@ def publish_picture(project: Project, /) -> ProjectProgress:
         if _share(project, [MosaicId(number) for number in mosaics], progress):
             write_text(cache, json.dumps(known, indent=1))
     return progress
+
+
+def publish_sample_preview(project: Project, event: SampleUpdated, /) -> None:
+    """Show the sample in three orthogonal views, as an artifact; nothing where there is no preview."""
+    if not project.paths.sample_preview.exists():
+        return
+    missing = ", ".join(map(str, event.missing))
+    publish_image(
+        f"{project_slug(project.config.name)}-sample",
+        project.paths.sample_preview,
+        title=f"Sample {project.config.name}: {len(event.slices)} slices",
+        text=f"Slice {event.slice_id} was added. "
+        + (f"Missing: slices {missing}." if missing else "No slice is missing."),
+    )
 
 
 def _share(project: Project, mosaics: list[MosaicId], progress: ProjectProgress) -> bool:

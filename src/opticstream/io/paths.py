@@ -60,6 +60,11 @@ class ProjectPaths:
     def sample_folder(self) -> Path:
         return self.base / "sample"
 
+    @property
+    def sample_preview(self) -> Path:
+        """Picture of the sample in three orthogonal views."""
+        return self.sample_folder / "preview.jpg"
+
     def tile_product(self, tile: TileId, modality: str) -> Path:
         """Return the file of a tile's map or volume, e.g. `aip` or `dBI`."""
         return self.processed_folder(tile.mosaic) / tile_product_name(tile, modality)
