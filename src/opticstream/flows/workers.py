@@ -43,9 +43,9 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main(pools: Sequence[str] | None = None) -> None:
-    """Serve pools until the process is told to end; what `python -m opticstream.flows.workers` does."""
-    chosen = list(pools or sys.argv[1:] or POOLS)
+def main(pools: Sequence[str] = ()) -> None:
+    """Serve pools, all of them if none is named, until the process is told to end."""
+    chosen = list(pools or POOLS)
     if unknown := sorted(set(chosen) - set(POOLS)):
         raise SystemExit(f"there is no pool {unknown}; pools are {', '.join(POOLS)}")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -58,4 +58,4 @@ def main(pools: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
