@@ -26,6 +26,7 @@ from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
 from opticstream.io.tilemap import read_tilemap
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, ProcessingError, TileSizeError
+from opticstream.model.ids import MosaicId
 from opticstream.stages.find_coordinates import find_coordinates
 from opticstream.stages.find_focus import find_focus, read_focus
 from opticstream.stages.stitch_mosaic import stitch_mosaic
@@ -96,6 +97,32 @@ def test_a_template_that_is_there_is_reused_and_made_again_on_request(case):
     again = coordinates(case, force_refresh_coordinates=True)
     assert not again.reused
     assert case.template.read_bytes() == before
+
+
+def test_a_mosaic_finds_what_an_attempt_of_its_own_had_found_before_it_was_cut_short(case):
+    """The template is there, the mosaic's record is not: nothing that was found and written may get lost."""
+    found, focused = coordinates(case), focus(case)
+    again, focused_again = coordinates(case), focus(case)
+    assert again.outputs == found.outputs
+    assert {"tile_configuration", "qc_coordinates"} <= again.outputs.keys()
+    assert again.verdict.sentence == found.verdict.sentence
+    assert focused_again.outputs == focused.outputs
+    assert "qc_focus" in focused_again.outputs
+
+
+def test_another_mosaic_that_reuses_a_template_does_not_claim_what_was_written_with_it(case):
+    coordinates(case)
+    others = find_coordinates(
+        MosaicId(MOSAIC.mosaic_id + 2),
+        scan=case.scan,
+        settings=CoordinateSettings(),
+        tiles_folder=case.tiles,
+        template_path=case.template,
+        qc_folder=case.stitched,
+    )
+    assert others.reused
+    assert others.verdict is None
+    assert set(others.outputs) == {"template"}
 
 
 def test_positions_come_from_the_grid_or_from_fijis_file_on_request(case):

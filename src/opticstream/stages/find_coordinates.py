@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -213,7 +214,7 @@ def find_coordinates(
     if template_path.exists() and not settings.force_refresh_coordinates:
         tilemap = read_tilemap(template_path)
         check_template(tiles.numbers, tiles.tile_shape, tiles.grid, tilemap, str(template_path))
-        return CoordinatesResult(template_path, tilemap, reused=True, outputs={"template": template_path})
+        return _known(template_path, tilemap, mosaic, qc_folder)
     if not tiles.present(modality) and tiles.present("mip"):
         modality = "mip"
     found: TilePositions | None = None
@@ -243,6 +244,37 @@ def find_coordinates(
     return CoordinatesResult(template_path, tilemap, False, missing, verdict, outputs)
 
 
+def _known(template_path: Path, tilemap: TileMap, mosaic: MosaicId, qc_folder: Path | None) -> CoordinatesResult:
+    """Return what an existing template stands for.
+
+    Where the mosaic has determined it itself, in an attempt that was cut short later, that is all that the attempt
+    had found and written: the template appears last.
+    """
+    outputs = {"template": template_path}
+    if tilemap.source.get("mosaic_id") != mosaic.mosaic_id:
+        return CoordinatesResult(template_path, tilemap, reused=True, outputs=outputs)
+    if qc_folder is not None:
+        beside = {name: qc_folder / file for name, file in _quality_files(f"mosaic_{mosaic.mosaic_id:03d}").items()}
+        outputs = {name: path for name, path in beside.items() if path.exists()} | outputs
+    return CoordinatesResult(
+        template_path, tilemap, True, verdict=_verdict_from_source(tilemap.source.get("verdict")), outputs=outputs
+    )
+
+
+def _verdict_from_source(values: Mapping[str, Any] | None) -> Verdict | None:
+    if values is None:
+        return None
+    plain: dict[str, Any] = {name: float("nan") if value is None else value for name, value in values.items()}
+    return Verdict(**{**plain, "jitter_px": tuple(plain["jitter_px"])})
+
+
+def _quality_files(stem: str) -> dict[str, str]:
+    return {
+        "tile_configuration": f"{stem}_TileConfiguration.registered.txt",
+        "qc_coordinates": f"{stem}_qc_coordinates.jpg",
+    }
+
+
 def tilemap_from_positions(
     tiles: MosaicTiles,
     positions_px: NDArray[np.float64],
@@ -267,20 +299,19 @@ def write_coordinate_quality(
 ) -> dict[str, Path]:
     """Write the quality picture and a Fiji tile configuration; return their paths."""
     outputs = {}
+    names = _quality_files(stem)
     configured = [
         ConfiguredTile(tiles.present(modality)[p.tile].name, p.position_px)
         for p in tilemap.places
         if p.tile in tiles.present(modality)
     ]
     if configured:
-        outputs["tile_configuration"] = write_tile_configuration(
-            folder / f"{stem}_TileConfiguration.registered.txt", configured
-        )
+        outputs["tile_configuration"] = write_tile_configuration(folder / names["tile_configuration"], configured)
     if found is not None and len(tiles.numbers) > 1:
         from opticstream.stages.mosaic_qc import write_links_picture
 
         outputs["qc_coordinates"] = write_links_picture(
-            folder / f"{stem}_qc_coordinates.jpg", tiles, found, modality=modality
+            folder / names["qc_coordinates"], tiles, found, modality=modality
         )
     return outputs
 

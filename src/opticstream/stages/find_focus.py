@@ -112,8 +112,7 @@ def find_focus(
     """
     tiles = tiles_of_mosaic(mosaic, scan=scan, folder=tiles_folder, modalities=(surface, "surf", "aip", "dBI"))
     if focus_path.exists() and not settings.force_refresh:
-        found = read_focus(focus_path, tiles.tile_shape)
-        return FocusResult(focus_path, True, constant_px=float(found.mean()), outputs={"focus": focus_path})
+        return _known(focus_path, read_focus(focus_path, tiles.tile_shape), mosaic, qc_folder)
     x_mm, y_mm, z_mm = scan.scan_resolution_3d
     flat = np.zeros(tiles.tile_shape, np.float32)
     if settings.method == "none":
@@ -136,6 +135,12 @@ def find_focus(
     known = peak.confidence >= BELIEVED
     constant = peak.depth_px if known else 0.0
     note = "" if known else "no clear confocal peak: the depth of focus is unknown and counts as 0"
+    if qc_folder is not None:
+        picture = _focus_picture(fit, surfaces, canvas.offset, pairs, signal)
+        from opticstream.io.pictures import write_jpeg
+
+        write_jpeg(_picture_path(qc_folder, mosaic), picture)
+    # The map is what a later attempt looks for: it appears last.
     result = _written(
         focus_path,
         fit.surface_px + np.float32(constant),
@@ -146,11 +151,20 @@ def find_focus(
         constant=constant,
     )
     if qc_folder is not None:
-        picture = _focus_picture(fit, surfaces, canvas.offset, pairs, signal)
-        from opticstream.io.pictures import write_jpeg
-
-        result.outputs["qc_focus"] = write_jpeg(qc_folder / f"mosaic_{mosaic.mosaic_id:03d}_qc_focus.jpg", picture)
+        result.outputs["qc_focus"] = _picture_path(qc_folder, mosaic)
     return result
+
+
+def _known(focus_path: Path, found: NDArray[np.float32], mosaic: MosaicId, qc_folder: Path | None) -> FocusResult:
+    """Return what an existing map stands for, with the picture where an earlier attempt of this mosaic made both."""
+    outputs = {"focus": focus_path}
+    if qc_folder is not None and (picture := _picture_path(qc_folder, mosaic)).exists():
+        outputs["qc_focus"] = picture
+    return FocusResult(focus_path, True, constant_px=float(found.mean()), outputs=outputs)
+
+
+def _picture_path(folder: Path, mosaic: MosaicId) -> Path:
+    return folder / f"mosaic_{mosaic.mosaic_id:03d}_qc_focus.jpg"
 
 
 def read_focus(path: Path, tile_shape: tuple[int, int], /) -> NDArray[np.float32]:
