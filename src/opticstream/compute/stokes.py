@@ -5,7 +5,9 @@ Intensity-weighted Stokes parameters of the light that comes back, `S1 + i S2 = 
 and do not fold at 90 degrees. For one fibre axis along the A-line they go round a circle: with retardance growing at a
 rate `w` per sample, `S3 = I cos(w z)` and `S1 + i S2 = I sin(w z) exp(i psi)`, from `S = (0, 0, I)` at the surface on.
 The fit maximises the correlation with that circle over `w >= 0` and `psi`, which is maximum likelihood for white noise;
-as the sense of rotation is known, fast and slow axis do not get mixed up where retardance has folded.
+as the sense of rotation is known, fast and slow axis do not get mixed up where retardance has folded. The surface is
+known to a sample or two only, and a circle that starts late turns too slowly: the start `d` is fitted, too, as
+`w (z + d)`, held near the surface by a price on `d^2` that rises where the states do not agree with any circle.
 """
 
 from __future__ import annotations
@@ -20,12 +22,21 @@ from opticstream.compute.jones import wrapped_orientation
 
 LARGEST_BIREFRINGENCE = 6e-3
 """Beyond that of tendon; the search ends here."""
+START_STEP_PX = 1.0
+"""Distance from the surface at which starts of the circle are tried; a parabola tells the best one."""
+START_LIMIT_PX = 3.0
+"""Farthest start of the circle from the surface."""
+START_STIFFNESS = 1e-4
+"""Price of a start away from the surface, per squared sample; equals what a rate of 0.01 rad per sample gains by it."""
+LEAST_AGREEMENT = 0.01
+"""Share of their length that states have in common with the best circle, below which they are all noise."""
 BLOCK_PX = 9
 """Depth samples over which states are averaged before a retardance is taken."""
 LEAST_SIGNAL = 0.5
 """Signal over noise from which a block has a say in the retardance."""
 
 Floats = NDArray[np.float32]
+_TINY = 1e-30
 
 
 def rates_of(*, depth: int, depth_step_um: float, wavelength_um: float) -> Floats:
@@ -105,26 +116,47 @@ def axis_and_birefringence(
     rates = rates_of(depth=depth, depth_step_um=depth_step_um, wavelength_um=wavelength_um)
     cosine, sine = rate_tables(rates, depth=depth, offset=offset)
     s1, s2, s3 = _windowed(jones, window)[1]
-    along = s3 @ cosine.T
-    cross_1, cross_2 = s1 @ sine.T, s2 @ sine.T
-    match = along + np.hypot(cross_1, cross_2)
+    across = s1 + 1j * s2
+    sums = (s3 @ cosine.T, s3 @ sine.T, across @ cosine.T, across @ sine.T)
+    match = sums[0] + np.abs(sums[3])
     best = match.argmax(axis=-1)
-    rate = _refined(match, best) * (rates[1] - rates[0])
-    at = best[..., np.newaxis]
-    psi = np.arctan2(np.take_along_axis(cross_2, at, -1), np.take_along_axis(cross_1, at, -1))[..., 0]
+    length = np.sqrt(s1**2 + s2**2 + s3**2).sum(axis=-1)
+    agreement = np.take_along_axis(match, best[..., np.newaxis], -1)[..., 0] / np.maximum(length, _TINY)
+    price = START_STIFFNESS * length / np.maximum(agreement, LEAST_AGREEMENT) ** 2
+    rate, psi = _circle_near(sums, np.clip(best, 1, len(rates) - 2), float(rates[1]), price)
     sign = -1.0 if flip_phase else 1.0
     orientation = wrapped_orientation(np.degrees(sign * psi / 2) + np.remainder(phase_offset_deg + 90, 180) - 90)
     birefringence = rate * (wavelength_um / (4 * np.pi * depth_step_um))
     return orientation, np.asarray(birefringence, dtype=np.float32)
 
 
-def _refined(match: NDArray[Any], best: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Return the index of the maximum along the last axis, between samples by a parabola."""
-    inner = np.clip(best, 1, match.shape[-1] - 2)[..., np.newaxis]
-    left, middle, right = (np.take_along_axis(match, inner + d, -1)[..., 0].astype(np.float64) for d in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift = np.where(bend < 0, 0.5 * (left - right) / np.where(bend < 0, bend, -1), 0)
-    return np.asarray(np.clip(inner[..., 0] + np.clip(shift, -1, 1), 0, None))
+def _circle_near(
+    sums: tuple[NDArray[Any], ...], middle: NDArray[np.intp], step: float, price: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return rate (rad per sample) and azimuth (rad) of the best circle near the `middle`-th rate, its start fitted.
+
+    `sums` are those of S3 cos, S3 sin, (S1 + i S2) cos and (S1 + i S2) sin over depth at all rates, `step` apart.
+    """
+    near = [[np.take_along_axis(part, (middle + d)[..., np.newaxis], -1)[..., 0] for part in sums] for d in (-1, 0, 1)]
+    rates = [step * (middle + d) for d in (-1, 0, 1)]
+
+    def circles(start: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return the match at the best rate, that rate as a shift in steps, and the azimuth, for one start."""
+        match, crossing = [], []
+        for rate, (s3_cos, s3_sin, s12_cos, s12_sin) in zip(rates, near, strict=True):
+            cosine, sine = np.cos(rate * start), np.sin(rate * start)
+            crossing.append(cosine * s12_sin + sine * s12_cos)
+            match.append(cosine * s3_cos - sine * s3_sin + np.abs(crossing[-1]))
+        slope, bend = 0.5 * (match[2] - match[0]), match[0] - 2 * match[1] + match[2]
+        shift = np.where(bend < 0, np.clip(-slope / np.where(bend < 0, bend, -1), -1, 1), 0)
+        return match[1] + shift * (slope + 0.5 * shift * bend), shift, np.angle(crossing[1])
+
+    before, here, after = (circles(start)[0] for start in (-START_STEP_PX, 0.0, START_STEP_PX))
+    gain = (after - before) / (2 * START_STEP_PX)
+    bend = (before - 2 * here + after) / START_STEP_PX**2
+    start = np.clip(gain / np.maximum(price - bend, _TINY), -START_LIMIT_PX, START_LIMIT_PX)
+    _, shift, psi = circles(start)
+    return np.maximum(step * (middle + shift), 0), psi
 
 
 def retardance_without_noise(jones: NDArray[np.complex64], window: DepthWindow, /) -> Floats:

@@ -481,7 +481,7 @@ class TileEngine:
         spare = np.empty(self._width, np.float32)
         out = {name: self.maps[name][y] if name in self.maps else spare for name in ("aip", "mip", *POLARIZATION_MAPS)}
         states = np.empty((self._cosine.shape[1], 3 * LANES), np.float32)
-        match = np.empty((len(self._rates), LANES), np.float32)
+        sums = np.empty((len(self._rates), 6 * LANES), np.float32)
         by_circle = {
             "ori": self.maps["ori"][y] if "ori" in self.maps and options.orientation_method == "stokes" else _NOTHING,
             "biref": (
@@ -516,9 +516,10 @@ class TileEngine:
                     self._sine,
                     self._sign,
                     self._offset_deg,
+                    self._rates[1],
                     circle_scale,
                     states,
-                    match,
+                    sums,
                     strip * LANES,
                     by_circle["ori"],
                     by_circle["biref"],

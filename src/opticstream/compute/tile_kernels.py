@@ -34,12 +34,14 @@ from opticstream.compute.simd import (
     where_less,
     where_less_equal,
 )
+from opticstream.compute.stokes import LEAST_AGREEMENT, START_LIMIT_PX, START_STEP_PX, START_STIFFNESS
 
 _F = np.float32
 EPS = _F(np.finfo(np.float32).eps)
 _DEGREES = _F(180 / np.pi)
 _LN2 = _F(np.log(2))
 _INF = _F(np.inf)
+_TINY = _F(1e-30)
 
 
 @njit(nogil=True, cache=True)
@@ -448,17 +450,19 @@ def circles_of_strip(
     sine,
     sign,
     offset_deg,
+    step,
     scale,
     states,
-    match,
+    sums,
     at,
     ori,
     biref,
 ):
     """Fit axis and birefringence of a strip (see `opticstream.compute.stokes`) and put them at element `at`.
 
-    `states` is scratch of shape (n, 3 * LANES) with n the length of the window, `match` of shape (rates, LANES);
-    `scale` turns one step of the rates into birefringence. `ori` and `biref` of size 0 are not wanted.
+    `states` is scratch of shape (n, 3 * LANES) with n the length of the window, `sums` of shape (rates, 6 * LANES);
+    `step` is the distance of the rates (rad per sample), which `scale` turns into birefringence. `ori` and `biref` of
+    size 0 are not wanted.
     """
     n_rates, n = cosine.shape
     for lane in range(LANES):
@@ -474,32 +478,84 @@ def circles_of_strip(
             states[k, LANES + lane] = _F(2) * (im1 * re2 - re1 * im2)
             states[k, 2 * LANES + lane] = re2 * re2 + im2 * im2 - re1 * re1 - im1 * im1
     zero = splat(_F(0))
-    best, where, axis_1, axis_2 = splat(-_INF), zero, zero, zero
+    length = zero
+    for k in range(n):
+        row = states[k]
+        s1, s2, s3 = load(row, 0), load(row, LANES), load(row, 2 * LANES)
+        length = length + square_root(s1 * s1 + s2 * s2 + s3 * s3)
+    best, where = splat(-_INF), zero
     for w in range(n_rates):
-        along, cross_1, cross_2 = zero, zero, zero
+        s3_cos, s3_sin, s1_cos, s1_sin, s2_cos, s2_sin = zero, zero, zero, zero, zero, zero
         for k in range(n):
             c, s = splat(cosine[w, k]), splat(sine[w, k])
             row = states[k]
-            cross_1 = cross_1 + s * load(row, 0)
-            cross_2 = cross_2 + s * load(row, LANES)
-            along = along + c * load(row, 2 * LANES)
-        value = along + square_root(cross_1 * cross_1 + cross_2 * cross_2)
-        store(match[w], 0, value)
+            s1, s2, s3 = load(row, 0), load(row, LANES), load(row, 2 * LANES)
+            s3_cos, s3_sin = s3_cos + c * s3, s3_sin + s * s3
+            s1_cos, s1_sin = s1_cos + c * s1, s1_sin + s * s1
+            s2_cos, s2_sin = s2_cos + c * s2, s2_sin + s * s2
+        row = sums[w]
+        store(row, 0, s3_cos)
+        store(row, LANES, s3_sin)
+        store(row, 2 * LANES, s1_cos)
+        store(row, 3 * LANES, s1_sin)
+        store(row, 4 * LANES, s2_cos)
+        store(row, 5 * LANES, s2_sin)
+        value = s3_cos + square_root(s1_sin * s1_sin + s2_sin * s2_sin)
         where = where_less(best, value, splat(_F(w)), where)
-        axis_1 = where_less(best, value, cross_1, axis_1)
-        axis_2 = where_less(best, value, cross_2, axis_2)
         best = where_less(best, value, value, best)
+    # The states are not needed any more; their memory takes what the lanes need one by one.
+    found = states[0]
+    store(found, 0, where)
+    store(found, LANES, length)
+    store(found, 2 * LANES, best)
+    for lane in range(LANES):
+        middle = min(max(int(found[lane]), 1), n_rates - 2)
+        total = found[LANES + lane]
+        agreement = max(found[2 * LANES + lane] / max(total, _TINY), _F(LEAST_AGREEMENT))
+        price = _F(START_STIFFNESS) * total / (agreement * agreement)
+        shift, axis_1, axis_2 = _circle_near(sums, middle, lane, step, price)
+        found[lane], found[LANES + lane] = axis_1, axis_2
+        if biref.size > 0:
+            biref[at + lane] = max(_F(0), _F(middle) + shift) * _F(scale)
     if ori.size > 0:
-        angle = arctangent2(axis_2, axis_1)
+        angle = arctangent2(load(found, LANES), load(found, 0))
         store(ori, at, _wrapped(splat(_F(sign) * _F(0.5) * _DEGREES) * angle + splat(offset_deg)))
-    if biref.size > 0:
-        store(states[0], 0, where)
-        for lane in range(LANES):
-            w = min(max(int(states[0, lane]), 1), n_rates - 2)
-            left, middle, right = match[w - 1, lane], match[w, lane], match[w + 1, lane]
-            bend = left - _F(2) * middle + right
-            shift = _F(0.5) * (left - right) / bend if bend < 0 else _F(0)
-            biref[at + lane] = max(_F(0), _F(w) + min(max(shift, _F(-1)), _F(1))) * _F(scale)
+
+
+@njit(nogil=True)
+def _circle_near(sums, middle, lane, step, price):
+    """Return the best rate as a shift in steps and the azimuth as a vector; see `opticstream.compute.stokes`."""
+    before = _best_circle(sums, middle, lane, step, _F(-START_STEP_PX))[0]
+    here = _best_circle(sums, middle, lane, step, _F(0))[0]
+    after = _best_circle(sums, middle, lane, step, _F(START_STEP_PX))[0]
+    gain = (after - before) / _F(2 * START_STEP_PX)
+    bend = (before - _F(2) * here + after) / _F(START_STEP_PX * START_STEP_PX)
+    start = gain / max(price - bend, _TINY)
+    start = min(max(start, _F(-START_LIMIT_PX)), _F(START_LIMIT_PX))
+    _, shift, axis_1, axis_2 = _best_circle(sums, middle, lane, step, start)
+    return shift, axis_1, axis_2
+
+
+@njit(nogil=True)
+def _best_circle(sums, middle, lane, step, start):
+    """Return match, shift of the rate in steps, and azimuth of the best circle from one start."""
+    left, here, right, axis_1, axis_2 = _F(0), _F(0), _F(0), _F(0), _F(0)
+    for d in range(-1, 2):
+        angle = _F(step) * _F(middle + d) * start
+        c, s = _F(math.cos(angle)), _F(math.sin(angle))
+        row = sums[middle + d]
+        cross_1 = c * row[3 * LANES + lane] + s * row[2 * LANES + lane]
+        cross_2 = c * row[5 * LANES + lane] + s * row[4 * LANES + lane]
+        value = c * row[lane] - s * row[LANES + lane] + _F(math.sqrt(cross_1 * cross_1 + cross_2 * cross_2))
+        if d < 0:
+            left = value
+        elif d > 0:
+            right = value
+        else:
+            here, axis_1, axis_2 = value, cross_1, cross_2
+    slope, bend = _F(0.5) * (right - left), left - _F(2) * here + right
+    shift = min(max(-slope / bend, _F(-1)), _F(1)) if bend < 0 else _F(0)
+    return here + shift * (slope + _F(0.5) * shift * bend), shift, axis_1, axis_2
 
 
 @njit(nogil=True, cache=True)

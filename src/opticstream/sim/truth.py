@@ -37,7 +37,7 @@ from opticstream.model.ids import MosaicId, SliceId
 from opticstream.sim._kernels import visible_maps
 from opticstream.sim.optics import rotate_in_plane
 from opticstream.sim.stage import Placement, nominal_position_px
-from opticstream.sim.tiles import NOMINAL_FIRST_BIN, TileSimulator
+from opticstream.sim.tiles import NOMINAL_FIRST_BIN, BeamView, TileSimulator
 
 TRUTH_FILE = "truth.json"
 FORMAT = "opticstream-truth-1"
@@ -189,11 +189,12 @@ def _mosaic_maps(
         columns = min(_ROWS_PER_BLOCK, int(high[0]) - start)
         grid = placement.grid((start, low[1]), (columns, int(high[1] - low[1])))
         view = simulator.look(placement, index, slice_id, grid)
-        parts.append(_maps_from_view(simulator, placement, view))
+        parts.append(maps_from_view(simulator, placement, view))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _maps_from_view(simulator: TileSimulator, placement: Placement, view: Any) -> dict[str, NDArray[Any]]:
+def maps_from_view(simulator: TileSimulator, placement: Placement, view: BeamView) -> dict[str, NDArray[Any]]:
+    """Return the maps of the module's list for what a beam meets on a grid, each of the grid's shape."""
     scan, window = simulator.scan, simulator.config.processing.enface
     top = view.layers[0]
     axis = rotate_in_plane(top.axis, -placement.rotation_deg)
