@@ -74,9 +74,9 @@ def test_a_complex_tile_is_what_a_reference_reconstruction_of_its_spectra_gives(
 ) -> None:
     config = small_project_config(
         tmp_path / "p", raw_format="complex", file_name="mosaic_{mosaic:03d}_image_{tile:04d}_processed_cropped.nii",
-        calibration=calibration,
+        spectral_file_name="m{mosaic}_{tile:04d}_spectral_{n:04d}.nii", calibration=calibration,
     )  # fmt: skip
-    rig = VirtualRig(config, SETTINGS, tmp_path / "raw", spectral_name="m{mosaic}_{tile:04d}_spectral_{n:04d}.nii")
+    rig = VirtualRig(config, SETTINGS, tmp_path / "raw")
     rig.run()
     assert len(list((tmp_path / "raw").iterdir())) == 16
     stored = np.asarray(nib.load(tmp_path / "raw" / "mosaic_001_image_0004_processed_cropped.nii").dataobj)

@@ -9,6 +9,7 @@ import pytest
 from opticstream.config import config_from_mapping
 from opticstream.model.errors import MissingInputError
 from opticstream.model.ids import BatchId
+from opticstream.testing.raw_tiles import nifti_header
 from opticstream.watch import Watcher
 
 
@@ -175,3 +176,58 @@ def test_a_folder_of_20000_files_is_looked_at_again_in_well_under_a_second(tmp_p
     watcher.poll()
     # The promise is "well under a second"; the limit leaves room for a busy machine.
     assert time.process_time() - begin < 1.0
+
+
+class TestSpectraBesideComplexTiles:
+    """Both files of a tile are waited for."""
+
+    @pytest.fixture
+    def pairs(self, tmp_path, clock):
+        scan = settings(
+            raw_format="complex", file_name="m{mosaic}_t{tile}_complex.nii", spectral_format="packed12",
+            spectral_file_name="m{mosaic}_t{tile}_{n}.raw",
+        )  # fmt: skip
+        return Watcher(tmp_path, scan, stable_s=5, stall_s=60, clock=clock)
+
+    @staticmethod
+    def put(folder, tile, *, spectra=True, n=0):
+        shape = (2 * 2 * 4, 3, 5)
+        complex_tile = folder / f"m1_t{tile}_complex.nii"
+        complex_tile.write_bytes(nifti_header(shape, datatype=16) + bytes(4 * 2 * 2 * 4 * 3 * 5))
+        if spectra:
+            (folder / f"m1_t{tile}_{n}.raw").write_bytes(bytes(SIZE))
+
+    def test_a_column_is_ready_once_both_files_of_each_tile_stand(self, tmp_path, pairs, clock):
+        self.put(tmp_path, 1)
+        self.put(tmp_path, 2, spectra=False)
+        pairs.poll()
+        clock.now += 6
+        assert pairs.poll() == []
+        assert pairs.incomplete()[0].missing == (2,)
+        self.put(tmp_path, 2)
+        pairs.poll()
+        clock.now += 6
+        (found,) = pairs.poll()
+        assert found.files == {1: "m1_t1_complex.nii", 2: "m1_t2_complex.nii"}
+        assert found.spectra == {1: "m1_t1_0.raw", 2: "m1_t2_0.raw"}
+        assert found.problems == {}
+
+    def test_a_missing_spectral_file_is_a_problem_of_its_tile_at_the_end(self, tmp_path, pairs, clock):
+        self.put(tmp_path, 1)
+        self.put(tmp_path, 2, spectra=False)
+        pairs.poll()
+        clock.now += 6
+        pairs.poll()
+        (found,) = pairs.give_up_waiting()
+        assert list(found.problems) == [2]
+        assert "no raw and spectral file came" in found.problems[2]
+        assert found.files[2] == "m1_t2_complex.nii"
+
+    def test_two_spectral_files_of_a_tile_are_a_problem_that_names_the_setting(self, tmp_path, pairs, clock):
+        self.put(tmp_path, 1)
+        self.put(tmp_path, 2)
+        self.put(tmp_path, 2, n=7)
+        pairs.poll()
+        clock.now += 6
+        (found,) = pairs.poll()
+        assert "scan.spectral_file_name" in found.problems[2]

@@ -44,6 +44,7 @@ def _problems(config: ProjectConfig) -> list[str]:
     problems = []
     for check in (
         lambda: FileNameGrammar(config.scan.file_name, config.scan.layout),
+        lambda: FileNameGrammar(config.scan.spectral_file_name or config.scan.file_name, config.scan.layout),
         lambda: (
             config.scan.raw_format == "complex" or plan_from_settings(config.scan, config.processing.reconstruction)
         ),

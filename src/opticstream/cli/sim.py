@@ -69,9 +69,6 @@ def rig(
             "reorder, rewrite or stall. May be given several times."
         ),
     ] = None,
-    spectral_name: Annotated[
-        str | None, typer.Option(help="With complex tiles: also write spectra, under this name template.")
-    ] = None,
     calibration: Annotated[bool, typer.Option(help="Write the calibration files that the project names.")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -98,7 +95,6 @@ def rig(
             rate=None if rate is None else _rate(rate),
             workers=workers,
             misbehaviours=tuple(Misbehaviour.parse(text) for text in misbehave or []),
-            spectral_name=spectral_name,
         ).run(progress=tell)
 
 

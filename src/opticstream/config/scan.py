@@ -151,6 +151,11 @@ class ScanSettings(Settings):
     file_name: str = "mosaic_{mosaic:03d}_image_{tile:04d}_spectral_{n:04d}.nii"
     """Template of raw file names. Fields: project, subject, slice, mosaic, illumination or acq, batch, tile, running
     (a number over all mosaics), n (the camera's own counter, ignored)."""
+    spectral_file_name: str | None = None
+    """With `raw_format = "complex"`: template of the spectral tiles that the rig writes beside the complex ones. Both
+    are waited for; the complex tile is processed, and the spectra, which are the raw data, are archived."""
+    spectral_format: Literal["nifti", "packed12"] = "nifti"
+    """Format of those spectral tiles."""
     scan_resolution_3d: tuple[float, float, float] = (0.01, 0.01, 0.0025)
     """Voxel size [x, y, z] in mm."""
     slice_thickness_um: float = Field(default=500.0, gt=0)
@@ -176,9 +181,21 @@ class ScanSettings(Settings):
                 f"tile_overlap = {self.tile_overlap:g} {self.tile_overlap_unit} leaves no step between tiles; "
                 f"it must be below {limit:g}"
             )
-        if self.raw_format == "packed12" and (self.samples * self.channels) % 2:
+        if self.archived_format == "packed12" and (self.samples * self.channels) % 2:
             raise ValueError(f"packed12 holds samples in pairs; samples = {self.samples} is odd")
+        if self.spectral_file_name is not None and self.raw_format != "complex":
+            raise ValueError(
+                f'spectral_file_name = {self.spectral_file_name!r} goes with raw_format = "complex", '
+                f"got {self.raw_format!r}, whose tiles are spectra themselves"
+            )
+        if self.spectral_file_name == self.file_name:
+            raise ValueError(f"file_name and spectral_file_name are the same: {self.file_name!r}")
         return self
+
+    @property
+    def archived_format(self) -> Literal["nifti", "packed12", "complex"]:
+        """Format of the files that are archived: spectra wherever the rig writes them."""
+        return self.raw_format if self.spectral_file_name is None else self.spectral_format
 
     def rows(self, illumination: int, /) -> int:
         """Return the number of tiles in a column of the `illumination`-th (0-based) illumination."""

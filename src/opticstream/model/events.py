@@ -97,6 +97,8 @@ class BatchReady(BatchEvent):
     """Folder of the raw files on the host that saw them."""
     files: dict[int, str]
     """Raw file of each tile number, relative to `raw_folder`; a tile without one has none."""
+    spectra: dict[int, str] = {}
+    """Spectral file of each tile number, where the rig writes it beside the complex tile in `files`."""
     problems: dict[int, str] = {}
     """Tiles that cannot be processed, with the reason, such as two files for one tile."""
 

@@ -105,8 +105,6 @@ class VirtualRig:
         Processes that make tiles ahead; files still appear in order. With 1 the tile is made while it is written.
     misbehaviours : tuple of Misbehaviour
         What goes wrong.
-    spectral_name : str, optional
-        With `raw_format = "complex"`, also write the spectra, under this template.
     clock, sleep : callable
         Time, for tests.
 
@@ -131,7 +129,6 @@ class VirtualRig:
         rate: float | None = None,
         workers: int = 1,
         misbehaviours: tuple[Misbehaviour, ...] = (),
-        spectral_name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -148,7 +145,6 @@ class VirtualRig:
         self.calibration_folder = calibration_folder
         self.rate, self.workers = rate, workers
         self.misbehaviours = misbehaviours
-        self.spectral_name = spectral_name
         self._clock, self._sleep = clock, sleep
         self._due: float | None = None
 
@@ -290,10 +286,10 @@ class VirtualRig:
         index = self.simulator.layout.illumination_index(step.tile.mosaic)
         size = self._size(step)
         if scan.raw_format == "complex":
-            if self.spectral_name is not None:
+            if scan.spectral_file_name is not None:
                 kept = list(blocks)
-                grammar = FileNameGrammar(self.spectral_name, self.simulator.layout)
-                spectral = scan.model_copy(update={"raw_format": "nifti"})
+                grammar = FileNameGrammar(scan.spectral_file_name, self.simulator.layout)
+                spectral = scan.model_copy(update={"raw_format": scan.spectral_format})
                 name = self._name(grammar, step.tile, 0)
                 write_slowly(self.raw_folder / name, spectral_pieces(kept, spectral, index))
                 blocks = iter(kept)

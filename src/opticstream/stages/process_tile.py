@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
 from opticstream.model.ids import TileId
 from opticstream.stages.archive_tile import checksum_path
-from opticstream.stages.reconstruction import UNITS, TileJob, check_polarization, products, read_surface
+from opticstream.stages.companion import read_spectra
+from opticstream.stages.reconstruction import (
+    UNITS,
+    Reconstructed,
+    TileJob,
+    check_polarization,
+    products,
+    read_surface,
+)
 from opticstream.stages.tile_picture import tile_picture
 from opticstream.stages.tile_qc import figures_from_maps
 
@@ -81,6 +89,21 @@ def available_threads(requested: int = 0, /) -> int:
     return os.cpu_count() or 1
 
 
+def _with_spectra(done: Reconstructed, spectra: Path, job: TileJob, archive: Path | None) -> Reconstructed:
+    """Check and archive the spectra beside a complex tile, and return what is known of the raw data by them."""
+    seen = read_spectra(
+        spectra,
+        job.spectral_shape,
+        raw_format=job.scan.spectral_format,
+        archive=archive,
+        level=job.processing.archive.level,
+        threads=job.threads,
+    )
+    return replace(
+        done, raw_bytes=seen.raw_bytes, raw_sha256=seen.raw_sha256, saturated_fraction=seen.saturated_fraction
+    )
+
+
 def process_tile(
     source: Path,
     tile: TileId,
@@ -90,6 +113,7 @@ def process_tile(
     processing: ProcessingSettings,
     out_dir: Path,
     archive_to: Path | None = None,
+    spectra: Path | None = None,
     picture: bool = True,
     progress: Progress | None = None,
 ) -> TileResult:
@@ -107,6 +131,9 @@ def process_tile(
         The project's folder; products go to `mosaic-{mosaic:02d}/processed/` and `.../complex/` in it.
     archive_to : Path, optional
         Name of the archive copy (`.nii.gz`, `.raw.gz`); its checksum file is put beside it.
+    spectra : Path, optional
+        Spectral file that the rig wrote beside a complex `source`, in the format of `scan.spectral_format`: it is
+        checked and archived instead, and tells of saturation.
     picture : bool
         Also draw the quality picture (`..._qc.jpg`, beside the maps).
     progress : callable, optional
@@ -140,7 +167,7 @@ def process_tile(
         processing=processing,
         given_surface=given,
         targets=targets,
-        archive=archive_to,
+        archive=None if spectra is not None else archive_to,
         progress=progress or (lambda _fraction: None),
         threads=threads,
     )
@@ -149,13 +176,15 @@ def process_tile(
     else:  # imports the compiler, which costs a small tile more than it saves
         from opticstream.stages.large_tile import reconstruct_in_blocks as reconstruct
     done = reconstruct(job)
+    if spectra is not None:
+        done = _with_spectra(done, spectra, job, archive_to)
     outputs = {name: OutputFile(targets[name], size) for name, size in done.written.items()}
     if archive_to is not None:
         outputs["archive"] = OutputFile(archive_to, archive_to.stat().st_size)
         outputs["checksum"] = OutputFile(checksum_path(archive_to), checksum_path(archive_to).stat().st_size)
     if scan.raw_format == "complex":
         _link(source, targets["complex"])
-        outputs["complex"] = OutputFile(targets["complex"], done.raw_bytes)
+        outputs["complex"] = OutputFile(targets["complex"], source.stat().st_size)
     for name, image in done.maps.items():
         if name in targets:
             content = write_map(targets[name], image, voxel_size_mm=job.voxel_size_mm, description=UNITS[name])

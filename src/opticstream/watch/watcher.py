@@ -1,7 +1,8 @@
 """Looks at the raw folder again and again, because network shares give no notifications.
 
 A file counts as complete when its size and time have stood still for a while and it holds what the scan settings say.
-A batch is ready when each of its tiles has a complete file. What is wrong and stays wrong is handed on as a problem of
+A batch is ready when each of its tiles has a complete file (two where the rig writes spectra beside complex tiles, with
+`scan.spectral_file_name`). What is wrong and stays wrong is handed on as a problem of
 its tile, so that one bad file never holds up a column.
 """
 
@@ -33,6 +34,8 @@ class RawFile:
     mtime_ns: int
     since_s: float
     """When it was first seen with this size and time, by the watcher's clock."""
+    companion: bool = False
+    """Whether it holds the spectra beside a complex tile."""
     complete: bool = False
     problem: str | None = None
     """Why it cannot be processed, where it stands still and is not what it should be."""
@@ -45,6 +48,8 @@ class FoundBatch:
     batch: BatchId
     files: dict[int, str]
     """Name of the file of each tile number."""
+    spectra: dict[int, str]
+    """Name of the spectral file of each tile number, where the rig writes it beside a complex tile."""
     problems: dict[int, str]
     """Tiles that cannot be processed, and why."""
 
@@ -55,7 +60,7 @@ class IncompleteBatch:
 
     batch: BatchId
     missing: tuple[int, ...]
-    """Tiles without a file."""
+    """Tiles without a file, or without one of two."""
     unfinished: tuple[str, ...]
     """Files that are still growing, or are not what they should be."""
     waiting_s: float
@@ -105,7 +110,9 @@ class Watcher:
         self.strangers: dict[str, str] = {}
         """Files that follow the name template but say something impossible, with the reason."""
         self._scan = scan
-        self._grammar = FileNameGrammar(scan.file_name, self.layout)
+        self._grammars = {False: FileNameGrammar(scan.file_name, self.layout)}
+        if scan.spectral_file_name is not None:
+            self._grammars[True] = FileNameGrammar(scan.spectral_file_name, self.layout)
         self._stable_s = stable_s
         self._stall_s = stall_s
         self._settled = settled
@@ -159,12 +166,12 @@ class Watcher:
         found = []
         for state in self.incomplete():
             batch = state.batch
+            wanted = "raw and spectral file" if len(self._grammars) > 1 else "raw file"
             problems = {
-                tile: f"tile {tile} of mosaic {batch.mosaic_id}: no raw file came in {self.folder}"
+                tile: f"tile {tile} of mosaic {batch.mosaic_id}: no {wanted} came in {self.folder}"
                 for tile in state.missing
             }
-            files = {f.tile.tile_id: f.name for f in self._by_batch[batch].values()}
-            found.append(self._finish(batch, files, problems | self._duplicates(batch)))
+            found.append(self._finish(batch, problems))
         return found
 
     def _entries(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -192,38 +199,43 @@ class Watcher:
         if file is not None and file.batch in self._done:
             return
         if file is None:
-            tile = self._tile(name)
-            if tile is None:
+            meant = self._meaning(name)
+            if meant is None:
                 self._ignored.add(name)
                 return
-        else:
-            tile = file.tile
         try:
             status = entry.stat()
         except OSError:
             return
-        batch = self.layout.batch_of(tile) if file is None else file.batch
         if file is None:
-            file = RawFile(name, tile, batch, status.st_size, status.st_mtime_ns, now)
+            assert meant is not None
+            tile, companion = meant
+            batch = self.layout.batch_of(tile)
+            file = RawFile(name, tile, batch, status.st_size, status.st_mtime_ns, now, companion)
             self._files[name] = file
             self._by_batch.setdefault(batch, {})[name] = file
             self._changed_s[batch] = now
         elif (file.size, file.mtime_ns) != (status.st_size, status.st_mtime_ns):
             file.size, file.mtime_ns, file.since_s = status.st_size, status.st_mtime_ns, now
             file.complete, file.problem = False, None
-            self._changed_s[batch] = now
+            self._changed_s[file.batch] = now
         if file.complete or now - file.since_s < self._stable_s:
             return
         if file.problem is None:
             file.problem = self._problem(file)
             file.complete = file.problem is None
 
-    def _tile(self, name: str) -> TileId | None:
-        try:
-            return self._grammar.tile_from_name(name.rpartition("/")[2])
-        except FileNameError as error:
-            self.strangers[name] = str(error)
-            return None
+    def _meaning(self, name: str) -> tuple[TileId, bool] | None:
+        """Return the tile that a file name means and whether it is the companion of a complex one; None for others."""
+        for companion, grammar in self._grammars.items():
+            try:
+                tile = grammar.tile_from_name(name.rpartition("/")[2])
+            except FileNameError as error:
+                self.strangers[name] = str(error)
+                return None
+            if tile is not None:
+                return tile, companion
+        return None
 
     def _problem(self, file: RawFile) -> str | None:
         """Return why a file that stands still cannot be processed; reads its header only."""
@@ -231,12 +243,13 @@ class Watcher:
         a_lines, b_lines = self._scan.tile_shape(index)
         setting = f"scan.illuminations[{index}]"
         path = self.folder / file.name
+        raw_format = self._scan.spectral_format if file.companion else self._scan.raw_format
         try:
-            if self._scan.raw_format == "complex":
+            if raw_format == "complex":
                 ComplexTile.open(path, a_lines=a_lines, b_lines=b_lines, channels=self._scan.channels, setting=setting)
             else:
                 shape = SpectralShape(self._scan.samples, a_lines, self._scan.channels, b_lines, setting)
-                with SpectralTile.open(path, shape, raw_format=self._scan.raw_format):
+                with SpectralTile.open(path, shape, raw_format=raw_format):
                     pass
         except (InputError, OSError) as error:
             return str(error)
@@ -249,36 +262,48 @@ class Watcher:
             self._done.add(batch)
             return None
         files = self._by_batch[batch].values()
-        if len(files) < self.layout.illumination_of(batch.mosaic).rows:
+        if len(files) < self.layout.illumination_of(batch.mosaic).rows * len(self._grammars):
             return None
         # A file of the wrong size may be one that is still being written by a rig that pauses.
         if any(not f.complete and (f.problem is None or now - f.since_s < self._stall_s) for f in files):
             return None
-        if {f.tile for f in files} != set(self.layout.tiles(batch)):
+        if self._missing(batch):
             return None
-        return self._finish(batch, {f.tile.tile_id: f.name for f in files}, self._duplicates(batch))
+        return self._finish(batch, {})
 
-    def _finish(self, batch: BatchId, files: dict[int, str], problems: dict[int, str]) -> FoundBatch:
+    def _missing(self, batch: BatchId) -> tuple[int, ...]:
+        """Return the tiles for which a file is missing."""
+        present = {(f.tile, f.companion) for f in self._by_batch[batch].values()}
+        return tuple(
+            tile.tile_id
+            for tile in self.layout.tiles(batch)
+            if not all((tile, companion) in present for companion in self._grammars)
+        )
+
+    def _finish(self, batch: BatchId, problems: dict[int, str]) -> FoundBatch:
         self._done.add(batch)
-        return FoundBatch(batch, dict(sorted(files.items())), dict(sorted(problems.items())))
+        named: dict[bool, dict[int, str]] = {False: {}, True: {}}
+        for file in sorted(self._by_batch[batch].values(), key=lambda f: f.tile.tile_id):
+            named[file.companion][file.tile.tile_id] = file.name
+        return FoundBatch(batch, named[False], named[True], dict(sorted((problems | self._duplicates(batch)).items())))
 
     def _duplicates(self, batch: BatchId) -> dict[int, str]:
-        names: dict[int, list[str]] = {}
+        names: dict[tuple[int, bool], list[str]] = {}
         for file in self._by_batch[batch].values():
-            names.setdefault(file.tile.tile_id, []).append(file.name)
+            names.setdefault((file.tile.tile_id, file.companion), []).append(file.name)
+        setting = {False: "file_name", True: "spectral_file_name"}
         return {
             number: f"tile {number} of mosaic {batch.mosaic_id}: {len(claimed)} files claim to be it: "
-            f"{', '.join(sorted(claimed))}; keep one in {self.folder} (scan.file_name = {self._scan.file_name!r})"
-            for number, claimed in names.items()
+            f"{', '.join(sorted(claimed))}; keep one in {self.folder} "
+            f"(scan.{setting[companion]} = {self._grammars[companion].template!r})"
+            for (number, companion), claimed in names.items()
             if len(claimed) > 1
         }
 
     def _incomplete(self, batch: BatchId, now: float) -> IncompleteBatch:
-        files = self._by_batch[batch].values()
-        present = {f.tile.tile_id for f in files}
         return IncompleteBatch(
             batch,
-            tuple(t.tile_id for t in self.layout.tiles(batch) if t.tile_id not in present),
-            tuple(f.problem or f.name for f in files if not f.complete),
+            self._missing(batch),
+            tuple(f.problem or f.name for f in self._by_batch[batch].values() if not f.complete),
             now - self._changed_s.get(batch, now),
         )
