@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
+from opticstream.config import parameters_hash
 from opticstream.model.errors import DuplicateTileError, InputError, MissingInputError
 from opticstream.model.events import (
     BatchArchived,
@@ -16,12 +18,13 @@ from opticstream.model.events import (
     TileFlagged,
 )
 from opticstream.model.ids import TileId
-from opticstream.pipeline.failures import describe
-from opticstream.pipeline.jobs import PROCESS_BATCH, Attempt, Done, Result, once, perform
+from opticstream.pipeline.jobs import PROCESS_BATCH, Attempt, Done, Failed, Result, once, park, perform
 from opticstream.pipeline.parameters import tile_hash
 from opticstream.pipeline.project import Project
+from opticstream.stages.archive_tile import checksum_path
 from opticstream.stages.process_tile import process_tile
 from opticstream.state import Claim, FactRecord, FileRecord
+from opticstream.state.flags import WITHDRAWN_FOLDER
 
 
 def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = once) -> list[Event]:
@@ -37,10 +40,12 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
         outputs: list[FileRecord] = []
         tiles: dict[str, dict[str, object]] = {}
         archives: list[FileRecord] = []
+        rests_on: dict[str, str | None] = {}
         for tile in project.layout.tiles(batch):
             claim.ensure_mine()
             record, note = _tile(project, event, tile, attempt)
             tiles[str(tile.tile_id)] = note
+            rests_on[str(tile.tile_id)] = None if record is None else record.inputs_hash
             if record is None:
                 continue
             outputs += record.outputs
@@ -53,11 +58,13 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
             project.facts.record(batch, "archived", {"outputs": archives, "detail": {"failed_tiles": failed}})
         return Result(
             outputs=outputs,
-            parameters_hash=tile_hash(project.config, project.layout.illumination_index(batch.mosaic)),
+            inputs_hash=parameters_hash(rests_on),
             detail={"tiles": tiles, "failed_tiles": failed, "raw_folder": event.raw_folder, "files": event.files},
         )
 
     outcome = perform(project, batch, PROCESS_BATCH, compute)
+    if isinstance(outcome, Failed):
+        return [project.event(BatchFailed, batch, reason=outcome.reason)]
     if not isinstance(outcome, Done):
         return []
     return [*announcements(project, event, outcome.result), *flagged]
@@ -97,15 +104,18 @@ def _tile(
     """Return the record of a processed tile and its line in the batch's record; None where the tile is parked."""
     facts = project.facts
     begin = time.monotonic()
+    parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
     try:
         source = _source(event, tile)
         status = source.stat()
         inputs_hash = f"{source.name}:{status.st_size}:{status.st_mtime_ns}"
-        parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
         record = facts.read(tile, "processed")
         if record is not None and _still_good(project, record, parameters, inputs_hash):
             facts.journal.skipped(tile, "processed", "already processed from the same file and parameters")
+            facts.withdraw(tile, "failed", reason="processed by a later attempt")  # which died before it could
             return record, {"outcome": "ok", **_note(record)}
+        archive = project.paths.archived_tile(tile, _archive_suffix(project))
+        kept = _kept_archive(project, record, inputs_hash, archive)
         result = attempt(
             f"tile {tile.tile_id}",
             lambda: process_tile(
@@ -114,19 +124,19 @@ def _tile(
                 scan=project.config.scan,
                 processing=project.config.processing,
                 out_dir=project.paths.base,
-                archive_to=project.paths.archived_tile(tile, _archive_suffix(project))
-                if project.config.processing.archive.enabled
-                else None,
+                archive_to=archive if project.config.processing.archive.enabled and not kept else None,
             ),
         )
     except Exception as error:
-        reason = describe(_friendlier(error, event, tile))
         earlier = facts.read(tile, "failed")
         attempts = 1 + (int(earlier.detail.get("attempts", 0)) if earlier else 0)
-        facts.replace(tile, "failed", {"detail": {"reason": reason, "attempts": attempts}}, why=reason)
+        grounds = {"parameters_hash": parameters, "detail": {"attempts": attempts}}
+        told = _friendlier(error, event, tile)
+        reason = park(project, tile, "failed", told, stage=PROCESS_BATCH.name, content=grounds)
+        _set_aside(project, tile)
         return None, {"outcome": "failed", "reason": reason, "attempts": attempts}
     content = {
-        "outputs": [_file_record(project, output.path, output.sha256) for output in result.outputs.values()],
+        "outputs": [*(_file_record(project, o.path, o.sha256) for o in result.outputs.values()), *kept],
         "parameters_hash": parameters,
         "inputs_hash": inputs_hash,
         "detail": {
@@ -143,6 +153,31 @@ def _tile(
     record = facts.read(tile, "processed")
     assert record is not None
     return record, {"outcome": "ok", **_note(record)}
+
+
+def _kept_archive(
+    project: Project, record: FactRecord | None, inputs_hash: str, archive: Path
+) -> tuple[FileRecord, ...]:
+    """Return the archive copy and its checksum file where they stand already, made from the same raw file."""
+    if record is None or record.inputs_hash != inputs_hash:
+        return ()
+    names = {archive.name, checksum_path(archive).name}
+    kept = tuple(file for file in record.outputs if Path(file.path).name in names and _intact(project, file))
+    return kept if len(kept) == len(names) else ()
+
+
+def _set_aside(project: Project, tile: TileId) -> None:
+    """Move the products of an earlier attempt out of the way, so that nothing is stitched from other settings."""
+    record = project.facts.read(tile, "processed")
+    if record is None:
+        return
+    project.facts.withdraw(tile, "processed", reason="a later attempt with other settings or another file failed")
+    for file in record.outputs:
+        path = project.facts.project_dir / file.path
+        if ":" not in file.path and os.path.lexists(path):
+            aside = path.parent / WITHDRAWN_FOLDER / path.name
+            aside.parent.mkdir(exist_ok=True)
+            path.replace(aside)
 
 
 def _note(record: FactRecord) -> dict[str, object]:

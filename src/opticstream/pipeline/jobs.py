@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 from opticstream.model.errors import ClaimLost, ProcessingError
 from opticstream.model.ids import ItemId
-from opticstream.pipeline.failures import describe
+from opticstream.pipeline.failures import describe, is_transient, kind_of
+from opticstream.pipeline.grounds import inputs_hash, keep_settings, settings_of
 from opticstream.pipeline.project import Project
 from opticstream.state import Claim, FileRecord
 
@@ -44,10 +45,13 @@ class Job:
     done: str
     """Fact that the work leads to."""
     failed: str | None = None
-    """Fact that parks the work; None where the failures of its parts are recorded instead."""
+    """Fact that parks the work; None where its own module decides about failures."""
+    tried_again: bool = False
+    """Whether a transient error of the whole is left to the sweep, until it has come OPTICSTREAM_ATTEMPTS times in a
+    row; without, only the steps inside are tried again."""
 
 
-PROCESS_BATCH = Job("process batch", "started", "processed")
+PROCESS_BATCH = Job("process batch", "started", "processed", "failed", tried_again=True)
 STITCH_MOSAIC = Job("stitch mosaic", "started", "stitched", "failed")
 STITCH_VOLUME = Job("stitch volume", "volume_started", "volume_stitched", "volume_failed")
 REGISTER_SLICE = Job("register slice", "started", "registered", "axis_failed")
@@ -58,11 +62,13 @@ UPLOAD_VOLUME = Job("upload volume", "volume_upload_started", "volume_uploaded",
 
 @dataclass(frozen=True)
 class Result:
-    """What a computation leaves: files to vouch for, hashes, and what people may want to know."""
+    """What a computation leaves: files to vouch for, and what people may want to know.
+
+    The hash of the settings is added by `perform`, and that of the inputs unless it is given here.
+    """
 
     outputs: Sequence[FileRecord] = ()
     inputs: Sequence[FileRecord] = ()
-    parameters_hash: str | None = None
     inputs_hash: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
     fact: str | None = None
@@ -73,7 +79,6 @@ class Result:
         return {
             "outputs": self.outputs,
             "inputs": self.inputs,
-            "parameters_hash": self.parameters_hash,
             "inputs_hash": self.inputs_hash,
             "detail": self.detail,
         }
@@ -140,6 +145,11 @@ def perform(project: Project, item: ItemId, job: Job, compute: Callable[[Claim],
         if reason := _settled(project, item, job):
             return Skipped(reason)
         begin = time.monotonic()
+        settings = settings_of(project, item, job.done)
+        grounds = {
+            "parameters_hash": None if settings is None else keep_settings(project, settings),
+            "inputs_hash": inputs_hash(project, item, job.done),
+        }
         try:
             _refuse_after_crashes(project, item, job)
             result = compute(claim)
@@ -147,15 +157,57 @@ def perform(project: Project, item: ItemId, job: Job, compute: Callable[[Claim],
         except ClaimLost:
             raise
         except Exception as error:
-            if job.failed is None:
-                raise
             claim.ensure_mine()
-            reason = describe(error)
-            facts.record(item, job.failed, {"detail": {"reason": reason, "stage": job.name}})
-            return Failed(reason)
-        recorded = facts.record(item, result.fact or job.done, result.content())
-        facts.journal.computed(item, result.fact or job.done, time.monotonic() - begin)
+            if job.failed is None or _is_tried_again(project, item, job, error):
+                facts.journal.failed(item, None, why=describe(error), kind=kind_of(error), stage=job.name)
+                raise
+            return Failed(park(project, item, job.failed, error, stage=job.name, content=grounds))
+        if inputs_hash(project, item, job.done) != grounds["inputs_hash"]:
+            reason = "what it is made from was taken back or done again meanwhile"
+            facts.journal.skipped(item, job.done, reason)
+            return Skipped(reason)
+        fact = result.fact or job.done
+        content = result.content() | grounds
+        content["inputs_hash"] = result.inputs_hash or grounds["inputs_hash"]
+        recorded = facts.record(item, fact, content)
+        facts.journal.computed(item, fact, time.monotonic() - begin)
+        if fact.endswith("failed"):
+            why = str(result.detail.get("reason", "no result"))
+            facts.journal.failed(item, fact, why=why, kind=kind_of(ProcessingError(why)), stage=job.name)
         return Done(result) if recorded else Skipped("recorded by somebody else meanwhile")
+
+
+def park(
+    project: Project,
+    item: ItemId,
+    fact: str,
+    error: BaseException,
+    /,
+    *,
+    stage: str,
+    content: Mapping[str, Any] | None = None,
+) -> str:
+    """Record that work is parked as failed, with its reason, and return the reason.
+
+    Parameters
+    ----------
+    project : Project
+        Where the facts stand.
+    item, fact
+        What has failed, and the fact that says so.
+    error : exception
+        Why.
+    stage : str
+        Name of the job.
+    content : mapping, optional
+        What else the record holds; a `detail` is added to.
+    """
+    reason, kind = describe(error), kind_of(error)
+    given = dict(content or {})
+    given["detail"] = {**given.get("detail", {}), "reason": reason, "stage": stage, "kind": kind}
+    project.facts.replace(item, fact, given, why=reason)
+    project.facts.journal.failed(item, fact, why=reason, kind=kind, stage=stage)
+    return reason
 
 
 def _settled(project: Project, item: ItemId, job: Job) -> str | None:
@@ -165,6 +217,12 @@ def _settled(project: Project, item: ItemId, job: Job) -> str | None:
     if job.failed is not None and job.failed in known:
         return f"parked as {job.failed}; `opticstream retry` releases it"
     return None
+
+
+def _is_tried_again(project: Project, item: ItemId, job: Job, error: Exception) -> bool:
+    if not (job.tried_again and is_transient(error)):
+        return False
+    return project.facts.claims.failures(item, job.claim) + 1 < project.deployment.attempts
 
 
 def _refuse_after_crashes(project: Project, item: ItemId, job: Job) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, MosaicId
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import after_batch, after_mosaic
+from opticstream.pipeline.rules import after_batch, after_mosaic, has_all_batches
 
 
 def look_at_batches(project: Project, /) -> Iterator[Event]:
-    """Announce every mosaic of which all batches are processed."""
+    """Announce every mosaic of which all batches are processed or parked."""
     snapshot = project.facts.snapshot()
     seen: set[MosaicId] = set()
     for item in snapshot.items("batch"):
@@ -20,7 +20,7 @@ def look_at_batches(project: Project, /) -> Iterator[Event]:
         if mosaic in seen:
             continue
         seen.add(mosaic)
-        if not snapshot.has(mosaic, "ready") and snapshot.reached(project.layout.batches(mosaic), "processed"):
+        if not snapshot.has(mosaic, "ready") and has_all_batches(project, mosaic, snapshot):
             event = after_batch(project, project.layout.batches(mosaic)[0])
             if event is not None:
                 yield event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opticstream.model.events import (
@@ -14,9 +15,9 @@ from opticstream.model.events import (
 )
 from opticstream.model.ids import MosaicId
 from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME, Attempt, Done, Failed, Result, once, perform
-from opticstream.pipeline.parameters import mosaic_hash, volume_hash
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import waits_for_template
+from opticstream.pipeline.rules import may_determine_template, waits_for_focus, waits_for_template
+from opticstream.pipeline.templates import focus_is_outdated, note_focus, note_template, template_is_outdated
 from opticstream.state import Claim, FactsView
 
 if TYPE_CHECKING:
@@ -47,14 +48,13 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
         focus = attempt(f"focus of mosaic {mosaic.mosaic_id}", lambda: _focus(project, mosaic))
         claim.ensure_mine()
         stitched = attempt(f"stitch mosaic {mosaic.mosaic_id}", lambda: _stitch(project, mosaic))
-        index = project.layout.illumination_index(mosaic)
         missing = sorted({number for numbers in stitched.missing.values() for number in numbers})
-        outputs = {**coordinates.outputs, **focus.outputs, **stitched.outputs}
+        outputs = {**_vouched(project, mosaic, coordinates, focus), **stitched.outputs}
+        refreshed = project.config.processing.coordinates.force_refresh_coordinates
         doubts.extend(_doubts(coordinates, missing))
         return Result(
             outputs=[facts.file_record(path) for path in outputs.values()],
-            inputs=[facts.file_record(coordinates.template)],
-            parameters_hash=mosaic_hash(project.config, index),
+            inputs=[] if refreshed else [facts.file_record(coordinates.template)],
             detail={
                 "products": {name: project.paths.relative(path) for name, path in stitched.outputs.items()},
                 "template": project.paths.relative(coordinates.template),
@@ -84,29 +84,56 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
 def _coordinates(project: Project, mosaic: MosaicId) -> CoordinatesResult:
     from opticstream.stages.find_coordinates import find_coordinates
 
-    return find_coordinates(
+    settings = project.config.processing.coordinates
+    if may_determine_template(project, mosaic, project.facts) and template_is_outdated(project, mosaic):
+        settings = settings.model_copy(update={"force_refresh_coordinates": True})
+    found = find_coordinates(
         mosaic,
         scan=project.config.scan,
-        settings=project.config.processing.coordinates,
+        settings=settings,
         tiles_folder=project.paths.processed_folder(mosaic),
         template_path=project.paths.tilemap(project.illumination(mosaic).name),
         qc_folder=project.paths.stitched_folder(mosaic),
     )
+    if not found.reused:
+        note_template(project, mosaic)
+    return found
 
 
 def _focus(project: Project, mosaic: MosaicId) -> FocusResult:
     from opticstream.stages.find_focus import find_focus
 
     illumination = project.illumination(mosaic).name
-    return find_focus(
+    settings = project.config.processing.focus
+    if may_determine_template(project, mosaic, project.facts) and focus_is_outdated(project, mosaic):
+        settings = settings.model_copy(update={"force_refresh": True})
+    found = find_focus(
         mosaic,
         scan=project.config.scan,
-        settings=project.config.processing.focus,
+        settings=settings,
         tiles_folder=project.paths.processed_folder(mosaic),
         template_path=project.paths.tilemap(illumination),
         focus_path=project.paths.focus(illumination),
         qc_folder=project.paths.stitched_folder(mosaic),
     )
+    if not found.reused:
+        note_focus(project, mosaic)
+    return found
+
+
+def _vouched(project: Project, mosaic: MosaicId, coordinates: CoordinatesResult, focus: FocusResult) -> dict[str, Path]:
+    """Return the files of coordinates and focus that this mosaic's record vouches for.
+
+    The mosaic that determines them does, also when it finds them made by an attempt of its own that was cut short.
+    """
+    processing = project.config.processing
+    is_first = may_determine_template(project, mosaic, project.facts)
+    shared = {
+        "template": is_first and not processing.coordinates.force_refresh_coordinates,
+        "focus": is_first and not processing.focus.force_refresh,
+    }
+    outputs = {**coordinates.outputs, **focus.outputs}
+    return {name: path for name, path in outputs.items() if shared.get(name, True)}
 
 
 def _stitch(project: Project, mosaic: MosaicId) -> MosaicResult:
@@ -168,13 +195,17 @@ def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attemp
     if not facts.has(mosaic, "stitched"):
         facts.journal.skipped(mosaic, "volume_stitched", "the mosaic is not stitched (any longer)")
         return []
+    if waits_for_focus(project, mosaic, facts):
+        facts.journal.skipped(mosaic, "volume_stitched", "waits for the focus map, which is being renewed")
+        return []
 
     def compute(_claim: Claim) -> Result:
         made = attempt(f"stitch volume of mosaic {mosaic.mosaic_id}", lambda: _stitch_volume(project, mosaic))
-        index = project.layout.illumination_index(mosaic)
+        refreshed = project.config.processing.focus.force_refresh
+        focus = project.paths.focus(project.illumination(mosaic).name)
         return Result(
             outputs=[facts.file_record(path, checksum=False) for path in made.outputs.values()],
-            parameters_hash=volume_hash(project.config, index),
+            inputs=[] if refreshed else [facts.file_record(focus)],
             detail={"products": {name: project.paths.relative(path) for name, path in made.outputs.items()}},
         )
 

@@ -22,7 +22,14 @@ from opticstream.model.events import (
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId
 from opticstream.pipeline.jobs import PROCESS_BATCH, REGISTER_SLICE, STITCH_MOSAIC, STITCH_VOLUME, UPDATE_SAMPLE, Job
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import REGISTRATION_ENDED, is_settled, waits_for_template
+from opticstream.pipeline.rules import (
+    BATCH_ENDED,
+    REGISTRATION_ENDED,
+    has_all_batches,
+    is_settled,
+    waits_for_focus,
+    waits_for_template,
+)
 from opticstream.pipeline.stacking import stacking_event, unstacked
 from opticstream.pipeline.uploads import upload_queue
 from opticstream.state import FactsSnapshot
@@ -57,14 +64,14 @@ def _batches(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
     told: set[MosaicId] = set()
     for item in snapshot.items("batch"):
         assert isinstance(item, BatchId)
-        if snapshot.has(item, "ready") and not snapshot.has(item, "processed") and _idle(project, item, PROCESS_BATCH):
+        if not snapshot.reached([item], *BATCH_ENDED):
             event = ready_event(project, item)
-            if event is not None:
+            if event is not None and _idle(project, item, PROCESS_BATCH):
                 yield event
         elif (
             item.mosaic not in told
             and not snapshot.has(item.mosaic, "ready")
-            and snapshot.reached(project.layout.batches(item.mosaic), "processed")
+            and has_all_batches(project, item.mosaic, snapshot)
         ):
             told.add(item.mosaic)
             yield project.event(BatchProcessed, item)
@@ -90,6 +97,7 @@ def _mosaics(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
             and snapshot.has(item, "stitched")
             and not snapshot.has(item, "volume_stitched")
             and not snapshot.has(item, "volume_failed")
+            and not waits_for_focus(project, item, snapshot)
             and _idle(project, item, STITCH_VOLUME)
         )
         if unannounced_slice or unstitched_volume:

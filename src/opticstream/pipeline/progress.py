@@ -8,7 +8,7 @@ from typing import Any
 
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import REGISTRATION_ENDED, belongs_in_sample
+from opticstream.pipeline.rules import BATCH_ENDED, REGISTRATION_ENDED, belongs_in_sample, has_all_batches
 from opticstream.state import FactsSnapshot
 
 BATCH_STATES = ("ready", "started", "archived", "processed", "uploaded")
@@ -114,7 +114,7 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
         known = snapshot.facts_of(item)
         match item:
             case BatchId():
-                if "ready" in known and "processed" not in known:
+                if "ready" in known and known.isdisjoint(BATCH_ENDED):
                     return False
                 if "archived" in known and not known & {"uploaded", "upload_failed"}:
                     return False
@@ -132,7 +132,7 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
                     return False
     mosaics = {_mosaic_of(item) for item in snapshot.items("batch")}
     for mosaic in mosaics:
-        if snapshot.reached(layout.batches(mosaic), "processed") and not snapshot.has(mosaic, "ready"):
+        if has_all_batches(project, mosaic, snapshot) and not snapshot.has(mosaic, "ready"):
             return False
     for slice_id in {layout.slice_of(mosaic) for mosaic in mosaics}:
         if snapshot.reached(layout.mosaics(slice_id), "stitched", "failed") and not snapshot.has(slice_id, "ready"):

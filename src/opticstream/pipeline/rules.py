@@ -12,17 +12,23 @@ from collections.abc import Iterable
 from opticstream.model.events import MosaicReady, SliceReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.templates import focus_is_outdated, template_is_outdated
 from opticstream.state import FactsView
 
 
 def after_batch(project: Project, batch: BatchId, /) -> MosaicReady | None:
     """Return the announcement that a batch's mosaic is ready, if this call is the one that found it so."""
     mosaic, facts = batch.mosaic, project.facts
-    if facts.has(mosaic, "ready") or not facts.reached(project.layout.batches(mosaic), "processed"):
+    if facts.has(mosaic, "ready") or not has_all_batches(project, mosaic, facts):
         return None
     if not facts.record(mosaic, "ready"):
         return None
     return project.event(MosaicReady, mosaic)
+
+
+def has_all_batches(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
+    """Return whether each batch of a mosaic is processed, or parked as failed."""
+    return facts.reached(project.layout.batches(mosaic), *BATCH_ENDED)
 
 
 def after_mosaic(project: Project, mosaic: MosaicId, /) -> SliceReady | None:
@@ -48,6 +54,8 @@ def good_mosaics(project: Project, slice_id: SliceId, /) -> tuple[MosaicId, ...]
     return tuple(m for m in project.layout.mosaics(slice_id) if project.facts.has(m, "stitched"))
 
 
+BATCH_ENDED = ("processed", "failed")
+"""Facts of a batch of which one stands when nothing more is to come of it."""
 REGISTRATION_ENDED = frozenset({"registered", "axis_failed", "skipped", "failed"})
 """Facts of a slice of which one stands when nothing more is to come of its registration."""
 
@@ -82,9 +90,23 @@ def earlier_mosaics(project: Project, mosaic: MosaicId, /) -> Iterable[MosaicId]
 
 
 def waits_for_template(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
-    """Return whether a mosaic has to wait because the template of its illumination does not exist yet."""
+    """Return whether a mosaic has to wait because the template of its illumination does not exist, or is being renewed.
+
+    A template of other settings is renewed by the mosaic that determines it, when that is stitched again.
+    """
     if project.config.processing.coordinates.force_refresh_coordinates:
         return False
-    if project.paths.tilemap(project.illumination(mosaic).name).exists():
-        return False
-    return not may_determine_template(project, mosaic, facts)
+    if not project.paths.tilemap(project.illumination(mosaic).name).exists():
+        return not may_determine_template(project, mosaic, facts)
+    return _is_renewed_first(project, mosaic, facts) and template_is_outdated(project, mosaic)
+
+
+def waits_for_focus(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
+    """Return whether a mosaic's volumes have to wait because the focus map of its illumination is being renewed."""
+    return _is_renewed_first(project, mosaic, facts) and focus_is_outdated(project, mosaic)
+
+
+def _is_renewed_first(project: Project, mosaic: MosaicId, facts: FactsView) -> bool:
+    """Return whether an earlier mosaic of the illumination is to be stitched first, and renews what is outdated."""
+    first = next((m for m in earlier_mosaics(project, mosaic) if not facts.has(m, "failed")), None)
+    return first is not None and not facts.has(first, "stitched")

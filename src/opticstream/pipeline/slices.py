@@ -5,7 +5,6 @@ from __future__ import annotations
 from opticstream.model.events import Event, SliceFailed, SliceFlagged, SliceReady, SliceRegistered
 from opticstream.model.ids import MosaicId, SliceId
 from opticstream.pipeline.jobs import REGISTER_SLICE, Attempt, Done, Failed, Result, once, perform
-from opticstream.pipeline.parameters import slice_hash
 from opticstream.pipeline.products import stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import good_mosaics
@@ -56,7 +55,6 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         return Result(
             fact=None if made.has_axis else "axis_failed",
             outputs=[project.facts.file_record(path, checksum=path.is_file()) for path in made.outputs.values()],
-            parameters_hash=slice_hash(project.config),
             detail={
                 "products": {name: project.paths.relative(path) for name, path in made.outputs.items()},
                 "pictures": [project.paths.relative(path) for path in made.pictures],

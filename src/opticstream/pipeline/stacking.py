@@ -13,9 +13,9 @@ from opticstream.io.atomic import atomic_folder
 from opticstream.model.errors import InputError, StateError
 from opticstream.model.events import Event, SampleFailed, SampleUpdated, SliceReady, SliceRegistered
 from opticstream.model.ids import MosaicId, SampleId, SliceId
-from opticstream.pipeline.failures import describe
-from opticstream.pipeline.jobs import UPDATE_SAMPLE, Attempt, Result, once
-from opticstream.pipeline.parameters import sample_hash
+from opticstream.pipeline.grounds import inputs_hash, keep_settings
+from opticstream.pipeline.jobs import UPDATE_SAMPLE, Attempt, Result, once, park
+from opticstream.pipeline.parameters import sample_settings
 from opticstream.pipeline.products import recorded_products, stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import belongs_in_sample
@@ -40,15 +40,15 @@ def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[E
     with claim:
         while waiting := unstacked(project):
             slice_id = waiting[0]
+            volumes = _volumes_of_now(project, slice_id)
             try:
                 made = attempt(f"stack slice {slice_id.slice_id}", lambda: stage(sample_input(project, waiting[0])))
             except Exception as error:
-                reason = describe(error)
-                facts.replace(slice_id, "stack_failed", {"detail": {"reason": reason}}, why=reason)
+                reason = park(project, slice_id, "stack_failed", error, stage=UPDATE_SAMPLE.name)
                 yield project.event(SampleFailed, SampleId(), slice_id=slice_id.slice_id, reason=reason)
                 continue
             claim.ensure_mine()
-            _record(project, slice_id, made)
+            _record(project, slice_id, made, volumes)
             yield project.event(
                 SampleUpdated,
                 SampleId(),
@@ -58,14 +58,22 @@ def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[E
             )
 
 
-def _record(project: Project, slice_id: SliceId, made: UpdatedSample) -> None:
+def _volumes_of_now(project: Project, slice_id: SliceId) -> list[str | None] | None:
+    """Return what the stitched volumes for the stacks rest on, None where there are none yet."""
+    grounds = project.facts.grounds(_fixed_mosaic(project, slice_id), "volume_stitched")
+    return None if grounds is None else list(grounds)
+
+
+def _record(project: Project, slice_id: SliceId, made: UpdatedSample, volumes: list[str | None] | None) -> None:
     facts = project.facts
     content = Result(
         outputs=[facts.file_record(path, checksum=False) for path in made.outputs.values()],
-        parameters_hash=sample_hash(project.config),
-        detail={"slices": list(made.slices), "missing": list(made.missing)},
-    ).content()
-    if not facts.record(slice_id, "stacked", content) and made.changed:
+        inputs_hash=inputs_hash(project, slice_id, "stacked"),
+        detail={"slices": list(made.slices), "missing": list(made.missing), "volumes": volumes},
+    ).content() | {"parameters_hash": keep_settings(project, sample_settings(project.config))}
+    known = facts.read(slice_id, "stacked")
+    changed = made.changed or known is None or known.detail.get("volumes") != volumes
+    if not facts.record(slice_id, "stacked", content) and changed:
         facts.replace(slice_id, "stacked", content, why="its part of the stacks was written again")
     facts.replace(SampleId(), "updated", content, why=f"slice {slice_id.slice_id} added")
 
@@ -82,7 +90,7 @@ def unstacked(project: Project, snapshot: FactsSnapshot | None = None, /) -> lis
 
 
 def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSnapshot) -> Iterator[SliceId]:
-    """Yield the slices whose volumes, stitched after the maps, the stacks do not hold; nothing waits for volumes."""
+    """Yield the slices whose volumes were stitched, or stitched again, after the maps; nothing waits for volumes."""
     if not (project.config.processing.sample.volumes and project.config.stitches_volumes):
         return
     done = [item for item in stacked if any(known.has(m, "volume_stitched") for m in project.layout.mosaics(item))]
@@ -92,7 +100,9 @@ def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSna
 
     held = stacks_by_slice(project.paths.sample_folder)
     for item in done:
-        if not set(_volumes_by_stack(project, item)) <= held.get(item.slice_id, frozenset()):
+        record, now = project.facts.read(item, "stacked"), _volumes_of_now(project, item)
+        redone = now is not None and record is not None and record.detail.get("volumes", now) != now
+        if redone or not set(_volumes_by_stack(project, item)) <= held.get(item.slice_id, frozenset()):
             yield item
 
 
@@ -203,8 +213,9 @@ def stack_slices(
             with atomic_folder(project.paths.sample_folder):
                 pass  # an empty folder takes the place of the stacks
         for item in slices:
+            volumes = _volumes_of_now(project, item)
             made = stage(sample_input(project, item))
             claim.ensure_mine()
             project.facts.withdraw(item, "stack_failed", reason="stacked by hand")
-            _record(project, item, made)
+            _record(project, item, made, volumes)
     return made

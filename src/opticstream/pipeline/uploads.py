@@ -70,7 +70,6 @@ def _upload(project: Project, item: ItemId, record: FactRecord, attempt: Attempt
     published = attempt(f"publish {item}", lambda: _publish(project, item, record.outputs))
     return Result(
         outputs=[project.facts.file_record(path, checksum=False) for path in published],
-        parameters_hash=record.parameters_hash,
     )
 
 

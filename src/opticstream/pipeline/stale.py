@@ -1,0 +1,167 @@
+"""What is out of date after a change of settings or of results further up, why, and doing just that again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
+from opticstream.pipeline.grounds import changed_settings, inputs_hash, settings_of
+from opticstream.pipeline.parameters import shared_part
+from opticstream.pipeline.pending import ready_event
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.redo import PUBLISHED, RedoPlan
+from opticstream.state import FactsSnapshot, FileRecord, Grounds
+from opticstream.state.record import path_from_name, sha256_of_path
+
+_LOOKED_AT = (
+    ("batch", ("processed", "failed")),
+    ("mosaic", ("stitched", "failed")),
+    ("mosaic", ("volume_stitched", "volume_failed")),
+    ("slice", ("registered", "axis_failed")),
+    ("slice", ("stacked", "stack_failed")),
+    ("batch", ("uploaded",)),
+    ("mosaic", ("uploaded", "volume_uploaded")),
+    ("slice", ("uploaded",)),
+)
+"""Results and failures that rest on something, in the order of the chain."""
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A result that would come out differently now.
+
+    Attributes
+    ----------
+    item : ItemId
+        Whose result.
+    fact : str
+        Which one.
+    why : tuple of str
+        Settings that have changed, as ``name: old -> new``, or what else has.
+    alone : bool
+        Nothing else rests on what has changed.
+    """
+
+    item: ItemId
+    fact: str
+    why: tuple[str, ...]
+    alone: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {"item": self.item.key, "fact": self.fact, "why": list(self.why)}
+
+
+def stale_results(project: Project, snapshot: FactsSnapshot | None = None, /) -> list[Stale]:
+    """Return the results that are out of date in themselves, in the order of the chain.
+
+    What rests on them is out of date with them and not listed: `stale_plan` takes it along. Records that do not say
+    what they rest on (made by hand, or by an earlier version) count as up to date.
+    """
+    snapshot = project.facts.snapshot() if snapshot is None else snapshot
+    look = _Look(project, snapshot)
+    return [
+        stale
+        for hierarchy, facts in _LOOKED_AT
+        for item in snapshot.items(hierarchy)
+        for fact in facts
+        if snapshot.has(item, fact) and (stale := look.at(item, fact)) is not None
+    ]
+
+
+class _Look:
+    """One look at all results, in which nothing is read twice."""
+
+    def __init__(self, project: Project, snapshot: FactsSnapshot) -> None:
+        self._project = project
+        self._snapshot = snapshot
+        self._known: dict[tuple[ItemId, str], Grounds | None] = {}
+        self._digest = cache(self._read_digest)
+
+    def at(self, item: ItemId, fact: str) -> Stale | None:
+        """Return why a result is out of date, None when it is not."""
+        recorded = self._grounds(item, fact)
+        if recorded is None:
+            return None
+        settings = self._settings(item, fact)
+        if settings is not None and recorded.parameters_hash not in (None, settings.hash):
+            assert recorded.parameters_hash is not None
+            why = changed_settings(self._project, recorded.parameters_hash, settings)
+            alone = shared_part(recorded.parameters_hash) == shared_part(settings.hash)
+            return Stale(item, fact, why or ("settings have changed; which ones is not known",), alone)
+        if recorded.inputs_hash is not None and not isinstance(item, BatchId):
+            if inputs_hash(self._project, item, fact, read=self._grounds) != recorded.inputs_hash:
+                return Stale(item, fact, ("what it is made from was done again since",))
+            if isinstance(item, MosaicId) and fact in ("stitched", "volume_stitched"):
+                changed = tuple(f"{file.path} is another one since" for file in self._changed_files(item, fact))
+                return Stale(item, fact, changed) if changed else None
+        return None
+
+    def _settings(self, item: ItemId, fact: str) -> Any:
+        return settings_of(self._project, item, fact, facts=self._snapshot)
+
+    def _grounds(self, item: ItemId, fact: str) -> Grounds | None:
+        key = (item, fact)
+        if key not in self._known:
+            has = self._snapshot.has(item, fact)
+            self._known[key] = self._project.facts.grounds(item, fact) if has else None
+        return self._known[key]
+
+    def _changed_files(self, item: ItemId, fact: str) -> Iterator[FileRecord]:
+        record = self._project.facts.read(item, fact)
+        for file in record.inputs if record else ():
+            if file.sha256 is not None and self._digest(file.path) not in (None, file.sha256):
+                yield file
+
+    def _read_digest(self, name: str) -> str | None:
+        try:
+            return sha256_of_path(path_from_name(name, self._project.facts.roots))
+        except OSError:
+            return None  # `state verify` tells of files that are gone
+
+
+def stale_plan(project: Project, stale: Iterable[Stale], /) -> RedoPlan:
+    """Return what has to be taken back so that stale results, and what rests on them, are done again.
+
+    A batch whose raw files are gone is left as it is, and said so.
+    """
+    plan = RedoPlan(project)
+    for one in stale:
+        match one.item, one.fact:
+            case BatchId() as batch, ("processed" | "failed"):
+                if missing := _missing_raw_file(project, batch):
+                    plan.refused.append(f"{batch} stays as it is: {missing} is gone, and it is made from it")
+                    continue
+                has_failures = one.fact == "failed" or bool(_failed_tiles(project, batch))
+                plan.redo_batch(batch, archive=has_failures, alone=one.alone)
+            case MosaicId() as mosaic, ("stitched" | "failed"):
+                plan.redo_mosaic(mosaic, alone=one.alone)
+            case MosaicId() as mosaic, ("volume_stitched" | "volume_failed"):
+                plan.redo_volume(mosaic)
+            case SliceId() as slice_id, ("registered" | "axis_failed"):
+                plan.redo_slice(slice_id)
+            case SliceId() as slice_id, ("stacked" | "stack_failed"):
+                plan.redo_stack(slice_id)
+            case _ if one.fact in PUBLISHED:
+                plan.redo_publication(one.item, one.fact)
+    return plan
+
+
+def _failed_tiles(project: Project, batch: BatchId) -> list[int]:
+    record = project.facts.read(batch, "processed")
+    return list(record.detail.get("failed_tiles", ())) if record else []
+
+
+def _missing_raw_file(project: Project, batch: BatchId) -> str | None:
+    event = ready_event(project, batch)
+    if event is None:
+        return None  # the plan refuses it with that reason
+    try:
+        present = set(os.listdir(event.raw_folder))
+    except OSError:
+        return event.raw_folder
+    return next((f"{event.raw_folder}/{name}" for name in event.files.values() if name not in present), None)
