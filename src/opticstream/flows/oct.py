@@ -166,13 +166,15 @@ def _look_until(occurred: datetime, window_s: float, look: Callable[[], Iterable
     """Look at the facts, announce what follows, and look again until the window of swallowed events is over.
 
     Facts are recorded before they are announced; so a look that begins after the window sees what every swallowed event
-    told of. Only a clock of another host that is far off can defeat this, and then the sweep makes up for it.
+    told of. The time of the event is another host's: whatever that clock says, the window is over when it has passed
+    once from now. If it ends too soon by such a clock, the sweep makes up for it.
     """
-    end = occurred.timestamp() + window_s + _WINDOW_MARGIN_S
+    left_s = min(max(occurred.timestamp() + window_s - time.time(), 0.0), window_s)
+    end = time.monotonic() + left_s + _WINDOW_MARGIN_S
     while True:
-        begin = time.time()
+        begin = time.monotonic()
         for event in look():
             announce([event])
         if begin >= end:
             return
-        time.sleep(min(_LOOK_S, max(0.05, end - time.time())))
+        time.sleep(min(_LOOK_S, max(0.05, end - time.monotonic())))
