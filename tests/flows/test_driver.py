@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 
 from opticstream.config import DeploymentSettings, load_project
@@ -9,6 +12,7 @@ from opticstream.flows.driver import Driver, Sweeper
 from opticstream.model.errors import MissingInputError, ServerError
 from opticstream.model.ids import MosaicId
 from opticstream.pipeline.project import Project
+from opticstream.state import Facts
 from opticstream.watch import Watcher
 
 
@@ -67,6 +71,57 @@ def test_a_raw_folder_that_goes_away_for_a_while_does_not_end_the_watch(acquisit
     (acquisition / "away").rename(acquisition / "raw")
     driver.step()
     assert driver.trouble is None
+
+
+def test_a_full_disk_does_not_end_the_watch_nor_lose_a_batch(acquisition, project, monkeypatch):
+    bus = Bus()
+    driver = driver_of(project, acquisition / "raw", bus)
+    record = Facts.record
+
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Facts, "record", full)
+    assert driver.step() == []
+    assert "No space left" in driver.trouble
+    assert not driver.is_finished(), "what was found and not recorded is still to be done"
+    monkeypatch.setattr(Facts, "record", record)
+    assert len(driver.step()) == 6
+    assert driver.trouble is None
+    assert len(bus.seen) == 6
+
+
+def test_facts_that_cannot_be_read_for_a_while_do_not_end_the_watch(acquisition, project, monkeypatch):
+    driver = driver_of(project, acquisition / "raw", Bus())
+    driver.step()
+    driver.step()
+    before = driver.progress()
+    snapshot = Facts.snapshot
+
+    def away(*_arguments, **_options):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Facts, "snapshot", away)
+    driver.step()
+    assert driver.progress() == before
+    assert "Stale file handle" in driver.trouble
+    assert not driver.is_finished()
+    monkeypatch.setattr(Facts, "snapshot", snapshot)
+    driver.step()
+    assert driver.trouble is None
+
+
+def test_a_driver_removes_what_killed_writers_have_left(acquisition, project):
+    old = project.paths.processed_folder(MosaicId(1)) / ".mosaic_001_aip.partial-1-ab.nii"
+    fresh = old.with_name(".mosaic_001_mip.partial-2-cd.nii")
+    for path in (old, fresh):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    driver_of(project, acquisition / "raw", Bus()).start()
+    while old.exists():
+        time.sleep(0.01)
+    assert fresh.exists(), "somebody may be writing it"
 
 
 def test_a_damaged_tile_does_not_hold_up_its_column_once_nobody_writes_any_more(acquisition):

@@ -55,6 +55,14 @@ def test_fresh_temporaries_of_other_writers_are_left_alone(tmp_path):
         assert temporary.exists()
 
 
+def test_only_names_of_our_own_temporaries_are_removed(tmp_path):
+    mine = tmp_path / "notes.partial-draft.txt"
+    mine.write_text("of a person")
+    os.utime(mine, (0, 0))
+    assert remove_stale_temporaries(tmp_path) == []
+    assert mine.exists()
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     target = tmp_path / "volume.ome.zarr"
     for content in ("one", "two"):

@@ -115,7 +115,7 @@ def follow(
         follower.show(progress)
         if driver.trouble != trouble:
             trouble = driver.trouble
-            follower.say(f"[yellow]waiting[/] {trouble}" if trouble else "the raw folder is back")
+            follower.say(f"[yellow]waiting[/] {trouble}" if trouble else "what was missing is back")
         for stalled in driver.watcher.stalled():
             follower.say(f"[yellow]waiting[/] {stalled}")
         if is_over() and driver.is_finished():

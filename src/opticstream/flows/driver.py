@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import httpx
 
 from opticstream.flows.events import announce
 from opticstream.flows.leftovers import queued_deployments
+from opticstream.io.atomic import remove_stale_temporaries
 from opticstream.model.errors import InputError, ServerError
 from opticstream.model.events import BatchReady, Event
 from opticstream.pipeline.pending import pending_announcements
@@ -100,7 +103,9 @@ class Driver:
         self._announce = announce
         self.sweeper = Sweeper(project, project.deployment.sweep_s, announce, is_queued)
         self.trouble: str | None = None
-        """Why the raw folder cannot be looked at for the moment."""
+        """Why the raw folder or the facts cannot be reached for the moment."""
+        self._unrecorded: list[FoundBatch] = []
+        self._progress: ProjectProgress | None = None
         self._next_sweep = 0.0
         self._has_seen_folder = False
 
@@ -122,27 +127,41 @@ class Driver:
         return cls(project, watcher, is_queued=is_queued)
 
     def start(self) -> list[Event]:
-        """Announce what an earlier life has left undone."""
+        """Announce what an earlier life has left undone, and let what killed writers have left be removed."""
+        for folder in (self.project.paths.base, self.project.paths.archive_root):
+            threading.Thread(target=remove_stale_temporaries, args=(folder,), daemon=True).start()
         return self.sweeper.sweep(at_once=True)
 
     def step(self) -> list[FoundBatch]:
-        """Look once at the raw folder and, now and then, at what is overdue; return the batches that were announced."""
-        try:
-            found = self.watcher.poll()
-            self.trouble = None
-        except InputError as error:
-            if not self._has_seen_folder:
-                raise
-            # A share that is away for a while must not end a watch of months.
-            found, self.trouble = [], str(error)
+        """Look once at the raw folder and, now and then, at what is overdue; return the batches that were announced.
+
+        A share that is away or a disk that is full for a while must not end a watch of months: what could not be done
+        is done by a later step, and `trouble` says why.
+        """
+        self.trouble = None
+        with self._bearing_trouble():
+            self._unrecorded += self.watcher.poll()
         self._has_seen_folder = True
-        for batch in found:
-            self.ready(batch)
+        announced: list[FoundBatch] = []
+        with self._bearing_trouble():
+            while self._unrecorded:
+                self.ready(self._unrecorded[0])
+                announced.append(self._unrecorded.pop(0))
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + min(5.0, self.project.deployment.sweep_s)
-            self.sweeper.sweep()
-        return found
+            with self._bearing_trouble():
+                self.sweeper.sweep()
+        return announced
+
+    @contextmanager
+    def _bearing_trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, OSError) as error:
+            if not self._has_seen_folder:
+                raise
+            self.trouble = self.trouble or str(error)
 
     def ready(self, found: FoundBatch, /) -> None:
         """Record that a batch is ready and announce it; the sweep does so again if the server cannot be reached."""
@@ -160,12 +179,17 @@ class Driver:
                 self._next_sweep = 0.0
 
     def progress(self) -> ProjectProgress:
-        """Return how far the project is."""
-        return project_progress(self.project)
+        """Return how far the project is, or was when its facts could last be read."""
+        with self._bearing_trouble():
+            self._progress = project_progress(self.project)
+        return self._progress or ProjectProgress(self.project.config.name, (), (), ())
 
     def is_finished(self) -> bool:
         """Return whether everything that was found has come to its end."""
-        return is_finished(self.project, self.project.facts.snapshot())
+        finished = False
+        with self._bearing_trouble():
+            finished = not self._unrecorded and is_finished(self.project, self.project.facts.snapshot())
+        return finished
 
     def incomplete(self) -> list[IncompleteBatch]:
         """Return the batches that have not come whole."""

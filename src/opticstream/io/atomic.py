@@ -98,7 +98,7 @@ def remove_stale_temporaries(folder: Path, /, *, older_than_s: float = 3600.0) -
     now = time.time()
     for root, folders, files in os.walk(folder):
         for name in [*folders, *files]:
-            if TEMPORARY_MARK not in name:
+            if not (name.startswith(".") and TEMPORARY_MARK in name):
                 continue
             path = Path(root, name)
             try:

@@ -102,8 +102,7 @@ class LocalBus:
             folder, self.project.config.scan, stable_s=0, stall_s=0, settled=lambda batch: facts.has(batch, "ready")
         )
         driver = Driver(self.project, watcher, announce=self.announce)
-        for found in watcher.poll() + watcher.poll():
-            driver.ready(found)
+        driver.step()
 
     def _steps(self, event: Event) -> list[Step]:
         project = self.project
