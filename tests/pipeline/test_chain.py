@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from opticstream.config import DeploymentSettings, load_project
-from opticstream.model.events import BatchReady, MosaicReady, SliceReady
+from opticstream.model.events import BatchReady, MosaicReady, MosaicStitched, SliceReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
@@ -189,6 +189,22 @@ def test_a_failed_publication_is_parked_holds_up_nothing_and_is_retried(acquisit
     again.run()
     assert project_progress(project).failures == ()
     assert set(computed(project).values()) == {1}
+
+
+def test_a_result_that_is_gone_when_it_is_to_be_published_is_told_and_not_passed_over(acquisition):
+    project = opened(acquisition)
+    bus = LocalBus(project)
+    gone = acquisition / "project" / "mosaic-01" / "stitched" / "mosaic_001_aip.nii.gz"
+    bus.lose = lambda event: event.event_name() == "linc.oct.mosaic.stitched" and (gone.unlink(missing_ok=True) or True)
+    bus.feed(acquisition / "raw")
+    bus.run()
+    bus.lose = lambda _event: False
+    bus.announce([project.event(MosaicStitched, MosaicId(1))])
+    bus.run()
+    (failure,) = [f for f in project_progress(project).failures if f.fact == "upload_failed"]
+    assert failure.item == MosaicId(1)
+    assert gone.name in failure.reason
+    assert not project.facts.has(MosaicId(1), "uploaded")
 
 
 def test_a_slice_that_cannot_be_stacked_is_parked_and_retried(acquisition, monkeypatch):

@@ -6,7 +6,6 @@ the whole queue, so that a burst of announcements costs one run and a lost one c
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -78,4 +77,4 @@ def _publish(project: Project, item: ItemId, files: tuple[FileRecord, ...]) -> l
     if isinstance(item, BatchId):
         return [link_into_mosaic(source, project.paths.archived_folder(item.mosaic)) for source in sources]
     assert isinstance(item, MosaicId | SliceId)
-    return [publish_locally(source, project.paths.published(source)) for source in sources if os.path.lexists(source)]
+    return [publish_locally(source, project.paths.published(source)) for source in sources]
