@@ -170,6 +170,7 @@ class Driver:
             found.batch,
             raw_folder=str(self.watcher.folder.absolute()),
             files=found.files,
+            spectra=found.spectra,
             problems=found.problems,
         )
         if self.project.facts.record(found.batch, "ready", {"detail": {"event": event.payload()}}):

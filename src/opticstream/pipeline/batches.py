@@ -95,7 +95,7 @@ def _archive_name(project: Project, tile: TileId) -> str:
 
 
 def _archive_suffix(project: Project) -> str:
-    return ".raw.gz" if project.config.scan.raw_format == "packed12" else ".nii.gz"
+    return ".raw.gz" if project.config.scan.archived_format == "packed12" else ".nii.gz"
 
 
 def _tile(
@@ -106,9 +106,8 @@ def _tile(
     begin = time.monotonic()
     parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
     try:
-        source = _source(event, tile)
-        status = source.stat()
-        inputs_hash = f"{source.name}:{status.st_size}:{status.st_mtime_ns}"
+        source, spectra = _sources(event, tile)
+        inputs_hash = "+".join(_identity(path) for path in (source, spectra) if path is not None)
         record = facts.read(tile, "processed")
         if record is not None and _still_good(project, record, parameters, inputs_hash):
             facts.journal.skipped(tile, "processed", "already processed from the same file and parameters")
@@ -125,6 +124,7 @@ def _tile(
                 processing=project.config.processing,
                 out_dir=project.paths.base,
                 archive_to=archive if project.config.processing.archive.enabled and not kept else None,
+                spectra=spectra,
             ),
         )
     except Exception as error:
@@ -142,7 +142,7 @@ def _tile(
         "detail": {
             "source": source.name,
             "raw_bytes": result.raw_bytes,
-            "raw_sha256": result.raw_sha256,
+            "raw_sha256": record.detail.get("raw_sha256") if record is not None and kept else result.raw_sha256,
             "figures": result.figures,
             "flags": list(result.flags),
         },
@@ -184,12 +184,20 @@ def _note(record: FactRecord) -> dict[str, object]:
     return {key: record.detail[key] for key in ("raw_sha256", "figures", "flags") if record.detail.get(key)}
 
 
-def _source(event: BatchReady, tile: TileId) -> Path:
+def _sources(event: BatchReady, tile: TileId) -> tuple[Path, Path | None]:
+    """Return the raw file of a tile, and the spectra that lie beside it, if any."""
     if problem := event.problems.get(tile.tile_id):
         raise DuplicateTileError(problem) if "files claim" in problem else InputError(problem)
     if tile.tile_id not in event.files:
         raise MissingInputError(f"{tile}: no raw file was found in {event.raw_folder}")
-    return Path(event.raw_folder, event.files[tile.tile_id])
+    spectra = event.spectra.get(tile.tile_id)
+    source = Path(event.raw_folder, event.files[tile.tile_id])
+    return source, None if spectra is None else Path(event.raw_folder, spectra)
+
+
+def _identity(path: Path) -> str:
+    status = path.stat()
+    return f"{path.name}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def _friendlier(error: Exception, event: BatchReady, tile: TileId) -> Exception:

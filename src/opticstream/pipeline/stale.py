@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
@@ -160,8 +160,5 @@ def _missing_raw_file(project: Project, batch: BatchId) -> str | None:
     event = ready_event(project, batch)
     if event is None:
         return None  # the plan refuses it with that reason
-    try:
-        present = set(os.listdir(event.raw_folder))
-    except OSError:
-        return event.raw_folder
-    return next((f"{event.raw_folder}/{name}" for name in event.files.values() if name not in present), None)
+    paths = (Path(event.raw_folder, name) for name in (*event.files.values(), *event.spectra.values()))
+    return next((str(path) for path in paths if not path.exists()), None)
