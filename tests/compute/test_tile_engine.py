@@ -14,12 +14,21 @@ from opticstream.compute.jones import (
     retardance_from_jones,
     wrapped_orientation,
 )
-from opticstream.compute.lane_fft import radices_of, transform_lanes, twiddles_of
-from opticstream.compute.lane_math import median_of
+from opticstream.compute.lane_fft import (
+    profile_of_strip,
+    radices_of,
+    split_of,
+    split_rows,
+    split_twiddles_of,
+    transform_lanes,
+    twiddles_of,
+)
+from opticstream.compute.lane_math import SPARE, median_of
 from opticstream.compute.orientation import axis_window_mean, axis_window_mode
-from opticstream.compute.robust_surface import strongest_rise_near, surface_sheet
+from opticstream.compute.robust_surface import SurfaceSheet, strongest_rise_near, surface_sheet
 from opticstream.compute.simd import LANES
 from opticstream.compute.spectral import jones_from_spectra, spectral_plan
+from opticstream.compute.spectrum_kernels import groups_needed, spectra_to_strips
 from opticstream.compute.stokes import axis_and_birefringence, retardance_without_noise
 from opticstream.compute.surface import (
     edge_response,
@@ -232,6 +241,69 @@ def test_the_transform_agrees_with_numpy(length):
     np.testing.assert_allclose(got[:, 0] + 1j * got[:, 1], expected, atol=1e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize(("length", "samples"), [(512, 512), (1024, 700), (2048, 2048), (4096, 2048), (4096, 4000)])
+def test_the_transform_in_two_steps_agrees_with_numpy(length, samples):
+    rng = np.random.default_rng(length)
+    spectra = rng.normal(size=(LANES, samples)).astype(np.float32)
+    phasor = np.exp(2j * np.pi * rng.random(samples))
+    assert split_of(length) == length // 64
+    out = np.zeros(length * LANES, np.float32)
+    profile_of_strip(
+        spectra.T.ravel().copy(),
+        phasor.real.astype(np.float32),
+        phasor.imag.astype(np.float32),
+        np.zeros(split_rows(length) * 2 * LANES, np.float32),
+        split_twiddles_of(length),
+        out,
+    )
+    got = out.reshape(-1, 2, LANES)
+    expected = np.conj(np.fft.fft(spectra * phasor, length, axis=1)[:, : length // 2]).T
+    np.testing.assert_allclose(got[:, 0] + 1j * got[:, 1], expected, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("samples", [96, 97, 130])
+@pytest.mark.parametrize("kind", ["as recorded", "rising", "falling", "one in the middle", "jumping"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_spectra_are_linearized_wherever_the_samples_lie(dtype, samples, kind, reverse):
+    rng = np.random.default_rng(samples)
+    counts = rng.integers(0, 65536, (LANES + 3, samples)).astype(dtype)
+    background = rng.normal(size=samples).astype(np.float32)
+    index, fraction = {
+        "as recorded": (np.minimum(np.arange(samples), samples - 2), (np.arange(samples) == samples - 1) * 1.0),
+        "rising": (np.arange(samples) * (samples - 2) // samples, rng.random(samples)),
+        "falling": ((np.arange(samples) * (samples - 2) // samples)[::-1].copy(), rng.random(samples)),
+        "one in the middle": (np.full(samples, samples // 2), rng.random(samples)),
+        "jumping": (rng.integers(0, samples - 1, samples), 3 * rng.random(samples) - 1),
+    }[kind]
+    fraction = fraction.astype(np.float32)
+    strips = np.empty((2, samples * LANES), np.float32)
+    recorded = np.empty(groups_needed(index) * 2 * LANES * 2 * LANES, np.float32)
+    for residual in (False, True):
+        spectra_to_strips(counts, reverse, background, index, fraction, residual, recorded, strips)
+        clean = (counts - background.astype(np.float64))[:, :: -1 if reverse else 1]
+        expected = clean[:, index] + fraction * (clean[:, index + 1] - clean[:, index])
+        if residual:
+            expected = expected - np.median(expected, axis=0)
+        got = strips.reshape(2, samples, LANES).transpose(0, 2, 1).reshape(-1, samples)[: LANES + 3]
+        np.testing.assert_allclose(got, expected, atol=0.05)
+
+
+@pytest.mark.parametrize("known", [1.0, 0.4, 0.02])
+def test_compiled_trends_and_rivals_are_those_of_numpy(known):
+    rng = np.random.default_rng(4)
+    around = (100 + 20 * rng.normal(size=(13, 30))).astype(np.float32)
+    around[rng.random(around.shape) > known] = np.nan
+    compiled = SurfaceSheet(a_lines=4, b_lines=4, compiled=True)
+    plain = SurfaceSheet(a_lines=4, b_lines=4)
+    for got, expected in zip(compiled._trend_and_count(around), plain._trend_and_count(around), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+    response = rng.normal(size=(30, 77)).astype(np.float32)
+    surface = rng.integers(0, 77, 30)
+    np.testing.assert_array_equal(compiled._rivals(response, surface), plain._rivals(response, surface))
+    np.testing.assert_array_equal(compiled._spread(response), plain._spread(response))
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 16, 17, 96, 351])
 @pytest.mark.parametrize("kind", ["normal", "integers", "heavy tails", "constant", "two values", "far off"])
 def test_the_median_is_numpys_to_the_last_bit(n, kind):
@@ -252,4 +324,6 @@ def test_the_median_is_numpys_to_the_last_bit(n, kind):
             (np.float32(0), np.float32(0)),
             (np.float32(50), np.float32(9)),
         ):
-            assert median_of(padded, n, np.float32(mean), np.float32(scale)) == np.median(values)
+            assert median_of(padded, n, np.float32(mean), np.float32(scale), np.zeros(SPARE, np.float32)) == np.median(
+                values
+            )

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from opticstream.compute import tile_kernels
+from opticstream.compute import tile_engine
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import TileId
@@ -59,10 +59,8 @@ def test_affinity_and_the_threads_setting_are_honoured(tmp_path, monkeypatch):
     assert stage.available_threads(2) == 2
     before = threading.active_count()
     seen = []
-    kernel = tile_kernels.intensity_of_strip
-    monkeypatch.setattr(
-        tile_kernels, "intensity_of_strip", lambda *a: seen.append(threading.active_count()) or kernel(*a)
-    )
+    kernel = tile_engine.profiles_of_line
+    monkeypatch.setattr(tile_engine, "profiles_of_line", lambda *a: seen.append(threading.active_count()) or kernel(*a))
     _run(tmp_path, monkeypatch, "one", _scan(b_lines=2))
     assert set(seen) == {before}
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from opticstream.compute.simd import LANES, load, splat, store
+from opticstream.compute.simd import LANES, load, splat, spread_out, store
 
 _R2 = np.float32(np.sqrt(0.5))
 _S3 = np.float32(np.sqrt(0.75))
@@ -63,8 +63,8 @@ def _put(dst, at, re, im):
 
 @njit(inline="always")
 def _put_turned(dst, at, re, im, tw, t):
-    c = splat(tw[t])
-    s = splat(tw[t + 1])
+    c = spread_out(tw, t)
+    s = spread_out(tw, t + 1)
     store(dst, at, re * c - im * s)
     store(dst, at + LANES, re * s + im * c)
 
@@ -292,3 +292,153 @@ def transform_lanes(a: Any, b: Any, out: Any, radices: Any, twiddles: Any) -> No
         _last4(a, out, done)
     else:
         _last2(a, out, done)
+
+
+# -- in two steps, for lengths of 64 times 8, 16, 32 or 64
+
+_COLUMNS = 64
+
+
+def split_of(length: int, /) -> int | None:
+    """Return the length of the first of two steps, the second being 64; None where the length does not split so.
+
+    Examples
+    --------
+    >>> split_of(2048), split_of(1152)
+    (32, None)
+    """
+    first, rest = divmod(length, _COLUMNS)
+    return first if rest == 0 and first in (8, 16, 32, 64) else None
+
+
+def split_twiddles_of(length: int, /) -> NDArray[np.float32]:
+    """Return the factors of `profile_of_strip`: within the first step, between the steps, within the second."""
+    first = length // _COLUMNS
+    angles = (
+        np.outer(np.arange(8), np.arange(first // 8)) / first,
+        np.outer(np.arange(_COLUMNS), np.arange(first)) / length,
+        np.outer(np.arange(8), np.arange(8)) / _COLUMNS,
+    )
+    turn = np.exp(-2j * np.pi * np.concatenate([angle.ravel() for angle in angles]))
+    return np.stack([turn.real, turn.imag], axis=-1).ravel().astype(np.float32)
+
+
+def split_rows(length: int, /) -> int:
+    """Return the rows of scratch that `profile_of_strip` needs, of 2 * LANES elements each."""
+    return _COLUMNS * (length // _COLUMNS + 1) + _COLUMNS
+
+
+@njit(inline="always")
+def _turned_input(strip, p, samples, phasor_re, phasor_im):
+    if p >= samples:
+        zero = splat(np.float32(0))
+        return zero, zero
+    x = load(strip, p * LANES)
+    return x * spread_out(phasor_re, p), x * spread_out(phasor_im, p)
+
+
+@njit(inline="always")
+def _dft8_at(src, i, s):
+    return _dft8(
+        load(src, i), load(src, i + LANES),
+        load(src, i + s), load(src, i + s + LANES),
+        load(src, i + 2 * s), load(src, i + 2 * s + LANES),
+        load(src, i + 3 * s), load(src, i + 3 * s + LANES),
+        load(src, i + 4 * s), load(src, i + 4 * s + LANES),
+        load(src, i + 5 * s), load(src, i + 5 * s + LANES),
+        load(src, i + 6 * s), load(src, i + 6 * s + LANES),
+        load(src, i + 7 * s), load(src, i + 7 * s + LANES),
+    )  # fmt: skip
+
+
+@njit(inline="always")
+def _put_column(dst, o, s, y, tw, t, d):
+    """Put the eight outputs `y` in steps of `s` from `o` on, each turned by its factor."""
+    _put_turned(dst, o, y[0], y[1], tw, t)
+    _put_turned(dst, o + s, y[2], y[3], tw, t + d)
+    _put_turned(dst, o + 2 * s, y[4], y[5], tw, t + 2 * d)
+    _put_turned(dst, o + 3 * s, y[6], y[7], tw, t + 3 * d)
+    _put_turned(dst, o + 4 * s, y[8], y[9], tw, t + 4 * d)
+    _put_turned(dst, o + 5 * s, y[10], y[11], tw, t + 5 * d)
+    _put_turned(dst, o + 6 * s, y[12], y[13], tw, t + 6 * d)
+    _put_turned(dst, o + 7 * s, y[14], y[15], tw, t + 7 * d)
+
+
+@njit(nogil=True, cache=True)
+def profile_of_strip(strip, phasor_re, phasor_im, work, twiddles, out):
+    """Multiply real spectra by a phasor, transform, and put the conjugate of the lower half into `out`.
+
+    Both steps work on columns that fit the innermost cache, so that `work` is written once and read once.
+
+    Parameters
+    ----------
+    strip : array, shape (samples * LANES, or more)
+        Real spectra, of as many samples as the phasor has; zeros follow up to the length of the transform.
+    phasor_re, phasor_im : arrays, shape (samples,)
+        Window and dispersion.
+    work : array, shape (split_rows(length) * 2 * LANES,)
+        Scratch.
+    twiddles : array
+        From `split_twiddles_of`.
+    out : array, shape (length / 2 * 2 * LANES,)
+        Bins as (bin, re/im, lane).
+    """
+    w = 2 * LANES
+    samples = phasor_re.size
+    first = out.size // (w * _COLUMNS // 2)
+    inner = first // 8  # the first step is itself done as `inner` times 8
+    pitch = (first + 1) * w  # columns one row apart, so that they do not fall into the same places of the cache
+    column = _COLUMNS * pitch  # scratch of one column
+    between = 2 * first  # where the factors between the steps begin, and those of the second
+    second = between + 2 * first * _COLUMNS
+    for j in range(_COLUMNS):
+        for q in range(8):
+            p = j + _COLUMNS * q
+            o = column + q * w
+            t = 2 * q * inner
+            s = 8 * w
+            if inner == 4:
+                r0, i0 = _turned_input(strip, p, samples, phasor_re, phasor_im)
+                r1, i1 = _turned_input(strip, p + 8 * _COLUMNS, samples, phasor_re, phasor_im)
+                r2, i2 = _turned_input(strip, p + 16 * _COLUMNS, samples, phasor_re, phasor_im)
+                r3, i3 = _turned_input(strip, p + 24 * _COLUMNS, samples, phasor_re, phasor_im)
+                y = _dft4(r0, i0, r1, i1, r2, i2, r3, i3)
+                _put(work, o, y[0], y[1])
+                _put_turned(work, o + s, y[2], y[3], twiddles, t + 2)
+                _put_turned(work, o + 2 * s, y[4], y[5], twiddles, t + 4)
+                _put_turned(work, o + 3 * s, y[6], y[7], twiddles, t + 6)
+            elif inner == 8:
+                r0, i0 = _turned_input(strip, p, samples, phasor_re, phasor_im)
+                r1, i1 = _turned_input(strip, p + 8 * _COLUMNS, samples, phasor_re, phasor_im)
+                r2, i2 = _turned_input(strip, p + 16 * _COLUMNS, samples, phasor_re, phasor_im)
+                r3, i3 = _turned_input(strip, p + 24 * _COLUMNS, samples, phasor_re, phasor_im)
+                r4, i4 = _turned_input(strip, p + 32 * _COLUMNS, samples, phasor_re, phasor_im)
+                r5, i5 = _turned_input(strip, p + 40 * _COLUMNS, samples, phasor_re, phasor_im)
+                r6, i6 = _turned_input(strip, p + 48 * _COLUMNS, samples, phasor_re, phasor_im)
+                r7, i7 = _turned_input(strip, p + 56 * _COLUMNS, samples, phasor_re, phasor_im)
+                _put_column(
+                    work, o, s, _dft8(r0, i0, r1, i1, r2, i2, r3, i3, r4, i4, r5, i5, r6, i6, r7, i7), twiddles, t, 2
+                )
+            elif inner == 2:
+                r0, i0 = _turned_input(strip, p, samples, phasor_re, phasor_im)
+                r1, i1 = _turned_input(strip, p + 8 * _COLUMNS, samples, phasor_re, phasor_im)
+                _put(work, o, r0 + r1, i0 + i1)
+                _put_turned(work, o + s, r0 - r1, i0 - i1, twiddles, t + 2)
+            else:
+                r0, i0 = _turned_input(strip, p, samples, phasor_re, phasor_im)
+                _put(work, o, r0, i0)
+        for k in range(inner):
+            y = _dft8_at(work, column + 8 * k * w, w)
+            _put_column(work, j * pitch + k * w, inner * w, y, twiddles, between + 2 * (j * first + k), 2 * inner)
+    zero = splat(np.float32(0))
+    for k in range(first):
+        for q in range(8):
+            y = _dft8_at(work, q * pitch + k * w, 8 * pitch)
+            _put_column(work, column + q * w, 8 * w, y, twiddles, second + 16 * q, 2)
+        for r in range(8):
+            y = _dft8_at(work, column + 8 * r * w, w)
+            o, s = (k + first * r) * w, 8 * first * w
+            _put(out, o, y[0], zero - y[1])
+            _put(out, o + s, y[2], zero - y[3])
+            _put(out, o + 2 * s, y[4], zero - y[5])
+            _put(out, o + 3 * s, y[6], zero - y[7])

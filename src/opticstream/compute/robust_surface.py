@@ -10,6 +10,7 @@ tissue, so a second look replaces cells far from the trend of their surroundings
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,8 @@ class SurfaceSheet:
         self._spread = _spread
         self._add_paths_along_x = _add_paths_along_x
         self._edges = _edges
+        self._trend_and_count = _trend_and_count
+        self._rivals = _rivals
         if compiled:
             from opticstream.compute import sheet_kernels
 
@@ -104,7 +107,19 @@ class SurfaceSheet:
                 sheet_kernels.edges_of_cells(rows, taps, EDGE_HALF_WIDTH_PX, out.reshape(rows.shape))
                 return out
 
+            def trend_and_count(around: Floats) -> tuple[Floats, NDArray[np.intp]]:
+                trend, count = np.empty(around.shape[1], np.float32), np.empty(around.shape[1], np.intp)
+                sheet_kernels.trend_of_cells(around, _DESIGN, _RIDGE, np.array(_TREND_SCALES_PX), trend, count)
+                return trend, count
+
+            def rivals(response: Floats, surface: NDArray[np.intp]) -> Floats:
+                rival = np.empty(len(response), np.float32)
+                sheet_kernels.largest_rivals(response, surface, RIVAL_DISTANCE_PX, rival)
+                return rival
+
             self._edges = edges
+            self._trend_and_count = trend_and_count
+            self._rivals = rivals
             self._spread = lambda total: sheet_kernels.spread(total, cost)
             self._add_paths_along_x = lambda response, sums: sheet_kernels.add_paths_along_x(response, cost, sums)
         self._a_lines, self._b_lines = a_lines, b_lines
@@ -162,15 +177,14 @@ class SurfaceSheet:
         known = range(self._dropped, self._dropped + len(self._guesses))
         around = np.stack([self._guesses[r - self._dropped] if r in known else nothing for r in rows])
         full, total = self._seen.popleft()
-        trend = _trend(around)
+        trend, known_cells = self._trend_and_count(around)
         depth_index = _peak(total, total.argmax(axis=-1))
         # a bubble, a hole, or nothing to see: go with the others, the less surely the fewer they are
-        known_cells = np.maximum(_count_around(around), 1)
-        allowed = FROM_TREND_PX * np.sqrt((2 * TREND_CELLS + 1) ** 2 / known_cells)
+        allowed = FROM_TREND_PX * np.sqrt((2 * TREND_CELLS + 1) ** 2 / np.maximum(known_cells, 1))
         stray = np.abs(depth_index - trend) > allowed
         depth_index = np.where(stray, np.clip(trend, 0, full.shape[-1] - 1), depth_index).astype(np.float32)
         self._surface.append(depth_index)
-        self._confidence.append(_confidence(full, np.rint(depth_index).astype(np.intp)))
+        self._confidence.append(_confidence(full, np.rint(depth_index).astype(np.intp), self._rivals))
 
     def lines_known(self) -> int:
         """Return the number of B-lines, from the first on, whose surface can be given."""
@@ -197,40 +211,42 @@ def _windows(around: Floats) -> Floats:
     return np.lib.stride_tricks.sliding_window_view(padded, 2 * TREND_CELLS + 1, axis=1).swapaxes(0, 1)
 
 
-def _count_around(around: Floats) -> NDArray[np.intp]:
-    return np.asarray(np.count_nonzero(~np.isnan(_windows(around)), axis=(1, 2)), dtype=np.intp)
+def _basis() -> NDArray[np.float64]:
+    """Return the values of 1, x, y, xy, xx, yy at the cells of a window, shape (6, cells), x and y within -1..1."""
+    offsets = np.arange(-TREND_CELLS, TREND_CELLS + 1) / TREND_CELLS
+    y, x = (grid.ravel() for grid in np.meshgrid(offsets, offsets, indexing="ij"))
+    return np.stack([np.ones_like(x), x, y, x * y, x * x, y * y])
 
 
-def _trend(around: Floats) -> Floats:
-    """Return the trend at the middle row of cells, shape (cells,), of guesses of shape (rows, cells); NaN for none.
+_DESIGN = _basis()
+_RIDGE = np.array([1e-9, 0.1, 0.1, 0.3, 0.3, 0.3])
+"""Little faith in slopes and less in curvature where few cells know anything."""
 
-    A quadratic surface per cell, fitted by iteratively re-weighted least squares (Tukey's biweight) from the median on.
+
+def _trend_and_count(around: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """Return the trend at the middle row of cells of guesses of shape (rows, cells), and how many cells it rests on.
+
+    A quadratic surface per cell, fitted by iteratively re-weighted least squares (Tukey's biweight) from the median on;
+    NaN where no cell around knows anything.
     """
     cells = around.shape[1]
     values = _windows(around).reshape(cells, -1).astype(np.float64)
     known = ~np.isnan(values)
     ordered = np.sort(values, axis=1)  # NaN comes last
     n = known.sum(axis=1)
-    middle = ordered[np.arange(cells), np.maximum(n - 1, 0) // 2]
-    middle = np.where(n > 0, middle, 0.0)
-    values = np.where(known, values, middle[:, np.newaxis])
-    offsets = np.arange(-TREND_CELLS, TREND_CELLS + 1) / TREND_CELLS
-    y, x = (grid.ravel() for grid in np.meshgrid(offsets, offsets, indexing="ij"))
-    design = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1)
-    products = (design[:, :, np.newaxis] * design[:, np.newaxis, :]).reshape(len(x), -1)
-    # Little faith in slopes and less in curvature where few cells know anything.
-    ridge = np.diag([1e-9, 0.1, 0.1, 0.3, 0.3, 0.3])
-    fitted = np.broadcast_to(middle[:, np.newaxis], values.shape)
-    coefficients = np.zeros((cells, 6))
+    middle = np.where(n > 0, ordered[np.arange(cells), np.maximum(n - 1, 0) // 2], 0.0)
+    values = np.where(known, values - middle[:, np.newaxis], 0)  # so that the ridge does not pull the level
+    products = (_DESIGN[:, np.newaxis] * _DESIGN).reshape(-1, _DESIGN.shape[1])
+    fitted: NDArray[np.float64] = np.zeros_like(values)
+    coefficients: NDArray[np.float64] = np.zeros((cells, 6))
     for scale_px in _TREND_SCALES_PX:
         weight = known * np.clip(1 - ((values - fitted) / scale_px) ** 2, 0, None) ** 2
-        normal = (weight @ products).reshape(cells, 6, 6) + ridge
-        right = (weight * values) @ design
-        # relative to the middle, so that the ridge does not pull the level
-        right -= (weight @ design) * middle[:, np.newaxis]
-        coefficients = np.linalg.solve(normal, right[..., np.newaxis])[..., 0]
-        fitted = coefficients @ design.T + middle[:, np.newaxis]
-    return np.where(n > 0, coefficients[:, 0] + middle, np.nan).astype(np.float32)
+        normal = (weight @ products.T).reshape(cells, 6, 6) + np.diag(_RIDGE)
+        right = (weight * values) @ _DESIGN.T
+        coefficients = np.asarray(np.linalg.solve(normal, right[..., np.newaxis])[..., 0], dtype=np.float64)
+        fitted = np.asarray(coefficients @ _DESIGN, dtype=np.float64)
+    trend = np.where(n > 0, coefficients[:, 0] + middle, np.nan).astype(np.float32)
+    return trend, np.asarray(n, dtype=np.intp)
 
 
 def _peak(total: Floats, best: NDArray[np.intp]) -> Floats:
@@ -258,12 +274,20 @@ def _interpolated(values: Floats, n: int, wanted: NDArray[np.intp], *, offset: i
     return np.asarray(values[left] + (part[:, np.newaxis] * (values[left + 1] - values[left])), dtype=np.float32)
 
 
-def _confidence(response: Floats, surface: NDArray[np.intp]) -> Floats:
+def _rivals(response: Floats, surface: NDArray[np.intp]) -> Floats:
+    """Return the largest response of every cell that is not near the surface, at least 0."""
+    z = np.arange(response.shape[-1])
+    far = np.abs(z - surface[:, np.newaxis]) > RIVAL_DISTANCE_PX
+    return np.asarray(np.where(far, response, 0).max(axis=-1, initial=0))
+
+
+def _confidence(
+    response: Floats, surface: NDArray[np.intp], rivals: Callable[[Floats, NDArray[np.intp]], Floats]
+) -> Floats:
     """Return how far the rise at the surface exceeds its strongest rival elsewhere: 1 none, 0.5 equal, 0 no rise."""
     cells = np.arange(len(surface))
     own = np.maximum(response[cells, np.clip(surface, 0, response.shape[-1] - 1)], 0)
-    z = np.arange(response.shape[-1])
-    rival = np.where(np.abs(z - surface[:, np.newaxis]) > RIVAL_DISTANCE_PX, response, 0).max(axis=-1, initial=0)
+    rival = rivals(response, surface)
     return np.asarray(own / np.maximum(own + rival, np.float32(1e-6)), dtype=np.float32)
 
 

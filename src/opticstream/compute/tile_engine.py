@@ -6,22 +6,27 @@ work on whole B-lines and never add up each other's numbers, so results do not d
 
 from __future__ import annotations
 
+import functools
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute import tile_kernels as kernels
 from opticstream.compute.birefringence import UNWRAP_HALO_PX, birefringence_unwrapped
 from opticstream.compute.enface import depth_window
-from opticstream.compute.lane_fft import radices_of, twiddles_of
+from opticstream.compute.lane_fft import radices_of, split_of, split_rows, split_twiddles_of, twiddles_of
+from opticstream.compute.map_kernels import maps_of_line
+from opticstream.compute.profile_kernels import profiles_of_line, volumes_of_strip
 from opticstream.compute.robust_surface import CELL_PX, LOOKAHEAD_LINES, NEAR_PX, SurfaceSheet
 from opticstream.compute.simd import LANES
 from opticstream.compute.spectral import SpectralPlan
+from opticstream.compute.spectrum_kernels import groups_needed, mean_of_lines, spectra_to_strips
 from opticstream.compute.stokes import BLOCK_PX, LEAST_SIGNAL, rate_tables, rates_of
 from opticstream.compute.surface import THRESHOLD_SAMPLES, edge_taps, median_3x3
 
@@ -31,8 +36,6 @@ Sink = Callable[[int, dict[str, Floats]], None]
 
 Transform = Callable[[NDArray[np.complex64]], NDArray[np.complexfloating[Any, Any]]]
 """Fourier transform along the last axis, shape (n, length); from any library."""
-
-POLARIZATION_MAPS = ("ret", "ori", "biref")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +77,15 @@ class _Scratch:
     """Memory of one thread."""
 
     strips: Floats
-    residual: Floats
+    recorded: Floats
+    background: Floats
     work: Floats
     other: Floats
     intensity: Floats
     padded: Floats
+    window: Floats
+    states: Floats
+    sums: Floats
 
 
 @dataclass(slots=True)
@@ -87,14 +94,37 @@ class _Spectral:
 
     index: list[NDArray[np.int64]]
     fraction: list[Floats]
-    reference: list[Floats]
-    phasor_re: list[Floats]
-    phasor_im: list[Floats]
-    radices: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    twiddles: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+    groups: int
+    reference: Floats
+    phasor_re: Floats
+    phasor_im: Floats
+    radices: NDArray[np.int64]
+    twiddles: Floats
 
 
+@dataclass(slots=True)
+class _Block:
+    """B-lines that are being worked on."""
+
+    first: int
+    stop: int
+    volumes: dict[str, Floats]
+    work: list[Future[Any]]
+
+
+_IN_FLIGHT = 3
+"""Blocks whose memory is in use at a time: one is worked on, one waits for maps and disk, one is on its way out."""
 _NOTHING = np.empty(0, np.float32)
+_NO_TABLE = np.empty((0, 0), np.float32)
+_NO_STRIPS = np.empty((0, 0, 0), np.float32)
+
+
+def _aligned(*shape: int) -> Floats:
+    """Return zeros that begin on a cache line, as vectors that straddle two cost twice."""
+    size = math.prod(shape)
+    memory = np.zeros(size + LANES, np.float32)
+    start = -(memory.ctypes.data // memory.itemsize) % LANES
+    return memory[start : start + size].reshape(shape)
 
 
 def supports(transform_length: int, /) -> bool:
@@ -105,12 +135,11 @@ def supports(transform_length: int, /) -> bool:
 def memory_per_b_line(
     *, samples: int, zero_padding: int, a_lines: int, channels: int, volumes: int, bytes_per_sample: int = 2
 ) -> int:
-    """Return the bytes that one more B-line in a block costs: raw counts, profiles and volumes, each held twice."""
+    """Return the bytes that one more B-line in a block costs: raw counts, profiles and volumes of blocks in flight."""
     padded = -(-a_lines // LANES) * LANES
+    raw = a_lines * channels * samples * bytes_per_sample
     profiles = channels * padded * samples * zero_padding * 4  # half as many bins, two floats each
-    return 2 * (
-        a_lines * channels * samples * bytes_per_sample + profiles + volumes * padded * samples * zero_padding * 2
-    )
+    return _IN_FLIGHT * (raw + profiles + volumes * padded * samples * zero_padding * 2)
 
 
 class TileEngine:
@@ -180,8 +209,8 @@ class TileEngine:
             ahead = LOOKAHEAD_LINES + CELL_PX
         self._lag = self._halo + ahead
         bins = cut + depth if plan is None else plan.transform_length // 2
-        self._capacity = 2 * block + self._lag + self._halo + 1
-        self._ring = np.zeros((self._capacity, self._n_strips, channels, bins * 2 * LANES), np.float32)
+        self._capacity = _IN_FLIGHT * block + self._lag + self._halo + 1
+        self._ring = _aligned(self._capacity, self._n_strips, channels, bins * 2 * LANES)
         self._raw_surface = np.zeros((b_lines, self._width), np.float32)
         self._surface = np.zeros((b_lines, self._width), np.float32)
         if not isinstance(options.surface, str):
@@ -189,7 +218,7 @@ class TileEngine:
         self._confidence = np.ones((b_lines, self._width), np.float32)
         self._n_cells = -(-a_lines // CELL_PX)
         kept = CELL_PX + 2 * block if self._sheet is not None else 0
-        self._cells = np.zeros((kept, -(-self._width // CELL_PX), depth), np.float32)
+        self._cells = _aligned(kept, self._width // CELL_PX, depth + -depth % 4)
         self._in_sheet = 0
         self.section_x = np.zeros((a_lines, depth), np.float32)
         """Intensity (dB) of the middle B-line, shape (x, z)."""
@@ -198,38 +227,47 @@ class TileEngine:
         self._floor = np.zeros((b_lines, self._width), np.float32)
         self.maps = {name: np.zeros((b_lines, self._width), np.float32) for name in options.maps if name != "surf"}
         self._received = self._emitted = 0
-        self._profiling: list[Future[Any]] = []
-        self._mapping: list[Future[Any]] = []
-        self._sinking: list[Future[Any]] = []
-        self._filled: tuple[int, dict[str, Floats]] | None = None
-        self._blocks = [self._empty_blocks(block) for _ in range(2)] if options.volumes else []
+        self._block: _Block | None = None
+        self._mapping: deque[list[Future[Any]]] = deque()
+        self._sinking: deque[list[Future[Any]]] = deque()
+        self._volumes = deque(self._empty_volumes(block) for _ in range(_IN_FLIGHT)) if options.volumes else deque()
         self._taps = edge_taps().astype(np.float32)
-        self._spectral = None if plan is None else _spectral_arrays(plan)
-        self._scratch: SimpleQueue[_Scratch] = SimpleQueue()
-        for _ in range(max(1, threads)):
-            self._scratch.put(self._new_scratch(bins))
         window = min(options.depth, depth - 1)
         self._rates = rates_of(depth=window, depth_step_um=options.depth_step_um, wavelength_um=options.wavelength_um)
         self._cosine, self._sine = rate_tables(self._rates, depth=window, offset=options.offset)
         sign = -1.0 if options.flip_phase else 1.0
         offset = float(np.remainder(np.float64(options.phase_offset_deg) + 90, 180) - 90)
         self._sign, self._offset_deg = np.float32(sign), np.float32(offset)
+        self._spectral = None if plan is None else _spectral_arrays(plan)
+        self._scratch: SimpleQueue[_Scratch] = SimpleQueue()
+        for _ in range(max(1, threads)):
+            self._scratch.put(self._new_scratch())
 
-    def _empty_blocks(self, n: int) -> dict[str, Floats]:
+    def _empty_volumes(self, n: int) -> dict[str, Floats]:
         a_lines, _, depth = self.shape
         widths = {name: a_lines * (2 * self.channels if name == "complex" else 1) for name in self.options.volumes}
         return {name: np.empty((depth, n, width), np.float32) for name, width in widths.items()}
 
-    def _new_scratch(self, bins: int) -> _Scratch:
+    def _new_scratch(self) -> _Scratch:
         depth = self.shape[2]
-        samples, length = (0, 0) if self._plan is None else (self._plan.samples, self._plan.transform_length)
+        samples, rows, recorded = 0, 0, 0
+        if self._plan is not None and self._spectral is not None:
+            samples, length = self._plan.samples, self._plan.transform_length
+            rows = split_rows(length) if split_of(length) else length
+            recorded = self._spectral.groups * 2 * LANES * self._width
+        n_rates, longest = self._cosine.shape
         return _Scratch(
-            strips=np.empty((self._n_strips, samples * LANES), np.float32),
-            residual=np.empty(samples, np.float32),
-            work=np.empty(length * 2 * LANES, np.float32),
-            other=np.empty(length * 2 * LANES, np.float32),
-            intensity=np.empty(depth * LANES, np.float32),
-            padded=np.empty((depth + 2 * self._taps.size) * LANES, np.float32),
+            # one more row per strip, so that strips do not fall into the same places of the cache
+            strips=_aligned(self.channels, self._n_strips, (samples + 1) * LANES) if samples else _NO_STRIPS,
+            recorded=_aligned(recorded),
+            background=_aligned(samples),
+            work=_aligned(rows * 2 * LANES),
+            other=_aligned(rows * 2 * LANES),
+            intensity=_aligned((depth + 3) * LANES),
+            padded=_aligned((depth + 2 * self._taps.size) * LANES),
+            window=_aligned(longest * 4 * LANES),
+            states=_aligned(longest * 3 * LANES),
+            sums=_aligned((n_rates + 3) * 6 * LANES),
         )
 
     # -- in
@@ -237,61 +275,67 @@ class TileEngine:
     def add_spectra(self, counts: NDArray[Any], /) -> None:
         """Take the next B-lines, counts of shape (b, channels, A-lines, samples).
 
-        The array must not change until the next call.
+        The array must not change until the next call has returned.
         """
         if counts.dtype not in (np.uint16, np.float32) or not counts.dtype.isnative:
             counts = counts.astype(np.uint16 if counts.dtype.kind == "u" and counts.dtype.itemsize <= 2 else np.float32)
-        self._add(len(counts), lambda row, y, scratch: self._profiles_from_spectra(counts[row], y, scratch))
+        counts = np.ascontiguousarray(counts)
+        self._add(len(counts), lambda row, y, scratch: self._spectra_to_strips(counts[row], y, scratch))
 
     def add_complex(self, tile: Floats, /) -> None:
-        """Take the next B-lines of a complex tile, shape (2 * channels * A-lines, b, z), depth reversed."""
+        """Take the next B-lines of a complex tile, shape (2 * channels * A-lines, b, z), depth reversed.
+
+        The array must not change until the next call has returned.
+        """
         self._add(tile.shape[1], lambda row, y, _scratch: self._profiles_from_complex(tile[:, row], y))
 
-    def _add(self, n: int, profile: Callable[[int, int, _Scratch], None]) -> None:
-        _wait(self._profiling)
-        _wait(self._mapping)
-        _wait(self._sinking)
-        filled, complete = self._filled, self._received
+    def _add(self, n: int, prepare: Callable[[int, int, _Scratch], Floats]) -> None:
+        """Start the work on `n` B-lines, and while that is under way go on with those before."""
+        for under_way in (self._mapping, self._sinking):  # their memory is needed now
+            while len(under_way) > 1:
+                _wait(under_way.popleft())
         first = self._received
-        blocks: dict[str, Floats] = {}
-        if self._blocks:
-            self._blocks.reverse()
-            blocks = {name: block[:, :n] for name, block in self._blocks[0].items()}
-        self._received += n
-        self._filled = (first, blocks) if blocks else None
+        volumes: dict[str, Floats] = {}
+        if self._volumes:
+            self._volumes.rotate(1)
+            volumes = {name: volume[:, :n] for name, volume in self._volumes[0].items()}
 
         def work(row: int) -> None:
             scratch = self._scratch.get()
             try:
-                profile(row, first + row, scratch)
-                self._analyse(first + row, row, blocks, scratch)
+                strips = prepare(row, first + row, scratch)
+                self._analyse(strips, first + row, row, volumes, scratch)
             finally:
                 self._scratch.put(scratch)
 
-        self._profiling = [self._executor.submit(work, row) for row in range(n)]
-        self._go_on(filled, complete)  # with the block before, while this one is worked on
+        before = self._block
+        self._received += n
+        self._block = _Block(first, self._received, volumes, [self._executor.submit(work, row) for row in range(n)])
+        if before is not None:
+            self._go_on(before)
 
-    def _go_on(self, filled: tuple[int, dict[str, Floats]] | None, complete: int) -> None:
-        """Pass on the volumes of a block that is done, and start the maps that `complete` B-lines make possible."""
-        self._mapping = []
-        self._sinking = []
-        if filled is not None and self._sink is not None:
-            first, blocks = filled
-            self._sinking = [self._executor.submit(self._sink, first, {name: block}) for name, block in blocks.items()]
+    def _go_on(self, block: _Block) -> None:
+        """Pass on the volumes of a block when it is done, and start the maps that it makes possible."""
+        _wait(block.work)
+        if block.volumes and self._sink is not None:
+            sink = self._sink
+            self._sinking.append(
+                [self._executor.submit(sink, block.first, {name: volume}) for name, volume in block.volumes.items()]
+            )
         b_lines = self.shape[1]
         if self._sheet is not None:
-            self._extend_sheet(self._sheet, complete)
-            ready = min(self._sheet.lines_known(), complete) - self._halo
+            self._extend_sheet(self._sheet, block.stop)
+            ready = min(self._sheet.lines_known(), block.stop) - self._halo
         else:
-            ready = complete - self._lag
-        ready = b_lines if complete == b_lines else max(self._emitted, ready)
+            ready = block.stop - self._lag
+        ready = b_lines if block.stop == b_lines else max(self._emitted, ready)
         rows = range(self._emitted, ready)
         if not rows:
             return
         self._filter_surface(min(b_lines, ready + self._halo))
-        self._mapping = [self._executor.submit(self._make_maps, y) for y in rows]
+        self._mapping.append([self._executor.submit(self._make_maps, y) for y in rows])
         if self._halo:
-            _wait(self._mapping)
+            _wait(self._mapping[-1])
             self._unwrap(rows)
         self._emitted = ready
 
@@ -301,57 +345,44 @@ class TileEngine:
         ring: Floats = self._ring[y % self._capacity]
         return ring
 
-    def _profiles_from_spectra(self, counts: NDArray[Any], y: int, scratch: _Scratch) -> None:
+    def _spectra_to_strips(self, counts: NDArray[Any], y: int, scratch: _Scratch) -> Floats:
         plan, arrays = self._plan, self._spectral
         assert plan is not None
         assert arrays is not None
-        slot = self._slot(y)
         for c in range(self.channels):
-            kernels.spectra_to_strips(
+            background = arrays.reference[c]
+            if plan.subtract_mean:
+                background = scratch.background
+                mean_of_lines(counts[c], background)
+            spectra_to_strips(
                 counts[c],
                 c in plan.reversed_channels,
-                plan.subtract_mean,
-                arrays.reference[c],
+                background,
                 arrays.index[c],
                 arrays.fraction[c],
-                scratch.strips,
+                plan.residual_background,
+                scratch.recorded,
+                scratch.strips[c],
             )
-            residual = _NOTHING
-            if plan.residual_background:
-                residual = scratch.residual
-                kernels.residual_of_strips(scratch.strips, self.shape[0], residual)
-            for strip in range(self._n_strips):
-                if self._fft is not None:
-                    self._transform_by_library(self._fft, scratch.strips[strip], residual, c, slot[strip, c])
-                    continue
-                kernels.profiles_of_strip(
-                    scratch.strips[strip],
-                    residual,
-                    arrays.phasor_re[c],
-                    arrays.phasor_im[c],
-                    scratch.work,
-                    scratch.other,
-                    arrays.radices,
-                    arrays.twiddles,
-                    slot[strip, c],
-                )
+        if self._fft is None:
+            return scratch.strips
+        for c in range(self.channels):
+            self._transform_by_library(self._fft, scratch.strips[c], c, self._slot(y)[:, c])
+        return _NO_STRIPS
 
-    def _transform_by_library(self, fft: Transform, strip: Floats, residual: Floats, c: int, out: Floats) -> None:
-        plan, arrays = self._plan, self._spectral
+    def _transform_by_library(self, fft: Transform, strips: Floats, c: int, out: Floats) -> None:
+        plan = self._plan
         assert plan is not None
-        assert arrays is not None
-        spectra = np.where(np.isinf(strip), np.float32(0), strip).reshape(-1, LANES).T
-        if residual.size:
-            spectra = spectra - residual
         work = np.zeros((LANES, plan.transform_length), np.complex64)
-        work[:, : plan.samples] = spectra
-        if plan.phasor is not None:
-            work[:, : plan.samples] *= plan.phasor[c]
-        profiles = fft(work)[:, : plan.transform_length // 2]
-        rows = out.reshape(-1, 2, LANES)
-        rows[:, 0], rows[:, 1] = profiles.real.T, -profiles.imag.T
+        for strip, profiles in zip(strips, out, strict=True):
+            work[:, : plan.samples] = strip[: plan.samples * LANES].reshape(-1, LANES).T
+            if plan.phasor is not None:
+                work[:, : plan.samples] *= plan.phasor[c]
+            bins = fft(work)[:, : plan.transform_length // 2]
+            rows = profiles.reshape(-1, 2, LANES)
+            rows[:, 0], rows[:, 1] = bins.real.T, -bins.imag.T
 
-    def _profiles_from_complex(self, tile: Floats, y: int) -> None:
+    def _profiles_from_complex(self, tile: Floats, y: int) -> Floats:
         a_lines, _, depth = self.shape
         slot = self._slot(y).reshape(self._n_strips, self.channels, -1, 2, LANES)
         parts = tile.reshape(self.channels, 2, a_lines, depth)[..., ::-1]
@@ -359,67 +390,51 @@ class TileEngine:
         lanes[:, :, :a_lines] = parts
         lanes = lanes.reshape(self.channels, 2, self._n_strips, LANES, depth)
         slot[:, :, self.cut : self.cut + depth] = lanes.transpose(2, 0, 4, 1, 3)
+        return _NO_STRIPS
 
-    def _analyse(self, y: int, row: int, blocks: dict[str, Floats], scratch: _Scratch) -> None:
-        """Intensity, surface and volumes of one B-line whose profiles are in the ring."""
-        options = self.options
-        a_lines, _, depth = self.shape
+    def _analyse(self, strips: Floats, y: int, row: int, volumes: dict[str, Floats], scratch: _Scratch) -> None:
+        """Profiles, intensity, edges and volumes of one B-line; without `strips` its profiles are there already."""
+        options, arrays = self.options, self._spectral
+        a_lines, b_lines, depth = self.shape
         slot = self._slot(y)
-        searched = isinstance(options.surface, str)
-        at_once = searched and options.surface == "gradient_threshold"
-        level = np.float32(options.surface_threshold_db if at_once else np.inf)
-        spare = np.empty(LANES, np.float32)
-        for strip in range(self._n_strips):
-            first, second = self._channels_of(slot, strip)
-            lanes = slice(strip * LANES, (strip + 1) * LANES)
-            kernels.intensity_of_strip(first, second, self.cut, depth, not options.flip_z, scratch.intensity)
-            kernels.edges_of_strip(
-                scratch.intensity,
-                self._taps,
-                level,
-                THRESHOLD_SAMPLES,
-                scratch.padded,
-                self._raw_surface[y, lanes] if searched else spare,
-                self._floor[y, lanes],
-            )
-            here = min(LANES, a_lines - strip * LANES)
-            middle_lane = a_lines // 2 - strip * LANES
-            if y == self.shape[1] // 2:
-                profiles = scratch.intensity.reshape(depth, LANES)
-                self.section_x[strip * LANES : strip * LANES + here] = profiles[:, :here].T
-            if 0 <= middle_lane < LANES:
-                self.section_y[y] = scratch.intensity[middle_lane::LANES]
-            if self._sheet is not None:
-                per_strip = LANES // CELL_PX
-                kernels.cells_of_strip(
-                    scratch.intensity,
-                    min(LANES, a_lines - strip * LANES),
-                    CELL_PX,
-                    self._cells[y % len(self._cells), strip * per_strip : (strip + 1) * per_strip],
-                )
-            if blocks:
-                example = next(iter(blocks.values()))
-                step = example.base.shape[1] * a_lines if example.base is not None else example.shape[1] * a_lines
-                flat = {name: self._flat(blocks, name) for name in ("dBI", "R3D", "O3D")}
-                kernels.volumes_of_strip(
-                    first,
-                    second,
-                    scratch.intensity,
-                    self.cut,
-                    not options.flip_z,
-                    self._sign,
-                    self._offset_deg,
-                    row * a_lines + strip * LANES,
-                    step,
-                    min(LANES, a_lines - strip * LANES),
-                    flat["dBI"],
-                    flat["R3D"],
-                    flat["O3D"],
-                )
-        if "complex" in blocks:
+        at_once = isinstance(options.surface, str) and options.surface == "gradient_threshold"
+        step = 0
+        if volumes:
+            example = next(iter(volumes.values()))
+            step = (example.base if example.base is not None else example).shape[1] * a_lines
+        profiles_of_line(
+            strips,
+            *((_NO_TABLE, _NO_TABLE) if arrays is None else (arrays.phasor_re, arrays.phasor_im)),
+            scratch.work,
+            scratch.other,
+            np.empty(0, np.int64) if arrays is None else arrays.radices,
+            _NOTHING if arrays is None else arrays.twiddles,
+            slot,
+            a_lines,
+            self.cut,
+            depth,
+            not options.flip_z,
+            scratch.intensity,
+            self._cells[y % len(self._cells)] if self._sheet is not None else _NO_TABLE,
+            isinstance(options.surface, str) and self._sheet is None,
+            self._taps,
+            np.float32(options.surface_threshold_db if at_once else np.inf),
+            THRESHOLD_SAMPLES,
+            scratch.padded,
+            self._raw_surface[y],
+            self._floor[y],
+            self.section_x if y == b_lines // 2 else _NO_TABLE,
+            self.section_y[y],
+            self._sign,
+            self._offset_deg,
+            row * a_lines,
+            step,
+            *(self._flat(volumes, name) for name in ("dBI", "R3D", "O3D")),
+        )
+        if "complex" in volumes:
             profiles = slot.reshape(self._n_strips, self.channels, -1, 2, LANES)[:, :, self.cut : self.cut + depth]
             parts = profiles.transpose(2, 1, 3, 0, 4).reshape(depth, 2 * self.channels, self._width)[::-1, :, :a_lines]
-            blocks["complex"][:, row] = parts.reshape(depth, -1)
+            volumes["complex"][:, row] = parts.reshape(depth, -1)
 
     @staticmethod
     def _flat(blocks: dict[str, Floats], name: str) -> Floats:
@@ -428,22 +443,19 @@ class TileEngine:
         whole = blocks[name].base if blocks[name].base is not None else blocks[name]
         return np.asarray(whole).reshape(-1)
 
-    def _channels_of(self, slot: Floats, strip: int) -> tuple[Floats, Floats]:
-        return slot[strip, 0], slot[strip, 1] if self.channels == 2 else _NOTHING
-
     # -- maps
 
     def _extend_sheet(self, sheet: SurfaceSheet, complete: int) -> None:
         """Hand the sheet all rows of cells that have become complete."""
-        a_lines, b_lines, _ = self.shape
+        a_lines, b_lines, depth = self.shape
         sizes = np.minimum(CELL_PX, a_lines - CELL_PX * np.arange(self._n_cells)).astype(np.float32)
         rows = []
         while self._in_sheet < b_lines:
             last = min(b_lines, self._in_sheet + CELL_PX)
             if last > complete:
                 break
-            lines = [self._cells[y % len(self._cells)] for y in range(self._in_sheet, last)]
-            total = np.sum(lines, axis=0)[: self._n_cells]
+            lines = [self._cells[y % len(self._cells), : self._n_cells, :depth] for y in range(self._in_sheet, last)]
+            total = functools.reduce(np.add, lines)
             rows.append(total / (len(lines) * sizes[:, np.newaxis]))
             self._in_sheet = last
         if rows:
@@ -473,83 +485,59 @@ class TileEngine:
     def _make_maps(self, y: int) -> None:
         options = self.options
         depth = self.shape[2]
-        slot = self._slot(y)
         start, stop = self._window(y)
-        slope_scale = np.float32(options.wavelength_um / 360 / options.depth_step_um)
-        if self._sheet is not None:
-            self._find_edges_near(y)
-        spare = np.empty(self._width, np.float32)
-        out = {name: self.maps[name][y] if name in self.maps else spare for name in ("aip", "mip", *POLARIZATION_MAPS)}
-        states = np.empty((self._cosine.shape[1], 3 * LANES), np.float32)
-        sums = np.empty((len(self._rates), 6 * LANES), np.float32)
-        by_circle = {
-            "ori": self.maps["ori"][y] if "ori" in self.maps and options.orientation_method == "stokes" else _NOTHING,
-            "biref": (
-                self.maps["biref"][y] if "biref" in self.maps and options.birefringence_method == "stokes" else _NOTHING
-            ),
-        }
-        circle_scale = np.float32(float(self._rates[1]) * options.wavelength_um / (4 * np.pi * options.depth_step_um))
-        for strip in range(self._n_strips):
-            first, second = self._channels_of(slot, strip)
-            lanes = slice(strip * LANES, (strip + 1) * LANES)
-            place = (first, second, self.cut, depth, not options.flip_z, start[lanes], stop[lanes])
-            kernels.maps_of_strip(
-                *place,
-                self._sign,
-                self._offset_deg,
-                slope_scale,
-                strip * LANES,
-                out["aip"],
-                out["mip"],
-                out["ret"],
-                out["ori"],
-                out["biref"],
-            )
-            if "ori" in self.maps and options.orientation_method == "histogram":
-                kernels.axis_modes_of_strip(
-                    *place, self._sign, self._offset_deg, strip * LANES, LANES, self.maps["ori"][y]
-                )
-            if by_circle["ori"].size or by_circle["biref"].size:
-                kernels.circles_of_strip(
-                    *place,
-                    self._cosine,
-                    self._sine,
-                    self._sign,
-                    self._offset_deg,
-                    self._rates[1],
-                    circle_scale,
-                    states,
-                    sums,
-                    strip * LANES,
-                    by_circle["ori"],
-                    by_circle["biref"],
-                )
-            if "ret" in self.maps and options.retardance_method == "stokes":
-                kernels.clean_retardance_of_strip(*place, BLOCK_PX, LEAST_SIGNAL, strip * LANES, self.maps["ret"][y])
-            if "mus" in self.maps:
-                kernels.attenuation_of_strip(
-                    *place, np.float32(options.depth_step_um / 1000), strip * LANES, self.maps["mus"][y]
-                )
+        circle_scale = float(self._rates[1]) * options.wavelength_um / (4 * np.pi * options.depth_step_um)
 
-    def _find_edges_near(self, y: int) -> None:
-        """Keep, as the unfiltered surface, what every A-line by itself shows near the sheet."""
-        depth = self.shape[2]
-        centre = np.clip(np.rint(self._surface[y]), 0, depth - 1).astype(np.float32)
+        def wanted(name: str, method: str) -> Floats:
+            chosen = {
+                "ret": options.retardance_method,
+                "ori": options.orientation_method,
+                "biref": options.birefringence_method,
+            }
+            return self.maps[name][y] if name in self.maps and chosen[name] == method else _NOTHING
+
+        intensity = (_NOTHING, _NOTHING)
+        if "aip" in self.maps or "mip" in self.maps:
+            spare = np.empty(self._width, np.float32)
+            aip, mip = (self.maps[name][y] if name in self.maps else spare for name in ("aip", "mip"))
+            intensity = (aip, mip)
         scratch = self._scratch.get()
         try:
-            for strip in range(self._n_strips):
-                lanes = slice(strip * LANES, (strip + 1) * LANES)
-                kernels.edges_near(
-                    *self._channels_of(self._slot(y), strip),
-                    self.cut,
-                    depth,
-                    not self.options.flip_z,
-                    self._taps,
-                    centre[lanes],
-                    NEAR_PX,
-                    scratch.padded,
-                    self._raw_surface[y, lanes],
-                )
+            maps_of_line(
+                self._slot(y),
+                self.cut,
+                depth,
+                not options.flip_z,
+                start,
+                stop,
+                np.clip(np.rint(self._surface[y]), 0, depth - 1),
+                self._taps,
+                NEAR_PX,
+                scratch.padded,
+                scratch.window,
+                self._cosine,
+                self._sine,
+                scratch.states,
+                scratch.sums,
+                self._sign,
+                self._offset_deg,
+                np.float32(options.wavelength_um / 360 / options.depth_step_um),
+                self._rates[1],
+                np.float32(circle_scale),
+                BLOCK_PX,
+                LEAST_SIGNAL,
+                np.float32(options.depth_step_um / 1000),
+                self._raw_surface[y] if self._sheet is not None else _NOTHING,
+                *intensity,
+                wanted("ret", "mean"),
+                wanted("ori", "mean"),
+                wanted("biref", "slope"),
+                wanted("ori", "histogram"),
+                wanted("ori", "stokes"),
+                wanted("biref", "stokes"),
+                wanted("ret", "stokes"),
+                self.maps["mus"][y] if "mus" in self.maps else _NOTHING,
+            )
         finally:
             self._scratch.put(scratch)
 
@@ -562,10 +550,15 @@ class TileEngine:
         nothing = np.empty(depth * LANES, np.float32)
         for y in range(first, last):
             for strip in range(self._n_strips):
-                kernels.volumes_of_strip(
-                    *self._channels_of(self._slot(y), strip),
+                slot = self._slot(y)
+                pitch = slot.shape[2]
+                volumes_of_strip(
+                    slot.reshape(-1),
+                    strip * self.channels * pitch,
+                    pitch,
                     nothing,
                     self.cut,
+                    depth,
                     not options.flip_z,
                     self._sign,
                     self._offset_deg,
@@ -602,12 +595,10 @@ class TileEngine:
         b_lines = self.shape[1]
         if self._received != b_lines:
             raise ValueError(f"{self._received} B-lines of {b_lines} have come")
-        _wait(self._profiling)
-        _wait(self._mapping)
-        _wait(self._sinking)
-        self._go_on(self._filled, b_lines)
-        _wait(self._mapping)
-        _wait(self._sinking)
+        if self._block is not None:
+            self._go_on(self._block)
+        for futures in (*self._mapping, *self._sinking):
+            _wait(futures)
         a_lines = self.shape[0]
         maps = {**self.maps, "surf": self._surface, "surfraw": self._raw_surface}
         return {name: image[:, :a_lines].T for name, image in maps.items()}
@@ -629,24 +620,24 @@ def _wait(futures: Sequence[Future[Any]]) -> None:
 
 
 def _spectral_arrays(plan: SpectralPlan) -> _Spectral:
-    radices = radices_of(plan.transform_length) or ()
     index, fraction = [], []
     for c in range(plan.channels):
-        if plan.positions is None:
-            index.append(np.empty(0, np.int64))
-            fraction.append(_NOTHING)
-            continue
-        left = np.clip(np.floor(plan.positions[c]), 0, plan.samples - 2).astype(np.int64)
+        positions = np.arange(plan.samples, dtype=np.float64) if plan.positions is None else plan.positions[c]
+        left = np.clip(np.floor(positions), 0, plan.samples - 2).astype(np.int64)
         index.append(left)
-        fraction.append((plan.positions[c] - left).astype(np.float32))
-    reference = np.zeros((plan.channels, plan.samples), np.float32) if plan.reference is None else plan.reference
-    phasor = [_NOTHING] * plan.channels if plan.phasor is None else plan.phasor
+        fraction.append((positions - left).astype(np.float32))
+    shape = (plan.channels, plan.samples)
+    reference = np.zeros(shape, np.float32) if plan.reference is None else plan.reference
+    phasor = np.ones(shape, np.complex64) if plan.phasor is None else plan.phasor
+    split = split_of(plan.transform_length) is not None
+    radices = () if split else radices_of(plan.transform_length) or ()
     return _Spectral(
         index=index,
         fraction=fraction,
-        reference=[np.ascontiguousarray(row) for row in reference],
-        phasor_re=[np.ascontiguousarray(row.real) for row in phasor],
-        phasor_im=[np.ascontiguousarray(row.imag) if plan.phasor is not None else _NOTHING for row in phasor],
+        groups=max(groups_needed(left) for left in index),
+        reference=np.ascontiguousarray(reference),
+        phasor_re=np.ascontiguousarray(phasor.real),
+        phasor_im=np.ascontiguousarray(phasor.imag),
         radices=np.array(radices, np.int64),
-        twiddles=twiddles_of(radices) if radices else _NOTHING,
+        twiddles=split_twiddles_of(plan.transform_length) if split else twiddles_of(radices) if radices else _NOTHING,
     )

@@ -1,0 +1,322 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc, no-any-return, operator, arg-type"
+"""Compiled kernel from the spectra of one B-line to its depth profiles, their intensity, edges and volumes.
+
+Profiles lie as (strip, channel, bin, re/im, lane), so that all that comes after the transform is a walk down the depth
+axis with one A-line per lane; a strip is done with while it is in the cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from opticstream.compute.lane_fft import profile_of_strip, transform_lanes
+from opticstream.compute.lane_math import arctangent2, arctangent_of_ratio, decibel
+from opticstream.compute.simd import (
+    LANES,
+    lane_numbers,
+    load,
+    splat,
+    spread_out,
+    square_root,
+    store,
+    store_quarters,
+    sums_of_quarters,
+    where_less,
+    where_less_equal,
+)
+
+_F = np.float32
+EPS = _F(np.finfo(np.float32).eps)
+DEGREES = _F(180 / np.pi)
+_INF = _F(np.inf)
+
+
+@njit(inline="always")
+def power_at(profiles, at):
+    """Return the power of one channel whose real parts begin at element `at`."""
+    re, im = load(profiles, at), load(profiles, at + LANES)
+    return re * re + im * im
+
+
+@njit(inline="always")
+def place_of(z, cut, depth, reverse):
+    """Return where, within the profiles of a strip and channel, depth sample z begins."""
+    return 2 * LANES * (cut + (depth - 1 - z if reverse else z))
+
+
+@njit(inline="always")
+def intensity_at(profiles, at, pitch, channels):
+    """Return the intensity in dB where the first channel begins at element `at`, the second `pitch` further on."""
+    floor = splat(EPS)
+    power = power_at(profiles, at)
+    if channels == 2:
+        power = power + power_at(profiles, at + pitch)
+    return decibel(where_less(power, floor, floor, power))
+
+
+@njit(inline="always")
+def _profile_by_passes(strip, phasor_re, phasor_im, work, other, radices, twiddles, out):
+    """Do what `profile_of_strip` does, for any length that `radices_of` knows."""
+    zero = splat(_F(0))
+    for p in range(phasor_re.size):
+        x = load(strip, p * LANES)
+        store(work, 2 * p * LANES, x * spread_out(phasor_re, p))
+        store(work, (2 * p + 1) * LANES, x * spread_out(phasor_im, p))
+    for i in range(2 * phasor_re.size * LANES, work.size, LANES):
+        store(work, i, zero)
+    transform_lanes(work, other, out, radices, twiddles)
+
+
+@njit(inline="always")
+def _intensity_of_strip(profiles, base, pitch, channels, cut, depth, reverse, lanes, out, cells, cell):
+    """Put the intensity in dB into `out`, and its sums over 4 A-lines into `cells` from row `cell` on."""
+    inside = where_less(lane_numbers(), splat(_F(lanes)), splat(_F(1)), splat(_F(0)))
+    row = cells.shape[1]
+    sums = cells.reshape(-1)
+    for z in range(0, depth, 4):  # scratch and cells have room for a few samples more
+        a = intensity_at(profiles, base + place_of(z, cut, depth, reverse), pitch, channels)
+        b = intensity_at(profiles, base + place_of(min(z + 1, depth - 1), cut, depth, reverse), pitch, channels)
+        c = intensity_at(profiles, base + place_of(min(z + 2, depth - 1), cut, depth, reverse), pitch, channels)
+        d = intensity_at(profiles, base + place_of(min(z + 3, depth - 1), cut, depth, reverse), pitch, channels)
+        store(out, z * LANES, a)
+        store(out, (z + 1) * LANES, b)
+        store(out, (z + 2) * LANES, c)
+        store(out, (z + 3) * LANES, d)
+        if row > 0:
+            total = sums_of_quarters(a * inside, b * inside, c * inside, d * inside)
+            store_quarters(sums, cell * row + z, row, total)
+
+
+@njit(inline="always")
+def _floor_of_strip(intensity, depth):
+    """Return the mean intensity of the deepest twentieth."""
+    deep = max(1, depth // 20)
+    total = splat(_F(0))
+    for z in range(depth - deep, depth):
+        total = total + load(intensity, z * LANES)
+    return total * splat(_F(1.0 / deep))
+
+
+@njit
+def _edges_of_strip(intensity, depth, taps, threshold_db, first_samples, padded, surface, at):
+    """Put the strongest rise of every A-line of a strip into `surface`, from element `at` on.
+
+    Tap k of the antisymmetric edge filter weighs sample z + k against z - 1 - k. Where the mean of the first samples
+    reaches `threshold_db` (+inf: never), the surface is the first sample that does. `padded` is scratch of shape
+    ((depth + 2 * taps) * LANES,).
+    """
+    reach = taps.size
+    half = 5
+    zero, one = splat(_F(0)), splat(_F(1))
+    for k in range(reach):
+        store(padded, k * LANES, load(intensity, 0))
+        store(padded, (reach + depth + k) * LANES, load(intensity, (depth - 1) * LANES))
+    positive, early, first = zero, zero, splat(_F(-1))
+    level = splat(threshold_db)
+    for z in range(depth):
+        x = load(intensity, z * LANES)
+        store(padded, (reach + z) * LANES, x)
+        positive = positive + where_less(zero, x, one, zero)
+        if z < first_samples:
+            early = early + x
+        first = where_less(first, zero, where_less_equal(level, x, splat(_F(z)), first), first)
+    best, where = splat(-_INF), zero
+    for z in range(half, depth - half + 1):
+        centre = (reach + z) * LANES
+        rise, more = zero, zero
+        for k in range(0, reach - 1, 2):
+            rise = rise + spread_out(taps, k) * (
+                load(padded, centre + k * LANES) - load(padded, centre - (1 + k) * LANES)
+            )
+            more = more + spread_out(taps, k + 1) * (
+                load(padded, centre + (k + 1) * LANES) - load(padded, centre - (2 + k) * LANES)
+            )
+        if reach % 2:
+            k = reach - 1
+            rise = rise + spread_out(taps, k) * (
+                load(padded, centre + k * LANES) - load(padded, centre - (1 + k) * LANES)
+            )
+        rise = rise + more
+        where = where_less(best, rise, splat(_F(z)), where)
+        best = where_less(best, rise, rise, best)
+    where = where_less(positive, splat(_F(2 * half)), zero, where)
+    early = early * splat(_F(1.0 / min(first_samples, depth)))
+    where = where_less_equal(level, early, first, where)
+    store(surface, at, where)
+
+
+@njit(inline="always")
+def retardance_of(power_1, power_2):
+    """Return the retardance in degrees, 0..90, of the powers of both channels."""
+    eps = splat(EPS)
+    co = square_root(power_2)
+    return splat(DEGREES) * arctangent_of_ratio(square_root(power_1), where_less(co, eps, eps, co))
+
+
+@njit(inline="always")
+def wrapped(angle):
+    """Wrap angles with -270 < angle <= 270 to (-90, 90]."""
+    turn, right = splat(_F(180)), splat(_F(90))
+    angle = where_less(right, angle, angle - turn, angle)
+    return where_less_equal(angle, splat(_F(-90)), angle + turn, angle)
+
+
+@njit(inline="always")
+def _keep(out, at, value, lanes, spare):
+    """Store the first `lanes` lanes at `at`."""
+    if lanes == LANES:
+        store(out, at, value)
+    else:
+        store(spare, 0, value)
+        for lane in range(lanes):
+            out[at + lane] = spare[lane]
+
+
+@njit(nogil=True, cache=True)
+def volumes_of_strip(
+    profiles, base, pitch, intensity, cut, depth, reverse, sign, offset_deg, at, step, lanes, dbi, r3d, o3d
+):
+    """Put a strip into volumes whose depth planes are `step` elements apart, beginning at element `at`.
+
+    Profiles begin at element `base`, those of the second channel `pitch` further on. `offset_deg` lies within -90..90;
+    volumes of size 0 are not wanted.
+    """
+    spare = np.empty(LANES, np.float32)
+    half = splat(_F(sign) * _F(0.5) * DEGREES)
+    offset = splat(offset_deg)
+    for z in range(depth):
+        place = at + z * step
+        if dbi.size > 0:
+            _keep(dbi, place, load(intensity, z * LANES), lanes, spare)
+        if r3d.size > 0 or o3d.size > 0:
+            i = base + place_of(z, cut, depth, reverse)
+            j = i + pitch
+            re1, im1, re2, im2 = (
+                load(profiles, i),
+                load(profiles, i + LANES),
+                load(profiles, j),
+                load(profiles, j + LANES),
+            )
+            if r3d.size > 0:
+                _keep(r3d, place, retardance_of(re1 * re1 + im1 * im1, re2 * re2 + im2 * im2), lanes, spare)
+            if o3d.size > 0:
+                angle = arctangent2(im1 * re2 - re1 * im2, re1 * re2 + im1 * im2)
+                _keep(o3d, place, wrapped(half * angle + offset), lanes, spare)
+
+
+@njit(nogil=True, cache=True)
+def profiles_of_line(
+    strips,
+    phasor_re,
+    phasor_im,
+    work,
+    other,
+    radices,
+    twiddles,
+    profiles,
+    a_lines,
+    cut,
+    depth,
+    reverse,
+    intensity,
+    cells,
+    find_edges,
+    taps,
+    threshold_db,
+    first_samples,
+    padded,
+    surface,
+    floor_db,
+    section_x,
+    section_y,
+    sign,
+    offset_deg,
+    at,
+    step,
+    dbi,
+    r3d,
+    o3d,
+):
+    """Transform the spectra of a B-line, and make of the profiles all that needs no other B-line.
+
+    Parameters
+    ----------
+    strips : array, shape (channels, n_strips, samples * LANES or more)
+        Spectra; of size 0 where `profiles` holds the profiles already.
+    phasor_re, phasor_im : arrays, shape (channels, samples)
+        Window and dispersion.
+    work, other, radices, twiddles : arrays
+        For the transform; `radices` of size 0 for `profile_of_strip`.
+    profiles : array, shape (n_strips, channels, bins * 2 * LANES), output
+        Complex profiles.
+    a_lines, cut, depth, reverse
+        Number of A-lines; first bin that is kept, number of those, whether the last of them comes first.
+    intensity : array, shape ((depth + 3) * LANES,)
+        Scratch.
+    cells : array, shape (cells, depth + 3 or more), output
+        Sums of the intensity over 4 A-lines; of shape (0, 0) where not wanted.
+    find_edges : bool
+        Whether `surface` is wanted.
+    taps, threshold_db, first_samples, padded
+        For the edges, see `_edges_of_strip`.
+    surface, floor_db : arrays, shape (n_strips * LANES,), output
+        Depth index of the strongest rise, mean intensity of the deepest twentieth.
+    section_x, section_y : arrays, shapes (a_lines, depth) and (depth,), output
+        Intensity of the whole B-line and of its middle A-line; of size 0 where not wanted.
+    sign, offset_deg, at, step, dbi, r3d, o3d
+        As for `volumes_of_strip`, with `at` the first element of the B-line.
+    """
+    n_strips, channels, pitch = profiles.shape
+    flat = profiles.reshape(-1)
+    for strip in range(n_strips):
+        if strips.size > 0:
+            for c in range(channels):
+                if radices.size == 0:
+                    profile_of_strip(strips[c, strip], phasor_re[c], phasor_im[c], work, twiddles, profiles[strip, c])
+                else:
+                    _profile_by_passes(
+                        strips[c, strip],
+                        phasor_re[c],
+                        phasor_im[c],
+                        work,
+                        other,
+                        radices,
+                        twiddles,
+                        profiles[strip, c],
+                    )
+        base = strip * channels * pitch
+        first = strip * LANES
+        lanes = min(LANES, a_lines - first)
+        _intensity_of_strip(
+            flat, base, pitch, channels, cut, depth, reverse, lanes, intensity, cells, strip * (LANES // 4)
+        )
+        store(floor_db, first, _floor_of_strip(intensity, depth))
+        if find_edges:
+            _edges_of_strip(intensity, depth, taps, threshold_db, first_samples, padded, surface, first)
+        if section_x.size > 0:
+            for lane in range(lanes):
+                for z in range(depth):
+                    section_x[first + lane, z] = intensity[z * LANES + lane]
+        middle = a_lines // 2 - first
+        if section_y.size > 0 and 0 <= middle < LANES:
+            for z in range(depth):
+                section_y[z] = intensity[z * LANES + middle]
+        if dbi.size > 0 or r3d.size > 0 or o3d.size > 0:
+            volumes_of_strip(
+                flat,
+                base,
+                pitch,
+                intensity,
+                cut,
+                depth,
+                reverse,
+                sign,
+                offset_deg,
+                at + first,
+                step,
+                lanes,
+                dbi,
+                r3d,
+                o3d,
+            )
