@@ -40,8 +40,8 @@ def test_help_names_every_command_and_is_quick():
     answer = call("--help")
     assert answer.exit_code == 0
     commands = (
-        "demo run watch status retry history state project stitch register sample validate sim import up server worker "
-        "tile archive calibrate"
+        "demo run watch status retry failures history state project stitch register sample validate sim import up "
+        "server worker tile archive calibrate"
     )
     for command in commands.split():
         assert f" {command} " in answer.output, command
@@ -101,6 +101,28 @@ def test_status_tells_what_failed_and_ends_with_status_1(processed):
     data = json.loads(call("status", processed / "project.toml", "--json").output)
     assert [f["item"] for f in data["failures"]] == ["mosaic-001/tile-0003"]
     assert [m["state"] for m in data["mosaics"]] == ["stitched", "stitched"]
+
+
+def test_status_names_what_a_changed_setting_has_put_out_of_date(processed):
+    file = processed / "changed.toml"
+    text = (processed / "project.toml").read_text()
+    assert "[processing.stitch]" not in text
+    file.write_text(text + "\n[processing.stitch]\nshading_correction = true\n")
+    data = json.loads(call("status", file, "--json").output)
+    assert {(one["item"], one["fact"]) for one in data["stale"]} == {
+        ("mosaic-001", "stitched"),
+        ("mosaic-002", "stitched"),
+    }
+    answer = call("status", file)
+    assert "out of date 2 x mosaic stitched: processing.stitch.shading_correction: False -> True" in answer.output
+    assert "run PROJECT --stale" in answer.output
+    assert "out of date" not in call("status", processed / "project.toml").output
+
+
+def test_run_without_a_folder_is_wrong_use_unless_it_is_for_what_is_stale(processed):
+    answer = call("run", processed / "project.toml")
+    assert answer.exit_code == 2
+    assert "--stale" in answer.output
 
 
 def test_retry_says_what_it_would_take_back(processed):

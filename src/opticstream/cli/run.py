@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from opticstream.cli.console import (
     DONE,
@@ -27,6 +29,7 @@ from opticstream.model.errors import ConfigurationError
 
 if TYPE_CHECKING:  # brings Prefect, which reads its settings when it is imported
     from opticstream.flows.driver import Driver
+    from opticstream.pipeline.project import Project
 
 SetOption = Annotated[
     list[str],
@@ -97,7 +100,7 @@ def config_of(project: str, options: list[str]) -> ProjectConfig:
 
 
 def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_json: bool, *, live: bool,
-          accept_incomplete: bool) -> None:  # fmt: skip
+          accept_incomplete: bool, stale: bool = False) -> None:  # fmt: skip
     with errors_shown():
         settings = DeploymentSettings()
         if is_project_file(project):
@@ -118,6 +121,8 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             config = config_of(project, options)
             save_parameters(config)
             opened = Project.open(config, deployment=settings)
+            if stale:
+                _take_back_stale(opened, say)
             driver = Driver.on_folder(opened, folder, live=live)
             with Follower(live=out.is_terminal, quiet=as_json) as follower:
                 over = _Acquired(driver, accept_incomplete) if not live else (lambda: False)
@@ -131,8 +136,23 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
                 | {"incomplete": [str(i) for i in incomplete], "refused_names": strangers, "failed": failed}
             )
         else:
-            _report(config, driver, len(progress.failures))
+            _report(config, driver, len(progress.failures), found_before=stale)
         raise typer.Exit(FAILED if failed else DONE)
+
+
+def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:
+    """Take back what is out of date, so that the driver announces it; the old outputs stay until they are replaced."""
+    from opticstream.pipeline.redo import apply_plan
+    from opticstream.pipeline.stale import stale_plan, stale_results
+
+    stale = stale_results(project)
+    plan = stale_plan(project, stale)
+    apply_plan(project, plan, reason="opticstream run --stale")
+    for why in sorted({why for one in stale for why in one.why}):
+        say(f"out of date: {escape(why)}")
+    for refused in plan.refused:
+        err.print(f"[yellow]left alone[/] {escape(refused)}")
+    say(f"doing {len({item for item, _ in plan.withdraw})} items again" if plan.withdraw else "nothing is out of date")
 
 
 class _Acquired:
@@ -154,14 +174,14 @@ class _Acquired:
         return True
 
 
-def _report(config: ProjectConfig, driver: Driver, failures: int) -> None:
+def _report(config: ProjectConfig, driver: Driver, failures: int, *, found_before: bool) -> None:
     for state in driver.incomplete():
         err.print(f"[yellow]incomplete[/] {state}")
     if driver.incomplete():
         err.print("  columns that are not complete are not processed; --accept-incomplete takes them as they are")
     for name, reason in sorted(driver.watcher.strangers.items()):
         err.print(f"[yellow]refused[/] {name}: {reason}")
-    if not driver.watcher.known_batches():
+    if not driver.watcher.known_batches() and not found_before:
         err.print(
             f"[red]nothing to do:[/] no file in {driver.watcher.folder} follows "
             f"scan.file_name = {config.scan.file_name!r}"
@@ -173,9 +193,15 @@ def _report(config: ProjectConfig, driver: Driver, failures: int) -> None:
 
 def run(
     project: ProjectArgument,
-    folder: FolderArgument,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of raw tiles; only read. Not needed with --stale.", show_default=False)
+    ] = None,
     options: SetOption = [],  # noqa: B006  (typer reads the default, nobody changes it)
     home: HomeOption = None,
+    stale: Annotated[
+        bool,
+        typer.Option("--stale", help="Also do again what is out of date after a change of settings, see `status`."),
+    ] = False,
     accept_incomplete: Annotated[
         bool,
         typer.Option(
@@ -188,9 +214,15 @@ def run(
 
     The project is registered with its file's parameters, every complete column of tiles goes through the whole
     pipeline, and the exit status tells whether all succeeded: 0 all done, 1 something failed or was incomplete,
-    2 wrong settings. A second run finds everything done and changes nothing.
+    2 wrong settings. A second run finds everything done and changes nothing; with --stale it does again what other
+    settings have put out of date, and what rests on that. The old outputs stay until the new ones replace them.
     """
-    _feed(project, folder, options, home, as_json, live=False, accept_incomplete=accept_incomplete)
+    with errors_shown(), contextlib.ExitStack() as stack:
+        if folder is None and not stale:
+            raise ConfigurationError("run needs the folder of raw tiles (or --stale, to do again what is out of date)")
+        if folder is None:  # nothing new to find; what was found before says itself where it lies
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="opticstream-")))
+        _feed(project, folder, options, home, as_json, live=False, accept_incomplete=accept_incomplete, stale=stale)
 
 
 def watch(

@@ -1,8 +1,10 @@
-"""`status`, `retry` and `history`: how far a project is, what failed, what happened to an item. From the flag files."""
+"""`status`, `retry`, `failures` and `history`: how far a project is, what failed and why. From the flag files."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -24,6 +26,9 @@ from opticstream.config import DeploymentSettings
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import ItemId, item_from_key
 from opticstream.pipeline.project import Project
+
+if TYPE_CHECKING:
+    from opticstream.pipeline.stale import Stale
 
 ItemsArgument = Annotated[
     list[str] | None,
@@ -56,14 +61,22 @@ def item_of(key: str) -> ItemId:
 
 
 def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
-    """Show how far a project is and what failed. Needs no server. Exit status 1 if anything is parked as failed."""
+    """Show how far a project is, what failed, what is stuck, and what is out of date after a change of settings.
+
+    Needs no server. Exit status 1 if anything is parked as failed.
+    """
     from opticstream.pipeline.progress import project_progress
+    from opticstream.pipeline.stale import stale_results
+    from opticstream.pipeline.stuck import stuck_items
 
     with errors_shown():
         opened = open_project(project)
-        progress = project_progress(opened)
+        snapshot = opened.facts.snapshot()
+        progress = project_progress(opened, snapshot)
+        stale, stuck = stale_results(opened, snapshot), stuck_items(opened, snapshot)
     if as_json:
-        print_json(progress.as_dict())
+        found = {"stale": [one.as_dict() for one in stale], "stuck": [one.as_dict() for one in stuck]}
+        print_json(progress.as_dict() | found)
         raise typer.Exit(FAILED if progress.failures else DONE)
     table = Table(title=f"{progress.project_name}   [dim]{opened.config.base_path}[/]", title_justify="left")
     for column in ("slice", "mosaic", "illumination", "tiles", "failed", "batches", "state", "volumes", "published"):
@@ -91,9 +104,63 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         out.print(f"[red]{failure.fact}[/] {failure.item}{tries}: {escape(failure.reason)}")
     if progress.failures:
         out.print("`opticstream retry` tries again what is parked as failed")
+    for one in stuck:
+        out.print(f"[yellow]{one.what}[/] {one.item}: {escape(one.why)}")
+    for line in stale_lines(stale):
+        out.print(line)
     if not progress.mosaics:
         out.print("nothing has been found yet; `opticstream run` or `opticstream watch` starts it")
     raise typer.Exit(FAILED if progress.failures else DONE)
+
+
+def stale_lines(stale: list[Stale]) -> Iterator[str]:
+    """Yield a line for each cause of results that are out of date, with how many of each kind, and the remedy."""
+    causes: dict[str, dict[str, int]] = {}
+    for one in stale:
+        counts = causes.setdefault("; ".join(one.why), {})
+        what = f"{one.item.hierarchy} {one.fact.replace('_', ' ')}"
+        counts[what] = counts.get(what, 0) + 1
+    for why, counts in causes.items():
+        what = ", ".join(f"{number} x {kind}" for kind, number in counts.items())
+        yield f"[yellow]out of date[/] {what}: {escape(why)}"
+    if stale:
+        yield "`opticstream run PROJECT --stale` does these again, with what rests on them, and nothing else"
+
+
+def failures(
+    project: ProjectArgument,
+    days: Annotated[float | None, typer.Option(help="Only those of the last days; default: all.", min=0)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Group the failures of a project by kind, stage and host, with how often and when, and say what to do.
+
+    Also counts failures that a later attempt has mended. Needs no server.
+    """
+    from opticstream.pipeline.failure_patterns import failure_patterns
+
+    with errors_shown():
+        opened = open_project(project)
+        since = None if days is None else datetime.now(UTC) - timedelta(days=days)
+        patterns = failure_patterns(opened, since=since)
+    if as_json:
+        print_json([pattern.as_dict() for pattern in patterns])
+        return
+    if not patterns:
+        out.print("nothing has failed" if days is None else f"nothing has failed in the last {days:g} days")
+        return
+    table = Table(title=f"Failures of {opened.config.name}", title_justify="left")
+    for column in ("times", "kind", "stage", "host", "items", "parked", "first", "last", "busiest day"):
+        table.add_column(column, justify="right" if column in ("times", "items", "parked") else "left")
+    for p in patterns:
+        day, most = max(p.per_day.items(), key=lambda entry: entry[1])
+        table.add_row(
+            str(p.count), p.kind, p.stage, p.host, str(len(p.items)), f"[red]{p.parked}[/]" if p.parked else "",
+            f"{p.first:%Y-%m-%d %H:%M}", f"{p.last:%Y-%m-%d %H:%M}", f"{day} ({most})",
+        )  # fmt: skip
+    out.print(table)
+    for p in patterns:
+        out.print(f"[bold]{p.kind}[/] in {p.stage} on {p.host}: {escape(p.message)}")
+        out.print(f"  {p.suggestion}")
 
 
 def retry(

@@ -110,7 +110,12 @@ class LocalBus:
         match event:
             case catalogue.BatchReady():
                 steps.append(lambda _e: batches.process_batch(project, event))
-            case catalogue.BatchArchived() | catalogue.BatchProcessed() | catalogue.BatchUploaded():
+            case (
+                catalogue.BatchArchived()
+                | catalogue.BatchProcessed()
+                | catalogue.BatchUploaded()
+                | catalogue.BatchFailed()
+            ):
                 steps.append(lambda _e: looks.look_at_batches(project))
             case catalogue.MosaicReady():
                 steps.append(lambda _e: mosaics.stitch_mosaic(project, event))

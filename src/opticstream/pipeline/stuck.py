@@ -1,0 +1,112 @@
+"""What does not go on, and why: dead holders, columns that never came whole, missing templates, nobody at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from opticstream.model.ids import BatchId, ItemId, MosaicId
+from opticstream.pipeline.jobs import PROCESS_BATCH, REGISTER_SLICE, STITCH_MOSAIC, STITCH_VOLUME, Job
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.rules import BATCH_ENDED, REGISTRATION_ENDED, is_settled, waits_for_template
+from opticstream.state import FactsSnapshot
+from opticstream.state.facts import utc_now
+
+_WORK: dict[str, tuple[tuple[Job, frozenset[str]], ...]] = {
+    "batch": ((PROCESS_BATCH, frozenset(BATCH_ENDED)),),
+    "mosaic": (
+        (STITCH_MOSAIC, frozenset({"stitched", "failed"})),
+        (STITCH_VOLUME, frozenset({"volume_stitched", "volume_failed"})),
+    ),
+    "slice": ((REGISTER_SLICE, REGISTRATION_ENDED),),
+}
+_PATIENCE_SWEEPS = 5.0
+"""Sweeps that something may be ready before it counts as stuck: the first one announces it again."""
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """Something that does not go on by itself."""
+
+    item: ItemId
+    what: str
+    """`lease dead`, `columns incomplete`, `template missing` or `not started`."""
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {"item": self.item.key, "what": self.what, "why": self.why}
+
+
+def stuck_items(
+    project: Project, snapshot: FactsSnapshot | None = None, /, *, now: datetime | None = None
+) -> list[Stuck]:
+    """Return what is stuck in a project, in the order of the chain.
+
+    Parameters
+    ----------
+    project : Project
+        Whose facts to look at.
+    snapshot : FactsSnapshot, optional
+        Its facts; read by default.
+    now : datetime, optional
+        The time; that of this host by default.
+    """
+    snapshot = project.facts.snapshot() if snapshot is None else snapshot
+    now = now or utc_now()
+    return [
+        *_incomplete_columns(project, snapshot, now),
+        *_missing_templates(project, snapshot),
+        *_stopped_work(project, snapshot, now),
+    ]
+
+
+def _incomplete_columns(project: Project, snapshot: FactsSnapshot, now: datetime) -> Iterator[Stuck]:
+    found = {item.mosaic for item in snapshot.items("batch") if isinstance(item, BatchId)}
+    last = max(found, default=None)
+    for mosaic in sorted(found):
+        absent = [b for b in project.layout.batches(mosaic) if not snapshot.reached([b], "ready", *BATCH_ENDED)]
+        if not absent:
+            continue
+        columns = ", ".join(str(batch.batch_id) for batch in absent)
+        if last is not None and mosaic < last:
+            yield Stuck(mosaic, "columns incomplete", f"columns {columns} never came whole, and {last} has begun")
+            continue
+        times = [_time_of(project, batch, "ready") for batch in project.layout.batches(mosaic)]
+        latest = max((time for time in times if time is not None), default=now)
+        if now - latest > timedelta(seconds=project.deployment.stall_s):
+            yield Stuck(mosaic, "columns incomplete", f"no column since {latest:%Y-%m-%d %H:%M}; {columns} are missing")
+
+
+def _missing_templates(project: Project, snapshot: FactsSnapshot) -> Iterator[Stuck]:
+    for item in snapshot.items("mosaic"):
+        assert isinstance(item, MosaicId)
+        waits = snapshot.has(item, "waiting") and not is_settled(snapshot, item)
+        if waits and waits_for_template(project, item, snapshot):
+            name = project.paths.tilemap(project.illumination(item).name).name
+            yield Stuck(item, "template missing", f"waits for {name}, which its illumination's first good mosaic makes")
+
+
+def _stopped_work(project: Project, snapshot: FactsSnapshot, now: datetime) -> Iterator[Stuck]:
+    patience = timedelta(seconds=_PATIENCE_SWEEPS * project.deployment.sweep_s)
+    for hierarchy, works in _WORK.items():
+        for item in snapshot.items(hierarchy):
+            for job, ended in works:
+                if snapshot.facts_of(item) & ended:
+                    continue
+                holder = project.facts.holder(item, job.claim) if snapshot.has(item, job.claim) else None
+                if holder is not None and holder.state == "dead":
+                    yield Stuck(item, "lease dead", f"{job.name}: {holder}; nobody has taken it over yet")
+                elif job.claim == "started" and (holder is None or holder.state == "released"):
+                    ready = _time_of(project, item, "ready")
+                    waits = isinstance(item, MosaicId) and snapshot.has(item, "waiting")
+                    if ready is not None and now - ready > patience and not waits:
+                        why = f"{job.name}: ready since {ready:%Y-%m-%d %H:%M}, and no worker has taken it up"
+                        yield Stuck(item, "not started", why)
+
+
+def _time_of(project: Project, item: ItemId, fact: str) -> datetime | None:
+    record = project.facts.read(item, fact)
+    return None if record is None else record.time
