@@ -84,7 +84,19 @@ def perfect(tmp_path: Path, truth_folder: Path) -> ProjectConfig:
         offset = matrix @ origin + moving["offset_px"] - moving_origin
         registration = {"moving": "tilted", "matrix_px": matrix.tolist(), "offset_px": offset.tolist()}
         (paths.registered_folder / f"{name}_transform.json").write_text(json.dumps({"registrations": [registration]}))
+    write_stack(config, truth)
     return config
+
+
+def write_stack(config: ProjectConfig, truth: Truth, poses: dict[int, dict[str, list]] | None = None) -> None:
+    """Write the stack of the normal orientation maps, each slice in its place."""
+    paths = paths_of(config)
+    fixed = {entry["slice_id"]: MosaicId(entry["fixed_mosaic_id"]) for entry in truth.slices}
+    planes = [read_nifti(paths.mosaic_product(mosaic, "ori")) for mosaic in fixed.values()]
+    thickness_mm = config.scan.slice_thickness_um / 1000
+    write_nifti(paths.sample_folder / "normal_ori.nii", np.stack(planes, -1), voxel_size_mm=(0.01, 0.01, thickness_mm))
+    slices = {str(s): {"state": "present", **({"pose": poses[s]} if poses else {})} for s in fixed}
+    (paths.sample_folder / "slices.json").write_text(json.dumps({"slices": slices}))
 
 
 def figure(report: Report, quantity: str, region: str = "all", item: str = "all") -> Figure:
@@ -98,11 +110,51 @@ def test_a_perfect_project_has_no_errors(perfect: ProjectConfig, truth_folder: P
     assert report.passed
     assert [f.quantity for f in report.summary] == [
         "position", "seam", "surface", "focus", "retardance", "orientation", "birefringence", "registration", "inplane",
-        "thruplane", "axis", "true birefringence", "mask",
+        "thruplane", "axis", "true birefringence", "mask", "stacked values", "stacked orientation", "slice offset",
     ]  # fmt: skip
     for quantity in report.summary:
         assert quantity.count > 0
         assert quantity.worst == pytest.approx(1.0 if quantity.quantity == "mask" else 0.0, abs=0.05), quantity
+
+
+def test_slices_in_each_others_place_are_found(perfect: ProjectConfig, truth_folder: Path) -> None:
+    stack = paths_of(perfect).sample_folder / "normal_ori.nii"
+    write_nifti(stack, np.array(read_nifti(stack))[:, :, ::-1], voxel_size_mm=(0.01, 0.01, 0.5))
+    report = validate_project(perfect, truth_folder)
+    assert figure(report, "stacked values").median > 90
+    assert figure(report, "stacked orientation").median > 0.05
+    assert figure(report, "orientation").worst == pytest.approx(0, abs=0.05)
+
+
+def test_aligned_slices_are_followed_to_where_they_lie(perfect: ProjectConfig, truth_folder: Path) -> None:
+    from opticstream.compute.orientation_field import resample_orientation
+    from opticstream.compute.slice_alignment import rigid_map
+
+    truth, paths = Truth.load(truth_folder), paths_of(perfect)
+    own = np.array(read_nifti(paths.mosaic_product(MosaicId(3), "ori")))
+    turned = rigid_map(8.0, [3.0, -2.0], (np.array(own.shape) - 1) / 2)
+    poses = {
+        1: {"matrix": np.eye(2).tolist(), "offset": [0.0, 0.0]},
+        2: {"matrix": turned.matrix.tolist(), "offset": turned.offset.tolist()},
+    }
+    write_stack(perfect, truth, poses)
+    stack = np.array(read_nifti(paths.sample_folder / "normal_ori.nii"))
+    stack[:, :, 1] = resample_orientation(own, turned, shape=own.shape)
+    write_nifti(paths.sample_folder / "normal_ori.nii", stack, voxel_size_mm=(0.01, 0.01, 0.5))
+    report = validate_project(perfect, truth_folder)
+    assert figure(report, "stacked orientation", item="slice-002").median < 0.5
+    assert figure(report, "slice offset").median == pytest.approx(np.hypot(3, 2), abs=0.1)
+    assert [f.item for f in report.figures if f.quantity == "stacked values" and f.item != "all"] == ["slice-001"]
+
+
+def test_stacks_of_another_thickness_or_without_slices_are_problems(perfect: ProjectConfig, truth_folder: Path) -> None:
+    stack = paths_of(perfect).sample_folder / "normal_ori.nii"
+    write_nifti(stack, np.array(read_nifti(stack)), voxel_size_mm=(0.01, 0.01, 0.1))
+    report = validate_project(perfect, truth_folder)
+    assert report.problems == (f"{stack}: its planes are 100 um apart, expected 500",)
+    assert not report.passed
+    (stack.parent / "slices.json").unlink()
+    assert "no such ledger" in validate_project(perfect, truth_folder).problems[0]
 
 
 def spoil_map(config: ProjectConfig, modality: str, change: Callable[[np.ndarray], np.ndarray]) -> None:

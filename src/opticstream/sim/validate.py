@@ -30,6 +30,7 @@ from opticstream.io.paths import ProjectPaths
 from opticstream.model.errors import InputError, MissingInputError
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.sim.truth_reader import MosaicTruth, Truth
+from opticstream.sim.validate_sample import plane_of_stack, stacked_slices
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -55,8 +56,12 @@ DEMO_BOUNDS: Mapping[str, float] = {
     "orientation": 5.0,
     "birefringence": 15.0,
     "axis": 10.0,
+    "stacked orientation": 5.0,
 }
 """Bounds of the medians of the demo, in the units of the table."""
+
+INCLINATION_STEP_DEG = 15
+"""Width of the classes of inclination, by which errors of the axis are split."""
 
 UNITS = {
     "position": "px",
@@ -72,6 +77,9 @@ UNITS = {
     "axis": "deg",
     "true birefringence": "%",
     "mask": "Dice",
+    "stacked values": "%",
+    "stacked orientation": "deg",
+    "slice offset": "px",
 }
 """Every quantity, in the order of the table, with its unit."""
 
@@ -97,8 +105,8 @@ class Report:
     """Outcome of a validation."""
 
     figures: tuple[Figure, ...]
-    """`item` is `all` or the key of a mosaic or slice; `region` is `all`, `white`, `grey`, `low birefringence` or
-    `low signal`."""
+    """`item` is `all` or the key of a mosaic or slice; `region` is `all`, `white`, `grey`, `low birefringence`,
+    `low signal`, or for the axis a class of the true inclination such as `inclined 15-30` (degrees)."""
     problems: tuple[str, ...]
     """Outputs that are missing or cannot be read."""
     maps: Mapping[str, Mapping[str, Array]] = field(repr=False)
@@ -203,6 +211,8 @@ def validate_project(
     impossible: set[str] = set()
     if config.scan.channels == 1:
         impossible |= {"retardance", "orientation", "birefringence"}
+    if config.scan.channels == 1 or not _stacks_orientation(config):
+        impossible.add("stacked orientation")
     if config.scan.channels == 1 or len(config.scan.illuminations) == 1:
         impossible |= {"registration", "inplane", "thruplane", "axis", "true birefringence"}
     bounds = {name: value for name, value in bounds.items() if name not in impossible}
@@ -236,6 +246,8 @@ class _Validation:
             if entry["moving"] and self.config.scan.channels == 2:
                 self._try(self._registration, entry)
                 self._try(self._axis, entry)
+        if self.config.scan.channels == 2 and _stacks_orientation(self.config):
+            self._try(self._stacks, None)
         figures = tuple(self.errors.figures(bounds))
         return Report(figures, tuple(dict.fromkeys(self.errors.problems)), self.errors.maps)
 
@@ -483,7 +495,12 @@ class _Validation:
                 np.rad2deg(np.arctan2(unit[..., 1], unit[..., 0])), np.rad2deg(np.arctan2(axis[..., 1], axis[..., 0]))
             )
         regions = self._regions(fixed, x, y, apparent)
-        self._add_masked("axis", item, error, determined, regions)
+        inclined = {
+            f"inclined {low}-{low + INCLINATION_STEP_DEG}": (np.abs(steep) >= low)
+            & (np.abs(steep) < low + INCLINATION_STEP_DEG)
+            for low in range(0, 90, INCLINATION_STEP_DEG)
+        }
+        self._add_masked("axis", item, error, determined, regions | inclined)
         self._add_masked("thruplane", item, np.abs(found_steep - steep), determined, regions)
         flat = np.abs(steep) <= self.rules.max_inclination_deg
         self._add_masked("inplane", item, in_plane, determined & flat, regions)
@@ -491,6 +508,46 @@ class _Validation:
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = 100 * np.abs(found_b / true_b - 1)
         self._add_masked("true birefringence", item, relative, determined, regions)
+
+    def _stacks(self, _subject: None) -> None:
+        """Compare the orientation stack: value for value with the slices' maps, and by its geometry with the truth.
+
+        The offset of slices against each other is that of their pictures, since the stage never comes back to exactly
+        the same place, less what the alignment has made good.
+        """
+        name = self.truth.illumination(0)["name"]
+        first: Array | None = None
+        for stacked in stacked_slices(self.paths.sample_folder):
+            item = f"slice-{stacked.slice_id:03d}"
+            entry = next((e for e in self.truth.slices if e["slice_id"] == stacked.slice_id), None)
+            if entry is None:
+                raise InputError(f"{self.paths.sample_folder}: holds slice {stacked.slice_id}, the truth does not")
+            fixed = self.truth.mosaics[entry["fixed_mosaic_id"]]
+            plane = plane_of_stack(
+                self.paths.sample_folder,
+                f"{name}_ori",
+                stacked.slice_id,
+                thickness_um=self.config.scan.slice_thickness_um,
+            )
+            own = self._stitched(fixed, "ori")
+            if not stacked.moved:
+                part = plane[: own.shape[0], : own.shape[1]]
+                differs = ~((part == own) | (np.isnan(part) & np.isnan(own)))
+                self.errors.add("stacked values", item, np.array([100 * differs.mean()]))
+            origin = np.array([axis[0, 0] for axis in self._frame(fixed, own.shape)])
+            where = stacked.pixels(plane.shape)
+            x, y = where + origin[:, None, None]
+            inside, known = fixed.at("inside", x, y)
+            true, _ = fixed.at("visible_orientation", x, y)
+            apparent, _ = fixed.at("apparent_birefringence", x, y)
+            error = axial_difference_deg(plane + stacked.rotation_deg, true)
+            compared = known & (inside > 0) & np.isfinite(plane) & (apparent >= self.rules.min_apparent)
+            self._add_masked("stacked orientation", item, error, compared, self._regions(fixed, x, y, apparent))
+            middle = np.array([x.mean(), y.mean()])
+            if first is None:
+                first = middle
+            else:
+                self.errors.add("slice offset", item, np.array([np.hypot(*(middle - first))]))
 
     def _add_masked(self, quantity: str, item: str, error: Array, compared: Mask, regions: Mapping[str, Mask]) -> None:
         error = np.where(compared, error, np.nan)
@@ -523,6 +580,11 @@ class _Validation:
             for second in projections[k + 1 :]:
                 determined &= np.sum(first * second, axis=-1) > 0
         return np.asarray(determined)
+
+
+def _stacks_orientation(config: ProjectConfig) -> bool:
+    settings = config.processing.sample
+    return settings.enabled and "ori" in settings.modalities and "ori" in config.processing.enface.modalities
 
 
 def axial_difference_deg(first: Any, second: Any, /) -> Array:
