@@ -16,26 +16,173 @@ MAX_MAXIMA = 12
 MAX_PAIR_STARTS = 48
 MAX_STARTS = MAX_MAXIMA + MAX_PAIR_STARTS
 MAX_STEPS = 60
+LONGEST_STEP = 0.5
+"""Of the sine of the angle to the nearest beam: close to a beam minima lie close together."""
+NEAR_SLOPE = 0.1
+NEAR_COS2 = 0.998
+"""Squared cosine within which (2.6 degrees) a walk that promises nothing lower has arrived at a known minimum."""
 MAX_BEAMS = 16
 TINY = 1e-300
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _evaluate(m: Any, frames: Any, n: int, x: float, y: float, z: float, h: Any) -> float:
-    """Return the squared misfit of r = (x, y, z) to the signed measurements `m` (n, 3).
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _across(u0: float, u1: float, u2: float) -> Any:
+    """Return two unit vectors across a unit vector, without a branch near the poles (Duff et al. 2017)."""
+    side = 1.0 if u2 >= 0.0 else -1.0
+    a = -1.0 / (side + u2)
+    b = u0 * u1 * a
+    return 1.0 + side * u0 * u0 * a, side * b, -side * u0, b, side + u1 * u1 * a, -u1
 
-    Written to `h`: half its Hessian (h[0:6]: xx xy xz yy yz zz) and half its downhill gradient (h[6:9]).
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _stepped(x: float, y: float, z: float, dx: float, dy: float, dz: float) -> Any:
+    """Return the unit vector along a sum of two vectors."""
+    u0, u1, u2 = x + dx, y + dy, z + dz
+    over = 1.0 / math.sqrt(u0 * u0 + u1 * u1 + u2 * u2)
+    return u0 * over, u1 * over, u2 * over
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _turn_towards(m: Any, n: int, x: float, y: float, z: float) -> None:
+    """Give the measured vectors, which have no sign, the sign that fits r = (x, y, z)."""
+    for i in range(n):
+        if m[i, 0] * x + m[i, 1] * y + m[i, 2] * z < 0.0:
+            for k in range(3):
+                m[i, k] = -m[i, k]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _misfit_of_direction(m: Any, frames: Any, n: int, u0: float, u1: float, u2: float) -> Any:
+    """Return minus the share of the energy of measured vectors `m` that the unit vector u explains at its best length.
+
+    The share is S^2 / P, S = sum (m.u) v, P = sum v^4, v the sine of the angle to each beam; the best length is S / P.
+
+    Returns
+    -------
+    tuple of float
+        Minus the share, the best length, gradient (e, f) and Hessian (ee, ef, ff) of minus the share along two
+        directions e, f across u, which `_across` gives.
     """
+    e0, e1, e2, f0, f1, f2 = _across(u0, u1, u2)
+    s = s_e = s_f = s_ee = s_ef = s_ff = 0.0
+    p = p_e = p_f = p_ee = p_ef = p_ff = 0.0
+    nearest = 1.0
+    for i in range(n):
+        k0, k1, k2 = frames[i, 2, 0], frames[i, 2, 1], frames[i, 2, 2]
+        m0, m1, m2 = m[i, 0], m[i, 1], m[i, 2]
+        k_u = k0 * u0 + k1 * u1 + k2 * u2
+        k_e = k0 * e0 + k1 * e1 + k2 * e2
+        k_f = k0 * f0 + k1 * f1 + k2 * f2
+        c = m0 * u0 + m1 * u1 + m2 * u2
+        m_e = m0 * e0 + m1 * e1 + m2 * e2
+        m_f = m0 * f0 + m1 * f1 + m2 * f2
+        v2 = k_e * k_e + k_f * k_f + TINY
+        v = math.sqrt(v2)
+        nearest = min(nearest, v)
+        over = 1.0 / v
+        w_e, w_f = -k_u * k_e, -k_u * k_f
+        q_ee, q_ef, q_ff = 1.0 - k_e * k_e, -k_e * k_f, 1.0 - k_f * k_f
+        t = c * over
+        r = t / v2
+        s += c * v
+        s_e += m_e * v + t * w_e
+        s_f += m_f * v + t * w_f
+        s_ee += 2.0 * m_e * w_e * over + t * q_ee - r * w_e * w_e
+        s_ef += (m_e * w_f + m_f * w_e) * over + t * q_ef - r * w_e * w_f
+        s_ff += 2.0 * m_f * w_f * over + t * q_ff - r * w_f * w_f
+        p += v2 * v2
+        p_e += v2 * w_e
+        p_f += v2 * w_f
+        p_ee += v2 * q_ee + 2.0 * w_e * w_e
+        p_ef += v2 * q_ef + 2.0 * w_e * w_f
+        p_ff += v2 * q_ff + 2.0 * w_f * w_f
+    over = 1.0 / p
+    length = s * over
+    d_e = s_e - 4.0 * length * p_e
+    d_f = s_f - 4.0 * length * p_f
+    rising = 4.0 * length * length
+    over *= 2.0
+    return (
+        -s * length,
+        length,
+        -2.0 * length * (s_e - 2.0 * length * p_e),
+        -2.0 * length * (s_f - 2.0 * length * p_f),
+        rising * p_ee - 2.0 * length * s_ee - over * d_e * d_e,
+        rising * p_ef - 2.0 * length * s_ef - over * d_e * d_f,
+        rising * p_ff - 2.0 * length * s_ff - over * d_f * d_f,
+        nearest,
+    )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _descend(m: Any, frames: Any, n: int, found: Any, reached: Any, start: int, tolerance: float) -> None:
+    """Walk the unit vector `found[start]` downhill by Newton steps, and write minus the share to `reached[start]`.
+
+    The walk ends early where it leads to one of the minima before `start` and no lower.
+    """
+    x, y, z = found[start, 0], found[start, 1], found[start, 2]
+    _turn_towards(m, n, x, y, z)
+    cost, _, g_e, g_f, h_ee, h_ef, h_ff, nearest = _misfit_of_direction(m, frames, n, x, y, z)
+    for _ in range(MAX_STEPS):
+        e0, e1, e2, f0, f1, f2 = _across(x, y, z)
+        middle = 0.5 * (h_ee + h_ff)
+        apart = 0.5 * (h_ee - h_ff)
+        radius = math.sqrt(apart * apart + h_ef * h_ef)
+        lowest = middle - radius
+        # Where the misfit bends down, the step goes as far as if it bent up as strongly.
+        lift = -2.0 * lowest if lowest < 0.0 else 0.0
+        flat = 1e-9 * (abs(middle) + radius) + TINY
+        if lowest + lift < flat:
+            lift = flat - lowest
+        a, c = h_ee + lift, h_ff + lift
+        over = 1.0 / (a * c - h_ef * h_ef)
+        d_e = (h_ef * g_f - c * g_e) * over
+        d_f = (h_ef * g_e - a * g_f) * over
+        slope = d_e * g_e + d_f * g_f
+        if lift == 0.0 and slope > -2.0 * tolerance:
+            x, y, z = _stepped(x, y, z, d_e * e0 + d_f * f0, d_e * e1 + d_f * f1, d_e * e2 + d_f * f2)
+            cost += 0.5 * slope
+            break
+        if lift == 0.0 and slope > -NEAR_SLOPE:
+            known = False
+            for other in range(start):
+                dot = x * found[other, 0] + y * found[other, 1] + z * found[other, 2]
+                if dot * dot > NEAR_COS2 and cost + slope > reached[other] - tolerance:
+                    known = True
+            if known:
+                break
+        length2 = d_e * d_e + d_f * d_f
+        longest = LONGEST_STEP * nearest
+        part = longest / math.sqrt(length2) if length2 > longest * longest else 1.0
+        s0, s1, s2 = d_e * e0 + d_f * f0, d_e * e1 + d_f * f1, d_e * e2 + d_f * f2
+        gain = -1.0
+        for _try in range(12):
+            u0, u1, u2 = _stepped(x, y, z, part * s0, part * s1, part * s2)
+            there = _misfit_of_direction(m, frames, n, u0, u1, u2)
+            if there[0] <= cost:
+                gain = cost - there[0]
+                x, y, z = u0, u1, u2
+                cost, _, g_e, g_f, h_ee, h_ef, h_ff, nearest = there
+                break
+            # The minimum of the parabola through both misfits and the slope, within bounds.
+            best = -0.5 * part * slope / (there[0] - cost - part * slope)
+            part *= min(max(best, 0.1), 0.5)
+        if gain < 0.01 * tolerance:
+            break
+    found[start, 0], found[start, 1], found[start, 2] = x, y, z
+    reached[start] = cost
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _curvature(m: Any, frames: Any, n: int, x: float, y: float, z: float, h: Any) -> None:
+    """Write half the Hessian of the squared misfit of r = (x, y, z) to `h`: xx, xy, xz, yy, yz, zz."""
     rho2 = x * x + y * y + z * z + TINY
     inverse2 = 1.0 / rho2
     inverse = math.sqrt(inverse2)
-    cost = 0.0
     h0 = h1 = h2 = h3 = h4 = h5 = 0.0
-    g0 = g1 = g2 = 0.0
     s0 = s1 = s2 = 0.0  # H holds s r' + r s'
     identity = 0.0
     radial = 0.0
-    outward = 0.0
     for i in range(n):
         k0, k1, k2 = frames[i, 2, 0], frames[i, 2, 1], frames[i, 2, 2]
         m0, m1, m2 = m[i, 0], m[i, 1], m[i, 2]
@@ -46,15 +193,9 @@ def _evaluate(m: Any, frames: Any, n: int, x: float, y: float, z: float, h: Any)
         c = m0 * x + m1 * y + m2 * z
         u = v2 * inverse2
         g = v * inverse
-        cost += m0 * m0 + m1 * m1 + m2 * m2 - 2.0 * c * g + v2 * u
         # Half the cost is the sum of u v^2 / 2 - c g; q = dg/dr = alpha r - beta along k.
         beta = inverse / v
         alpha = beta - g * inverse2
-        outward += 2.0 * u - u * u - c * alpha
-        back = along * (2.0 * u - c * beta)
-        g0 += m0 * g + back * k0
-        g1 += m1 * g + back * k1
-        g2 += m2 * g + back * k2
         across = 2.0 * u - c * beta
         ww = 4.0 * inverse2 + c * beta / v2
         wr = inverse2 * (c * beta - 4.0 * u)
@@ -86,77 +227,6 @@ def _evaluate(m: Any, frames: Any, n: int, x: float, y: float, z: float, h: Any)
     h[3] = h3 + identity + 2.0 * s1 * y
     h[4] = h4 + s1 * z + s2 * y
     h[5] = h5 + identity + 2.0 * s2 * z
-    h[6] = g0 - outward * x
-    h[7] = g1 - outward * y
-    h[8] = g2 - outward * z
-    return cost
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _descend(m: Any, frames: Any, n: int, r: Any, here: Any, there: Any, tolerance: float) -> float:
-    """Walk `r` (changed in place) downhill by damped Newton steps; return the cost reached, its curvature in `here`."""
-    x, y, z = r[0], r[1], r[2]
-    cost = _evaluate(m, frames, n, x, y, z, here)
-    damping = 0.0
-    for _ in range(MAX_STEPS):
-        h0, h1, h2, h3, h4, h5 = here[0], here[1], here[2], here[3], here[4], here[5]
-        size = abs(h0) + abs(h3) + abs(h5) + TINY
-        limit = 1e-13 * size
-        gain = -1.0
-        for _try in range(16):
-            shift = damping * size
-            # Cholesky pivots tell whether the step leads to a minimum; where not, the damping grows.
-            d0 = h0 + shift
-            l10 = h1 / d0
-            l20 = h2 / d0
-            d1 = h3 + shift - l10 * h1
-            t21 = h4 - l20 * h1
-            l21 = t21 / d1
-            d2 = h5 + shift - l20 * h2 - l21 * t21
-            if d0 > limit and d1 > limit and d2 > limit:
-                y1 = here[7] - l10 * here[6]
-                y2 = here[8] - l20 * here[6] - l21 * y1
-                dz = y2 / d2
-                dy = y1 / d1 - l21 * dz
-                dx = here[6] / d0 - l10 * dy - l20 * dz
-                trial = _evaluate(m, frames, n, x + dx, y + dy, z + dz, there)
-                if trial <= cost:
-                    gain = cost - trial
-                    x += dx
-                    y += dy
-                    z += dz
-                    cost = trial
-                    damping = damping * 0.1 if damping > 1e-6 else 0.0
-                    for k in range(9):
-                        here[k] = there[k]
-                    break
-            damping = damping * 6.0 if damping > 0.0 else 1e-4
-        if gain < tolerance:
-            break
-    r[0], r[1], r[2] = x, y, z
-    return cost
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _sign_towards(unit: Any, frames: Any, n: int, r: Any, signed: Any) -> float:
-    """Write the measurements in space to `signed`, with the sign that fits `r`; return the best factor for `r`."""
-    length = math.sqrt(r[0] ** 2 + r[1] ** 2 + r[2] ** 2) + TINY
-    reach = 0.0
-    power = TINY
-    for i in range(n):
-        a = 0.0
-        b = 0.0
-        for k in range(3):
-            a += frames[i, 0, k] * r[k]
-            b += frames[i, 1, k] * r[k]
-        g = math.sqrt(a * a + b * b) / length
-        overlap = (unit[i, 0] * a + unit[i, 1] * b) * g
-        sign = 1.0 if overlap >= 0.0 else -1.0
-        for k in range(3):
-            signed[i, k] = sign * (unit[i, 0] * frames[i, 0, k] + unit[i, 1] * frames[i, 1, k])
-        reach += abs(overlap)
-        power += (a * a + b * b) * g * g
-    return reach / power
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -251,10 +321,9 @@ def solve_pixels(
     count = directions.shape[0]
     around = neighbours.shape[1]
     score = np.empty(count)
-    signed = np.empty((n, 3))
+    space = np.empty((n, 3))
     unit = np.empty((n, 2))
-    h = np.empty(9)
-    spare = np.empty(9)
+    h = np.empty(6)
     r = np.empty(3)
     starts = np.empty(MAX_MAXIMA, np.int64)
     found = np.empty((MAX_STARTS, 3))
@@ -275,6 +344,8 @@ def solve_pixels(
         for i in range(n):
             unit[i, 0] = measured[pixel, i, 0] / scale
             unit[i, 1] = measured[pixel, i, 1] / scale
+            for k in range(3):
+                space[i, k] = unit[i, 0] * frames[i, 0, k] + unit[i, 1] * frames[i, 1, k]
         for t in range(count):
             score[t] = 0.0
         for i in range(n):
@@ -320,24 +391,15 @@ def solve_pixels(
         n_starts = total
         first = -1
         for s in range(n_starts):
-            for k in range(3):
-                r[k] = found[s, k]
-            reach = _sign_towards(unit, frames, n, r, signed)
-            for k in range(3):
-                r[k] *= reach
-            found_cost[s] = _descend(signed, frames, n, r, h, spare, tolerance)
-            for k in range(3):
-                found[s, k] = r[k]
+            _descend(space, frames, n, found, found_cost, s, tolerance)
             if first < 0 or found_cost[s] < found_cost[first]:
                 first = s
-        length = math.sqrt(found[first, 0] ** 2 + found[first, 1] ** 2 + found[first, 2] ** 2)
         other = -1
         for s in range(n_starts):
             if s == first or (other >= 0 and found_cost[s] >= found_cost[other]):
                 continue
-            norm = math.sqrt(found[s, 0] ** 2 + found[s, 1] ** 2 + found[s, 2] ** 2)
             dot = found[s, 0] * found[first, 0] + found[s, 1] * found[first, 1] + found[s, 2] * found[first, 2]
-            if abs(dot) < distinct_cos * norm * length:
+            if abs(dot) < distinct_cos:
                 other = s
         for slot in range(2):
             chosen = first if slot == 0 else other
@@ -348,12 +410,14 @@ def solve_pixels(
                 spread[pixel, slot, 0] = np.inf
                 spread[pixel, slot, 1] = np.inf
                 continue
+            u0, u1, u2 = found[chosen, 0], found[chosen, 1], found[chosen, 2]
+            _turn_towards(space, n, u0, u1, u2)
+            length = _misfit_of_direction(space, frames, n, u0, u1, u2)[1]
             for k in range(3):
-                r[k] = found[chosen, k]
+                r[k] = found[chosen, k] * length
                 solutions[pixel, slot, k] = r[k] * scale
-            costs[pixel, slot] = max(found_cost[chosen], 0.0) * energy
-            _sign_towards(unit, frames, n, r, signed)
-            _evaluate(signed, frames, n, r[0], r[1], r[2], h)
+            costs[pixel, slot] = max(1.0 + found_cost[chosen], 0.0) * energy
+            _curvature(space, frames, n, r[0], r[1], r[2], h)
             across, along = _spread(h, r)
             spread[pixel, slot, 0] = across / energy
             spread[pixel, slot, 1] = along

@@ -193,7 +193,7 @@ def axis_from_projections(
     -----
     For a given direction the best length and signs are known in closed form, so that the cost is a function on the
     half sphere. Local minima of a small table of it, and closed-form solutions for every pair of beams, are the
-    starts of damped Newton descents. On random data no search from many random starts finds a lower cost.
+    starts of Newton descents over two angles. On random data no search from many random starts finds a lower cost.
 
     Examples
     --------
