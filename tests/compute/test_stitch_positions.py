@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from opticstream.compute.stitching.grid import neighbour_pairs, nominal_positions
 from opticstream.compute.stitching.positions import positions_from_tiles
+from opticstream.compute.stitching.propagation import GRID_VARIANCE_PX2, beliefs_from_surfaces
 from opticstream.compute.stitching.solver import LinkSystem, lines_from_positions
 from opticstream.compute.stitching.tilefilter import filtered_tiles
 from opticstream.testing.synthetic_mosaic import position_errors, synthetic_mosaic
@@ -179,6 +180,71 @@ def test_two_kinds_of_image_are_better_than_one():
             found = positions_from_tiles(images, mosaic.nominal_px)
             rms[name].append((position_errors(found.positions_px, mosaic.true_px, tissue)[tissue] ** 2).mean())
     assert np.mean(rms["both"]) < np.mean(rms["one"])
+
+
+def test_faint_texture_under_full_speckle_is_used_as_far_as_it_goes():
+    """Half of the tiles are blank, no link is clear on its own: all together still tell."""
+    squares, scaled = [], []
+    for seed in (0, 1):
+        mosaic = synthetic_mosaic(
+            columns=7, rows=7, tile_shape=(260, 260), contrast=0.16, speckle=1.0, blank_fraction=0.4, seed=seed
+        )
+        found = solved(mosaic)
+        seen = ~mosaic.blank & ~found.by_stage_only
+        off = found.positions_px - mosaic.true_px
+        off -= off[seen].mean(axis=0)
+        squares.append((off[seen] ** 2).sum(axis=1))
+        scaled.append(off[seen] / found.uncertainty_px[seen])
+        assert found.by_stage_only[mosaic.blank].all()
+        assert np.allclose(found.jitter_px, 2, atol=0.9)
+    assert np.sqrt(np.concatenate(squares).mean()) < 1.6  # the stage alone leaves 2.8 px
+    assert 0.6 < np.sqrt((np.concatenate(scaled) ** 2).mean()) < 1.5  # and the uncertainty knows
+
+
+# --- beliefs of links ---------------------------------------------------------------------------------------------
+
+
+def ring_of_four(shifts, height, spread=1.5, margin=12):
+    """Return surfaces with Gaussian likelihoods around `shifts` (one list of peaks per link), and the system."""
+    pairs = np.array([(0, 1), (0, 2), (1, 3), (2, 3)])
+    nominal = np.array([[0.0, 0.0], [80.0, 0.0], [0.0, 80.0], [80.0, 80.0]])
+    x = np.arange(-margin, margin + 1.0)
+    surface = np.zeros((4, len(x), len(x)), np.float32)
+    for link, peaks in enumerate(shifts):
+        for px, py in peaks:
+            drop = ((x[:, None] - px) ** 2 + (x[None, :] - py) ** 2) / spread**2
+            surface[link] = np.maximum(surface[link], np.sqrt(np.maximum(height**2 - drop, 0)))
+    system = LinkSystem(pairs, np.zeros((4, 0)), lines_from_positions(nominal, pairs, (100, 100)))
+    return surface, system
+
+
+def beliefs(surface, system, jitter=8.0):
+    return beliefs_from_surfaces(
+        surface, system, expected_px=np.zeros((4, 2)), variance_px2=np.full((4, 2), 2 * jitter**2),
+        offset_px=np.zeros((4, 2)), jitter_px=np.full(2, jitter),
+    )  # fmt: skip
+
+
+def test_single_gaussian_peaks_are_believed_as_they_are():
+    true = [(1, 2), (-2, 0), (0, 3), (3, 5)]  # they close the ring
+    surface, system = ring_of_four([[p] for p in true], height=9.0)
+    found = beliefs(surface, system)
+    assert np.allclose(found.shift_px, true, atol=0.05)
+    assert np.allclose(found.information, np.eye(2) / (1.5**2 + GRID_VARIANCE_PX2), rtol=0.1, atol=0.02)
+
+
+def test_a_link_with_two_equal_peaks_is_decided_by_the_others():
+    surface, system = ring_of_four([[(1, 2)], [(-2, 0)], [(0, 3)], [(3, 5), (-6, -1)]], height=7.0)
+    found = beliefs(surface, system)
+    assert np.allclose(found.shift_px[3], (3, 5), atol=0.3)
+    assert np.hypot(*(found.expected_px[3] - (3, 5))) < 1.5
+
+
+def test_a_surface_without_a_peak_says_nothing():
+    surface, system = ring_of_four([[(1, 2)], [(-2, 0)], [(0, 3)], []], height=7.0)
+    found = beliefs(surface, system)
+    assert np.allclose(found.information[3], 0, atol=1e-3)
+    assert np.allclose(found.expected_px[3], (3, 5), atol=1.5)
 
 
 # --- least squares ------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from opticstream.compute.stitching.correlation import (
     ring_frequency,
 )
 from opticstream.compute.stitching.grid import neighbour_pairs
+from opticstream.compute.stitching.propagation import beliefs_from_surfaces, limited_information
 from opticstream.compute.stitching.solver import LinkSystem, Solution, lines_from_positions
 
 Array = NDArray[np.float64]
@@ -35,6 +36,10 @@ SMOOTH_SIGMA_PX = 2.0
 FLOOR_PX = 0.05
 EMPTY_SHARE = 0.03
 """A tile with much less than this share of the usual contrast is empty, whatever its noise resembles."""
+SHARP_PX2 = 0.5
+"""A link whose belief varies by less than this has one narrow peak, to be measured to a fraction of a pixel."""
+PREDICTION_PX2 = 0.5
+"""What is added to the expectation's variance before peaks are picked around it."""
 OUTLIER_CHI2 = 9.21
 """Squared residual in sigmas, two dimensions, that one good link in a hundred exceeds."""
 
@@ -533,14 +538,6 @@ class _StageModel:
 # --- global solution ----------------------------------------------------------------------------------------------
 
 
-def _floored(information: Array, floor_px: float) -> Array:
-    """Return the information of shifts that cannot be better known than `floor_px`."""
-    value, vector = np.linalg.eigh(information)
-    value = np.maximum(value, 0)
-    value = value / (1 + floor_px**2 * value)
-    return np.asarray(np.einsum("lij,lj,lkj->lik", vector, value, vector))
-
-
 def _robust(
     system: LinkSystem, shift: Array, information: Array, accepted: NDArray[np.bool_], prior: Array
 ) -> tuple[Solution, Array]:
@@ -588,22 +585,31 @@ def _solved(
     pairs = evidence.pairs
     system = LinkSystem(pairs, features, lines_from_positions(nominal, pairs, tile_shape))
     rounding = _rounding(evidence, nominal)
-    jitter = np.clip(stage.link_sigma_px.mean(axis=0) / np.sqrt(2), 0.5, None)
-    for sigma in (1.5, 1.0, 0.0, None):
-        prior = np.tile(1 / jitter**2, (len(nominal), 1))
-        information = _floored(evidence.information, FLOOR_PX)
-        solution, weight = _robust(system, evidence.shift - rounding, information, evidence.accepted, prior)
-        held = np.zeros(len(nominal), bool)
-        held[pairs[weight > 0.5].ravel()] = True
-        estimate = _jitter(solution, features, held)
-        jitter = np.where(np.isfinite(estimate), estimate, jitter)
-        if sigma is None:
-            break
-        expected = solution.deviation_px[pairs[:, 1]] - solution.deviation_px[pairs[:, 0]] + rounding
-        if sigma > 0:
-            _pick(evidence, expected, np.full_like(expected, sigma**2))
-        else:
-            _align(evidence, aligned)
+    expected, variance = stage.prediction(evidence)
+    beliefs = beliefs_from_surfaces(
+        evidence.surface,
+        system,
+        expected_px=expected,
+        variance_px2=variance,
+        offset_px=rounding,
+        jitter_px=np.clip(stage.link_sigma_px.mean(axis=0) / np.sqrt(2), 0.5, None),
+    )
+    _pick(evidence, beliefs.expected_px, np.einsum("lii->li", beliefs.expected_px2) + PREDICTION_PX2)
+    sharp = evidence.accepted & (np.linalg.eigvalsh(beliefs.covariance_px2)[:, 1] < SHARP_PX2)
+    evidence.accepted = sharp
+    _align(evidence, aligned)
+    jitter = beliefs.jitter_px
+    # A link that is not sharp counts as what its surface says under the expectation: something, little, or nothing.
+    evidence.shift = np.where(sharp[:, None], evidence.shift, beliefs.shift_px)
+    evidence.information = np.where(sharp[:, None, None], evidence.information, beliefs.information)
+    evidence.accepted = sharp | (np.linalg.eigvalsh(beliefs.information)[:, 1] * (jitter**2).mean() > 0.5)
+    prior = np.tile(1 / jitter**2, (len(nominal), 1))
+    information = limited_information(evidence.information, FLOOR_PX**2)
+    solution, weight = _robust(system, evidence.shift - rounding, information, evidence.accepted, prior)
+    held = np.zeros(len(nominal), bool)
+    held[pairs[weight > 0.5].ravel()] = True
+    estimate = _jitter(solution, features, held)
+    jitter = np.where(np.isfinite(estimate), estimate, jitter)
     prior = np.tile(1 / jitter**2, (len(nominal), 1))
     shift = evidence.shift - rounding
     residual = _residual(system, solution, shift)

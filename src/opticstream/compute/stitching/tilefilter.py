@@ -16,7 +16,7 @@ from opticstream.compute.blas_threads import one_blas_thread
 
 FloatArray = NDArray[np.float32]
 
-HIGH_PASS_SIGMA_PX = 7.0
+HIGH_PASS_SIGMA_PX = 8.0
 SOFT_FLOOR = 0.3
 
 
@@ -32,8 +32,44 @@ def amplitude_from_db(level_db: ArrayLike, /) -> FloatArray:
     return np.asarray(np.exp(level * np.float32(np.log(10) / 20)), np.float32)
 
 
+def speckle_looks(tiles: Sequence[NDArray[np.floating]], /) -> float:
+    """Return how many looks the speckle of tiles amounts to: 1 for single speckle, more the smoother tiles are.
+
+    Two neighbouring samples ``a, b`` of gamma-distributed speckle with ``L`` looks have
+    ``mean(((a - b) / (a + b))^2) = 1 / (2 L + 1)``; speckle that is correlated between pixels counts as smoother.
+
+    Parameters
+    ----------
+    tiles : sequence of ndarray, shape (x, y)
+        Linear, non-negative images; NaN is skipped. A sparse sample of every tile is looked at.
+
+    Returns
+    -------
+    float
+        Between 0.5 and 1000; the median over the tiles.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> round(speckle_looks([rng.gamma(4, size=(200, 200))]), 1)
+    4.0
+    """
+    shares = []
+    for tile in tiles:
+        here, there = tile[::5, :-1], tile[::5, 1:]
+        both = here + there
+        good = both > 0
+        if good.any():
+            shares.append(float(np.mean(((here - there)[good] / both[good]) ** 2)))
+    share = float(np.median(shares)) if shares else 0.0
+    return float(np.clip((1 / max(share, 1e-6) - 1) / 2, 0.5, 1000.0))
+
+
 def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /) -> float:
-    """Return the level below which tiles count as empty: 0.3 of the 80th percentile of their medians.
+    """Return the level below which tiles count as empty, as a share of the 80th percentile of their medians.
+
+    The share is 0.3 for smooth tiles. The fewer looks their speckle has, the higher it is: the logarithm makes the dark
+    grains of single speckle louder than any tissue, while the plain intensity is the best that can be done with it.
 
     Parameters
     ----------
@@ -52,7 +88,8 @@ def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /) -> float:
         if sample.size:
             medians.append(float(np.median(sample)))
     level = float(np.percentile(medians, 80)) if medians else 0.0
-    return max(SOFT_FLOOR * level, 1e-6)
+    share = SOFT_FLOOR * (1 + 30 / speckle_looks(tiles) ** 3)
+    return max(share * level, 1e-6)
 
 
 def cosine_blur_basis(length: int, sigma_px: float, /) -> FloatArray:
