@@ -104,6 +104,20 @@ class EmbeddedServer:
         ServerError
             It ended or did not answer in time; the message quotes the end of its log.
         """
+        process = self.launch()
+        begin = time.monotonic()
+        while not is_healthy(self.api_url):
+            spent = time.monotonic() - begin
+            if process.poll() is not None or spent > START_TIMEOUT_S:
+                tail = self.log.read_text(errors="replace")[-2000:]
+                self.stop()
+                raise ServerError(f"the Prefect server did not start within {spent:.0f} s; end of {self.log}:\n{tail}")
+            if waiting is not None:
+                waiting(spent)
+            time.sleep(0.2)
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the server without waiting for its first answer, and return its process."""
         self.home.mkdir(parents=True, exist_ok=True)
         self._stop_predecessor()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
@@ -128,16 +142,7 @@ class EmbeddedServer:
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
         self._pid_file.write_text(json.dumps({"pid": self._process.pid, "port": self.port}))
-        begin = time.monotonic()
-        while not is_healthy(self.api_url):
-            spent = time.monotonic() - begin
-            if self._process.poll() is not None or spent > START_TIMEOUT_S:
-                tail = self.log.read_text(errors="replace")[-2000:]
-                self.stop()
-                raise ServerError(f"the Prefect server did not start within {spent:.0f} s; end of {self.log}:\n{tail}")
-            if waiting is not None:
-                waiting(spent)
-            time.sleep(0.2)
+        return self._process
 
     def is_alive(self) -> bool:
         """Return whether the server process runs."""
