@@ -169,10 +169,9 @@ def test_neither_threads_nor_processes_change_a_byte(case, tmp_path, modality):
 
 
 def test_a_dask_cluster_writes_the_same_bytes(case, tmp_path):
-    distributed = pytest.importorskip("distributed", reason="the package distributed is not installed")
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-    ):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         executor = dask_executor(cluster.scheduler_address)
         assert tree(stitched(case, tmp_path / "d", executor=executor)) == tree(stitched(case, tmp_path / "1"))
 
@@ -183,12 +182,13 @@ def test_a_dask_address_without_dask_is_a_clear_error(monkeypatch):
         dask_executor("tcp://127.0.0.1:1")
 
 
-def test_public_readers_open_the_store(case, tmp_path):
-    zarr = pytest.importorskip("zarr")
-    models = pytest.importorskip("ome_zarr_models")
+def test_the_models_of_the_specification_validate_the_store(case, tmp_path):
+    import ome_zarr_models
+    import zarr
+
     for version in ("0.5", "0.4"):
         path = stitched(case, tmp_path / version, format=version)
-        image = models.open_ome_zarr(zarr.open_group(path, mode="r"))
+        image = ome_zarr_models.open_ome_zarr(zarr.open_group(path, mode="r"))
         block = image.ome_attributes if version == "0.5" else image.attributes
         assert [axis.name for axis in block.multiscales[0].axes] == ["z", "y", "x"]
         array = zarr.open_array(path / "0", mode="r")[...]
@@ -199,7 +199,6 @@ def test_public_readers_open_the_store(case, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_the_ome_zarr_package_reads_the_store(case, tmp_path):
-    pytest.importorskip("ome_zarr")
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
 
