@@ -70,3 +70,47 @@ def test_strangers_exit_with_1(files: list[str], tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "FAILED" in result.output
     assert not list((tmp_path / "out").glob("*axis*"))
+
+
+def test_sample_adds_what_is_registered_and_says_what_is_missing(tmp_path: Path) -> None:
+    from opticstream.model.ids import SliceId
+    from opticstream.pipeline.slices import register_slice
+    from opticstream.testing.slice_phantom import SlicePhantom
+    from opticstream.testing.stitched_project import slice_ready, stitched_project
+
+    shape = (120, 100)
+    good, other = (
+        make_slice((Picture(shape=shape), Picture(tilt_deg=-15.0, shape=shape)), seed=s, grain_px=8.0) for s in (1, 2)
+    )
+    mixed = SlicePhantom(good.axis, good.birefringence, good.white, (good.beams[0], other.beams[1]))
+    project = stitched_project(tmp_path, [good, mixed, good], more="\n[processing.volume]\nenabled = false\n")
+    file = str(tmp_path / "project.toml")
+
+    result = RUNNER.invoke(app, ["sample", file])
+    assert result.exit_code == 1
+    assert "no slice is stitched and registered yet" in result.output
+
+    for number in (1, 2):
+        register_slice(project, slice_ready(project, number))
+    result = RUNNER.invoke(app, ["sample", file])
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.output.splitlines()]
+    assert "stacks hold slices 1, 2" in lines
+    assert "slice 3 is missing: not registered yet" in lines
+    assert any(line.startswith("slice 2 has no axis: no fibre axis: tilted onto normal:") for line in lines)
+    assert project.facts.has(SliceId(2), "stacked")
+
+    register_slice(project, slice_ready(project, 3))
+    result = RUNNER.invoke(app, ["sample", file, "--slice", "3", "--json"])
+    report = json.loads(result.stdout)
+    assert (report["slices"], report["missing"]) == ([1, 2, 3], [])
+    assert Path(report["preview"]).is_file()
+    assert Path(report["outputs"]["normal_aip_nifti"]) == tmp_path / "project/sample/normal_aip.nii"
+
+    result = RUNNER.invoke(app, ["sample", file, "--slice", "9"])
+    assert result.exit_code == 1
+    assert "slices [9] are not stitched and registered" in " ".join(result.output.split())
+    result = RUNNER.invoke(app, ["sample", file, "--slice", "1", "--rebuild"])
+    assert result.exit_code == 1
+    assert "leave the slice numbers out" in " ".join(result.output.split())
+    assert RUNNER.invoke(app, ["sample", file, "--rebuild"]).exit_code == 0

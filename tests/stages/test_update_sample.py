@@ -86,8 +86,13 @@ def test_adding_a_slice_leaves_the_data_of_the_others_untouched(tmp_path: Path) 
     folder = tmp_path / "sample"
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("c/**/*") if p.is_file()}
     assert before
+    nifti = folder / "normal_aip.nii"
+    planes, inode = nifti.read_bytes()[352:], nifti.stat().st_ino
     update_sample(slice_input(tmp_path, 3))
     assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert nifti.stat().st_ino == inode
+    assert nifti.read_bytes()[352:].startswith(planes)
+    assert nifti.stat().st_size == 352 + len(planes) * 3 // 2
 
 
 def test_the_same_slice_again_changes_nothing(tmp_path: Path) -> None:
