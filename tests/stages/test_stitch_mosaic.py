@@ -165,6 +165,29 @@ def test_a_nan_tile_is_placed_by_the_stage(case):
     assert [p.tile for p in made.tilemap.places if p.by_stage_only] == [2]
 
 
+def test_retardance_helps_where_the_intensity_leaves_links_faint(tmp_path):
+    made = make_case(tmp_path, columns=4, rows=3, tile_shape=(120, 110), products=("aip", "ret"), seed=6)
+    rng = np.random.default_rng(0)
+    for tile in range(1, 13):
+        clean = 10 ** ((read_nifti(made.file(tile, "aip")) - 60) / 20)
+        faint = np.maximum(clean, 1e-3) ** 0.15 * rng.exponential(size=clean.shape)
+        seen = 45 + 4 * np.log(np.maximum(clean, 1e-3)) + rng.normal(0, 4, clean.shape)
+        write_nifti(made.file(tile, "aip"), (60 + 20 * np.log10(np.maximum(faint, 1e-3))).astype(np.float32))
+        write_nifti(made.file(tile, "ret"), seen.astype(np.float32))
+    everywhere = np.ones(12, bool)
+    worst = {}
+    for further in ((), ("ret",)):
+        found = coordinates(made, further_modalities=further, force_refresh_coordinates=True).tilemap
+        places = np.array([p.position_px for p in found.places])
+        worst[further] = position_errors(places, made.truth.true_px, everywhere).max()
+        assert found.source["modalities"] == ["aip", *further]
+    assert worst["ret",] < 1.5 < worst[()]
+
+
+def test_a_map_that_is_not_needed_is_not_looked_at(case):
+    assert coordinates(case).tilemap.source["modalities"] == ["aip"]
+
+
 def test_a_mosaic_of_blank_tiles_is_an_error_and_writes_nothing(case):
     for tile in range(1, 7):
         write_nifti(case.file(tile, "aip"), np.zeros((72, 64), np.float32))

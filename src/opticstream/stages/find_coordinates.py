@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.positions import TilePositions, positions_from_tiles
+from opticstream.compute.stitching.positions import TilePositions, empty_tiles, positions_from_tiles
 from opticstream.compute.stitching.tilefilter import amplitude_from_db, filtered_tiles
 from opticstream.config import ScanSettings
 from opticstream.config.processing import CoordinateSettings
@@ -19,6 +19,9 @@ from opticstream.io.tilemap import TileMap, TilePlace, read_tilemap, write_templ
 from opticstream.model.errors import ConfigurationError, InputError, ProcessingError
 from opticstream.model.ids import MosaicId
 from opticstream.stages.mosaic_tiles import LEVELS_IN_DB, MosaicTiles, check_template, tiles_of_mosaic
+
+NOT_INTENSITY = frozenset({"ret", "biref"})
+"""Maps without multiplicative speckle: they are compared as they are, not as logarithms."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class Verdict:
     grade : {"good", "doubtful", "stage only"}
         Good: most tiles with neighbours are held by links that agree. Stage only: no overlap said anything.
     rms_px : float
-        Root mean square residual of the trusted links; NaN without any.
+        Root mean square residual of the clear links; NaN without any.
     worst_px : float
-        Largest residual of a trusted link.
+        Largest residual of a clear link.
     links, links_trusted : int
         Pairs of neighbours, and how many of them hold.
     tiles, tiles_by_stage : int
@@ -128,17 +131,13 @@ def measured_positions(
     images = []
     missing: set[int] = set()
     for modality in modalities:
-        tiles.require(modality)
-        stack = []
-        for number in tiles.numbers:
-            image = tiles.read(number, modality)
-            if image is None:
-                missing.add(number)
-                image = np.full(tiles.tile_shape, np.nan, np.float32)
-            elif modality in LEVELS_IN_DB:
-                image = amplitude_from_db(image)
-            stack.append(image)
-        images.append(filtered_tiles(stack))
+        image, lost = _images(tiles, modality)
+        images.append(image)
+        missing.update(lost)
+    # Where the first map is empty the others show no tissue either, but a pattern of the instrument perhaps.
+    empty = empty_tiles(images[0])
+    for image in images[1:]:
+        image[empty] = 0
     if len(tiles.numbers) > 1 and not any(image.any() for image in images):
         raise ProcessingError(
             f"{tiles.label}: every tile is blank (constant or NaN in {', '.join(modalities)}), so positions cannot be "
@@ -148,11 +147,49 @@ def measured_positions(
     return found, tuple(sorted(missing))
 
 
+def _images(tiles: MosaicTiles, modality: str) -> tuple[NDArray[np.float32], list[int]]:
+    """Return one map of all tiles, filtered, and the tiles that lack it."""
+    tiles.require(modality)
+    stack, missing = [], []
+    for number in tiles.numbers:
+        image = tiles.read(number, modality)
+        if image is None:
+            missing.append(number)
+            image = np.full(tiles.tile_shape, np.nan, np.float32)
+        elif modality in LEVELS_IN_DB:
+            image = amplitude_from_db(image)
+        stack.append(image)
+    return filtered_tiles(stack, logarithm=modality not in NOT_INTENSITY), missing
+
+
+def _best_positions(
+    tiles: MosaicTiles, modality: str, settings: CoordinateSettings
+) -> tuple[TilePositions, tuple[int, ...], tuple[str, ...]]:
+    """Return positions, tiles without a file, and the maps used: further ones only where the first leaves links faint.
+
+    More than one map is believed where it makes the positions surer by their own account.
+    """
+    found, missing = measured_positions(tiles, modalities=(modality,), margin_px=settings.margin_px)
+    further = tuple(m for m in settings.further_modalities if m != modality and tiles.present(m))
+    faint = (found.links.weight > 0.1) & ~found.links.clear
+    if not further or not faint.any():
+        return found, missing, (modality,)
+    richer, _ = measured_positions(tiles, modalities=(modality, *further), margin_px=settings.margin_px)
+    if _median_uncertainty(richer) < _median_uncertainty(found):
+        return richer, missing, (modality, *further)
+    return found, missing, (modality,)
+
+
+def _median_uncertainty(found: TilePositions) -> float:
+    return float(np.median(np.hypot(*found.uncertainty_px.T)))
+
+
 def verdict_from_positions(found: TilePositions, /) -> Verdict:
     """Return the verdict on measured positions."""
     links = found.links
     trusted = links.weight > 0.5
-    residual = np.hypot(*links.residual_px[trusted].T) if trusted.any() else np.array([])
+    clear = links.clear
+    residual = np.hypot(*links.residual_px[clear].T) if clear.any() else np.array([])
     rms = float(np.sqrt(np.mean(residual**2))) if residual.size else float("nan")
     worst = float(residual.max()) if residual.size else float("nan")
     linked = ~found.by_stage_only
@@ -210,7 +247,8 @@ def find_coordinates(
     ProcessingError
         Every tile is blank.
     """
-    tiles = tiles_of_mosaic(mosaic, scan=scan, folder=tiles_folder, modalities=(modality, "mip"))
+    maps = tuple(dict.fromkeys((modality, "mip", *settings.further_modalities)))
+    tiles = tiles_of_mosaic(mosaic, scan=scan, folder=tiles_folder, modalities=maps)
     if template_path.exists() and not settings.force_refresh_coordinates:
         tilemap = read_tilemap(template_path)
         check_template(tiles.numbers, tiles.tile_shape, tiles.grid, tilemap, str(template_path))
@@ -229,10 +267,10 @@ def find_coordinates(
         uncertainty, by_stage = np.zeros_like(positions), np.zeros(len(positions), bool)
         source["tile_configuration"] = Path(str(settings.tile_configuration)).name
     else:
-        found, missing = measured_positions(tiles, modalities=(modality,), margin_px=settings.margin_px)
+        found, missing, used = _best_positions(tiles, modality, settings)
         positions, uncertainty, by_stage = found.positions_px, found.uncertainty_px, found.by_stage_only
         verdict = verdict_from_positions(found)
-        source |= {"modality": modality, "margin_px": settings.margin_px, "verdict": _without_nan(asdict(verdict))}
+        source |= {"modalities": list(used), "margin_px": settings.margin_px, "verdict": _without_nan(asdict(verdict))}
     tilemap = tilemap_from_positions(tiles, positions, uncertainty, by_stage, source=source)
     outputs: dict[str, Path] = {}
     if qc_folder is not None:

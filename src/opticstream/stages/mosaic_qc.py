@@ -21,7 +21,7 @@ GOOD, WEAK, BAD = (60, 200, 90), (240, 190, 40), (230, 60, 50)
 
 
 def write_links_picture(path: Path, tiles: MosaicTiles, found: TilePositions, /, *, modality: str) -> Path:
-    """Draw the mosaic with its links (green held, yellow weak, red dropped) and their residuals as arrows."""
+    """Draw the mosaic with its links (green clear, yellow faint, red dropped) and their residuals as arrows."""
     from PIL import Image, ImageDraw
 
     canvas = canvas_from_positions(found.positions_px, tile_shape=tiles.tile_shape)
@@ -50,20 +50,20 @@ def write_links_picture(path: Path, tiles: MosaicTiles, found: TilePositions, /,
         draw.rectangle([*low_corner, *high_corner], outline=(110, 110, 160) if not alone else (160, 80, 80))
         draw.text((float(low_corner[0]) + 4, float(low_corner[1]) + 3), str(number), fill=(200, 200, 255))
     links = found.links
-    trusted = links.weight > 0.5
-    longest = float(np.hypot(*links.residual_px[trusted].T).max()) if trusted.any() else 0.0
+    clear = links.clear  # the residual of a link that is known along one axis only would mean nothing
+    longest = float(np.hypot(*links.residual_px[clear].T).max()) if clear.any() else 0.0
     magnify = 0.25 * float(size.min()) * scale / longest if longest > 0 else 0.0
     for k, (a, b) in enumerate(links.pairs):
         weight = links.weight[k]
         measured = bool(np.isfinite(links.residual_px[k]).all())
-        colour = GOOD if weight > 0.5 else WEAK if weight > 0.1 else BAD if measured else (90, 90, 90)
+        colour = GOOD if clear[k] else WEAK if weight > 0.1 else BAD if measured else (90, 90, 90)
         draw.line([*centre[a], *centre[b]], fill=colour, width=2 if measured else 1)
-        if weight > 0.5:
+        if clear[k]:
             middle = (centre[a] + centre[b]) / 2
             tip = middle + links.residual_px[k] * magnify
             draw.line([*middle, *tip], fill=(90, 200, 255), width=3)
             draw.ellipse([*(tip - 3), *(tip + 3)], fill=(90, 200, 255))
-    text = f"links: green held, yellow weak, red dropped, grey nothing to see; blue residual x {magnify / scale:.0f}"
+    text = f"links: green clear, yellow faint, red dropped, grey nothing to see; blue residual x {magnify / scale:.0f}"
     draw.text((6, picture.size[1] - 14), text, fill=(255, 255, 255))
     return write_jpeg(path, np.asarray(picture))
 

@@ -74,6 +74,13 @@ class Links:
     weight: Array
     residual_px: Array
 
+    @property
+    def clear(self) -> NDArray[np.bool_]:
+        """Links that hold and are known to about a pixel along both axes."""
+        if not len(self.pairs):
+            return np.zeros(0, bool)
+        return np.asarray((self.weight > 0.5) & (np.linalg.eigvalsh(self.information)[:, 0] > 1))
+
 
 @dataclass(frozen=True)
 class TilePositions:
@@ -197,6 +204,20 @@ def _positions(
     return _solved(evidence, nominal, features, stage, tile_shape, aligned)
 
 
+def empty_tiles(image: FloatArray, /) -> NDArray[np.bool_]:
+    """Return which filtered tiles, shape (tiles, x, y), show much less contrast than the others."""
+    contrast = _contrast(image)
+    return np.asarray(contrast <= _least_contrast(contrast))
+
+
+def _contrast(image: FloatArray) -> Array:
+    return np.einsum("txy,txy->t", image, image, optimize=True).astype(np.float64) / (image.shape[1] * image.shape[2])
+
+
+def _least_contrast(contrast: Array) -> float:
+    return EMPTY_SHARE * float(np.percentile(contrast[contrast > 0], 75)) if (contrast > 0).any() else 0.0
+
+
 # --- evidence -----------------------------------------------------------------------------------------------------
 
 
@@ -204,8 +225,7 @@ def _spectra(
     image: FloatArray, nominal: Array, pairs: NDArray[np.intp], axis: NDArray[np.intp], margin_px: int, workers: int
 ) -> list[CrossSpectra]:
     size = np.array(image.shape[1:])
-    contrast = np.einsum("txy,txy->t", image, image, optimize=True) / size.prod()
-    noise_density = EMPTY_SHARE * float(np.percentile(contrast[contrast > 0], 75)) if (contrast > 0).any() else 0.0
+    noise_density = _least_contrast(_contrast(image))
     displacement = np.rint(nominal[pairs[:, 1]] - nominal[pairs[:, 0]]).astype(np.intp)
     parts = []
     for direction in (0, 1):
