@@ -42,7 +42,6 @@ method = "wavelengths"
 files = ["calibration/wavelength_1.npy", "calibration/wavelength_2.npy"]
 
 [processing.enface]
-surface = "find"
 depth = 80
 
 [processing.mask]
