@@ -37,14 +37,16 @@ def demo(
 
     A virtual rig writes raw tiles while the pipeline runs on an embedded Prefect server; nothing is left running and
     nothing outside the folder is touched. Exit status 1 if a bound of the validation is missed or an item failed.
-    Interrupted at any moment, `--resume` goes on where it stopped.
+    Interrupted at any moment, `--resume` goes on where it stopped, with the phantom that it was begun with.
     """
-    from opticstream.sim.demo import write_demo
+    from opticstream.sim.demo import PHANTOM_FILE, PROJECT_FILE, write_demo
 
     with errors_shown():
         folder = folder.absolute()
         _prepare(folder, resume=resume)
-        project_file, phantom_file = write_demo(folder, seed=seed, slices=slices, small=small)
+        project_file, phantom_file = folder / PROJECT_FILE, folder / PHANTOM_FILE
+        if not (resume and project_file.exists() and phantom_file.exists()):
+            write_demo(folder, seed=seed, slices=slices, small=small)
         config = load_project(project_file)
         code = _Demo(folder, project_file, phantom_file, quiet=as_json).run()
         report = _validate(project_file, folder, as_json=as_json)
