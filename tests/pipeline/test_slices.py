@@ -18,6 +18,7 @@ from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.retry import apply_plan, retry_plan
+from opticstream.pipeline.rules import after_mosaic
 from opticstream.pipeline.stacking import stack_slices
 from opticstream.testing.bus import LocalBus
 from opticstream.testing.slice_phantom import Picture, SlicePhantom, make_slice
@@ -221,3 +222,32 @@ def test_stacking_by_hand(pair, tmp_path: Path) -> None:
     assert not (project.paths.sample_folder / "stranger.txt").exists()
     assert not project.facts.has(SliceId(2), "stack_failed")
     assert not stack_slices(project).changed
+
+
+def test_a_registration_that_is_to_resample_volumes_waits_for_them(pair, tmp_path: Path) -> None:
+    project = stitched_project(tmp_path, [pair[0]], more="\n[processing.registration]\nresample_volumes = true\n")
+    project.facts.withdraw(SliceId(1), "ready", reason="test")
+    assert after_mosaic(project, MosaicId(2)) is None
+    record_volume(project, MosaicId(1), 1.0, shape=(*SHAPE, 8))
+    assert after_mosaic(project, MosaicId(1)) is None
+    record_volume(project, MosaicId(2), 7.0, shape=(*SHAPE, 8))
+    bus = LocalBus(project)
+    bus.announce([project.event(MosaicVolumeStitched, MosaicId(2))])
+    bus.run()
+    record = project.facts.read(SliceId(1), "registered")
+    shape, read = volume_reader(project.paths.absolute(record.detail["products"]["tilted_dBI"]))
+    volume = read(slice(0, shape[0]), slice(0, shape[1]))
+    assert shape == (*SHAPE, 8)
+    np.testing.assert_allclose(volume[np.isfinite(volume)], 7.0, rtol=1e-6)
+    assert np.isfinite(volume).mean() > 0.8
+    # It is published with the slice's other results.
+    assert (project.paths.derivative_folder / "slice_001_tilted_dBI.ome.zarr" / "zarr.json").exists()
+
+
+def test_volumes_that_failed_do_not_hold_up_the_registration(pair, tmp_path: Path) -> None:
+    project = stitched_project(tmp_path, [pair[0]], more="\n[processing.registration]\nresample_volumes = true\n")
+    project.facts.withdraw(SliceId(1), "ready", reason="test")
+    for mosaic in (MosaicId(1), MosaicId(2)):
+        assert after_mosaic(project, mosaic) is None
+        project.facts.record(mosaic, "volume_failed", {"detail": {"reason": "disk full"}})
+    assert after_mosaic(project, MosaicId(2)) == slice_ready(project, 1)

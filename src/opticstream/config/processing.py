@@ -220,7 +220,7 @@ class RegistrationSettings(Settings):
     use_mask: bool = True
     """Compare only where both masks hold tissue."""
     resample_volumes: bool = False
-    """Also resample the moving volumes onto the fixed ones."""
+    """Also resample the moving volumes onto the fixed ones; the registration then waits until they are stitched."""
     file_name: str = "slice_{slice:03d}_{product}"
     """Template of output names in `registered/`, without suffix."""
 

@@ -27,6 +27,7 @@ from opticstream.pipeline.rules import (
     REGISTRATION_ENDED,
     has_all_batches,
     is_settled,
+    may_register,
     waits_for_focus,
     waits_for_template,
 )
@@ -89,9 +90,7 @@ def _mosaics(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
                 yield project.event(MosaicReady, item)
             continue
         slice_id = project.layout.slice_of(item)
-        unannounced_slice = not snapshot.has(slice_id, "ready") and all(
-            is_settled(snapshot, m) for m in project.layout.mosaics(slice_id)
-        )
+        unannounced_slice = not snapshot.has(slice_id, "ready") and may_register(project, slice_id, snapshot)
         unstitched_volume = (
             project.config.stitches_volumes
             and snapshot.has(item, "stitched")

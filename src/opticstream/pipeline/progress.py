@@ -8,7 +8,7 @@ from typing import Any
 
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import BATCH_ENDED, REGISTRATION_ENDED, belongs_in_sample, has_all_batches
+from opticstream.pipeline.rules import BATCH_ENDED, REGISTRATION_ENDED, belongs_in_sample, has_all_batches, may_register
 from opticstream.state import FactsSnapshot
 
 BATCH_STATES = ("ready", "started", "archived", "processed", "uploaded")
@@ -135,7 +135,7 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
         if has_all_batches(project, mosaic, snapshot) and not snapshot.has(mosaic, "ready"):
             return False
     for slice_id in {layout.slice_of(mosaic) for mosaic in mosaics}:
-        if snapshot.reached(layout.mosaics(slice_id), "stitched", "failed") and not snapshot.has(slice_id, "ready"):
+        if may_register(project, slice_id, snapshot) and not snapshot.has(slice_id, "ready"):
             return False
     return True
 

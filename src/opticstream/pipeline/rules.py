@@ -32,16 +32,23 @@ def has_all_batches(project: Project, mosaic: MosaicId, facts: FactsView, /) -> 
 
 
 def after_mosaic(project: Project, mosaic: MosaicId, /) -> SliceReady | None:
-    """Return the announcement that a mosaic's slice is ready, if this call is the one that found it so.
-
-    A slice is ready when each of its mosaics is stitched or parked as failed.
-    """
+    """Return the announcement that a mosaic's slice is ready, if this call is the one that found it so."""
     slice_id, facts = project.layout.slice_of(mosaic), project.facts
-    if facts.has(slice_id, "ready") or not all(is_settled(facts, m) for m in project.layout.mosaics(slice_id)):
+    if facts.has(slice_id, "ready") or not may_register(project, slice_id, facts):
         return None
     if not facts.record(slice_id, "ready"):
         return None
     return project.event(SliceReady, slice_id)
+
+
+def may_register(project: Project, slice_id: SliceId, facts: FactsView, /) -> bool:
+    """Return whether each mosaic of a slice is stitched or parked, with its volumes if these are to be resampled."""
+    with_volumes = project.config.processing.registration.resample_volumes and project.config.stitches_volumes
+    return all(
+        is_settled(facts, mosaic)
+        and (not with_volumes or bool(facts.facts_of(mosaic) & {"failed", "volume_stitched", "volume_failed"}))
+        for mosaic in project.layout.mosaics(slice_id)
+    )
 
 
 def is_settled(facts: FactsView, mosaic: MosaicId, /) -> bool:
