@@ -50,3 +50,15 @@ def test_the_readme_begins_with_the_two_commands():
     head = (ROOT / "README.md").read_text(encoding="utf-8").split("\n")[:6]
     assert any(line.startswith("make demo") for line in head)
     assert any(line.startswith("make test") for line in head)
+
+
+def test_the_code_of_the_registration_guide_runs(capsys):
+    text = (ROOT / "docs" / "how-to" / "register.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "register.md", "exec"), {})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("(1, 2, 3)")
+    assert any(line.startswith("True ") for line in said)
+    assert said[-1] == "(200, 160, 3) ()"

@@ -166,6 +166,53 @@ def test_bad_input_is_named(phantom: SlicePhantom, tmp_path: Path) -> None:
     refused({**maps, "ori": small}, InputError, r"s.nii.gz: shape \(19, 17\)")
 
 
+def test_maps_of_other_modalities_are_refused(phantom: SlicePhantom, tmp_path: Path) -> None:
+    normal, tilted = write_maps(tmp_path, phantom)
+
+    def refused(message: str, **maps: Path) -> None:
+        with pytest.raises(InputError, match=message):
+            register_slice([normal, SliceMosaic("tilted", {**tilted.maps, **maps}, -15.0)], tmp_path / "o", slice_id=3)
+        assert not (tmp_path / "o").exists()
+
+    swapped = {"ori": tilted.maps["biref"], "biref": tilted.maps["ori"]}
+    refused("tilted_biref.nii.gz is given as the ori map of the tilted illumination, its name says biref", **swapped)
+    unnamed = write_nifti(tmp_path / "map7.nii.gz", phantom.beams[1].orientation_deg, voxel_size_mm=VOXEL)
+    refused("map7.nii.gz: half of its values exceed .* which no birefringence does", biref=unnamed)
+
+
+@pytest.mark.parametrize("beams", [3, 4])
+def test_any_number_of_illuminations(tmp_path: Path, beams: int) -> None:
+    from opticstream.testing.stitched_project import illumination_name
+
+    pictures = [
+        Picture(),
+        TILTED,
+        Picture(tilt_deg=15.0, tilt_axis_deg=0.0, rotation_deg=-2.0, shift_px=(-6.0, 5.0)),
+        Picture(tilt_deg=20.0, tilt_axis_deg=45.0, shift_px=(4.0, 9.0), shape=(210, 150)),
+    ]
+    phantom = make_slice(tuple(pictures[:beams]), seed=22)
+    mosaics = []
+    for k, beam in enumerate(phantom.beams):
+        name = illumination_name(k)
+        images = {"ori": beam.orientation_deg, "biref": beam.birefringence, "aip": beam.intensity}
+        maps = {
+            m: write_nifti(tmp_path / f"{name}_{m}.nii.gz", image, voxel_size_mm=VOXEL) for m, image in images.items()
+        }
+        mosaics.append(SliceMosaic(name, maps, beam.tilt_deg, beam.tilt_axis_deg))
+    result = register_slice(mosaics, tmp_path / "registered", slice_id=4)
+    assert result.failures == ()
+    names = [illumination_name(k) for k in range(1, beams)]
+    assert [r["moving"] for r in result.summary["registrations"]] == names
+    for name, beam in zip(names, phantom.beams[1:], strict=True):
+        assert result.outputs[f"transform_{name}_itk"].name == f"slice_004_transform_{name}.tfm"
+        assert (tmp_path / "registered" / f"slice_004_overlay_{name}.jpg").is_file()
+        facts = next(r for r in result.summary["registrations"] if r["moving"] == name)
+        error = mapping_error_px(np.array(facts["matrix_px"]), np.array(facts["offset_px"]), beam, (200, 160))
+        assert np.median(error) < 0.5
+    axis = read_nifti(result.outputs["axis"])[:, :, 0]
+    assert np.nanmedian(axial_error_deg(axis, phantom.axis)[phantom.white]) < 2
+
+
 def test_volumes_follow_where_that_is_asked_for(phantom: SlicePhantom, tmp_path: Path) -> None:
     from opticstream.io.slice_store import SliceStore, volume_reader
 

@@ -31,6 +31,10 @@ from opticstream.stages.resample_volumes import BeamTilt, resample_volume
 _DETAILS = ("aip",)
 """Maps that sharpen the registration where both illuminations have them."""
 
+_MODALITIES = frozenset({"aip", "mip", "ret", "ori", "biref", "surf", "mus", "mask"})
+_LARGEST_BIREFRINGENCE = 0.5
+"""No tissue comes near it; the median of a map above it means that the map holds something else."""
+
 MAT_HEADER = b"MATLAB 5.0 MAT-file, written by OpticStream"
 
 
@@ -195,6 +199,7 @@ class _Names:
 def _voxel_size(mosaics: Sequence[SliceMosaic], slice_id: int) -> tuple[float, ...]:
     sizes: dict[Path, tuple[float, ...]] = {}
     for mosaic in mosaics:
+        _check_names(mosaic, slice_id)
         for modality in ("ori", "biref"):
             path = mosaic.maps.get(modality)
             if path is None or not path.is_file():
@@ -214,6 +219,17 @@ def _voxel_size(mosaics: Sequence[SliceMosaic], slice_id: int) -> tuple[float, .
     return first
 
 
+def _check_names(mosaic: SliceMosaic, slice_id: int) -> None:
+    """Refuse a map whose file name says that it is one of another modality."""
+    for modality, path in mosaic.maps.items():
+        named = path.name.split(".")[0].rsplit("_", 1)[-1]
+        if named in _MODALITIES and modality in _MODALITIES and named != modality:
+            raise InputError(
+                f"slice {slice_id}: {path} is given as the {modality} map of the {mosaic.name} illumination, its "
+                f"name says {named}"
+            )
+
+
 def _image(path: Path) -> NDArray[np.float32]:
     array = read_nifti(path)
     flat = array.reshape(array.shape[:2]) if array.ndim > 2 and array.size == np.prod(array.shape[:2]) else array
@@ -231,7 +247,8 @@ def _read(mosaic: SliceMosaic, *, use_mask: bool) -> IlluminationImages:
         mask = np.nan_to_num(_image(mask_path)) != 0
         if not mask.any():
             raise InputError(f"{mask_path}: the mask is empty (processing.mask.threshold_db of {mosaic.name!r}?)")
-    for path, image in ((mosaic.maps["ori"], orientation), (mosaic.maps["biref"], birefringence)):
+    for modality, image in (("ori", orientation), ("biref", birefringence)):
+        path = mosaic.maps[modality]
         if not np.isfinite(image).any():
             raise InputError(f"{path}: holds no finite value")
         if image.shape != birefringence.shape or (mask is not None and image.shape != mask.shape):
@@ -240,6 +257,12 @@ def _read(mosaic: SliceMosaic, *, use_mask: bool) -> IlluminationImages:
                 + (f" and mask {mask.shape}" if mask is not None else "")
                 + f" of the {mosaic.name} illumination; maps of one mosaic must have one size"
             )
+    typical = float(np.nanmedian(np.abs(birefringence)))
+    if typical > _LARGEST_BIREFRINGENCE:
+        raise InputError(
+            f"{mosaic.maps['biref']}: half of its values exceed {typical:.3g}, which no birefringence does; is it a map "
+            "of another modality, or in other units?"
+        )
     return IlluminationImages(
         mosaic.name, orientation, birefringence, mosaic.tilt_deg, mosaic.tilt_axis_deg, mask, details
     )
