@@ -212,6 +212,19 @@ def test_aligned_slices_come_to_lie_over_each_other(tmp_path: Path) -> None:
     assert poses["2"]["pose"]["failure"] == ""
 
 
+@pytest.mark.parametrize(("leash", "expected"), [(0.0, [0, 3, 6, 9]), (0.2, [0, 2.4, 4.32, 5.86])])
+def test_the_leash_keeps_a_chain_of_slices_from_drifting_away(
+    tmp_path: Path, leash: float, expected: list[float]
+) -> None:
+    settings = SampleSettings(align="translation", align_leash=leash, formats=("nifti",))
+    for slice_id in (1, 2, 3, 4):
+        image = np.roll(PHANTOM.beams[0].intensity, 3 * (slice_id - 1), 0)
+        path = write_nifti(tmp_path / f"a{slice_id}.nii.gz", image, voxel_size_mm=(0.01, 0.01, 1.0))
+        made = update_sample(SampleInput(tmp_path / "sample", slice_id, {"normal_aip": path}, settings=settings))
+    slices = json.loads(made.outputs["slices"].read_text())["slices"]
+    np.testing.assert_allclose([slices[str(n)]["pose"]["offset"][0] for n in (1, 2, 3, 4)], expected, atol=0.4)
+
+
 def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match=r"slice 2: normal_aip is missing: .*gone.nii"):
         update_sample(SampleInput(tmp_path / "sample", 2, {"normal_aip": tmp_path / "gone.nii"}))

@@ -99,6 +99,13 @@ class SliceStore:
         dtype = json.loads((path / "0" / "zarr.json").read_text())["data_type"]
         return cls(path, facts["planes"], tuple(facts["voxel_um"]), facts["kind"], dtype)
 
+    def plane(self, slice_index: int, /) -> NDArray[Any] | None:
+        """Return the first plane of a slice, (x, y), at full size; None where the store does not reach so far."""
+        finest = self._array(0)
+        if slice_index * self.planes >= finest.shape[-3]:
+            return None
+        return np.asarray(finest[..., slice_index * self.planes, :, :].read().result()).T
+
     def remove(self, slice_index: int, /) -> None:
         """Make the place of a slice a gap; a store that does not reach so far stays as it is."""
         finest = self._array(0)

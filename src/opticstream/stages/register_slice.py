@@ -260,8 +260,8 @@ def _read(mosaic: SliceMosaic, *, use_mask: bool) -> IlluminationImages:
     typical = float(np.nanmedian(np.abs(birefringence)))
     if typical > _LARGEST_BIREFRINGENCE:
         raise InputError(
-            f"{mosaic.maps['biref']}: half of its values exceed {typical:.3g}, which no birefringence does; is it a map "
-            "of another modality, or in other units?"
+            f"{mosaic.maps['biref']}: half of its values exceed {typical:.3g}, which no birefringence does; is it a "
+            "map of another modality, or in other units?"
         )
     return IlluminationImages(
         mosaic.name, orientation, birefringence, mosaic.tilt_deg, mosaic.tilt_axis_deg, mask, details

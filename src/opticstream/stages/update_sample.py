@@ -363,40 +363,33 @@ def _pose(new: SampleInput, ledger: _Ledger) -> SlicePose | None:
     if not others:
         return still
     nearest = min(others, key=lambda n: (abs(n - new.slice_id), n))
-    facts = ledger.slices[nearest]["pose"]
-    # The neighbour lies in the stack in its pose already, so the step starts at "not moved" and is chained by it.
     reference = _stacked_map(new, name, nearest)
     if reference is None:
         return still
-    placed = SlicePose(PlaneMap.identity())
-    step = next_pose(reference, _map(new.maps[name]), placed, freedom=new.settings.align, leash=0.0, sigma_px=2.0)
-    if step.failure:
-        return SlicePose(_pose_from_facts(facts).mapping, step.residual_px, step.confidence, step.failure)
-    keep = (1.0 - new.settings.align_leash) ** abs(nearest - new.slice_id)
-    return _shortened(step, keep, _map(new.maps[name]).shape[:2])
-
-
-def _shortened(pose: SlicePose, keep: float, shape: tuple[int, ...]) -> SlicePose:
-    from opticstream.compute.slice_alignment import rigid_map
-
-    centre = (np.array(shape[:2]) - 1) / 2
-    shift = pose.mapping.points(centre) - centre
-    mapping = rigid_map(pose.mapping.rotation_deg * keep, shift * keep, centre)
-    return SlicePose(mapping, pose.residual_px, pose.confidence, pose.failure)
+    # The neighbour lies in the stack in its pose already, so the step from it starts at "not moved".
+    pose = next_pose(
+        reference,
+        _map(new.maps[name]),
+        still,
+        freedom=new.settings.align,
+        leash=new.settings.align_leash,
+        steps=abs(nearest - new.slice_id),
+    )
+    if not pose.failure:
+        return pose
+    neighbour = _pose_from_facts(ledger.slices[nearest]["pose"])
+    return SlicePose(neighbour.mapping, pose.residual_px, pose.confidence, pose.failure)
 
 
 def _stacked_map(new: SampleInput, name: str, slice_id: int) -> NDArray[np.float32] | None:
     """Return the map of a slice as it lies in the stack."""
     for form, path in _stack_files(new, name):
-        if form == "zarr":
-            _, read = volume_reader(path)
-            shape = volume_reader(path)[0]
-            if slice_id <= shape[2]:
-                return np.asarray(read(slice(0, shape[0]), slice(0, shape[1]))[:, :, slice_id - 1], np.float32)
-        else:
+        if form == "nifti":
             stack = read_nifti(path, mmap=True)
             if slice_id <= stack.shape[2]:
                 return np.array(stack[:, :, slice_id - 1], np.float32)
+        elif (plane := SliceStore.opened(path).plane(slice_id - 1)) is not None:
+            return np.asarray(plane, np.float32)
     return None
 
 
