@@ -8,10 +8,11 @@ import time
 import pytest
 
 from opticstream.config import DeploymentSettings, load_project
-from opticstream.flows.driver import Driver, Sweeper
+from opticstream.flows.driver import Driver
 from opticstream.model.errors import MissingInputError, ServerError
 from opticstream.model.ids import MosaicId
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.sweep import Sweeper
 from opticstream.state import Facts
 from opticstream.watch import Watcher
 

@@ -27,7 +27,7 @@ def up(home: HomeOption = None) -> None:
         def say(line: str) -> None:
             err.print(f"[dim]{line}[/]")
 
-        with local_session(home or settings.home, ui=True, say=say) as session:
+        with local_session(home or settings.home, ui=True, sweeps=True, say=say) as session:
             out.print(f"web page  {session.server.api_url.removesuffix('/api')}")
             out.print(f"address   OPTICSTREAM_API_URL={session.server.api_url}")
             out.print("Ctrl-C ends everything")

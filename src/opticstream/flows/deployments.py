@@ -7,11 +7,13 @@ from datetime import timedelta
 from typing import Any
 
 from prefect import Flow
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.types.entrypoint import EntrypointType
 
 from opticstream.flows import oct as flows
+from opticstream.flows.sweep import sweep
 from opticstream.model import events as catalogue
 from opticstream.model.events import Event
 
@@ -27,6 +29,8 @@ class Deployment:
     events: tuple[type[Event], ...]
     collapse: bool = False
     """Events of a project within the window share one run, which looks at the facts until the window has passed."""
+    periodic: bool = False
+    """Started every so often instead, where the worker is to sweep."""
 
     @property
     def name(self) -> str:
@@ -98,7 +102,10 @@ DEPLOYMENTS: tuple[Deployment, ...] = (
         ),
         collapse=True,
     ),
+    Deployment(sweep, "state", (), periodic=True),
 )
+
+_ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 
 _PAYLOAD = {
     "__prefect_kind": "json",
@@ -131,13 +138,29 @@ def trigger_of(deployment: Deployment, /, *, collapse_s: float) -> DeploymentEve
     )
 
 
-async def runner_deployments(pool: str, /, *, collapse_s: float) -> list[RunnerDeployment]:
-    """Return the Prefect deployments of one pool."""
+async def runner_deployments(
+    pool: str, /, *, collapse_s: float, sweep_s: float | None = None
+) -> list[RunnerDeployment]:
+    """Return the Prefect deployments of one pool.
+
+    Parameters
+    ----------
+    pool : str
+        One of `POOLS`.
+    collapse_s : float
+        Window in which events share a run, in seconds.
+    sweep_s : float, optional
+        Time between two sweeps, in seconds; without it none are scheduled, because the process that feeds the project
+        sweeps itself.
+    """
     return [
         await deployment.flow.ato_deployment(
             name=deployment.name,
             description=(deployment.flow.description or "").split("\n")[0],
-            triggers=[trigger_of(deployment, collapse_s=collapse_s)],
+            triggers=[] if deployment.periodic else [trigger_of(deployment, collapse_s=collapse_s)],
+            interval=sweep_s if deployment.periodic else None,
+            # A sweep that takes longer than the time between two: the next one would find the same.
+            concurrency_limit=_ONE_AT_A_TIME if deployment.periodic else None,
             tags=["opticstream", f"pool:{pool}"],
             # A module path, not a file path: the flow is found wherever the package is installed.
             entrypoint_type=EntrypointType.MODULE_PATH,

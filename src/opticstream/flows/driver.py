@@ -6,76 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
 from opticstream.flows.events import announce
-from opticstream.flows.leftovers import queued_deployments
+from opticstream.flows.queues import is_queued
 from opticstream.io.atomic import remove_stale_temporaries
 from opticstream.model.errors import InputError, ServerError
 from opticstream.model.events import BatchReady, Event
-from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import ProjectProgress, is_finished, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.sweep import Sweeper
 from opticstream.watch import FoundBatch, IncompleteBatch, Watcher
 
 Announce = Callable[[Iterable[Event]], object]
-
-
-def is_queued(event: Event, /) -> bool:
-    """Return whether a run of a flow that the event starts waits in the server's queue."""
-    from prefect.settings import PREFECT_API_URL
-
-    from opticstream.flows.deployments import DEPLOYMENTS
-
-    started = {deployment.name for deployment in DEPLOYMENTS if type(event) in deployment.events}
-    try:
-        return bool(started & queued_deployments(str(PREFECT_API_URL.value())))
-    except httpx.HTTPError:
-        return True  # the server is busy or away; announcing would not reach it either
-
-
-@dataclass
-class Sweeper:
-    """Repeats announcements that nothing has come of, each after a patience that doubles.
-
-    Parameters
-    ----------
-    project : Project
-        Whose facts to look at.
-    patience_s : float
-        How long something may be ready and not started before it is announced again, in seconds.
-    """
-
-    project: Project
-    patience_s: float
-    announce: Announce = announce
-    is_queued: Callable[[Event], bool] = lambda _event: False
-    """Whether a run that the event would start waits in a queue already; then patience is all that is needed."""
-    clock: Callable[[], float] = time.monotonic
-    _next: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-
-    def sweep(self, *, at_once: bool = False) -> list[Event]:
-        """Announce again what has waited too long (everything that waits if `at_once`), and return it."""
-        now = self.clock()
-        pending = {(event.event_name(), event.item.key): event for event in pending_announcements(self.project)}
-        for key in self._next.keys() - pending.keys():
-            del self._next[key]
-        due = []
-        for key, event in pending.items():
-            wait, at = self._next.get(key, (self.patience_s, now + self.patience_s))
-            if at_once or (now >= at and not self.is_queued(event)):
-                due.append(event)
-                wait, at = wait * 2, now + wait * 2
-            self._next[key] = (wait, at)
-        if due:
-            try:
-                self.announce(due)
-            except ServerError:
-                return []  # nothing is lost: it is still pending when the server is back
-        return due
 
 
 class Driver:
@@ -190,7 +133,7 @@ class Driver:
         finished = False
         with self._bearing_trouble():
             finished = not self._unrecorded and is_finished(self.project, self.project.facts.snapshot())
-        return finished
+        return finished  # noqa: RET504  (trouble inside the block leaves it False)
 
     def incomplete(self) -> list[IncompleteBatch]:
         """Return the batches that have not come whole."""

@@ -14,14 +14,24 @@ from typing import Any, TypeVar
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from opticstream.flows.events import announce, event_from_trigger
 from opticstream.flows.parameters import keep_parameters, load_parameters
 from opticstream.model.events import BatchReady, Event, MosaicReady, MosaicStitched, SampleUpdated, SliceReady
-from opticstream.pipeline.failures import is_transient
-from opticstream.pipeline.jobs import Attempt
+from opticstream.model.ids import ItemId, SampleId
+from opticstream.pipeline.failures import describe, is_transient, kind_of
+from opticstream.pipeline.jobs import (
+    PROCESS_BATCH,
+    REGISTER_SLICE,
+    STITCH_MOSAIC,
+    STITCH_VOLUME,
+    UPDATE_SAMPLE,
+    UPLOAD,
+    Attempt,
+)
 from opticstream.pipeline.project import Project
 
 R = TypeVar("R")
@@ -33,25 +43,47 @@ _WINDOW_MARGIN_S = 1.5
 
 @contextmanager
 def _opened(event: Event, overrides: dict[str, Any] | None = None) -> Iterator[Project]:
-    """Yield the project of an event with the registered parameters, those of the event and of the run on top."""
+    """Yield the project of an event with the registered parameters, those of the event and of the run on top.
+
+    They are kept as an artifact of the run, for the flows that compute; those that only look would keep the same ones
+    over and over.
+    """
+    with _seen(event, overrides) as project:
+        keep_parameters(project.config)
+        yield project
+
+
+@contextmanager
+def _seen(event: Event, overrides: dict[str, Any] | None = None) -> Iterator[Project]:
+    """Yield the project of an event for a flow that looks at the facts."""
     resolved = {**event.parameters, **(overrides or {})}
     config = load_parameters(event.project_name, overrides=resolved)
-    keep_parameters(config)
     yield Project.open(config, flow_run_id=flow_run.id)
 
 
-def _attempt(project: Project) -> Attempt:
-    """Return a runner of steps as Prefect tasks, which tries again after transient errors with growing waits."""
+def _attempt(project: Project, item: ItemId, stage: str) -> Attempt:
+    """Return a runner of steps as Prefect tasks, which tries again after transient errors with growing waits.
+
+    Tries that are to be repeated stand in the journal, too: a share that stumbles again and again shows there.
+    """
     settings = project.deployment
 
     def attempt(name: str, step: Callable[[], R], /) -> R:
+        def is_tried_again(_task: object, _run: object, state: State[R]) -> bool:
+            error = state.result(raise_on_failure=False)
+            if not isinstance(error, BaseException) or not is_transient(error):
+                return False
+            why = f"{name}: {describe(error)}"
+            project.facts.journal.failed(item, None, why=why, kind=kind_of(error), stage=stage)
+            return True
+
         decorated = task(
             name=name,
             task_run_name=name,
             retries=settings.attempts - 1,
             retry_delay_seconds=exponential_backoff(settings.retry_delay_s),
             retry_jitter_factor=0.5,
-            retry_condition_fn=lambda _task, _run, state: is_transient(state.result(raise_on_failure=False)),
+            retry_condition_fn=is_tried_again,
             cache_policy=NO_CACHE,
             persist_result=False,
         )(step)
@@ -66,7 +98,7 @@ def process_batch(event: BatchReady, overrides: dict[str, Any] | None = None) ->
     from opticstream.pipeline.batches import process_batch as work
 
     with _opened(event, overrides) as project:
-        announce(work(project, event, attempt=_attempt(project)))
+        announce(work(project, event, attempt=_attempt(project, event.item, PROCESS_BATCH.name)))
 
 
 @flow(name="stitch-mosaic", flow_run_name="{event.project_name} mosaic {event.mosaic_id}")
@@ -75,7 +107,7 @@ def stitch_mosaic(event: MosaicReady, overrides: dict[str, Any] | None = None) -
     from opticstream.pipeline.mosaics import stitch_mosaic as work
 
     with _opened(event, overrides) as project:
-        announce(work(project, event, attempt=_attempt(project)))
+        announce(work(project, event, attempt=_attempt(project, event.item, STITCH_MOSAIC.name)))
 
 
 @flow(name="stitch-volume", flow_run_name="{event.project_name} mosaic {event.mosaic_id}")
@@ -84,7 +116,7 @@ def stitch_volume(event: MosaicStitched, overrides: dict[str, Any] | None = None
     from opticstream.pipeline.mosaics import stitch_volume as work
 
     with _opened(event, overrides) as project:
-        announce(work(project, event, attempt=_attempt(project)))
+        announce(work(project, event, attempt=_attempt(project, event.item, STITCH_VOLUME.name)))
 
 
 @flow(name="register-slice", flow_run_name="{event.project_name} slice {event.slice_id}")
@@ -93,7 +125,7 @@ def register_slice(event: SliceReady, overrides: dict[str, Any] | None = None) -
     from opticstream.pipeline.slices import register_slice as work
 
     with _opened(event, overrides) as project:
-        announce(work(project, event, attempt=_attempt(project)))
+        announce(work(project, event, attempt=_attempt(project, event.item, REGISTER_SLICE.name)))
 
 
 @flow(name="update-sample", flow_run_name="{payload[project_name]} sample")
@@ -102,10 +134,10 @@ def update_sample(event_name: str, payload: dict[str, Any], occurred: datetime, 
     from opticstream.flows.picture import publish_sample_preview
     from opticstream.pipeline.stacking import update_sample as work
 
-    with _opened(event_from_trigger(event_name, payload)) as project:
+    with _seen(event_from_trigger(event_name, payload)) as project:
 
         def look() -> Iterator[Event]:
-            for happened in work(project, attempt=_attempt(project)):
+            for happened in work(project, attempt=_attempt(project, SampleId(), UPDATE_SAMPLE.name)):
                 yield happened
                 if isinstance(happened, SampleUpdated):
                     publish_sample_preview(project, happened)
@@ -119,7 +151,7 @@ def batch_state(event_name: str, payload: dict[str, Any], occurred: datetime, wi
     from opticstream.flows.picture import publish_picture
     from opticstream.pipeline.looks import look_at_batches
 
-    with _opened(event_from_trigger(event_name, payload)) as project:
+    with _seen(event_from_trigger(event_name, payload)) as project:
         _look_until(occurred, window_s, lambda: look_at_batches(project))
         publish_picture(project)
 
@@ -130,7 +162,7 @@ def slice_state(event_name: str, payload: dict[str, Any], occurred: datetime, wi
     from opticstream.flows.picture import publish_picture
     from opticstream.pipeline.looks import look_at_mosaics
 
-    with _opened(event_from_trigger(event_name, payload)) as project:
+    with _seen(event_from_trigger(event_name, payload)) as project:
         _look_until(occurred, window_s, lambda: look_at_mosaics(project))
         publish_picture(project)
 
@@ -140,8 +172,11 @@ def upload(event_name: str, payload: dict[str, Any], occurred: datetime, window_
     """Publish everything of the project that waits for publication."""
     from opticstream.pipeline.uploads import upload_pending
 
-    with _opened(event_from_trigger(event_name, payload)) as project:
-        _look_until(occurred, window_s, lambda: upload_pending(project, attempt=_attempt(project)))
+    event = event_from_trigger(event_name, payload)
+    with _seen(event) as project:
+        _look_until(
+            occurred, window_s, lambda: upload_pending(project, attempt=_attempt(project, event.item, UPLOAD.name))
+        )
 
 
 @flow(name="notify")
@@ -152,7 +187,7 @@ def notify(event_name: str, payload: dict[str, Any], occurred: datetime, window_
 
     logger = get_run_logger()
     event = event_from_trigger(event_name, payload)
-    with _opened(event) as project:
+    with _seen(event) as project:
         target = LogTarget(project.paths.base, say=logger.info)
 
         def look() -> Iterable[Event]:

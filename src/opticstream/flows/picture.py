@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,21 @@ from opticstream.model.events import SampleUpdated
 from opticstream.model.ids import ItemId, MosaicId, SliceId
 from opticstream.pipeline.progress import MosaicProgress, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.stuck import Stuck
 from opticstream.state.mirror import update_oct_state
-from opticstream.state.slugs import project_slug
+from opticstream.state.slugs import artifact_key
 
 
 def publish_picture(project: Project, /) -> ProjectProgress:
     """Update the progress tables whose content has changed, and return the progress."""
     progress = project_progress(project)
-    slug = project_slug(project.config.name)
+    name = project.config.name
     cache = project.paths.base / "state" / "picture.json"
     known = _read(cache)
     tables: dict[str, tuple[list[dict[str, Any]], str]] = {
-        f"{slug}-mosaic-{mosaic.mosaic_id}-progress": (_mosaic_table(mosaic), _mosaic_title(mosaic))
-        for mosaic in progress.mosaics
+        _mosaic_key(name, mosaic): (_mosaic_table(mosaic), _mosaic_title(mosaic)) for mosaic in progress.mosaics
     }
-    tables[f"{slug}-progress"] = (_project_table(progress), f"Progress of {project.config.name}")
+    tables[artifact_key(name, "progress")] = (_project_table(progress), f"Progress of {project.config.name}")
     changed = set()
     for key, (table, title) in tables.items():
         digest = hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]
@@ -44,10 +45,23 @@ def publish_picture(project: Project, /) -> ProjectProgress:
             known[key] = digest
             changed.add(key)
     if changed:
-        mosaics = [m.mosaic_id for m in progress.mosaics if f"{slug}-mosaic-{m.mosaic_id}-progress" in changed]
+        mosaics = [m.mosaic_id for m in progress.mosaics if _mosaic_key(name, m) in changed]
         if _share(project, [MosaicId(number) for number in mosaics], progress):
             write_text(cache, json.dumps(known, indent=1))
     return progress
+
+
+def publish_stuck(project: Project, stuck: Sequence[Stuck], /) -> None:
+    """Show what is stuck as a table, when that has changed; an empty one when nothing is any longer."""
+    key = artifact_key(project.config.name, "stuck")
+    cache = project.paths.base / "state" / "stuck.json"
+    table = [one.as_dict() for one in stuck]
+    digest = hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]
+    known = _read(cache)
+    if known.get(key) == digest or not (table or known):
+        return
+    create_table_artifact(key=key, table=table, description=f"What is stuck in {project.config.name}: {len(table)}")
+    write_text(cache, json.dumps({key: digest}))
 
 
 def publish_sample_preview(project: Project, event: SampleUpdated, /) -> None:
@@ -56,7 +70,7 @@ def publish_sample_preview(project: Project, event: SampleUpdated, /) -> None:
         return
     missing = ", ".join(map(str, event.missing))
     publish_image(
-        f"{project_slug(project.config.name)}-sample",
+        artifact_key(project.config.name, "sample"),
         project.paths.sample_preview,
         title=f"Sample {project.config.name}: {len(event.slices)} slices",
         text=f"Slice {event.slice_id} was added. "
@@ -81,6 +95,10 @@ def _read(cache: Path) -> dict[str, str]:
         return dict(json.loads(cache.read_text()))
     except (OSError, ValueError):
         return {}  # a cache: without it every table is published once more
+
+
+def _mosaic_key(project_name: str, mosaic: MosaicProgress) -> str:
+    return artifact_key(project_name, f"mosaic-{mosaic.mosaic_id}-progress")
 
 
 def _mosaic_title(mosaic: MosaicProgress) -> str:

@@ -28,10 +28,10 @@ Say = Callable[[str], object]
 class WorkerProcess:
     """A worker process that serves pools, ended with everything that it started."""
 
-    def __init__(self, home: Path, /, *, pools: Sequence[str] = ()) -> None:
+    def __init__(self, home: Path, /, *, pools: Sequence[str] = (), sweeps: bool = False) -> None:
         self.home = home
         self.log = home / "workers.log"
-        self._pools = list(pools)
+        self._arguments = [*pools, *([] if sweeps else ["--no-sweep"])]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,7 +50,7 @@ class WorkerProcess:
         self._stop_predecessor()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "opticstream.flows.workers", *self._pools],
+                [sys.executable, "-m", "opticstream.flows.workers", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -147,15 +147,18 @@ def local_session(
     *,
     ui: bool = False,
     workers: bool = True,
+    sweeps: bool = False,
     say: Say = lambda _line: None,
 ) -> Iterator[Session]:
     """Run an embedded server and a worker for all pools, with this process pointed at them.
 
-    Everything is ended when the block is left. `home` keeps the database, so that a later session goes on with it.
+    Everything is ended when the block is left. With `sweeps` the worker also looks after what is ready and not started,
+    which the process that feeds a project does itself. `home` keeps the database, so that a later session goes on with
+    it.
     """
     home = home.expanduser().absolute()
     server = EmbeddedServer(home, ui=ui)
-    worker = WorkerProcess(home)
+    worker = WorkerProcess(home, sweeps=sweeps)
     before = dict(os.environ)
     try:
         say("starting the Prefect server")

@@ -16,6 +16,8 @@ from opticstream.config import DeploymentSettings
 from opticstream.flows.deployments import POOLS, runner_deployments
 from opticstream.flows.warm import warm_starts
 
+NO_SWEEP = "--no-sweep"
+"""Argument of the process that says that its starter sweeps itself."""
 _QUERY_S = 1.0
 """Time between two questions for scheduled runs, in seconds."""
 
@@ -25,13 +27,17 @@ def pool_limits(settings: DeploymentSettings, /) -> dict[str, int]:
     return {pool: int(getattr(settings, f"{pool}_limit")) for pool in POOLS}
 
 
-async def serve_pools(pools: Iterable[str], settings: DeploymentSettings, /) -> None:
-    """Register the deployments of some pools and run what is scheduled for them, until cancelled."""
+async def serve_pools(pools: Iterable[str], settings: DeploymentSettings, /, *, sweeps: bool = True) -> None:
+    """Register the deployments of some pools and run what is scheduled for them, until cancelled.
+
+    Without `sweeps` none are scheduled: the process that feeds the project sweeps itself.
+    """
+    sweep_s = settings.sweep_s if sweeps else None
     limits = pool_limits(settings)
     runners = []
     for pool in pools:
         runner = Runner(name=f"opticstream-{pool}", limit=limits[pool], query_seconds=_QUERY_S, pause_on_shutdown=False)
-        for deployment in await runner_deployments(pool, collapse_s=settings.collapse_s):
+        for deployment in await runner_deployments(pool, collapse_s=settings.collapse_s, sweep_s=sweep_s):
             await runner.aadd_deployment(deployment)
         runners.append(runner)
     _say("ready")
@@ -43,7 +49,7 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main(pools: Sequence[str] = ()) -> None:
+def main(pools: Sequence[str] = (), *, sweeps: bool = True) -> None:
     """Serve pools, all of them if none is named, until the process is told to end."""
     chosen = list(pools or POOLS)
     if unknown := sorted(set(chosen) - set(POOLS)):
@@ -54,8 +60,8 @@ def main(pools: Sequence[str] = ()) -> None:
         tempfile.TemporaryDirectory(prefix="opticstream-") as folder,  # a socket's path must be short
         warm_starts(Path(folder)),
     ):
-        asyncio.run(serve_pools(chosen, DeploymentSettings()))
+        asyncio.run(serve_pools(chosen, DeploymentSettings(), sweeps=sweeps))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main([name for name in sys.argv[1:] if name != NO_SWEEP], sweeps=NO_SWEEP not in sys.argv)

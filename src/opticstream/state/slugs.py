@@ -39,6 +39,17 @@ def project_slug(project_name: str, /) -> str:
     return f"{readable}-x{hashlib.sha256(project_name.encode()).hexdigest()[:12]}"
 
 
+def artifact_key(project_name: str, what: str, /) -> str:
+    """Return the key of a project's artifact; no slug holds two dashes in a row, so no two projects share one.
+
+    Examples
+    --------
+    >>> artifact_key("i55", "mosaic-1-progress"), artifact_key("i55-mosaic-1", "progress")
+    ('i55--mosaic-1-progress', 'i55-mosaic-1--progress')
+    """
+    return f"{project_slug(project_name)}--{what}"
+
+
 def state_name(project_name: str, pipeline: str, /) -> str:
     """Return the name under which the state of a project in a pipeline (``oct``, ``lsm``) is kept and locked.
 

@@ -1,0 +1,46 @@
+"""The periodic sweep over all registered projects: lost announcements are repeated, what is stuck is told."""
+
+from __future__ import annotations
+
+import time
+
+from prefect import flow, get_run_logger
+
+from opticstream.config import DeploymentSettings, ProjectConfig
+from opticstream.flows.events import announce
+from opticstream.flows.parameters import registered_projects
+from opticstream.flows.picture import publish_stuck
+from opticstream.flows.queues import is_queued
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.stuck import stuck_items
+from opticstream.pipeline.sweep import Sweeper, keep_memory_of_sweeps, memory_of_sweeps
+
+
+@flow(name="sweep")
+def sweep() -> None:
+    """Announce again what is ready and not started in any project, and report what is stuck."""
+    logger = get_run_logger()
+    settings = DeploymentSettings()
+    for config in registered_projects():
+        if not config.base_path.is_dir():
+            logger.info("%s: %s cannot be seen from this host", config.name, config.base_path)
+            continue
+        try:
+            _sweep_project(config, settings)
+        except Exception as error:  # one project must not keep the others from being swept
+            logger.exception("%s could not be swept: %s", config.name, error)
+
+
+def _sweep_project(config: ProjectConfig, settings: DeploymentSettings) -> None:
+    logger = get_run_logger()
+    project = Project.open(config, deployment=settings)
+    memory = memory_of_sweeps(project)
+    sweeper = Sweeper(project, settings.sweep_s, announce, is_queued, clock=time.time, memory=dict(memory))
+    for event in sweeper.sweep():
+        logger.info("%s: announced %s of %s again", config.name, event.event_name(), event.item)
+    if sweeper.memory != memory:
+        keep_memory_of_sweeps(project, sweeper.memory)
+    stuck = stuck_items(project)
+    for one in stuck:
+        logger.warning("%s: %s, %s: %s", config.name, one.item, one.what, one.why)
+    publish_stuck(project, stuck)
