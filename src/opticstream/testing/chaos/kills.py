@@ -25,6 +25,7 @@ from opticstream.testing.chaos.schedule import Stage, Strike
 LIMIT_S = 420.0
 """Longest time from the start to the end of a project, in seconds."""
 _LOOK_S = 0.01
+_DYING_S = 5.0
 _SPAN_S: dict[Stage, tuple[float, float]] = {
     "tile": (0.0, 0.2), "batch": (0.0, 0.3), "mosaic": (0.0, 0.8), "volume": (0.0, 0.7),
     "register": (0.0, 0.9), "axis": (0.9, 1.5), "sample": (0.0, 0.4), "upload": (0.0, 0.02),
@@ -189,7 +190,9 @@ class ChaosRun:
                 kill(pid)
         elif service is None or not service.kill(group=strike.victim != "worker alone"):
             return False
-        time.sleep(0.05)
+        end_s = time.monotonic() + _DYING_S
+        while strike.victim in ("run", "worker", "host") and self._lives(holder) and time.monotonic() < end_s:
+            time.sleep(_LOOK_S)  # a process that waits for the disk dies when the disk has answered
         killed = [(h.item, h.work) for h in running if not self._lives(h)]
         self.report.kills.append(Kill(strike, now, [(h.item, h.work) for h in running], killed))
         for path, checksum in checksums(self.project.paths.base).items():
