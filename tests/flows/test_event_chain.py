@@ -69,6 +69,10 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     (preview, *_) = [a for a in artifacts if a["key"].endswith("--sample")]
     assert "](data:image/jpeg;base64," in preview["data"]
     assert "No slice is missing." in preview["data"]
+    for kind in ("qc-overlap", "qc-coordinates", "qc-focus"):
+        (shown,) = [a for a in artifacts if a["key"].endswith(f"--mosaic-1-{kind}")]
+        assert "](data:image/jpeg;base64," in shown["data"]
+        assert "No tile is missing." in shown["data"]
     kept = {a["flow_run_id"] for a in artifacts if a["key"].endswith("--parameters")}
     computing = {run["id"] for run in runs if run["name"].startswith(("Whole Chain mosaic", "Whole Chain slice"))}
     assert kept == computing, "runs that only look do not keep the same parameters over and over"

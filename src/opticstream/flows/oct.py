@@ -104,10 +104,15 @@ def process_batch(event: BatchReady, overrides: dict[str, Any] | None = None) ->
 @flow(name="stitch-mosaic", flow_run_name="{event.project_name} mosaic {event.mosaic_id}")
 def stitch_mosaic(event: MosaicReady, overrides: dict[str, Any] | None = None) -> None:
     """Find or reuse the coordinates of a mosaic and stitch its en face maps."""
+    from opticstream.flows.picture import publish_mosaic_quality
     from opticstream.pipeline.mosaics import stitch_mosaic as work
 
     with _opened(event, overrides) as project:
-        announce(work(project, event, attempt=_attempt(project, event.item, STITCH_MOSAIC.name)))
+        events = work(project, event, attempt=_attempt(project, event.item, STITCH_MOSAIC.name))
+        announce(events)
+        for happened in events:
+            if isinstance(happened, MosaicStitched):
+                publish_mosaic_quality(project, happened)
 
 
 @flow(name="stitch-volume", flow_run_name="{event.project_name} mosaic {event.mosaic_id}")

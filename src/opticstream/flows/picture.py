@@ -1,6 +1,6 @@
 """The picture of a project that people and hosts see in Prefect, made from the flag files.
 
-Progress tables and the preview of the sample as artifacts, and the shared project state in Variables.
+Progress tables, quality pictures of mosaics and the preview of the sample as artifacts, and the shared project state in Variables.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from opticstream.flows.picture_artifacts import publish_image
 from opticstream.flows.prefect_state import OCT_STATE_SERVICE
 from opticstream.io.atomic import write_text
 from opticstream.model.errors import ServerError, StateError
-from opticstream.model.events import SampleUpdated
+from opticstream.model.events import MosaicStitched, SampleUpdated
 from opticstream.model.ids import ItemId, MosaicId, SliceId
 from opticstream.pipeline.progress import MosaicProgress, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
@@ -76,6 +76,30 @@ def publish_sample_preview(project: Project, event: SampleUpdated, /) -> None:
         text=f"Slice {event.slice_id} was added. "
         + (f"Missing: slices {missing}." if missing else "No slice is missing."),
     )
+
+
+_QUALITY_PICTURES = {
+    "qc_overlap": "neighbouring tiles in red and green: yellow where they fit",
+    "qc_coordinates": "links green (clear), yellow (faint), red (dropped), grey (nothing to see); blue: residuals",
+    "qc_focus": "surface in the overlaps before and after, and the focus map",
+}
+
+
+def publish_mosaic_quality(project: Project, event: MosaicStitched, /) -> list[str]:
+    """Show the quality pictures of a mosaic that has just been stitched, as artifacts; return their keys."""
+    record = project.facts.read(event.mosaic, "stitched")
+    detail = record.detail if record else {}
+    verdict = (detail.get("coordinates") or {}).get("sentence", f"positions of {event.template}")
+    missing = ", ".join(map(str, detail.get("missing_tiles", ())))
+    text = f"Positions: {verdict}. " + (f"Stitched around tiles {missing}." if missing else "No tile is missing.")
+    keys = []
+    for kind, what in _QUALITY_PICTURES.items():
+        path = project.paths.stitched_folder(event.mosaic) / f"mosaic_{event.mosaic_id:03d}_{kind}.jpg"
+        if path.exists():
+            key = artifact_key(project.config.name, f"mosaic-{event.mosaic_id}-{kind.replace('_', '-')}")
+            publish_image(key, path, title=f"Mosaic {event.mosaic_id}: {what}", text=text)
+            keys.append(key)
+    return keys
 
 
 def _share(project: Project, mosaics: list[MosaicId], progress: ProjectProgress) -> bool:
