@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -301,6 +302,24 @@ def test_a_crash_while_recording_leaves_no_flag(facts, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         facts.record(BATCH, "processed")
     assert not facts.has(BATCH, "processed")
+
+
+def test_a_flag_is_synced_before_it_gets_its_name_and_its_folder_after(facts, monkeypatch):
+    order = []
+    fsync, link = os.fsync, os.link
+
+    def synced(handle):
+        order.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "content")
+        fsync(handle)
+
+    def linked(source, target):
+        order.append("name")
+        link(source, target)
+
+    monkeypatch.setattr(durable.os, "fsync", synced)
+    monkeypatch.setattr(durable.os, "link", linked)
+    facts.record(BATCH, "processed")
+    assert order == ["content", "name", "folder"]
 
 
 def test_a_full_disk_is_an_error_and_no_fact(facts, monkeypatch):
