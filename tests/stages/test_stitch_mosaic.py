@@ -351,6 +351,17 @@ def test_the_focus_map_is_found_from_unfiltered_surfaces(case):
     assert made.outputs["qc_focus"].exists()
 
 
+def test_the_focus_picture_draws_surface_and_plane_over_sections_of_a_volume(tmp_path):
+    made = make_case(tmp_path, products=("aip", "surf", "surfraw"), volumes=("dBI",))
+    coordinates(made)
+    with Image.open(focus(made).outputs["qc_focus"]) as picture:
+        with_sections = np.asarray(picture).astype(int)
+    below = with_sections[-45:]  # the volumes are 40 samples deep
+    red, blue = (below @ (1, -0.5, -0.5)) > 60, (below @ (-1, 0.5, 0.5)) > 60
+    assert red.any(axis=0).sum() > 60
+    assert blue.any(axis=0).sum() > 40
+
+
 def test_a_focus_map_that_is_there_is_reused_forced_or_left_flat(case):
     coordinates(case)
     focus(case)

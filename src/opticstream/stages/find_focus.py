@@ -136,10 +136,18 @@ def find_focus(
     constant = peak.depth_px if known else 0.0
     note = "" if known else "no clear confocal peak: the depth of focus is unknown and counts as 0"
     if qc_folder is not None:
-        picture = _focus_picture(fit, surfaces, canvas.offset, pairs, signal)
-        from opticstream.io.pictures import write_jpeg
+        from opticstream.stages.focus_qc import write_focus_picture
 
-        write_jpeg(_picture_path(qc_folder, mosaic), picture)
+        write_focus_picture(
+            _picture_path(qc_folder, mosaic),
+            tiles,
+            fit,
+            surfaces,
+            canvas.offset,
+            pairs,
+            signal,
+            constant if known else None,
+        )
     # The map is what a later attempt looks for: it appears last.
     result = _written(
         focus_path,
@@ -293,42 +301,6 @@ def _constant(
         peak.rayleigh_px * width,
         peak.attenuation_db_per_px,
     )
-
-
-def _focus_picture(
-    fit: FocusFit,
-    surfaces: list[NDArray[np.float32]],
-    offset: NDArray[np.intp],
-    pairs: NDArray[np.intp],
-    signal: list[NDArray[np.bool_]] | None,
-) -> NDArray[np.uint8]:
-    """Return three panels: the map, and the surface's disagreement in the overlaps before and after, in one range."""
-    from opticstream.compute.stitching.seams import shared_slices
-    from opticstream.io.pictures import CIVIDIS, colours_from_unit, reduced
-
-    size = np.array(surfaces[0].shape)
-    extent = offset.max(axis=0) + size
-    panels = []
-    span = max(3 * fit.residual_before_px, 1.0)
-    for bend in (np.zeros_like(fit.surface_px), fit.surface_px):
-        field = np.full(extent, np.nan, np.float32)
-        for a, b in pairs:
-            first, second = shared_slices(offset[b] - offset[a], surfaces[a].shape)
-            gap = (surfaces[a] - bend)[first] - (surfaces[b] - bend)[second]
-            if signal is not None:
-                gap = np.where(signal[a][first] & signal[b][second], gap, np.nan)
-            x, y = offset[a][0] + first[0].start, offset[a][1] + first[1].start
-            field[x : x + gap.shape[0], y : y + gap.shape[1]] = gap
-        panels.append(colours_from_unit(reduced(field, 700) / (2 * span) + 0.5, CIVIDIS))
-    low, high = float(fit.surface_px.min()), float(fit.surface_px.max())
-    own = colours_from_unit((reduced(fit.surface_px, 700) - low) / max(high - low, 1e-6), CIVIDIS)
-    height = max(p.shape[1] for p in [own, *panels])
-    row = np.zeros((height, 0, 3), np.uint8)
-    for panel in [own, *panels]:
-        tall = np.zeros((height, panel.shape[0] + 6, 3), np.uint8)
-        tall[: panel.shape[1], : panel.shape[0]] = panel.transpose(1, 0, 2)
-        row = np.concatenate([row, tall], axis=1)
-    return row
 
 
 def focus_for_volume(path: Path | None, tile_shape: tuple[int, int], /) -> NDArray[np.float32]:
