@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float], None]
 Corner = tuple[int, int, int]
+LARGEST_BLOCK_BYTES = 256 << 20
+"""Blocks do not grow beyond this, whatever the budget: memory that is used again is warm, new pages are slow."""
 BASE_BYTES = 330 << 20
 """What the interpreter and its libraries take of the budget."""
 
@@ -296,9 +298,12 @@ def _plan(
     axial: bool,
     reach: int,
 ) -> tuple[StoreLayout, _Plan]:
-    """Return the store's layout and the largest blocks of whole shards whose work fits into the budget."""
+    """Return the store's layout and blocks of whole shards, as large as pays, whose work fits into the budget."""
     tile_x, tile_y = canvas.tile_shape
     fixed = canvas.shape[0] * canvas.shape[1] + len(canvas.offset) * 20_000  # the mask, and the tables of tiles
+
+    def fits(block: Corner) -> bool:
+        return 4 * int(np.prod(np.minimum(block, shape))) <= LARGEST_BLOCK_BYTES and cost(block) <= budget
 
     def cost(block: Corner) -> int:
         bz, by, bx = (min(b, s) for b, s in zip(block, shape, strict=True))
@@ -318,11 +323,9 @@ def _plan(
             continue
         block = shard
         # Grow along x first: rows of tiles are then read whole.
-        while block[2] < shape[2] and cost((block[0], block[1], block[2] + shard[2])) <= budget:
+        while block[2] < shape[2] and fits((block[0], block[1], block[2] + shard[2])):
             block = (block[0], block[1], block[2] + shard[2])
-        while (
-            block[2] >= shape[2] and block[1] < shape[1] and cost((block[0], block[1] + shard[1], block[2])) <= budget
-        ):
+        while block[2] >= shape[2] and block[1] < shape[1] and fits((block[0], block[1] + shard[1], block[2])):
             block = (block[0], block[1] + shard[1], block[2])
         return layout, _Plan(block)
     smallest = cost((64, 64, 64)) + BASE_BYTES
