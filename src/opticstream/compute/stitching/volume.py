@@ -125,13 +125,24 @@ def _angle(c, s):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _scalar_planes(out, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift):  # type: ignore[no-untyped-def]
-    """Blend planes z0..z1 of a block; returns how many voxels were missing."""
+def _planes(  # type: ignore[no-untyped-def]
+    out, sine, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift
+):
+    """Blend planes z0..z1 of a block; returns how many voxels were missing, at least whether any was.
+
+    Scalar data where `sine` is None; else axis angles into components, `out` takes the cosine. The choice is made when
+    this is compiled: each kind has a loop of its own.
+    """
     missing = 0
     height, width = out.shape[1], out.shape[2]
     for z in range(z0, z1):
         plane = out[z]
         plane[:, :] = np.float32(0)
+        if sine is None:
+            other = plane
+        else:
+            other = sine[z]
+            other[:, :] = np.float32(0)
         for k in range(inputs.shape[0]):
             data = inputs[k]
             y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
@@ -139,9 +150,8 @@ def _scalar_planes(out, inputs, depth0, z0, z1, out_z0, place, rows, weight, row
                 ty = first + y
                 for r in range(row_start[ty], row_start[ty + 1]):
                     depth = out_z0 + z + shift[r] - depth0
-                    a, b = start[r], stop[r]
-                    a = max(a, -x0)
-                    b = min(b, width - x0)
+                    a = max(start[r], -x0)
+                    b = min(stop[r], width - x0)
                     if a >= b:
                         continue
                     if depth < 0 or depth >= data.shape[0]:
@@ -150,30 +160,47 @@ def _scalar_planes(out, inputs, depth0, z0, z1, out_z0, place, rows, weight, row
                     source = data[depth, y]
                     target = plane[y0 + y]
                     w = weight[k, y]
-                    for x in range(a, b):
-                        target[x0 + x] += w[x] * source[x]
-        total = np.float32(0)
-        for y in range(height):
-            row = plane[y]
-            for x in range(width):
-                total += row[x] * np.float32(0)  # NaN or infinity anywhere makes this NaN
-        if total != np.float32(0):
-            missing += 1
+                    if sine is None:
+                        for x in range(a, b):
+                            target[x0 + x] += w[x] * source[x]
+                    else:
+                        target_s = other[y0 + y]
+                        bad = np.float32(0)
+                        for x in range(a, b):
+                            c, s = _cos_sin(source[x])
+                            target[x0 + x] += w[x] * c
+                            target_s[x0 + x] += w[x] * s
+                            bad += source[x] * np.float32(0)
+                        if bad != np.float32(0):
+                            missing += 1
+        if sine is None:
+            total = np.float32(0)
+            for y in range(height):
+                row = plane[y]
+                for x in range(width):
+                    total += row[x] * np.float32(0)  # NaN or infinity anywhere makes this NaN
+            if total != np.float32(0):
+                missing += 1
     return missing
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _scalar_planes_partial(  # type: ignore[no-untyped-def]
-    out, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift, total, lost
+def _planes_partial(  # type: ignore[no-untyped-def]
+    out, sine, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift, total, lost
 ):
     """Blend planes where voxels may be missing; where one is, divide by the weights that are there.
 
-    A voxel that lacks nothing gets the very value of `_scalar_planes`: results do not depend on how blocks are cut.
+    A voxel that lacks nothing gets the very value of `_planes`: results do not depend on how blocks are cut.
     """
     height, width = out.shape[1], out.shape[2]
     for z in range(z0, z1):
         plane = out[z]
         plane[:, :] = np.float32(0)
+        if sine is None:
+            other = plane
+        else:
+            other = sine[z]
+            other[:, :] = np.float32(0)
         total[:, :] = np.float32(0)
         lost[:, :] = False
         for k in range(inputs.shape[0]):
@@ -191,19 +218,25 @@ def _scalar_planes_partial(  # type: ignore[no-untyped-def]
                         continue
                     for x in range(a, b):
                         value = data[depth, y, x]
-                        if np.isfinite(value):
-                            plane[y0 + y, x0 + x] += weight[k, y, x] * value
-                            total[y0 + y, x0 + x] += weight[k, y, x]
-                        else:
+                        if not np.isfinite(value):
                             lost[y0 + y, x0 + x] = True
+                            continue
+                        w = weight[k, y, x]
+                        total[y0 + y, x0 + x] += w
+                        if sine is None:
+                            plane[y0 + y, x0 + x] += w * value
+                        else:
+                            c, s = _cos_sin(value)
+                            plane[y0 + y, x0 + x] += w * c
+                            other[y0 + y, x0 + x] += w * s
         for y in range(height):
             for x in range(width):
                 if not lost[y, x]:
                     continue
-                if total[y, x] > np.float32(0):
-                    plane[y, x] /= total[y, x]
-                else:
-                    plane[y, x] = np.float32(np.nan)
+                weights = total[y, x] if total[y, x] > np.float32(0) else np.float32(np.nan)
+                plane[y, x] /= weights
+                if sine is not None:
+                    other[y, x] /= weights
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -213,89 +246,6 @@ def _blank_planes(out, covered, z0, z1):  # type: ignore[no-untyped-def]
             for x in range(out.shape[2]):
                 if not covered[y, x]:
                     out[z, y, x] = np.float32(np.nan)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _axial_planes(  # type: ignore[no-untyped-def]
-    out, sine, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift
-):
-    """Blend planes of axis angles into components: `out` takes the cosine, `sine` the sine."""
-    missing = 0
-    width = out.shape[2]
-    for z in range(z0, z1):
-        plane, other = out[z], sine[z]
-        plane[:, :] = np.float32(0)
-        other[:, :] = np.float32(0)
-        for k in range(inputs.shape[0]):
-            data = inputs[k]
-            y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
-            for y in range(rows[k]):
-                ty = first + y
-                for r in range(row_start[ty], row_start[ty + 1]):
-                    depth = out_z0 + z + shift[r] - depth0
-                    a = max(start[r], -x0)
-                    b = min(stop[r], width - x0)
-                    if a >= b:
-                        continue
-                    if depth < 0 or depth >= data.shape[0]:
-                        missing += b - a
-                        continue
-                    source = data[depth, y]
-                    target, target_s = plane[y0 + y], other[y0 + y]
-                    w = weight[k, y]
-                    bad = np.float32(0)
-                    for x in range(a, b):
-                        c, s = _cos_sin(source[x])
-                        target[x0 + x] += w[x] * c
-                        target_s[x0 + x] += w[x] * s
-                        bad += source[x] * np.float32(0)
-                    if bad != np.float32(0):
-                        missing += 1
-    return missing
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _axial_planes_partial(  # type: ignore[no-untyped-def]
-    out, sine, inputs, depth0, z0, z1, out_z0, place, rows, weight, row_start, start, stop, shift, total, lost
-):
-    height, width = out.shape[1], out.shape[2]
-    for z in range(z0, z1):
-        plane, other = out[z], sine[z]
-        plane[:, :] = np.float32(0)
-        other[:, :] = np.float32(0)
-        total[:, :] = np.float32(0)
-        lost[:, :] = False
-        for k in range(inputs.shape[0]):
-            data = inputs[k]
-            y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
-            for y in range(rows[k]):
-                ty = first + y
-                for r in range(row_start[ty], row_start[ty + 1]):
-                    depth = out_z0 + z + shift[r] - depth0
-                    a = max(start[r], -x0)
-                    b = min(stop[r], width - x0)
-                    if depth < 0 or depth >= data.shape[0]:
-                        for x in range(a, b):
-                            lost[y0 + y, x0 + x] = True
-                        continue
-                    for x in range(a, b):
-                        value = data[depth, y, x]
-                        if np.isfinite(value):
-                            c, s = _cos_sin(value)
-                            plane[y0 + y, x0 + x] += weight[k, y, x] * c
-                            other[y0 + y, x0 + x] += weight[k, y, x] * s
-                            total[y0 + y, x0 + x] += weight[k, y, x]
-                        else:
-                            lost[y0 + y, x0 + x] = True
-        for y in range(height):
-            for x in range(width):
-                if not lost[y, x]:
-                    continue
-                if total[y, x] > np.float32(0):
-                    plane[y, x] /= total[y, x]
-                    other[y, x] /= total[y, x]
-                else:
-                    plane[y, x] = other[y, x] = np.float32(np.nan)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -432,16 +382,7 @@ def blend_scalar(
     pool : ThreadPoolExecutor, optional
         Threads; each plane is done by one of them, so their number changes nothing in the result.
     """
-    common = (tiles.data, tiles.depth0)
-    geometry = (tiles.place, tiles.rows, tiles.weight, runs.row_start, runs.start, runs.stop, runs.shift)
-    missing = _over_planes(lambda a, b: _scalar_planes(out, *common, a, b, out_z0, *geometry), len(out), pool)
-    if sum(missing):
-
-        def again(a: int, b: int) -> None:
-            total, lost = np.empty(out.shape[1:], np.float32), np.empty(out.shape[1:], np.bool_)
-            _scalar_planes_partial(out, *common, a, b, out_z0, *geometry, total, lost)
-
-        _over_planes(again, len(out), pool)
+    _blend(out, None, tiles, runs, out_z0, pool)
     if not covered.all():
         _over_planes(lambda a, b: _blank_planes(out, covered, a, b), len(out), pool)
 
@@ -458,18 +399,28 @@ def blend_axial(
     pool: ThreadPoolExecutor | None = None,
 ) -> None:
     """Blend a block of axis angles (degrees) into doubled-angle components, in place; NaN where nothing lies."""
-    common = (tiles.data, tiles.depth0)
-    geometry = (tiles.place, tiles.rows, tiles.weight, runs.row_start, runs.start, runs.stop, runs.shift)
-    missing = _over_planes(
-        lambda a, b: _axial_planes(cosine, sine, *common, a, b, out_z0, *geometry), len(cosine), pool
-    )
-    if sum(missing):
-
-        def again(a: int, b: int) -> None:
-            total, lost = np.empty(cosine.shape[1:], np.float32), np.empty(cosine.shape[1:], np.bool_)
-            _axial_planes_partial(cosine, sine, *common, a, b, out_z0, *geometry, total, lost)
-
-        _over_planes(again, len(cosine), pool)
+    _blend(cosine, sine, tiles, runs, out_z0, pool)
     if not covered.all():
         _over_planes(lambda a, b: _blank_planes(cosine, covered, a, b), len(cosine), pool)
         _over_planes(lambda a, b: _blank_planes(sine, covered, a, b), len(sine), pool)
+
+
+def _blend(
+    out: FloatArray,
+    sine: FloatArray | None,
+    tiles: BlockTiles,
+    runs: Runs,
+    out_z0: int,
+    pool: ThreadPoolExecutor | None,
+) -> None:
+    """Blend all planes; those of a block that lacks voxels once more, with a sum of weights."""
+    source = (out, sine, tiles.data, tiles.depth0)
+    geometry = (tiles.place, tiles.rows, tiles.weight, runs.row_start, runs.start, runs.stop, runs.shift)
+    if not sum(_over_planes(lambda a, b: _planes(*source, a, b, out_z0, *geometry), len(out), pool)):
+        return
+
+    def again(a: int, b: int) -> None:
+        total, lost = np.empty(out.shape[1:], np.float32), np.empty(out.shape[1:], np.bool_)
+        _planes_partial(*source, a, b, out_z0, *geometry, total, lost)
+
+    _over_planes(again, len(out), pool)
