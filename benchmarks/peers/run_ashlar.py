@@ -1,7 +1,6 @@
 """Positions by ashlar: reads tiles.npy and nominal.json, writes positions; runs in ashlar's own environment."""
 
 import json
-import resource
 import sys
 
 import numpy as np
@@ -38,5 +37,5 @@ aligner = reg.EdgeAligner(
     Reader(), max_shift=task["margin"], filter_sigma=task.get("sigma", 2.0), do_make_thumbnail=False, verbose=False
 )
 aligner.run()
-peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak_mb = int(dict(line.split(":", 1) for line in open("/proc/self/status"))["VmHWM"].split()[0]) / 1024
 json.dump({"positions": np.asarray(aligner.positions)[:, ::-1].tolist(), "peak_mb": peak_mb}, open(sys.argv[3], "w"))

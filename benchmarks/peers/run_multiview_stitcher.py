@@ -1,7 +1,6 @@
 """Positions by multiview-stitcher: phase correlation of smoothed tiles; runs in its own environment."""
 
 import json
-import resource
 import sys
 
 import dask
@@ -39,5 +38,5 @@ for image, (x, y) in zip(images, task["nominal"]):
     affine = np.asarray(si_utils.get_affine_from_sim(sim, "found")).reshape(3, 3)
     shift = param_utils.translation_from_affine(affine)
     positions.append([x + float(shift[1]), y + float(shift[0])])
-peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak_mb = int(dict(line.split(":", 1) for line in open("/proc/self/status"))["VmHWM"].split()[0]) / 1024
 json.dump({"positions": positions, "peak_mb": peak_mb}, open(sys.argv[3], "w"))

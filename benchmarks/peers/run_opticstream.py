@@ -1,7 +1,6 @@
 """Positions by OpticStream, as the others: a process of its own that reads tiles and writes positions."""
 
 import json
-import resource
 import sys
 
 import numpy as np
@@ -12,7 +11,7 @@ from opticstream.compute.stitching.tilefilter import filtered_tiles
 tiles = np.load(sys.argv[1])
 task = json.loads(open(sys.argv[2]).read())
 found = positions_from_tiles([filtered_tiles(tiles)], task["nominal"], margin_px=task["margin"])
-peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak_mb = int(dict(line.split(":", 1) for line in open("/proc/self/status"))["VmHWM"].split()[0]) / 1024
 json.dump(
     {
         "positions": found.positions_px.tolist(),
