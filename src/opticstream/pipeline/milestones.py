@@ -72,9 +72,20 @@ def milestones(project: Project, progress: ProjectProgress, /) -> list[Milestone
 
 
 def tell_milestones(project: Project, target: Target, /) -> int:
-    """Tell every milestone that was not told before, and return how many that were."""
-    return sum(
-        target.tell(milestone)
-        for milestone in milestones(project, project_progress(project))
-        if not target.was_told(milestone.key)
-    )
+    """Tell every milestone that was not told before, and return how many that were.
+
+    Raises
+    ------
+    ExceptionGroup
+        Some could not be told; all others were, and the next look tries these again.
+    """
+    due = [each for each in milestones(project, project_progress(project)) if not target.was_told(each.key)]
+    told, problems = 0, []
+    for milestone in due:
+        try:
+            told += target.tell(milestone)
+        except Exception as error:
+            problems.append(error)
+    if problems:
+        raise ExceptionGroup(f"{len(problems)} of {len(due)} milestones could not be told", problems)
+    return told

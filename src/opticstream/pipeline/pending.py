@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from opticstream.model.errors import StateError
 from opticstream.model.events import (
     BatchArchived,
     BatchProcessed,
@@ -51,9 +52,17 @@ def pending_announcements(project: Project, /, snapshot: FactsSnapshot | None = 
 
 
 def ready_event(project: Project, batch: BatchId, /) -> BatchReady | None:
-    """Return the announcement that was recorded when a batch's files were found, None when they were not."""
-    record = project.facts.read(batch, "ready")
-    return None if record is None else BatchReady.from_payload(dict(record.detail["event"]))
+    """Return the announcement that was recorded when a batch's files were found, None when there is none to read.
+
+    A flag that is damaged, or that a person made with `touch`, tells no files; `verify` names it, and no other batch
+    has to wait for it.
+    """
+    try:
+        record = project.facts.read(batch, "ready")
+    except StateError:
+        return None
+    event = record.detail.get("event") if record else None
+    return None if event is None else BatchReady.from_payload(dict(event))
 
 
 def _idle(project: Project, item: ItemId, job: Job) -> bool:

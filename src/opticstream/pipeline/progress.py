@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import BATCH_ENDED, REGISTRATION_ENDED, belongs_in_sample, has_all_batches, may_register
@@ -99,9 +100,16 @@ def failures(project: Project, snapshot: FactsSnapshot, /) -> Iterable[Failure]:
     for item in snapshot.items():
         for fact in sorted(snapshot.facts_of(item)):
             if fact.endswith("failed"):
-                record = project.facts.read(item, fact)
-                detail = record.detail if record else {}
+                detail = _detail(project, item, fact)
                 yield Failure(item, fact, str(detail.get("reason", "unknown")), int(detail.get("attempts", 1)))
+
+
+def _detail(project: Project, item: ItemId, fact: str) -> Mapping[str, Any]:
+    try:
+        record = project.facts.read(item, fact)
+    except StateError as error:  # a damaged flag is a fact all the same
+        return {"reason": str(error)}
+    return record.detail if record else {}
 
 
 def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:

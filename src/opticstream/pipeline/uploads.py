@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from opticstream.model.errors import StateError
 from opticstream.model.events import (
     BatchFailed,
     BatchUploaded,
@@ -24,7 +25,7 @@ from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
 from opticstream.pipeline.jobs import UPLOAD, UPLOAD_VOLUME, Attempt, Done, Failed, Job, Result, once, perform
 from opticstream.pipeline.project import Project
 from opticstream.publish.local import link_into_mosaic, publish_locally
-from opticstream.state import Claim, FactRecord, FactsSnapshot, FileRecord
+from opticstream.state import Claim, FactsSnapshot, FileRecord
 
 _QUEUES: tuple[tuple[str, str, Job, type[Event]], ...] = (
     ("batch", "archived", UPLOAD, BatchUploaded),
@@ -47,10 +48,9 @@ def upload_queue(snapshot: FactsSnapshot, /) -> list[tuple[ItemId, str, Job, typ
 def upload_pending(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
     """Publish everything that waits, and yield what is to be announced as it happens."""
     for item, fact, job, event in upload_queue(project.facts.snapshot()):
-        record = project.facts.read(item, fact)
-        if record is None:  # withdrawn meanwhile
+        if not project.facts.has(item, fact):  # withdrawn meanwhile
             continue
-        work = partial(_upload, project, item, record, attempt)
+        work = partial(_upload, project, item, fact, attempt)
         outcome = perform(project, item, job, work)
         if isinstance(outcome, Done):
             yield project.event(event, item)
@@ -65,7 +65,10 @@ def _failure(project: Project, item: ItemId, job: Job, reason: str) -> Event:
     return project.event(kind, item, stage=job.name, reason=reason)
 
 
-def _upload(project: Project, item: ItemId, record: FactRecord, attempt: Attempt, _claim: Claim) -> Result:
+def _upload(project: Project, item: ItemId, fact: str, attempt: Attempt, _claim: Claim) -> Result:
+    record = project.facts.read(item, fact)
+    if record is None:
+        raise StateError(f"{item} is not {fact} any longer")
     published = attempt(f"publish {item}", lambda: _publish(project, item, record.outputs))
     return Result(
         outputs=[project.facts.file_record(path, checksum=False) for path in published],
