@@ -47,7 +47,13 @@ def finished(calm_folder, tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "damage", "problem", "item"), DAMAGES, ids=[d[0].split("/")[-1] for d in DAMAGES])
+QUICK = DAMAGES[0], DAMAGES[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "problem", "item"),
+    [pytest.param(*d, id=d[0].split("/")[-1], marks=() if d in QUICK else pytest.mark.slow) for d in DAMAGES],
+)
 def test_a_damaged_output_is_found_reset_and_made_again_with_the_same_bytes(
     finished, calm, name, damage, problem, item
 ):

@@ -50,7 +50,7 @@ def fill(disk: Path, *, free_kb: int) -> Path:
 @pytest.mark.parametrize(
     ("moment", "free_kb"),
     [
-        ("batch.ready", 900),
+        pytest.param("batch.ready", 900, marks=pytest.mark.slow),
         pytest.param("batch.ready", 0, marks=pytest.mark.slow),
         pytest.param("mosaic.ready", 300, marks=pytest.mark.slow),
         ("mosaic.stitched", 2000),
