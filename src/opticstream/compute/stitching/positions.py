@@ -91,7 +91,7 @@ class TilePositions:
     positions_px : ndarray, shape (tiles, 2)
         Position (x, y) of every tile's first pixel.
     uncertainty_px : ndarray, shape (tiles, 2)
-        Standard error of the position against the mosaic's lattice, along x and y.
+        Standard error of the position within the mosaic (its mean is taken as known), along x and y.
     by_stage_only : ndarray of bool, shape (tiles,)
         True where no trusted link holds the tile: it lies where the stage model puts it.
     island : ndarray of int, shape (tiles,)
@@ -585,15 +585,6 @@ def _residual(system: LinkSystem, solution: Solution, shift: Array) -> Array:
     return shift - (deviation[system.pairs[:, 1]] - deviation[system.pairs[:, 0]])
 
 
-def _jitter(solution: Solution, features: Array, held: NDArray[np.bool_], floor_px: float = 0.3) -> Array:
-    """Return the standard deviation of well-held tiles about the stage model, along x and y."""
-    off = solution.deviation_px - features @ solution.stage
-    if held.sum() < 4:
-        return np.full(2, np.nan)
-    freedom = max(held.sum() - features.shape[1] - 1, 1) / held.sum()
-    return np.asarray(np.maximum(1.4826 * np.median(np.abs(off[held]), axis=0) / np.sqrt(freedom), floor_px))
-
-
 def _solved(
     evidence: _Evidence,
     nominal: Array,
@@ -628,16 +619,12 @@ def _solved(
     solution, weight = _robust(system, evidence.shift - rounding, information, evidence.accepted, prior)
     held = np.zeros(len(nominal), bool)
     held[pairs[weight > 0.5].ravel()] = True
-    estimate = _jitter(solution, features, held)
-    jitter = np.where(np.isfinite(estimate), estimate, jitter)
-    prior = np.tile(1 / jitter**2, (len(nominal), 1))
     shift = evidence.shift - rounding
     residual = _residual(system, solution, shift)
-    chi2 = np.einsum("li,lij,lj->l", residual, information, residual)
-    good = weight > 0.5
-    inflation = max(1.0, float(np.median(chi2[good]) / 1.386)) if good.sum() >= 5 else 1.0
-    final = system.solve(shift, information * (weight / inflation)[:, None, None], prior, with_covariance=True)
-    covariance = final.covariance_px2
+    information = information / _overrating(residual, information, weight, held)[:, None, None]
+    final = system.solve(shift, information * weight[:, None, None], prior, with_covariance=True)
+    # Where the mosaic lies as a whole no overlap can tell, and nobody asks: that share of every variance is left out.
+    covariance = final.covariance_px2 - np.diag(jitter**2) / len(nominal)
     island = _islands(len(nominal), pairs[weight > 0.1])
     links = Links(
         pairs=pairs,
@@ -652,13 +639,29 @@ def _solved(
     slope = _lattice_slope(nominal, features @ solution.stage)
     return TilePositions(
         positions_px=nominal + solution.deviation_px,
-        uncertainty_px=np.sqrt(np.maximum(np.einsum("tii->ti", covariance), 0)),
+        uncertainty_px=np.sqrt(np.maximum(np.einsum("tii->ti", covariance), FLOOR_PX**2)),
         by_stage_only=island < 0,
         island=island,
         jitter_px=jitter,
         lattice=lattice + slope,
         links=links,
     )
+
+
+def _overrating(residual: Array, information: Array, weight: Array, held: NDArray[np.bool_]) -> Array:
+    """Return by how much the information of every link is too large, from what clear links leave as residuals.
+
+    The solution bends towards its links: of each residual's square only the share of redundant links is left. Faint
+    links keep the information that their surfaces gave them.
+    """
+    clear = (weight > 0.5) & (np.linalg.eigvalsh(information)[:, 0] > 1)
+    redundant = 1 - max(int(held.sum()) - 1, 0) / max(int((weight > 0.5).sum()), 1)
+    factor = np.ones(len(weight))
+    if clear.sum() >= 20 and redundant > 0.2:
+        chi2 = np.einsum("li,lij,lj->l", residual, information, residual)[clear]
+        # The median of chi-square with two degrees of freedom is 1.386.
+        factor[clear] = max(float(np.median(chi2)) / (1.386 * redundant), 0.05)
+    return factor
 
 
 def _lattice_slope(nominal: Array, deviation: Array) -> Array:
