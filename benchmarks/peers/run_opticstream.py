@@ -1,4 +1,4 @@
-"""Positions by OpticStream, as the others: a process of its own that reads tiles and writes positions."""
+"""Positions by OpticStream, as the others: a process of its own that reads one map of tiles, or more."""
 
 import json
 import sys
@@ -10,7 +10,8 @@ from opticstream.compute.stitching.tilefilter import filtered_tiles
 
 tiles = np.load(sys.argv[1])
 task = json.loads(open(sys.argv[2]).read())
-found = positions_from_tiles([filtered_tiles(tiles)], task["nominal"], margin_px=task["margin"])
+maps = [filtered_tiles(tiles), *(filtered_tiles(np.load(path)) for path in sys.argv[4:])]
+found = positions_from_tiles(maps, task["nominal"], margin_px=task["margin"])
 peak_mb = int(dict(line.split(":", 1) for line in open("/proc/self/status"))["VmHWM"].split()[0]) / 1024
 json.dump(
     {

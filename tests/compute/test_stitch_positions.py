@@ -201,6 +201,20 @@ def test_faint_texture_under_full_speckle_is_used_as_far_as_it_goes():
     assert 0.6 < np.sqrt((np.concatenate(scaled) ** 2).mean()) < 1.5  # and the uncertainty knows
 
 
+def test_two_faint_maps_place_every_tile_that_shares_texture_within_three_pixels():
+    """The hard case: half of the tiles blank, speckle contrast 1, a third of the usual contrast."""
+    mosaic = synthetic_mosaic(
+        columns=10, rows=10, tile_shape=(350, 350), contrast=0.11, speckle=1.0, blank_fraction=0.5, seed=3
+    )
+    second = np.random.default_rng(3).standard_exponential(mosaic.clean.shape, np.float32) / mosaic.clean
+    second[mosaic.blank] *= 0.02**2
+    found = positions_from_tiles([filtered_tiles(mosaic.tiles), filtered_tiles(second)], mosaic.nominal_px)
+    pairs, _ = neighbour_pairs(mosaic.nominal_px, tile_shape=(350, 350))
+    shared = np.zeros(100, bool)
+    shared[pairs[~mosaic.blank[pairs].any(axis=1)].ravel()] = True
+    assert position_errors(found.positions_px, mosaic.true_px, shared)[shared].max() < 3
+
+
 # --- beliefs of links ---------------------------------------------------------------------------------------------
 
 
