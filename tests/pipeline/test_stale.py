@@ -275,7 +275,7 @@ def test_later_slices_wait_for_the_new_template(acquired, tmp_path):
     for raw in list((folder / "raw").iterdir()):
         number = int(raw.name.split("_")[1])
         shutil.copy(raw, folder / "raw" / raw.name.replace(f"mosaic_{number:03d}", f"mosaic_{number + 2:03d}"))
-    quick = {"processing.volume.enabled": False, "processing.sample.enabled": False, "save_volumes": False}
+    quick = {"processing.volume.enabled": False, "save_volumes": False}
     project = processed(folder, tmp_path / "done", **quick)
     template = project.paths.tilemap("normal").read_text()
     change = quick | {"processing.coordinates.method": "nominal"}
@@ -285,9 +285,13 @@ def test_later_slices_wait_for_the_new_template(acquired, tmp_path):
     assert not work & {"tile processed", "batch processed"}
     assert project.paths.tilemap("normal").read_text() != template
     assert project.facts.read(MosaicId(3), "stitched").detail["template_reused"]
-    fresh, found = results(processed(folder, tmp_path / "fresh", **change)), results(project)
+    fresh, found = (
+        {name: digest for name, digest in results(one).items() if not name.startswith("sample/")}  # may stay larger
+        for one in (processed(folder, tmp_path / "fresh", **change), project)
+    )
     assert {name: found[name] for name in fresh} == fresh
     assert all("qc_coordinates" in name for name in found.keys() - fresh.keys()), "pictures of the old positions stay"
     assert stale_results(project) == []
+    assert verify(project.facts, layout=project.layout) == []
     assert [s.state for s in project_progress(project).slices] == ["registered", "registered"]
     assert SliceId(2) in project.facts.snapshot().items("slice")

@@ -153,9 +153,8 @@ def test_resetting_a_batch_downstream_undoes_all_that_rests_on_it_and_nothing_el
         "mosaic-04/stitched/aip.nii.gz",
         "mosaic-04/stitched/dBI.ome.zarr",
         "registered/slice-2.nii.gz",
-        "sample/stack.nii.gz",
     }
-    assert set(plan.keep) == {"archive:raw-4-1.nii.gz", "archive:raw-4-2.nii.gz"}
+    assert set(plan.keep) == {"archive:raw-4-1.nii.gz", "archive:raw-4-2.nii.gz", "sample/stack.nii.gz"}
     order = [item.hierarchy for item in plan.items]
     assert order == sorted(order, key=["sample", "slice", "mosaic", "batch", "tile"].index)
     apply_reset(facts, plan, LAYOUT, reason="test")
@@ -172,6 +171,20 @@ def test_resetting_the_mosaic_that_made_the_template_takes_those_along_that_reus
     assert (MosaicId(3), "ready") not in plan.withdraw  # its batches are still done; it is announced again as it is
     assert (SliceId(2), "registered") in plan.withdraw
     assert not {item for item, _ in plan.withdraw} & {MosaicId(2), MosaicId(4), BatchId(1, 1)}
+
+
+def test_resetting_the_sample_takes_the_parts_of_all_slices_back_and_their_results_not(facts):
+    for number in (1, 2):
+        facts.record(SliceId(number), "stacked")
+    plan = plan_reset(facts, SampleId(), LAYOUT)
+    assert set(plan.withdraw) == {
+        (SampleId(), "updated"),
+        (SampleId(), "started"),
+        (SliceId(1), "stacked"),
+        (SliceId(2), "stacked"),
+    }
+    assert plan.remove == ("sample/stack.nii.gz",)
+    assert "sample/stack.nii.gz" not in plan_reset(facts, SliceId(1), LAYOUT, downstream=True).remove
 
 
 def test_a_tile_takes_its_batchs_result_along(facts):

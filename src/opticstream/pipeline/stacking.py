@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from opticstream.io.atomic import atomic_folder
 from opticstream.model.errors import InputError, StateError
 from opticstream.model.events import Event, SampleFailed, SampleUpdated, SliceReady, SliceRegistered
 from opticstream.model.ids import MosaicId, SampleId, SliceId
 from opticstream.pipeline.grounds import inputs_hash, keep_settings
-from opticstream.pipeline.jobs import UPDATE_SAMPLE, Attempt, Result, once, park
+from opticstream.pipeline.jobs import UPDATE_SAMPLE, Attempt, once, park
 from opticstream.pipeline.parameters import sample_settings
 from opticstream.pipeline.products import recorded_products, stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
@@ -40,7 +40,7 @@ def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[E
     with claim:
         while waiting := unstacked(project):
             slice_id = waiting[0]
-            volumes = _volumes_of_now(project, slice_id)
+            ground = _Ground.of_now(project, slice_id)  # before its inputs are read: what comes later is not in it
             try:
                 made = attempt(f"stack slice {slice_id.slice_id}", lambda: stage(sample_input(project, waiting[0])))
             except Exception as error:
@@ -48,7 +48,7 @@ def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[E
                 yield project.event(SampleFailed, SampleId(), slice_id=slice_id.slice_id, reason=reason)
                 continue
             claim.ensure_mine()
-            _record(project, slice_id, made, volumes)
+            _record(project, slice_id, made, ground)
             yield project.event(
                 SampleUpdated,
                 SampleId(),
@@ -58,24 +58,37 @@ def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[E
             )
 
 
-def _volumes_of_now(project: Project, slice_id: SliceId) -> list[str | None] | None:
-    """Return what the stitched volumes for the stacks rest on, None where there are none yet."""
-    grounds = project.facts.grounds(_fixed_mosaic(project, slice_id), "volume_stitched")
-    return None if grounds is None else list(grounds)
+class _Ground(NamedTuple):
+    """What a slice's part of the stacks is made from."""
+
+    inputs_hash: str | None
+    volumes: list[str | None] | None
+    """What the stitched volumes rest on, None where there are none yet."""
+
+    @classmethod
+    def of_now(cls, project: Project, slice_id: SliceId) -> _Ground:
+        volumes = project.facts.grounds(_fixed_mosaic(project, slice_id), "volume_stitched")
+        return cls(inputs_hash(project, slice_id, "stacked"), None if volumes is None else list(volumes))
 
 
-def _record(project: Project, slice_id: SliceId, made: UpdatedSample, volumes: list[str | None] | None) -> None:
+def _record(project: Project, slice_id: SliceId, made: UpdatedSample, ground: _Ground) -> None:
     facts = project.facts
-    content = Result(
-        outputs=[facts.file_record(path, checksum=False) for path in made.outputs.values()],
-        inputs_hash=inputs_hash(project, slice_id, "stacked"),
-        detail={"slices": list(made.slices), "missing": list(made.missing), "volumes": volumes},
-    ).content() | {"parameters_hash": keep_settings(project, sample_settings(project.config))}
+    grounds = {
+        "parameters_hash": keep_settings(project, sample_settings(project.config)),
+        "inputs_hash": ground.inputs_hash,
+    }
+    content = grounds | {"detail": {"volumes": ground.volumes}}
     known = facts.read(slice_id, "stacked")
-    changed = made.changed or known is None or known.detail.get("volumes") != volumes
+    changed = made.changed or known is None or known.detail.get("volumes") != ground.volumes
     if not facts.record(slice_id, "stacked", content) and changed:
         facts.replace(slice_id, "stacked", content, why="its part of the stacks was written again")
-    facts.replace(SampleId(), "updated", content, why=f"slice {slice_id.slice_id} added")
+    # The stacks grow with every slice, so it is the sample's record, always the latest, that vouches for their files.
+    sample = {
+        "parameters_hash": grounds["parameters_hash"],
+        "outputs": [facts.file_record(path, checksum=False) for path in made.outputs.values()],
+        "detail": {"slices": list(made.slices), "missing": list(made.missing)},
+    }
+    facts.replace(SampleId(), "updated", sample, why=f"slice {slice_id.slice_id} added")
 
 
 def unstacked(project: Project, snapshot: FactsSnapshot | None = None, /) -> list[SliceId]:
@@ -100,7 +113,7 @@ def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSna
 
     held = stacks_by_slice(project.paths.sample_folder)
     for item in done:
-        record, now = project.facts.read(item, "stacked"), _volumes_of_now(project, item)
+        record, now = project.facts.read(item, "stacked"), _Ground.of_now(project, item).volumes
         redone = now is not None and record is not None and record.detail.get("volumes", now) != now
         if redone or not set(_volumes_by_stack(project, item)) <= held.get(item.slice_id, frozenset()):
             yield item
@@ -213,9 +226,9 @@ def stack_slices(
             with atomic_folder(project.paths.sample_folder):
                 pass  # an empty folder takes the place of the stacks
         for item in slices:
-            volumes = _volumes_of_now(project, item)
+            ground = _Ground.of_now(project, item)
             made = stage(sample_input(project, item))
             claim.ensure_mine()
             project.facts.withdraw(item, "stack_failed", reason="stacked by hand")
-            _record(project, item, made, volumes)
+            _record(project, item, made, ground)
     return made

@@ -28,6 +28,7 @@ _KEPT_OF_TARGET = frozenset({"ready"})
 """What led to the work of the item itself still holds, and announces it again."""
 _KEPT_OF_BATCH = frozenset({"ready"})
 _PUBLISHED = frozenset({"uploaded", "volume_uploaded"})
+_PARTS_OF_SAMPLE = frozenset({"stacked", "stack_failed"})
 _NEVER_REMOVED = _PUBLISHED | {"archived"}
 _ORDER = {"sample": 0, "slice": 1, "mosaic": 2, "batch": 3, "tile": 4}
 _MAIN_CLAIMS: Mapping[str, tuple[str, ...]] = {
@@ -108,6 +109,8 @@ def plan_reset(facts: Facts, item: ItemId, /, layout: AcquisitionLayout, *, down
     records = {(i, f): record for i, f in snapshot if (record := _read(facts, i, f)) is not None}
     targets = set(_with_parts(item, snapshot, layout))
     chosen = {(i, f) for i in targets for f in snapshot.facts_of(i) if f not in _kept(i, is_target=True)}
+    if isinstance(item, SampleId):  # its stacks hold a part of every slice
+        chosen |= {(i, f) for i in snapshot.items("slice") for f in snapshot.facts_of(i) & _PARTS_OF_SAMPLE}
     resting: set[tuple[ItemId, str]] = set()
     while True:
         everything = chosen | resting
@@ -121,7 +124,7 @@ def plan_reset(facts: Facts, item: ItemId, /, layout: AcquisitionLayout, *, down
     ordered = sorted(chosen, key=lambda key: (_ORDER[key[0].hierarchy], key[0].key, is_claim(key[1]), key[1]))
     outputs = {file: key for key in ordered if key in records for file in records[key].outputs}
     vouched = {file.path for key, record in records.items() if key not in chosen for file in record.outputs}
-    remove = {file.path for file, key in outputs.items() if _goes(file, key[1]) and file.path not in vouched}
+    remove = {file.path for file, key in outputs.items() if _goes(file, key, item) and file.path not in vouched}
     published = {file.path for file, key in outputs.items() if key[1] in _PUBLISHED}
     return ResetPlan(
         target=item,
@@ -236,8 +239,10 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield from _texts_in(part)
 
 
-def _goes(file: FileRecord, fact: str) -> bool:
-    return ":" not in file.path and fact not in _NEVER_REMOVED
+def _goes(file: FileRecord, key: tuple[ItemId, str], target: ItemId) -> bool:
+    if isinstance(key[0], SampleId) and not isinstance(target, SampleId):
+        return False  # the stacks hold the other slices, too; the new part takes the place of the old one
+    return ":" not in file.path and key[1] not in _NEVER_REMOVED
 
 
 def _claims_of(plan: ResetPlan, facts: Facts) -> Iterator[tuple[ItemId, str]]:
