@@ -302,9 +302,9 @@ def test_parameters_that_do_not_matter_to_a_stage_do_not_change_its_hash(acquire
     tilt = opened(acquired, gamma=-12.0).config
     mask = opened(acquired, mask_threshold_normal=40.0).config
     depth = opened(acquired, depth=30).config
-    assert parameters.mosaic_hash(tilt, 0) == parameters.mosaic_hash(base, 0)
-    assert parameters.slice_hash(tilt) != parameters.slice_hash(base)
+    assert parameters.mosaic_settings(tilt, 0) == parameters.mosaic_settings(base, 0)
+    assert parameters.slice_settings(tilt).hash != parameters.slice_settings(base).hash
     assert parameters.tile_hash(mask, 0) == parameters.tile_hash(base, 0)
-    assert parameters.mosaic_hash(mask, 0) != parameters.mosaic_hash(base, 0)
-    assert parameters.mosaic_hash(mask, 1) == parameters.mosaic_hash(base, 1)
+    assert parameters.mosaic_settings(mask, 0).hash != parameters.mosaic_settings(base, 0).hash
+    assert parameters.mosaic_settings(mask, 1).hash == parameters.mosaic_settings(base, 1).hash
     assert parameters.tile_hash(depth, 1) != parameters.tile_hash(base, 1)

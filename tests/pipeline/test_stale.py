@@ -270,6 +270,7 @@ def test_a_result_whose_ground_is_taken_back_meanwhile_is_not_recorded(done, mon
     LocalBus(project).run_until_nothing_is_pending()
 
 
+@pytest.mark.slow
 def test_later_slices_wait_for_the_new_template(acquired, tmp_path):
     folder = Path(shutil.copytree(acquired, tmp_path / "two"))
     for raw in list((folder / "raw").iterdir()):

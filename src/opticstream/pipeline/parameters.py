@@ -182,26 +182,6 @@ def tile_hash(config: ProjectConfig, illumination: int, /) -> str:
     return tile_settings(config, illumination).hash
 
 
-def mosaic_hash(config: ProjectConfig, illumination: int, /) -> str:
-    """Return the hash that the facts of stitched maps carry."""
-    return mosaic_settings(config, illumination).hash
-
-
-def volume_hash(config: ProjectConfig, _illumination: int, /) -> str:
-    """Return the hash that the facts of stitched volumes carry."""
-    return volume_settings(config).hash
-
-
-def slice_hash(config: ProjectConfig, /) -> str:
-    """Return the hash that the facts of registered slices carry."""
-    return slice_settings(config).hash
-
-
-def sample_hash(config: ProjectConfig, /) -> str:
-    """Return the hash that the facts of the sample's stacks carry."""
-    return sample_settings(config).hash
-
-
 @lru_cache(maxsize=64)
 def _digest(path: str, size: int, mtime_ns: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
