@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opticstream.compute.stitching.fusion import MosaicSum
 from opticstream.compute.stitching.weights import canvas_from_positions, overlap_widths, tile_weight
 from opticstream.config.processing import CoordinateSettings, VolumeSettings
 from opticstream.io.nifti import read_nifti, write_nifti
@@ -107,6 +108,23 @@ def assert_same(got, expected, *, axial=False):
 def test_values_are_those_of_a_plain_blend(case, tmp_path, modality, focus):
     path = stitched(case, tmp_path, modality=modality, focus=focus)
     assert_same(read_volume(path), naive_blend(case, modality, focus=focus), axial=modality == "O3D")
+
+
+@pytest.mark.parametrize("modality", ["dBI", "O3D"])
+def test_between_pixels_a_volume_is_interpolated_as_a_map_is(case, tmp_path, modality):
+    path = stitched(case, tmp_path, modality=modality, focus=False, interpolation="linear")
+    tilemap = read_tilemap(case.template)
+    positions = np.array([p.position_px for p in tilemap.places])
+    canvas = canvas_from_positions(positions, tile_shape=tilemap.tile_shape, subpixel=True)
+    assert canvas.fraction.any()
+    overlaps = overlap_widths(positions, tile_shape=tilemap.tile_shape)
+    volume = read_volume(path)
+    for z in (0, 17):
+        plane = MosaicSum(canvas, "axial" if modality == "O3D" else "scalar")
+        for k, place in enumerate(tilemap.places):
+            tile = read_nifti(case.file(place.tile, modality))[:, :, z]
+            plane.add(k, tile, tile_weight(tilemap.tile_shape, overlaps[k]))
+        assert_same(volume[:, :, z], plane.image(), axial=modality == "O3D")
 
 
 @pytest.mark.parametrize("modality", ["dBI", "O3D"])

@@ -35,6 +35,7 @@ OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder of the results; default: the project's, or beside the file.")
 ]
 MarginOption = Annotated[int, typer.Option(min=1, help="Largest error of a nominal displacement, in pixels.")]
+LinearOption = Annotated[bool, typer.Option("--linear", help="Interpolate at fractional positions.")]
 PixelOption = Annotated[
     tuple[float, float, float], typer.Option("--pixel", help="Pixel size x y z in mm, for a TileConfiguration.")
 ]
@@ -179,7 +180,7 @@ def mosaic_command(
     pixel_mm: PixelOption = (0.01, 0.01, 0.0025),
     in_db: DbOption = False,
     shading: Annotated[bool, typer.Option("--shading", help="Take out the shading common to all tiles.")] = False,
-    linear: Annotated[bool, typer.Option("--linear", help="Interpolate at fractional positions.")] = False,
+    linear: LinearOption = False,
     options: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
@@ -255,6 +256,7 @@ def volume(
     ] = "dBI",
     memory_gb: Annotated[float | None, typer.Option(min=0.01, help="Memory that may be used, in GB.")] = None,
     version: Annotated[str | None, typer.Option("--ngff", help="OME-NGFF version: 0.5 or 0.4.")] = None,
+    linear: LinearOption = False,
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler that spreads the blocks.")] = None,
     options: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
@@ -269,6 +271,7 @@ def volume(
         executor = dask_executor(dask) if dask else None
         update: dict[str, Any] = {"memory_budget_gb": memory_gb} if memory_gb else {}
         update |= {"format": version} if version else {}
+        update |= {"interpolation": "linear"} if linear else {}
         if _is_project(source):
             config, paths, item, illumination = _project(source, options, mosaic)
             made = stitch_volume(

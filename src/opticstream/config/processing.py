@@ -187,6 +187,8 @@ class VolumeSettings(Settings):
     """Samples kept after the focus shift; default: all."""
     format: Literal["0.5", "0.4"] = "0.5"
     """OME-NGFF version: 0.5 (Zarr v3, sharded) or 0.4 (Zarr v2)."""
+    interpolation: Literal["nearest", "linear"] = "nearest"
+    """Tiles go to the nearest pixel, or are interpolated at their exact places (about twice the time)."""
     memory_budget_gb: float = Field(default=4.0, gt=0)
     """Memory that stitching may use, in GB."""
     apply_mask: bool = True

@@ -179,7 +179,8 @@ def stitch_modality(
     if first.voxel_size_mm is not None and len(first.voxel_size_mm) == 3 and first.voxel_size_mm[2] > 0:
         voxel_size_mm = (voxel_size_mm[0], voxel_size_mm[1], first.voxel_size_mm[2])
     positions = np.array([tilemap.place_of(n).position_px for n in tiles.numbers])
-    canvas = canvas_from_positions(positions, tile_shape=tiles.tile_shape)
+    linear = settings.interpolation == "linear"
+    canvas = canvas_from_positions(positions, tile_shape=tiles.tile_shape, subpixel=linear)
     focus = np.zeros(tiles.tile_shape, np.float32) if focus is None else focus
     mask = _read_mask(mask_path, canvas)
     z_start, z_size = _depth_range(focus, depth, settings)
@@ -239,7 +240,8 @@ def _read_mask(path: Path | None, canvas: Canvas) -> NDArray[np.bool_] | None:
     mask = read_nifti(path)
     if mask.shape != canvas.shape:
         raise InputError(
-            f"{path} has shape {mask.shape}, but the mosaic has {canvas.shape}: it belongs to other positions"
+            f"{path} has shape {mask.shape}, but the mosaic has {canvas.shape}: it belongs to other positions, "
+            "or volume.interpolation and stitch.interpolation differ"
         )
     return np.asarray(mask, bool)
 
@@ -336,12 +338,14 @@ def _plan(
 
 
 def _most_parts(canvas: Canvas, rows: int, columns: int) -> int:
-    """Return the largest number of tiles that touch any block of `rows` x `columns` pixels."""
+    """Return the largest number of parts that touch any block of `rows` x `columns` pixels; a tile has one, or four."""
     counts = np.zeros((-(-canvas.shape[1] // rows), -(-canvas.shape[0] // columns)), np.intp)
     low = canvas.offset[:, ::-1] // (rows, columns)
-    high = (canvas.offset[:, ::-1] + np.array(canvas.tile_shape[::-1]) - 1) // (rows, columns)
-    for (y0, x0), (y1, x1) in zip(low, high, strict=True):
-        counts[y0 : y1 + 1, x0 : x1 + 1] += 1
+    between = canvas.fraction[:, ::-1] > 0
+    high = (canvas.offset[:, ::-1] + np.array(canvas.tile_shape[::-1]) - 1 + between) // (rows, columns)
+    copies = 2 ** between.sum(axis=1)
+    for (y0, x0), (y1, x1), count in zip(low, high, copies, strict=True):
+        counts[y0 : y1 + 1, x0 : x1 + 1] += count
     return int(counts.max())
 
 
@@ -540,6 +544,42 @@ def dask_executor(address: str, /) -> Executor:
     return executor
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A tile at whole pixels of the canvas, weighted by a ramp per axis.
+
+    (A table of weights of the whole mosaic would not fit into every budget.) A tile that lies between pixels is the sum
+    of up to four parts: linear interpolation is a weighted mean, and so is blending, of axes as well.
+    """
+
+    number: int
+    x: int
+    y: int
+    ramp_x: NDArray[np.float32]
+    ramp_y: NDArray[np.float32]
+
+
+def _parts_of_tile(canvas: Canvas, k: int, number: int, overlap_px: NDArray[np.float64]) -> Iterator[_Part]:
+    along_x, along_y = (
+        _ramps_between(ramp(size, before=before, after=after), float(fraction))
+        for size, (before, after), fraction in zip(canvas.tile_shape, overlap_px, canvas.fraction[k], strict=True)
+    )
+    x, y = (int(c) for c in canvas.offset[k])
+    for dy, ramp_y in along_y:
+        for dx, ramp_x in along_x:
+            yield _Part(number, x + dx, y + dy, ramp_x, ramp_y)
+
+
+def _ramps_between(whole: NDArray[np.float32], fraction: float) -> list[tuple[int, NDArray[np.float32]]]:
+    """Return (pixels further, ramp by sample) for the one or two pixels that each sample of a tile counts for."""
+    if fraction == 0:
+        return [(0, whole)]
+    here, next_one = np.float32(1 - fraction) * whole, np.zeros_like(whole)
+    here[0] = 0  # the first pixel lies outside of the tile
+    next_one[:-1] = np.float32(fraction) * whole[1:]
+    return [(0, here), (1, next_one)]
+
+
 class _BlockWorker:
     """Makes blocks of a job, one after the other, in memory that is used again."""
 
@@ -550,16 +590,12 @@ class _BlockWorker:
         self.runs = runs_from_shift(shift_from_focus(job.focus).T)
         self.depth = next(iter(job.volumes.values())).shape[0]
         overlaps = overlap_widths(job.positions, tile_shape=job.tiles.tile_shape)
-        self.here = [k for k, n in enumerate(job.tiles.numbers) if n in job.volumes]
-        # Weights are kept as one ramp per axis: a table of the whole mosaic would not fit into every budget.
-        width, height = job.tiles.tile_shape
-        self.ramps = {
-            k: (
-                ramp(width, before=overlaps[k, 0, 0], after=overlaps[k, 0, 1]),
-                ramp(height, before=overlaps[k, 1, 0], after=overlaps[k, 1, 1]),
-            )
-            for k in self.here
-        }
+        self.parts = [
+            part
+            for k, number in enumerate(job.tiles.numbers)
+            if number in job.volumes
+            for part in _parts_of_tile(job.canvas, k, number, overlaps[k])
+        ]
         self.buffers = _Buffers()
 
     def write(self, corner: Corner, levels: list[NDArray[np.float32]]) -> list[Any]:
@@ -614,35 +650,32 @@ class _BlockWorker:
                 levels.append(level)
         return [out, *levels]
 
-    def _touching(self, corner: Corner, size: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Return the tiles that touch a block, each with its first and last row in it."""
+    def _touching(self, corner: Corner, size: Sequence[int]) -> list[tuple[_Part, int, int]]:
+        """Return the parts that touch a block, each with its first and last row in it."""
         width, height = self.job.tiles.tile_shape
         touching = []
-        for k in self.here:
-            x, y = self.job.canvas.offset[k]
-            first = max(0, corner[1] - y)
-            last = min(height, corner[1] + size[1] - y)
-            if first < last and x < corner[2] + size[2] and x + width > corner[2]:
-                touching.append((k, int(first), int(last)))
+        for part in self.parts:
+            first = max(0, corner[1] - part.y)
+            last = min(height, corner[1] + size[1] - part.y)
+            if first < last and part.x < corner[2] + size[2] and part.x + width > corner[2]:
+                touching.append((part, first, last))
         return touching
 
     def _total_weight(
-        self, touching: Sequence[tuple[int, int, int]], corner: Corner, size: Sequence[int]
+        self, touching: Sequence[tuple[_Part, int, int]], corner: Corner, size: Sequence[int]
     ) -> NDArray[np.float32]:
         """Return the sum of all tiles' weights over a block, shape (y, x)."""
         total = np.zeros((size[1], size[2]), np.float32)
-        for k, first, last in touching:
-            x, y = self.job.canvas.offset[k]
-            ramp_x, ramp_y = self.ramps[k]
-            left, right = max(0, corner[2] - x), min(len(ramp_x), corner[2] + size[2] - x)
-            total[y + first - corner[1] : y + last - corner[1], x + left - corner[2] : x + right - corner[2]] += (
-                ramp_y[first:last, None] * ramp_x[None, left:right]
-            )
+        for part, first, last in touching:
+            x, y = part.x - corner[2], part.y - corner[1]
+            left, right = max(0, -x), min(len(part.ramp_x), size[2] - x)
+            weight = part.ramp_y[first:last, None] * part.ramp_x[None, left:right]
+            total[y + first : y + last, x + left : x + right] += weight
         return total
 
     def _gather(
         self,
-        touching: Sequence[tuple[int, int, int]],
+        touching: Sequence[tuple[_Part, int, int]],
         total: NDArray[np.float32],
         corner: Corner,
         size: Sequence[int],
@@ -651,7 +684,7 @@ class _BlockWorker:
         """Read the parts of tiles that touch a block."""
         from opticstream.compute.stitching.volume import BlockTiles
 
-        job, canvas = self.job, self.job.canvas
+        job = self.job
         width, _ = job.tiles.tile_shape
         z0 = job.z_start + corner[0] + self.runs.shallowest
         z1 = min(job.z_start + corner[0] + size[0] + self.runs.deepest, self.depth)
@@ -660,27 +693,24 @@ class _BlockWorker:
         tallest = int(rows.max(initial=1))
         data = self.buffers.get("data", (len(touching), z1 - z0, tallest, width))
         place = np.array(
-            [
-                (canvas.offset[k][1] + first - corner[1], canvas.offset[k][0] - corner[2], first)
-                for k, first, _ in touching
-            ],
-            np.int64,
+            [(part.y + first - corner[1], part.x - corner[2], first) for part, first, _ in touching], np.int64
         ).reshape(-1, 3)
         weight = np.zeros((len(touching), tallest, width), np.float32)
-        for i, (k, first, last) in enumerate(touching):
-            ramp_x, ramp_y = self.ramps[k]
+        for i, (part, first, last) in enumerate(touching):
             y, x = int(place[i, 0]), int(place[i, 1])
             left, right = max(0, -x), min(width, size[2] - x)
+            share = total[y : y + last - first, x + left : x + right]
             np.divide(
-                ramp_y[first:last, None] * ramp_x[None, left:right],
-                total[y : y + last - first, x + left : x + right],
+                part.ramp_y[first:last, None] * part.ramp_x[None, left:right],
+                share,
                 out=weight[i, : last - first, left:right],
+                where=share > 0,
             )
 
         def read(i: int) -> None:
-            k, first, last = touching[i]
+            part, first, last = touching[i]
             if z1 > z0:
-                job.volumes[job.tiles.numbers[k]].read_into(data[i, :, : last - first], z0, first)
+                job.volumes[part.number].read_into(data[i, :, : last - first], z0, first)
 
         list(pool.map(read, range(len(touching))))
         return BlockTiles(data, z0, place, rows, weight)
