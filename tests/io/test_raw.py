@@ -117,18 +117,32 @@ def _complex_file(path, data, dims=None):
 
 def test_complex_tiles_are_read_by_rows(tmp_path):
     data = np.random.default_rng(0).normal(size=(24, 5, 7)).astype(np.float32)
-    tile = ComplexTile.open(_complex_file(tmp_path / "c.nii", data), a_lines=6, b_lines=5)
-    assert tile.depth == 7
-    np.testing.assert_array_equal(tile.block(1, 3), data[:, 1:4])
+    with ComplexTile.open(_complex_file(tmp_path / "c.nii", data), a_lines=6, b_lines=5) as tile:
+        assert tile.depth == 7
+        np.testing.assert_array_equal(tile.block(1, 3), data[:, 1:4])
+        np.testing.assert_array_equal(tile.block(3, 4), data[:, 3:])
+
+
+def test_a_complex_tile_is_read_once_where_its_bytes_are_wanted_too(tmp_path, monkeypatch):
+    data = np.random.default_rng(0).normal(size=(24, 5, 7)).astype(np.float32)
+    path = _complex_file(tmp_path / "c.nii", data)
+    monkeypatch.setattr("opticstream.io.raw._PIECE_BYTES", 1000)
+    pieces = []
+    with ComplexTile.open(path, a_lines=6, b_lines=5, tap=pieces.append, copy_to=tmp_path) as tile:
+        content = path.read_bytes()
+        path.write_bytes(b"")  # whatever comes now comes from the copy
+        np.testing.assert_array_equal(tile.block(1, 3), data[:, 1:4])
+    assert b"".join(pieces) == content
+    assert [file.name for file in tmp_path.iterdir()] == ["c.nii"]
 
 
 def test_nan_in_a_complex_tile_is_refused_with_its_place(tmp_path):
     data = np.zeros((24, 5, 7), np.float32)
     data[3, 2, 6] = np.nan
-    tile = ComplexTile.open(_complex_file(tmp_path / "c.nii", data), a_lines=6, b_lines=5)
-    tile.block(0, 2)
-    with pytest.raises(FileFormatError, match=r"c\.nii: holds nan at \[3, 2, 6\]"):
-        tile.block(2, 2)
+    with ComplexTile.open(_complex_file(tmp_path / "c.nii", data), a_lines=6, b_lines=5) as tile:
+        tile.block(0, 2)
+        with pytest.raises(FileFormatError, match=r"c\.nii: holds nan at \[3, 2, 6\]"):
+            tile.block(2, 2)
 
 
 def test_complex_tiles_of_another_size_are_refused(tmp_path):
@@ -157,7 +171,8 @@ def test_no_header_crashes_the_reader_or_makes_it_take_memory(tmp_path, data):
     path.write_bytes(content)
 
     def complex_tile():
-        return ComplexTile.open(path, a_lines=2, b_lines=5).block(0, 5)
+        with ComplexTile.open(path, a_lines=2, b_lines=5) as tile:
+            return tile.block(0, 5)
 
     for read in (lambda: _read(path)[0], complex_tile):
         refusal = None

@@ -24,6 +24,7 @@ from opticstream.model.errors import (
     TileSizeError,
 )
 from opticstream.model.ids import TileId
+from opticstream.stages.archive_tile import verify_archive
 from opticstream.stages.process_tile import process_tile
 from opticstream.testing.raw_tiles import fringe_counts, nifti_header, write_spectral_nifti
 from opticstream.testing.reconstruction_reference import (
@@ -198,6 +199,43 @@ def test_the_raw_file_is_read_once_for_checksum_archive_and_reconstruction(tmp_p
     assert opened == ["rb"]
     assert _CountingFile.bytes_read == raw.stat().st_size
     assert result.raw_sha256 == hashlib.sha256(raw.read_bytes()).hexdigest()
+
+
+def test_a_complex_file_is_read_once_for_checksum_archive_and_reconstruction(tmp_path, raw, monkeypatch):
+    processing = _processing({"save_complex": True})
+    made = process_tile(raw, TILE, scan=_scan(), processing=processing, out_dir=tmp_path / "direct")
+    source = made.outputs["complex"].path
+    plain_open, plain_preadv = Path.open, os.preadv
+    opened, again = [], []
+
+    def counting_open(self, mode="r", *args, **kwargs):
+        if self == source:
+            opened.append(_CountingFile(str(self), mode))
+            return opened[-1]
+        return plain_open(self, mode, *args, **kwargs)
+
+    def counting_preadv(handle, *args):
+        if any(not file.closed and file.fileno() == handle for file in opened):
+            again.append(handle)
+        return plain_preadv(handle, *args)
+
+    monkeypatch.setattr(Path, "open", counting_open)
+    monkeypatch.setattr(os, "preadv", counting_preadv)
+    _CountingFile.bytes_read = 0
+    result = process_tile(
+        source,
+        TILE,
+        scan=_scan(raw_format="complex"),
+        processing=_processing(),
+        out_dir=tmp_path / "via",
+        archive_to=tmp_path / "a.nii.gz",
+    )
+    monkeypatch.undo()
+    assert len(opened) == 1
+    assert not again
+    assert _CountingFile.bytes_read == source.stat().st_size
+    assert result.raw_sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert verify_archive(tmp_path / "a.nii.gz").problem is None
 
 
 @given(

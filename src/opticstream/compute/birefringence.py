@@ -10,6 +10,8 @@ from opticstream.compute.enface import DepthWindow
 UNWRAP_SIGMA_PX = (1.0, 1.0, 3.0)
 UNWRAP_HALO_PX = 3
 """B-lines on either side that an unwrapped A-line needs."""
+UNWRAP_REACH_PX = 9
+"""Depth samples on either side of its window that it needs."""
 
 
 def birefringence_slope(
@@ -91,8 +93,17 @@ def unwrapped_retardance(
 
     Polarization states are smoothed in 3-D; the retardance is the sum of the absolute changes of the smoothed one.
     """
+    return _growing(_smoothed_retardance(retardance_deg, orientation_deg, sigma_px))
+
+
+def _smoothed_retardance(
+    retardance_deg: NDArray[np.float32], orientation_deg: NDArray[np.float32], sigma_px: tuple[float, float, float]
+) -> NDArray[np.float32]:
     state = gaussian_smoothed(stokes_from_retardance(retardance_deg, orientation_deg), sigma_px=sigma_px)
-    folded = np.degrees(0.5 * np.arctan2(np.hypot(state[0], state[1]), state[2]))
+    return np.asarray(np.degrees(0.5 * np.arctan2(np.hypot(state[0], state[1]), state[2])))
+
+
+def _growing(folded: NDArray[np.float32]) -> NDArray[np.float32]:
     change = np.abs(np.diff(folded, axis=-1))
     return np.concatenate([folded[..., :1], folded[..., :1] + np.cumsum(change, axis=-1)], axis=-1)
 
@@ -108,8 +119,9 @@ def birefringence_unwrapped(
 ) -> NDArray[np.float32]:
     """Return the birefringence of unwrapped retardance over a window, shape (x, y).
 
-    Volumes have shape (x, y, z). See `unwrapped_retardance` and `birefringence_slope`.
+    Volumes have shape (x, y, z). See `unwrapped_retardance`, which begins with the window here, and
+    `birefringence_slope`.
     """
-    growing = unwrapped_retardance(retardance_deg, orientation_deg)
-    path = np.maximum(window.take(growing), np.finfo(np.float32).tiny)  # an exact zero would end the window
+    growing = _growing(window.take(_smoothed_retardance(retardance_deg, orientation_deg, UNWRAP_SIGMA_PX)))
+    path = np.maximum(growing, np.finfo(np.float32).tiny)  # an exact zero would end the window
     return birefringence_slope(path, window.valid, depth_step_um=depth_step_um, wavelength_um=wavelength_um)

@@ -232,8 +232,6 @@ def profiles_of_line(
     section_y,
     sign,
     offset_deg,
-    at,
-    step,
     dbi,
     r3d,
     o3d,
@@ -264,8 +262,8 @@ def profiles_of_line(
         Depth index of the strongest rise, mean intensity of the deepest twentieth.
     section_x, section_y : arrays, shapes (a_lines, depth) and (depth,), output
         Intensity of the whole B-line and of its middle A-line; of size 0 where not wanted.
-    sign, offset_deg, at, step, dbi, r3d, o3d
-        As for `volumes_of_strip`, with `at` the first element of the B-line.
+    sign, offset_deg, dbi, r3d, o3d
+        As for `volumes_of_strip`; volumes of one B-line, depth slowest.
     """
     n_strips, channels, pitch = profiles.shape
     flat = profiles.reshape(-1)
@@ -313,8 +311,8 @@ def profiles_of_line(
                 reverse,
                 sign,
                 offset_deg,
-                at + first,
-                step,
+                first,
+                a_lines,
                 lanes,
                 dbi,
                 r3d,

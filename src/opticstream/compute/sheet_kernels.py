@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numba import njit
 
-from opticstream.compute.simd import LANES, load, splat, store, where_less
+from opticstream.compute.simd import LANES, lanes_maximum, load, splat, spread_out, store, where_less
 
 _F = np.float32
 _INF = _F(np.inf)
@@ -27,24 +27,31 @@ def _spread_line(total, step_cost, out, spare, other):
     """
     n = total.size
     room = spare.size // 3
-    top = total[0]
-    for z in range(1, n):
-        top = total[z] if total[z] > top else top
-    for z in range(n):
+    whole = n - n % LANES
+    best = splat(-_INF)
+    for z in range(0, whole, LANES):
+        best = _larger(best, load(total, z))
+    top = lanes_maximum(best)
+    for z in range(whole, n):
+        top = max(top, total[z])
+    away = splat(top)
+    for z in range(0, whole, LANES):
+        store(spare, room + z, load(total, z) - away)
+    for z in range(whole, n):
         spare[room + z] = total[z] - top
     step = 1
     while step < n:
         cost = splat(step_cost * _F(step))
         for z in range(room, room + n, LANES):
-            best = load(spare, z)
-            best = _larger(best, load(spare, z - step) - cost)
-            best = _larger(best, load(spare, z + step) - cost)
-            store(other, z, best)
+            moved = _larger(load(spare, z), load(spare, z - step) - cost)
+            store(other, z, _larger(moved, load(spare, z + step) - cost))
         for z in range(room + n, room + n + LANES):  # what the last vector has left beyond the end
             other[z] = -_INF
         spare, other = other, spare
         step *= 2
-    for z in range(n):
+    for z in range(0, whole, LANES):
+        store(out, z, load(spare, room + z))
+    for z in range(whole, n):
         out[z] = spare[room + z]
 
 
@@ -85,19 +92,23 @@ def add_paths_along_x(response, step_cost, sums):
 def edges_of_cells(intensity, taps, half, out):
     """Put the edge response of every cell into `out`; both of shape (n, z). -100 where the filter does not fit."""
     depth, reach = intensity.shape[1], taps.size
-    padded = np.empty(depth + 2 * reach, np.float32)
+    first, last = half, depth - half + 1
+    padded = np.empty(depth + 2 * reach + LANES, np.float32)
+    line = np.empty(depth + LANES, np.float32)
     for i in range(intensity.shape[0]):
         out[i] = _F(-100)
-        if depth < 2 * half:
+        if last <= first:
             continue
         padded[:reach] = intensity[i, 0]
         padded[reach : reach + depth] = intensity[i]
         padded[reach + depth :] = intensity[i, depth - 1]
-        out[i, half : depth - half + 1] = _F(0)
-        for k in range(reach):
-            tap = taps[k]
-            for z in range(half, depth - half + 1):
-                out[i, z] += tap * (padded[reach + z + k] - padded[reach + z - 1 - k])
+        for z in range(first, last, LANES):
+            rise = splat(_F(0))
+            for k in range(reach):
+                step = load(padded, reach + z + k) - load(padded, reach + z - 1 - k)
+                rise = rise + spread_out(taps, k) * step
+            store(line, z, rise)
+        out[i, first:last] = line[first:last]
 
 
 @njit(nogil=True, cache=True)

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.birefringence import UNWRAP_HALO_PX, birefringence_unwrapped
-from opticstream.compute.enface import depth_window
+from opticstream.compute.birefringence import UNWRAP_HALO_PX, UNWRAP_REACH_PX, birefringence_unwrapped
+from opticstream.compute.enface import DepthWindow, depth_window
 from opticstream.compute.lane_fft import radices_of, split_of, split_rows, split_twiddles_of, twiddles_of
 from opticstream.compute.map_kernels import maps_of_line
 from opticstream.compute.profile_kernels import profiles_of_line, volumes_of_strip
@@ -32,7 +32,7 @@ from opticstream.compute.surface import THRESHOLD_SAMPLES, edge_taps, median_3x3
 
 Floats = NDArray[np.float32]
 Sink = Callable[[int, dict[str, Floats]], None]
-"""Gets (first B-line, blocks of shape (z, b, x) by product); the blocks are re-used once it returns."""
+"""Gets (first B-line, blocks of shape (z, b, x) by product); their memory is used again once it has returned."""
 
 Transform = Callable[[NDArray[np.complex64]], NDArray[np.complexfloating[Any, Any]]]
 """Fourier transform along the last axis, shape (n, length); from any library."""
@@ -120,9 +120,9 @@ _NO_STRIPS = np.empty((0, 0, 0), np.float32)
 
 
 def _aligned(*shape: int) -> Floats:
-    """Return zeros that begin on a cache line, as vectors that straddle two cost twice."""
+    """Return memory that begins on a cache line, as vectors that straddle two cost twice; it holds anything."""
     size = math.prod(shape)
-    memory = np.zeros(size + LANES, np.float32)
+    memory = np.empty(size + LANES, np.float32)
     start = -(memory.ctypes.data // memory.itemsize) % LANES
     return memory[start : start + size].reshape(shape)
 
@@ -139,7 +139,7 @@ def memory_per_b_line(
     padded = -(-a_lines // LANES) * LANES
     raw = a_lines * channels * samples * bytes_per_sample
     profiles = channels * padded * samples * zero_padding * 4  # half as many bins, two floats each
-    return _IN_FLIGHT * (raw + profiles + volumes * padded * samples * zero_padding * 2)
+    return 2 * raw + _IN_FLIGHT * (profiles + volumes * padded * samples * zero_padding * 2)
 
 
 class TileEngine:
@@ -244,9 +244,10 @@ class TileEngine:
             self._scratch.put(self._new_scratch())
 
     def _empty_volumes(self, n: int) -> dict[str, Floats]:
+        """Return room for `n` B-lines by product, shape (b, z, x): what one thread writes lies close together."""
         a_lines, _, depth = self.shape
         widths = {name: a_lines * (2 * self.channels if name == "complex" else 1) for name in self.options.volumes}
-        return {name: np.empty((depth, n, width), np.float32) for name, width in widths.items()}
+        return {name: np.empty((n, depth, width), np.float32) for name, width in widths.items()}
 
     def _new_scratch(self) -> _Scratch:
         depth = self.shape[2]
@@ -298,13 +299,13 @@ class TileEngine:
         volumes: dict[str, Floats] = {}
         if self._volumes:
             self._volumes.rotate(1)
-            volumes = {name: volume[:, :n] for name, volume in self._volumes[0].items()}
+            volumes = {name: volume[:n] for name, volume in self._volumes[0].items()}
 
         def work(row: int) -> None:
             scratch = self._scratch.get()
             try:
                 strips = prepare(row, first + row, scratch)
-                self._analyse(strips, first + row, row, volumes, scratch)
+                self._analyse(strips, first + row, {name: volume[row] for name, volume in volumes.items()}, scratch)
             finally:
                 self._scratch.put(scratch)
 
@@ -319,8 +320,9 @@ class TileEngine:
         _wait(block.work)
         if block.volumes and self._sink is not None:
             sink = self._sink
+            planes = {name: volume.transpose(1, 0, 2) for name, volume in block.volumes.items()}
             self._sinking.append(
-                [self._executor.submit(sink, block.first, {name: volume}) for name, volume in block.volumes.items()]
+                [self._executor.submit(sink, block.first, {name: volume}) for name, volume in planes.items()]
             )
         b_lines = self.shape[1]
         if self._sheet is not None:
@@ -392,16 +394,12 @@ class TileEngine:
         slot[:, :, self.cut : self.cut + depth] = lanes.transpose(2, 0, 4, 1, 3)
         return _NO_STRIPS
 
-    def _analyse(self, strips: Floats, y: int, row: int, volumes: dict[str, Floats], scratch: _Scratch) -> None:
+    def _analyse(self, strips: Floats, y: int, volumes: dict[str, Floats], scratch: _Scratch) -> None:
         """Profiles, intensity, edges and volumes of one B-line; without `strips` its profiles are there already."""
         options, arrays = self.options, self._spectral
         a_lines, b_lines, depth = self.shape
         slot = self._slot(y)
         at_once = isinstance(options.surface, str) and options.surface == "gradient_threshold"
-        step = 0
-        if volumes:
-            example = next(iter(volumes.values()))
-            step = (example.base if example.base is not None else example).shape[1] * a_lines
         profiles_of_line(
             strips,
             *((_NO_TABLE, _NO_TABLE) if arrays is None else (arrays.phasor_re, arrays.phasor_im)),
@@ -427,21 +425,12 @@ class TileEngine:
             self.section_y[y],
             self._sign,
             self._offset_deg,
-            row * a_lines,
-            step,
-            *(self._flat(volumes, name) for name in ("dBI", "R3D", "O3D")),
+            *(volumes[name].reshape(-1) if name in volumes else _NOTHING for name in ("dBI", "R3D", "O3D")),
         )
         if "complex" in volumes:
             profiles = slot.reshape(self._n_strips, self.channels, -1, 2, LANES)[:, :, self.cut : self.cut + depth]
             parts = profiles.transpose(2, 1, 3, 0, 4).reshape(depth, 2 * self.channels, self._width)[::-1, :, :a_lines]
-            volumes["complex"][:, row] = parts.reshape(depth, -1)
-
-    @staticmethod
-    def _flat(blocks: dict[str, Floats], name: str) -> Floats:
-        if name not in blocks:
-            return _NOTHING
-        whole = blocks[name].base if blocks[name].base is not None else blocks[name]
-        return np.asarray(whole).reshape(-1)
+            volumes["complex"][:] = parts.reshape(depth, -1)
 
     # -- maps
 
@@ -546,8 +535,13 @@ class TileEngine:
         options = self.options
         a_lines, b_lines, depth = self.shape
         first, last = max(0, rows[0] - self._halo), min(b_lines, rows[-1] + 1 + self._halo)
-        slab = {name: np.empty((depth, last - first, a_lines), np.float32) for name in ("R3D", "O3D")}
-        nothing = np.empty(depth * LANES, np.float32)
+        window = depth_window(
+            self._surface[first:last, :a_lines].T, depth_samples=depth, offset=options.offset, depth=options.depth
+        )
+        top = max(0, int(window.index.min()) - UNWRAP_REACH_PX)
+        bottom = min(depth, int(window.index.max()) + 1 + UNWRAP_REACH_PX)
+        slab = {name: np.empty((bottom - top, last - first, a_lines), np.float32) for name in ("R3D", "O3D")}
+        nothing = np.empty((bottom - top) * LANES, np.float32)
         for y in range(first, last):
             for strip in range(self._n_strips):
                 slot = self._slot(y)
@@ -557,8 +551,8 @@ class TileEngine:
                     strip * self.channels * pitch,
                     pitch,
                     nothing,
-                    self.cut,
-                    depth,
+                    self.cut + (top if options.flip_z else depth - bottom),
+                    bottom - top,
                     not options.flip_z,
                     self._sign,
                     self._offset_deg,
@@ -569,13 +563,10 @@ class TileEngine:
                     slab["R3D"].reshape(-1),
                     slab["O3D"].reshape(-1),
                 )
-        window = depth_window(
-            self._surface[first:last, :a_lines].T, depth_samples=depth, offset=options.offset, depth=options.depth
-        )
         values = birefringence_unwrapped(
             slab["R3D"].transpose(2, 1, 0),
             slab["O3D"].transpose(2, 1, 0),
-            window,
+            DepthWindow(window.index - top, window.valid),
             depth_step_um=options.depth_step_um,
             wavelength_um=options.wavelength_um,
         )

@@ -10,6 +10,7 @@ import gzip
 import math
 import os
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,42 +302,95 @@ def _read_into(file: IO[bytes], view: memoryview, path: Path) -> int:
     return done
 
 
-class ComplexTile:
-    """A complex tile, read in blocks of B-lines: float32 NIfTI of shape (2 * channels * A-lines, B-lines, Z)."""
+_PIECE_BYTES = 1 << 22
 
-    def __init__(self, path: Path, data: NDArray[np.float32], channels: int) -> None:
+
+class ComplexTile:
+    """A complex tile, read in blocks of B-lines: float32 NIfTI of shape (2 * channels * A-lines, B-lines, Z).
+
+    Use as a context manager. Depth varies slowest, so a block is one short run per depth.
+    """
+
+    def __init__(
+        self, path: Path, file: IO[bytes], dtype: np.dtype[Any], offset: int, shape: tuple[int, int, int]
+    ) -> None:
         self.path = path
-        self.depth = data.shape[2]
-        self._data = data
-        self._channels = channels
+        self.depth = shape[2]
+        self._file = file
+        self._dtype = dtype
+        self._offset = offset
+        self._width, self._b_lines, _ = shape
 
     @classmethod
-    def open(cls, path: Path, /, *, a_lines: int, b_lines: int, channels: int = 2, setting: str = "scan") -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        a_lines: int,
+        b_lines: int,
+        channels: int = 2,
+        setting: str = "scan",
+        tap: Tap | None = None,
+        copy_to: Path | None = None,
+    ) -> Self:
         """Open a complex tile and check its size; the depth is whatever the file holds.
+
+        Parameters
+        ----------
+        path : Path
+            The file.
+        a_lines, b_lines, channels : int
+            What it must hold.
+        setting : str
+            Where these numbers are set, for messages.
+        tap : callable, optional
+            Gets every byte of the file once, in order; pieces are good for as long as they are kept. The file is then
+            read here, once, into a nameless copy in `copy_to`, from which the blocks come.
+        copy_to : Path, optional
+            Folder for that copy, which takes as much room as the file; made if need be.
 
         Raises
         ------
         MissingInputError, TileSizeError, FileFormatError, InputError
             The file is absent, of another size, not float32, or cannot be read.
         """
-        with _open(path) as file:
+        file = _open(path)
+        try:
             head = _read_exactly(file, 544, path, strict=False)
             size = os.fstat(file.fileno()).st_size
-        layout = nifti_layout_from_bytes(head, name=str(path))
-        if layout.dtype.kind != "f" or layout.dtype.itemsize != 4:
-            raise FileFormatError(f"{path}: holds {layout.dtype}, a complex tile is float32")
-        width = 2 * channels * a_lines
-        depth, rest = divmod(size - layout.offset, width * b_lines * 4)
-        expected = f"({width}, {b_lines}, Z) for a_lines={a_lines}, b_lines={b_lines}, channels={channels} ({setting})"
-        if rest or depth < 1:
-            raise TileSizeError(f"{path}: holds {size} bytes, no whole number of planes {expected}")
-        if layout.shape[:2] != (width, b_lines) and not _is_overflown(layout.shape):
-            raise TileSizeError(f"{path}: has shape {layout.shape}, expected {expected}")
-        try:
-            data = np.memmap(path, layout.dtype, "r", layout.offset, shape=(width, b_lines, depth), order="F")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from error
-        return cls(path, data, channels)
+            layout = nifti_layout_from_bytes(head, name=str(path))
+            if layout.dtype.kind != "f" or layout.dtype.itemsize != 4:
+                raise FileFormatError(f"{path}: holds {layout.dtype}, a complex tile is float32")
+            width = 2 * channels * a_lines
+            depth, rest = divmod(size - layout.offset, width * b_lines * 4)
+            expected = (
+                f"({width}, {b_lines}, Z) for a_lines={a_lines}, b_lines={b_lines}, channels={channels} ({setting})"
+            )
+            if rest or depth < 1:
+                raise TileSizeError(f"{path}: holds {size} bytes, no whole number of planes {expected}")
+            if layout.shape[:2] != (width, b_lines) and not _is_overflown(layout.shape):
+                raise TileSizeError(f"{path}: has shape {layout.shape}, expected {expected}")
+            if tap is not None:
+                if copy_to is not None:
+                    copy_to.mkdir(parents=True, exist_ok=True)
+                copy = cast("IO[bytes]", tempfile.TemporaryFile(dir=copy_to, buffering=0))  # noqa: SIM115  # kept open
+                try:
+                    _copy_through(file, path, tap, copy, head)
+                except BaseException:
+                    copy.close()
+                    raise
+                file.close()
+                file = copy
+        except BaseException:
+            file.close()
+            raise
+        return cls(path, file, layout.dtype, layout.offset, (width, b_lines, depth))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def block(self, first: int, b_lines: int, /) -> NDArray[np.float32]:
         """Return B-lines `first` to `first + b_lines`, shape (2 * channels * A-lines, b, Z), as in the file.
@@ -345,8 +399,22 @@ class ComplexTile:
         ------
         FileFormatError
             The block holds NaN or infinity; the message tells where.
+        InputError
+            The file cannot be read.
         """
-        part = np.asarray(self._data[:, first : first + b_lines], dtype=np.float32)
+        n = min(b_lines, self._b_lines - first)
+        planes = np.empty((self.depth, n, self._width), self._dtype)
+        plane_bytes = 4 * self._width * self._b_lines
+        start = self._offset + 4 * self._width * first
+        for z in range(self.depth):
+            view, at = memoryview(planes[z]).cast("B"), start + z * plane_bytes
+            try:
+                read = os.preadv(self._file.fileno(), [view], at)
+            except OSError as error:
+                raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+            if read != len(view):
+                raise TileSizeError(f"{self.path}: ended after {at + read} bytes while it was read")
+        part = planes.astype(np.float32, copy=False).transpose(2, 1, 0)
         finite = np.isfinite(part)
         if not finite.all():
             x, y, z = (int(i) for i in np.argwhere(~finite)[0])
@@ -355,3 +423,12 @@ class ComplexTile:
                 f"({np.count_nonzero(~finite)} such values in B-lines {first}..{first + part.shape[1] - 1})"
             )
         return part
+
+
+def _copy_through(file: IO[bytes], path: Path, tap: Tap, copy: IO[bytes], head: bytes) -> None:
+    """Read the rest of a file once, for a tap and into a copy; `head` has been read already."""
+    piece = head
+    while piece:
+        tap(memoryview(piece))
+        copy.write(piece)
+        piece = _read_exactly(file, _PIECE_BYTES, path, strict=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
@@ -17,13 +16,18 @@ from opticstream.config.processing import ReconstructionSettings
 from opticstream.io.nifti_stream import VolumeFile, open_volume
 from opticstream.io.raw import ComplexTile, SpectralTile
 from opticstream.model.errors import ConfigurationError
-from opticstream.stages.archive_tile import ArchiveWriter, archive_tile, open_archive
+from opticstream.stages.archive_tile import ArchiveWriter, open_archive
 from opticstream.stages.reconstruction import UNITS, Reconstructed, TileJob, depth_step_mm, plan_from_settings
 from opticstream.stages.tile_qc import Saturation
 
 _LARGEST_BLOCK = 16
+"""B-lines per block where volumes are written: one run on the disk per depth."""
+_SMALL_BLOCK = 4
+"""Otherwise; their raw counts stay in the cache between reading and use."""
 _ARCHIVE_BYTES = 128 << 20
 """Raw bytes that may wait for the compressor."""
+_BASE_BYTES = 250 << 20
+"""What the process takes before any tile: interpreter, libraries, compiled kernels."""
 
 
 def options_from_job(job: TileJob, /) -> TileOptions:
@@ -108,7 +112,8 @@ def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
     robust = isinstance(options.surface, str) and options.surface == "robust"
     ahead = (LOOKAHEAD_LINES + CELL_PX if robust else 2) + (6 if options.birefringence_method == "unwrap" else 0)
     maps = (len(options.maps) + 5) * job.a_lines * job.b_lines * 4
-    fixed = profiles * ahead + maps + job.threads * profiles + (_ARCHIVE_BYTES if job.archive else 0)
+    archive = _ARCHIVE_BYTES if job.archive else 0
+    fixed = _BASE_BYTES + profiles * ahead + maps + job.threads * profiles + archive
     budget = settings.memory_budget_gb * 1e9
     lines = int((budget - fixed) // per_line)
     if lines < 1:
@@ -116,7 +121,9 @@ def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
             f"processing.reconstruction.memory_budget_gb = {settings.memory_budget_gb:g} is too small for tiles of "
             f"{job.a_lines} x {samples} samples on {job.threads} threads; it needs {(fixed + per_line) / 1e9:.2g}"
         )
-    return min(_LARGEST_BLOCK, lines, job.b_lines)
+    slabs = options.birefringence_method == "unwrap"  # these overlap by a few B-lines
+    largest = _LARGEST_BLOCK if options.volumes or slabs else max(_SMALL_BLOCK, 2 * job.threads)
+    return min(largest, lines, job.b_lines)
 
 
 def reconstruct_in_blocks(job: TileJob, /) -> Reconstructed:
@@ -200,25 +207,28 @@ def _from_spectra(
 def _from_complex(
     job: TileJob, options: TileOptions, stack: contextlib.ExitStack, pool: ThreadPoolExecutor | None
 ) -> Reconstructed:
-    tile = ComplexTile.open(
-        job.source, a_lines=job.a_lines, b_lines=job.b_lines, channels=job.scan.channels, setting=job.setting
+    writer: ArchiveWriter | None = None
+    if job.archive is not None:
+        writer = stack.enter_context(open_archive(job.archive, level=job.processing.archive.level, pool=pool))
+    tile = stack.enter_context(
+        ComplexTile.open(
+            job.source,
+            a_lines=job.a_lines,
+            b_lines=job.b_lines,
+            channels=job.scan.channels,
+            setting=job.setting,
+            tap=writer.tap if writer else None,
+            copy_to=job.folder,
+        )
     )
+    raw_sha256 = writer.finish() if writer else None
     block = block_size(job, options, tile.depth)
     volumes = _volume_files(job, options, tile.depth, stack)
     engine = _engine(job, options, volumes, pool, block, None, tile.depth)
-    for first in _steps(job.b_lines, block):
+    for first in range(0, job.b_lines, block):
         engine.add_complex(tile.block(first, block))
         job.progress(0.95 * min(1.0, (first + block) / job.b_lines))
-    done = _reconstructed(engine, volumes, job.source.stat().st_size, None, 0.0)
-    if job.archive is None:
-        return done
-    # Apart: a complex tile lies depth-slowest, so B-lines are no run of bytes that a checksum could follow.
-    archived = archive_tile(job.source, job.archive, level=job.processing.archive.level, threads=job.threads)
-    return _with_checksum(done, archived.sha256)
-
-
-def _steps(n: int, step: int) -> Iterator[int]:
-    yield from range(0, n, step)
+    return _reconstructed(engine, volumes, job.source.stat().st_size, raw_sha256, 0.0)
 
 
 def _reconstructed(
@@ -239,9 +249,3 @@ def _reconstructed(
         raw_sha256=raw_sha256,
         saturated_fraction=saturated_fraction,
     )
-
-
-def _with_checksum(done: Reconstructed, sha256: str) -> Reconstructed:
-    from dataclasses import replace
-
-    return replace(done, raw_sha256=sha256)

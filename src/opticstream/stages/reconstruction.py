@@ -281,6 +281,11 @@ class TileJob:
     threads: int
 
     @property
+    def folder(self) -> Path:
+        """Where products go."""
+        return next(iter(self.targets.values())).parent
+
+    @property
     def voxel_size_mm(self) -> tuple[float, float, float]:
         x_mm, y_mm, _ = self.scan.scan_resolution_3d
         return x_mm, y_mm, depth_step_mm(self.scan, self.processing.reconstruction)

@@ -10,7 +10,7 @@ from opticstream.compute.jones import complex_tile_from_jones, jones_from_comple
 from opticstream.compute.spectral import jones_from_spectra
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.raw import ComplexTile, SpectralTile
-from opticstream.stages.archive_tile import ArchiveWriter, archive_tile, open_archive
+from opticstream.stages.archive_tile import ArchiveWriter, open_archive
 from opticstream.stages.reconstruction import UNITS, Reconstructed, TileJob, arrays_from_jones, plan_from_settings
 from opticstream.stages.tile_qc import Saturation
 
@@ -23,13 +23,24 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
     saturation = Saturation()
     raw_sha256 = None
     if scan.raw_format == "complex":
-        opened = ComplexTile.open(
-            job.source, a_lines=job.a_lines, b_lines=job.b_lines, channels=scan.channels, setting=job.setting
-        )
-        jones = jones_from_complex_tile(opened.block(0, job.b_lines), channels=scan.channels)
+        with contextlib.ExitStack() as stack:
+            archive: ArchiveWriter | None = None
+            if job.archive is not None:
+                archive = stack.enter_context(open_archive(job.archive, level=processing.archive.level))
+            tile = stack.enter_context(
+                ComplexTile.open(
+                    job.source,
+                    a_lines=job.a_lines,
+                    b_lines=job.b_lines,
+                    channels=scan.channels,
+                    setting=job.setting,
+                    tap=archive.tap if archive else None,
+                    copy_to=job.folder,
+                )
+            )
+            jones = jones_from_complex_tile(tile.block(0, job.b_lines), channels=scan.channels)
+            raw_sha256 = archive.finish() if archive else None
         raw_bytes = job.source.stat().st_size
-        if job.archive is not None:  # apart: a complex tile lies depth-slowest, so B-lines are no run of bytes
-            raw_sha256 = archive_tile(job.source, job.archive, level=processing.archive.level).sha256
     else:
         plan = plan_from_settings(scan, processing.reconstruction)
         with contextlib.ExitStack() as stack:

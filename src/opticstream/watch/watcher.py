@@ -246,7 +246,9 @@ class Watcher:
         raw_format = self._scan.spectral_format if file.companion else self._scan.raw_format
         try:
             if raw_format == "complex":
-                ComplexTile.open(path, a_lines=a_lines, b_lines=b_lines, channels=self._scan.channels, setting=setting)
+                channels = self._scan.channels
+                with ComplexTile.open(path, a_lines=a_lines, b_lines=b_lines, channels=channels, setting=setting):
+                    pass
             else:
                 shape = SpectralShape(self._scan.samples, a_lines, self._scan.channels, b_lines, setting)
                 with SpectralTile.open(path, shape, raw_format=raw_format):
