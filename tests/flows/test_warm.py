@@ -57,6 +57,21 @@ def test_prefect_is_there_already(launcher, tmp_path):
     assert done.stdout.strip() == "True"
 
 
+def test_the_kernels_of_large_tiles_are_compiled_before_the_first_one_comes(launcher, tmp_path):
+    script = tmp_path / "told_compiled.py"
+    script.write_text(
+        "import sys\nkernels = sys.modules.get('opticstream.compute.map_kernels')\n"
+        "print(len(kernels.maps_of_line.signatures) if kernels else 0)\n"
+    )
+    end = time.monotonic() + 240  # numba may have to compile
+    compiled = "0"
+    while compiled == "0" and time.monotonic() < end:
+        done = subprocess.run([launcher, "-m", script.stem], capture_output=True, text=True, check=True, cwd=tmp_path)
+        compiled = done.stdout.strip()
+        time.sleep(0.5)
+    assert compiled == "1"
+
+
 def test_killing_the_launcher_kills_what_it_stands_for(launcher, tmp_path):
     mark = tmp_path / "pid"
     script = tmp_path / "told_sleep.py"

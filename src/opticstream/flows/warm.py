@@ -5,6 +5,9 @@ flow run. Here one process (`python -m opticstream.flows.warm SOCKET`) imports o
 a small launcher (`warm_launcher.py`) where it would start an interpreter; the launcher hands over its environment,
 arguments and output, a child is forked that does exactly what the interpreter would have done, and the launcher ends
 as the child ends. Where the warm process cannot be reached, the launcher starts an interpreter as usual.
+
+The compiled kernels of large tiles are made ready in the same way: a child at low priority compiles what numba has not
+cached, and the warm process then loads it. A tile that comes before that waits for its own compilation.
 """
 
 from __future__ import annotations
@@ -113,6 +116,7 @@ def serve(address: Path, /) -> None:
         temporary.rename(address)  # a launcher that sees the address can connect
         selector.register(listener, selectors.EVENT_READ)
         selector.register(wake_read, selectors.EVENT_READ)
+        compiler = _fork_compiler()
         while True:
             for key, _ in selector.select():
                 if key.fileobj is listener:
@@ -127,12 +131,43 @@ def serve(address: Path, /) -> None:
                     os.kill(key.data, signal.SIGKILL)
                     selector.unregister(key.fileobj)
             for pid, code in _ended():
+                if pid == compiler:
+                    if code == 0:
+                        _warm_kernels()  # from the cache
+                    continue
                 connection = children.pop(pid)
                 with _quietly():
                     selector.unregister(connection)
                 with _quietly():
                     connection.sendall(json.dumps({"code": code}).encode() + b"\n")
                 connection.close()
+
+
+def _warm_kernels() -> None:
+    from opticstream.compute.warm_kernels import warm_kernels  # imports the compiler
+
+    warm_kernels()
+
+
+def _fork_compiler() -> int:
+    """Fork a child that compiles the kernels of large tiles into numba's cache, and return its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        die_with_parent()
+        os.nice(10)
+        _warm_kernels()
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def _fork(connection: socket.socket, listener: socket.socket) -> int:
