@@ -1,6 +1,7 @@
 """The picture of a project that people and hosts see in Prefect, made from the flag files.
 
-Progress tables, quality pictures of mosaics and the preview of the sample as artifacts, and the shared project state in Variables.
+Progress tables, quality pictures of mosaics and the preview of the sample as artifacts, and the shared project state in
+Variables.
 """
 
 from __future__ import annotations
