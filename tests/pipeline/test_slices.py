@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from opticstream.io.nifti import read_nifti
-from opticstream.io.slice_store import volume_reader
+from opticstream.io.volume_reading import volume_reader
 from opticstream.model.errors import InputError, StateError
 from opticstream.model.events import MosaicVolumeStitched
 from opticstream.model.ids import MosaicId, SampleId, SliceId
@@ -185,6 +185,20 @@ def test_volumes_that_are_stitched_later_join_the_sample_when_they_are_announced
     assert [e.item for e in pending_announcements(project) if e.hierarchy == "slice"] == [SliceId(1)]
     LocalBus(project).run_until_nothing_is_pending()
     assert (read(slice(7, 8), slice(9, 10))[0, 0] == [3] * 8 + [5] * 8).all()
+
+
+def test_volumes_that_are_not_in_the_sample_yet_keep_a_run_going(pair, tmp_path: Path) -> None:
+    """As after a kill: the volumes were stitched last, and published, and their announcement was lost."""
+    project = stitched_project(tmp_path, [pair[0]])
+    run(project, 1)
+    for mosaic in (MosaicId(1), MosaicId(2)):
+        record_volume(project, mosaic, 5.0, shape=(*SHAPE, 10))
+        for fact in ("uploaded", "volume_uploaded"):
+            project.facts.record(mosaic, fact)
+    assert project.facts.has(SliceId(1), "stacked")
+    assert not is_finished(project, project.facts.snapshot())
+    LocalBus(project).run_until_nothing_is_pending()
+    assert is_finished(project, project.facts.snapshot())
 
 
 def test_a_slice_that_is_not_stacked_yet_keeps_a_run_going(pair, tmp_path: Path) -> None:

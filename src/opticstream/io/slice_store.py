@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,8 @@ from numpy.typing import NDArray
 
 from opticstream.compute.pyramid_blocks import ValueKind, halved
 from opticstream.io.atomic import write_text
+from opticstream.io.volume_reading import BlockReader
 from opticstream.model.errors import FileFormatError
-
-BlockReader = Callable[[slice, slice], NDArray[Any]]
-"""Returns the block (x, y, depth[, c]) of a slice for ranges of x and y."""
 
 _CHUNK = 128
 _MEMORY_BYTES = 64 * 2**20
@@ -255,59 +252,6 @@ class SliceStore:
 
 
 _ZSTD = {"name": "zstd", "configuration": {"level": 3}}
-
-
-def volume_reader(path: Path, /) -> tuple[tuple[int, int, int], BlockReader]:
-    """Return the shape (x, y, z) of an OME-Zarr volume's finest level and a reader of its blocks.
-
-    Raises
-    ------
-    FileFormatError
-        It is no OME-Zarr volume (0.4 or 0.5) with the axes z, y, x.
-    """
-    import tensorstore as ts
-
-    finest, driver = _finest_level(path)
-    try:
-        spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path / finest)}}
-        array = ts.open(spec, open=True, read=True).result()
-    except ValueError as error:
-        raise FileFormatError(f"{path}: cannot be read as OME-Zarr: {error}") from error
-    if array.rank != 3:
-        raise FileFormatError(f"{path}: expected the axes z, y, x, got the shape {tuple(array.shape)}")
-    z, y, x = (int(n) for n in array.shape)
-
-    def read(xs: slice, ys: slice) -> NDArray[Any]:
-        block = array[:, ys, xs].read().result()
-        return np.asarray(block).transpose(2, 1, 0)
-
-    return (x, y, z), read
-
-
-def _finest_level(path: Path) -> tuple[str, str]:
-    """Return the folder of an OME-Zarr's finest level and the driver that reads it."""
-    try:
-        if (path / "zarr.json").exists():
-            attributes = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]
-            return str(attributes["multiscales"][0]["datasets"][0]["path"]), "zarr3"
-        attributes = json.loads((path / ".zattrs").read_text())
-        return str(attributes["multiscales"][0]["datasets"][0]["path"]), "zarr"
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise FileFormatError(f"{path}: is no OME-Zarr image: {error!r}") from error
-
-
-def volume_voxel_um(path: Path, /) -> tuple[float, float, float]:
-    """Return the voxel size (x, y, z) of an OME-Zarr volume in micrometres."""
-    _finest_level(path)
-    source = path / "zarr.json"
-    content = json.loads(source.read_text())["attributes"]["ome"] if source.exists() else None
-    content = content or json.loads((path / ".zattrs").read_text())
-    transformations = content["multiscales"][0]["datasets"][0]["coordinateTransformations"]
-    scale = next((t["scale"] for t in transformations if t["type"] == "scale"), None)
-    if scale is None or len(scale) < 3:
-        raise FileFormatError(f"{path}: says no voxel size")
-    z, y, x = (float(f"{s:.6g}") for s in scale[-3:])
-    return x, y, z
 
 
 def planes_of_slice(path: Path, /) -> int:

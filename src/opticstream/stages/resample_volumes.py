@@ -15,7 +15,8 @@ from opticstream.compute.orientation_field import resample_image, resample_orien
 from opticstream.compute.plane_map import PlaneMap
 from opticstream.compute.pyramid_blocks import ValueKind
 from opticstream.io.atomic import atomic_folder
-from opticstream.io.slice_store import SliceStore, volume_reader, volume_voxel_um
+from opticstream.io.slice_store import SliceStore
+from opticstream.io.volume_reading import volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError
 
 _KINDS: dict[str, ValueKind] = {"O3D": "axial"}

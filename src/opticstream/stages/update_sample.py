@@ -26,7 +26,8 @@ from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import read_nifti, voxel_size_mm
 from opticstream.io.nifti_stack import blank_slice, put_slice
-from opticstream.io.slice_store import SliceStore, planes_of_slice, volume_reader, volume_voxel_um
+from opticstream.io.slice_store import SliceStore, planes_of_slice
+from opticstream.io.volume_reading import volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, MissingInputError, StateError
 
 _KINDS: dict[str, ValueKind] = {
