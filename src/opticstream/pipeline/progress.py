@@ -9,7 +9,8 @@ from typing import Any
 from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import BATCH_ENDED, REGISTRATION_ENDED, belongs_in_sample, has_all_batches, may_register
+from opticstream.pipeline.rules import BATCH_ENDED, REGISTRATION_ENDED, has_all_batches, may_register
+from opticstream.pipeline.stacking import unstacked
 from opticstream.state import FactsSnapshot
 
 BATCH_STATES = ("ready", "started", "archived", "processed", "uploaded")
@@ -134,8 +135,6 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
             case SliceId():
                 if "ready" in known and not known & REGISTRATION_ENDED:
                     return False
-                if belongs_in_sample(project, item, snapshot) and not known & {"stacked", "stack_failed"}:
-                    return False
                 if "registered" in known and not known & {"uploaded", "upload_failed"}:
                     return False
     mosaics = {_mosaic_of(item) for item in snapshot.items("batch")}
@@ -145,7 +144,7 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
     for slice_id in {layout.slice_of(mosaic) for mosaic in mosaics}:
         if may_register(project, slice_id, snapshot) and not snapshot.has(slice_id, "ready"):
             return False
-    return True
+    return not unstacked(project, snapshot)  # last: volumes that came late are looked up in the sample's ledger
 
 
 def _mosaic_finished(project: Project, known: frozenset[str]) -> bool:

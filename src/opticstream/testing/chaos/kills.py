@@ -14,6 +14,7 @@ import httpx
 
 from opticstream.config import load_project
 from opticstream.model.ids import BatchId, ItemId, SampleId, SliceId
+from opticstream.pipeline.progress import is_finished
 from opticstream.pipeline.project import Project
 from opticstream.sim.demo import PROJECT_FILE
 from opticstream.state.claims import Holder
@@ -108,7 +109,7 @@ class ChaosRun:
                 self.report.missed.append(strike)
         while missing := self.calm.facts - frozenset(self.project.facts.snapshot()):
             self._wait(0.2, f"{len(missing)} facts are missing: {sorted(map(str, missing))[:8]}")
-        while self._living():
+        while self._living() or not is_finished(self.project, self.project.facts.snapshot()):
             self._wait(0.2, "work goes on")
         self.report.duration_s = time.monotonic() - begin_s
         self.report.starts = {service.name: service.starts for service in self.lab.services}
