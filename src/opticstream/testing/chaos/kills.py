@@ -29,7 +29,7 @@ _LOOK_S = 0.01
 _DYING_S = 5.0
 _SPAN_S: dict[Stage, tuple[float, float]] = {
     "tile": (0.0, 0.2), "batch": (0.0, 0.3), "mosaic": (0.0, 0.8), "volume": (0.0, 0.7),
-    "register": (0.0, 0.9), "axis": (0.9, 1.5), "sample": (0.0, 0.4), "upload": (0.0, 0.02),
+    "register": (0.0, 0.5), "axis": (0.6, 1.0), "sample": (0.0, 0.4), "upload": (0.0, 0.02),
 }  # fmt: skip
 """When a stage of the small demo begins and ends, in seconds after its claim is seen. Only the aim depends on it."""
 
