@@ -15,7 +15,7 @@ from opticstream.flows.deployments import POOLS
 def test_a_worker_serves_the_pools_that_are_named_and_else_all(monkeypatch, asked, served):
     seen = []
 
-    async def serve_pools(pools, _settings):
+    async def serve_pools(pools, _settings, *, sweeps):
         seen.extend(pools)
 
     monkeypatch.setattr(workers, "serve_pools", serve_pools)
