@@ -31,11 +31,11 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not server"
-	$(BIN)/python -m pytest -m "server and not slow" -W default tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "server and not slow" -W default tests
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not server"
-	$(BIN)/python -m pytest -m "server" -W default tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "server" -W default tests
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
