@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -42,13 +44,14 @@ def _problems(config: ProjectConfig) -> list[str]:
     from opticstream.stages.reconstruction import plan_from_settings
 
     problems = []
-    for check in (
-        lambda: FileNameGrammar(config.scan.file_name, config.scan.layout),
-        lambda: FileNameGrammar(config.scan.spectral_file_name or config.scan.file_name, config.scan.layout),
-        lambda: (
-            config.scan.raw_format == "complex" or plan_from_settings(config.scan, config.processing.reconstruction)
-        ),
-    ):
+    checks: list[Callable[[], object]] = [
+        functools.partial(FileNameGrammar, template, config.scan.layout)
+        for template in (config.scan.file_name, config.scan.spectral_file_name)
+        if template is not None
+    ]
+    if config.scan.raw_format != "complex":
+        checks.append(functools.partial(plan_from_settings, config.scan, config.processing.reconstruction))
+    for check in checks:
         try:
             check()
         except OpticStreamError as error:
