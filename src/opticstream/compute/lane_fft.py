@@ -96,6 +96,20 @@ def _dft8(r0, i0, r1, i1, r2, i2, r3, i3, r4, i4, r5, i5, r6, i6, r7, i7):
 
 
 @njit(inline="always")
+def _dft8_at(src, i, s):
+    return _dft8(
+        load(src, i), load(src, i + LANES),
+        load(src, i + s), load(src, i + s + LANES),
+        load(src, i + 2 * s), load(src, i + 2 * s + LANES),
+        load(src, i + 3 * s), load(src, i + 3 * s + LANES),
+        load(src, i + 4 * s), load(src, i + 4 * s + LANES),
+        load(src, i + 5 * s), load(src, i + 5 * s + LANES),
+        load(src, i + 6 * s), load(src, i + 6 * s + LANES),
+        load(src, i + 7 * s), load(src, i + 7 * s + LANES),
+    )  # fmt: skip
+
+
+@njit(inline="always")
 def _pass8(src, dst, m, done, tw, t):
     w = 2 * LANES
     stride = m * done * w
@@ -103,16 +117,7 @@ def _pass8(src, dst, m, done, tw, t):
         at = t + 14 * j
         for k in range(done):
             i = (j * done + k) * w
-            y = _dft8(
-                load(src, i), load(src, i + LANES),
-                load(src, i + stride), load(src, i + stride + LANES),
-                load(src, i + 2 * stride), load(src, i + 2 * stride + LANES),
-                load(src, i + 3 * stride), load(src, i + 3 * stride + LANES),
-                load(src, i + 4 * stride), load(src, i + 4 * stride + LANES),
-                load(src, i + 5 * stride), load(src, i + 5 * stride + LANES),
-                load(src, i + 6 * stride), load(src, i + 6 * stride + LANES),
-                load(src, i + 7 * stride), load(src, i + 7 * stride + LANES),
-            )  # fmt: skip
+            y = _dft8_at(src, i, stride)
             o = (j * 8 * done + k) * w
             s = done * w
             _put(dst, o, y[0], y[1])
@@ -218,16 +223,7 @@ def _last8(src, out, done):
     zero = splat(np.float32(0))
     for k in range(done):
         i = k * w
-        y = _dft8(
-            load(src, i), load(src, i + LANES),
-            load(src, i + s), load(src, i + s + LANES),
-            load(src, i + 2 * s), load(src, i + 2 * s + LANES),
-            load(src, i + 3 * s), load(src, i + 3 * s + LANES),
-            load(src, i + 4 * s), load(src, i + 4 * s + LANES),
-            load(src, i + 5 * s), load(src, i + 5 * s + LANES),
-            load(src, i + 6 * s), load(src, i + 6 * s + LANES),
-            load(src, i + 7 * s), load(src, i + 7 * s + LANES),
-        )  # fmt: skip
+        y = _dft8_at(src, i, s)
         _put(out, i, y[0], zero - y[1])
         _put(out, i + s, y[2], zero - y[3])
         _put(out, i + 2 * s, y[4], zero - y[5])
@@ -335,20 +331,6 @@ def _turned_input(strip, p, samples, phasor_re, phasor_im):
         return zero, zero
     x = load(strip, p * LANES)
     return x * spread_out(phasor_re, p), x * spread_out(phasor_im, p)
-
-
-@njit(inline="always")
-def _dft8_at(src, i, s):
-    return _dft8(
-        load(src, i), load(src, i + LANES),
-        load(src, i + s), load(src, i + s + LANES),
-        load(src, i + 2 * s), load(src, i + 2 * s + LANES),
-        load(src, i + 3 * s), load(src, i + 3 * s + LANES),
-        load(src, i + 4 * s), load(src, i + 4 * s + LANES),
-        load(src, i + 5 * s), load(src, i + 5 * s + LANES),
-        load(src, i + 6 * s), load(src, i + 6 * s + LANES),
-        load(src, i + 7 * s), load(src, i + 7 * s + LANES),
-    )  # fmt: skip
 
 
 @njit(inline="always")
