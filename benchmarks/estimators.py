@@ -20,10 +20,15 @@ from typing import Any
 import numpy as np
 
 from opticstream.config import ProcessingSettings
-from opticstream.sim.settings import BubbleSettings, InstrumentSettings, PhantomSettings, SampleSettings, VesselSettings
 from opticstream.sim.validate import axial_difference_deg
 from opticstream.stages.reconstruction import arrays_from_jones
-from opticstream.testing.tile_phantom import TilePhantom, one_tile_config, tile_from_phantom
+from opticstream.testing.tile_phantom import (
+    TilePhantom,
+    one_tile_config,
+    tile_from_phantom,
+    uniform_white_matter,
+    vessels_and_bubbles,
+)
 
 SIGNALS_DB = (-36.0, -44.0, -52.0, -60.0)
 """Power that one depth sample returns, against the reference arm; -36 is the demo's."""
@@ -37,26 +42,6 @@ SETTINGS = {"biref": "birefringence_method", "ori": "orientation_method", "ret":
 TITLES = {"biref": "birefringence, % of the truth", "ori": "axis, degrees", "ret": "retardance, degrees"}
 SURFACES = ("robust", "gradient", "gradient_threshold")
 FIRST_SEED = 201
-
-
-def uniform(signal_db: float, birefringence: float, seed: int) -> PhantomSettings:
-    """Return white matter of one birefringence with fibres in the image plane."""
-    sample = SampleSettings(
-        outline="full",
-        white_fraction=1.0,
-        isotropic_fraction=0.0,
-        inclination_max_deg=0.0,
-        birefringence_white=birefringence,
-    )
-    return PhantomSettings(seed=seed, slices=1, sample=sample, instrument=InstrumentSettings(scattering_db=signal_db))
-
-
-def bubbly(signal_db: float, seed: int) -> PhantomSettings:
-    """Return grey and white matter under bubbles, with many vessels."""
-    sample = SampleSettings(
-        outline="full", bubbles=BubbleSettings(per_mm2=5.0), vessels=VesselSettings(spacing_um=400.0, depth_um=40.0)
-    )
-    return PhantomSettings(seed=seed, slices=1, sample=sample, instrument=InstrumentSettings(scattering_db=signal_db))
 
 
 def made(tile: TilePhantom, config: Any, modality: str, **enface: Any) -> np.ndarray:
@@ -73,7 +58,9 @@ def estimator_errors(size: int, seeds: int) -> list[dict[str, Any]]:
         for birefringence in BIREFRINGENCES:
             errors: dict[tuple[str, str], list[np.ndarray]] = {}
             for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-                tile = tile_from_phantom(config, uniform(signal_db, birefringence, seed))
+                tile = tile_from_phantom(
+                    config, uniform_white_matter(birefringence, scattering_db=signal_db, seed=seed)
+                )
                 for modality, methods in METHODS.items():
                     for method in methods:
                         found = made(tile, config, modality, surface="robust", **{SETTINGS[modality]: method})
@@ -112,7 +99,10 @@ def surface_errors(size: int, seeds: int) -> list[dict[str, Any]]:
     rows = []
     for signal_db in SIGNALS_DB:
         row: dict[str, Any] = {"signal_db": signal_db}
-        tiles = [tile_from_phantom(config, bubbly(signal_db, s)) for s in range(FIRST_SEED, FIRST_SEED + seeds)]
+        tiles = [
+            tile_from_phantom(config, vessels_and_bubbles(bubbles_per_mm2=5.0, scattering_db=signal_db, seed=seed))
+            for seed in range(FIRST_SEED, FIRST_SEED + seeds)
+        ]
         for method in SURFACES:
             maps = [made(t, config, "surf", surface=method) for t in tiles]
             off = np.concatenate([np.abs(m - t.surface)[t.tissue] for m, t in zip(maps, tiles, strict=True)])

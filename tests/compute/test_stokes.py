@@ -5,8 +5,7 @@ import pytest
 
 from opticstream.compute.enface import depth_window
 from opticstream.compute.stokes import axis_and_birefringence
-from opticstream.sim.settings import InstrumentSettings, PhantomSettings, SampleSettings
-from opticstream.testing.tile_phantom import one_tile_config, tile_from_phantom
+from opticstream.testing.tile_phantom import one_tile_config, tile_from_phantom, uniform_white_matter
 
 STEP_UM, WAVELENGTH_UM = 2.5, 1.3
 
@@ -53,14 +52,7 @@ def test_pure_noise_gives_finite_values():
 
 @pytest.mark.parametrize("birefringence", [1e-4, 5e-4, 2e-3, 4e-3])
 def test_the_phantoms_axis_and_birefringence_are_found_through_the_whole_chain(birefringence):
-    sample = SampleSettings(
-        outline="full",
-        white_fraction=1.0,
-        isotropic_fraction=0.0,
-        inclination_max_deg=0.0,
-        birefringence_white=birefringence,
-    )
-    phantom = PhantomSettings(seed=41, sample=sample, slices=1, instrument=InstrumentSettings(scattering_db=-36))
+    phantom = uniform_white_matter(birefringence, scattering_db=-36, seed=41)
     config = one_tile_config(a_lines=24, b_lines=24)
     tile = tile_from_phantom(config, phantom)
     window = depth_window(tile.surface, depth_samples=tile.jones.shape[-1], depth=80)

@@ -17,6 +17,8 @@ from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.retry import apply_plan, retry_plan
 from opticstream.testing.bus import LocalBus
+from opticstream.testing.chaos.outcome import computed
+from opticstream.testing.checksums import tree_checksums
 
 
 def opened(folder: Path, **overrides) -> Project:
@@ -26,22 +28,7 @@ def opened(folder: Path, **overrides) -> Project:
 
 def results(folder: Path) -> dict[str, str]:
     """Checksums of everything but the facts, by path."""
-    base = folder / "project"
-    return {
-        str(path.relative_to(base)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(base.rglob("*"))
-        if path.is_file() and "state" not in path.relative_to(base).parts
-    }
-
-
-def computed(project: Project) -> dict[str, int]:
-    """How often each work was completed."""
-    counts: dict[str, int] = {}
-    for entry in project.facts.journal.entries():
-        if entry.event == "computed":
-            key = f"{entry.item.key} {entry.fact}"
-            counts[key] = counts.get(key, 0) + 1
-    return counts
+    return tree_checksums(folder / "project", without="state")
 
 
 @pytest.fixture(scope="module")

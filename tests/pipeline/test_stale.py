@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import shutil
@@ -20,6 +19,7 @@ from opticstream.pipeline.stale import stale_plan, stale_results
 from opticstream.state import Facts
 from opticstream.state.verify import verify
 from opticstream.testing.bus import LocalBus
+from opticstream.testing.checksums import tree_checksums
 
 
 def opened(folder: Path, **overrides) -> Project:
@@ -39,12 +39,7 @@ def processed(source: Path, folder: Path, **overrides) -> Project:
 
 def results(project: Project) -> dict[str, str]:
     """Checksums of everything but the facts, by path."""
-    base = project.paths.base
-    return {
-        str(path.relative_to(base)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(base.rglob("*"))
-        if path.is_file() and "state" not in path.relative_to(base).parts
-    }
+    return tree_checksums(project.paths.base, without="state")
 
 
 def computed(project: Project) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import signal
@@ -24,6 +23,7 @@ from opticstream.io.tilemap import read_tilemap
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, TileSizeError
 from opticstream.stages.find_coordinates import find_coordinates
 from opticstream.stages.stitch_volume import dask_executor, stitch_volume
+from opticstream.testing.checksums import tree_checksums
 from opticstream.testing.stitching_cases import MOSAIC, VOXEL_MM, make_case
 
 VOLUMES = ("dBI", "R3D", "O3D")
@@ -168,22 +168,14 @@ def test_cropping_keeps_the_depths_around_the_focus(case, tmp_path):
     assert np.array_equal(part, whole[:, :, z0 - 2 : z0 + 18], equal_nan=True)
 
 
-def tree(folder: Path) -> dict[str, str]:
-    return {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
-
-
 @pytest.mark.parametrize("modality", ["dBI", "O3D"])
 def test_neither_threads_nor_processes_change_a_byte(case, tmp_path, modality):
-    one = tree(stitched(case, tmp_path / "1", modality=modality, threads=1))
-    assert one == tree(stitched(case, tmp_path / "3", modality=modality, threads=3))
+    one = tree_checksums(stitched(case, tmp_path / "1", modality=modality, threads=1))
+    assert one == tree_checksums(stitched(case, tmp_path / "3", modality=modality, threads=3))
     with ProcessPoolExecutor(
         2, mp_context=multiprocessing.get_context("spawn")
     ) as executor:  # what a Dask cluster does, without one
-        assert one == tree(stitched(case, tmp_path / "p", modality=modality, executor=executor))
+        assert one == tree_checksums(stitched(case, tmp_path / "p", modality=modality, executor=executor))
 
 
 def test_a_dask_cluster_writes_the_same_bytes(case, tmp_path):
@@ -191,7 +183,9 @@ def test_a_dask_cluster_writes_the_same_bytes(case, tmp_path):
 
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         executor = dask_executor(cluster.scheduler_address)
-        assert tree(stitched(case, tmp_path / "d", executor=executor)) == tree(stitched(case, tmp_path / "1"))
+        assert tree_checksums(stitched(case, tmp_path / "d", executor=executor)) == tree_checksums(
+            stitched(case, tmp_path / "1")
+        )
 
 
 def test_a_dask_address_without_dask_is_a_clear_error(monkeypatch):
@@ -311,13 +305,13 @@ def test_a_killed_run_leaves_no_store_and_is_taken_up_where_it_stopped(case, tmp
     again = small_blocks(case, out).communicate()[0].splitlines()
     assert again[-1] == "resumed 1"
     assert len(again) == len(blocks)  # one block less was done, one line more says so
-    assert tree(out / "v.ome.zarr") == tree(tmp_path / "undisturbed" / "v.ome.zarr")
+    assert tree_checksums(out / "v.ome.zarr") == tree_checksums(tmp_path / "undisturbed" / "v.ome.zarr")
     assert sorted(p.name for p in out.iterdir()) == ["v.ome.zarr"]
 
 
 def test_other_inputs_or_parameters_never_take_up_an_old_run(case, tmp_path):
-    first = tree(stitched(case, tmp_path))
-    other = tree(stitched(case, tmp_path, crop_depth=30))
+    first = tree_checksums(stitched(case, tmp_path))
+    other = tree_checksums(stitched(case, tmp_path, crop_depth=30))
     assert first["zarr.json"] != other["zarr.json"]
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from opticstream.config.processing import EnfaceSettings
-from opticstream.sim.settings import BubbleSettings, InstrumentSettings, PhantomSettings, SampleSettings, VesselSettings
 from opticstream.stages.reconstruction import arrays_from_jones
-from opticstream.testing.tile_phantom import one_tile_config, tile_from_phantom
+from opticstream.testing.tile_phantom import one_tile_config, tile_from_phantom, vessels_and_bubbles
 
 CONFIG = one_tile_config(a_lines=72, b_lines=64)
 SEEDS = range(101, 105)
@@ -18,16 +17,7 @@ def surface_errors(method: str, *, scattering_db: float, bubbles_per_mm2: float)
     )
     errors = []
     for seed in SEEDS:
-        phantom = PhantomSettings(
-            seed=seed,
-            slices=1,
-            sample=SampleSettings(
-                outline="full",
-                bubbles=BubbleSettings(per_mm2=bubbles_per_mm2),
-                vessels=VesselSettings(spacing_um=400.0, depth_um=40.0),
-            ),
-            instrument=InstrumentSettings(scattering_db=scattering_db),
-        )
+        phantom = vessels_and_bubbles(bubbles_per_mm2=bubbles_per_mm2, scattering_db=scattering_db, seed=seed)
         tile = tile_from_phantom(CONFIG, phantom)
         made = arrays_from_jones(tile.jones, scan=CONFIG.scan, processing=processing)
         errors.append(np.abs(made.maps["surf"] - tile.surface)[tile.tissue])

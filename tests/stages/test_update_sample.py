@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from opticstream.io.slice_store import SliceStore
 from opticstream.io.volume_reading import volume_reader
 from opticstream.model.errors import InputError, MissingInputError, StateError
 from opticstream.stages.update_sample import SampleInput, UpdatedSample, update_sample
+from opticstream.testing.checksums import tree_checksums
 from opticstream.testing.slice_phantom import make_slice
 
 PHANTOM = make_slice(seed=30)
@@ -36,14 +36,6 @@ def slice_input(folder: Path, slice_id: int, *, value: float = 0.0, **options: o
         ),
     }
     return SampleInput(folder / "sample", slice_id, maps, slice_thickness_um=300.0, **options)  # type: ignore[arg-type]
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def stack(result: UpdatedSample, name: str) -> np.ndarray:
@@ -75,10 +67,10 @@ def test_the_order_of_arrival_does_not_show(tmp_path: Path) -> None:
         folder = tmp_path / name
         for slice_id in order:
             update_sample(slice_input(folder, slice_id, expected=3))
-    first = checksums(tmp_path / "a" / "sample")
+    first = tree_checksums(tmp_path / "a" / "sample")
     assert len(first) > 10
-    assert checksums(tmp_path / "b" / "sample") == first
-    assert checksums(tmp_path / "c" / "sample") == first
+    assert tree_checksums(tmp_path / "b" / "sample") == first
+    assert tree_checksums(tmp_path / "c" / "sample") == first
 
 
 def test_adding_a_slice_leaves_the_data_of_the_others_untouched(tmp_path: Path) -> None:
@@ -109,9 +101,9 @@ def test_a_reprocessed_slice_replaces_its_own_part_only(tmp_path: Path) -> None:
     for slice_id in (1, 2, 3):
         update_sample(slice_input(tmp_path, slice_id))
     folder = tmp_path / "sample"
-    before = checksums(folder)
+    before = tree_checksums(folder)
     result = update_sample(slice_input(tmp_path, 2, value=7.0))
-    after = checksums(folder)
+    after = tree_checksums(folder)
     changed = {name for name in after if before[name] != after[name]} - {"preview.jpg"}
     chunks = {name for name in before if name.startswith("normal_aip.ome.zarr/") and "/c/1/" in name}
     assert len(chunks) >= 2
@@ -142,7 +134,7 @@ def test_a_crash_in_the_middle_leaves_this_slice_missing_and_is_healed(
     straight = tmp_path / "straight"
     for slice_id in (1, 2):
         update_sample(slice_input(straight, slice_id))
-    assert checksums(tmp_path / "sample") == checksums(straight / "sample")
+    assert tree_checksums(tmp_path / "sample") == tree_checksums(straight / "sample")
 
 
 def test_volumes_join_to_one_store_and_may_come_later(tmp_path: Path) -> None:

@@ -16,7 +16,13 @@ from opticstream.compute.spectral import jones_from_spectra, spectral_plan
 from opticstream.config import ProjectConfig, config_from_mapping
 from opticstream.model.ids import TileId
 from opticstream.sim.phantom import Region
-from opticstream.sim.settings import PhantomSettings
+from opticstream.sim.settings import (
+    BubbleSettings,
+    InstrumentSettings,
+    PhantomSettings,
+    SampleSettings,
+    VesselSettings,
+)
 from opticstream.sim.tiles import NOMINAL_FIRST_BIN, TileSimulator
 from opticstream.sim.truth import maps_from_view
 
@@ -65,6 +71,30 @@ def one_tile_config(
             "processing": {"enface": {"depth": depth}},
         }
     )
+
+
+def uniform_white_matter(birefringence: float, /, *, scattering_db: float, seed: int) -> PhantomSettings:
+    """Return white matter of one birefringence with fibres in the image plane, with vessels and speckle."""
+    sample = SampleSettings(
+        outline="full",
+        white_fraction=1.0,
+        isotropic_fraction=0.0,
+        inclination_max_deg=0.0,
+        birefringence_white=birefringence,
+    )
+    instrument = InstrumentSettings(scattering_db=scattering_db)
+    return PhantomSettings(seed=seed, slices=1, sample=sample, instrument=instrument)
+
+
+def vessels_and_bubbles(*, bubbles_per_mm2: float, scattering_db: float, seed: int) -> PhantomSettings:
+    """Return grey and white matter with many vessels, under bubbles."""
+    sample = SampleSettings(
+        outline="full",
+        bubbles=BubbleSettings(per_mm2=bubbles_per_mm2),
+        vessels=VesselSettings(spacing_um=400.0, depth_um=40.0),
+    )
+    instrument = InstrumentSettings(scattering_db=scattering_db)
+    return PhantomSettings(seed=seed, slices=1, sample=sample, instrument=instrument)
 
 
 def tile_from_phantom(config: ProjectConfig, phantom: PhantomSettings, /, *, tile: TileId | None = None) -> TilePhantom:
