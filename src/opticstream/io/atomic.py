@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from opticstream.io.disk_errors import disk_errors
+
 TEMPORARY_MARK = ".partial-"
 """Part of every temporary name; readers ignore files and folders that carry it."""
 
@@ -47,10 +49,11 @@ def atomic_path(path: Path, /) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        yield temporary
-        sync_path(temporary)
-        os.replace(temporary, path)
-        sync_path(path.parent)
+        with disk_errors(path):
+            yield temporary
+            sync_path(temporary)
+            os.replace(temporary, path)
+            sync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

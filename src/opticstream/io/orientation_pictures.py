@@ -8,12 +8,12 @@ that a fibre has the colour of its own direction on the wheel.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.io.atomic import atomic_path
+from opticstream.io.atomic import atomic_path, write_bytes
+from opticstream.io.encoded_pictures import encoded_picture
 
 Picture = NDArray[np.uint8]
 
@@ -126,18 +126,16 @@ def side_by_side(left: Picture, right: Picture, /, *, titles: tuple[str, str] = 
 def write_picture(path: Path, picture: Picture, /) -> Path:
     """Write pixels (rows, columns, 3) as JPEG, PNG or TIFF by the suffix, atomically and the same bytes every time."""
     suffix = path.suffix.lower()
+    if suffix in {".jpg", ".jpeg"}:
+        return write_bytes(path, encoded_picture(picture, "JPEG", quality=92, subsampling=0))
+    if suffix == ".png":
+        return write_bytes(path, encoded_picture(picture, "PNG"))
+    import tifffile
+
     with atomic_path(path) as temporary:
-        if suffix in {".tif", ".tiff"}:
-            import tifffile
-
-            tifffile.imwrite(
-                temporary, picture, photometric="rgb", compression="zlib", metadata=None, software="opticstream"
-            )
-        else:
-            from PIL import Image
-
-            options: dict[str, Any] = {"quality": 92, "subsampling": 0} if suffix in {".jpg", ".jpeg"} else {}
-            Image.fromarray(picture).save(temporary, **options)
+        tifffile.imwrite(
+            temporary, picture, photometric="rgb", compression="zlib", metadata=None, software="opticstream"
+        )
     return path
 
 

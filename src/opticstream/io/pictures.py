@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.io.atomic import atomic_path
+from opticstream.io.atomic import atomic_path, write_bytes
+from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.orientation_pictures import hue_colours
 
 Picture = NDArray[np.uint8]
@@ -146,11 +147,7 @@ def reduced(image: NDArray[Any], longest_px: int, /) -> NDArray[Any]:
 
 def write_jpeg(path: Path, picture: Picture, /, *, quality: int = 90) -> Path:
     """Write 8-bit pixels (rows, columns[, 3]) as JPEG, atomically; return the path."""
-    from PIL import Image
-
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="JPEG", quality=quality, subsampling=0)
-    return path
+    return write_bytes(path, encoded_picture(picture, "JPEG", quality=quality, subsampling=0))
 
 
 def write_tiff(path: Path, image: NDArray[Any], /, *, pixel_size_mm: tuple[float, float] | None = None) -> Path:

@@ -7,11 +7,10 @@ than the tile itself. Colours mean the same in every tile: intensity from the no
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.stages.tile_qc import TISSUE_ABOVE_NOISE_DB
 
 Floats = NDArray[np.float32]
@@ -96,8 +95,6 @@ def tile_picture(maps: dict[str, Floats], section_x: Floats, section_y: Floats, 
     noise_db : float
         Where black begins.
     """
-    from PIL import Image
-
     low, high = noise_db, noise_db + INTENSITY_RANGE_DB
     surface = maps["surf"]
     x, y = surface.shape
@@ -121,6 +118,4 @@ def tile_picture(maps: dict[str, Floats], section_x: Floats, section_y: Floats, 
     rows = [_row(sections), _row([panel.swapaxes(0, 1) for panel in panels])]
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=24) for row in rows]
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(padded)).save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
+    return encoded_picture(np.concatenate(padded), "JPEG", quality=88)

@@ -1,0 +1,41 @@
+"""What the file system refuses, told alike by whatever library was writing or reading."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CODE = re.compile(r"os_error_code='(\d+)'")
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, /) -> Iterator[None]:
+    """Raise what the file system refused in this block, which writes `path`, as an OSError that names it.
+
+    The store library tells everything as ValueError, with the system's code in its text: a full disk would pass for a
+    fault of the program. Python's own error of a full disk has no name.
+
+    Examples
+    --------
+    >>> with disk_errors(Path("v.ome.zarr")):
+    ...     raise ValueError("Failed to write 9 bytes: No space left on device [os_error_code='28']")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 'v.ome.zarr'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        raise
+    except ValueError as error:
+        found = _CODE.search(str(error))
+        if found is None:
+            raise
+        code = int(found[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
