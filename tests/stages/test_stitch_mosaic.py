@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from typer.testing import CliRunner
 
-from opticstream.cli.stitch import app
 from opticstream.config.processing import (
     CoordinateSettings,
     EnfaceSettings,
     FocusSettings,
     MaskSettings,
     StitchSettings,
-    VolumeSettings,
 )
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
@@ -240,7 +236,7 @@ def test_every_map_is_written_with_its_geometry(case):
     for modality in MODALITIES:
         image = nib.load(made.outputs[modality])
         assert image.shape == made.shape
-        assert image.header.get_zooms()[:2] == pytest.approx(VOXEL_MM[:2])
+        assert_geometry(image)
         with tifffile.TiffFile(made.outputs[f"{modality}_tif"]) as file:
             page = file.pages[0]
             assert page.shape == made.shape[::-1]
@@ -252,6 +248,35 @@ def test_every_map_is_written_with_its_geometry(case):
             assert picture.size == made.shape
     assert made.seam_ncc > 0.8
     assert made.missing == {}
+
+
+def assert_geometry(image):
+    """Voxel (i, j) lies at (i, j) voxel sizes in millimetres, by the affine as by qform, sform and zooms."""
+    assert image.header.get_zooms()[:2] == pytest.approx(VOXEL_MM[:2])
+    assert image.affine == pytest.approx(np.diag([*VOXEL_MM, 1]))
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    assert image.header.get_xyzt_units()[0] == "mm"
+    for form, code in (image.header.get_qform(coded=True), image.header.get_sform(coded=True)):
+        assert code == 1
+        assert form == pytest.approx(image.affine, abs=1e-7)
+
+
+@pytest.mark.parametrize(("interpolation", "most_px"), [("nearest", 0.501), ("linear", 0.001)])
+def test_pixels_of_a_mosaic_lie_where_their_indices_say(case, interpolation, most_px):
+    """Two maps that hold their own x and y: neither turned, nor mirrored, nor shifted."""
+    coordinates(case)
+    for place in read_tilemap(case.template).places:
+        x, y = (start + np.arange(size) for start, size in zip(place.position_px, (72, 64), strict=True))
+        write_nifti(case.file(place.tile, "ret"), np.repeat(x[:, None], 64, axis=1).astype(np.float32))
+        write_nifti(case.file(place.tile, "biref"), np.repeat(y[None, :], 72, axis=0).astype(np.float32))
+    made = mosaic(
+        case, stitch=StitchSettings(interpolation=interpolation), mask=MaskSettings(mask_file_type=""),
+        modalities=("ret", "biref"),
+    )  # fmt: skip
+    for modality, expected in zip(("ret", "biref"), np.indices(made.shape), strict=True):
+        got = np.asarray(nib.load(made.outputs[modality]).dataobj)
+        assert np.isfinite(got).mean() > 0.9
+        assert np.nanmax(np.abs(got - expected)) <= most_px
 
 
 def test_orientation_is_right_across_seams(case):
@@ -349,6 +374,31 @@ def test_the_focus_map_is_found_from_unfiltered_surfaces(case):
     assert made.constant_px == 0  # no volume, no confocal peak: said so, and 0
     assert "unknown" in made.note
     assert made.outputs["qc_focus"].exists()
+    image = nib.load(case.focus)
+    assert image.shape == (72, 64)
+    assert image.get_data_dtype() == np.float32
+    assert_geometry(image)
+
+
+def test_the_depth_of_focus_is_found_from_the_confocal_gate_of_the_volumes(tmp_path):
+    depth, focal, rayleigh = 120, 58.0, 12.0
+    made = make_case(tmp_path, products=("aip", "surf", "surfraw"), depth=depth)
+    rng = np.random.default_rng(0)
+    z = np.arange(depth)
+    coordinates(made)
+    for place in read_tilemap(made.template).places:
+        # The field bends both; the tissue's surface also slopes, so that depth below it and depth of focus part ways.
+        surface = 12 + made.bend + 0.2 * (place.position_px[0] + np.arange(72))[:, None]
+        below = z - surface[..., None]
+        gate = -10 * np.log10(1 + ((z - focal - made.bend[..., None]) / rayleigh) ** 2)
+        speckle = 10 * np.log10(rng.exponential(size=(72, 64, depth)) + 1e-6)
+        level = np.where(below >= 0, 80 - 0.15 * below + gate, 40) + speckle
+        write_nifti(made.file(place.tile, "dBI"), level.astype(np.float32), voxel_size_mm=VOXEL_MM)
+        write_nifti(made.file(place.tile, "surfraw"), surface.astype(np.float32))
+    found = focus(made)
+    assert found.confidence > 0.9
+    assert np.abs(read_focus(made.focus, (72, 64)) - (focal + made.bend)).max() < 2
+    assert found.note == ""
 
 
 def test_the_focus_picture_draws_surface_and_plane_over_sections_of_a_volume(tmp_path):
@@ -387,92 +437,3 @@ def test_one_tile_has_a_flat_focus_and_says_why(tmp_path):
     coordinates(single)
     assert "found 0" in focus(single).note
     assert mosaic(single).shape == (72, 64)
-
-
-# --- commands -----------------------------------------------------------------------------------------------------
-
-
-def command(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    return result.exit_code, result.output
-
-
-def configured(case, suffix=".tif", product="aip"):
-    """Return a TileConfiguration of the case's tiles in another format, at nominal positions."""
-    folder = case.folder / f"as{suffix}"
-    folder.mkdir()
-    listed = []
-    for k, position in enumerate(case.truth.nominal_px, start=1):
-        data = read_nifti(case.file(k, product))
-        path = folder / f"tile_{k}{suffix}"
-        if suffix == ".tif":
-            tifffile.imwrite(path, np.ascontiguousarray(data.T))
-        elif suffix == ".npy":
-            np.save(path, data)
-        else:
-            import tensorstore as ts
-
-            store = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
-            ts.open(store, create=True, dtype=ts.float32, shape=data.T.shape).result()[...] = data.T
-        listed.append(ConfiguredTile(path.name, tuple(position)))
-    return write_tile_configuration(folder / "TileConfiguration.txt", listed)
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".npy", ".zarr"])
-def test_the_commands_stitch_any_tiles_that_a_configuration_lists(case, suffix):
-    source = configured(case, suffix)
-    code, output = command("mosaic", source, "--db", "--json", "--out", case.folder / "out")
-    assert code == 0, output
-    told = json.loads(output)
-    image = read_nifti(Path(told["outputs"]["aip"]))
-    assert list(image.shape) == told["shape"]
-    coordinates(case)
-    own = np.array([p.position_px for p in read_tilemap(case.template).places])
-    registered = read_tile_configuration(Path(told["outputs"]["tile_configuration"]))
-    assert np.allclose([t.position_px for t in registered], own, atol=0.01)
-
-
-def test_positions_of_a_configuration_can_be_kept(case):
-    code, output = command("mosaic", configured(case), "--positions", "keep", "--json", "--out", case.folder / "out")
-    assert code == 0, output
-    shape = json.loads(output)["shape"]
-    extent = np.floor(np.ptp(case.truth.nominal_px, axis=0) + 0.5).astype(int)
-    assert shape == [extent[0] + 72, extent[1] + 64]
-
-
-def test_volumes_of_a_configuration_are_stitched(tmp_path):
-    made = make_case(tmp_path / "p", products=(), volumes=("dBI",))
-    source = configured(made, ".npy", "dBI")
-    code, output = command("volume", source, "--positions", "keep", "--json", "--ngff", "0.4")
-    assert code == 0, output
-    assert json.loads(output)["shape"][2] == 40
-    assert (source.parent / "TileConfiguration_dBI.ome.zarr" / ".zattrs").exists()
-
-
-def test_a_project_is_stitched_by_three_commands(tmp_path):
-    made = make_case(tmp_path / "project", volumes=("dBI", "R3D", "O3D"))
-    file = tmp_path / "project.toml"
-    illumination = '[[scan.illuminations]]\nname = "normal"\ncolumns = 3\na_lines = 72\n'
-    file.write_text(
-        '[project]\nproject_name = "p"\nproject_base_path = "project"\n[scan]\nsamples = 64\nb_lines = 64\n'
-        'grid_size_y = 2\ntile_overlap = 30.0\nscan_order = "column by column"\n' + illumination
-    )
-    for name in ("coords", "mosaic", "volume"):
-        code, output = command(name, file, "--json")
-        assert code == 0, output
-    assert {p.name for p in made.stitched.iterdir()} >= {
-        "mosaic_001_aip.nii.gz",
-        "mosaic_001_dBI.ome.zarr",
-        "mosaic_001_O3D.ome.zarr",
-        "mosaic_001_qc_coordinates.jpg",
-    }
-
-
-def test_wrong_use_and_bad_input_give_their_exit_codes(case, tmp_path):
-    assert command("mosaic", tmp_path / "none.txt")[0] == 1
-    assert command("volume", configured(case), "--ngff", "0.3")[0] == 2
-    assert command("volume", case.folder / "as.tif" / "TileConfiguration.txt", "--memory-gb", "0.02")[0] in (1, 2)
-
-
-def test_volume_settings_default_to_the_documented_budget():
-    assert VolumeSettings().memory_budget_gb == 4.0

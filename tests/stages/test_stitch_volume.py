@@ -18,7 +18,7 @@ from opticstream.compute.stitching.fusion import MosaicSum
 from opticstream.compute.stitching.weights import canvas_from_positions, overlap_widths, tile_weight
 from opticstream.config.processing import CoordinateSettings, VolumeSettings
 from opticstream.io.nifti import read_nifti, write_nifti
-from opticstream.io.omezarr import read_attributes, read_volume
+from opticstream.io.omezarr import StoreWriter, read_attributes, read_volume, store_layout
 from opticstream.io.tilemap import read_tilemap
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, TileSizeError
 from opticstream.stages.find_coordinates import find_coordinates
@@ -156,7 +156,7 @@ def test_the_mask_blanks_every_depth(case, tmp_path):
     got = read_volume(stitched(case, tmp_path, mask=path))
     assert np.isnan(got[mask == 0]).all()
     assert np.isfinite(got[mask == 1][:, :20]).all()
-    with pytest.raises(InputError, match="belongs to other positions"):
+    with pytest.raises(InputError, match="made with other positions"):
         stitched(case, tmp_path, mask=write_nifti(tmp_path / "other.nii.gz", mask[1:]))
 
 
@@ -166,6 +166,18 @@ def test_cropping_keeps_the_depths_around_the_focus(case, tmp_path):
     part = read_volume(stitched(case, tmp_path / "b", crop_offset=2, crop_depth=20))
     assert part.shape[2] == 20
     assert np.array_equal(part, whole[:, :, z0 - 2 : z0 + 18], equal_nan=True)
+
+
+def test_cropping_counts_from_the_top_where_the_depth_of_focus_is_unknown(tmp_path):
+    """The map's mean is 0 then, so that its least value is negative: no reason to keep fewer samples."""
+    made = make_case(tmp_path / "p", columns=2, rows=1, products=("aip",), volumes=("dBI",))
+    find_coordinates(
+        MOSAIC, scan=made.scan, settings=CoordinateSettings(), tiles_folder=made.tiles, template_path=made.template
+    )
+    write_nifti(made.focus, (made.bend - made.bend.mean()).astype(np.float32))
+    whole = read_volume(stitched(made, tmp_path / "a"))
+    part = read_volume(stitched(made, tmp_path / "b", crop_depth=20))
+    assert np.array_equal(part, whole[:, :, :20], equal_nan=True)
 
 
 @pytest.mark.parametrize("modality", ["dBI", "O3D"])
@@ -279,7 +291,7 @@ try:
     made = stitch_modality(tiles, read_tilemap(folder / "tilemap-normal.j2"), "dBI", out / "v.ome.zarr",
                            voxel_size_mm=(0.01, 0.01, 0.0025),
                            settings=VolumeSettings(memory_budget_gb=(BASE_BYTES + int(sys.argv[4])) / 1e9))
-    print("resumed", made.resumed_blocks, flush=True)
+    print("resumed", made.resumed_blocks, "superseded", made.superseded, flush=True)
 except StateError as error:
     print("refused", error, flush=True)
 """
@@ -303,16 +315,51 @@ def test_a_killed_run_leaves_no_store_and_is_taken_up_where_it_stopped(case, tmp
     process.communicate()
     assert not (out / "v.ome.zarr").exists()
     again = small_blocks(case, out).communicate()[0].splitlines()
-    assert again[-1] == "resumed 1"
+    assert again[-1] == "resumed 1 superseded 0"
     assert len(again) == len(blocks)  # one block less was done, one line more says so
     assert tree_checksums(out / "v.ome.zarr") == tree_checksums(tmp_path / "undisturbed" / "v.ome.zarr")
     assert sorted(p.name for p in out.iterdir()) == ["v.ome.zarr"]
 
 
-def test_other_inputs_or_parameters_never_take_up_an_old_run(case, tmp_path):
-    first = tree_checksums(stitched(case, tmp_path))
-    other = tree_checksums(stitched(case, tmp_path, crop_depth=30))
-    assert first["zarr.json"] != other["zarr.json"]
+def killed_after_one_block(case, out: Path) -> None:
+    process = small_blocks(case, out, wait_s=60)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("finished")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_run_with_another_tile_starts_anew(tmp_path):
+    """The change lies where no sample of the file is looked at, and its size is the same."""
+    made = make_case(tmp_path / "p", products=("aip",), volumes=("dBI",))
+    find_coordinates(
+        MOSAIC, scan=made.scan, settings=CoordinateSettings(), tiles_folder=made.tiles, template_path=made.template
+    )
+    out = tmp_path / "out"
+    killed_after_one_block(made, out)
+    with made.file(1, "dBI").open("r+b") as file:
+        file.seek(made.file(1, "dBI").stat().st_size // 3)
+        file.write(np.full(500, 1e4, np.float32).tobytes())
+    again = small_blocks(made, out).communicate()[0].splitlines()
+    assert again[-1] == "resumed 0 superseded 1"
+    assert sorted(p.name for p in out.iterdir()) == ["v.ome.zarr"]
+    undisturbed = small_blocks(made, tmp_path / "undisturbed")
+    undisturbed.communicate()
+    assert tree_checksums(out / "v.ome.zarr") == tree_checksums(tmp_path / "undisturbed" / "v.ome.zarr")
+
+
+def test_what_another_process_is_writing_is_not_removed(tmp_path):
+    layout = store_layout((64, 64, 64), voxel_size_um=(1, 1, 1))
+    path = tmp_path / "v.ome.zarr"
+    with (
+        StoreWriter(path, layout, name="v", provenance={"settings": 1}) as first,
+        StoreWriter(path, layout, name="v", provenance={"settings": 2}) as second,
+    ):
+        assert second.superseded == 0
+        assert first.levels.folder.exists()
+    with StoreWriter(path, layout, name="v", provenance={"settings": 3}) as third:
+        assert third.superseded == 2
+    assert [p.name for p in tmp_path.iterdir()] == [third.levels.folder.name]
 
 
 def test_bad_input_names_the_tile_and_leaves_nothing_behind(tmp_path):

@@ -1,4 +1,4 @@
-"""`stitch coords|mosaic|volume`: positions, mosaics and volumes of tiles in files, without any server.
+"""`stitch coords|mosaic|focus|volume`: positions, mosaics, focus maps and volumes of tiles, without any server.
 
 SOURCE is a project file, or a Fiji TileConfiguration file that lists NIfTI, TIFF, Zarr or NumPy tiles.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from opticstream.config import ProjectConfig
     from opticstream.io.paths import ProjectPaths
     from opticstream.io.tilemap import TileMap
+    from opticstream.stages.find_coordinates import CoordinatesResult
+    from opticstream.stages.find_focus import FocusResult
     from opticstream.stages.mosaic_tiles import MosaicTiles
 
-app = typer.Typer(help="Positions, mosaics and volumes of tiles, from files to files.", no_args_is_help=True)
+app = typer.Typer(help="Positions, mosaics, focus and volumes of tiles, from files to files.", no_args_is_help=True)
 
 SourceArgument = Annotated[
     Path,
@@ -34,7 +37,10 @@ MosaicOption = Annotated[int, typer.Option("--mosaic", "-m", min=1, help="Number
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder of the results; default: the project's, or beside the file.")
 ]
-MarginOption = Annotated[int, typer.Option(min=1, help="Largest error of a nominal displacement, in pixels.")]
+MarginOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Largest error of a nominal displacement, in pixels; default: the project's, or 16."),
+]
 LinearOption = Annotated[bool, typer.Option("--linear", help="Interpolate at fractional positions.")]
 PixelOption = Annotated[
     tuple[float, float, float], typer.Option("--pixel", help="Pixel size x y z in mm, for a TileConfiguration.")
@@ -72,14 +78,75 @@ def _progress(label: str, as_json: bool) -> Iterator[Callable[[float], None]]:
         yield lambda fraction: bar.update(task, completed=fraction)
 
 
-def _project(source: Path, options: list[str], mosaic: int) -> tuple[ProjectConfig, ProjectPaths, MosaicId, str]:
+@dataclass(frozen=True)
+class _ProjectMosaic:
+    """One mosaic of a project, and where its files lie."""
+
+    config: ProjectConfig
+    paths: ProjectPaths
+    item: MosaicId
+    folder: Path
+
+    @property
+    def tiles_folder(self) -> Path:
+        return self.paths.processed_folder(self.item)
+
+    @property
+    def template(self) -> Path:
+        return self.paths.tilemap(self._illumination)
+
+    @property
+    def focus_map(self) -> Path:
+        return self.paths.focus(self._illumination)
+
+    @property
+    def mask(self) -> Path:
+        """The mask beside the results, else the project's."""
+        of_project = self.paths.mosaic_product(self.item, "mask")
+        beside = self.folder / of_project.name
+        return beside if beside.exists() else of_project
+
+    @property
+    def _illumination(self) -> str:
+        return self.config.scan.layout.illumination_of(self.item).name
+
+    def coordinates(self, *, margin: int | None = None, force: bool = False) -> CoordinatesResult:
+        """Make the illumination's template from this mosaic, or take the one that is there."""
+        from opticstream.stages.find_coordinates import find_coordinates
+
+        update = ({"margin_px": margin} if margin else {}) | ({"force_refresh_coordinates": True} if force else {})
+        return find_coordinates(
+            self.item,
+            scan=self.config.scan,
+            settings=self.config.processing.coordinates.model_copy(update=update),
+            tiles_folder=self.tiles_folder,
+            template_path=self.template,
+            qc_folder=self.folder,
+        )
+
+    def focus(self, *, force: bool = False) -> FocusResult:
+        """Make the illumination's focus map from this mosaic, or take the one that is there."""
+        from opticstream.stages.find_focus import find_focus
+
+        return find_focus(
+            self.item,
+            scan=self.config.scan,
+            settings=self.config.processing.focus.model_copy(update={"force_refresh": True} if force else {}),
+            tiles_folder=self.tiles_folder,
+            template_path=self.template,
+            focus_path=self.focus_map,
+            qc_folder=self.folder,
+        )
+
+
+def _project_mosaic(source: Path, options: list[str], mosaic: int, out_folder: Path | None) -> _ProjectMosaic:
     from opticstream.io.paths import ProjectPaths
 
     config = config_of(str(source), options)
     project = config.project
     paths = ProjectPaths(project.project_base_path, project.archive_root, project.subject_id, config.scan.layout)
     item = MosaicId(mosaic)
-    return config, paths, item, config.scan.layout.illumination_of(item).name
+    return _ProjectMosaic(config, paths, item, out_folder or paths.stitched_folder(item))
 
 
 def _show(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
@@ -97,12 +164,37 @@ def _missing_line(missing: dict[str, list[int]] | list[int]) -> list[str]:
     return [f"stitched around missing tiles {', '.join(map(str, tiles))}"] if tiles else []
 
 
+def _verdict_line(told: dict[str, Any]) -> list[str]:
+    return [told["verdict"]] if told["verdict"] else []
+
+
+def _told(coordinates: CoordinatesResult) -> dict[str, Any]:
+    """Return what is to be told about positions: nothing where a template was there."""
+    if coordinates.reused:
+        return {"outputs": {}, "verdict": None}
+    outputs = {name: str(path) for name, path in coordinates.outputs.items()}
+    return {"outputs": outputs, "verdict": coordinates.verdict.sentence if coordinates.verdict else None}
+
+
+def _focus_line(focus: FocusResult) -> str:
+    if focus.reused:
+        return f"kept the focus map that is there ({focus.path})"
+    if focus.residual_after_px != focus.residual_after_px:  # it was not measured
+        return f"no A-line is shifted: {focus.note}"
+    found = f"depth of focus {focus.constant_px:.0f} px (confidence {focus.confidence:.2f})"
+    return (
+        f"focus map: surfaces differ by {focus.residual_before_px:.2f} px in overlaps before, "
+        f"{focus.residual_after_px:.2f} px after; {focus.note or found}"
+    )
+
+
 def _configured(
-    source: Path, folder: Path, positions: Positions, margin: int, modality: str
+    source: Path, folder: Path, positions: Positions, margin: int | None, modality: str
 ) -> tuple[MosaicTiles, TileMap, dict[str, Any]]:
     """Return the tiles of a configuration file, their places, and what is to be told about them."""
     import numpy as np
 
+    from opticstream.config.processing import CoordinateSettings
     from opticstream.stages.find_coordinates import (
         measured_positions,
         tilemap_from_positions,
@@ -117,7 +209,8 @@ def _configured(
     if positions is Positions.KEEP:
         zero = np.zeros_like(tiles.nominal_px)
         return tiles, tilemap_from_positions(tiles, tiles.nominal_px, zero, nowhere, source={"file": source.name}), told
-    found, _ = measured_positions(tiles, modalities=(modality,), margin_px=margin)
+    margin_px = margin or CoordinateSettings().margin_px
+    found, _ = measured_positions(tiles, modalities=(modality,), margin_px=margin_px)
     verdict = verdict_from_positions(found)
     tilemap = tilemap_from_positions(
         tiles, found.positions_px, found.uncertainty_px, found.by_stage_only, source={"file": source.name}
@@ -133,29 +226,16 @@ def coords(
     source: SourceArgument,
     mosaic: MosaicOption = 1,
     out_folder: OutOption = None,
-    margin: MarginOption = 16,
+    margin: MarginOption = None,
     in_db: DbOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a project's template that is there.")] = False,
     options: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
     """Find the positions of tiles from their overlaps; write the template, a Fiji configuration and a picture."""
-    from opticstream.stages.find_coordinates import find_coordinates
-
     with errors_shown(), _progress("coordinates", as_json):
         if _is_project(source):
-            config, paths, item, illumination = _project(source, options, mosaic)
-            settings = config.processing.coordinates
-            if force:
-                settings = settings.model_copy(update={"force_refresh_coordinates": True})
-            made = find_coordinates(
-                item,
-                scan=config.scan,
-                settings=settings,
-                tiles_folder=paths.processed_folder(item),
-                template_path=paths.tilemap(illumination),
-                qc_folder=out_folder or paths.stitched_folder(item),
-            )
+            made = _project_mosaic(source, options, mosaic, out_folder).coordinates(margin=margin, force=force)
             result = made.as_dict()
             verdict = "kept the template that is there" if made.reused else ""
             verdict = made.verdict.sentence if made.verdict else verdict
@@ -176,7 +256,7 @@ def mosaic_command(
     mosaic: MosaicOption = 1,
     out_folder: OutOption = None,
     positions: PositionsOption = Positions.MEASURE,
-    margin: MarginOption = 16,
+    margin: MarginOption = None,
     pixel_mm: PixelOption = (0.01, 0.01, 0.0025),
     in_db: DbOption = False,
     shading: Annotated[bool, typer.Option("--shading", help="Take out the shading common to all tiles.")] = False,
@@ -189,32 +269,21 @@ def mosaic_command(
 
     with errors_shown(), _progress("mosaic", as_json) as progress:
         if _is_project(source):
-            from opticstream.stages.find_coordinates import find_coordinates
-
-            config, paths, item, illumination = _project(source, options, mosaic)
-            processing = config.processing
-            folder = out_folder or paths.stitched_folder(item)
-            find_coordinates(
-                item,
-                scan=config.scan,
-                settings=processing.coordinates,
-                tiles_folder=paths.processed_folder(item),
-                template_path=paths.tilemap(illumination),
-                qc_folder=folder,
-            )
-            stitch = processing.stitch.model_copy(update=_stitch_choices(shading, linear))
+            project = _project_mosaic(source, options, mosaic, out_folder)
+            coordinates = project.coordinates(margin=margin)
+            processing = project.config.processing
             made = stitch_mosaic(
-                item,
-                scan=config.scan,
+                project.item,
+                scan=project.config.scan,
                 enface=processing.enface,
                 mask=processing.mask,
-                stitch=stitch,
-                tiles_folder=paths.processed_folder(item),
-                template_path=paths.tilemap(illumination),
-                stitched_folder=folder,
+                stitch=processing.stitch.model_copy(update=_stitch_choices(shading, linear)),
+                tiles_folder=project.tiles_folder,
+                template_path=project.template,
+                stitched_folder=project.folder,
                 progress=progress,
             )
-            told: dict[str, Any] = {"outputs": {}, "verdict": None}
+            told = _told(coordinates)
         else:
             from opticstream.config.processing import MaskSettings, StitchSettings
 
@@ -232,15 +301,38 @@ def mosaic_command(
                 pixel_size_mm=pixel_mm,
                 progress=progress,
             )
-        result = made.as_dict()
+        result = told | made.as_dict()
         result["outputs"] = told["outputs"] | result["outputs"]
-        result["verdict"] = told["verdict"]
     lines = [f"{made.shape[0]} x {made.shape[1]} px, seams correlate {made.seam_ncc:.2f}"]
-    _show(result, [*([told["verdict"]] if told["verdict"] else []), *lines, *_missing_line(result["missing"])], as_json)
+    _show(result, [*_verdict_line(told), *lines, *_missing_line(result["missing"])], as_json)
 
 
 def _stitch_choices(shading: bool, linear: bool) -> dict[str, Any]:
     return ({"shading_correction": True} if shading else {}) | ({"interpolation": "linear"} if linear else {})
+
+
+@app.command("focus")
+def focus_command(
+    source: Annotated[Path, typer.Argument(help="Project file (.toml).", show_default=False)],
+    mosaic: MosaicOption = 1,
+    out_folder: OutOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a focus map that is there.")] = False,
+    options: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Find how far each A-line is shifted in depth, from the surfaces of a project's tiles; write map and picture.
+
+    A project's template is made first where it is not there.
+    """
+    with errors_shown(), _progress("focus", as_json):
+        if not _is_project(source):
+            raise ConfigurationError(f"{source}: stitch focus needs a project file (.toml)")
+        project = _project_mosaic(source, options, mosaic, out_folder)
+        told = _told(project.coordinates())
+        made = project.focus(force=force)
+        result = told | made.as_dict()
+        result["outputs"] = told["outputs"] | result["outputs"]
+    _show(result, [*_verdict_line(told), _focus_line(made)], as_json)
 
 
 @app.command("volume")
@@ -249,7 +341,7 @@ def volume(
     mosaic: MosaicOption = 1,
     out_folder: OutOption = None,
     positions: PositionsOption = Positions.MEASURE,
-    margin: MarginOption = 16,
+    margin: MarginOption = None,
     pixel_mm: PixelOption = (0.01, 0.01, 0.0025),
     modality: Annotated[
         str, typer.Option(help="For a TileConfiguration: name of the volume; O3D blends as angles of an axis.")
@@ -261,10 +353,14 @@ def volume(
     options: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Stitch the volumes of a mosaic into OME-Zarr, in a memory budget; a killed run is taken up where it stopped."""
+    """Stitch the volumes of a mosaic into OME-Zarr, in a memory budget; a killed run is taken up where it stopped.
+
+    A project's template and focus map are made first where they are not there; its mask comes from `stitch mosaic`.
+    """
     from opticstream.config.processing import VolumeSettings
     from opticstream.stages.stitch_volume import dask_executor, stitch_modality, stitch_volume
 
+    lines: list[str] = []
     with errors_shown(), _progress("volume", as_json) as progress:
         if version not in (None, "0.4", "0.5"):
             raise ConfigurationError(f"--ngff must be 0.4 or 0.5, got {version!r}")
@@ -273,20 +369,27 @@ def volume(
         update |= {"format": version} if version else {}
         update |= {"interpolation": "linear"} if linear else {}
         if _is_project(source):
-            config, paths, item, illumination = _project(source, options, mosaic)
+            project = _project_mosaic(source, options, mosaic, out_folder)
+            settings = project.config.processing.volume.model_copy(update=update)
+            coordinates, focus = project.coordinates(margin=margin), project.focus()
+            mask = project.mask if settings.apply_mask and project.mask.exists() else None
             made = stitch_volume(
-                item,
-                scan=config.scan,
-                settings=config.processing.volume.model_copy(update=update),
-                tiles_folder=paths.processed_folder(item),
-                template_path=paths.tilemap(illumination),
-                focus_path=paths.focus(illumination),
-                mask_path=paths.mosaic_product(item, "mask"),
-                stitched_folder=out_folder or paths.stitched_folder(item),
+                project.item,
+                scan=project.config.scan,
+                settings=settings,
+                tiles_folder=project.tiles_folder,
+                template_path=project.template,
+                focus_path=project.focus_map,
+                mask_path=mask,
+                stitched_folder=project.folder,
                 progress=progress,
                 executor=executor,
             )
-            told: dict[str, Any] = {"outputs": {}, "verdict": None}
+            told = _told(coordinates) | {"focus": focus.as_dict(), "mask": None if mask is None else str(mask)}
+            told["outputs"] |= {} if focus.reused else told["focus"]["outputs"]
+            lines = [_focus_line(focus)]
+            if settings.apply_mask and mask is None:
+                lines.append(f"nothing is masked: {project.mask} is not there (stitch mosaic makes it)")
         else:
             folder = out_folder or source.parent
             tiles, tilemap, told = _configured(source, folder, positions, margin, modality)
@@ -300,9 +403,11 @@ def volume(
                 progress=progress,
                 executor=executor,
             )
-        result = made.as_dict()
+        result = told | made.as_dict()
         result["outputs"] = told["outputs"] | result["outputs"]
-    lines = [f"{' x '.join(map(str, made.shape))} voxels"]
+    lines = [*_verdict_line(told), *lines, f"{' x '.join(map(str, made.shape))} voxels"]
     if made.resumed_blocks:
         lines.append(f"took up {made.resumed_blocks} shards of an earlier run")
+    if made.superseded:
+        lines.append("started anew: an unfinished run that was there had other inputs or settings; it is removed")
     _show(result, [*lines, *_missing_line(result["missing"])], as_json)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.io.nifti import read_nifti
+from opticstream.io.nifti import read_nifti, voxel_size_mm
 from opticstream.model.errors import FileFormatError, MissingInputError
 
 SUFFIXES = (".nii", ".nii.gz", ".tif", ".tiff", ".zarr", ".npy")
@@ -61,7 +61,10 @@ def read_image(path: Path, /) -> NDArray[Any]:
     elif kind == "tiff":
         data = _read_tiff(path).T
     else:
-        data = _open_zarr(path).read().result().T
+        try:
+            data = _open_zarr(path).read().result().T
+        except ValueError as error:
+            raise FileFormatError(f"{path}: cannot be read as Zarr: {error}") from error
     if data.ndim not in (2, 3):
         raise FileFormatError(f"{path}: expected 2 or 3 axes, got shape {data.shape}")
     return np.asarray(data)
@@ -128,10 +131,7 @@ class TileVolume:
                 if size < expected:
                     raise FileFormatError(f"{path}: holds {size} bytes, expected {expected} for {self.shape[::-1]}")
                 return
-            import nibabel as nib
-
-            header: Any = nib.load(path).header
-            self.voxel_size_mm = tuple(float(v) for v in header.get_zooms()[:3])
+            self.voxel_size_mm = voxel_size_mm(path)
         if kind == "zarr":
             self._zarr = _open_zarr(path)
             shape = tuple(int(n) for n in self._zarr.shape)
@@ -157,7 +157,10 @@ class TileVolume:
             out[...] = self._whole[z0 : z0 + planes, y0 : y0 + rows]
             return
         if self._zarr is not None:
-            out[...] = self._zarr[z0 : z0 + planes, y0 : y0 + rows].read().result()
+            try:
+                out[...] = self._zarr[z0 : z0 + planes, y0 : y0 + rows].read().result()
+            except ValueError as error:
+                raise FileFormatError(f"{self.path}: cannot be read as Zarr: {error}") from error
             return
         handle = os.open(self.path, os.O_RDONLY)
         try:

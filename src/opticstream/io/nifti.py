@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +70,34 @@ def read_nifti(path: Path, /, *, mmap: bool = False) -> NDArray[Any]:
     """
     import nibabel as nib
 
-    try:
+    with _readable(path):
         image: Any = nib.load(path, mmap="r" if mmap else False)
         return np.asanyarray(image.dataobj)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise what is wrong with a NIfTI file as an error of ours that names it."""
+    import nibabel as nib
+
+    try:
+        yield
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: no such file") from error
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise FileFormatError(f"{path}: cannot be read as NIfTI: {error}") from error
 
 
 def voxel_size_mm(path: Path, /) -> tuple[float, ...]:
-    """Return the voxel size of a NIfTI file in mm, one number per spatial axis."""
+    """Return the voxel size of a NIfTI file in mm, one number per spatial axis.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        As `read_nifti`.
+    """
     import nibabel as nib
 
-    image: Any = nib.load(path)
+    with _readable(path):
+        image: Any = nib.load(path)
     return tuple(float(size) for size in image.header.get_zooms()[:3])

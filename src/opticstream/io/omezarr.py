@@ -7,10 +7,11 @@ complete. Blocks that are finished are noted beside the data, so that a killed r
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io.atomic import TEMPORARY_MARK, sync_path, temporary_beside
+from opticstream.io.disk_errors import disk_errors
 from opticstream.model.errors import FileFormatError, MissingInputError, StateError
 
 Version = Literal["0.5", "0.4"]
@@ -178,6 +180,17 @@ def _boot_id() -> str:
         return ""
 
 
+def _lock_of(folder: Path) -> int | None:
+    """Return the locked handle of an unfinished store's folder, None where another process holds it."""
+    handle = os.open(folder / f"{_JOURNAL}.lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
 class LevelArrays:
     """The arrays of a store's levels, open for reading and writing; other processes may hold them open too.
 
@@ -204,10 +217,11 @@ class LevelArrays:
                 "file_io_concurrency": {"limit": max(threads, 2)},
             }
         )
-        self._arrays = [
-            ts.open(_array_spec(folder, layout, level), create=True, open=True, context=context).result()
-            for level in range(layout.levels)
-        ]
+        with disk_errors(folder):
+            self._arrays = [
+                ts.open(_array_spec(folder, layout, level), create=True, open=True, context=context).result()
+                for level in range(layout.levels)
+            ]
 
     def write(self, level: int, corner: tuple[int, int, int], data: NDArray[np.float32], /) -> Any:
         """Start to write a block whose first voxel is `corner`; parts beyond the level's size are cut off.
@@ -224,9 +238,23 @@ class LevelArrays:
         region = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
         return self._arrays[level][region].write(data[: size[0], : size[1], : size[2]])
 
+    def settle(self, writes: Iterable[Any], /) -> None:
+        """Wait until what `write` started is stored; None counts as stored.
+
+        Raises
+        ------
+        OSError
+            The disk is full, or refuses otherwise.
+        """
+        with disk_errors(self.folder):
+            for future in writes:
+                if future is not None:
+                    future.result()
+
     def read(self, level: int, region: tuple[slice, slice, slice], /) -> NDArray[np.float32]:
         """Return voxels that are already stored."""
-        return np.asarray(self._arrays[level][region].read().result())
+        with disk_errors(self.folder):
+            return np.asarray(self._arrays[level][region].read().result())
 
 
 class StoreWriter:
@@ -246,6 +274,13 @@ class StoreWriter:
     threads : int
         Threads that compress and write.
 
+    Attributes
+    ----------
+    finished : set of int
+        Blocks that are done.
+    superseded : int
+        Unfinished runs with other inputs or settings whose leavings were removed.
+
     Raises
     ------
     StateError
@@ -264,12 +299,11 @@ class StoreWriter:
         stem, dot, suffixes = path.name.partition(".")
         self._work = path.with_name(f".{stem}{TEMPORARY_MARK}{key}{dot}{suffixes}")
         self._work.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._work / f"{_JOURNAL}.lock", os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise StateError(f"{path}: another process is writing this store ({self._work.name} is locked)") from error
+        lock = _lock_of(self._work)
+        if lock is None:
+            raise StateError(f"{path}: another process is writing this store ({self._work.name} is locked)")
+        self._lock = lock
+        self.superseded = self._remove_others()
         self._journal_path = self._work / f"{_JOURNAL}.txt"
         self.finished = self._read_journal()
         self._journal = self._journal_path.open("a")
@@ -278,6 +312,21 @@ class StoreWriter:
             self._journal.flush()
         self.levels = LevelArrays(self._work, layout, threads=threads)
         self._write_group(provenance)
+
+    def _remove_others(self) -> int:
+        """Remove what was left of this store by runs with other inputs or settings; return how many there were."""
+        stem, dot, suffixes = self.path.name.partition(".")
+        removed = 0
+        for other in self.path.parent.glob(f"{glob.escape(f'.{stem}{TEMPORARY_MARK}')}*{glob.escape(dot + suffixes)}"):
+            if other == self._work or not (other / f"{_JOURNAL}.txt").exists():
+                continue
+            lock = _lock_of(other)
+            if lock is None:
+                continue  # someone is at work there
+            shutil.rmtree(other, ignore_errors=True)
+            os.close(lock)
+            removed += 1
+        return removed
 
     def _read_journal(self) -> set[int]:
         """Return the blocks that an earlier run finished; none after the machine restarted, when data may be lost."""

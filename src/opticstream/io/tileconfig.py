@@ -44,6 +44,8 @@ def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: no such tile configuration") from error
+    except IsADirectoryError as error:
+        raise MissingInputError(f"{path}: is a folder, not a TileConfiguration file") from error
     except UnicodeDecodeError as error:
         raise FileFormatError(f"{path}: a tile configuration is a text file, this one is not: {error}") from error
     tiles: list[ConfiguredTile] = []

@@ -50,6 +50,8 @@ class MosaicTiles:
         Columns and rows.
     setting : str
         Key of the configuration that gives the tiles' size.
+    folder : Path, optional
+        Where the files were looked for.
     """
 
     label: str
@@ -62,6 +64,7 @@ class MosaicTiles:
     illumination: str = ""
     grid: tuple[int, int] = (0, 0)
     setting: str = ""
+    folder: Path | None = None
 
     def present(self, modality: str, /) -> Mapping[int, Path]:
         """Return the files of a modality by tile number."""
@@ -75,7 +78,10 @@ class MosaicTiles:
     def require(self, modality: str, /) -> None:
         """Raise where no tile has a file of a modality."""
         if not self.present(modality):
-            raise MissingInputError(f"{self.label}: none of its {len(self.numbers)} tiles has a {modality} file")
+            where = f" in {self.folder}" if self.folder else ""
+            raise MissingInputError(
+                f"{self.label}: none of its {len(self.numbers)} tiles has a file of {modality}{where}"
+            )
 
     def read(self, number: int, modality: str, /) -> NDArray[np.float32] | None:
         """Return a tile's map (x, y), None where it has no file.
@@ -146,6 +152,7 @@ def tiles_of_mosaic(mosaic: MosaicId, /, *, scan: ScanSettings, folder: Path, mo
         illumination=grid.name,
         grid=(grid.columns, grid.rows),
         setting=f"scan.illuminations[{index}].a_lines and scan.b_lines",
+        folder=folder,
     )
 
 

@@ -55,12 +55,15 @@ class VolumeResult:
         By modality, the tiles without a file; they were stitched around.
     resumed_blocks : int
         Blocks that an earlier run had finished.
+    superseded : int
+        Unfinished runs with other inputs or settings that were there; nothing of them was used, and they are removed.
     """
 
     outputs: dict[str, Path]
     shape: tuple[int, int, int]
     missing: dict[str, tuple[int, ...]] = field(default_factory=dict)
     resumed_blocks: int = 0
+    superseded: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -69,6 +72,7 @@ class VolumeResult:
             "shape": list(self.shape),
             "missing": {modality: list(tiles) for modality, tiles in self.missing.items()},
             "resumed_blocks": self.resumed_blocks,
+            "superseded": self.superseded,
         }
 
 
@@ -127,7 +131,7 @@ def stitch_volume(
     check_template(tiles.numbers, tiles.tile_shape, tiles.grid, tilemap, str(template_path))
     outputs: dict[str, Path] = {}
     missing: dict[str, tuple[int, ...]] = {}
-    resumed = 0
+    resumed = superseded = 0
     shape = (0, 0, 0)
     report = progress or (lambda _fraction: None)
     for done, modality in enumerate(settings.modalities):
@@ -148,8 +152,9 @@ def stitch_volume(
             executor=executor,
             progress=_part_of(report, done, len(settings.modalities)),
         )
-        outputs[modality], shape, resumed = path, one.shape, resumed + one.resumed_blocks
-    return VolumeResult(outputs, shape, missing, resumed)
+        outputs[modality], shape = path, one.shape
+        resumed, superseded = resumed + one.resumed_blocks, superseded + one.superseded
+    return VolumeResult(outputs, shape, missing, resumed, superseded)
 
 
 def _part_of(report: Progress, done: int, count: int) -> Progress:
@@ -199,7 +204,7 @@ def stitch_modality(
     provenance = _provenance(tiles, tilemap, modality, settings, focus, mask, volumes, z_start)
     job = _Job(volumes, tiles, canvas, positions, focus, mask, modality in AXIAL, z_start, layout, plan, threads)
     with StoreWriter(path, layout, name=path.name.split(".")[0], provenance=provenance, threads=threads) as store:
-        resumed = len(store.finished)
+        resumed, superseded = len(store.finished), store.superseded
         # One thread goes ahead through the files, roughly in the order of the blocks: what it reads is in memory when
         # a block needs it, so that the disk is read once.
         with ThreadPoolExecutor(1) as ahead:
@@ -214,7 +219,7 @@ def stitch_modality(
                 entry["crc32"] = checksums[entry["tile"]].result()
                 del entry["sample"]
         store.finish(provenance)
-    return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, resumed)
+    return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, resumed, superseded)
 
 
 # --- what is to be done -------------------------------------------------------------------------------------------
@@ -240,8 +245,8 @@ def _read_mask(path: Path | None, canvas: Canvas) -> NDArray[np.bool_] | None:
     mask = read_nifti(path)
     if mask.shape != canvas.shape:
         raise InputError(
-            f"{path} has shape {mask.shape}, but the mosaic has {canvas.shape}: it belongs to other positions, "
-            "or volume.interpolation and stitch.interpolation differ"
+            f"{path} has shape {mask.shape}, but the mosaic has {canvas.shape}: it was made with other positions; "
+            "stitch the mosaic's maps again, or set processing.volume.apply_mask = false"
         )
     return np.asarray(mask, bool)
 
@@ -254,7 +259,7 @@ def _depth_range(focus: NDArray[np.float32], depth: int, settings: VolumeSetting
     """Return the first plane (after the shift) that is kept, and how many."""
     if settings.crop_depth is None:
         return 0, depth
-    z0 = int(np.floor(focus.min() + 0.5))
+    z0 = max(0, int(np.floor(focus.min() + 0.5)))  # below 0 where only the map's shape is known: its mean is 0 then
     start = max(z0 - settings.crop_offset, 0)
     stop = min(z0 - settings.crop_offset + settings.crop_depth, depth)
     if stop <= start:
@@ -281,7 +286,7 @@ def _checksum(path: Path) -> str:
 
     value = 0
     buffer = memoryview(bytearray(4 << 20))
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+    for file in _files_of(path):
         if file != path:
             value = isal_zlib.crc32(file.relative_to(path).as_posix().encode(), value)
         with file.open("rb", buffering=0) as content:
@@ -363,13 +368,13 @@ def _provenance(
     choices = settings.model_dump(mode="json", exclude={"memory_budget_gb", "enabled", "modalities"})
     inputs = []
     for number, volume in sorted(volumes.items()):
-        stat = volume.path.stat()
+        files = _files_of(volume.path)
         inputs.append(
             {
                 "tile": number,
                 "file": volume.path.name,
-                "bytes": stat.st_size,
-                "sample": _sampled_checksum(volume.path),
+                "bytes": sum(file.stat().st_size for file in files),
+                "sample": _fingerprint(volume.path),
             }
         )
     return {
@@ -384,22 +389,28 @@ def _provenance(
     }
 
 
-def _sampled_checksum(path: Path) -> str:
-    """Return the SHA-256 of 64 kB at the start, middle and end of a file; of a folder, of its names.
+def _fingerprint(path: Path) -> str:
+    """Return what tells cheaply, before anything is read, whether an unfinished store was made from these inputs.
 
-    It tells cheaply, before anything is read, whether an unfinished store was made from these inputs.
+    It is the SHA-256 of names, sizes and times of change of a file (or of the files of a folder), and of 64 kB at the
+    start, middle and end of a file.
     """
     digest = hashlib.sha256()
-    if path.is_dir():
-        for entry in sorted(p.relative_to(path).as_posix() for p in path.rglob("*")):
-            digest.update(entry.encode())
-        return digest.hexdigest()
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for start in (0, size // 2, max(size - 65536, 0)):
-            file.seek(start)
-            digest.update(file.read(65536))
+    for file in _files_of(path):
+        stat = file.stat()
+        digest.update(f"{file.relative_to(path.parent).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    if path.is_file():
+        size = path.stat().st_size
+        with path.open("rb") as content:
+            for start in (0, size // 2, max(size - 65536, 0)):
+                content.seek(start)
+                digest.update(content.read(65536))
     return digest.hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Return the file, or the files of a folder in the order of their names."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 # --- doing it -----------------------------------------------------------------------------------------------------
@@ -474,11 +485,11 @@ class _Job:
         for corner in corners:
             made = worker.make(corner, pool)
             for before, pending in writing:
-                worker.settle(pending)
+                store.levels.settle(pending)
                 yield before
             writing = [(corner, worker.write(corner, made))]
         for before, pending in writing:
-            worker.settle(pending)
+            store.levels.settle(pending)
             yield before
 
     def _elsewhere(self, corners: Sequence[Corner], store: StoreWriter, executor: Executor) -> Iterator[Corner]:
@@ -509,16 +520,15 @@ class _Job:
                         ]
                         data = levels.read(level - 1, (region[0], region[1], region[2]))
                         small = halved_axis(data, pool=pool) if self.axial else halved(data, pool=pool)
-                        future = levels.write(level, (z, y, x), small)
-                        if future is not None:
-                            future.result()
+                        levels.settle([levels.write(level, (z, y, x), small)])
 
 
 def _do_block(job: _Job, folder: str, corner: Corner) -> None:
     """Do one block in another process."""
     with ThreadPoolExecutor(job.threads) as pool:
-        worker = _BlockWorker(job, LevelArrays(Path(folder), job.layout, threads=job.threads))
-        worker.settle(worker.write(corner, worker.make(corner, pool)))
+        levels = LevelArrays(Path(folder), job.layout, threads=job.threads)
+        worker = _BlockWorker(job, levels)
+        levels.settle(worker.write(corner, worker.make(corner, pool)))
 
 
 def dask_executor(address: str, /) -> Executor:
@@ -609,12 +619,6 @@ class _BlockWorker:
         for future in futures:
             future.copy.result()  # the writer has a copy of its own from here on, and not before
         return futures
-
-    @staticmethod
-    def settle(futures: list[Any]) -> None:
-        """Wait until a block is stored; only then is it finished."""
-        for future in futures:
-            future.result()
 
     def make(self, corner: Corner, pool: ThreadPoolExecutor) -> list[NDArray[np.float32]]:
         """Return a block and its levels; nothing where no tile lies."""

@@ -40,7 +40,10 @@ class Canvas:
 
 
 def canvas_from_positions(positions_px: ArrayLike, /, *, tile_shape: tuple[int, int], subpixel: bool = False) -> Canvas:
-    """Return the smallest canvas that holds all tiles.
+    """Return the smallest canvas that holds all tiles; it does not depend on how they are placed.
+
+    Maps and volumes of the same positions therefore have the same pixels, whichever of them are interpolated. (With
+    `subpixel` the last row or column may stay bare: there is nothing to interpolate beyond a tile's last sample.)
 
     Parameters
     ----------
@@ -56,22 +59,22 @@ def canvas_from_positions(positions_px: ArrayLike, /, *, tile_shape: tuple[int, 
     >>> canvas = canvas_from_positions([(0.4, -1.6), (8.6, 0)], tile_shape=(10, 10))
     >>> canvas.shape, canvas.origin_px, canvas.offset.tolist()
     ((19, 12), (0, -2), [[0, 0], [9, 2]])
+    >>> canvas_from_positions([(0.4, -1.6), (8.6, 0)], tile_shape=(10, 10), subpixel=True).shape
+    (19, 12)
     """
     positions = np.asarray(positions_px, np.float64).reshape(-1, 2)
     if len(positions) == 0:
         raise ValueError("a mosaic needs at least one tile")
     if not np.isfinite(positions).all():
         raise ValueError(f"positions must be finite numbers, got {positions[~np.isfinite(positions).all(axis=1)][0]}")
-    if subpixel:
-        # A position within a thousandth of a pixel is that pixel: interpolation would only cost an edge.
-        positions = np.where(np.abs(positions - np.rint(positions)) < 1e-3, np.rint(positions), positions)
-        whole = np.floor(positions)
-    else:
-        whole = np.floor(positions + 0.5)
+    # A position within a thousandth of a pixel is that pixel: interpolation would only cost an edge.
+    positions = np.where(np.abs(positions - np.rint(positions)) < 1e-3, np.rint(positions), positions)
+    below, nearest = np.floor(positions), np.floor(positions + 0.5)
+    whole = below if subpixel else nearest
     fraction = positions - whole if subpixel else np.zeros_like(positions)
-    origin = whole.min(axis=0).astype(np.intp)
+    origin = below.min(axis=0).astype(np.intp)
     offset = whole.astype(np.intp) - origin
-    extent = offset.max(axis=0) + np.asarray(tile_shape)
+    extent = nearest.max(axis=0).astype(np.intp) - origin + np.asarray(tile_shape)
     return Canvas(
         (int(extent[0]), int(extent[1])),
         (int(origin[0]), int(origin[1])),
