@@ -11,12 +11,15 @@ from opticstream.compute.stitching.focus import FocusFit
 from opticstream.compute.stitching.seams import shared_slices
 from opticstream.io.images import TileVolume
 from opticstream.io.pictures import CIVIDIS, GREY, Picture, colours_from_unit, reduced, write_jpeg
+from opticstream.stages.captions import TEXT, Words, with_lines_below, with_title
 from opticstream.stages.mosaic_tiles import MosaicTiles
 
 FloatArray = NDArray[np.float32]
 LONGEST_PX = 700
+SHORTEST_PX = 280
 GAP_PX = 6
 SURFACE, PLANE = (80, 220, 255), (255, 90, 60)
+APART = ((60, 110, 240), (240, 240, 240), (240, 90, 50))
 
 
 def write_focus_picture(
@@ -32,9 +35,9 @@ def write_focus_picture(
 ) -> Path:
     """Write the map, the surface's disagreement in overlaps before and after it, and two sections through a tile.
 
-    The sections show level in dB with depth downwards: along x and along y through the middle of the tile with the most
-    tissue, its surface in blue and the focal plane in red. Where the depth of focus is unknown (`constant_px` None)
-    the plane's shape is drawn through the surface. Without volumes there are no sections.
+    In overlaps white is agreement. The sections show level in dB with depth downwards: along x and along y through the
+    middle of the tile with the most tissue, its surface in blue and the focal plane in red. Where the depth of focus is
+    unknown (`constant_px` None) the plane's shape is drawn through the surface. Without volumes there are no sections.
     """
     rows = [_row([_map(fit), *_disagreements(fit, surfaces, offset, pairs, signal)])]
     sections = _sections(tiles, fit, surfaces, signal, constant_px)
@@ -42,7 +45,14 @@ def write_focus_picture(
         rows.append(_row(sections))
     width = max(row.shape[1] for row in rows)
     wide = [np.pad(row, ((0, GAP_PX), (0, width - row.shape[1]), (0, 0))) for row in rows]
-    return write_jpeg(path, np.concatenate(wide))
+    depth: Words = (
+        ("focal plane (only its shape is known, it is drawn through the surface)", PLANE)
+        if constant_px is None
+        else (f"focal plane, at {constant_px:.0f} samples on average", PLANE)
+    )
+    lines: list[Words] = [("sections through the tile with most tissue: ", TEXT), ("surface   ", SURFACE), depth]
+    picture = np.concatenate(wide)
+    return write_jpeg(path, with_lines_below(picture, [lines]) if sections else picture)
 
 
 def _row(panels: list[Picture]) -> Picture:
@@ -56,7 +66,16 @@ def _row(panels: list[Picture]) -> Picture:
 def _map(fit: FocusFit) -> Picture:
     low, high = float(fit.surface_px.min()), float(fit.surface_px.max())
     unit = (reduced(fit.surface_px, LONGEST_PX) - low) / max(high - low, 1e-6)
-    return np.asarray(colours_from_unit(unit, CIVIDIS).transpose(1, 0, 2))
+    return with_title(
+        _enlarged(colours_from_unit(unit, CIVIDIS).transpose(1, 0, 2)),
+        f"focus map: {low:.1f} (blue) to {high:.1f} samples",
+    )
+
+
+def _enlarged(picture: Picture) -> Picture:
+    """Return a picture repeated by a whole factor, so that a small tile can be looked at."""
+    factor = max(1, round(SHORTEST_PX / picture.shape[1]))
+    return np.asarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
 def _disagreements(
@@ -68,9 +87,12 @@ def _disagreements(
 ) -> list[Picture]:
     """Return how far two tiles' surfaces are apart in their overlap, without and with the map, in one range."""
     extent = offset.max(axis=0) + np.array(surfaces[0].shape)
-    span = max(3 * fit.residual_before_px, 1.0)
+    span = max(2 * fit.residual_before_px, 1.0)
     panels = []
-    for bend in (np.zeros_like(fit.surface_px), fit.surface_px):
+    for when, residual, bend in (
+        ("before", fit.residual_before_px, np.zeros_like(fit.surface_px)),
+        ("after", fit.residual_after_px, fit.surface_px),
+    ):
         field = np.full(extent, np.nan, np.float32)
         for a, b in pairs:
             first, second = shared_slices(offset[b] - offset[a], surfaces[a].shape)
@@ -80,7 +102,8 @@ def _disagreements(
             x, y = offset[a][0] + first[0].start, offset[a][1] + first[1].start
             field[x : x + gap.shape[0], y : y + gap.shape[1]] = gap
         unit = reduced(field, LONGEST_PX) / (2 * span) + 0.5
-        panels.append(np.asarray(colours_from_unit(unit, CIVIDIS).transpose(1, 0, 2)))
+        title = f"surfaces apart in overlaps {when}: {residual:.2f} samples (colours: +-{span:.0f})"
+        panels.append(with_title(_enlarged(colours_from_unit(unit, APART).transpose(1, 0, 2)), title))
     return panels
 
 
@@ -109,8 +132,8 @@ def _sections(
     volume.read_into(data, 0, 0)
     x, y = columns // 2, rows // 2
     return [
-        _section(data[:, y, :], surface[:, y], plane[:, y]),
-        _section(data[:, :, x], surface[x, :], plane[x, :]),
+        with_title(_enlarged(_section(data[:, y, :], surface[:, y], plane[:, y])), "along x"),
+        with_title(_enlarged(_section(data[:, :, x], surface[x, :], plane[x, :])), "along y"),
     ]
 
 

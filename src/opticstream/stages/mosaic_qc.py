@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,24 @@ from numpy.typing import NDArray
 
 from opticstream.compute.stitching.fusion import MosaicSum
 from opticstream.compute.stitching.positions import TilePositions
-from opticstream.compute.stitching.seams import parity_colours
+from opticstream.compute.stitching.seams import Seam, parity_colours
 from opticstream.compute.stitching.weights import canvas_from_positions, overlap_widths, tile_weight
 from opticstream.io.pictures import GREY, Picture, colours_from_unit, reduced, write_jpeg
+from opticstream.stages.captions import TEXT, Words, with_lines_below
 from opticstream.stages.mosaic_tiles import MosaicTiles
 
 LONGEST_PX = 1600
-GOOD, WEAK, BAD = (60, 200, 90), (240, 190, 40), (230, 60, 50)
+SHORTEST_PX = 700
+GOOD, WEAK, BAD, UNSEEN = (60, 200, 90), (240, 190, 40), (230, 60, 50), (140, 140, 140)
+RESIDUAL = (90, 200, 255)
 
 
 def write_links_picture(path: Path, tiles: MosaicTiles, found: TilePositions, /, *, modality: str) -> Path:
-    """Draw the mosaic with its links (green clear, yellow faint, red dropped) and their residuals as arrows."""
+    """Draw the mosaic with its links (green clear, yellow faint, red dropped) and their residuals as arrows.
+
+    Residuals below a pixel are drawn to one scale: in mosaics that fit arrows are short, in all others the longest is a
+    quarter of a tile.
+    """
     from PIL import Image, ImageDraw
 
     canvas = canvas_from_positions(found.positions_px, tile_shape=tiles.tile_shape)
@@ -38,7 +45,7 @@ def write_links_picture(path: Path, tiles: MosaicTiles, found: TilePositions, /,
     finite = small[np.isfinite(small)]
     low, high = np.percentile(finite, [1, 99.5]) if finite.size else (0.0, 1.0)
     grey = colours_from_unit(0.75 * (small - low) / max(high - low, 1e-12), GREY)
-    enlarge = max(1, round(700 / max(grey.shape[:2])))
+    enlarge = max(1, round(SHORTEST_PX / max(grey.shape[:2])))
     grey = grey.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
     scale = enlarge / step
     picture = Image.fromarray(np.ascontiguousarray(grey.transpose(1, 0, 2)))
@@ -52,26 +59,37 @@ def write_links_picture(path: Path, tiles: MosaicTiles, found: TilePositions, /,
     links = found.links
     clear = links.clear  # the residual of a link that is known along one axis only would mean nothing
     longest = float(np.hypot(*links.residual_px[clear].T).max()) if clear.any() else 0.0
-    magnify = 0.25 * float(size.min()) * scale / longest if longest > 0 else 0.0
+    magnify = 0.25 * float(size.min()) * scale / max(longest, 1.0)
+    counts = dict.fromkeys((GOOD, WEAK, BAD, UNSEEN), 0)
     for k, (a, b) in enumerate(links.pairs):
         weight = links.weight[k]
         measured = bool(np.isfinite(links.residual_px[k]).all())
-        colour = GOOD if clear[k] else WEAK if weight > 0.1 else BAD if measured else (90, 90, 90)
+        colour = GOOD if clear[k] else WEAK if weight > 0.1 else BAD if measured else UNSEEN
+        counts[colour] += 1
         draw.line([*centre[a], *centre[b]], fill=colour, width=2 if measured else 1)
         if clear[k]:
             middle = (centre[a] + centre[b]) / 2
             tip = middle + links.residual_px[k] * magnify
-            draw.line([*middle, *tip], fill=(90, 200, 255), width=3)
-            draw.ellipse([*(tip - 3), *(tip + 3)], fill=(90, 200, 255))
-    text = f"links: green clear, yellow faint, red dropped, grey nothing to see; blue residual x {magnify / scale:.0f}"
-    draw.text((6, picture.size[1] - 14), text, fill=(255, 255, 255))
-    return write_jpeg(path, np.asarray(picture))
+            draw.line([*middle, *tip], fill=RESIDUAL, width=3)
+            draw.ellipse([*(tip - 3), *(tip + 3)], fill=RESIDUAL)
+    names = zip(("clear", "faint", "dropped", "nothing to see"), counts.items(), strict=True)
+    told: list[Words] = [("links: ", TEXT), *((f"{count} {name}   ", colour) for name, (colour, count) in names)]
+    arrows: Words = (f"residuals {magnify / scale:.0f} times enlarged, the longest is {longest:.2f} px", RESIDUAL)
+    stage: Words = (f"   framed red: {int(found.by_stage_only.sum())} tiles placed by the stage model", (220, 120, 120))
+    return write_jpeg(path, with_lines_below(np.asarray(picture), [told, [arrows, stage]]))
 
 
 def overlap_picture(
-    tiles: MosaicTiles, positions_px: NDArray[np.float64], read: Callable[[int], NDArray[Any] | None], /
+    tiles: MosaicTiles,
+    positions_px: NDArray[np.float64],
+    read: Callable[[int], NDArray[Any] | None],
+    seams: Sequence[Seam],
+    /,
 ) -> Picture:
-    """Return neighbouring tiles in red and green, like the fields of a checkerboard: where they fit it is yellow."""
+    """Return neighbouring tiles in red and green, like the fields of a checkerboard: where they fit it is yellow.
+
+    Each seam shows how well its two tiles correlate.
+    """
     canvas = canvas_from_positions(positions_px, tile_shape=tiles.tile_shape)
     overlaps = overlap_widths(positions_px, tile_shape=tiles.tile_shape)
     sums = (MosaicSum(canvas), MosaicSum(canvas))
@@ -86,4 +104,22 @@ def overlap_picture(
     low, high = np.percentile(finite, [1, 99.5]) if finite.size else (0.0, 1.0)
     unit = [np.nan_to_num(np.clip((f - low) / max(high - low, 1e-12), 0, 1)) for f in fields]
     colours = np.stack([unit[0], unit[1], np.zeros_like(unit[0])], axis=-1)
-    return np.ascontiguousarray(np.rint(colours * 255).astype(np.uint8).transpose(1, 0, 2))
+    picture = np.rint(colours * 255).astype(np.uint8).transpose(1, 0, 2)
+    enlarge = max(1, round(SHORTEST_PX / max(picture.shape[:2])))
+    picture = picture.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
+    centre = (canvas.offset + np.array(tiles.tile_shape) / 2) * (picture.shape[1] / canvas.shape[0])
+    known = [seam for seam in seams if np.isfinite(seam.ncc)]
+    told = "neighbouring tiles in red and green, yellow where they fit; numbers: correlation in the overlap"
+    return with_lines_below(_with_numbers(picture, known, centre), [[(told, TEXT)]])
+
+
+def _with_numbers(picture: Picture, seams: Sequence[Seam], centre_px: NDArray[np.float64]) -> Picture:
+    from PIL import Image, ImageDraw
+
+    canvas = Image.fromarray(np.ascontiguousarray(picture))
+    draw = ImageDraw.Draw(canvas)
+    for seam in seams:
+        middle = (centre_px[seam.pair[0]] + centre_px[seam.pair[1]]) / 2
+        place = (float(middle[0]), float(middle[1]))
+        draw.text(place, f"{seam.ncc:.2f}", fill=(255, 255, 255), stroke_fill=(0, 0, 0), stroke_width=1, anchor="mm")
+    return np.asarray(canvas)

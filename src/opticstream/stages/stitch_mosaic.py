@@ -189,7 +189,7 @@ def stitch_maps(
             from opticstream.stages.mosaic_qc import overlap_picture
 
             if len(tiles.numbers) > 1:
-                picture = overlap_picture(tiles, positions, raw.get)
+                picture = overlap_picture(tiles, positions, raw.get, seams)
                 outputs["qc_overlap"] = write_jpeg(folder / f"{stem}_qc_overlap.jpg", picture)
             if mask_modality:
                 tissue = tissue_mask(
