@@ -238,6 +238,45 @@ def test_tiles_that_a_configuration_lists_in_vain_are_stitched_around_and_listed
     assert "stitched around missing tiles 4" in command("mosaic", source, "--db")[1]
 
 
+def test_tiles_of_unequal_size_are_named_with_both_sizes(case):
+    source = configured(case)
+    tifffile.imwrite(source.parent / "tile_5.tif", np.zeros((64, 71), np.float32))
+    for name in ("coords", "mosaic"):
+        told = refused(name, source)[1]
+        assert "tile_5.tif" in told
+        assert "has shape (71, 64), expected (72, 64) (the size of tile_1.tif)" in told
+
+
+def test_a_volume_of_another_depth_is_named_and_nothing_is_written(project):
+    base = project.parent / "project" / "mosaic-01"
+    write_nifti(base / "processed" / "mosaic_001_image_0004_dBI.nii", np.zeros((72, 64, 37), np.float32))
+    code, output = refused("volume", project)
+    assert code == 1
+    assert "(72, 64, 37), expected (72, 64, 40) (as most tiles have; process it again" in output
+    assert not list(base.glob("stitched/*.ome.zarr"))
+
+
+def test_a_tile_of_nan_is_stitched_around_and_told(project):
+    tile = project.parent / "project" / "mosaic-01" / "processed" / "mosaic_001_image_0005_aip.nii"
+    write_nifti(tile, np.full((72, 64), np.nan, np.float32))
+    assert told("mosaic", project)["blank"] == [5]
+    assert "nothing to see in tiles 5" in command("mosaic", project)[1]
+
+
+def test_a_focus_map_of_other_tiles_is_named_with_what_to_turn(project):
+    write_nifti(project.parent / "project" / "focus-normal.nii", np.zeros((5, 5), np.float32))
+    for name in ("focus", "volume"):
+        told = refused(name, project)[1]
+        assert "is for tiles of (5, 5) px, expected (72, 64)" in told
+        assert "processing.focus.force_refresh" in told
+
+
+def test_a_damaged_mask_is_named(project):
+    mask = Path(told("mosaic", project)["outputs"]["mask"])
+    mask.write_bytes(mask.read_bytes()[:40])
+    assert mask.name in refused("volume", project)[1]
+
+
 @pytest.mark.parametrize("name", ["coords", "mosaic"])
 def test_a_faulty_tile_is_named_in_one_line_and_nothing_is_written(project, name):
     base = project.parent / "project" / "mosaic-01"

@@ -23,6 +23,7 @@ from opticstream.stages.mosaic_tiles import MosaicTiles, check_template, tiles_o
 
 BELIEVED = 0.9
 """Confidence from which the confocal peak counts."""
+_TO_TURN = "remove the map or set processing.focus.force_refresh"
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,10 @@ def read_focus(path: Path, tile_shape: tuple[int, int], /) -> NDArray[np.float32
     """
     data = read_nifti(path)
     if data.shape[:2] != tuple(tile_shape) or data.size != tile_shape[0] * tile_shape[1]:
-        raise InputError(f"{path} is for tiles of {data.shape} px, expected {tuple(tile_shape)}")
+        raise InputError(f"{path} is for tiles of {data.shape} px, expected {tuple(tile_shape)}; {_TO_TURN}")
     data = np.asarray(data, np.float32).reshape(tile_shape)
     if not np.isfinite(data).all():
-        raise InputError(f"{path} holds values that are not finite")
+        raise InputError(f"{path} holds values that are not finite; {_TO_TURN}")
     return data
 
 

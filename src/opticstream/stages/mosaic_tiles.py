@@ -49,7 +49,7 @@ class MosaicTiles:
     grid : tuple of int
         Columns and rows.
     setting : str
-        Key of the configuration that gives the tiles' size.
+        What gives the tiles' size: keys of the configuration, or the first tile.
     folder : Path, optional
         Where the files were looked for.
     """
@@ -175,7 +175,7 @@ def tiles_from_configuration(path: Path, /, *, modality: str = "image") -> Mosai
         files[number] = file
         if shape is None:
             data = read_image(file)
-            shape = (int(data.shape[0]), int(data.shape[1]))
+            shape, example = (int(data.shape[0]), int(data.shape[1])), file.name
     if shape is None:
         raise MissingInputError(f"{path}: none of the {len(configured)} tiles that it lists exists in {path.parent}")
     cells = cells_from_positions(positions, shape)
@@ -188,6 +188,7 @@ def tiles_from_configuration(path: Path, /, *, modality: str = "image") -> Mosai
         cells=cells,
         illumination=path.stem,
         grid=(int(cells[:, 0].max()) + 1, int(cells[:, 1].max()) + 1),
+        setting=f"the size of {example}",
     )
 
 

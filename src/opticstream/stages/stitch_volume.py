@@ -232,9 +232,14 @@ def _open_tiles(tiles: MosaicTiles, modality: str) -> tuple[dict[int, TileVolume
     expected = (common, tiles.tile_shape[1], tiles.tile_shape[0])
     for number, volume in volumes.items():
         if volume.shape != expected:
+            # Depth is no setting of its own: it follows from those that the tile was made with.
+            only_depth = volume.shape[1:] == expected[1:]
+            why = (
+                "as most tiles have; process it again with the settings of the others" if only_depth else tiles.setting
+            )
             raise TileSizeError(
                 f"tile {number} of {tiles.label} ({volume.path}) has shape {volume.shape[::-1]}, expected "
-                f"{expected[::-1]}" + (f" ({tiles.setting})" if tiles.setting else "")
+                f"{expected[::-1]}" + (f" ({why})" if why else "")
             )
     return volumes, common
 
