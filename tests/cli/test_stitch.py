@@ -182,6 +182,12 @@ def test_a_mask_fits_the_volume_whichever_of_both_is_interpolated(project, linea
     assert blank[read_nifti(Path(volume["mask"])) == 0].all()
 
 
+def test_a_mask_that_keeps_nothing_is_told(project):
+    options = ("--set", "processing.mask.threshold_db.normal=95")
+    assert "the mask keeps 0% (processing.mask.threshold_db" in command("mosaic", project, *options)[1]
+    assert "the mask keeps 99%" in command("mosaic", project)[1]
+
+
 def test_the_margin_of_the_command_line_is_that_of_the_template(project):
     told("coords", project, "--margin", "23")
     assert read_tilemap(project.parent / "project" / "tilemap-normal.j2").source["margin_px"] == 23

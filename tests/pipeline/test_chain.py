@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from opticstream.config import DeploymentSettings, load_project
+from opticstream.io.tilemap import read_tilemap
 from opticstream.model.events import BatchReady, MosaicReady, MosaicStitched, SliceReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.progress import is_finished, project_progress
@@ -279,7 +280,10 @@ def test_a_later_mosaic_waits_for_the_template_and_is_taken_up_when_it_appears(a
     progress = project_progress(project)
     assert [m.state for m in progress.mosaics] == ["stitched"] * 4
     assert [s.state for s in progress.slices] == ["registered", "registered"]
-    assert project.facts.read(MosaicId(3), "stitched").detail["template_reused"]
+    reused = [project.facts.read(MosaicId(n), "stitched").detail["template_reused"] for n in (1, 2, 3, 4)]
+    assert reused == [False, False, True, True]
+    for name, first in (("normal", 1), ("tilted", 2)):
+        assert read_tilemap(project.paths.tilemap(name)).source["mosaic_id"] == first
 
 
 def test_parameters_that_do_not_matter_to_a_stage_do_not_change_its_hash(acquired):

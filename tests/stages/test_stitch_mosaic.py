@@ -263,20 +263,25 @@ def assert_geometry(image):
 
 @pytest.mark.parametrize(("interpolation", "most_px"), [("nearest", 0.501), ("linear", 0.001)])
 def test_pixels_of_a_mosaic_lie_where_their_indices_say(case, interpolation, most_px):
-    """Two maps that hold their own x and y: neither turned, nor mirrored, nor shifted."""
+    """Two maps that hold their own x and y: neither turned, nor mirrored, nor shifted, in NIfTI, TIFF and picture."""
     coordinates(case)
     for place in read_tilemap(case.template).places:
         x, y = (start + np.arange(size) for start, size in zip(place.position_px, (72, 64), strict=True))
         write_nifti(case.file(place.tile, "ret"), np.repeat(x[:, None], 64, axis=1).astype(np.float32))
-        write_nifti(case.file(place.tile, "biref"), np.repeat(y[None, :], 72, axis=0).astype(np.float32))
+        write_nifti(case.file(place.tile, "surf"), np.repeat(y[None, :], 72, axis=0).astype(np.float32))
     made = mosaic(
         case, stitch=StitchSettings(interpolation=interpolation), mask=MaskSettings(mask_file_type=""),
-        modalities=("ret", "biref"),
+        modalities=("ret", "surf"),
     )  # fmt: skip
-    for modality, expected in zip(("ret", "biref"), np.indices(made.shape), strict=True):
+    for modality, expected in zip(("ret", "surf"), np.indices(made.shape), strict=True):
         got = np.asarray(nib.load(made.outputs[modality]).dataobj)
         assert np.isfinite(got).mean() > 0.9
         assert np.nanmax(np.abs(got - expected)) <= most_px
+        rows = tifffile.imread(made.outputs[f"{modality}_tif"])
+        assert np.array_equal(rows.T, got, equal_nan=True)
+        with Image.open(made.outputs[f"{modality}_jpg"]) as picture:
+            light = np.asarray(picture.convert("L")).astype(float).T[8:-8, 8:-8]
+        assert np.corrcoef(light.ravel(), expected[8:-8, 8:-8].ravel())[0, 1] > 0.8  # x to the right, y downwards
 
 
 def test_orientation_is_right_across_seams(case):
@@ -302,8 +307,9 @@ def test_the_mask_applies_to_all_maps_and_can_be_left_out(case):
     assert 0.5 < made.tissue_fraction < 0.98
     for modality in MODALITIES:
         assert np.isnan(read_nifti(made.outputs[modality])[~mask]).all()
-    bare = mosaic(case, mask=MaskSettings(mask_file_type=""), folder=case.folder / "bare")
+    bare = mosaic(case, mask=MaskSettings(mask_file_type=""))
     assert "mask" not in bare.outputs
+    assert not made.outputs["mask"].exists()  # the volumes would take it for this mosaic's
     assert np.isfinite(read_nifti(bare.outputs["aip"])).mean() > mask.mean()
     by_mip = mosaic(case, mask=MaskSettings(mask_file_type="mip"), folder=case.folder / "mip")
     assert not np.array_equal(read_nifti(by_mip.outputs["mask"]), mask)

@@ -304,6 +304,8 @@ def mosaic_command(
         result = told | made.as_dict()
         result["outputs"] = told["outputs"] | result["outputs"]
     lines = [f"{made.shape[0]} x {made.shape[1]} px, seams correlate {made.seam_ncc:.2f}"]
+    if made.tissue_fraction == made.tissue_fraction:
+        lines.append(f"the mask keeps {made.tissue_fraction:.0%} (processing.mask.threshold_db decides)")
     if made.blank:
         lines.append(f"nothing to see in tiles {', '.join(map(str, made.blank))}")
     _show(result, [*_verdict_line(told), *lines, *_missing_line(result["missing"])], as_json)

@@ -51,7 +51,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
         missing = sorted({number for numbers in stitched.missing.values() for number in numbers})
         outputs = {**_vouched(project, mosaic, coordinates, focus), **stitched.outputs}
         refreshed = project.config.processing.coordinates.force_refresh_coordinates
-        doubts.extend(_doubts(coordinates, missing))
+        doubts.extend(doubts_of_mosaic(coordinates, stitched))
         return Result(
             outputs=[facts.file_record(path) for path in outputs.values()],
             inputs=[] if refreshed else [facts.file_record(coordinates.template)],
@@ -177,12 +177,16 @@ def _others(project: Project, mosaic: MosaicId, snapshot: FactsView) -> list[Mos
     ]
 
 
-def _doubts(coordinates: CoordinatesResult, missing: list[int]) -> list[str]:
+def doubts_of_mosaic(coordinates: CoordinatesResult, stitched: MosaicResult, /) -> list[str]:
+    """Return what people should look at before they trust a stitched mosaic; nothing where all is well."""
     doubts = []
+    missing = sorted({number for numbers in stitched.missing.values() for number in numbers})
     if coordinates.verdict is not None and coordinates.verdict.grade != "good":
         doubts.append(f"coordinates are {coordinates.verdict.sentence}")
     if missing:
         doubts.append(f"stitched without tiles {', '.join(map(str, missing))}")
+    if stitched.tissue_fraction == 0:
+        doubts.append("the mask keeps nothing, all maps are empty (processing.mask.threshold_db)")
     return doubts
 
 

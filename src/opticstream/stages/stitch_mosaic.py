@@ -200,6 +200,10 @@ def stitch_maps(
                 )
                 outputs |= _write_mask(tissue, folder, stem, pixel_size_mm, stitch)
                 tissue_fraction = float(tissue.sum() / max(covered.sum(), 1))
+            else:
+                # An earlier run's mask would be applied to the volumes as if it were this one's.
+                for path in _mask_paths(folder, stem):
+                    path.unlink(missing_ok=True)
         if tissue is not None:
             image = np.where(tissue, image, np.float32(np.nan))
         outputs |= _write_map(modality, image, folder, stem, pixel_size_mm, stitch.formats)
@@ -283,14 +287,16 @@ def _write_mask(
     pixel_size_mm: tuple[float, float, float],
     stitch: StitchSettings,
 ) -> dict[str, Path]:
-    path = write_nifti(
-        folder / f"{stem}_mask.nii.gz", tissue.astype(np.uint8), voxel_size_mm=pixel_size_mm, description="1: tissue"
-    )
-    outputs = {"mask": path}
+    path, picture_path = _mask_paths(folder, stem)
+    outputs = {"mask": write_nifti(path, tissue.astype(np.uint8), voxel_size_mm=pixel_size_mm, description="1: tissue")}
     if "jpeg" in stitch.formats:
         picture = picture_of_map("mask", reduced(tissue, PREVIEW_PX))
-        outputs["mask_jpg"] = write_jpeg(folder / f"{stem}_mask.jpg", picture)
+        outputs["mask_jpg"] = write_jpeg(picture_path, picture)
     return outputs
+
+
+def _mask_paths(folder: Path, stem: str) -> tuple[Path, Path]:
+    return folder / f"{stem}_mask.nii.gz", folder / f"{stem}_mask.jpg"
 
 
 def _write_seams(seams: Sequence[Seam], tiles: MosaicTiles, path: Path) -> Path:
