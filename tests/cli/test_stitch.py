@@ -237,6 +237,18 @@ def test_a_configuration_with_wrong_names_is_named_with_its_folder(case):
     assert "'tyle_1.tif' is listed 2 times" in refused("mosaic", source)[1]
 
 
+def test_volumes_at_different_depths_are_refused_and_not_stitched_wrongly(tmp_path):
+    made = make_case(tmp_path / "p", columns=2, rows=1, products=(), volumes=("dBI",))
+    source = configured(made, ".npy", "dBI")
+    tiles = read_tile_configuration(source)
+    for depths, status in (((4.0, 4.0), 0), ((4.0, 6.5), 1)):
+        placed = [ConfiguredTile(t.name, (*t.position_px, z)) for t, z in zip(tiles, depths, strict=True)]
+        write_tile_configuration(source, placed)
+        code, output = command("volume", source, "--positions", "keep")
+        assert code == status, output
+    assert "depths from 4 to 6.5 px" in output
+
+
 def test_tiles_that_a_configuration_lists_in_vain_are_stitched_around_and_listed(case):
     source = configured(case)
     (source.parent / "tile_4.tif").unlink()

@@ -189,7 +189,7 @@ def _focus_line(focus: FocusResult) -> str:
 
 
 def _configured(
-    source: Path, folder: Path, positions: Positions, margin: int | None, modality: str
+    source: Path, folder: Path, positions: Positions, margin: int | None, modality: str, *, volumes: bool = False
 ) -> tuple[MosaicTiles, TileMap, dict[str, Any]]:
     """Return the tiles of a configuration file, their places, and what is to be told about them."""
     import numpy as np
@@ -203,7 +203,7 @@ def _configured(
     )
     from opticstream.stages.mosaic_tiles import tiles_from_configuration
 
-    tiles = tiles_from_configuration(source, modality=modality)
+    tiles = tiles_from_configuration(source, modality=modality, one_depth=volumes)
     told: dict[str, Any] = {"missing": list(tiles.missing(modality)), "outputs": {}, "verdict": None}
     nowhere = np.zeros(len(tiles.numbers), bool)
     if positions is Positions.KEEP:
@@ -396,7 +396,7 @@ def volume(
                 lines.append(f"nothing is masked: {project.mask} is not there (stitch mosaic makes it)")
         else:
             folder = out_folder or source.parent
-            tiles, tilemap, told = _configured(source, folder, positions, margin, modality)
+            tiles, tilemap, told = _configured(source, folder, positions, margin, modality, volumes=True)
             made = stitch_modality(
                 tiles,
                 tilemap,

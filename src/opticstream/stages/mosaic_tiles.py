@@ -156,15 +156,30 @@ def tiles_of_mosaic(mosaic: MosaicId, /, *, scan: ScanSettings, folder: Path, mo
     )
 
 
-def tiles_from_configuration(path: Path, /, *, modality: str = "image") -> MosaicTiles:
+def tiles_from_configuration(path: Path, /, *, modality: str = "image", one_depth: bool = False) -> MosaicTiles:
     """Return the tiles that a Fiji tile configuration lists, numbered from 1 in its order.
+
+    Parameters
+    ----------
+    path : Path
+        The configuration; positions along z are left out.
+    modality : str
+        What the tiles hold.
+    one_depth : bool
+        Refuse tiles that do not begin at the same depth.
 
     Raises
     ------
     InputError
-        The tiles differ in size (names both), or none of them exists.
+        None of the tiles exists, or they begin at different depths.
     """
     configured = read_tile_configuration(path)
+    depths = [tile.position_px[2] for tile in configured if len(tile.position_px) > 2]
+    if one_depth and depths and max(depths) - min(depths) >= 0.5:
+        raise InputError(
+            f"{path}: tiles lie at depths from {min(depths):g} to {max(depths):g} px; volumes are stitched side by "
+            "side only, so all tiles must have the same z"
+        )
     positions = np.array([tile.position_px[:2] for tile in configured], float)
     files = {}
     shape: tuple[int, int] | None = None
