@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from opticstream.compute.pyramid_blocks import ValueKind, halved
 from opticstream.io.atomic import write_text
+from opticstream.io.disk_errors import disk_errors
 from opticstream.io.volume_reading import BlockReader
 from opticstream.model.errors import FileFormatError
 
@@ -69,8 +70,11 @@ class SliceStore:
         ------
         FileFormatError
             The store on disk has another slab, voxel size or type than this one.
+        OSError
+            The disk is full, or refuses otherwise.
         """
-        levels = self._open(slice_index, shape)
+        with disk_errors(self.path):
+            levels = self._open(slice_index, shape)
         canvas = self._canvas(levels[0])
         step = self._tile()
         for x in range(0, canvas[0], step):
@@ -150,7 +154,8 @@ class SliceStore:
                 slice(y0, y0 + data.shape[-2]),
                 slice(x0, x0 + data.shape[-1]),
             )
-            array[(..., *where)].write(data).result()
+            with disk_errors(self.path):
+                array[(..., *where)].write(data).result()
 
     def _spec(self, level: int) -> dict[str, Any]:
         return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.path / str(level))}}
