@@ -289,6 +289,30 @@ def test_a_focus_map_of_other_tiles_is_named_with_what_to_turn(project):
         assert "processing.focus.force_refresh" in told
 
 
+@pytest.mark.parametrize("name", ["coords", "mosaic", "focus", "volume"])
+def test_a_template_for_another_grid_is_named_with_what_to_turn(project, name):
+    told("coords", project)
+    before = tree_checksums(project.parent / "project")
+    code, output = refused(name, project, "--set", "scan.grid_size_y=3")
+    assert code == 1
+    assert "tilemap-normal.j2 is for 3 x 2 tiles of 72 x 64 px, but this mosaic has 3 x 3" in output
+    assert "processing.coordinates.force_refresh_coordinates" in output
+    assert tree_checksums(project.parent / "project") == before
+
+
+@pytest.mark.parametrize("name", ["coords", "mosaic", "focus", "volume"])
+def test_a_mosaic_of_blank_tiles_is_told_and_nothing_is_written(project, name):
+    base = project.parent / "project"
+    for tile in (base / "mosaic-01" / "processed").glob("*_aip.nii"):
+        write_nifti(tile, np.zeros((72, 64), np.float32))
+    before = tree_checksums(base)
+    code, output = refused(name, project)
+    assert code == 1
+    assert "every tile is blank (constant or NaN in aip)" in output
+    assert 'coordinates.method = "nominal"' in output
+    assert tree_checksums(base) == before
+
+
 def test_a_damaged_mask_is_named(project):
     mask = Path(told("mosaic", project)["outputs"]["mask"])
     mask.write_bytes(mask.read_bytes()[:40])
