@@ -5,12 +5,14 @@ import sys
 
 import numpy as np
 
+from opticstream.compute.stitching.grid import usual_overlap_px
 from opticstream.compute.stitching.positions import positions_from_tiles
-from opticstream.compute.stitching.tilefilter import filtered_tiles
+from opticstream.compute.stitching.tilefilter import filtered_tiles, high_pass_for_overlap
 
 tiles = np.load(sys.argv[1])
 task = json.loads(open(sys.argv[2]).read())
-maps = [filtered_tiles(tiles), *(filtered_tiles(np.load(path)) for path in sys.argv[4:])]
+sigma_px = high_pass_for_overlap(usual_overlap_px(task["nominal"], tile_shape=tiles.shape[1:]))
+maps = [filtered_tiles(one, sigma_px=sigma_px) for one in (tiles, *(np.load(path) for path in sys.argv[4:]))]
 found = positions_from_tiles(maps, task["nominal"], margin_px=task["margin"])
 peak_mb = int(dict(line.split(":", 1) for line in open("/proc/self/status"))["VmHWM"].split()[0]) / 1024
 json.dump(

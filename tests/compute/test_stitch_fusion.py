@@ -256,10 +256,29 @@ def test_filtered_tiles_know_nothing_of_shading_or_blankness():
     rng = np.random.default_rng(1)
     texture = rng.gamma(4, 0.25, (90, 80))
     shading = np.exp(np.linspace(-1, 1, 90))[:, None]
-    plain, shaded, blank = filtered_tiles([texture, texture * shading, np.full((90, 80), 3.0)])
+    plain, shaded, blank = filtered_tiles([texture, texture * shading, np.full((90, 80), 3.0)]).values
     inner = (slice(15, -15), slice(15, -15))
     assert np.corrcoef(plain[inner].ravel(), shaded[inner].ravel())[0, 1] > 0.97
     assert not blank.any()
+
+
+def test_a_patch_is_filtered_as_if_it_were_the_whole_tile():
+    rng = np.random.default_rng(1)
+    texture = rng.gamma(4, 0.25, (90, 80))
+    whole = filtered_tiles([texture, np.full((90, 80), 3.0)], logarithm=False, sigma_px=12)
+    corner, size = (7, 30), (40, 33)
+    (alone,) = filtered_tiles([texture[7:47, 30:63]], logarithm=False).values
+    assert np.allclose(whole.patch(0, corner, size), alone, atol=1e-4)
+    assert not whole.patch(1, corner, size).any()
+
+
+def test_unknown_pixels_stay_unknown_in_a_patch():
+    texture = np.random.default_rng(1).gamma(4, 0.25, (90, 80))
+    texture[10:20, 35:40] = np.nan
+    patch = filtered_tiles([texture]).patch(0, (0, 30), (90, 30))
+    assert not patch[10:20, 5:10].any()
+    assert np.isfinite(patch).all()
+    assert patch.any()
 
 
 def test_seams_tell_matching_tiles_from_shifted_ones():

@@ -11,7 +11,7 @@ from opticstream.compute.stitching.grid import neighbour_pairs, nominal_position
 from opticstream.compute.stitching.positions import positions_from_tiles
 from opticstream.compute.stitching.propagation import GRID_VARIANCE_PX2, beliefs_from_surfaces
 from opticstream.compute.stitching.solver import LinkSystem, lines_from_positions
-from opticstream.compute.stitching.tilefilter import filtered_tiles
+from opticstream.compute.stitching.tilefilter import filtered_tiles, high_pass_for_overlap
 from opticstream.testing.synthetic_mosaic import position_errors, synthetic_mosaic
 
 
@@ -29,8 +29,8 @@ def test_tiles_with_tissue_are_placed_to_a_fraction_of_a_pixel(standard):
     tissue = ~standard.blank
     error = position_errors(found.positions_px, standard.true_px, tissue)[tissue]
     nominal = position_errors(standard.nominal_px, standard.true_px, tissue)[tissue]
-    assert np.sqrt((error**2).mean()) < 0.35
-    assert error.max() < 1.2
+    assert np.sqrt((error**2).mean()) < 0.3
+    assert error.max() < 0.8
     assert np.sqrt((nominal**2).mean()) > 4  # the stage really was off
 
 
@@ -156,7 +156,7 @@ def test_equal_masked_overlaps_are_no_links():
 
 
 def test_a_single_tile_needs_no_neighbour():
-    found = positions_from_tiles([np.ones((1, 32, 32), np.float32)], [[0.0, 0.0]])
+    found = positions_from_tiles([filtered_tiles(np.ones((1, 32, 32), np.float32))], [[0.0, 0.0]])
     assert found.positions_px.tolist() == [[0.0, 0.0]]
 
 
@@ -201,6 +201,27 @@ def test_faint_texture_under_full_speckle_is_used_as_far_as_it_goes():
     assert 0.6 < np.sqrt((np.concatenate(scaled) ** 2).mean()) < 1.5  # and the uncertainty knows
 
 
+def test_no_link_is_pulled_by_the_edges_of_its_tiles():
+    """Of some hundredths of a pixel nobody hears in one link, but over 20 tiles they are half a pixel."""
+    off: list[list[np.ndarray]] = [[], []]
+    for seed in (1, 2):
+        mosaic = synthetic_mosaic(columns=5, rows=5, tile_shape=(350, 350), blank_fraction=0, seed=seed)
+        links = positions_from_tiles([filtered_tiles(mosaic.clean)], mosaic.nominal_px).links
+        true = mosaic.true_px[links.pairs[:, 1]] - mosaic.true_px[links.pairs[:, 0]]
+        for axis in (0, 1):
+            off[axis].append((links.displacement_px - true)[links.axis == axis, axis])
+    for axis in (0, 1):
+        assert abs(np.median(np.concatenate(off[axis]))) < 0.015
+
+
+def test_one_row_of_clear_tiles_with_a_large_jump_of_the_stage():
+    """Few links know the stage's scatter badly; a clear link must not count as an outlier of a scatter guessed low."""
+    mosaic = synthetic_mosaic(columns=8, rows=1, tile_shape=(350, 350), contrast=0.33, blank_fraction=0, seed=3)
+    found = positions_from_tiles([filtered_tiles(mosaic.tiles, sigma_px=16)], mosaic.nominal_px)
+    every = np.ones(8, bool)
+    assert position_errors(found.positions_px, mosaic.true_px, every).max() < 0.6
+
+
 def test_two_faint_maps_place_every_tile_that_shares_texture_within_three_pixels():
     """The hard case: half of the tiles blank, speckle contrast 1, a third of the usual contrast."""
     mosaic = synthetic_mosaic(
@@ -208,7 +229,8 @@ def test_two_faint_maps_place_every_tile_that_shares_texture_within_three_pixels
     )
     second = np.random.default_rng(3).standard_exponential(mosaic.clean.shape, np.float32) / mosaic.clean
     second[mosaic.blank] *= 0.02**2
-    found = positions_from_tiles([filtered_tiles(mosaic.tiles), filtered_tiles(second)], mosaic.nominal_px)
+    maps = [filtered_tiles(images, sigma_px=high_pass_for_overlap(70)) for images in (mosaic.tiles, second)]
+    found = positions_from_tiles(maps, mosaic.nominal_px)
     pairs, _ = neighbour_pairs(mosaic.nominal_px, tile_shape=(350, 350))
     shared = np.zeros(100, bool)
     shared[pairs[~mosaic.blank[pairs].any(axis=1)].ravel()] = True

@@ -10,8 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute.stitching.grid import usual_overlap_px
 from opticstream.compute.stitching.positions import TilePositions, empty_tiles, positions_from_tiles
-from opticstream.compute.stitching.tilefilter import amplitude_from_db, filtered_tiles
+from opticstream.compute.stitching.tilefilter import (
+    FilteredTiles,
+    amplitude_from_db,
+    filtered_tiles,
+    high_pass_for_overlap,
+)
 from opticstream.config import ScanSettings
 from opticstream.config.processing import CoordinateSettings
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
@@ -137,8 +143,8 @@ def measured_positions(
     # Where the first map is empty the others show no tissue either, but a pattern of the instrument perhaps.
     empty = empty_tiles(images[0])
     for image in images[1:]:
-        image[empty] = 0
-    if len(tiles.numbers) > 1 and not any(image.any() for image in images):
+        image.values[empty] = 0
+    if len(tiles.numbers) > 1 and not any(image.values.any() for image in images):
         raise ProcessingError(
             f"{tiles.label}: every tile is blank (constant or NaN in {', '.join(modalities)}), so positions cannot be "
             'measured; coordinates.method = "nominal" places tiles on the nominal grid'
@@ -147,7 +153,7 @@ def measured_positions(
     return found, tuple(sorted(missing))
 
 
-def _images(tiles: MosaicTiles, modality: str) -> tuple[NDArray[np.float32], list[int]]:
+def _images(tiles: MosaicTiles, modality: str) -> tuple[FilteredTiles, list[int]]:
     """Return one map of all tiles, filtered, and the tiles that lack it."""
     tiles.require(modality)
     stack, missing = [], []
@@ -159,7 +165,9 @@ def _images(tiles: MosaicTiles, modality: str) -> tuple[NDArray[np.float32], lis
         elif modality in LEVELS_IN_DB:
             image = amplitude_from_db(image)
         stack.append(image)
-    return filtered_tiles(stack, logarithm=modality not in NOT_INTENSITY), missing
+    overlap = usual_overlap_px(tiles.nominal_px, tile_shape=tiles.tile_shape)
+    filtered = filtered_tiles(stack, logarithm=modality not in NOT_INTENSITY, sigma_px=high_pass_for_overlap(overlap))
+    return filtered, missing
 
 
 def _best_positions(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute.stitching.tilefilter import FilteredTiles
+
 FloatArray = NDArray[np.float32]
 BATCH = 24
 
@@ -267,7 +269,7 @@ NEAR = 3
 
 
 def aligned_coefficients(
-    tiles: FloatArray,
+    tiles: FilteredTiles,
     pairs: NDArray[np.intp],
     displacement_px: NDArray[np.intp],
     ring_weight: FloatArray,
@@ -277,14 +279,15 @@ def aligned_coefficients(
 ) -> tuple[FloatArray, FloatArray]:
     """Return the correlation of overlaps that are already aligned to about a pixel, for lags of up to 3 px.
 
-    Both tiles are cut to the very rectangle that they share, with the same soft edges. The size of the overlap then
-    does not change with the lag to first order, which would otherwise push every peak of a speckled texture outwards by
-    about a tenth of a pixel: little for a link, but it adds up over a mosaic.
+    Both tiles are cut to the very rectangle that they share, filtered within it, with the same soft edges. The size of
+    the overlap then does not change with the lag to first order, which would otherwise push every peak of a speckled
+    texture outwards by about a tenth of a pixel, and no tile's own edge pulls it inwards by some hundredths: little for
+    a link, but it adds up over a mosaic.
 
     Parameters
     ----------
-    tiles : ndarray, shape (tiles, x, y), float32
-        Filtered tiles.
+    tiles : FilteredTiles
+        The tiles.
     pairs : ndarray of int, shape (n, 2)
         First and second tile of each link.
     displacement_px : ndarray of int, shape (n, 2)
@@ -303,7 +306,7 @@ def aligned_coefficients(
     """
     from scipy import fft
 
-    size = np.array(tiles.shape[1:])
+    size = np.array(tiles.tile_shape)
     n = len(pairs)
     coefficient = np.zeros((n, 2 * NEAR + 1, 2 * NEAR + 1), np.float32)
     samples = np.zeros(n, np.float32)
@@ -330,9 +333,8 @@ def aligned_coefficients(
             soft = edge_x[:, None] * edge_y[None, :]
             area[row] = float((soft**2).sum())
             for side, origin in ((0, low), (1, low - displacement_px[k])):
-                tile = tiles[pairs[k, side]]
-                here = tile[origin[0] : origin[0] + len(edge_x), origin[1] : origin[1] + len(edge_y)]
-                cut[side, row, : len(edge_x), : len(edge_y)] = here * soft
+                patch = tiles.patch(int(pairs[k, side]), origin.tolist(), soft.shape)
+                cut[side, row, : len(edge_x), : len(edge_y)] = patch * soft
         first, second = (fft.rfft2(one, workers=workers) for one in cut)
         powers = [one.real**2 + one.imag**2 for one in (first, second)]
         energy = [np.einsum("nxy,xy,y->n", power, weight, columns, optimize=True) for power in powers]

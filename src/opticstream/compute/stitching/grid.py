@@ -95,3 +95,19 @@ def neighbour_pairs(
         np.array([p for p, _ in found], np.intp).reshape(-1, 2),
         np.array([a for _, a in found], np.intp),
     )
+
+
+def usual_overlap_px(positions_px: ArrayLike, /, *, tile_shape: tuple[int, int]) -> float:
+    """Return by how many pixels neighbours overlap across the edge that they share (the median; a lone tile: its size).
+
+    Examples
+    --------
+    >>> usual_overlap_px([(0, 0), (80, 1), (160, 0)], tile_shape=(100, 50))
+    20.0
+    """
+    positions = np.asarray(positions_px, float).reshape(-1, 2)
+    pairs, axis = neighbour_pairs(positions, tile_shape=tile_shape)
+    if len(pairs) == 0:
+        return float(min(tile_shape))
+    apart = (positions[pairs[:, 1]] - positions[pairs[:, 0]])[np.arange(len(pairs)), axis]
+    return float(np.median(np.asarray(tile_shape)[axis] - apart))

@@ -27,6 +27,7 @@ from opticstream.compute.stitching.correlation import (
 from opticstream.compute.stitching.grid import neighbour_pairs
 from opticstream.compute.stitching.propagation import beliefs_from_surfaces, limited_information
 from opticstream.compute.stitching.solver import LinkSystem, Solution, lines_from_positions
+from opticstream.compute.stitching.tilefilter import FilteredTiles
 
 Array = NDArray[np.float64]
 FloatArray = NDArray[np.float32]
@@ -40,6 +41,8 @@ SHARP_PX2 = 0.5
 """A link whose belief varies by less than this has one narrow peak, to be measured to a fraction of a pixel."""
 PREDICTION_PX2 = 0.5
 """What is added to the expectation's variance before peaks are picked around it."""
+DOUBT = 4.0
+"""Widens the first guess of the stage's variance: where that is too narrow, clear links look like outliers."""
 OUTLIER_CHI2 = 9.21
 """Squared residual in sigmas, two dimensions, that one good link in a hundred exceeds."""
 
@@ -132,7 +135,7 @@ class _Evidence:
 
 
 def positions_from_tiles(
-    images: Sequence[FloatArray],
+    images: Sequence[FilteredTiles],
     nominal_px: ArrayLike,
     /,
     *,
@@ -144,9 +147,8 @@ def positions_from_tiles(
 
     Parameters
     ----------
-    images : sequence of ndarray, each of shape (tiles, x, y), float32
-        One or more kinds of image of the same tiles, through `filtered_tiles`; their evidence is added. A blank tile
-        is all zeros.
+    images : sequence of FilteredTiles
+        One or more kinds of image of the same tiles; their evidence is added.
     nominal_px : array_like, shape (tiles, 2)
         Where the stage was sent.
     margin_px : int
@@ -166,15 +168,15 @@ def positions_from_tiles(
 
 
 def _positions(
-    images: Sequence[FloatArray], nominal_px: ArrayLike, margin_px: int, line_parity: ArrayLike | None, workers: int
+    images: Sequence[FilteredTiles], nominal_px: ArrayLike, margin_px: int, line_parity: ArrayLike | None, workers: int
 ) -> TilePositions:
     nominal = np.asarray(nominal_px, np.float64).reshape(-1, 2)
-    tile_shape = (int(images[0].shape[1]), int(images[0].shape[2]))
+    tile_shape = images[0].tile_shape
     pairs, axis = neighbour_pairs(nominal, tile_shape=tile_shape, min_overlap_px=5.0)
     features = _stage_features(nominal, line_parity)
     if len(pairs) == 0:
         return _without_links(nominal, pairs, axis, float(margin_px))
-    spectra = [_spectra(image, nominal, pairs, axis, margin_px, workers) for image in images]
+    spectra = [_spectra(image.values, nominal, pairs, axis, margin_px, workers) for image in images]
     evidence = _gathered(spectra, pairs, axis, nominal, [[_smooth() for _ in channel] for channel in spectra])
     stage = _StageModel.from_surfaces(evidence, nominal, features)
     for _ in range(2):
@@ -204,9 +206,9 @@ def _positions(
     return _solved(evidence, nominal, features, stage, tile_shape, aligned)
 
 
-def empty_tiles(image: FloatArray, /) -> NDArray[np.bool_]:
-    """Return which filtered tiles, shape (tiles, x, y), show much less contrast than the others."""
-    contrast = _contrast(image)
+def empty_tiles(image: FilteredTiles, /) -> NDArray[np.bool_]:
+    """Return which tiles, shape (tiles,), show much less contrast than the others."""
+    contrast = _contrast(image.values)
     return np.asarray(contrast <= _least_contrast(contrast))
 
 
@@ -559,15 +561,25 @@ class _StageModel:
 
 
 def _robust(
-    system: LinkSystem, shift: Array, information: Array, accepted: NDArray[np.bool_], prior: Array
+    system: LinkSystem,
+    shift: Array,
+    information: Array,
+    accepted: NDArray[np.bool_],
+    measured: NDArray[np.bool_],
+    prior: Array,
 ) -> tuple[Solution, Array]:
-    """Solve with graduated non-convexity (Geman-McClure): from all links trusted to outliers ignored."""
-    weight = accepted.astype(float)
+    """Solve with graduated non-convexity (Geman-McClure): from all links trusted to outliers ignored.
+
+    Only a `measured` link can be an outlier. What the others say was weighed against all the rest already, each with
+    its chance of meaning nothing; what they leave as residuals is no reason to believe them less.
+    """
+    weight = accepted.astype(np.float64)
     solution = system.solve(shift, information * weight[:, None, None], prior)
     chi2 = _chi2(system, solution, shift, information)
-    mu = max(2 * float(chi2[accepted].max(initial=0)) / OUTLIER_CHI2, 1.0)
+    mu = max(2 * float(chi2[accepted & measured].max(initial=0)) / OUTLIER_CHI2, 1.0)
     while True:
-        weight = accepted * (mu * OUTLIER_CHI2 / (chi2 + mu * OUTLIER_CHI2)) ** 2
+        doubted = (mu * OUTLIER_CHI2 / (chi2 + mu * OUTLIER_CHI2)) ** 2
+        weight = np.where(accepted, np.where(measured, doubted, 1.0), 0.0)
         solution = system.solve(shift, information * weight[:, None, None], prior)
         chi2 = _chi2(system, solution, shift, information)
         if mu <= 1.0:
@@ -601,7 +613,7 @@ def _solved(
         evidence.surface,
         system,
         expected_px=expected,
-        variance_px2=variance,
+        variance_px2=variance * DOUBT,
         offset_px=rounding,
         jitter_px=np.clip(stage.link_sigma_px.mean(axis=0) / np.sqrt(2), 0.5, None),
     )
@@ -616,7 +628,7 @@ def _solved(
     evidence.accepted = sharp | (np.linalg.eigvalsh(beliefs.information)[:, 1] * (jitter**2).mean() > 0.5)
     prior = np.tile(1 / jitter**2, (len(nominal), 1))
     information = limited_information(evidence.information, FLOOR_PX**2)
-    solution, weight = _robust(system, evidence.shift - rounding, information, evidence.accepted, prior)
+    solution, weight = _robust(system, evidence.shift - rounding, information, evidence.accepted, sharp, prior)
     held = np.zeros(len(nominal), bool)
     held[pairs[weight > 0.5].ravel()] = True
     shift = evidence.shift - rounding

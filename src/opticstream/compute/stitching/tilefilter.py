@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,8 +18,62 @@ from opticstream.compute.blas_threads import one_blas_thread
 
 FloatArray = NDArray[np.float32]
 
-HIGH_PASS_SIGMA_PX = 8.0
+LEAST_SIGMA_PX, MOST_SIGMA_PX = 8.0, 16.0
+PATCH_SIGMA_PX = 8.0
+"""Within an overlap that is aligned: what is smoother than this says little of where exactly."""
 SOFT_FLOOR = 0.3
+NOTHING = 1e-5
+"""Rounding leaves a constant tile at about 1e-6, which a normalised correlation would blow up to full size."""
+
+
+@dataclass(frozen=True)
+class FilteredTiles:
+    """Tiles without their blur, and the blur that was taken away.
+
+    Attributes
+    ----------
+    values : ndarray, shape (tiles, x, y), float32
+        Tiles minus their blur; 0 where a tile is blank or a pixel unknown.
+    blur : ndarray, shape (tiles, cosines along x, along y), float32
+        The blur's coefficients in the rows of `cosine_blur_basis`.
+    sigma_px : float
+        Width of the blur.
+    """
+
+    values: FloatArray
+    blur: FloatArray
+    sigma_px: float
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """Size of a tile along x and y."""
+        return self.values.shape[1], self.values.shape[2]
+
+    def patch(self, tile: int, corner: Sequence[int], size: Sequence[int], /) -> FloatArray:
+        """Return a rectangle of one tile, filtered as if it were all there is of the tile.
+
+        Near its edge a tile's blur does not know what lies beyond. Two tiles that overlap end at different places, so
+        their filtered values differ there, always in the same sense. Filtered within the rectangle that they share
+        both are treated alike.
+
+        Parameters
+        ----------
+        tile : int
+            Which tile.
+        corner, size : sequence of int
+            First pixel and number of pixels along x and y.
+        """
+        x, y = (slice(first, first + count) for first, count in zip(corner, size, strict=True))
+        values = self.values[tile, x, y]
+        along_x, along_y = (_basis(n, self.sigma_px) for n in self.tile_shape)
+        level = values + along_x[:, x].T @ self.blur[tile] @ along_y[:, y]
+        own_x, own_y = (_basis(n, PATCH_SIGMA_PX) for n in values.shape)
+        level -= own_x.T @ ((own_x @ level) @ own_y.T) @ own_y
+        level[(values == 0) | (np.abs(level) < NOTHING)] = 0
+        return np.asarray(level, np.float32)
 
 
 def amplitude_from_db(level_db: ArrayLike, /) -> FloatArray:
@@ -92,6 +148,20 @@ def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /) -> float:
     return max(share * level, 1e-6)
 
 
+def high_pass_for_overlap(overlap_px: float, /) -> float:
+    """Return the width of the blur to take away from tiles that overlap by `overlap_px` pixels.
+
+    Wide, it leaves more of a faint texture. But a blur does not know what lies beyond a tile's edge: it should not be
+    wider than a quarter of the overlap.
+
+    Examples
+    --------
+    >>> [high_pass_for_overlap(overlap) for overlap in (10, 48, 200)]
+    [8.0, 12.0, 16.0]
+    """
+    return float(np.clip(overlap_px / 4, LEAST_SIGMA_PX, MOST_SIGMA_PX))
+
+
 def cosine_blur_basis(length: int, sigma_px: float, /) -> FloatArray:
     """Return the rows ``B`` with ``B.T @ B @ v`` = `v` blurred by a Gaussian, edges mirrored.
 
@@ -124,14 +194,17 @@ def cosine_blur_basis(length: int, sigma_px: float, /) -> FloatArray:
     return np.asarray(basis * np.sqrt(attenuation), np.float32)
 
 
+_basis = lru_cache(maxsize=512)(cosine_blur_basis)
+
+
 def filtered_tiles(
     tiles: Sequence[NDArray[np.floating]],
     /,
     *,
     logarithm: bool = True,
-    sigma_px: float = HIGH_PASS_SIGMA_PX,
+    sigma_px: float = LEAST_SIGMA_PX,
     workers: int = 2,
-) -> FloatArray:
+) -> FilteredTiles:
     """Return the tiles ready for correlation: logarithm with a soft floor, minus a Gaussian blur.
 
     Parameters
@@ -141,19 +214,20 @@ def filtered_tiles(
     logarithm : bool
         Take ``log(tile + floor)`` first; for linear, non-negative intensities. Negative values count as 0.
     sigma_px : float
-        Width of the blur that is taken away.
+        Width of the blur that is taken away, e.g. of `high_pass_for_overlap`.
     workers : int
         Threads.
 
     Returns
     -------
-    ndarray, shape (tiles, x, y), float32
+    FilteredTiles
         A blank (constant) tile gives zeros.
     """
     floor = np.float32(soft_floor_of_tiles(tiles)) if logarithm else np.float32(0)
     nx, ny = tiles[0].shape
     basis_x, basis_y = cosine_blur_basis(nx, sigma_px), cosine_blur_basis(ny, sigma_px)
     result = np.empty((len(tiles), nx, ny), np.float32)
+    blur = np.empty((len(tiles), len(basis_x), len(basis_y)), np.float32)
 
     def work(index: int) -> None:
         tile, out = tiles[index], result[index]
@@ -168,15 +242,15 @@ def filtered_tiles(
             np.log(out, out=out)
         if holes is not None:
             _fill_with_blur(out, holes, basis_x, basis_y)
-        out -= basis_x.T @ ((basis_x @ out) @ basis_y.T) @ basis_y
+        blur[index] = (basis_x @ out) @ basis_y.T
+        out -= basis_x.T @ blur[index] @ basis_y
         if holes is not None:
             out[holes] = 0
-        # Rounding leaves a constant tile at about 1e-6, which a normalised correlation would blow up to full size.
-        out[np.abs(out) < 1e-5] = 0
+        out[np.abs(out) < NOTHING] = 0
 
     with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         list(pool.map(work, range(len(tiles))))
-    return result
+    return FilteredTiles(result, blur, sigma_px)
 
 
 def _fill_with_blur(tile: FloatArray, holes: NDArray[np.bool_], basis_x: FloatArray, basis_y: FloatArray) -> None:
