@@ -22,7 +22,7 @@ from opticstream.io.omezarr import StoreWriter, read_attributes, read_volume, st
 from opticstream.io.tilemap import read_tilemap
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, TileSizeError
 from opticstream.stages.find_coordinates import find_coordinates
-from opticstream.stages.stitch_volume import dask_executor, stitch_volume
+from opticstream.stages.stitch_volume import _BlockWorker, dask_executor, stitch_volume
 from opticstream.testing.checksums import tree_checksums
 from opticstream.testing.stitching_cases import MOSAIC, VOXEL_MM, make_case
 
@@ -346,6 +346,44 @@ def test_a_run_with_another_tile_starts_anew(tmp_path):
     undisturbed = small_blocks(made, tmp_path / "undisturbed")
     undisturbed.communicate()
     assert tree_checksums(out / "v.ome.zarr") == tree_checksums(tmp_path / "undisturbed" / "v.ome.zarr")
+
+
+def test_volumes_that_were_finished_before_a_kill_are_not_stitched_again(case, tmp_path, monkeypatch):
+    made: list[str] = []
+    make = _BlockWorker.make
+
+    def noted(self, corner, pool):
+        modality = "R3D" if "R3D" in next(iter(self.job.volumes.values())).path.name else "dBI"
+        made.append(modality)
+        if modality == killed_in[0]:
+            raise KeyboardInterrupt
+        return make(self, corner, pool)
+
+    def both(folder, **settings):
+        made.clear()
+        return stitch_volume(
+            MOSAIC, scan=case.scan, settings=VolumeSettings(modalities=("dBI", "R3D"), **settings),
+            tiles_folder=case.tiles, template_path=case.template, focus_path=case.focus, mask_path=None,
+            stitched_folder=folder, threads=2,
+        )  # fmt: skip
+
+    killed_in = [""]
+    monkeypatch.setattr(_BlockWorker, "make", noted)
+    both(tmp_path / "undisturbed")
+    assert set(made) == {"dBI", "R3D"}
+
+    out = tmp_path / "out"
+    for crop_depth in (None, 20, None):  # a store of other settings in between is not taken for a finished one
+        killed_in[0] = "R3D"
+        with pytest.raises(KeyboardInterrupt):
+            both(out, crop_depth=crop_depth)
+        assert "dBI" in made
+    killed_in[0] = ""
+    assert both(out).resumed_blocks == 1  # there is one shard
+    assert set(made) == {"R3D"}
+    assert tree_checksums(out) == tree_checksums(tmp_path / "undisturbed")
+    both(out)
+    assert set(made) == {"dBI", "R3D"}  # who asks again for what is complete gets it again
 
 
 def test_what_another_process_is_writing_is_not_removed(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -180,6 +181,27 @@ def _boot_id() -> str:
         return ""
 
 
+def _identity(layout: StoreLayout, name: str, provenance: Mapping[str, Any]) -> str:
+    """Return a key that two runs share if they write the same store."""
+    content = json.dumps([layout.__dict__, name, provenance], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _note_path(path: Path, key: str) -> Path:
+    return path.with_name(f".{path.name.partition('.')[0]}{TEMPORARY_MARK}{key}.finished")
+
+
+def was_finished(path: Path, layout: StoreLayout, /, *, name: str, provenance: Mapping[str, Any]) -> bool:
+    """Return whether an earlier run left a note that it finished this very store."""
+    return path.exists() and _note_path(path, _identity(layout, name, provenance)).exists()
+
+
+def remove_notes(path: Path, /) -> None:
+    """Remove the notes that a store was finished."""
+    for note in path.parent.glob(f"{glob.escape(_note_path(path, '').name.removesuffix('.finished'))}*.finished"):
+        note.unlink(missing_ok=True)
+
+
 def _lock_of(folder: Path) -> int | None:
     """Return the locked handle of an unfinished store's folder, None where another process holds it."""
     handle = os.open(folder / f"{_JOURNAL}.lock", os.O_CREAT | os.O_RDWR, 0o644)
@@ -290,20 +312,19 @@ class StoreWriter:
     def __init__(
         self, path: Path, layout: StoreLayout, /, *, name: str, provenance: Mapping[str, Any], threads: int = 2
     ) -> None:
-        import hashlib
-
         self.path, self.layout = path, layout
         self._attributes = {"multiscales": [multiscales_metadata(layout, name=name)]}
-        identity = json.dumps([layout.__dict__, name, provenance], sort_keys=True, default=str)
-        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        key = _identity(layout, name, provenance)
         stem, dot, suffixes = path.name.partition(".")
         self._work = path.with_name(f".{stem}{TEMPORARY_MARK}{key}{dot}{suffixes}")
+        self._note = _note_path(path, key)
         self._work.mkdir(parents=True, exist_ok=True)
         lock = _lock_of(self._work)
         if lock is None:
             raise StateError(f"{path}: another process is writing this store ({self._work.name} is locked)")
         self._lock = lock
         self.superseded = self._remove_others()
+        remove_notes(path)
         self._journal_path = self._work / f"{_JOURNAL}.txt"
         self.finished = self._read_journal()
         self._journal = self._journal_path.open("a")
@@ -366,10 +387,11 @@ class StoreWriter:
         self._journal.flush()
         self.finished.add(block)
 
-    def finish(self, provenance: Mapping[str, Any] | None = None, /) -> Path:
+    def finish(self, provenance: Mapping[str, Any] | None = None, /, *, leave_note: bool = False) -> Path:
         """Bring everything to the disk, give the store its name and return it; an older store is replaced.
 
-        `provenance` replaces that given at the start, where more is known at the end.
+        `provenance` replaces that given at the start, where more is known at the end. With `leave_note` a hidden file
+        beside the store tells `was_finished` so, until `remove_notes`.
         """
         if provenance is not None:
             self._write_group(provenance)
@@ -385,6 +407,8 @@ class StoreWriter:
         self._work.rename(self.path)
         sync_path(self.path.parent)
         shutil.rmtree(old, ignore_errors=True)
+        if leave_note:
+            self._note.touch()
         return self.path
 
     def discard(self) -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,15 @@ from opticstream.config import ScanSettings
 from opticstream.config.processing import VolumeSettings
 from opticstream.io.images import TileVolume
 from opticstream.io.nifti import read_nifti
-from opticstream.io.omezarr import IN_PASS_LEVELS, LevelArrays, StoreLayout, StoreWriter, store_layout
+from opticstream.io.omezarr import (
+    IN_PASS_LEVELS,
+    LevelArrays,
+    StoreLayout,
+    StoreWriter,
+    remove_notes,
+    store_layout,
+    was_finished,
+)
 from opticstream.io.tilemap import TileMap, read_tilemap
 from opticstream.model.errors import ConfigurationError, InputError, TileSizeError
 from opticstream.model.ids import MosaicId
@@ -151,9 +160,12 @@ def stitch_volume(
             threads=threads,
             executor=executor,
             progress=_part_of(report, done, len(settings.modalities)),
+            leave_note=True,
         )
         outputs[modality], shape = path, one.shape
         resumed, superseded = resumed + one.resumed_blocks, superseded + one.superseded
+    for path in outputs.values():
+        remove_notes(path)  # they are for a run that does not come this far
     return VolumeResult(outputs, shape, missing, resumed, superseded)
 
 
@@ -175,8 +187,12 @@ def stitch_modality(
     threads: int = 0,
     progress: Progress | None = None,
     executor: Executor | None = None,
+    leave_note: bool = False,
 ) -> VolumeResult:
-    """Stitch one volume of tiles at given places; what `stitch_volume` does for each modality."""
+    """Stitch one volume of tiles at given places; what `stitch_volume` does for each modality.
+
+    With `leave_note` a store that an earlier run has finished and left a note of (`omezarr.remove_notes`) is kept.
+    """
     tiles.require(modality)
     threads = threads or len(os.sched_getaffinity(0))
     volumes, depth = _open_tiles(tiles, modality)
@@ -202,8 +218,12 @@ def stitch_modality(
         reach=_shift_range(focus),
     )
     provenance = _provenance(tiles, tilemap, modality, settings, focus, mask, volumes, z_start)
+    name = path.name.split(".")[0]
+    if leave_note and was_finished(path, layout, name=name, provenance=provenance):
+        shards = prod(-(-s // b) for s, b in zip(layout.shape, layout.shard, strict=True))
+        return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, shards)
     job = _Job(volumes, tiles, canvas, positions, focus, mask, modality in AXIAL, z_start, layout, plan, threads)
-    with StoreWriter(path, layout, name=path.name.split(".")[0], provenance=provenance, threads=threads) as store:
+    with StoreWriter(path, layout, name=name, provenance=provenance, threads=threads) as store:
         resumed, superseded = len(store.finished), store.superseded
         # One thread goes ahead through the files, roughly in the order of the blocks: what it reads is in memory when
         # a block needs it, so that the disk is read once.
@@ -218,7 +238,7 @@ def stitch_modality(
             for entry in provenance["inputs"]:
                 entry["crc32"] = checksums[entry["tile"]].result()
                 del entry["sample"]
-        store.finish(provenance)
+        store.finish(provenance, leave_note=leave_note)
     return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, resumed, superseded)
 
 
