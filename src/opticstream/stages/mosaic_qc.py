@@ -29,7 +29,7 @@ def write_links_picture(path: Path, tiles: MosaicTiles, found: TilePositions, /,
     Residuals below a pixel are drawn to one scale: in mosaics that fit arrows are short, in all others the longest is a
     quarter of a tile.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     canvas = canvas_from_positions(found.positions_px, tile_shape=tiles.tile_shape)
     step = max(1, -(-max(canvas.shape) // LONGEST_PX))
@@ -52,10 +52,11 @@ def write_links_picture(path: Path, tiles: MosaicTiles, found: TilePositions, /,
     draw = ImageDraw.Draw(picture)
     size = np.array(tiles.tile_shape)
     centre = (canvas.offset + size / 2) * scale
+    font = ImageFont.load_default(size=_font_px(float(size.min()) * scale))
     for number, offset, alone in zip(tiles.numbers, canvas.offset, found.by_stage_only, strict=True):
         low_corner, high_corner = offset * scale, (offset + size) * scale - 1
         draw.rectangle([*low_corner, *high_corner], outline=(110, 110, 160) if not alone else (160, 80, 80))
-        draw.text((float(low_corner[0]) + 4, float(low_corner[1]) + 3), str(number), fill=(200, 200, 255))
+        draw.text((float(low_corner[0]) + 4, float(low_corner[1]) + 3), str(number), fill=(200, 200, 255), font=font)
     links = found.links
     clear = links.clear  # the residual of a link that is known along one axis only would mean nothing
     longest = float(np.hypot(*links.residual_px[clear].T).max()) if clear.any() else 0.0
@@ -107,19 +108,35 @@ def overlap_picture(
     picture = np.rint(colours * 255).astype(np.uint8).transpose(1, 0, 2)
     enlarge = max(1, round(SHORTEST_PX / max(picture.shape[:2])))
     picture = picture.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-    centre = (canvas.offset + np.array(tiles.tile_shape) / 2) * (picture.shape[1] / canvas.shape[0])
+    scale = picture.shape[1] / canvas.shape[0]
+    centre = (canvas.offset + np.array(tiles.tile_shape) / 2) * scale
     known = [seam for seam in seams if np.isfinite(seam.ncc)]
     told = "neighbouring tiles in red and green, yellow where they fit; numbers: correlation in the overlap"
-    return with_lines_below(_with_numbers(picture, known, centre), [[(told, TEXT)]])
+    return with_lines_below(
+        _with_numbers(picture, known, centre, _font_px(min(tiles.tile_shape) * scale)), [[(told, TEXT)]]
+    )
 
 
-def _with_numbers(picture: Picture, seams: Sequence[Seam], centre_px: NDArray[np.float64]) -> Picture:
-    from PIL import Image, ImageDraw
+def _font_px(tile_px: float) -> float:
+    """Return a size of letters that leaves most of a tile to be seen."""
+    return float(np.clip(0.1 * tile_px, 10, 28))
+
+
+def _with_numbers(picture: Picture, seams: Sequence[Seam], centre_px: NDArray[np.float64], font_px: float) -> Picture:
+    from PIL import Image, ImageDraw, ImageFont
 
     canvas = Image.fromarray(np.ascontiguousarray(picture))
     draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=font_px)
     for seam in seams:
-        middle = (centre_px[seam.pair[0]] + centre_px[seam.pair[1]]) / 2
-        place = (float(middle[0]), float(middle[1]))
-        draw.text(place, f"{seam.ncc:.2f}", fill=(255, 255, 255), stroke_fill=(0, 0, 0), stroke_width=1, anchor="mm")
+        x, y = (centre_px[seam.pair[0]] + centre_px[seam.pair[1]]) / 2
+        draw.text(
+            (float(x), float(y)),
+            f"{seam.ncc:.2f}",
+            fill=(255, 255, 255),
+            stroke_fill=(0, 0, 0),
+            stroke_width=1,
+            anchor="mm",
+            font=font,
+        )
     return np.asarray(canvas)
