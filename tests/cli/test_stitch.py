@@ -114,8 +114,11 @@ def test_the_commands_stitch_any_tiles_that_a_configuration_lists(case, suffix):
     settings = CoordinateSettings(further_modalities=())
     find_coordinates(MOSAIC, scan=case.scan, settings=settings, tiles_folder=case.tiles, template_path=case.template)
     own = np.array([p.position_px for p in read_tilemap(case.template).places])
-    registered = read_tile_configuration(Path(made["outputs"]["tile_configuration"]))
+    configuration = Path(made["outputs"]["tile_configuration"])
+    registered = read_tile_configuration(configuration)
     assert np.allclose([t.position_px for t in registered], own, atol=0.01)
+    again = told("mosaic", configuration, "--db", "--positions", "keep", "--out", case.folder / "again")
+    assert again["shape"] == made["shape"]
 
 
 def test_positions_of_a_configuration_can_be_kept(case):

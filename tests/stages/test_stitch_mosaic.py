@@ -143,8 +143,9 @@ def test_a_fiji_file_of_another_grid_is_refused(case):
 
 def test_fiji_can_go_on_from_the_registered_positions(case):
     made = coordinates(case)
-    tiles = read_tile_configuration(made.outputs["tile_configuration"])
-    assert [t.name for t in tiles] == [case.file(k, "aip").name for k in range(1, 7)]
+    path = made.outputs["tile_configuration"]
+    tiles = read_tile_configuration(path)
+    assert [(path.parent / t.name).resolve() for t in tiles] == [case.file(k, "aip").resolve() for k in range(1, 7)]
     assert [t.position_px for t in tiles] == [p.position_px for p in made.tilemap.places]
 
 

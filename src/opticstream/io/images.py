@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io.nifti import read_nifti, voxel_size_mm
+from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError, MissingInputError
 
 SUFFIXES = (".nii", ".nii.gz", ".tif", ".tiff", ".zarr", ".npy")
@@ -61,8 +62,9 @@ def read_image(path: Path, /) -> NDArray[Any]:
     elif kind == "tiff":
         data = _read_tiff(path).T
     else:
+        array = _open_zarr(path)
         try:
-            data = _open_zarr(path).read().result().T
+            data = array.read().result().T
         except ValueError as error:
             raise FileFormatError(f"{path}: cannot be read as Zarr: {error}") from error
     if data.ndim not in (2, 3):
@@ -100,7 +102,7 @@ def _open_zarr(path: Path) -> Any:
         break
     driver = "zarr3" if (folder / "zarr.json").exists() else "zarr"
     try:
-        return ts.open({"driver": driver, "kvstore": {"driver": "file", "path": str(folder)}}, read=True).result()
+        return ts.open({"driver": driver, "kvstore": file_store(folder)}, read=True).result()
     except ValueError as error:
         raise FileFormatError(f"{path}: cannot be read as Zarr: {error}") from error
 

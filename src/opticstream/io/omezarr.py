@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from opticstream.io.atomic import TEMPORARY_MARK, sync_path, temporary_beside
 from opticstream.io.disk_errors import disk_errors
+from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError, MissingInputError, StateError
 
 Version = Literal["0.5", "0.4"]
@@ -132,7 +133,7 @@ def multiscales_metadata(layout: StoreLayout, /, *, name: str) -> dict[str, Any]
 
 def _array_spec(path: Path, layout: StoreLayout, level: int) -> dict[str, Any]:
     shape, shard, chunk = layout.level_shape(level), layout.level_shard(level), layout.level_chunk(level)
-    base: dict[str, Any] = {"kvstore": {"driver": "file", "path": str(path / str(level))}}
+    base: dict[str, Any] = {"kvstore": file_store(path / str(level))}
     if layout.version == "0.5":
         blosc = {
             "name": "blosc",
@@ -439,7 +440,7 @@ def read_volume(path: Path, /, *, level: int = 0) -> NDArray[np.float32]:
         raise MissingInputError(f"{path}: no such store")
     driver = "zarr3" if (path / "zarr.json").exists() else "zarr"
     try:
-        array = ts.open({"driver": driver, "kvstore": {"driver": "file", "path": str(path / str(level))}}).result()
+        array = ts.open({"driver": driver, "kvstore": file_store(path / str(level))}).result()
         return np.asarray(array.read().result()).transpose(2, 1, 0)
     except ValueError as error:
         raise FileFormatError(f"{path}: level {level} cannot be read: {error}") from error

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io import orientation_pictures as pictures
+from opticstream.io.zarr_files import file_store
 
 _LARGEST_PX = 480
 _THINNEST_PX = 6
@@ -34,7 +35,7 @@ def sample_views(path: Path, present: Sequence[int], /) -> SampleViews:
 
     multiscale = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
     for dataset in multiscale["datasets"]:
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path / dataset["path"])}}
+        spec = {"driver": "zarr3", "kvstore": file_store(path / dataset["path"])}
         array = ts.open(spec, open=True, read=True).result()
         if max(array.shape[-2:]) <= _LARGEST_PX:
             break

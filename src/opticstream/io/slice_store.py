@@ -20,6 +20,7 @@ from opticstream.compute.pyramid_blocks import ValueKind, halved
 from opticstream.io.atomic import write_text
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.volume_reading import BlockReader
+from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError
 
 _CHUNK = 128
@@ -158,7 +159,7 @@ class SliceStore:
                 array[(..., *where)].write(data).result()
 
     def _spec(self, level: int) -> dict[str, Any]:
-        return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.path / str(level))}}
+        return {"driver": "zarr3", "kvstore": file_store(self.path / str(level))}
 
     def _array(self, level: int) -> Any:
         import tensorstore as ts

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError
 
 BlockReader = Callable[[slice, slice], NDArray[Any]]
@@ -28,7 +29,7 @@ def volume_reader(path: Path, /) -> tuple[tuple[int, int, int], BlockReader]:
 
     finest, driver = _finest_level(path)
     try:
-        spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path / finest["path"])}}
+        spec = {"driver": driver, "kvstore": file_store(path / finest["path"])}
         array = ts.open(spec, open=True, read=True).result()
     except ValueError as error:
         raise FileFormatError(f"{path}: cannot be read as OME-Zarr: {error}") from error

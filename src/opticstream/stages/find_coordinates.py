@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -346,10 +347,11 @@ def write_coordinate_quality(
     """Write the quality picture and a Fiji tile configuration; return their paths."""
     outputs = {}
     names = _quality_files(stem)
+    present = tiles.present(modality)
     configured = [
-        ConfiguredTile(tiles.present(modality)[p.tile].name, p.position_px)
+        ConfiguredTile(os.path.relpath(present[p.tile], folder), p.position_px)
         for p in tilemap.places
-        if p.tile in tiles.present(modality)
+        if p.tile in present
     ]
     if configured:
         outputs["tile_configuration"] = write_tile_configuration(folder / names["tile_configuration"], configured)
