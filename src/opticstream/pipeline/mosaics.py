@@ -48,7 +48,6 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
         focus = attempt(f"focus of mosaic {mosaic.mosaic_id}", lambda: _focus(project, mosaic))
         claim.ensure_mine()
         stitched = attempt(f"stitch mosaic {mosaic.mosaic_id}", lambda: _stitch(project, mosaic))
-        missing = sorted({number for numbers in stitched.missing.values() for number in numbers})
         outputs = {**_vouched(project, mosaic, coordinates, focus), **stitched.outputs}
         refreshed = project.config.processing.coordinates.force_refresh_coordinates
         doubts.extend(doubts_of_mosaic(coordinates, stitched))
@@ -60,7 +59,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
                 "template": project.paths.relative(coordinates.template),
                 "template_reused": coordinates.reused,
                 "coordinates": coordinates.as_dict()["verdict"],
-                "missing_tiles": missing,
+                "missing_tiles": stitched.missing_tiles,
                 "focus": focus.as_dict(),
             },
         )
@@ -180,11 +179,10 @@ def _others(project: Project, mosaic: MosaicId, snapshot: FactsView) -> list[Mos
 def doubts_of_mosaic(coordinates: CoordinatesResult, stitched: MosaicResult, /) -> list[str]:
     """Return what people should look at before they trust a stitched mosaic; nothing where all is well."""
     doubts = []
-    missing = sorted({number for numbers in stitched.missing.values() for number in numbers})
     if coordinates.verdict is not None and coordinates.verdict.grade != "good":
         doubts.append(f"coordinates are {coordinates.verdict.sentence}")
-    if missing:
-        doubts.append(f"stitched without tiles {', '.join(map(str, missing))}")
+    if stitched.missing_tiles:
+        doubts.append(f"stitched without tiles {', '.join(map(str, stitched.missing_tiles))}")
     if stitched.tissue_fraction == 0:
         doubts.append("the mask keeps nothing, all maps are empty (processing.mask.threshold_db)")
     return doubts

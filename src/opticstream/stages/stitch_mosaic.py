@@ -68,6 +68,11 @@ class MosaicResult:
     seam_ncc: float = float("nan")
     tissue_fraction: float = float("nan")
 
+    @property
+    def missing_tiles(self) -> list[int]:
+        """Tiles that lack a file of any modality."""
+        return sorted({number for numbers in self.missing.values() for number in numbers})
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
         return {
