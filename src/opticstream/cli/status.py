@@ -30,6 +30,9 @@ from opticstream.pipeline.project import Project
 if TYPE_CHECKING:
     from opticstream.pipeline.stale import Stale
 
+MOST_DOUBTS = 20
+"""Lines about doubtful results that `status` prints."""
+
 ItemsArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -61,10 +64,11 @@ def item_of(key: str) -> ItemId:
 
 
 def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
-    """Show how far a project is, what failed, what is stuck, and what is out of date after a change of settings.
+    """Show how far a project is, what failed or is doubtful, what is stuck, and what changed settings made out of date.
 
     Needs no server. Exit status 1 if anything is parked as failed.
     """
+    from opticstream.pipeline.doubts import doubts
     from opticstream.pipeline.progress import project_progress
     from opticstream.pipeline.stale import stale_results
     from opticstream.pipeline.stuck import stuck_items
@@ -74,8 +78,13 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         snapshot = opened.facts.snapshot()
         progress = project_progress(opened, snapshot)
         stale, stuck = stale_results(opened, snapshot), stuck_items(opened, snapshot)
+        doubtful = list(doubts(opened, snapshot))
     if as_json:
-        found = {"stale": [one.as_dict() for one in stale], "stuck": [one.as_dict() for one in stuck]}
+        found = {
+            "stale": [one.as_dict() for one in stale],
+            "stuck": [one.as_dict() for one in stuck],
+            "doubtful": [one.as_dict() for one in doubtful],
+        }
         print_json(progress.as_dict() | found)
         raise typer.Exit(FAILED if progress.failures else DONE)
     table = Table(title=f"{progress.project_name}   [dim]{opened.config.base_path}[/]", title_justify="left")
@@ -104,8 +113,12 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         out.print(f"[red]{failure.fact}[/] {failure.item}{tries}: {escape(failure.reason)}")
     if progress.failures:
         out.print("`opticstream retry` tries again what is parked as failed")
-    for one in stuck:
-        out.print(f"[yellow]{one.what}[/] {one.item}: {escape(one.why)}")
+    for one in doubtful[:MOST_DOUBTS]:
+        out.print(f"[yellow]doubtful[/] {one.item}: {escape('; '.join(one.reasons))}")
+    if len(doubtful) > MOST_DOUBTS:
+        out.print(f"[yellow]doubtful[/] are {len(doubtful) - MOST_DOUBTS} more; --json lists all")
+    for waiting in stuck:
+        out.print(f"[yellow]{waiting.what}[/] {waiting.item}: {escape(waiting.why)}")
     for line in stale_lines(stale):
         out.print(line)
     if not progress.mosaics:

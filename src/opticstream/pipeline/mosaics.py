@@ -40,7 +40,6 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
         if waits_for_template(project, mosaic, facts):
             facts.journal.skipped(mosaic, "stitched", f"waits for {project.paths.tilemap(event.illumination).name}")
             return []
-    doubts: list[str] = []
 
     def compute(claim: Claim) -> Result:
         coordinates = attempt(f"coordinates of mosaic {mosaic.mosaic_id}", lambda: _coordinates(project, mosaic))
@@ -50,7 +49,6 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
         stitched = attempt(f"stitch mosaic {mosaic.mosaic_id}", lambda: _stitch(project, mosaic))
         outputs = {**_vouched(project, mosaic, coordinates, focus), **stitched.outputs}
         refreshed = project.config.processing.coordinates.force_refresh_coordinates
-        doubts.extend(doubts_of_mosaic(coordinates, stitched))
         return Result(
             outputs=[facts.file_record(path) for path in outputs.values()],
             inputs=[] if refreshed else [facts.file_record(coordinates.template)],
@@ -60,6 +58,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
                 "template_reused": coordinates.reused,
                 "coordinates": coordinates.as_dict()["verdict"],
                 "missing_tiles": stitched.missing_tiles,
+                "doubts": doubts_of_mosaic(coordinates, stitched),
                 "focus": focus.as_dict(),
             },
         )
@@ -75,7 +74,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
         project.event(MosaicStitched, mosaic, template=detail["template"], outputs=detail["products"]),
         *_released(project, mosaic),
     ]
-    if doubts:
+    if doubts := detail["doubts"]:
         events.append(project.event(MosaicFlagged, mosaic, reasons=tuple(doubts)))
     return events
 

@@ -21,7 +21,6 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
     from opticstream.stages.register_slice import register_slice as stage
 
     slice_id = event.slice
-    flagged: list[str] = []
 
     def compute(_claim: Claim) -> Result:
         good = good_mosaics(project, slice_id)
@@ -50,7 +49,6 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
                 threads=project.config.processing.reconstruction.threads,
             ),
         )
-        flagged.extend(made.failures)
         lost = {} if made.has_axis else {"reason": made.why_no_axis, "stage": REGISTER_SLICE.name}
         return Result(
             fact=None if made.has_axis else "axis_failed",
@@ -60,6 +58,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
                 "pictures": [project.paths.relative(path) for path in made.pictures],
                 "mosaics": [mosaic.mosaic_id for mosaic in good],
                 "summary": made.summary,
+                "doubts": list(made.failures),
                 **lost,
             },
         )
@@ -78,8 +77,8 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
     events: list[Event] = [
         project.event(SliceRegistered, slice_id, outputs=outcome.result.detail["products"]),
     ]
-    if flagged:
-        events.append(project.event(SliceFlagged, slice_id, reasons=tuple(flagged)))
+    if doubts := outcome.result.detail["doubts"]:
+        events.append(project.event(SliceFlagged, slice_id, reasons=tuple(doubts)))
     return events
 
 
