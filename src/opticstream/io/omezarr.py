@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from opticstream.io.atomic import TEMPORARY_MARK, sync_path, temporary_beside
 from opticstream.io.disk_errors import disk_errors
+from opticstream.io.flush_behind import FlushBehind
 from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError, MissingInputError, StateError
 
@@ -334,6 +335,7 @@ class StoreWriter:
             self._journal.flush()
         self.levels = LevelArrays(self._work, layout, threads=threads)
         self._write_group(provenance)
+        self._flush = FlushBehind(self._work)
 
     def _remove_others(self) -> int:
         """Remove what was left of this store by runs with other inputs or settings; return how many there were."""
@@ -387,6 +389,7 @@ class StoreWriter:
         self._journal.write(f"block {block}\n")
         self._journal.flush()
         self.finished.add(block)
+        self._flush.start()
 
     def finish(self, provenance: Mapping[str, Any] | None = None, /, *, leave_note: bool = False) -> Path:
         """Bring everything to the disk, give the store its name and return it; an older store is replaced.
@@ -399,9 +402,7 @@ class StoreWriter:
         self._journal.close()
         for entry in (self._journal_path, self._work / f"{_JOURNAL}.lock"):
             entry.unlink(missing_ok=True)
-        for root, _, files in os.walk(self._work):
-            for file in files:
-                sync_path(Path(root, file))
+        self._flush.finish()
         old = temporary_beside(self.path)
         if self.path.exists():
             self.path.rename(old)
@@ -415,6 +416,7 @@ class StoreWriter:
     def discard(self) -> None:
         """Remove what was written so far."""
         self._journal.close()
+        self._flush.close()
         shutil.rmtree(self._work, ignore_errors=True)
 
     def __enter__(self) -> StoreWriter:
@@ -423,6 +425,7 @@ class StoreWriter:
     def __exit__(self, *_: object) -> None:
         if not self._journal.closed:
             self._journal.close()
+        self._flush.close()
         os.close(self._lock)
 
 

@@ -174,7 +174,7 @@ def _planes(  # type: ignore[no-untyped-def]
             row = plane[y]
             odd = 0
             for x in range(width):
-                odd |= not row[x] * np.float32(0) == np.float32(0)  # NaN or infinity
+                odd |= row[x] * np.float32(0) != np.float32(0)  # NaN or infinity
             missing += odd
     return missing
 
