@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float], None]
 Corner = tuple[int, int, int]
-LARGEST_BLOCK_BYTES = 512 << 20
+LARGEST_BLOCK_BYTES = 256 << 20
 """Blocks do not grow beyond this, whatever the budget: memory that is used again is warm, new pages are slow."""
 BASE_BYTES = 330 << 20
 """What the interpreter and its libraries take of the budget."""
