@@ -32,10 +32,13 @@ def temporary_beside(path: Path, /) -> Path:
 
 
 def sync_path(path: Path, /) -> None:
-    """Ask the operating system to bring a file or folder to the disk."""
+    """Ask the operating system to bring a file or folder to the disk; an OSError names it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(handle)
 

@@ -385,11 +385,21 @@ class StoreWriter:
             dump(".zattrs", {**attributes, "opticstream": plain})
 
     def note_finished(self, block: int, /) -> None:
-        """Record that every level of a block is stored."""
+        """Record that every level of a block is stored.
+
+        Raises
+        ------
+        OSError
+            The disk refused what was stored before; a later run does all blocks again.
+        """
         self._journal.write(f"block {block}\n")
         self._journal.flush()
         self.finished.add(block)
-        self._flush.start()
+        try:
+            self._flush.start()
+        except OSError:
+            self._journal_path.unlink()  # what the disk has not taken is gone from memory too: no run may build on it
+            raise
 
     def finish(self, provenance: Mapping[str, Any] | None = None, /, *, leave_note: bool = False) -> Path:
         """Bring everything to the disk, give the store its name and return it; an older store is replaced.
