@@ -24,6 +24,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cscan(shared_data: Path) -> Path:
+    """A recording of a spectral-domain microscope, with the owners' calibration."""
+    return shared_data / "sdoct_cscan"
+
+
+@pytest.fixture(scope="session")
 def acquired(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with project.toml, calibration, truth and the raw tiles of one small slice; not to be changed."""
     from opticstream.config import load_project

@@ -1,8 +1,6 @@
 """The commands on files: tile, archive, calibrate."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +9,6 @@ from typer.testing import CliRunner
 
 from opticstream.cli import tile as commands
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
-
-DATA = Path(os.environ.get("OPTICSTREAM_SHARED_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
-CSCAN = DATA / "sdoct_cscan"
 
 app = typer.Typer()
 app.command("tile")(commands.tile)
@@ -101,9 +96,8 @@ def test_archive_verify_notices_damage(project):
     assert outcome[0]["problem"]
 
 
-@pytest.mark.skipif(not CSCAN.is_dir(), reason=f"real recordings are not at {DATA}")
-def test_calibrate_makes_files_that_narrow_the_real_mirrors(tmp_path):
-    spectra = CSCAN / "mirror_and_dark_spectra_f32.npz"
+def test_calibrate_makes_files_that_narrow_the_real_mirrors(tmp_path, cscan):
+    spectra = cscan / "mirror_and_dark_spectra_f32.npz"
     mirrors = [f"{spectra}#example_mirror1", f"{spectra}#example_mirror2"]
     dark = ["--dark", f"{spectra}#example_dark_ref"]
     out = tmp_path / "klinear.npy"

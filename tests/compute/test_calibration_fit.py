@@ -1,8 +1,5 @@
 """Estimated calibrations bring simulated and real mirrors to a point."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,10 +10,6 @@ from opticstream.compute.calibration_fit import (
     sharpness,
 )
 from opticstream.compute.spectral import jones_from_spectra, spectral_plan
-
-DATA = Path(os.environ.get("OPTICSTREAM_SHARED_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
-CSCAN = DATA / "sdoct_cscan"
-real = pytest.mark.skipif(not CSCAN.is_dir(), reason=f"real recordings are not at {DATA}")
 
 
 def _width(profile):
@@ -73,16 +66,15 @@ def test_noise_is_not_taken_for_a_mirror():
         fringe_phase(np.random.default_rng(0).normal(size=512))
 
 
-def _recorded(which):
-    spectra = np.load(CSCAN / "mirror_and_dark_spectra_f32.npz")
+def _recorded(cscan, which):
+    spectra = np.load(cscan / "mirror_and_dark_spectra_f32.npz")
     dark = spectra["example_dark_ref"] + spectra[f"example_dark_sample{which}"] - spectra["example_dark_not"]
     return (spectra[f"example_mirror{which}"] - dark).astype(np.float64)
 
 
-@real
-def test_on_a_real_spectrometer_the_estimate_is_at_least_as_sharp_as_the_owners():
-    owners = np.load(CSCAN / "calib_example.npz")
-    mirrors = [_recorded(1), _recorded(2)]
+def test_on_a_real_spectrometer_the_estimate_is_at_least_as_sharp_as_the_owners(cscan):
+    owners = np.load(cscan / "calib_example.npz")
+    mirrors = [_recorded(cscan, 1), _recorded(cscan, 2)]
     positions = positions_from_mirrors(mirrors, sides=[1, -1])
     for mirror in mirrors:
         assert _width_bins(mirror, positions=positions) <= _width_bins(mirror, positions=owners["klinear"]) + 0.01
@@ -91,7 +83,7 @@ def test_on_a_real_spectrometer_the_estimate_is_at_least_as_sharp_as_the_owners(
     own = _width_bins(mirrors[0], positions=positions, dispersion_rad=phase)
     assert own <= _width_bins(mirrors[0], positions=owners["klinear"], dispersion_rad=owners["dispersion"]) + 0.01
 
-    volume = np.load(CSCAN / "cscan_counts_u16.npy", mmap_mode="r")[::20, np.newaxis]
+    volume = np.load(cscan / "cscan_counts_u16.npy", mmap_mode="r")[::20, np.newaxis]
 
     def sharp(**plan):
         profiles = jones_from_spectra(volume, spectral_plan(samples=1024, channels=1, window="hann", **plan))

@@ -1,6 +1,5 @@
 """A real spectral-domain recording (one channel, with its owners' own calibration) through the chain."""
 
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -12,10 +11,6 @@ from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.model.ids import TileId
 from opticstream.stages.process_tile import process_tile
 from opticstream.testing.raw_tiles import write_spectral_nifti
-
-DATA = Path(os.environ.get("OPTICSTREAM_SHARED_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
-CSCAN = DATA / "sdoct_cscan"
-pytestmark = pytest.mark.skipif(not CSCAN.is_dir(), reason=f"real recordings are not at {DATA}")
 
 FULL_WIDTH_PADDING = 16
 
@@ -34,8 +29,8 @@ def width_at_half_maximum(profile: np.ndarray) -> float:
     return crossing(1) - crossing(-1)
 
 
-def mirror_width_bins(which: int, *, positions=None, dispersion=None) -> float:
-    spectra = np.load(CSCAN / "mirror_and_dark_spectra_f32.npz")
+def mirror_width_bins(cscan: Path, which: int, *, positions=None, dispersion=None) -> float:
+    spectra = np.load(cscan / "mirror_and_dark_spectra_f32.npz")
     mirror = spectra[f"example_mirror{which}"].astype(np.float64)
     dark = spectra["example_dark_ref"] + spectra[f"example_dark_sample{which}"] - spectra["example_dark_not"]
     plan = spectral_plan(
@@ -52,18 +47,19 @@ def mirror_width_bins(which: int, *, positions=None, dispersion=None) -> float:
     return width_at_half_maximum(np.abs(jones[0, 0, 0])) / FULL_WIDTH_PADDING
 
 
-def test_k_linearization_narrows_the_mirror_peaks_to_the_owners_figures():
-    owners = np.load(CSCAN / "calib_example.npz")
-    assert mirror_width_bins(1) == pytest.approx(7.4, abs=0.1)
-    assert mirror_width_bins(2) == pytest.approx(15.0, abs=0.1)
+def test_k_linearization_narrows_the_mirror_peaks_to_the_owners_figures(cscan):
+    owners = np.load(cscan / "calib_example.npz")
+    assert mirror_width_bins(cscan, 1) == pytest.approx(7.4, abs=0.1)
+    assert mirror_width_bins(cscan, 2) == pytest.approx(15.0, abs=0.1)
     for which in (1, 2):
-        assert mirror_width_bins(which, positions=owners["klinear"]) == pytest.approx(2.4, abs=0.05)
+        assert mirror_width_bins(cscan, which, positions=owners["klinear"]) == pytest.approx(2.4, abs=0.05)
 
 
-def test_dispersion_narrows_the_mirror_on_its_own_side_of_zero_delay():
-    owners = np.load(CSCAN / "calib_example.npz")
+def test_dispersion_narrows_the_mirror_on_its_own_side_of_zero_delay(cscan):
+    owners = np.load(cscan / "calib_example.npz")
+    positions, phase = owners["klinear"], owners["dispersion"]
     widths = {
-        (which, sign): mirror_width_bins(which, positions=owners["klinear"], dispersion=sign * owners["dispersion"])
+        (which, sign): mirror_width_bins(cscan, which, positions=positions, dispersion=sign * phase)
         for which in (1, 2)
         for sign in (1, -1)
     }
@@ -74,13 +70,13 @@ def test_dispersion_narrows_the_mirror_on_its_own_side_of_zero_delay():
 
 
 @pytest.fixture(scope="module")
-def tile_file(tmp_path_factory):
-    counts = np.load(CSCAN / "cscan_counts_u16.npy", mmap_mode="r")
+def tile_file(tmp_path_factory, cscan):
+    counts = np.load(cscan / "cscan_counts_u16.npy", mmap_mode="r")
     return write_spectral_nifti(tmp_path_factory.mktemp("cscan") / "cscan.nii", counts[:, np.newaxis])
 
 
-def _scan(calibrated: bool) -> ScanSettings:
-    files = CSCAN / "calib_example.npz"
+def _scan(cscan: Path, calibrated: bool) -> ScanSettings:
+    files = cscan / "calib_example.npz"
     calibration = {
         "linearization": {"method": "klinear", "files": [f"{files}#klinear"]},
         "dispersion_files": [f"{files}#dispersion"],
@@ -103,7 +99,7 @@ def _sharpness(intensity_db: np.ndarray) -> float:
     return float((linear.max(axis=2) / linear.mean(axis=2)).mean())
 
 
-def test_the_recording_gives_volume_surface_and_maps_and_calibration_sharpens_it(tmp_path, tile_file):
+def test_the_recording_gives_volume_surface_and_maps_and_calibration_sharpens_it(tmp_path, tile_file, cscan):
     processing = ProcessingSettings.model_validate(
         {
             "reconstruction": {"volume_modalities": ["dBI"], "cut": 0},
@@ -113,7 +109,11 @@ def test_the_recording_gives_volume_surface_and_maps_and_calibration_sharpens_it
     volumes = {}
     for calibrated in (True, False):
         result = process_tile(
-            tile_file, TileId(1, 1), scan=_scan(calibrated), processing=processing, out_dir=tmp_path / str(calibrated)
+            tile_file,
+            TileId(1, 1),
+            scan=_scan(cscan, calibrated),
+            processing=processing,
+            out_dir=tmp_path / str(calibrated),
         )
         assert set(result.outputs) == {"dBI", "aip", "mip", "surf", "surfraw", "qc"}
         volumes[calibrated] = np.asanyarray(nib.load(result.outputs["dBI"].path).dataobj)

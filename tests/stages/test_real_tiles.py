@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from opticstream.stages.find_coordinates import measured_positions, verdict_from_positions
 from opticstream.stages.mosaic_tiles import tiles_from_configuration
-
-DATA = Path(os.environ.get("OPTICSTREAM_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "tiles_lscm"
-
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real tiles are not in {DATA}")
 
 
 def best_integer_shift(first, second, nominal, reach=12):
@@ -33,8 +25,8 @@ def best_integer_shift(first, second, nominal, reach=12):
     return np.asarray(where)
 
 
-def test_every_neighbour_link_lies_within_a_pixel_of_the_best_match_of_its_own_overlap():
-    tiles = tiles_from_configuration(DATA / "TileConfiguration.txt")
+def test_every_neighbour_link_lies_within_a_pixel_of_the_best_match_of_its_own_overlap(shared_data):
+    tiles = tiles_from_configuration(shared_data / "tiles_lscm" / "TileConfiguration.txt")
     found, missing = measured_positions(tiles, modalities=("image",), margin_px=16)
     assert missing == ()
     assert verdict_from_positions(found).grade == "good"
