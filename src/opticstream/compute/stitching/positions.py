@@ -25,7 +25,7 @@ from opticstream.compute.stitching.correlation import (
     ring_frequency,
 )
 from opticstream.compute.stitching.grid import neighbour_pairs
-from opticstream.compute.stitching.propagation import beliefs_from_surfaces, limited_information
+from opticstream.compute.stitching.propagation import LinkBeliefs, beliefs_from_surfaces, limited_information
 from opticstream.compute.stitching.solver import LinkSystem, Solution, lines_from_positions
 from opticstream.compute.stitching.tilefilter import FilteredTiles
 
@@ -39,6 +39,8 @@ EMPTY_SHARE = 0.03
 """A tile with much less than this share of the usual contrast is empty, whatever its noise resembles."""
 SHARP_PX2 = 0.5
 """A link whose belief varies by less than this has one narrow peak, to be measured to a fraction of a pixel."""
+FAINT_SHARE = 0.1
+"""Frequency weights are estimated again where more than this share of links says something without being sharp."""
 PREDICTION_PX2 = 0.5
 """What is added to the expectation's variance before peaks are picked around it."""
 DOUBT = 4.0
@@ -186,7 +188,15 @@ def _positions(
     evidence = _gathered(spectra, pairs, axis, nominal, weights)
     _pick(evidence, *stage.prediction(evidence))
     stage = _StageModel.from_links(evidence, nominal, features, stage)
-    _pick(evidence, *stage.prediction(evidence))
+    system = LinkSystem(pairs, features, lines_from_positions(nominal, pairs, tile_shape))
+    beliefs = _beliefs(evidence, system, nominal, stage)
+    faint = _says_something(beliefs) & ~_is_sharp(beliefs)
+    if faint.sum() > FAINT_SHARE * len(pairs):
+        # The few links that were clear by themselves know the coherence badly; now all know where they are.
+        evidence.shift, evidence.accepted = beliefs.believed_px, _says_something(beliefs)
+        weights = [[_likelihood_weight(s, evidence) for s in channel] for channel in spectra]
+        evidence = _gathered(spectra, pairs, axis, nominal, weights)
+        beliefs = _beliefs(evidence, system, nominal, stage)
     del spectra
 
     def aligned(displacement: NDArray[np.intp]) -> tuple[list[FloatArray], list[FloatArray]]:
@@ -203,7 +213,7 @@ def _positions(
             samples.append(count)
         return coefficients, samples
 
-    return _solved(evidence, nominal, features, stage, tile_shape, aligned)
+    return _solved(evidence, nominal, features, system, beliefs, aligned)
 
 
 def empty_tiles(image: FilteredTiles, /) -> NDArray[np.bool_]:
@@ -597,35 +607,46 @@ def _residual(system: LinkSystem, solution: Solution, shift: Array) -> Array:
     return shift - (deviation[system.pairs[:, 1]] - deviation[system.pairs[:, 0]])
 
 
-def _solved(
-    evidence: _Evidence,
-    nominal: Array,
-    features: Array,
-    stage: _StageModel,
-    tile_shape: tuple[int, int],
-    aligned: Callable[[NDArray[np.intp]], tuple[list[FloatArray], list[FloatArray]]],
-) -> TilePositions:
-    pairs = evidence.pairs
-    system = LinkSystem(pairs, features, lines_from_positions(nominal, pairs, tile_shape))
-    rounding = _rounding(evidence, nominal)
+def _beliefs(evidence: _Evidence, system: LinkSystem, nominal: Array, stage: _StageModel) -> LinkBeliefs:
     expected, variance = stage.prediction(evidence)
-    beliefs = beliefs_from_surfaces(
+    return beliefs_from_surfaces(
         evidence.surface,
         system,
         expected_px=expected,
         variance_px2=variance * DOUBT,
-        offset_px=rounding,
+        offset_px=_rounding(evidence, nominal),
         jitter_px=np.clip(stage.link_sigma_px.mean(axis=0) / np.sqrt(2), 0.5, None),
     )
+
+
+def _is_sharp(beliefs: LinkBeliefs) -> NDArray[np.bool_]:
+    return np.asarray(np.linalg.eigvalsh(beliefs.covariance_px2)[:, 1] < SHARP_PX2)
+
+
+def _says_something(beliefs: LinkBeliefs) -> NDArray[np.bool_]:
+    """Return the links whose surface knows more, along one direction at least, than half of what the stage knows."""
+    return np.asarray(np.linalg.eigvalsh(beliefs.information)[:, 1] * (beliefs.jitter_px**2).mean() > 0.5)
+
+
+def _solved(
+    evidence: _Evidence,
+    nominal: Array,
+    features: Array,
+    system: LinkSystem,
+    beliefs: LinkBeliefs,
+    aligned: Callable[[NDArray[np.intp]], tuple[list[FloatArray], list[FloatArray]]],
+) -> TilePositions:
+    pairs = evidence.pairs
+    rounding = _rounding(evidence, nominal)
     _pick(evidence, beliefs.expected_px, np.einsum("lii->li", beliefs.expected_px2) + PREDICTION_PX2)
-    sharp = evidence.accepted & (np.linalg.eigvalsh(beliefs.covariance_px2)[:, 1] < SHARP_PX2)
+    sharp = evidence.accepted & _is_sharp(beliefs)
     evidence.accepted = sharp
     _align(evidence, aligned)
     jitter = beliefs.jitter_px
     # A link that is not sharp counts as what its surface says under the expectation: something, little, or nothing.
     evidence.shift = np.where(sharp[:, None], evidence.shift, beliefs.shift_px)
     evidence.information = np.where(sharp[:, None, None], evidence.information, beliefs.information)
-    evidence.accepted = sharp | (np.linalg.eigvalsh(beliefs.information)[:, 1] * (jitter**2).mean() > 0.5)
+    evidence.accepted = sharp | _says_something(beliefs)
     prior = np.tile(1 / jitter**2, (len(nominal), 1))
     information = limited_information(evidence.information, FLOOR_PX**2)
     solution, weight = _robust(system, evidence.shift - rounding, information, evidence.accepted, sharp, prior)

@@ -37,8 +37,8 @@ class LinkBeliefs:
     ----------
     expected_px, expected_px2 : ndarray, shape (links, 2) and (links, 2, 2)
         Mean and covariance that all other links and the stage predict.
-    covariance_px2 : ndarray, shape (links, 2, 2)
-        Covariance of the shift with the link's own surface.
+    believed_px, covariance_px2 : ndarray, shape (links, 2) and (links, 2, 2)
+        Mean and covariance of the shift with the link's own surface.
     shift_px, information : ndarray, shape (links, 2) and (links, 2, 2)
         What the surface adds to the prediction: a measurement and its inverse covariance (zero: nothing).
     jitter_px : ndarray, shape (2,)
@@ -47,6 +47,7 @@ class LinkBeliefs:
 
     expected_px: Array
     expected_px2: Array
+    believed_px: Array
     covariance_px2: Array
     shift_px: Array
     information: Array
@@ -88,7 +89,7 @@ def beliefs_from_surfaces(
     information, pull = np.zeros_like(precision), np.zeros_like(mean)
     jitter = np.asarray(jitter_px, np.float64)
     first, second = system.pairs[:, 0], system.pairs[:, 1]
-    covariance = shift = np.empty(0)
+    believed = covariance = shift = np.empty(0)
     for step in range(STEPS):
         believed, covariance = _moments(evidence, mean, precision)
         said, said_pull = _message(believed, covariance, mean, precision)
@@ -107,7 +108,7 @@ def beliefs_from_surfaces(
         jitter = _jitter(system, solution.deviation_px, solution.stage, solution.covariance_px2, jitter)
         if np.abs(mean - before).max(initial=0) < SETTLED_PX:
             break
-    return LinkBeliefs(mean, _inverse(precision), covariance, shift, information, jitter)
+    return LinkBeliefs(mean, _inverse(precision), believed, covariance, shift, information, jitter)
 
 
 def _log_evidence(surface: NDArray[np.float32]) -> Array:
