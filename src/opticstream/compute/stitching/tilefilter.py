@@ -44,9 +44,6 @@ class FilteredTiles:
     blur: FloatArray
     sigma_px: float
 
-    def __len__(self) -> int:
-        return len(self.values)
-
     @property
     def tile_shape(self) -> tuple[int, int]:
         """Size of a tile along x and y."""
