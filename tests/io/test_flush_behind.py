@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+import numpy as np
 import pytest
 
 from opticstream.io import atomic
@@ -68,8 +69,6 @@ def test_an_error_of_an_early_flush_ends_the_writing_and_no_run_builds_on_it(tmp
 
 
 def test_a_store_is_flushed_whole_before_it_has_its_name(tmp_path, synced):
-    import numpy as np
-
     layout = store_layout((8, 8, 8), voxel_size_um=(1, 1, 1))
     with StoreWriter(tmp_path / "v.ome.zarr", layout, name="v", provenance={}) as store:
         store.levels.settle([store.levels.write(0, (0, 0, 0), np.ones((8, 8, 8), np.float32))])

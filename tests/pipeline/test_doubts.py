@@ -13,22 +13,7 @@ from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.doubts import Doubt, doubts
 from opticstream.pipeline.project import Project
 
-PROJECT = """
-[project]
-project_name = "p"
-project_base_path = "out"
-[scan]
-grid_size_y = 2
-illuminations = [{ name = "normal", columns = 2, a_lines = 350 }, { name = "tilted", columns = 2, a_lines = 200 }]
-"""
 BLANK = "91 % of the A-lines show no tissue (processing.quality.blank_fraction)"
-
-
-@pytest.fixture
-def project_file(tmp_path):
-    file = tmp_path / "p.toml"
-    file.write_text(PROJECT)
-    return file
 
 
 @pytest.fixture

@@ -14,21 +14,10 @@ from opticstream.state import Facts
 from opticstream.state.facts import utc_now
 from opticstream.state.host import HostIdentity
 
-PROJECT = """
-[project]
-project_name = "p"
-project_base_path = "out"
-[scan]
-grid_size_y = 2
-illuminations = [{ name = "normal", columns = 2, a_lines = 350 }, { name = "tilted", columns = 1, a_lines = 200 }]
-"""
-
 
 @pytest.fixture
-def project(tmp_path):
-    file = tmp_path / "p.toml"
-    file.write_text(PROJECT)
-    return Project.open(load_project(file), deployment=DeploymentSettings(sweep_s=60, stall_s=600))
+def project(project_file):
+    return Project.open(load_project(project_file), deployment=DeploymentSettings(sweep_s=60, stall_s=600))
 
 
 def told(project, *, later_s=0.0):

@@ -6,6 +6,7 @@ SOURCE is a project file, or a Fiji TileConfiguration file that lists NIfTI, TIF
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -176,10 +177,15 @@ def _told(coordinates: CoordinatesResult) -> dict[str, Any]:
     return {"outputs": outputs, "verdict": coordinates.verdict.sentence if coordinates.verdict else None}
 
 
+def _with_told(told: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """Return what a stage made, with what is to be told of the positions before it and the files of both."""
+    return told | made | {"outputs": told["outputs"] | made["outputs"]}
+
+
 def _focus_line(focus: FocusResult) -> str:
     if focus.reused:
         return f"kept the focus map that is there ({focus.path})"
-    if focus.residual_after_px != focus.residual_after_px:  # it was not measured
+    if math.isnan(focus.residual_after_px):  # it was not measured
         return f"no A-line is shifted: {focus.note}"
     found = f"depth of focus {focus.constant_px:.0f} px (confidence {focus.confidence:.2f})"
     return (
@@ -301,10 +307,9 @@ def mosaic_command(
                 pixel_size_mm=pixel_mm,
                 progress=progress,
             )
-        result = told | made.as_dict()
-        result["outputs"] = told["outputs"] | result["outputs"]
+        result = _with_told(told, made.as_dict())
     lines = [f"{made.shape[0]} x {made.shape[1]} px, seams correlate {made.seam_ncc:.2f}"]
-    if made.tissue_fraction == made.tissue_fraction:
+    if not math.isnan(made.tissue_fraction):
         lines.append(f"the mask keeps {made.tissue_fraction:.0%} (processing.mask.threshold_db decides)")
     if made.blank:
         lines.append(f"nothing to see in tiles {', '.join(map(str, made.blank))}")
@@ -334,8 +339,7 @@ def focus_command(
         project = _project_mosaic(source, options, mosaic, out_folder)
         told = _told(project.coordinates())
         made = project.focus(force=force)
-        result = told | made.as_dict()
-        result["outputs"] = told["outputs"] | result["outputs"]
+        result = _with_told(told, made.as_dict())
     _show(result, [*_verdict_line(told), _focus_line(made)], as_json)
 
 
@@ -407,8 +411,7 @@ def volume(
                 progress=progress,
                 executor=executor,
             )
-        result = told | made.as_dict()
-        result["outputs"] = told["outputs"] | result["outputs"]
+        result = _with_told(told, made.as_dict())
     lines = [*_verdict_line(told), *lines, f"{' x '.join(map(str, made.shape))} voxels"]
     if made.resumed_blocks:
         lines.append(f"took up {made.resumed_blocks} shards of an earlier run")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,8 @@ def read_image(path: Path, /) -> NDArray[Any]:
     elif kind == "tiff":
         data = _read_tiff(path).T
     else:
-        array = _open_zarr(path)
-        try:
-            data = array.read().result().T
-        except ValueError as error:
-            raise FileFormatError(f"{path}: cannot be read as Zarr: {error}") from error
+        with _readable_zarr(path):
+            data = _open_zarr(path).read().result().T
     if data.ndim not in (2, 3):
         raise FileFormatError(f"{path}: expected 2 or 3 axes, got shape {data.shape}")
     return np.asarray(data)
@@ -101,8 +100,14 @@ def _open_zarr(path: Path) -> Any:
             folder = path / multiscales[0]["datasets"][0]["path"]
         break
     driver = "zarr3" if (folder / "zarr.json").exists() else "zarr"
+    return ts.open({"driver": driver, "kvstore": file_store(folder)}, read=True).result()
+
+
+@contextlib.contextmanager
+def _readable_zarr(path: Path) -> Iterator[None]:
+    """Raise what is wrong with a Zarr array as an error of ours that names it."""
     try:
-        return ts.open({"driver": driver, "kvstore": file_store(folder)}, read=True).result()
+        yield
     except ValueError as error:
         raise FileFormatError(f"{path}: cannot be read as Zarr: {error}") from error
 
@@ -135,7 +140,8 @@ class TileVolume:
                 return
             self.voxel_size_mm = voxel_size_mm(path)
         if kind == "zarr":
-            self._zarr = _open_zarr(path)
+            with _readable_zarr(path):
+                self._zarr = _open_zarr(path)
             shape = tuple(int(n) for n in self._zarr.shape)
         else:
             self._whole = read_image(path).T
@@ -159,10 +165,8 @@ class TileVolume:
             out[...] = self._whole[z0 : z0 + planes, y0 : y0 + rows]
             return
         if self._zarr is not None:
-            try:
+            with _readable_zarr(self.path):
                 out[...] = self._zarr[z0 : z0 + planes, y0 : y0 + rows].read().result()
-            except ValueError as error:
-                raise FileFormatError(f"{self.path}: cannot be read as Zarr: {error}") from error
             return
         handle = os.open(self.path, os.O_RDONLY)
         try:

@@ -189,6 +189,11 @@ def _identity(layout: StoreLayout, name: str, provenance: Mapping[str, Any]) -> 
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def _work_path(path: Path, key: str) -> Path:
+    stem, dot, suffixes = path.name.partition(".")
+    return path.with_name(f".{stem}{TEMPORARY_MARK}{key}{dot}{suffixes}")
+
+
 def _note_path(path: Path, key: str) -> Path:
     return path.with_name(f".{path.name.partition('.')[0]}{TEMPORARY_MARK}{key}.finished")
 
@@ -200,8 +205,13 @@ def was_finished(path: Path, layout: StoreLayout, /, *, name: str, provenance: M
 
 def remove_notes(path: Path, /) -> None:
     """Remove the notes that a store was finished."""
-    for note in path.parent.glob(f"{glob.escape(_note_path(path, '').name.removesuffix('.finished'))}*.finished"):
+    for note in path.parent.glob(_note_path(_literally(path), "*").name):
         note.unlink(missing_ok=True)
+
+
+def _literally(path: Path) -> Path:
+    """Return a path whose name matches only itself as a pattern."""
+    return path.with_name(glob.escape(path.name))
 
 
 def _lock_of(folder: Path) -> int | None:
@@ -317,8 +327,7 @@ class StoreWriter:
         self.path, self.layout = path, layout
         self._attributes = {"multiscales": [multiscales_metadata(layout, name=name)]}
         key = _identity(layout, name, provenance)
-        stem, dot, suffixes = path.name.partition(".")
-        self._work = path.with_name(f".{stem}{TEMPORARY_MARK}{key}{dot}{suffixes}")
+        self._work = _work_path(path, key)
         self._note = _note_path(path, key)
         self._work.mkdir(parents=True, exist_ok=True)
         lock = _lock_of(self._work)
@@ -339,9 +348,8 @@ class StoreWriter:
 
     def _remove_others(self) -> int:
         """Remove what was left of this store by runs with other inputs or settings; return how many there were."""
-        stem, dot, suffixes = self.path.name.partition(".")
         removed = 0
-        for other in self.path.parent.glob(f"{glob.escape(f'.{stem}{TEMPORARY_MARK}')}*{glob.escape(dot + suffixes)}"):
+        for other in self.path.parent.glob(_work_path(_literally(self.path), "*").name):
             if other == self._work or not (other / f"{_JOURNAL}.txt").exists():
                 continue
             lock = _lock_of(other)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from opticstream.model.errors import StateError
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
+from opticstream.model.ids import BatchId, ItemId, TileId
+from opticstream.pipeline.progress import detail_of
 from opticstream.pipeline.project import Project
 from opticstream.state import FactsSnapshot
 
-_KEPT_IN = {"mosaic": "stitched", "slice": "registered"}
-"""The fact that holds the doubts of an item in its detail, by hierarchy. Those of tiles stand in their batch's."""
+_KEPT_IN = {"batch": "processed", "mosaic": "stitched", "slice": "registered"}
+"""The fact whose detail holds the doubts of an item, by hierarchy; a batch's holds those of its tiles."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,13 @@ class Doubt:
 def doubts(project: Project, snapshot: FactsSnapshot, /) -> Iterator[Doubt]:
     """Yield the finished tiles, mosaics and slices that were flagged, as the flag files tell."""
     for item in snapshot.items():
-        match item:
-            case BatchId() if snapshot.has(item, "processed"):
-                tiles = _detail(project, item, "processed").get("tiles", {})
-                for number, note in sorted(tiles.items(), key=lambda entry: int(entry[0])):
-                    if note.get("flags"):
-                        yield Doubt(TileId(item.mosaic_id, int(number)), tuple(note["flags"]))
-            case MosaicId() | SliceId() if snapshot.has(item, fact := _KEPT_IN[item.hierarchy]):
-                if reasons := _detail(project, item, fact).get("doubts"):
-                    yield Doubt(item, tuple(reasons))
-
-
-def _detail(project: Project, item: ItemId, fact: str) -> dict[str, Any]:
-    try:
-        record = project.facts.read(item, fact)
-    except StateError:
-        return {}  # a damaged flag; `state verify` tells
-    return dict(record.detail) if record else {}
+        fact = _KEPT_IN.get(item.hierarchy)
+        if fact is None or not snapshot.has(item, fact):
+            continue
+        detail = detail_of(project, item, fact)
+        if isinstance(item, BatchId):
+            for number, note in sorted(detail.get("tiles", {}).items(), key=lambda entry: int(entry[0])):
+                if note.get("flags"):
+                    yield Doubt(TileId(item.mosaic_id, int(number)), tuple(note["flags"]))
+        elif reasons := detail.get("doubts"):
+            yield Doubt(item, tuple(reasons))

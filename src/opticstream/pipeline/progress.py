@@ -101,11 +101,12 @@ def failures(project: Project, snapshot: FactsSnapshot, /) -> Iterable[Failure]:
     for item in snapshot.items():
         for fact in sorted(snapshot.facts_of(item)):
             if fact.endswith("failed"):
-                detail = _detail(project, item, fact)
+                detail = detail_of(project, item, fact)
                 yield Failure(item, fact, str(detail.get("reason", "unknown")), int(detail.get("attempts", 1)))
 
 
-def _detail(project: Project, item: ItemId, fact: str) -> Mapping[str, Any]:
+def detail_of(project: Project, item: ItemId, fact: str, /) -> Mapping[str, Any]:
+    """Return the detail of a fact; of a damaged flag only the reason why it cannot be read."""
     try:
         record = project.facts.read(item, fact)
     except StateError as error:  # a damaged flag is a fact all the same

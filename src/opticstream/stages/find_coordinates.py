@@ -137,8 +137,9 @@ def measured_positions(
     """
     images = []
     missing: set[int] = set()
+    sigma_px = high_pass_for_overlap(usual_overlap_px(tiles.nominal_px, tile_shape=tiles.tile_shape))
     for modality in modalities:
-        image, lost = _images(tiles, modality)
+        image, lost = _images(tiles, modality, sigma_px)
         images.append(image)
         missing.update(lost)
     # Where the first map is empty the others show no tissue either, but a pattern of the instrument perhaps.
@@ -154,7 +155,7 @@ def measured_positions(
     return found, tuple(sorted(missing))
 
 
-def _images(tiles: MosaicTiles, modality: str) -> tuple[FilteredTiles, list[int]]:
+def _images(tiles: MosaicTiles, modality: str, sigma_px: float) -> tuple[FilteredTiles, list[int]]:
     """Return one map of all tiles, filtered, and the tiles that lack it."""
     tiles.require(modality)
     stack, missing = [], []
@@ -166,9 +167,7 @@ def _images(tiles: MosaicTiles, modality: str) -> tuple[FilteredTiles, list[int]
         elif modality in LEVELS_IN_DB:
             image = amplitude_from_db(image)
         stack.append(image)
-    overlap = usual_overlap_px(tiles.nominal_px, tile_shape=tiles.tile_shape)
-    filtered = filtered_tiles(stack, logarithm=modality not in NOT_INTENSITY, sigma_px=high_pass_for_overlap(overlap))
-    return filtered, missing
+    return filtered_tiles(stack, logarithm=modality not in NOT_INTENSITY, sigma_px=sigma_px), missing
 
 
 def _best_positions(

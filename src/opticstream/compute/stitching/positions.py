@@ -190,10 +190,10 @@ def _positions(
     stage = _StageModel.from_links(evidence, nominal, features, stage)
     system = LinkSystem(pairs, features, lines_from_positions(nominal, pairs, tile_shape))
     beliefs = _beliefs(evidence, system, nominal, stage)
-    faint = _says_something(beliefs) & ~_is_sharp(beliefs)
-    if faint.sum() > FAINT_SHARE * len(pairs):
+    telling = _says_something(beliefs)
+    if (telling & ~_is_sharp(beliefs)).sum() > FAINT_SHARE * len(pairs):
         # The few links that were clear by themselves know the coherence badly; now all know where they are.
-        evidence.shift, evidence.accepted = beliefs.believed_px, _says_something(beliefs)
+        evidence.shift, evidence.accepted = beliefs.believed_px, telling
         weights = [[_likelihood_weight(s, evidence) for s in channel] for channel in spectra]
         evidence = _gathered(spectra, pairs, axis, nominal, weights)
         beliefs = _beliefs(evidence, system, nominal, stage)

@@ -68,7 +68,7 @@ class FilteredTiles:
         along_x, along_y = (_basis(n, self.sigma_px) for n in self.tile_shape)
         level = values + along_x[:, x].T @ self.blur[tile] @ along_y[:, y]
         own_x, own_y = (_basis(n, PATCH_SIGMA_PX) for n in values.shape)
-        level -= own_x.T @ ((own_x @ level) @ own_y.T) @ own_y
+        level -= _blurred(level, own_x, own_y)
         level[(values == 0) | (np.abs(level) < NOTHING)] = 0
         return np.asarray(level, np.float32)
 
@@ -222,7 +222,7 @@ def filtered_tiles(
     """
     floor = np.float32(soft_floor_of_tiles(tiles)) if logarithm else np.float32(0)
     nx, ny = tiles[0].shape
-    basis_x, basis_y = cosine_blur_basis(nx, sigma_px), cosine_blur_basis(ny, sigma_px)
+    basis_x, basis_y = _basis(nx, sigma_px), _basis(ny, sigma_px)
     result = np.empty((len(tiles), nx, ny), np.float32)
     blur = np.empty((len(tiles), len(basis_x), len(basis_y)), np.float32)
 
@@ -250,8 +250,11 @@ def filtered_tiles(
     return FilteredTiles(result, blur, sigma_px)
 
 
+def _blurred(image: FloatArray, basis_x: FloatArray, basis_y: FloatArray) -> FloatArray:
+    return np.asarray(basis_x.T @ ((basis_x @ image) @ basis_y.T) @ basis_y)
+
+
 def _fill_with_blur(tile: FloatArray, holes: NDArray[np.bool_], basis_x: FloatArray, basis_y: FloatArray) -> None:
     tile[holes] = 0
-    known = np.maximum(basis_x.T @ ((basis_x @ (~holes).astype(np.float32)) @ basis_y.T) @ basis_y, 1e-3)
-    blurred = basis_x.T @ ((basis_x @ tile) @ basis_y.T) @ basis_y
-    tile[holes] = (blurred / known)[holes]
+    known = np.maximum(_blurred((~holes).astype(np.float32), basis_x, basis_y), 1e-3)
+    tile[holes] = (_blurred(tile, basis_x, basis_y) / known)[holes]
