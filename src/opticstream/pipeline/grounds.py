@@ -24,6 +24,7 @@ from opticstream.pipeline.parameters import (
 )
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import may_determine_template
+from opticstream.pipeline.templates import determined_focus
 from opticstream.state import FactsView, Grounds
 from opticstream.state.durable import create_exclusively
 
@@ -41,7 +42,9 @@ def settings_of(
         case ((BatchId() | TileId()), ("processed" | "failed")):
             return tile_settings(config, project.layout.illumination_index(item.mosaic))
         case MosaicId(), ("stitched" | "failed"):
-            finds_focus = may_determine_template(project, item, facts or project.facts)
+            finds_focus = may_determine_template(project, item, facts or project.facts) or determined_focus(
+                project, item
+            )
             return mosaic_settings(config, project.layout.illumination_index(item), finds_focus=finds_focus)
         case MosaicId(), ("volume_stitched" | "volume_failed"):
             return volume_settings(config)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from opticstream.model.events import (
     Event,
@@ -16,15 +17,25 @@ from opticstream.model.events import (
 from opticstream.model.ids import MosaicId
 from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME, Attempt, Done, Failed, Result, once, perform
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import may_determine_template, waits_for_focus, waits_for_template
-from opticstream.pipeline.templates import focus_is_outdated, note_focus, note_template, template_is_outdated
-from opticstream.state import Claim, FactsView
+from opticstream.pipeline.redo import RedoPlan, apply_plan
+from opticstream.pipeline.rules import is_settled, may_determine_template, waits_for_focus, waits_for_template
+from opticstream.pipeline.templates import (
+    determined_focus,
+    determined_template,
+    focus_is_outdated,
+    focus_noted,
+    template_is_outdated,
+    template_noted,
+)
+from opticstream.state import Claim, FactsSnapshot, FileRecord
 
 if TYPE_CHECKING:
     from opticstream.stages.find_coordinates import CoordinatesResult
     from opticstream.stages.find_focus import FocusResult
     from opticstream.stages.stitch_mosaic import MosaicResult
     from opticstream.stages.stitch_volume import VolumeResult
+
+R = TypeVar("R")
 
 
 def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt = once) -> list[Event]:
@@ -41,17 +52,24 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
             facts.journal.skipped(mosaic, "stitched", f"waits for {project.paths.tilemap(event.illumination).name}")
             return []
 
+    others: list[Event] = []
+
     def compute(claim: Claim) -> Result:
         coordinates = attempt(f"coordinates of mosaic {mosaic.mosaic_id}", lambda: _coordinates(project, mosaic))
         claim.ensure_mine()
         focus = attempt(f"focus of mosaic {mosaic.mosaic_id}", lambda: _focus(project, mosaic))
         claim.ensure_mine()
-        stitched = attempt(f"stitch mosaic {mosaic.mosaic_id}", lambda: _stitch(project, mosaic))
+        others.extend(_take_back_others(project, mosaic))
+        template, stitched = _unchanged(
+            project,
+            coordinates.template,
+            lambda: attempt(f"stitch mosaic {mosaic.mosaic_id}", lambda: _stitch(project, mosaic)),
+        )
         outputs = {**_vouched(project, mosaic, coordinates, focus), **stitched.outputs}
         refreshed = project.config.processing.coordinates.force_refresh_coordinates
         return Result(
             outputs=[facts.file_record(path) for path in outputs.values()],
-            inputs=[] if refreshed else [facts.file_record(coordinates.template)],
+            inputs=[] if refreshed else [template],
             detail={
                 "products": {name: project.paths.relative(path) for name, path in stitched.outputs.items()},
                 "template": project.paths.relative(coordinates.template),
@@ -66,13 +84,14 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
     outcome = perform(project, mosaic, STITCH_MOSAIC, compute)
     if isinstance(outcome, Failed):
         failed = project.event(MosaicFailed, mosaic, stage=STITCH_MOSAIC.name, reason=outcome.reason)
-        return [failed, *_released(project, mosaic)]
+        return [failed, *_released(project, mosaic), *others]
     if not isinstance(outcome, Done):
         return []
     detail = outcome.result.detail
     events: list[Event] = [
         project.event(MosaicStitched, mosaic, template=detail["template"], outputs=detail["products"]),
         *_released(project, mosaic),
+        *others,
     ]
     if doubts := detail["doubts"]:
         events.append(project.event(MosaicFlagged, mosaic, reasons=tuple(doubts)))
@@ -83,18 +102,19 @@ def _coordinates(project: Project, mosaic: MosaicId) -> CoordinatesResult:
     from opticstream.stages.find_coordinates import find_coordinates
 
     settings = project.config.processing.coordinates
-    if may_determine_template(project, mosaic, project.facts) and template_is_outdated(project, mosaic):
+    if _determines_template(project, mosaic) and template_is_outdated(project, mosaic):
         settings = settings.model_copy(update={"force_refresh_coordinates": True})
-    found = find_coordinates(
-        mosaic,
-        scan=project.config.scan,
-        settings=settings,
-        tiles_folder=project.paths.processed_folder(mosaic),
-        template_path=project.paths.tilemap(project.illumination(mosaic).name),
-        qc_folder=project.paths.stitched_folder(mosaic),
-    )
-    if not found.reused:
-        note_template(project, mosaic)
+    with template_noted(project, mosaic) as note:
+        found = find_coordinates(
+            mosaic,
+            scan=project.config.scan,
+            settings=settings,
+            tiles_folder=project.paths.processed_folder(mosaic),
+            template_path=project.paths.tilemap(project.illumination(mosaic).name),
+            qc_folder=project.paths.stitched_folder(mosaic),
+        )
+        if not found.reused:
+            note()
     return found
 
 
@@ -103,20 +123,29 @@ def _focus(project: Project, mosaic: MosaicId) -> FocusResult:
 
     illumination = project.illumination(mosaic).name
     settings = project.config.processing.focus
-    if may_determine_template(project, mosaic, project.facts) and focus_is_outdated(project, mosaic):
+    if _determines_focus(project, mosaic) and focus_is_outdated(project, mosaic):
         settings = settings.model_copy(update={"force_refresh": True})
-    found = find_focus(
-        mosaic,
-        scan=project.config.scan,
-        settings=settings,
-        tiles_folder=project.paths.processed_folder(mosaic),
-        template_path=project.paths.tilemap(illumination),
-        focus_path=project.paths.focus(illumination),
-        qc_folder=project.paths.stitched_folder(mosaic),
-    )
-    if not found.reused:
-        note_focus(project, mosaic)
+    with focus_noted(project, mosaic) as note:
+        found = find_focus(
+            mosaic,
+            scan=project.config.scan,
+            settings=settings,
+            tiles_folder=project.paths.processed_folder(mosaic),
+            template_path=project.paths.tilemap(illumination),
+            focus_path=project.paths.focus(illumination),
+            qc_folder=project.paths.stitched_folder(mosaic),
+        )
+        if not found.reused:
+            note()
     return found
+
+
+def _determines_template(project: Project, mosaic: MosaicId) -> bool:
+    return may_determine_template(project, mosaic, project.facts) or determined_template(project, mosaic)
+
+
+def _determines_focus(project: Project, mosaic: MosaicId) -> bool:
+    return may_determine_template(project, mosaic, project.facts) or determined_focus(project, mosaic)
 
 
 def _vouched(project: Project, mosaic: MosaicId, coordinates: CoordinatesResult, focus: FocusResult) -> dict[str, Path]:
@@ -125,13 +154,68 @@ def _vouched(project: Project, mosaic: MosaicId, coordinates: CoordinatesResult,
     The mosaic that determines them does, also when it finds them made by an attempt of its own that was cut short.
     """
     processing = project.config.processing
-    is_first = may_determine_template(project, mosaic, project.facts)
     shared = {
-        "template": is_first and not processing.coordinates.force_refresh_coordinates,
-        "focus": is_first and not processing.focus.force_refresh,
+        "template": _determines_template(project, mosaic) and not processing.coordinates.force_refresh_coordinates,
+        "focus": _determines_focus(project, mosaic) and not processing.focus.force_refresh,
     }
     outputs = {**coordinates.outputs, **focus.outputs}
     return {name: path for name, path in outputs.items() if shared.get(name, True)}
+
+
+def _unchanged(project: Project, shared: Path, work: Callable[[], R]) -> tuple[FileRecord, R]:
+    """Return a template or focus map as it was while `work` used it, and the result.
+
+    The mosaic that determines it may renew it at the same time; then the work is done again with the new one.
+    """
+    used = project.facts.file_record(shared)
+    while True:
+        result = work()
+        now = project.facts.file_record(shared)
+        if now == used:
+            return used, result
+        used = now
+
+
+def _take_back_others(project: Project, mosaic: MosaicId) -> list[Event]:
+    """Take back what rests on an earlier template or focus map than the one that this mosaic has determined.
+
+    Returns the announcements that have it done again. Done while this mosaic is still to be recorded, so that after a
+    crash the next attempt does it.
+    """
+    illumination = project.illumination(mosaic).name
+    plan = RedoPlan(project)
+    shared = []
+    if determined_template(project, mosaic) and not project.config.processing.coordinates.force_refresh_coordinates:
+        shared.append((project.paths.tilemap(illumination), "stitched", plan.redo_mosaic))
+    if determined_focus(project, mosaic) and not project.config.processing.focus.force_refresh:
+        shared.append((project.paths.focus(illumination), "volume_stitched", plan.redo_volume))
+    for path, fact, redo in shared:
+        if not path.exists():
+            continue
+        now = project.facts.file_record(path)
+        for other in _stitched_alike(project, mosaic, fact):
+            record = project.facts.read(other, fact)
+            used = next((file for file in record.inputs if file.path == now.path), None) if record else None
+            if used is not None and used.sha256 not in (None, now.sha256) and not plan.takes_back(other, fact):
+                redo(other)
+    apply_plan(project, plan, reason=f"{mosaic} has renewed what it rests on")
+    return plan.announce
+
+
+def _stitched_alike(project: Project, mosaic: MosaicId, fact: str) -> list[MosaicId]:
+    """Return the other mosaics of a mosaic's illumination that have a fact."""
+    snapshot = project.facts.snapshot(mosaics=())
+    return [item for item in _alike(project, mosaic, snapshot) if snapshot.has(item, fact)]
+
+
+def _alike(project: Project, mosaic: MosaicId, snapshot: FactsSnapshot) -> list[MosaicId]:
+    """Return the other mosaics of a mosaic's illumination of which anything is known."""
+    index = project.layout.illumination_index(mosaic)
+    return [
+        item
+        for item in snapshot.items("mosaic")
+        if isinstance(item, MosaicId) and item != mosaic and project.layout.illumination_index(item) == index
+    ]
 
 
 def _stitch(project: Project, mosaic: MosaicId) -> MosaicResult:
@@ -160,18 +244,11 @@ def _released(project: Project, mosaic: MosaicId) -> list[Event]:
     ]
 
 
-def _others(project: Project, mosaic: MosaicId, snapshot: FactsView) -> list[MosaicId]:
-    items = project.facts.snapshot(mosaics=()).items("mosaic")
-    index = project.layout.illumination_index(mosaic)
+def _others(project: Project, mosaic: MosaicId, snapshot: FactsSnapshot) -> list[MosaicId]:
     return [
         item
-        for item in items
-        if isinstance(item, MosaicId)
-        and item != mosaic
-        and project.layout.illumination_index(item) == index
-        and snapshot.has(item, "waiting")
-        and not snapshot.has(item, "stitched")
-        and not snapshot.has(item, "failed")
+        for item in _alike(project, mosaic, snapshot)
+        if snapshot.has(item, "waiting") and not is_settled(snapshot, item)
     ]
 
 
@@ -201,12 +278,15 @@ def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attemp
         return []
 
     def compute(_claim: Claim) -> Result:
-        made = attempt(f"stitch volume of mosaic {mosaic.mosaic_id}", lambda: _stitch_volume(project, mosaic))
+        focus, made = _unchanged(
+            project,
+            project.paths.focus(project.illumination(mosaic).name),
+            lambda: attempt(f"stitch volume of mosaic {mosaic.mosaic_id}", lambda: _stitch_volume(project, mosaic)),
+        )
         refreshed = project.config.processing.focus.force_refresh
-        focus = project.paths.focus(project.illumination(mosaic).name)
         return Result(
             outputs=[facts.file_record(path, checksum=False) for path in made.outputs.values()],
-            inputs=[] if refreshed else [facts.file_record(focus)],
+            inputs=[] if refreshed else [focus],
             detail={"products": {name: project.paths.relative(path) for name, path in made.outputs.items()}},
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from opticstream.model.errors import StateError
 from opticstream.model.events import MosaicReady, SliceReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.pipeline.project import Project
@@ -84,9 +85,26 @@ def may_determine_template(project: Project, mosaic: MosaicId, facts: FactsView,
     """Return whether a mosaic is the one that determines the coordinates of its illumination.
 
     It is the first mosaic of the illumination that is not parked as failed, so that a first slice that was lost does
-    not hold up all others.
+    not hold up all others; or one that has waited long enough for earlier slices of which nothing has come.
     """
-    return all(facts.has(earlier, "failed") for earlier in earlier_mosaics(project, mosaic))
+    earlier = [m for m in earlier_mosaics(project, mosaic) if not facts.has(m, "failed")]
+    if not earlier:
+        return True
+    return has_stopped_waiting(project, mosaic) and not any(has_begun(project, m, facts) for m in earlier)
+
+
+def has_stopped_waiting(project: Project, mosaic: MosaicId, /) -> bool:
+    """Return whether a mosaic need not wait for the template any longer, because no earlier slice has begun."""
+    try:
+        record = project.facts.read(mosaic, "waiting")
+    except StateError:
+        return False  # a damaged flag is a fact all the same
+    return record is not None and "no_longer" in record.detail
+
+
+def has_begun(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
+    """Return whether anything is known of a mosaic: of itself, or of one of its batches."""
+    return bool(facts.facts_of(mosaic)) or any(facts.facts_of(batch) for batch in project.layout.batches(mosaic))
 
 
 def earlier_mosaics(project: Project, mosaic: MosaicId, /) -> Iterable[MosaicId]:
@@ -115,5 +133,6 @@ def waits_for_focus(project: Project, mosaic: MosaicId, facts: FactsView, /) -> 
 
 def _is_renewed_first(project: Project, mosaic: MosaicId, facts: FactsView) -> bool:
     """Return whether an earlier mosaic of the illumination is to be stitched first, and renews what is outdated."""
-    first = next((m for m in earlier_mosaics(project, mosaic) if not facts.has(m, "failed")), None)
+    good = (m for m in earlier_mosaics(project, mosaic) if not facts.has(m, "failed"))
+    first = next((m for m in good if has_begun(project, m, facts)), None)
     return first is not None and not facts.has(first, "stitched")

@@ -1,18 +1,44 @@
-"""Coordinate templates and focus maps: made once for each illumination, and made anew when their settings change.
+"""Coordinate templates and focus maps: made once for each illumination, and renewed when what they rest on changes.
 
-Beside the facts a note says which settings a template was made with. The old template stays in place, and in use where
-nothing has to be done again, until the mosaic that determines it has written the new one.
+Beside the facts a note says with which settings, and from which raw files of which mosaic, a template was made. The old
+template stays in place, and in use where nothing has to be done again, until the mosaic that determines it has written
+the new one.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from opticstream.config import parameters_hash
 from opticstream.io.atomic import write_text
-from opticstream.model.ids import MosaicId
+from opticstream.model.errors import StateError
+from opticstream.model.ids import MosaicId, TileId
 from opticstream.pipeline.parameters import coordinates_settings, focus_settings, shared_part, tile_hash
 from opticstream.pipeline.project import Project
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """What a template or a focus map was made with.
+
+    Attributes
+    ----------
+    settings : str
+        Hash of the settings.
+    mosaic_id : int, optional
+        The mosaic whose tiles were used; None in the notes of earlier versions.
+    tiles : dict of list of str
+        Checksum and identity of the raw file behind each tile that was good then, by tile number. A tile that is
+        missing here was bad, and the stage model gave its place.
+    """
+
+    settings: str
+    mosaic_id: int | None = None
+    tiles: dict[str, list[str]] | None = None
 
 
 def template_hash(project: Project, mosaic: MosaicId, /) -> str:
@@ -29,23 +55,41 @@ def focus_hash(project: Project, mosaic: MosaicId, /) -> str:
 
 
 def template_is_outdated(project: Project, mosaic: MosaicId, /) -> bool:
-    """Return whether the template was made with other settings; one that came from elsewhere is never outdated."""
+    """Return whether the template of a mosaic's illumination would come out differently now.
+
+    It does with other settings, and when a tile that it was made from, or without, has been repaired or replaced since.
+    A template that came from elsewhere is never outdated.
+    """
     return _is_outdated(project, _template(project, mosaic), template_hash(project, mosaic))
 
 
 def focus_is_outdated(project: Project, mosaic: MosaicId, /) -> bool:
-    """Return whether the focus map was made with other settings; one that came from elsewhere is never outdated."""
+    """Return whether the focus map of a mosaic's illumination would come out differently now, as for templates."""
     return _is_outdated(project, _focus(project, mosaic), focus_hash(project, mosaic))
 
 
-def note_template(project: Project, mosaic: MosaicId, /) -> None:
-    """Note that the template was made with the settings of now; to be called after it is written."""
-    write_text(_note(project, _template(project, mosaic)), template_hash(project, mosaic))
+def determined_template(project: Project, mosaic: MosaicId, /) -> bool:
+    """Return whether the template of a mosaic's illumination was made from this mosaic's tiles."""
+    return _is_made_from(project, _template(project, mosaic), mosaic)
 
 
-def note_focus(project: Project, mosaic: MosaicId, /) -> None:
-    """Note that the focus map was made with the settings of now; to be called after it is written."""
-    write_text(_note(project, _focus(project, mosaic)), focus_hash(project, mosaic))
+def determined_focus(project: Project, mosaic: MosaicId, /) -> bool:
+    """Return whether the focus map of a mosaic's illumination was made from this mosaic's tiles."""
+    return _is_made_from(project, _focus(project, mosaic), mosaic)
+
+
+@contextmanager
+def template_noted(project: Project, mosaic: MosaicId, /) -> Iterator[Callable[[], None]]:
+    """Note what a template is made with; the block calls what it is given once the template is written."""
+    with _noted(project, _template(project, mosaic), mosaic, template_hash(project, mosaic)) as note:
+        yield note
+
+
+@contextmanager
+def focus_noted(project: Project, mosaic: MosaicId, /) -> Iterator[Callable[[], None]]:
+    """Note what a focus map is made with; the block calls what it is given once the map is written."""
+    with _noted(project, _focus(project, mosaic), mosaic, focus_hash(project, mosaic)) as note:
+        yield note
 
 
 def _template(project: Project, mosaic: MosaicId) -> Path:
@@ -56,12 +100,76 @@ def _focus(project: Project, mosaic: MosaicId) -> Path:
     return project.paths.focus(project.illumination(mosaic).name)
 
 
-def _note(project: Project, path: Path) -> Path:
+def _note_path(project: Project, path: Path) -> Path:
     return project.paths.base / "state" / "settings" / f"{path.name}.made-with"
 
 
-def _is_outdated(project: Project, path: Path, hash_: str) -> bool:
+@contextmanager
+def _noted(project: Project, path: Path, mosaic: MosaicId, settings: str) -> Iterator[Callable[[], None]]:
+    made_with = MadeWith(settings, mosaic.mosaic_id, _tiles(project, mosaic))
+    note = _note_path(project, path)
+
+    def write() -> None:
+        write_text(note, json.dumps(asdict(made_with), indent=1) + "\n")
+
+    is_new = not path.exists()
+    if is_new:  # so that a process that is killed right after the template appears has noted it
+        write()
     try:
-        return path.exists() and _note(project, path).read_text() != hash_
+        yield write
+    finally:
+        if is_new and not path.exists():  # nothing was made; a template that a person puts there is not ours
+            note.unlink(missing_ok=True)
+
+
+def _tiles(project: Project, mosaic: MosaicId) -> dict[str, list[str]]:
+    found = {str(tile.tile_id): _raw_file(project, tile) for tile in project.layout.tiles(mosaic)}
+    return {number: identity for number, identity in found.items() if identity is not None}
+
+
+def _raw_file(project: Project, tile: TileId) -> list[str] | None:
+    """Return checksum and identity of the raw file behind a tile's results; None while it has none."""
+    try:
+        record = project.facts.read(tile, "processed")
+    except StateError:
+        return []  # a damaged flag is a fact all the same
+    if record is None:
+        return None
+    return [text for text in (record.detail.get("raw_sha256"), record.inputs_hash) if text]
+
+
+def _read_note(project: Project, path: Path) -> MadeWith | None:
+    try:
+        text = _note_path(project, path).read_text(encoding="utf-8")
     except FileNotFoundError:
+        return None
+    try:
+        values = json.loads(text)
+        return MadeWith(str(values["settings"]), values["mosaic_id"], values["tiles"])
+    except (ValueError, TypeError, KeyError):
+        return MadeWith(text.strip())  # as earlier versions wrote it: the hash alone
+
+
+def _is_made_from(project: Project, path: Path, mosaic: MosaicId) -> bool:
+    note = _read_note(project, path)
+    return note is not None and note.mosaic_id == mosaic.mosaic_id
+
+
+def _is_outdated(project: Project, path: Path, settings: str) -> bool:
+    if not path.exists():
         return False
+    note = _read_note(project, path)
+    if note is None:
+        return False
+    if note.settings != settings:
+        return True
+    if note.mosaic_id is None or note.tiles is None:
+        return False
+    # A tile that was good and is bad now costs nothing: its place is known.
+    now = _tiles(project, MosaicId(note.mosaic_id))
+    return any(not _is_same(note.tiles.get(number), files) for number, files in now.items())
+
+
+def _is_same(before: list[str] | None, now: list[str]) -> bool:
+    """Return whether a tile rests on the same raw data: the same checksum, or the same name, size and time."""
+    return before is not None and (not before or not now or not set(before).isdisjoint(now))
