@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from opticstream.model.errors import DuplicateTileError, InputError, MissingInputError
 from opticstream.model.events import ALL_EVENTS, EVENT_OF_NAME, BatchReady, MosaicStitched, SliceReady
+from opticstream.model.tile_problem import TileProblem
 
 COMMON = {"project_name": "p", "project_base_path": "/data/p"}
 CATALOGUE = {
@@ -26,9 +28,35 @@ def test_the_catalogue_is_complete_and_without_double_names():
 def test_a_payload_comes_back_as_the_same_event():
     event = BatchReady(
         **COMMON, slice_id=1, mosaic_id=2, batch_id=3, illumination="tilted", total_batches=4, grid_size_y=5,
-        raw_folder="/raw", files={7: "a.nii", 8: "b.nii"}, problems={9: "two files"}, parameters={"depth": 60},
+        raw_folder="/raw", files={7: "a.nii", 8: "b.nii"},
+        problems={9: TileProblem(kind="duplicate", text="two files")}, parameters={"depth": 60},
     )  # fmt: skip
     assert BatchReady.from_payload(event.payload()) == event
+
+
+@pytest.mark.parametrize(
+    ("announced", "kind"),
+    [
+        ({"kind": "duplicate", "text": "two files"}, "duplicate"),
+        ("2 files claim to be it", "unusable"),  # earlier versions announced the text only
+        ({"kind": "eaten by a newer version", "text": "gone", "page": 3}, "unusable"),
+    ],
+)
+def test_problems_of_tiles_are_read_from_payloads_of_any_version(announced, kind):
+    payload = BatchReady(
+        **COMMON, slice_id=1, mosaic_id=1, batch_id=1, illumination="normal", total_batches=1, grid_size_y=1,
+        raw_folder="/raw", files={},
+    ).payload() | {"problems": {"1": announced}}  # fmt: skip
+    assert BatchReady.from_payload(payload).problems[1].kind == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("missing", MissingInputError), ("duplicate", DuplicateTileError), ("unusable", InputError)]
+)
+def test_the_kind_of_a_problem_chooses_the_error_and_its_text_does_not(kind, error):
+    problem = TileProblem(kind=kind, text="2 files claim to be it; no raw file came")
+    assert type(problem.error()) is error
+    assert str(problem.error()) == problem.text
 
 
 def test_resources_carry_project_hierarchy_and_ids_as_labels():

@@ -271,7 +271,7 @@ def test_errors_in_a_row_are_counted_across_deaths_until_an_attempt_ends_well(fa
         claim = facts.claim(BATCH)
         assert claim is not None
         if outcome:
-            claim.release(outcome)
+            claim.release(outcome, failed=True)
         else:
             age(facts, 1000)
 
@@ -384,3 +384,20 @@ def test_paths_of_claims_do_not_show_up_as_facts(facts):
     facts.claim(BATCH)
     assert list(facts.snapshot()) == [(BATCH, "started")]
     assert Path(facts.project_dir / "mosaic-01/state/claims").is_dir()
+
+
+def test_whether_an_attempt_failed_is_recorded_and_not_read_from_its_text(facts):
+    with facts.claim(BATCH) as claim:
+        claim.release("failed tiles 3 and 4 are parked")
+    assert facts.claims.failures(BATCH, "started") == 0
+    with pytest.raises(ValueError, match="no such thing"), facts.claim(BATCH):
+        raise ValueError("no such thing")
+    assert facts.claims.failures(BATCH, "started") == 1
+
+
+def test_claims_of_earlier_versions_say_only_in_their_text_that_an_attempt_failed(facts):
+    with pytest.raises(ValueError, match="no such thing"), facts.claim(BATCH):
+        raise ValueError("no such thing")
+    path = facts.project_dir / "mosaic-01/state/claims/batch-003.started.0001"
+    path.write_text(path.read_text().replace(', "failed": true', ""))
+    assert facts.claims.failures(BATCH, "started") == 1

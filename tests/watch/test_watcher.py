@@ -99,8 +99,9 @@ def test_two_files_for_one_tile_are_a_problem_of_that_tile_only(tmp_path, watche
     clock.now += 6
     (found,) = watcher.poll()
     assert list(found.problems) == [1]
-    assert "2 files claim to be it: mosaic_001_image_0001_1.raw, mosaic_001_image_0001_2.raw" in found.problems[1]
-    assert "scan.file_name" in found.problems[1]
+    assert found.problems[1].kind == "duplicate"
+    assert "2 files claim to be it: mosaic_001_image_0001_1.raw, mosaic_001_image_0001_2.raw" in found.problems[1].text
+    assert "scan.file_name" in found.problems[1].text
 
 
 def test_strangers_are_ignored_and_impossible_names_are_told(tmp_path, watcher, clock):
@@ -128,7 +129,8 @@ def test_at_the_end_an_incomplete_column_is_taken_with_its_missing_tiles_as_prob
     watcher.poll()
     (found,) = watcher.give_up_waiting()
     assert found.files == {1: "mosaic_001_image_0001_0.raw"}
-    assert "no raw file came" in found.problems[2]
+    assert found.problems[2].kind == "missing"
+    assert "no raw file came" in found.problems[2].text
 
 
 def test_a_watcher_that_is_started_again_does_not_announce_twice(tmp_path, clock):
@@ -220,7 +222,7 @@ class TestSpectraBesideComplexTiles:
         pairs.poll()
         (found,) = pairs.give_up_waiting()
         assert list(found.problems) == [2]
-        assert "no raw and spectral file came" in found.problems[2]
+        assert "no raw and spectral file came" in found.problems[2].text
         assert found.files[2] == "m1_t2_complex.nii"
 
     def test_two_spectral_files_of_a_tile_are_a_problem_that_names_the_setting(self, tmp_path, pairs, clock):
@@ -230,4 +232,4 @@ class TestSpectraBesideComplexTiles:
         pairs.poll()
         clock.now += 6
         (found,) = pairs.poll()
-        assert "scan.spectral_file_name" in found.problems[2]
+        assert "scan.spectral_file_name" in found.problems[2].text

@@ -24,6 +24,7 @@ from opticstream.cli.run import HomeOption, server_session
 from opticstream.cli.status import item_of, open_project
 from opticstream.config import DeploymentSettings
 from opticstream.model.errors import ConfigurationError, StateError
+from opticstream.state.vocabulary import is_claim
 
 if TYPE_CHECKING:
     from opticstream.pipeline.project import Project
@@ -102,7 +103,7 @@ def _why(failure: str | None) -> str:
 def _facts(view: StateView) -> str:
     """Return the facts of an object, each in the colour of its kind; claims on finished work are left out."""
     known = [fact for fact in view.facts() if view.has(fact)]
-    shown = [f"[{_colour(fact)}]{fact}[/]" for fact in known if not (fact.endswith("started") and len(known) > 1)]
+    shown = [f"[{_colour(fact)}]{fact}[/]" for fact in known if not (is_claim(fact) and len(known) > 1)]
     return " ".join(shown) or "[dim]nothing yet[/]"
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict
 
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
+from opticstream.model.tile_problem import TileProblem
 
 PREFIX = "linc.oct"
 
@@ -99,8 +100,8 @@ class BatchReady(BatchEvent):
     """Raw file of each tile number, relative to `raw_folder`; a tile without one has none."""
     spectra: dict[int, str] = {}
     """Spectral file of each tile number, where the rig writes it beside the complex tile in `files`."""
-    problems: dict[int, str] = {}
-    """Tiles that cannot be processed, with the reason, such as two files for one tile."""
+    problems: dict[int, TileProblem] = {}
+    """Tiles that cannot be processed, each with a kind and the reason, such as two files for one tile."""
 
 
 class BatchArchived(BatchEvent):

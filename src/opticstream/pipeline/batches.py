@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from opticstream.config import parameters_hash
-from opticstream.model.errors import DuplicateTileError, InputError, MissingInputError
+from opticstream.model.errors import MissingInputError
 from opticstream.model.events import (
     BatchArchived,
     BatchFailed,
@@ -187,7 +187,7 @@ def _note(record: FactRecord) -> dict[str, object]:
 def _sources(event: BatchReady, tile: TileId) -> tuple[Path, Path | None]:
     """Return the raw file of a tile, and the spectra that lie beside it, if any."""
     if problem := event.problems.get(tile.tile_id):
-        raise DuplicateTileError(problem) if "files claim" in problem else InputError(problem)
+        raise problem.error()
     if tile.tile_id not in event.files:
         raise MissingInputError(f"{tile}: no raw file was found in {event.raw_folder}")
     spectra = event.spectra.get(tile.tile_id)

@@ -16,6 +16,7 @@ from opticstream.model.ids import ItemId
 from opticstream.pipeline.failures import PROCESS_DIED, SUGGESTIONS
 from opticstream.pipeline.project import Project
 from opticstream.state.journal import JournalEntry
+from opticstream.state.vocabulary import is_failure
 
 _STAGES = {
     ("tile", "failed"): "process batch",
@@ -146,7 +147,7 @@ def _parked(project: Project) -> dict[ItemId, _Occurrence]:
     found: dict[ItemId, _Occurrence] = {}
     snapshot = project.facts.snapshot()
     for item, fact in snapshot:
-        if not fact.endswith("failed") or (item.hierarchy == "tile" and snapshot.has(item, "processed")):
+        if not is_failure(fact) or (item.hierarchy == "tile" and snapshot.has(item, "processed")):
             continue
         record = project.facts.read(item, fact)
         if record is None:

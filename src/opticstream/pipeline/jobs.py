@@ -17,6 +17,7 @@ from opticstream.pipeline.failures import describe, is_transient, kind_of
 from opticstream.pipeline.grounds import inputs_hash, keep_settings, settings_of
 from opticstream.pipeline.project import Project
 from opticstream.state import Claim, FileRecord
+from opticstream.state.vocabulary import is_failure
 
 R = TypeVar("R")
 
@@ -171,7 +172,7 @@ def perform(project: Project, item: ItemId, job: Job, compute: Callable[[Claim],
         content["inputs_hash"] = result.inputs_hash or grounds["inputs_hash"]
         recorded = facts.record(item, fact, content)
         facts.journal.computed(item, fact, time.monotonic() - begin)
-        if fact.endswith("failed"):
+        if is_failure(fact):
             why = str(result.detail.get("reason", "no result"))
             facts.journal.failed(item, fact, why=why, kind=kind_of(ProcessingError(why)), stage=job.name)
         return Done(result) if recorded else Skipped("recorded by somebody else meanwhile")

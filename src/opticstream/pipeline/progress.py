@@ -12,6 +12,7 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import BATCH_ENDED, REGISTRATION_ENDED, has_all_batches, may_register
 from opticstream.pipeline.stacking import unstacked
 from opticstream.state import FactsSnapshot
+from opticstream.state.vocabulary import is_failure
 
 BATCH_STATES = ("ready", "started", "archived", "processed", "uploaded")
 MILESTONES_PERCENT = (25, 50, 75, 100)
@@ -100,7 +101,7 @@ def failures(project: Project, snapshot: FactsSnapshot, /) -> Iterable[Failure]:
     """Yield every parked item with its reason."""
     for item in snapshot.items():
         for fact in sorted(snapshot.facts_of(item)):
-            if fact.endswith("failed"):
+            if is_failure(fact):
                 detail = detail_of(project, item, fact)
                 yield Failure(item, fact, str(detail.get("reason", "unknown")), int(detail.get("attempts", 1)))
 

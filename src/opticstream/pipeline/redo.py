@@ -100,7 +100,7 @@ class RedoPlan:
         if isinstance(item, BatchId):
             self._announce(self.project.event(BatchArchived, item))
         elif isinstance(item, MosaicId):
-            kind = MosaicVolumeStitched if fact.startswith("volume") else MosaicStitched
+            kind = MosaicVolumeStitched if fact in ("volume_uploaded", "volume_upload_failed") else MosaicStitched
             self._announce(self.project.event(kind, item))
         elif isinstance(item, SliceId):
             self._announce(stacking_event(self.project, item))

@@ -36,8 +36,6 @@ from opticstream.state.record import time_from_text, time_to_text
 from opticstream.state.vocabulary import check_claim
 
 DEFAULT_LEASE_S = 60.0
-FAILED = "failed"
-"""How the outcome of an attempt begins that ended with an error."""
 HUNG_AFTER_LEASES = 5.0
 """A holder whose process is seen alive on this host, yet does not renew, is given up after this many leases."""
 
@@ -54,6 +52,8 @@ class Holder:
         Dead: the process is gone, or its lease has run out. Released: it gave the work back, see `outcome`.
     silent_s : float
         Seconds since the last renewal, by the file server's clock; 0 where that did not matter.
+    failed : bool
+        Whether the attempt was released because it ended with an error.
     """
 
     item: ItemId
@@ -66,6 +66,7 @@ class Holder:
     state: Literal["alive", "dead", "released"]
     silent_s: float = 0.0
     outcome: str | None = None
+    failed: bool = False
     flow_run_id: str | None = None
 
     def __str__(self) -> str:
@@ -150,7 +151,7 @@ class Claims:
         Parking the work ends its attempt well, so that the count starts anew when it is released.
         """
         attempts = [attempt for attempt in self.attempts(item, work) if attempt.state != "dead"]
-        return _length_of_tail(attempts, lambda attempt: (attempt.outcome or "").startswith(FAILED))
+        return _length_of_tail(attempts, lambda attempt: attempt.failed)
 
     def _path(self, item: ItemId, work: str, generation: int) -> Path:
         folder = self._project_dir / flag_folder(item) / CLAIMS_FOLDER
@@ -200,6 +201,7 @@ class Claims:
             state=state,
             silent_s=silent_s,
             outcome=None if released is None else str(released.get("outcome")),
+            failed=released is not None and _ended_with_error(released),
             flow_run_id=claim.get("flow_run_id"),
         )
 
@@ -262,7 +264,10 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self.release("done" if error is None else f"{FAILED}: {type(error).__name__}: {error}"[:500])
+            if error is None:
+                self.release()
+            else:
+                self.release(f"failed: {type(error).__name__}: {error}"[:500], failed=True)
         except OSError as problem:  # the lease runs out by itself; do not hide what went wrong inside
             _log.warning("%s of %s could not be released: %s", self.work, self.item, problem)
 
@@ -324,8 +329,11 @@ class Claim:
             file.write(b"\n")
         return True
 
-    def release(self, outcome: str = "done") -> bool:
-        """Give the work back, so that nobody needs to wait for the lease to run out; False when it was lost before."""
+    def release(self, outcome: str = "done", *, failed: bool = False) -> bool:
+        """Give the work back, so that nobody needs to wait for the lease to run out; False when it was lost before.
+
+        `failed` says that the attempt ended with an error, which `outcome` tells to people.
+        """
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread() and os.getpid() == self._pid:
             self._thread.join()
@@ -333,7 +341,8 @@ class Claim:
         if self._released or not self.still_mine():
             return False
         self._released = True
-        line = json.dumps({"released": time_to_text(self._claims._clock()), "outcome": outcome}, ensure_ascii=False)
+        released = {"released": time_to_text(self._claims._clock()), "outcome": outcome, "failed": failed}
+        line = json.dumps(released, ensure_ascii=False)
         with self._path.open("ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
         self._claims._journal.write("released", self.item, fact=self.work, why=outcome)
@@ -365,6 +374,11 @@ def _length_of_tail(attempts: Iterable[Holder], belongs: Callable[[Holder], bool
         if attempt.state != "alive":
             count = count + 1 if belongs(attempt) else 0
     return count
+
+
+def _ended_with_error(released: Mapping[str, Any]) -> bool:
+    """Return whether a released attempt ended with an error; claims of earlier versions say so in their text only."""
+    return bool(released.get("failed", str(released.get("outcome")).startswith("failed")))
 
 
 def _json(line: bytes) -> Mapping[str, Any]:

@@ -310,7 +310,7 @@ class Facts:
         try:
             replace_whole(self.path(item, work), record.to_bytes())
         except BaseException as error:
-            claim.release(f"failed: {error}")
+            claim.release(f"failed: {error}", failed=True)
             raise
         return claim
 

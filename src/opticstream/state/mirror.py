@@ -10,7 +10,7 @@ from opticstream.model.ids import BatchId, ItemId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.state.facts import Facts
 from opticstream.state.oct_state import OCTBatchState, OCTProjectState, OCTStateService, OCTWork
-from opticstream.state.vocabulary import FACTS
+from opticstream.state.vocabulary import FACTS, is_failure
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _mirror_item(state: OCTProjectState, facts: Facts, layout: AcquisitionLayout
         target.mark(fact, at=record.time)
         if fact == "started" and isinstance(target, OCTWork):
             target.attempts = int(record.detail.get("attempt", target.attempts))
-        if fact == "skipped" or fact.endswith("failed"):
+        if fact == "skipped" or is_failure(fact):
             failure = str(record.detail.get("reason", "")) or failure
     if isinstance(target, OCTWork) and target.failure != failure:
         target.mark_reason(failure)

@@ -61,6 +61,17 @@ def is_claim(fact: str, /) -> bool:
     return fact == "started" or fact.endswith("_started")
 
 
+def is_failure(fact: str, /) -> bool:
+    """Return whether a fact says that work is parked as failed.
+
+    Examples
+    --------
+    >>> is_failure("volume_failed"), is_failure("skipped")
+    (True, False)
+    """
+    return fact == "failed" or fact.endswith("_failed")
+
+
 def check_fact(item: ItemId, fact: str, /) -> str:
     """Return `fact`, refused with the list of known facts when items of this kind have no such fact.
 

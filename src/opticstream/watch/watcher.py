@@ -20,6 +20,7 @@ from opticstream.io.raw import ComplexTile, SpectralShape, SpectralTile
 from opticstream.model.errors import FileNameError, InputError, MissingInputError
 from opticstream.model.ids import BatchId, TileId
 from opticstream.model.layout import AcquisitionLayout
+from opticstream.model.tile_problem import TileProblem
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class FoundBatch:
     """Name of the file of each tile number."""
     spectra: dict[int, str]
     """Name of the spectral file of each tile number, where the rig writes it beside a complex tile."""
-    problems: dict[int, str]
+    problems: dict[int, TileProblem]
     """Tiles that cannot be processed, and why."""
 
 
@@ -168,7 +169,9 @@ class Watcher:
             batch = state.batch
             wanted = "raw and spectral file" if len(self._grammars) > 1 else "raw file"
             problems = {
-                tile: f"tile {tile} of mosaic {batch.mosaic_id}: no {wanted} came in {self.folder}"
+                tile: TileProblem(
+                    kind="missing", text=f"tile {tile} of mosaic {batch.mosaic_id}: no {wanted} came in {self.folder}"
+                )
                 for tile in state.missing
             }
             found.append(self._finish(batch, problems))
@@ -282,22 +285,25 @@ class Watcher:
             if not all((tile, companion) in present for companion in self._grammars)
         )
 
-    def _finish(self, batch: BatchId, problems: dict[int, str]) -> FoundBatch:
+    def _finish(self, batch: BatchId, problems: dict[int, TileProblem]) -> FoundBatch:
         self._done.add(batch)
         named: dict[bool, dict[int, str]] = {False: {}, True: {}}
         for file in sorted(self._by_batch[batch].values(), key=lambda f: f.tile.tile_id):
             named[file.companion][file.tile.tile_id] = file.name
         return FoundBatch(batch, named[False], named[True], dict(sorted((problems | self._duplicates(batch)).items())))
 
-    def _duplicates(self, batch: BatchId) -> dict[int, str]:
+    def _duplicates(self, batch: BatchId) -> dict[int, TileProblem]:
         names: dict[tuple[int, bool], list[str]] = {}
         for file in self._by_batch[batch].values():
             names.setdefault((file.tile.tile_id, file.companion), []).append(file.name)
         setting = {False: "file_name", True: "spectral_file_name"}
         return {
-            number: f"tile {number} of mosaic {batch.mosaic_id}: {len(claimed)} files claim to be it: "
-            f"{', '.join(sorted(claimed))}; keep one in {self.folder} "
-            f"(scan.{setting[companion]} = {self._grammars[companion].template!r})"
+            number: TileProblem(
+                kind="duplicate",
+                text=f"tile {number} of mosaic {batch.mosaic_id}: {len(claimed)} files claim to be it: "
+                f"{', '.join(sorted(claimed))}; keep one in {self.folder} "
+                f"(scan.{setting[companion]} = {self._grammars[companion].template!r})",
+            )
             for (number, companion), claimed in names.items()
             if len(claimed) > 1
         }

@@ -1,0 +1,53 @@
+"""Why a tile cannot be processed, as whoever looked at its files found it: a kind, and the text for people."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from opticstream.model.errors import DuplicateTileError, InputError, MissingInputError
+
+TileProblemKind = Literal["missing", "duplicate", "unusable"]
+
+_ERRORS: dict[TileProblemKind, type[InputError]] = {
+    "missing": MissingInputError,
+    "duplicate": DuplicateTileError,
+    "unusable": InputError,
+}
+
+
+class TileProblem(BaseModel):
+    """A tile that cannot be processed.
+
+    A bare string is read as a problem of the kind `unusable`, because earlier versions announced no kind; so is a kind
+    that this version does not know.
+
+    Examples
+    --------
+    >>> TileProblem.model_validate("two files")
+    TileProblem(kind='unusable', text='two files')
+    """
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    kind: TileProblemKind
+    """`missing`: no file came; `duplicate`: several files claim to be it; `unusable`: anything else."""
+    text: str
+    """What is wrong, where, and what to do."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_other_versions(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"kind": "unusable", "text": value}
+        if isinstance(value, dict) and value.get("kind") not in get_args(TileProblemKind):
+            return value | {"kind": "unusable"}
+        return value
+
+    def __str__(self) -> str:
+        return self.text
+
+    def error(self) -> InputError:
+        """Return the error that processing the tile ends with."""
+        return _ERRORS[self.kind](self.text)
