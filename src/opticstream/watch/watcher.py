@@ -39,6 +39,8 @@ class RawFile:
     complete: bool = False
     problem: str | None = None
     """Why it cannot be processed, where it stands still and is not what it should be."""
+    judged_s: float = 0.0
+    """When that was found, by the watcher's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,7 @@ class Watcher:
                         if entry.name.startswith("."):
                             continue
                         if entry.is_dir(follow_symlinks=False):
+                            self._refuse_folder(prefix + entry.name)
                             folders.append((f"{prefix}{entry.name}/", entry.path))
                         else:
                             yield prefix + entry.name, entry
@@ -193,6 +196,11 @@ class Watcher:
             except OSError as error:
                 if not prefix:
                     raise InputError(f"{self.folder}: cannot be read: {error.strerror}") from error
+
+    def _refuse_folder(self, name: str) -> None:
+        """Tell of a folder that has the name of a tile; what lies in it is looked at as in any other."""
+        if name not in self.strangers and self._meaning(name) is not None:
+            self.strangers[name] = f"{name}: a folder with the name of a tile, expected a file"
 
     def _see(self, name: str, entry: os.DirEntry[str], now: float) -> None:
         file = self._files.get(name)
@@ -221,8 +229,11 @@ class Watcher:
             self._changed_s[file.batch] = now
         if file.complete or now - file.since_s < self._stable_s:
             return
-        if file.problem is None:
+        # A problem may pass without a change of the file (access, a share): it is looked at again before it is told.
+        stalls_s = file.since_s + self._stall_s
+        if file.problem is None or file.judged_s < stalls_s <= now:
             file.problem = self._problem(file)
+            file.judged_s = now
             file.complete = file.problem is None
 
     def _meaning(self, name: str) -> tuple[TileId, bool] | None:
@@ -238,7 +249,7 @@ class Watcher:
         return None
 
     def _problem(self, file: RawFile) -> str | None:
-        """Return why a file that stands still cannot be processed; reads its header only."""
+        """Return why a file that stands still cannot be processed; reads its header and a compressed file's end."""
         index = self.layout.illumination_index(file.tile.mosaic)
         a_lines, b_lines = self._scan.tile_shape(index)
         setting = f"scan.illuminations[{index}]"
@@ -251,8 +262,8 @@ class Watcher:
                     pass
             else:
                 shape = SpectralShape(self._scan.samples, a_lines, self._scan.channels, b_lines, setting)
-                with SpectralTile.open(path, shape, raw_format=raw_format):
-                    pass
+                with SpectralTile.open(path, shape, raw_format=raw_format) as tile:
+                    tile.check_end()
         except (InputError, OSError) as error:
             return str(error)
         return None
