@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+import random
+import socket
 import time
 
+import numpy as np
 import pytest
 
 from opticstream.config import config_from_mapping
+from opticstream.io.raw import packed12_from_samples
 from opticstream.model.errors import MissingInputError
 from opticstream.model.ids import BatchId
-from opticstream.testing.raw_tiles import nifti_header
+from opticstream.testing.raw_tiles import nifti_header, write_spectral_nifti
 from opticstream.watch import Watcher
 
 
@@ -233,3 +239,175 @@ class TestSpectraBesideComplexTiles:
         clock.now += 6
         (found,) = pairs.poll()
         assert "scan.spectral_file_name" in found.problems[2].text
+
+
+class CompressedRig:
+    """Writes packed tiles as gzip files, the way a rig does: bit by bit, with pauses."""
+
+    def __init__(self, folder, clock):
+        self.folder = folder
+        self.clock = clock
+        scan = settings(rows=1, file_name="mosaic_{mosaic:03d}_image_{tile:04d}_{n}.raw.gz")
+        self.watcher = Watcher(folder, scan, stable_s=5, stall_s=60, clock=clock)
+        counts = np.random.default_rng(0).integers(0, 256, SIZE).astype(np.uint8).tobytes()
+        self.content = gzip.compress(counts)
+        self.path = folder / "mosaic_001_image_0001_0.raw.gz"
+
+    def write(self, content):
+        self.path.write_bytes(content)
+        self.watcher.poll()
+
+    def wait(self, seconds):
+        self.clock.now += seconds
+        return self.watcher.poll()
+
+
+@pytest.fixture
+def rig(tmp_path, clock):
+    return CompressedRig(tmp_path, clock)
+
+
+@pytest.mark.parametrize("missing", [1, 4, 8, 9, 500])
+def test_a_compressed_file_without_its_end_is_waited_for_and_then_a_problem_of_its_tile(rig, missing):
+    rig.write(rig.content[:-missing])
+    assert rig.wait(30) == []
+    (incomplete,) = rig.watcher.incomplete()
+    assert "raw.gz" in incomplete.unfinished[0]
+    (found,) = rig.wait(31)
+    assert found.files == {1: rig.path.name}
+
+
+def test_a_compressed_file_whose_writer_pauses_for_long_and_goes_on_is_taken_when_it_is_whole(rig):
+    for part in (300, len(rig.content) // 2, len(rig.content) - 3):
+        rig.write(rig.content[:part])
+        assert rig.wait(40) == []
+    rig.write(rig.content)
+    assert rig.wait(4) == []
+    (found,) = rig.wait(2)
+    assert found.files == {1: rig.path.name}
+
+
+def test_a_compressed_file_that_has_its_size_but_not_yet_its_bytes_is_waited_for(rig):
+    half = rig.content[: len(rig.content) // 2]
+    rig.write(half + bytes(len(rig.content) - len(half)))
+    assert rig.wait(40) == []
+    rig.write(rig.content)
+    assert len(rig.wait(6)) == 1
+
+
+@pytest.mark.parametrize("how", ["two members", "padded with zeros", "block-wise, with an empty member at the end"])
+def test_other_whole_gzip_files_are_taken_at_once(rig, how):
+    data = gzip.decompress(rig.content)
+    rig.write(
+        {
+            "two members": gzip.compress(data[:700]) + gzip.compress(data[700:]),
+            "padded with zeros": rig.content + bytes(512),
+            "block-wise, with an empty member at the end": rig.content + gzip.compress(b""),
+        }[how]
+    )
+    assert len(rig.wait(6)) == 1
+
+
+def test_the_end_of_a_whole_compressed_file_is_found_without_decompressing_it(rig, monkeypatch):
+    from opticstream.io import raw
+
+    monkeypatch.setattr(raw, "_read_into", lambda *_args, **_options: pytest.fail("the file is decompressed"))
+    rig.write(rig.content)
+    assert len(rig.wait(6)) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "dangling link", "loop of links", "link to a device"])
+def test_the_watch_goes_on_whatever_lies_under_the_name_of_a_tile(tmp_path, clock, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)  # names of sockets must be short
+    watcher = Watcher(tmp_path, settings(rows=1), stable_s=5, stall_s=60, clock=clock)
+    odd, good = "mosaic_001_image_0001_0.raw", put(tmp_path, 2)
+    with socket.socket(socket.AF_UNIX) as listening:
+        match kind:
+            case "folder":
+                os.mkdir(odd)
+            case "pipe":
+                os.mkfifo(odd)
+            case "socket":
+                listening.bind(odd)
+            case "dangling link":
+                os.symlink("nowhere", odd)
+            case "loop of links":
+                os.symlink(odd, odd)
+            case "link to a device":
+                os.symlink("/dev/zero", odd)
+        watcher.poll()
+        clock.now += 61
+        found = watcher.poll()
+    assert good.name in [name for one in found for name in one.files.values()]
+    if kind in ("pipe", "socket", "link to a device"):
+        assert odd in [name for one in found for name in one.files.values()]
+    if kind == "folder":
+        assert "a folder with the name of a tile" in watcher.strangers[odd]
+
+
+def test_a_file_that_vanishes_between_listing_and_opening_stops_nothing(tmp_path, watcher, clock, monkeypatch):
+    put(tmp_path, 1)
+    second = put(tmp_path, 2)
+    watcher.poll()
+    judge = watcher._problem
+
+    def vanish(file):
+        second.unlink(missing_ok=True)
+        return judge(file)
+
+    monkeypatch.setattr(watcher, "_problem", vanish)
+    clock.now += 6
+    assert watcher.poll() == []
+    monkeypatch.setattr(watcher, "_problem", judge)
+    put(tmp_path, 2)
+    watcher.poll()
+    clock.now += 6
+    assert len(watcher.poll()) == 1
+
+
+def test_a_problem_that_has_passed_is_not_told(tmp_path, watcher, clock, monkeypatch):
+    put(tmp_path, 1)
+    put(tmp_path, 2)
+    judge = watcher._problem
+    monkeypatch.setattr(watcher, "_problem", lambda file: f"{file.name}: cannot be read: Permission denied")
+    watcher.poll()
+    clock.now += 30
+    watcher.poll()
+    assert len(watcher.incomplete()) == 1
+    monkeypatch.setattr(watcher, "_problem", judge)
+    clock.now += 31
+    (found,) = watcher.poll()
+    assert found.problems == {}
+
+
+@pytest.mark.parametrize("end", [".nii.gz", ".raw.gz", ".nii"])
+def test_no_damage_of_a_raw_file_ends_the_watch(tmp_path, clock, end):
+    """Any bytes changed, cut or doubled, in header, compressed blocks or trailer."""
+    name = f"mosaic_001_image_0001_0{end}"
+    scan = settings(
+        rows=1,
+        columns=1,
+        raw_format="packed12" if end == ".raw.gz" else "nifti",
+        file_name="mosaic_{mosaic:03d}_image_{tile:04d}_{n}" + end,
+    )
+    counts = np.random.default_rng(1).integers(0, 4096, (3, 2, 4, 32)).astype(np.uint16)
+    data = packed12_from_samples(counts).tobytes()
+    if end != ".raw.gz":
+        data = write_spectral_nifti(tmp_path / "whole", counts).read_bytes()
+        (tmp_path / "whole").unlink()
+    whole = gzip.compress(data) if end.endswith(".gz") else data
+    rng = random.Random(5)
+    announced = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(rng.randrange(1, 4)):
+            content[rng.randrange(0, rng.choice((20, 200, len(content))))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            del content[rng.randrange(len(content)) :]
+        if rng.random() < 0.1:
+            content += bytes(content)
+        (tmp_path / name).write_bytes(content)
+        watcher = Watcher(tmp_path, scan, stable_s=0, stall_s=0, clock=clock)
+        (found,) = watcher.poll()
+        announced += found.files == {1: name}
+    assert announced == 300

@@ -19,7 +19,8 @@ from typing import IO, Any, Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.model.errors import FileFormatError, InputError, MissingInputError, TileSizeError
+from opticstream.io.reading import check_regular_file, error_of_system
+from opticstream.model.errors import FileFormatError, TileSizeError
 
 Tap = Callable[[memoryview], None]
 
@@ -133,14 +134,11 @@ def gzip_reader(path: Path, /) -> IO[bytes]:
 
 
 def _open(path: Path) -> IO[bytes]:
+    check_regular_file(path)
     try:
         return gzip_reader(path) if path.suffix == ".gz" else path.open("rb", buffering=0)
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise FileFormatError(f"{path}: a folder, not a file") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise error_of_system(path, error) from error
 
 
 class SpectralTile:
@@ -268,8 +266,32 @@ class SpectralTile:
                     f"{self.path}: holds values that are not finite in B-lines {first}..{first + n - 1}"
                 )
             yield first, counts
-        if self.path.suffix == ".gz" and _read_into(self._file, memoryview(bytearray(1)), self.path):
+        if self.path.suffix == ".gz" and _read_into(self._file, memoryview(bytearray(1)), self.path, whole=True):
             raise TileSizeError(f"{self.path}: holds more samples than expected for {s}")
+
+    def check_end(self) -> None:
+        """Check that a compressed file has been written to its end, as cheaply as can be; plain ones have their size.
+
+        The last four bytes of a gzip file hold the length of its data, so that a file whose writer has come to its end
+        is told at once, and one that has not practically never passes. Where they hold something else (an unfinished
+        file, several members, padding) the stream is decompressed to its end, which takes about two seconds a gigabyte.
+        Damage within is found when the tile is read.
+
+        Raises
+        ------
+        TileSizeError, FileFormatError
+            The compressed data end too early or hold more than they should, or are damaged.
+        """
+        if self.path.suffix != ".gz" or _length_in_trailer(self.path) == self.file_bytes & 0xFFFFFFFF:
+            return
+        view, total = memoryview(bytearray(_PIECE_BYTES)), len(self._head)
+        while n := _read_into(self._file, view, self.path, whole=True):
+            total += n
+            if total > self.file_bytes:
+                break
+        if total != self.file_bytes:
+            found = f"{total}" if total < self.file_bytes else f"more than {self.file_bytes}"
+            raise TileSizeError(f"{self.path}: holds {found} bytes, expected {self.file_bytes} for {self.shape}")
 
 
 def _is_overflown(shape: tuple[int, ...]) -> bool:
@@ -285,7 +307,18 @@ def _read_exactly(file: IO[bytes], n: int, path: Path, *, strict: bool = True) -
     return bytes(buffer[:read])
 
 
-def _read_into(file: IO[bytes], view: memoryview, path: Path) -> int:
+def _length_in_trailer(path: Path) -> int | None:
+    """Return the length (modulo 2**32) that the last bytes of a gzip file give."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(-4, os.SEEK_END)
+            return int.from_bytes(file.read(4), "little")
+    except OSError:
+        return None
+
+
+def _read_into(file: IO[bytes], view: memoryview, path: Path, *, whole: bool = False) -> int:
+    """Fill a buffer and return how many bytes came; where compressed data break off, fewer, or an error if `whole`."""
     done = 0
     try:
         while done < len(view):
@@ -293,12 +326,14 @@ def _read_into(file: IO[bytes], view: memoryview, path: Path) -> int:
             if not n:
                 break
             done += n
-    except EOFError:
+    except EOFError as error:
+        if whole:
+            raise TileSizeError(f"{path}: its compressed data break off; it is unfinished or was cut") from error
         return done
-    except (OSError, ValueError) as error:
-        if path.suffix == ".gz":
-            raise FileFormatError(f"{path}: damaged gzip data: {error}") from error
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise error_of_system(path, error, "gzip" if path.suffix == ".gz" else "") from error
+    except Exception as error:  # each gzip library has errors of its own
+        raise FileFormatError(f"{path}: damaged gzip data: {error}") from error
     return done
 
 
@@ -354,6 +389,8 @@ class ComplexTile:
         MissingInputError, TileSizeError, FileFormatError, InputError
             The file is absent, of another size, not float32, or cannot be read.
         """
+        if path.suffix == ".gz":
+            raise FileFormatError(f"{path}: a compressed complex tile; complex tiles are read uncompressed, unpack it")
         file = _open(path)
         try:
             head = _read_exactly(file, 544, path, strict=False)
@@ -411,7 +448,7 @@ class ComplexTile:
             try:
                 read = os.preadv(self._file.fileno(), [view], at)
             except OSError as error:
-                raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+                raise error_of_system(self.path, error) from error
             if read != len(view):
                 raise TileSizeError(f"{self.path}: ended after {at + read} bytes while it was read")
         part = planes.astype(np.float32, copy=False).transpose(2, 1, 0)

@@ -2,15 +2,22 @@
 
 A file counts as complete when its size and time have stood still for a while and it holds what the scan settings say.
 A batch is ready when each of its tiles has a complete file (two where the rig writes spectra beside complex tiles, with
-`scan.spectral_file_name`). What is wrong and stays wrong is handed on as a problem of
-its tile, so that one bad file never holds up a column.
+`scan.spectral_file_name`). What is wrong and stays wrong is handed on as a problem of its tile, so that one bad file
+never holds up a column; and so is a file that does not come, once the column has waited for long enough:
+
+* nothing of it has changed for `stall_s`, or
+* while the rig works (`live`), later columns of its mosaic, or a later slice, are complete already and nothing of it
+  has changed for a minute (longer for a rig that pauses longer between its tiles).
+
+A column of which nothing has come at all is missing in the second case; without `live`, when its slice has begun and
+nothing in the folder has changed for `stall_s`. Files that come later are found: see `whole_files`.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +25,12 @@ from opticstream.config import ScanSettings
 from opticstream.io.names import FileNameGrammar
 from opticstream.io.raw import ComplexTile, SpectralShape, SpectralTile
 from opticstream.model.errors import FileNameError, InputError, MissingInputError
-from opticstream.model.ids import BatchId, TileId
+from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.model.tile_problem import TileProblem
+
+_OVERTAKEN_S = 60.0
+"""How long a column that the rig has gone past must have been quiet before it is handed on as it is, in seconds."""
 
 
 @dataclass(slots=True)
@@ -40,6 +50,8 @@ class RawFile:
     complete: bool = False
     problem: str | None = None
     """Why it cannot be processed, where it stands still and is not what it should be."""
+    judged_s: float = 0.0
+    """When that was found, by the watcher's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +100,11 @@ class Watcher:
     stable_s : float
         Time that a file must have stood still, in seconds.
     stall_s : float
-        Time after which a file of the wrong size is a problem, and an incomplete batch is worth a warning, in seconds.
+        Time after which a file of the wrong size is a problem, and an incomplete batch is handed on as it is, in
+        seconds.
+    live : bool
+        Somebody may still write to the folder: a column of which nothing has come is missing only once later ones are
+        complete.
     settled : callable
         Tells of a batch whether it was announced before (a watcher that is started again asks the facts).
     clock : callable
@@ -103,6 +119,7 @@ class Watcher:
         *,
         stable_s: float = 5.0,
         stall_s: float = 600.0,
+        live: bool = True,
         settled: Callable[[BatchId], bool] = lambda _batch: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -116,13 +133,20 @@ class Watcher:
             self._grammars[True] = FileNameGrammar(scan.spectral_file_name, self.layout)
         self._stable_s = stable_s
         self._stall_s = stall_s
+        self._live = live
         self._settled = settled
         self._clock = clock
         self._ignored: set[str] = set()
         self._files: dict[str, RawFile] = {}
         self._by_batch: dict[BatchId, dict[str, RawFile]] = {}
         self._done: set[BatchId] = set()
+        self._whole_slices: set[SliceId] = set()
+        """Slices of which every batch is done."""
+        self._reopened: frozenset[TileId] = frozenset()
         self._changed_s: dict[BatchId, float] = {}
+        self._longest_pause_s: dict[BatchId, float] = {}
+        self._folder_changed_s = clock()
+        self._overtaken_s: dict[BatchId, float] = {}
         self._warned: set[BatchId] = set()
 
     def poll(self) -> list[FoundBatch]:
@@ -142,7 +166,10 @@ class Watcher:
         for name in self._files.keys() - present:
             file = self._files.pop(name)
             self._by_batch.get(file.batch, {}).pop(name, None)
-        return [found for batch in sorted(self._by_batch) if (found := self._judge(batch, now)) is not None]
+            self._has_changed(file.batch, now)
+        found = [found for batch in sorted(self._by_batch) if (found := self._judge(batch, now)) is not None]
+        found += [self._finish(batch) for batch in self._absent() if self._ends_waiting(batch, now)]
+        return found
 
     def known_batches(self) -> set[BatchId]:
         """Return every batch of which at least one file was seen."""
@@ -151,31 +178,58 @@ class Watcher:
     def incomplete(self) -> list[IncompleteBatch]:
         """Return the batches of which something has come and something has not."""
         now = self._clock()
-        return [self._incomplete(batch, now) for batch in sorted(self._by_batch) if batch not in self._done]
+        begun = (batch for batch, files in sorted(self._by_batch.items()) if files)
+        return [self._incomplete(batch, now) for batch in begun if batch not in self._done]
 
     def stalled(self) -> list[IncompleteBatch]:
-        """Return the incomplete batches in which nothing has changed for `stall_s` seconds, each one once."""
-        found = [i for i in self.incomplete() if i.waiting_s >= self._stall_s and i.batch not in self._warned]
+        """Return the incomplete batches in which nothing has changed for a while, each one once.
+
+        That is a minute, or half of `stall_s` where that is less: people are told before the batch is handed on.
+        """
+        patience_s = min(_OVERTAKEN_S, self._stall_s / 2)
+        found = [i for i in self.incomplete() if i.waiting_s >= patience_s and i.batch not in self._warned]
         self._warned.update(i.batch for i in found)
         return found
+
+    def waits(self) -> bool:
+        """Return whether something may still come: of a batch that has begun, or of the slice that it is in.
+
+        While the rig works only batches that have begun count.
+        """
+        absent = () if self._live else self._absent()
+        return any(batch not in self._done for batch, files in self._by_batch.items() if files) or any(absent)
 
     def give_up_waiting(self) -> list[FoundBatch]:
         """Return the incomplete batches as they are, with their missing and unfinished tiles as problems.
 
         For the end of an acquisition: nothing more will come.
         """
-        found = []
-        for state in self.incomplete():
-            batch = state.batch
-            wanted = "raw and spectral file" if len(self._grammars) > 1 else "raw file"
-            problems = {
-                tile: TileProblem(
-                    kind="missing", text=f"tile {tile} of mosaic {batch.mosaic_id}: no {wanted} came in {self.folder}"
-                )
-                for tile in state.missing
-            }
-            found.append(self._finish(batch, problems))
-        return found
+        begun = [batch for batch, files in sorted(self._by_batch.items()) if files and batch not in self._done]
+        return [self._finish(batch) for batch in (*begun, *self._absent())]
+
+    def look_again_at(self, tiles: Iterable[TileId], /) -> None:
+        """Keep looking at the files of these tiles of batches that were handed on: they were bad, and may be mended."""
+        self._reopened = frozenset(tiles)
+
+    def whole_files(self, tile: TileId, /) -> tuple[str, ...] | None:
+        """Return the files of a tile, if each is there once, complete and standing still; None otherwise.
+
+        Current for tiles of batches that wait, and for those that `look_again_at` named.
+        """
+        files = [f for f in self._by_batch.get(self.layout.batch_of(tile), {}).values() if f.tile == tile]
+        kinds = sorted(f.companion for f in files)
+        if kinds != sorted(self._grammars) or not all(f.complete for f in files):
+            return None
+        return tuple(f.name for f in sorted(files, key=lambda f: f.companion))
+
+    def quiet_s(self, batch: BatchId, /) -> float:
+        """Return the time since anything of a batch has changed, in seconds; infinite where nothing has come."""
+        changed_s = self._changed_s.get(batch)
+        return float("inf") if changed_s is None else self._clock() - changed_s
+
+    def found_again(self, batch: BatchId, /) -> FoundBatch:
+        """Return a batch that was handed on before as it is now."""
+        return self._finish(batch)
 
     def _entries(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
         folders = [("", str(self.folder))]
@@ -187,6 +241,7 @@ class Watcher:
                         if entry.name.startswith("."):
                             continue
                         if entry.is_dir(follow_symlinks=False):
+                            self._refuse_folder(prefix + entry.name)
                             folders.append((f"{prefix}{entry.name}/", entry.path))
                         else:
                             yield prefix + entry.name, entry
@@ -197,9 +252,14 @@ class Watcher:
                 if not prefix:
                     raise InputError(f"{self.folder}: cannot be read: {error.strerror}") from error
 
+    def _refuse_folder(self, name: str) -> None:
+        """Tell of a folder that has the name of a tile; what lies in it is looked at as in any other."""
+        if name not in self.strangers and self._meaning(name) is not None:
+            self.strangers[name] = f"{name}: a folder with the name of a tile, expected a file"
+
     def _see(self, name: str, entry: os.DirEntry[str], now: float) -> None:
         file = self._files.get(name)
-        if file is not None and file.batch in self._done:
+        if file is not None and file.batch in self._done and file.tile not in self._reopened:
             return
         if file is None:
             meant = self._meaning(name)
@@ -217,16 +277,24 @@ class Watcher:
             file = RawFile(name, tile, batch, status.st_size, status.st_mtime_ns, now, companion)
             self._files[name] = file
             self._by_batch.setdefault(batch, {})[name] = file
-            self._changed_s[batch] = now
+            self._has_changed(batch, now)
         elif (file.size, file.mtime_ns) != (status.st_size, status.st_mtime_ns):
             file.size, file.mtime_ns, file.since_s = status.st_size, status.st_mtime_ns, now
             file.complete, file.problem = False, None
-            self._changed_s[file.batch] = now
+            self._has_changed(file.batch, now)
         if file.complete or now - file.since_s < self._stable_s:
             return
-        if file.problem is None:
+        # A problem may pass without a change of the file (access, a share): it is looked at again before it is told.
+        stalls_s = file.since_s + self._stall_s
+        if file.problem is None or file.judged_s < stalls_s <= now:
             file.problem = self._problem(file)
+            file.judged_s = now
             file.complete = file.problem is None
+
+    def _has_changed(self, batch: BatchId, now: float) -> None:
+        pause_s = now - self._changed_s.get(batch, now)
+        self._longest_pause_s[batch] = max(self._longest_pause_s.get(batch, 0.0), pause_s)
+        self._changed_s[batch] = self._folder_changed_s = now
 
     def _meaning(self, name: str) -> tuple[TileId, bool] | None:
         """Return the tile that a file name means and whether it is the companion of a complex one; None for others."""
@@ -241,7 +309,7 @@ class Watcher:
         return None
 
     def _problem(self, file: RawFile) -> str | None:
-        """Return why a file that stands still cannot be processed; reads its header only."""
+        """Return why a file that stands still cannot be processed; reads its header and a compressed file's end."""
         index = self.layout.illumination_index(file.tile.mosaic)
         a_lines, b_lines = self._scan.tile_shape(index)
         setting = f"scan.illuminations[{index}]"
@@ -254,8 +322,8 @@ class Watcher:
                     pass
             else:
                 shape = SpectralShape(self._scan.samples, a_lines, self._scan.channels, b_lines, setting)
-                with SpectralTile.open(path, shape, raw_format=raw_format):
-                    pass
+                with SpectralTile.open(path, shape, raw_format=raw_format) as tile:
+                    tile.check_end()
         except (InputError, OSError) as error:
             return str(error)
         return None
@@ -267,34 +335,90 @@ class Watcher:
             self._done.add(batch)
             return None
         files = self._by_batch[batch].values()
-        if len(files) < self.layout.illumination_of(batch.mosaic).rows * len(self._grammars):
-            return None
+        if not files:
+            return None  # they have vanished; then the batch is absent
         # A file of the wrong size may be one that is still being written by a rig that pauses.
-        if any(not f.complete and (f.problem is None or now - f.since_s < self._stall_s) for f in files):
-            return None
-        if self._missing(batch):
-            return None
-        return self._finish(batch, {})
+        if self._missing(batch) or any(
+            not f.complete and (f.problem is None or now - f.since_s < self._stall_s) for f in files
+        ):
+            return self._finish(batch) if self._ends_waiting(batch, now) else None
+        return self._finish(batch)
+
+    def _ends_waiting(self, batch: BatchId, now: float) -> bool:
+        """Return whether a batch that is incomplete, or of which nothing has come, has waited for long enough."""
+        begun = bool(self._by_batch.get(batch))
+        changed_s = self._changed_s[batch] if begun else self._folder_changed_s
+        if (begun or not self._live) and now - changed_s >= self._stall_s:
+            return True
+        if not self._live or not self._is_overtaken(batch):
+            return False
+        since_s = max(self._overtaken_s.setdefault(batch, now), self._changed_s.get(batch, 0.0))
+        pause_s = 3 * self._longest_pause_s.get(batch, 0.0)
+        return now - since_s >= min(self._stall_s, max(_OVERTAKEN_S, 4 * self._stable_s, pause_s))
+
+    def _is_overtaken(self, batch: BatchId) -> bool:
+        """Return whether the rig has gone on: batches that it acquires later are done.
+
+        A later column of the same mosaic, or anything of a later slice. Rigs that take the illuminations of a slice in
+        turn are in the same column of each, so another mosaic of the slice has overtaken only with a later column, or
+        when it is whole.
+        """
+        mosaic, slice_id = batch.mosaic, self.layout.slice_of(batch.mosaic)
+        if any(self.layout.slice_of(done.mosaic) > slice_id for done in self._done):
+            return True
+        for other in self.layout.mosaics(slice_id):
+            done = [b for b in self.layout.batches(other) if b in self._done]
+            last = max((b.batch_id for b in done), default=0)
+            is_whole = other > mosaic and len(done) == len(self.layout.batches(other))
+            if other >= mosaic and (last > batch.batch_id or is_whole):
+                return self._has_come(mosaic) or is_whole
+        return False
+
+    def _has_come(self, mosaic: MosaicId) -> bool:
+        return any(self._by_batch.get(batch) for batch in self.layout.batches(mosaic))
+
+    def _absent(self) -> list[BatchId]:
+        """Return the batches of which nothing has come, in slices of which something has."""
+        begun = {self.layout.slice_of(batch.mosaic) for batch, files in self._by_batch.items() if files}
+        absent = []
+        for slice_id in sorted(begun - self._whole_slices):
+            batches = [b for mosaic in self.layout.mosaics(slice_id) for b in self.layout.batches(mosaic)]
+            for batch in batches:
+                if batch not in self._done and not self._by_batch.get(batch):
+                    if self._settled(batch):
+                        self._done.add(batch)
+                    else:
+                        absent.append(batch)
+            if all(batch in self._done for batch in batches):
+                self._whole_slices.add(slice_id)
+        return absent
 
     def _missing(self, batch: BatchId) -> tuple[int, ...]:
         """Return the tiles for which a file is missing."""
-        present = {(f.tile, f.companion) for f in self._by_batch[batch].values()}
+        present = {(f.tile, f.companion) for f in self._by_batch.get(batch, {}).values()}
         return tuple(
             tile.tile_id
             for tile in self.layout.tiles(batch)
             if not all((tile, companion) in present for companion in self._grammars)
         )
 
-    def _finish(self, batch: BatchId, problems: dict[int, TileProblem]) -> FoundBatch:
+    def _finish(self, batch: BatchId) -> FoundBatch:
         self._done.add(batch)
         named: dict[bool, dict[int, str]] = {False: {}, True: {}}
-        for file in sorted(self._by_batch[batch].values(), key=lambda f: f.tile.tile_id):
+        for file in sorted(self._by_batch.get(batch, {}).values(), key=lambda f: f.tile.tile_id):
             named[file.companion][file.tile.tile_id] = file.name
+        wanted = "raw and spectral file" if len(self._grammars) > 1 else "raw file"
+        problems = {
+            tile: TileProblem(
+                kind="missing", text=f"tile {tile} of mosaic {batch.mosaic_id}: no {wanted} came in {self.folder}"
+            )
+            for tile in self._missing(batch)
+        }
         return FoundBatch(batch, named[False], named[True], dict(sorted((problems | self._duplicates(batch)).items())))
 
     def _duplicates(self, batch: BatchId) -> dict[int, TileProblem]:
         names: dict[tuple[int, bool], list[str]] = {}
-        for file in self._by_batch[batch].values():
+        for file in self._by_batch.get(batch, {}).values():
             names.setdefault((file.tile.tile_id, file.companion), []).append(file.name)
         setting = {False: "file_name", True: "spectral_file_name"}
         return {
