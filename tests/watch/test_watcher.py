@@ -14,7 +14,7 @@ import pytest
 from opticstream.config import config_from_mapping
 from opticstream.io.raw import packed12_from_samples
 from opticstream.model.errors import MissingInputError
-from opticstream.model.ids import BatchId
+from opticstream.model.ids import BatchId, TileId
 from opticstream.testing.raw_tiles import nifti_header, write_spectral_nifti
 from opticstream.watch import Watcher
 
@@ -122,7 +122,7 @@ def test_strangers_are_ignored_and_impossible_names_are_told(tmp_path, watcher, 
 def test_an_incomplete_column_that_stalls_is_told_once(tmp_path, watcher, clock):
     put(tmp_path, 1)
     watcher.poll()
-    clock.now += 61
+    clock.now += 31
     watcher.poll()
     (stalled,) = watcher.stalled()
     assert stalled.missing == (2,)
@@ -137,6 +137,137 @@ def test_at_the_end_an_incomplete_column_is_taken_with_its_missing_tiles_as_prob
     assert found.files == {1: "mosaic_001_image_0001_0.raw"}
     assert found.problems[2].kind == "missing"
     assert "no raw file came" in found.problems[2].text
+
+
+class TestFilesThatDoNotCome:
+    """A column does not wait for ever: it is handed on as it is, with what is missing as problems."""
+
+    @staticmethod
+    def kinds(found):
+        return {number: problem.kind for number, problem in found.problems.items()}
+
+    def test_nothing_new_for_the_stall_time(self, tmp_path, watcher, clock):
+        put(tmp_path, 1)
+        watcher.poll()
+        clock.now += 59
+        assert watcher.poll() == []
+        clock.now += 2
+        (found,) = watcher.poll()
+        assert found.batch == BatchId(1, 1)
+        assert found.files == {1: "mosaic_001_image_0001_0.raw"}
+        assert self.kinds(found) == {2: "missing"}
+        assert watcher.poll() == []
+
+    def test_a_column_that_the_rig_has_gone_past_is_handed_on_after_a_minute(self, tmp_path, clock):
+        watcher = Watcher(tmp_path, settings(), stable_s=5, stall_s=1e6, clock=clock)
+        put(tmp_path, 1)
+        watcher.poll()
+        clock.now += 1000
+        assert watcher.poll() == [], "the rig may have paused"
+        put(tmp_path, 3)
+        put(tmp_path, 4)
+        watcher.poll()
+        clock.now += 6
+        assert [found.batch for found in watcher.poll()] == [BatchId(1, 2)]
+        assert watcher.poll() == []
+        clock.now += 59
+        assert watcher.poll() == []
+        clock.now += 2
+        assert [found.batch for found in watcher.poll()] == [BatchId(1, 1)]
+
+    def test_a_rig_that_pauses_long_between_tiles_is_given_three_times_its_pause(self, tmp_path, clock):
+        watcher = Watcher(tmp_path, settings(rows=3), stable_s=5, stall_s=1e6, clock=clock)
+        put(tmp_path, 1)
+        watcher.poll()
+        clock.now += 100
+        put(tmp_path, 2)
+        watcher.poll()
+        for tile in (4, 5, 6):
+            put(tmp_path, tile)
+        watcher.poll()
+        clock.now += 6
+        assert len(watcher.poll()) == 1
+        assert watcher.poll() == []
+        clock.now += 290
+        assert watcher.poll() == []
+        clock.now += 11
+        assert [found.batch for found in watcher.poll()] == [BatchId(1, 1)]
+
+    def test_illuminations_taken_in_turn_do_not_overtake_each_other(self, tmp_path, clock):
+        both = [{"name": name, "columns": 2, "a_lines": 4} for name in ("normal", "tilted")]
+        watcher = Watcher(tmp_path, settings(illuminations=both), stable_s=5, stall_s=1e6, clock=clock)
+        put(tmp_path, 1)
+        for tile in (1, 2):
+            put(tmp_path, tile, mosaic=2)
+        watcher.poll()
+        clock.now += 6
+        assert [found.batch for found in watcher.poll()] == [BatchId(2, 1)]
+        clock.now += 1000
+        assert watcher.poll() == []
+
+    def test_a_column_of_which_nothing_comes_is_missing_once_later_ones_are_there(self, tmp_path, clock):
+        watcher = Watcher(tmp_path, settings(columns=3), stable_s=5, stall_s=1e6, clock=clock)
+        for tile in (1, 2, 5, 6):
+            put(tmp_path, tile)
+        watcher.poll()
+        clock.now += 6
+        assert [found.batch for found in watcher.poll()] == [BatchId(1, 1), BatchId(1, 3)]
+        assert watcher.poll() == []
+        clock.now += 61
+        (found,) = watcher.poll()
+        assert found.batch == BatchId(1, 2)
+        assert found.files == {}
+        assert self.kinds(found) == {3: "missing", 4: "missing"}
+
+    def test_a_rig_that_stops_in_the_middle_of_a_mosaic_does_not_make_the_rest_missing(self, tmp_path, watcher, clock):
+        put(tmp_path, 1)
+        put(tmp_path, 2)
+        watcher.poll()
+        clock.now += 6
+        assert len(watcher.poll()) == 1
+        clock.now += 1e6
+        assert watcher.poll() == []
+        assert not watcher.waits()
+
+    def test_where_nobody_writes_any_more_the_rest_of_the_slice_is_missing(self, tmp_path, clock):
+        both = [{"name": name, "columns": 2, "a_lines": 4} for name in ("normal", "tilted")]
+        scan = settings(illuminations=both)
+        watcher = Watcher(tmp_path, scan, stable_s=5, stall_s=60, live=False, clock=clock)
+        put(tmp_path, 1)
+        put(tmp_path, 2)
+        put(tmp_path, 3, mosaic=5)
+        watcher.poll()
+        clock.now += 6
+        assert [found.batch for found in watcher.poll()] == [BatchId(1, 1)]
+        assert watcher.waits()
+        clock.now += 60
+        rest = {found.batch: len(found.problems) for found in watcher.poll()}
+        assert rest == {
+            BatchId(1, 2): 2, BatchId(2, 1): 2, BatchId(2, 2): 2,
+            BatchId(5, 1): 2, BatchId(5, 2): 1, BatchId(6, 1): 2, BatchId(6, 2): 2,
+        }, "of slice 2 nothing has come: it was not acquired, or is elsewhere"  # fmt: skip
+        assert not watcher.waits()
+
+    def test_a_file_that_comes_after_its_column_was_handed_on_is_found(self, tmp_path, watcher, clock):
+        put(tmp_path, 1)
+        watcher.poll()
+        clock.now += 61
+        assert len(watcher.poll()) == 1
+        tile = TileId(1, 2)
+        watcher.look_again_at([tile])
+        assert watcher.whole_files(tile) is None
+        path = put(tmp_path, 2, size=100)
+        watcher.poll()
+        clock.now += 6
+        watcher.poll()
+        assert watcher.whole_files(tile) is None
+        path.write_bytes(bytes(SIZE))
+        watcher.poll()
+        clock.now += 6
+        assert watcher.poll() == []
+        assert watcher.whole_files(tile) == (path.name,)
+        assert watcher.quiet_s(BatchId(1, 1)) == 6
+        assert watcher.found_again(BatchId(1, 1)).problems == {}
 
 
 def test_a_watcher_that_is_started_again_does_not_announce_twice(tmp_path, clock):

@@ -25,7 +25,7 @@ from opticstream.config import ScanSettings
 from opticstream.io.names import FileNameGrammar
 from opticstream.io.raw import ComplexTile, SpectralShape, SpectralTile
 from opticstream.model.errors import FileNameError, InputError, MissingInputError
-from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
+from opticstream.model.ids import BatchId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.model.tile_problem import TileProblem
 
@@ -140,6 +140,8 @@ class Watcher:
         self._files: dict[str, RawFile] = {}
         self._by_batch: dict[BatchId, dict[str, RawFile]] = {}
         self._done: set[BatchId] = set()
+        self._last_slice = SliceId(1)
+        """The last slice of which a batch is done."""
         self._whole_slices: set[SliceId] = set()
         """Slices of which every batch is done."""
         self._reopened: frozenset[TileId] = frozenset()
@@ -168,7 +170,12 @@ class Watcher:
             self._by_batch.get(file.batch, {}).pop(name, None)
             self._has_changed(file.batch, now)
         found = [found for batch in sorted(self._by_batch) if (found := self._judge(batch, now)) is not None]
-        found += [self._finish(batch) for batch in self._absent() if self._ends_waiting(batch, now)]
+        for batch in self._absent():
+            if self._ends_waiting(batch, now):
+                if self._settled(batch):
+                    self._end(batch)
+                else:
+                    found.append(self._finish(batch))
         return found
 
     def known_batches(self) -> set[BatchId]:
@@ -204,8 +211,7 @@ class Watcher:
 
         For the end of an acquisition: nothing more will come.
         """
-        begun = [batch for batch, files in sorted(self._by_batch.items()) if files and batch not in self._done]
-        return [self._finish(batch) for batch in (*begun, *self._absent())]
+        return [self._finish(state.batch) for state in self.incomplete()]
 
     def look_again_at(self, tiles: Iterable[TileId], /) -> None:
         """Keep looking at the files of these tiles of batches that were handed on: they were bad, and may be mended."""
@@ -332,7 +338,7 @@ class Watcher:
         if batch in self._done:
             return None
         if self._settled(batch):
-            self._done.add(batch)
+            self._end(batch)
             return None
         files = self._by_batch[batch].values()
         if not files:
@@ -364,18 +370,19 @@ class Watcher:
         when it is whole.
         """
         mosaic, slice_id = batch.mosaic, self.layout.slice_of(batch.mosaic)
-        if any(self.layout.slice_of(done.mosaic) > slice_id for done in self._done):
+        if slice_id < self._last_slice:
             return True
+        has_come = any(self._by_batch.get(b) for b in self.layout.batches(mosaic))
         for other in self.layout.mosaics(slice_id):
-            done = [b for b in self.layout.batches(other) if b in self._done]
-            last = max((b.batch_id for b in done), default=0)
-            is_whole = other > mosaic and len(done) == len(self.layout.batches(other))
-            if other >= mosaic and (last > batch.batch_id or is_whole):
-                return self._has_come(mosaic) or is_whole
+            if other < mosaic:
+                continue
+            columns = self.layout.batches(other)
+            done = [b for b in columns if b in self._done]
+            if other > mosaic and len(done) == len(columns):
+                return True
+            if has_come and any(b.batch_id > batch.batch_id for b in done):
+                return True
         return False
-
-    def _has_come(self, mosaic: MosaicId) -> bool:
-        return any(self._by_batch.get(batch) for batch in self.layout.batches(mosaic))
 
     def _absent(self) -> list[BatchId]:
         """Return the batches of which nothing has come, in slices of which something has."""
@@ -384,11 +391,12 @@ class Watcher:
         for slice_id in sorted(begun - self._whole_slices):
             batches = [b for mosaic in self.layout.mosaics(slice_id) for b in self.layout.batches(mosaic)]
             for batch in batches:
-                if batch not in self._done and not self._by_batch.get(batch):
-                    if self._settled(batch):
-                        self._done.add(batch)
-                    else:
-                        absent.append(batch)
+                if batch in self._done or self._by_batch.get(batch):
+                    continue
+                if not self._live and self._settled(batch):
+                    self._end(batch)  # an earlier run has given it up
+                else:
+                    absent.append(batch)
             if all(batch in self._done for batch in batches):
                 self._whole_slices.add(slice_id)
         return absent
@@ -402,8 +410,12 @@ class Watcher:
             if not all((tile, companion) in present for companion in self._grammars)
         )
 
-    def _finish(self, batch: BatchId) -> FoundBatch:
+    def _end(self, batch: BatchId) -> None:
         self._done.add(batch)
+        self._last_slice = max(self._last_slice, self.layout.slice_of(batch.mosaic))
+
+    def _finish(self, batch: BatchId) -> FoundBatch:
+        self._end(batch)
         named: dict[bool, dict[int, str]] = {False: {}, True: {}}
         for file in sorted(self._by_batch.get(batch, {}).values(), key=lambda f: f.tile.tile_id):
             named[file.companion][file.tile.tile_id] = file.name
