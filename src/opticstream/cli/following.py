@@ -105,12 +105,18 @@ def follow(
     poll_s: float = 1.0,
     check: Callable[[], None] = lambda: None,
 ) -> ProjectProgress:
-    """Step the driver and show progress until `is_over` and everything found has come to its end."""
+    """Step the driver and show progress until `is_over` and everything found has come to its end.
+
+    Ends as well when nothing goes on any longer: `Driver.undone` tells what is left.
+    """
     for event in driver.start():
         follower.say(f"taking up {event.item}: {event.event_name()}")
     trouble: str | None = None
     while True:
-        driver.step()
+        for found in driver.step():
+            if absent := [str(number) for number, problem in found.problems.items() if problem.kind == "missing"]:
+                tiles = f"tile{'s' * (len(absent) > 1)} {', '.join(absent)}"
+                follower.say(f"[yellow]incomplete[/] {found.batch} is worked on without {tiles}: no raw file came")
         progress = driver.progress()
         follower.show(progress)
         if driver.trouble != trouble:
@@ -118,7 +124,13 @@ def follow(
             follower.say(f"[yellow]waiting[/] {trouble}" if trouble else "what was missing is back")
         for stalled in driver.watcher.stalled():
             follower.say(f"[yellow]waiting[/] {stalled}")
-        if is_over() and driver.is_finished():
+        over = is_over()
+        if over and driver.is_finished():
+            driver.finish(say=follower.say)
+            if is_over() and driver.is_finished():  # nothing has come meanwhile
+                follower.show(progress := driver.progress())
+                return progress
+        elif (over or not driver.live) and driver.gives_up():
             return progress
         check()
         time.sleep(poll_s)

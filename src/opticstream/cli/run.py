@@ -129,14 +129,20 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
                 progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5, check=check)
         incomplete = driver.incomplete()
         strangers = driver.watcher.strangers
-        failed = bool(progress.failures or incomplete or strangers or not progress.mosaics)
+        undone = driver.undone
+        failed = bool(progress.failures or incomplete or strangers or undone or not progress.mosaics)
         if as_json:
             print_json(
                 progress.as_dict()
-                | {"incomplete": [str(i) for i in incomplete], "refused_names": strangers, "failed": failed}
+                | {
+                    "incomplete": [str(i) for i in incomplete],
+                    "refused_names": strangers,
+                    "undone": undone,
+                    "failed": failed,
+                }
             )
         else:
-            _report(config, driver, len(progress.failures), found_before=stale)
+            _report(config, driver, len(progress.failures), undone, found_before=stale)
         raise typer.Exit(FAILED if failed else DONE)
 
 
@@ -156,7 +162,7 @@ def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:
 
 
 class _Acquired:
-    """Whether everything that lies in the folder has been announced, or will never be complete."""
+    """Whether everything that lies in the folder has been announced, and nothing more is waited for."""
 
     def __init__(self, driver: Driver, accept_incomplete: bool) -> None:
         self._driver = driver
@@ -165,20 +171,17 @@ class _Acquired:
     def __call__(self) -> bool:
         driver = self._driver
         patience_s = 2 * driver.project.deployment.stable_s + 1.0
-        waiting = driver.incomplete()
-        if any(state.waiting_s < patience_s for state in waiting):
-            return False
-        if self._accept:
+        if self._accept and all(state.waiting_s >= patience_s for state in driver.incomplete()):
             for found in driver.watcher.give_up_waiting():
                 driver.ready(found)
-        return True
+        return not driver.waits_for_files()
 
 
-def _report(config: ProjectConfig, driver: Driver, failures: int, *, found_before: bool) -> None:
+def _report(config: ProjectConfig, driver: Driver, failures: int, undone: list[str], *, found_before: bool) -> None:
     for state in driver.incomplete():
         err.print(f"[yellow]incomplete[/] {state}")
-    if driver.incomplete():
-        err.print("  columns that are not complete are not processed; --accept-incomplete takes them as they are")
+    for line in undone:
+        err.print(f"[red]not done[/] {escape(line)}")
     for name, reason in sorted(driver.watcher.strangers.items()):
         err.print(f"[yellow]refused[/] {name}: {reason}")
     if not driver.watcher.known_batches() and not found_before:
@@ -205,17 +208,22 @@ def run(
     accept_incomplete: Annotated[
         bool,
         typer.Option(
-            help="Process columns with missing or damaged tiles as they are, with those tiles recorded as failed."
+            help="Do not wait for missing or unfinished tiles: process their columns as they are at once, with those "
+            "tiles recorded as failed."
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Process what lies in a folder and stop.
 
-    The project is registered with its file's parameters, every complete column of tiles goes through the whole
-    pipeline, and the exit status tells whether all succeeded: 0 all done, 1 something failed or was incomplete,
-    2 wrong settings. A second run finds everything done and changes nothing; with --stale it does again what other
-    settings have put out of date, and what rests on that. The old outputs stay until the new ones replace them.
+    The project is registered with its file's parameters, every column of tiles goes through the whole pipeline, and
+    the exit status tells whether all succeeded: 0 all done, 1 something failed or was missing, 2 wrong settings.
+
+    A column with missing tiles is worked on without them once nothing has changed for OPTICSTREAM_STALL_S, a minute at
+    most; a later run takes them when they are there, and does again what rests on them.
+
+    A second run finds everything done and changes nothing; with --stale it does again what other settings have put out
+    of date, and what rests on that. The old outputs stay until the new ones replace them.
     """
     with errors_shown(), contextlib.ExitStack() as stack:
         if folder is None and not stale:
@@ -234,6 +242,8 @@ def watch(
     """Process tiles while the microscope writes them, until Ctrl-C.
 
     Looks at the folder every few seconds (network shares give no notifications), waits until files have stood still,
-    and warns once of columns that stall. It can be stopped and started again at any time.
+    and warns once of columns that stall. A column with missing tiles is worked on without them once the microscope has
+    gone past it, or after OPTICSTREAM_STALL_S without anything new; tiles that come later are taken, and what rests on
+    them is done again. It can be stopped and started again at any time.
     """
     _feed(project, folder, options, home, False, live=True, accept_incomplete=False)

@@ -39,7 +39,10 @@ class DeploymentSettings(BaseSettings):
     stable_s: float = Field(default=5.0, ge=0)
     """Time that size and modification time of a raw file must have stood still, in seconds."""
     stall_s: float = Field(default=600.0, gt=0)
-    """Time after which an incomplete column is reported, in seconds."""
+    """Time without anything new after which an incomplete column is worked on as it is, in seconds; `run` waits a
+    minute at most. Also how long a mosaic waits for the template of slices of which nothing comes."""
+    give_up_s: float = Field(default=900.0, gt=0)
+    """Time after which `run` ends although something is left to do, when nothing goes on any longer, in seconds."""
     sweep_s: float = Field(default=60.0, gt=0)
     """Time between two sweeps for work that is ready and not started, in seconds."""
     collapse_s: float = Field(default=10.0, ge=1)

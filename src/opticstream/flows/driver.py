@@ -1,4 +1,8 @@
-"""What `run`, `watch` and the demo do next to the server: announce batches as they appear, sweep, and see the end."""
+"""What `run`, `watch` and the demo do next to the server: announce batches as they appear, sweep, and see the end.
+
+Every wait ends: columns that stay incomplete are worked on as they are, mosaics do not wait for slices that never come,
+and `run` ends when nothing goes on any longer, saying what was left undone.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from opticstream.flows.events import announce
-from opticstream.flows.queues import is_queued
+from opticstream.flows.final_state import show_final_state
+from opticstream.flows.queues import is_queued, unfinished_runs
 from opticstream.io.atomic import remove_stale_temporaries
 from opticstream.model.errors import InputError, ServerError
 from opticstream.model.events import BatchReady, Event
+from opticstream.model.ids import BatchId, TileId
+from opticstream.pipeline.arrivals import end_waiting, repaired_tiles, take_again
+from opticstream.pipeline.pending import pending_announcements, ready_event
 from opticstream.pipeline.progress import ProjectProgress, is_finished, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.rules import BATCH_ENDED
+from opticstream.pipeline.stuck import stuck_items
 from opticstream.pipeline.sweep import Sweeper
+from opticstream.state import FactsSnapshot
+from opticstream.state.vocabulary import is_claim
 from opticstream.watch import FoundBatch, IncompleteBatch, Watcher
 
 Announce = Callable[[Iterable[Event]], object]
+
+RUN_STALL_S = 60.0
+"""Longest time that `run` waits for the missing tiles of a column, in seconds: nobody writes to its folder any more."""
+_FINISH_S = 60.0
+_LATE_QUIET_S = 60.0
+"""How long a batch must be quiet before late files are taken while others are still missing, in seconds."""
 
 
 class Driver:
@@ -38,36 +56,44 @@ class Driver:
         watcher: Watcher,
         /,
         *,
+        live: bool = True,
         announce: Announce = announce,
         is_queued: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
         self.project = project
         self.watcher = watcher
+        self.live = live
         self._announce = announce
         self.sweeper = Sweeper(project, project.deployment.sweep_s, announce, is_queued)
         self.trouble: str | None = None
         """Why the raw folder or the facts cannot be reached for the moment."""
+        self.undone: list[str] = []
+        """What is left to do although nothing goes on any longer, a line each."""
         self._unrecorded: list[FoundBatch] = []
         self._progress: ProjectProgress | None = None
         self._next_sweep = 0.0
         self._has_seen_folder = False
+        self._parked: tuple[TileId, ...] = ()
+        self._last_snapshot: FactsSnapshot | None = None
+        self._changed_s = time.monotonic()
 
     @classmethod
     def on_folder(cls, project: Project, folder: Path, /, *, live: bool = True) -> Driver:
         """Return a driver for a folder, with the waiting times of this host's deployment settings.
 
-        Without `live` nobody writes to the folder any more: a file that stands still and has the wrong size is a
-        problem of its tile at once, and does not hold up its column.
+        Without `live` nobody writes to the folder any more: columns that stay incomplete are worked on after a minute
+        at most.
         """
-        facts = project.facts
+        stall_s = project.deployment.stall_s
         watcher = Watcher(
             folder,
             project.config.scan,
             stable_s=project.deployment.stable_s,
-            stall_s=project.deployment.stall_s if live else project.deployment.stable_s,
-            settled=lambda batch: facts.has(batch, "ready") or facts.has(batch, "processed"),
+            stall_s=stall_s if live else min(stall_s, RUN_STALL_S),
+            live=live,
+            settled=lambda batch: _is_announced(project, batch),
         )
-        return cls(project, watcher, is_queued=is_queued)
+        return cls(project, watcher, live=live, is_queued=is_queued)
 
     def start(self) -> list[Event]:
         """Announce what an earlier life has left undone, and let what killed writers have left be removed."""
@@ -90,10 +116,13 @@ class Driver:
             while self._unrecorded:
                 self.ready(self._unrecorded[0])
                 announced.append(self._unrecorded.pop(0))
+        with self._bearing_trouble():
+            self._take_late_tiles()
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + min(5.0, self.project.deployment.sweep_s)
             with self._bearing_trouble():
+                self._end_waiting()
                 self.sweeper.sweep()
         return announced
 
@@ -108,7 +137,17 @@ class Driver:
 
     def ready(self, found: FoundBatch, /) -> None:
         """Record that a batch is ready and announce it; the sweep does so again if the server cannot be reached."""
-        event = self.project.event(
+        facts, event = self.project.facts, self._event(found)
+        content = {"detail": {"event": event.payload()}}
+        recorded = facts.record(found.batch, "ready", content)
+        if not recorded and not _is_announced(self.project, found.batch):
+            facts.replace(found.batch, "ready", content, why="its flag could not be read")
+            recorded = True
+        if recorded:
+            self._send([event])
+
+    def _event(self, found: FoundBatch) -> BatchReady:
+        return self.project.event(
             BatchReady,
             found.batch,
             raw_folder=str(self.watcher.folder.absolute()),
@@ -116,16 +155,51 @@ class Driver:
             spectra=found.spectra,
             problems=found.problems,
         )
-        if self.project.facts.record(found.batch, "ready", {"detail": {"event": event.payload()}}):
-            try:
-                self._announce([event])
-            except ServerError:
-                self._next_sweep = 0.0
+
+    def _send(self, events: list[Event]) -> None:
+        try:
+            self._announce(events)
+        except ServerError:  # the facts are recorded, and the sweep announces what rests on them
+            self._next_sweep = 0.0
+
+    def _take_late_tiles(self) -> None:
+        """Take files that have come, or were replaced, since their tiles failed for want of them."""
+        if not self._parked:
+            return
+        self.watcher.look_again_at(self._parked)
+        for batch, tiles in self._late_tiles().items():
+            others = {tile for tile in self._parked if self.project.layout.batch_of(tile) == batch} - set(tiles)
+            if others and self.watcher.quiet_s(batch) < min(_LATE_QUIET_S, self.project.deployment.stall_s):
+                continue  # more may be on their way: the batch is done again once, not for each
+            found = self._event(self.watcher.found_again(batch))
+            self._send(take_again(self.project, batch, tiles, found) or [])
+
+    def _late_tiles(self) -> dict[BatchId, list[TileId]]:
+        late: dict[BatchId, list[TileId]] = {}
+        for tile in repaired_tiles(self.project, self._parked, self.watcher.folder, self.watcher.whole_files):
+            late.setdefault(self.project.layout.batch_of(tile), []).append(tile)
+        return late
+
+    def _end_waiting(self) -> None:
+        patience_s = self.project.deployment.stall_s
+        if not self.live:
+            if self.waits_for_files():
+                return
+            patience_s = 0.0
+        self._send(end_waiting(self.project, self.project.facts.snapshot(), patience_s=patience_s))
+
+    def waits_for_files(self) -> bool:
+        """Return whether files that have come are still to be taken, or more may come."""
+        return bool(self._unrecorded) or self.watcher.waits() or bool(self._late_tiles())
 
     def progress(self) -> ProjectProgress:
         """Return how far the project is, or was when its facts could last be read."""
         with self._bearing_trouble():
-            self._progress = project_progress(self.project)
+            snapshot = self.project.facts.snapshot()
+            if snapshot != self._last_snapshot:
+                self._last_snapshot, self._changed_s = snapshot, time.monotonic()
+            self._progress = project_progress(self.project, snapshot)
+            self._parked = tuple(f.item for f in self._progress.failures if isinstance(f.item, TileId))
         return self._progress or ProjectProgress(self.project.config.name, (), (), ())
 
     def is_finished(self) -> bool:
@@ -135,6 +209,50 @@ class Driver:
             finished = not self._unrecorded and is_finished(self.project, self.project.facts.snapshot())
         return finished  # noqa: RET504  (trouble inside the block leaves it False)
 
+    def gives_up(self) -> bool:
+        """Return whether nothing goes on any longer although something is left to do; `undone` then tells what.
+
+        That is so when no fact has changed for `OPTICSTREAM_GIVE_UP_S`, nobody works on anything, and no flow run of
+        the project waits or runs.
+        """
+        if time.monotonic() - self._changed_s < self.project.deployment.give_up_s:
+            return False
+        with self._bearing_trouble():
+            facts, snapshot = self.project.facts, self.project.facts.snapshot()
+            holders = (facts.holder(item, fact) for item, fact in snapshot if is_claim(fact))
+            if self._runs_left() or any(holder is not None and holder.state == "alive" for holder in holders):
+                self._changed_s = time.monotonic()
+                return False
+            pending = pending_announcements(self.project, snapshot)
+            self.undone = [f"{e.item}: {e.event_name()} was announced, and nothing came of it" for e in pending]
+            self.undone += [f"{s.item}: {s.what}: {s.why}" for s in stuck_items(self.project, snapshot)]
+        self.undone = self.undone or [self.trouble or "results are missing; `opticstream state verify` tells more"]
+        return True
+
+    def finish(self, *, say: Callable[[str], object] = lambda _line: None) -> None:
+        """Wait until the flow runs of the project have ended, then bring what people see up to date.
+
+        The last announcements are worked off by then. What an earlier life of the project has not told, or not shown,
+        because it ended too soon, is told and shown now. The wait ends after the window of the looking flows and a
+        minute; what still runs then is named.
+        """
+        end = time.monotonic() + self.project.deployment.collapse_s + _FINISH_S
+        left = self._runs_left()
+        while left and time.monotonic() < end:
+            time.sleep(0.5)
+            left = self._runs_left()
+        if left:
+            say(f"not waiting any longer for flow runs {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}")
+        show_final_state(self.project, announce=self._send, say=say)
+
+    def _runs_left(self) -> list[str]:
+        return unfinished_runs(self.project.config.name)
+
     def incomplete(self) -> list[IncompleteBatch]:
         """Return the batches that have not come whole."""
         return self.watcher.incomplete()
+
+
+def _is_announced(project: Project, batch: BatchId) -> bool:
+    """Return whether a batch was handed on before, in a way that others can read."""
+    return any(project.facts.has(batch, fact) for fact in BATCH_ENDED) or ready_event(project, batch) is not None

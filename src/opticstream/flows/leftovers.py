@@ -6,8 +6,11 @@ only do the same again, so it is cancelled. Does not import Prefect.
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 
+_PAGE = 200
 _OPEN_STATES = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 
 
@@ -41,3 +44,22 @@ def queued_deployments(api_url: str, /) -> set[str]:
         query = {"deployments": {"id": {"any_": ids}}}
         found = client.post("/deployments/filter", json=query).raise_for_status().json()
         return {deployment["name"] for deployment in found}
+
+
+def runs_of_project(api_url: str, project_name: str, /) -> list[str]:
+    """Return the names of the flow runs that events of a project have started and that have not ended."""
+    found: list[str] = []
+    with httpx.Client(base_url=api_url, timeout=30) as client:
+        for offset in range(0, 100_000, _PAGE):
+            query = {"flow_runs": {"state": {"type": {"any_": _OPEN_STATES}}}, "limit": _PAGE, "offset": offset}
+            runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
+            found += [run["name"] for run in runs if _project_of(run) == project_name]
+            if len(runs) < _PAGE:
+                break
+    return found
+
+
+def _project_of(run: dict[str, Any]) -> object:
+    parameters = run.get("parameters") or {}
+    payload = parameters.get("payload") or parameters.get("event") or {}
+    return payload.get("project_name") if isinstance(payload, dict) else None

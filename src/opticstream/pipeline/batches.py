@@ -105,11 +105,15 @@ def _tile(
     facts = project.facts
     begin = time.monotonic()
     parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
+    inputs_hash: str | None = None
     try:
-        source, spectra = _sources(event, tile)
-        inputs_hash = "+".join(_identity(path) for path in (source, spectra) if path is not None)
         record = facts.read(tile, "processed")
-        if record is not None and _still_good(project, record, parameters, inputs_hash):
+        source, spectra = _sources(event, tile)
+        if record is not None and not source.exists() and _still_good(project, record, parameters):
+            facts.journal.skipped(tile, "processed", "already processed with the same parameters; its raw file is gone")
+            return record, {"outcome": "ok", **_note(record)}
+        inputs_hash = raw_identity(source, *([spectra] if spectra is not None else []))
+        if record is not None and record.inputs_hash == inputs_hash and _still_good(project, record, parameters):
             facts.journal.skipped(tile, "processed", "already processed from the same file and parameters")
             facts.withdraw(tile, "failed", reason="processed by a later attempt")  # which died before it could
             return record, {"outcome": "ok", **_note(record)}
@@ -130,7 +134,8 @@ def _tile(
     except Exception as error:
         earlier = facts.read(tile, "failed")
         attempts = 1 + (int(earlier.detail.get("attempts", 0)) if earlier else 0)
-        grounds = {"parameters_hash": parameters, "detail": {"attempts": attempts}}
+        # With the identity of the file that it failed with, so that another one in its place is noticed.
+        grounds = {"parameters_hash": parameters, "inputs_hash": inputs_hash, "detail": {"attempts": attempts}}
         told = _friendlier(error, event, tile)
         reason = park(project, tile, "failed", told, stage=PROCESS_BATCH.name, content=grounds)
         _set_aside(project, tile)
@@ -195,9 +200,16 @@ def _sources(event: BatchReady, tile: TileId) -> tuple[Path, Path | None]:
     return source, None if spectra is None else Path(event.raw_folder, spectra)
 
 
-def _identity(path: Path) -> str:
-    status = path.stat()
-    return f"{path.name}:{status.st_size}:{status.st_mtime_ns}"
+def raw_identity(*paths: Path) -> str:
+    """Return what tells the raw files of a tile from others: their names, sizes and times.
+
+    Raises
+    ------
+    OSError
+        One of them is not there.
+    """
+    stats = [(path.name, path.stat()) for path in paths]
+    return "+".join(f"{name}:{status.st_size}:{status.st_mtime_ns}" for name, status in stats)
 
 
 def _friendlier(error: Exception, event: BatchReady, tile: TileId) -> Exception:
@@ -206,10 +218,8 @@ def _friendlier(error: Exception, event: BatchReady, tile: TileId) -> Exception:
     return error
 
 
-def _still_good(project: Project, record: FactRecord, parameters: str, inputs_hash: str) -> bool:
-    if (record.parameters_hash, record.inputs_hash) != (parameters, inputs_hash):
-        return False
-    return all(_intact(project, file) for file in record.outputs)
+def _still_good(project: Project, record: FactRecord, parameters: str) -> bool:
+    return record.parameters_hash == parameters and all(_intact(project, file) for file in record.outputs)
 
 
 def _intact(project: Project, file: FileRecord) -> bool:

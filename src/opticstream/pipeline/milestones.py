@@ -21,6 +21,8 @@ class Milestone:
     text: str
     picture: Path | None = None
     failure: bool = False
+    sample: bool = False
+    """Whether it tells of the sample's stacks."""
 
 
 class Target(Protocol):
@@ -60,6 +62,10 @@ def milestones(project: Project, progress: ProjectProgress, /) -> list[Milestone
         elif slice_.state == "skipped":
             key = f"slice-{slice_.slice_id:03d}.skipped"
             reached.append(Milestone(key, f"slice {slice_.slice_id}: not registered: {slice_.reason}"))
+        if slice_.stacked:
+            preview = project.paths.sample_preview
+            key = f"slice-{slice_.slice_id:03d}.stacked"
+            reached.append(Milestone(key, f"slice {slice_.slice_id}: in the sample's stacks", preview, sample=True))
     reached += [
         Milestone(
             f"{failure.item.key.replace('/', '.')}.{failure.fact}-{failure.attempts}",

@@ -184,7 +184,7 @@ def _take_back_others(project: Project, mosaic: MosaicId) -> list[Event]:
     """
     illumination = project.illumination(mosaic).name
     plan = RedoPlan(project)
-    shared = []
+    shared: list[tuple[Path, str, Callable[[MosaicId], None]]] = []
     if determined_template(project, mosaic) and not project.config.processing.coordinates.force_refresh_coordinates:
         shared.append((project.paths.tilemap(illumination), "stitched", plan.redo_mosaic))
     if determined_focus(project, mosaic) and not project.config.processing.focus.force_refresh:

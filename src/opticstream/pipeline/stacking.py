@@ -58,6 +58,19 @@ def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[E
             )
 
 
+def last_update(project: Project, /) -> SampleUpdated | None:
+    """Return the announcement of the last update of the stacks, None where there was none or it names no slices."""
+    try:
+        record = project.facts.read(SampleId(), "updated")
+    except StateError:
+        return None
+    slices = tuple(record.detail.get("slices", ())) if record else ()
+    if record is None or not slices:
+        return None
+    missing = tuple(record.detail.get("missing", ()))
+    return project.event(SampleUpdated, SampleId(), slice_id=slices[-1], slices=slices, missing=missing)
+
+
 class _Ground(NamedTuple):
     """What a slice's part of the stacks is made from."""
 

@@ -1,0 +1,28 @@
+"""The last look at a project before its feeder leaves: what people see is what the flag files say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from opticstream.flows.picture import publish_picture
+from opticstream.model.events import Event
+from opticstream.notify.log import LogTarget
+from opticstream.pipeline.milestones import milestones, tell_milestones
+from opticstream.pipeline.progress import project_progress
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.stacking import last_update
+
+
+def show_final_state(
+    project: Project, /, *, announce: Callable[[list[Event]], object], say: Callable[[str], object]
+) -> None:
+    """Bring progress tables, shared state and notifications up to the facts, and announce what was never told.
+
+    Idempotent: what is up to date already is left alone.
+    """
+    target = LogTarget(project.paths.base, say=say)
+    untold = [m for m in milestones(project, project_progress(project)) if not target.was_told(m.key)]
+    if any(m.sample for m in untold) and (event := last_update(project)) is not None:
+        announce([event])
+    publish_picture(project)
+    tell_milestones(project, target)

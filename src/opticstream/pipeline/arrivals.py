@@ -1,0 +1,141 @@
+"""Raw files that come late, or in place of bad ones, and waiting for slices that never come.
+
+A column is handed on without the tiles that have not come, so that nothing waits for ever; what comes later is taken
+then, and what rests on it is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from opticstream.model.errors import StateError
+from opticstream.model.events import BatchReady, Event, MosaicReady
+from opticstream.model.ids import BatchId, MosaicId, TileId
+from opticstream.pipeline.batches import raw_identity
+from opticstream.pipeline.jobs import PROCESS_BATCH
+from opticstream.pipeline.pending import ready_event
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.redo import RedoPlan, apply_plan
+from opticstream.pipeline.rules import (
+    earlier_mosaics,
+    has_begun,
+    has_stopped_waiting,
+    is_settled,
+    waits_for_template,
+)
+from opticstream.state import FactsSnapshot
+from opticstream.state.facts import utc_now
+
+
+def repaired_tiles(
+    project: Project,
+    parked: Iterable[TileId],
+    folder: Path,
+    whole_files: Callable[[TileId], tuple[str, ...] | None],
+    /,
+) -> list[TileId]:
+    """Return the parked tiles whose raw files are whole now and are not those that they failed with.
+
+    Parameters
+    ----------
+    project : Project
+        Whose tiles.
+    parked : iterable of TileId
+        Tiles that failed.
+    folder : Path
+        The raw folder.
+    whole_files : callable
+        Returns the names of a tile's files in that folder, None while they are not all there and whole.
+    """
+    repaired = []
+    for tile in parked:
+        names = whole_files(tile)
+        if names is None:
+            continue
+        try:
+            record = project.facts.read(tile, "failed")
+            now = raw_identity(*(folder / name for name in names))
+        except (StateError, OSError):
+            continue
+        if record is not None and record.inputs_hash != now:
+            repaired.append(tile)
+    return repaired
+
+
+def take_again(project: Project, batch: BatchId, tiles: Iterable[TileId], found: BatchReady, /) -> list[Event] | None:
+    """Have a batch processed again because files of its tiles have come; return what is to be announced.
+
+    Files of other tiles that are not there any longer are still known by their old places. None while somebody works on
+    the batch: the caller tries again later.
+    """
+    claim = project.facts.claim(batch, PROCESS_BATCH.claim, lease_s=project.deployment.lease_s)
+    if claim is None:
+        return None
+    why = f"files of tiles {', '.join(str(tile.tile_id) for tile in tiles)} came late, or were replaced"
+    with claim:
+        event = _with_former_files(found, ready_event(project, batch))
+        project.facts.replace(batch, "ready", {"detail": {"event": event.payload()}}, why=why)
+        plan = RedoPlan(project)
+        plan.redo_batch(batch, archive=True)
+        apply_plan(project, plan, reason=why)
+    return plan.announce
+
+
+def _with_former_files(found: BatchReady, before: BatchReady | None) -> BatchReady:
+    """Return an announcement with the files of an earlier one where this one has none."""
+    if before is None:
+        return found
+    files, spectra, problems = dict(found.files), dict(found.spectra), dict(found.problems)
+    for number, name in before.files.items():
+        if number not in files and number not in before.problems:
+            files[number] = str(Path(before.raw_folder, name))
+            problems.pop(number, None)
+            if number in before.spectra:
+                spectra[number] = str(Path(before.raw_folder, before.spectra[number]))
+    return found.model_copy(update={"files": files, "spectra": spectra, "problems": problems})
+
+
+def end_waiting(
+    project: Project, snapshot: FactsSnapshot, /, *, patience_s: float, now: datetime | None = None
+) -> list[Event]:
+    """Let mosaics that wait for a template go on when nothing of earlier slices has come for too long.
+
+    The first of each illumination then determines the template itself; should an earlier slice come after all, it takes
+    that template.
+
+    Parameters
+    ----------
+    project : Project
+        Whose mosaics.
+    snapshot : FactsSnapshot
+        Its facts.
+    patience_s : float
+        How long a mosaic waits, in seconds.
+    now : datetime, optional
+        The time; that of this host by default.
+    """
+    now = now or utc_now()
+    events: list[Event] = []
+    for item in snapshot.items("mosaic"):
+        if not isinstance(item, MosaicId) or not snapshot.has(item, "waiting") or is_settled(snapshot, item):
+            continue
+        # The first mosaic of an illumination that has begun is the one to go on; the others wait for it.
+        earlier = list(earlier_mosaics(project, item))
+        if any(has_begun(project, m, snapshot) and not snapshot.has(m, "failed") for m in earlier):
+            continue
+        if has_stopped_waiting(project, item) or not waits_for_template(project, item, snapshot):
+            continue
+        try:
+            record = project.facts.read(item, "waiting")
+        except StateError:
+            record = None
+        if record is not None and now - record.time < timedelta(seconds=patience_s):
+            continue
+        absent = ", ".join(str(m.mosaic_id) for m in earlier if not has_begun(project, m, snapshot))
+        reason = f"no tile of mosaic {absent} has come; this mosaic determines the positions of its illumination"
+        former = record.detail if record is not None else {}
+        project.facts.replace(item, "waiting", {"detail": {**former, "no_longer": reason}}, why=reason)
+        events.append(project.event(MosaicReady, item))
+    return events
