@@ -10,10 +10,12 @@ import pytest
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.flows.driver import Driver
 from opticstream.model.errors import MissingInputError, ServerError
-from opticstream.model.ids import MosaicId
+from opticstream.model.ids import BatchId, MosaicId
+from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.sweep import Sweeper
 from opticstream.state import Facts
+from opticstream.testing.bus import LocalBus
 from opticstream.watch import Watcher
 
 
@@ -138,6 +140,63 @@ def test_a_damaged_tile_does_not_hold_up_its_column_once_nobody_writes_any_more(
         driver.step()
         driver.step()
         assert project.facts.count(project.layout.batches(MosaicId(1)), "ready") == expected - 3
+
+
+def test_a_run_in_which_nothing_goes_on_ends_and_tells_what_is_left(acquisition):
+    settings = DeploymentSettings(stable_s=0, give_up_s=0.2)
+    project = Project.open(load_project(acquisition / "project.toml"), deployment=settings)
+    driver = Driver.on_folder(project, acquisition / "raw", live=False, announce=lambda _events: None)
+    driver.step()
+    driver.step()
+    driver.progress()
+    assert not driver.is_finished()
+    with project.facts.claim(BatchId(1, 1)):
+        time.sleep(0.3)
+        assert not driver.gives_up(), "somebody is at work"
+    while not driver.gives_up():
+        time.sleep(0.05)
+    assert any("batch 1 of mosaic 1: linc.oct.batch.ready was announced" in line for line in driver.undone)
+
+
+def test_late_files_are_taken_together_once_their_column_is_whole_or_quiet(acquisition):
+    raws = sorted((acquisition / "raw").glob("mosaic_001_image_000[12]_*"))
+    late = [raw.rename(acquisition / raw.name) for raw in raws]
+    settings = DeploymentSettings(stable_s=0, stall_s=0.01, attempts=1)
+    project = Project.open(load_project(acquisition / "project.toml"), deployment=settings)
+    bus = LocalBus(project)
+    bus.run_folder(acquisition / "raw")
+    announced = [event for event in bus.seen if getattr(event, "batch", None) == BatchId(1, 1)]
+    patient = Project.open(load_project(acquisition / "project.toml"), deployment=DeploymentSettings(stable_s=0))
+    driver = Driver.on_folder(patient, acquisition / "raw", announce=bus.announce)
+    for raw, path in zip(late, raws, strict=True):
+        raw.rename(path)
+        for _ in range(3):
+            driver.progress()
+            driver.step()
+    again = [event for event in bus.seen if getattr(event, "batch", None) == BatchId(1, 1)]
+    assert len(again) == len(announced) + 1
+    bus.run()
+    assert project_progress(project).mosaics[0].tiles_failed == 0
+
+
+def test_late_files_wait_while_somebody_works_on_their_batch(acquisition):
+    raw = next((acquisition / "raw").glob("mosaic_001_image_0001_*"))
+    late = raw.rename(acquisition / raw.name)
+    settings = DeploymentSettings(stable_s=0, stall_s=0.01, attempts=1)
+    project = Project.open(load_project(acquisition / "project.toml"), deployment=settings)
+    bus = LocalBus(project)
+    bus.run_folder(acquisition / "raw")
+    seen = len(bus.seen)
+    late.rename(raw)
+    driver = Driver.on_folder(project, acquisition / "raw", announce=bus.announce)
+    with project.facts.claim(BatchId(1, 1)):
+        for _ in range(3):
+            driver.progress()
+            driver.step()
+        assert len(bus.seen) == seen
+        assert driver.waits_for_files()
+    driver.step()
+    assert [event.event_name() for event in bus.seen[seen:]] == ["linc.oct.batch.ready"]
 
 
 def test_a_raw_folder_that_was_never_there_is_an_error(acquisition, project):

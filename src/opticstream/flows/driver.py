@@ -78,22 +78,25 @@ class Driver:
         self._changed_s = time.monotonic()
 
     @classmethod
-    def on_folder(cls, project: Project, folder: Path, /, *, live: bool = True) -> Driver:
+    def on_folder(
+        cls, project: Project, folder: Path, /, *, live: bool = True, announce: Announce = announce
+    ) -> Driver:
         """Return a driver for a folder, with the waiting times of this host's deployment settings.
 
-        Without `live` nobody writes to the folder any more: columns that stay incomplete are worked on after a minute
-        at most.
+        Without `live` nobody writes to the folder any more: a file that stands still and has the wrong size is a
+        problem of its tile at once, and columns that stay incomplete are worked on after a minute at most.
         """
-        stall_s = project.deployment.stall_s
+        stable_s, stall_s = project.deployment.stable_s, project.deployment.stall_s
         watcher = Watcher(
             folder,
             project.config.scan,
-            stable_s=project.deployment.stable_s,
+            stable_s=stable_s,
             stall_s=stall_s if live else min(stall_s, RUN_STALL_S),
+            unfinished_s=stall_s if live else stable_s,
             live=live,
             settled=lambda batch: _is_announced(project, batch),
         )
-        return cls(project, watcher, live=live, is_queued=is_queued)
+        return cls(project, watcher, live=live, announce=announce, is_queued=is_queued)
 
     def start(self) -> list[Event]:
         """Announce what an earlier life has left undone, and let what killed writers have left be removed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from opticstream.model import events as catalogue
 from opticstream.model.events import Event
@@ -16,6 +17,9 @@ from opticstream.pipeline import batches, looks, mosaics, slices, stacking, uplo
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.project import Project
 from opticstream.watch import Watcher
+
+if TYPE_CHECKING:  # brings Prefect
+    from opticstream.flows.driver import Driver
 
 _PUBLISHED = (
     catalogue.BatchArchived,
@@ -103,6 +107,27 @@ class LocalBus:
         )
         driver = Driver(self.project, watcher, announce=self.announce)
         driver.step()
+
+    def run_folder(self, folder: Path, /, *, live: bool = False, steps: int = 60) -> Driver:
+        """Do what `opticstream run` does with a folder, without a server, until nothing is left to do.
+
+        Raises
+        ------
+        AssertionError
+            Something was still left after so many steps: the run would not have ended.
+        """
+        from opticstream.flows.driver import Driver
+
+        driver = Driver.on_folder(self.project, folder, live=live, announce=self.announce)
+        for _ in range(steps):
+            driver.step()
+            self.run()
+            driver.progress()
+            if not driver.waits_for_files() and driver.is_finished():
+                return driver
+            self.sweep()
+        left = [str(event.item) for event in pending_announcements(self.project)]
+        raise AssertionError(f"not finished after {steps} steps; pending: {left}; waits: {driver.watcher.incomplete()}")
 
     def _steps(self, event: Event) -> list[Step]:
         project = self.project

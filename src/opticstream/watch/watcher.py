@@ -100,8 +100,9 @@ class Watcher:
     stable_s : float
         Time that a file must have stood still, in seconds.
     stall_s : float
-        Time after which a file of the wrong size is a problem, and an incomplete batch is handed on as it is, in
-        seconds.
+        Time after which an incomplete batch is handed on as it is, in seconds.
+    unfinished_s : float, optional
+        Time after which a file of the wrong size is a problem of its tile, in seconds; `stall_s` by default.
     live : bool
         Somebody may still write to the folder: a column of which nothing has come is missing only once later ones are
         complete.
@@ -119,6 +120,7 @@ class Watcher:
         *,
         stable_s: float = 5.0,
         stall_s: float = 600.0,
+        unfinished_s: float | None = None,
         live: bool = True,
         settled: Callable[[BatchId], bool] = lambda _batch: False,
         clock: Callable[[], float] = time.monotonic,
@@ -133,6 +135,7 @@ class Watcher:
             self._grammars[True] = FileNameGrammar(scan.spectral_file_name, self.layout)
         self._stable_s = stable_s
         self._stall_s = stall_s
+        self._unfinished_s = stall_s if unfinished_s is None else unfinished_s
         self._live = live
         self._settled = settled
         self._clock = clock
@@ -291,7 +294,7 @@ class Watcher:
         if file.complete or now - file.since_s < self._stable_s:
             return
         # A problem may pass without a change of the file (access, a share): it is looked at again before it is told.
-        stalls_s = file.since_s + self._stall_s
+        stalls_s = file.since_s + self._unfinished_s
         if file.problem is None or file.judged_s < stalls_s <= now:
             file.problem = self._problem(file)
             file.judged_s = now
@@ -345,7 +348,7 @@ class Watcher:
             return None  # they have vanished; then the batch is absent
         # A file of the wrong size may be one that is still being written by a rig that pauses.
         if self._missing(batch) or any(
-            not f.complete and (f.problem is None or now - f.since_s < self._stall_s) for f in files
+            not f.complete and (f.problem is None or now - f.since_s < self._unfinished_s) for f in files
         ):
             return self._finish(batch) if self._ends_waiting(batch, now) else None
         return self._finish(batch)
