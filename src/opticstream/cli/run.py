@@ -121,6 +121,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             config = config_of(project, options)
             save_parameters(config)
             opened = Project.open(config, deployment=settings)
+            _take_back_changed(opened, say)
             if stale:
                 _take_back_stale(opened, say)
             driver = Driver.on_folder(opened, folder, live=live)
@@ -138,6 +139,15 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
         else:
             _report(config, driver, len(progress.failures), found_before=stale)
         raise typer.Exit(FAILED if failed else DONE)
+
+
+def _take_back_changed(project: Project, say: Callable[[str], object]) -> None:
+    """Take back what was made from raw files that have changed since, so that the driver announces it."""
+    from opticstream.pipeline.raw_changes import take_back_changed
+
+    plan = take_back_changed(project, say=lambda line: say(escape(line)))
+    for refused in plan.refused:
+        err.print(f"[yellow]left alone[/] {escape(refused)}")
 
 
 def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:
@@ -214,8 +224,9 @@ def run(
 
     The project is registered with its file's parameters, every complete column of tiles goes through the whole
     pipeline, and the exit status tells whether all succeeded: 0 all done, 1 something failed or was incomplete,
-    2 wrong settings. A second run finds everything done and changes nothing; with --stale it does again what other
-    settings have put out of date, and what rests on that. The old outputs stay until the new ones replace them.
+    2 wrong settings. A second run finds everything done and changes nothing, but for tiles whose raw files have changed
+    since they were archived; with --stale it does again what other settings have put out of date, and what rests on
+    that. The old outputs stay until the new ones replace them.
     """
     with errors_shown(), contextlib.ExitStack() as stack:
         if folder is None and not stale:
