@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io.nifti import read_nifti, voxel_size_mm
+from opticstream.io.tiff import read_tiff
 from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError, MissingInputError
 
@@ -39,10 +40,11 @@ def kind_of_image(path: Path, /) -> str:
     raise FileFormatError(f"{path}: expected one of {', '.join(SUFFIXES)}")
 
 
-def read_image(path: Path, /) -> NDArray[Any]:
+def read_image(path: Path, /, *, pages_are_depth: bool = False) -> NDArray[Any]:
     """Return an image or a volume, shape (x, y) or (x, y, z); axes of length 1 at the end are dropped.
 
-    TIFF and Zarr hold (rows, columns) or (z, rows, columns), i.e. y, x: they are turned.
+    TIFF and Zarr hold (rows, columns) or (z, rows, columns), i.e. y, x: they are turned. Pages of a TIFF file that do
+    not say what they are count as planes of a volume if `pages_are_depth`, and are refused otherwise.
 
     Raises
     ------
@@ -62,24 +64,12 @@ def read_image(path: Path, /) -> NDArray[Any]:
         except (ValueError, OSError, EOFError) as error:
             raise FileFormatError(f"{path}: cannot be read as NumPy array: {error}") from error
     elif kind == "tiff":
-        data = _read_tiff(path).T
+        data = read_tiff(path, pages_are_depth=pages_are_depth).T
     else:
         with _readable_zarr(path):
             data = _open_zarr(path).read().result().T
     if data.ndim not in (2, 3):
         raise FileFormatError(f"{path}: expected 2 or 3 axes, got shape {data.shape}")
-    return np.asarray(data)
-
-
-def _read_tiff(path: Path) -> NDArray[Any]:
-    import tifffile
-
-    try:
-        data = tifffile.imread(path)
-    except Exception as error:
-        raise FileFormatError(f"{path}: cannot be read as TIFF: {error}") from error
-    if data.ndim == 3 and data.shape[-1] in (3, 4):
-        raise FileFormatError(f"{path}: is a colour picture of shape {data.shape}; expected grey values")
     return np.asarray(data)
 
 
@@ -144,7 +134,7 @@ class TileVolume:
                 self._zarr = _open_zarr(path)
             shape = tuple(int(n) for n in self._zarr.shape)
         else:
-            self._whole = read_image(path).T
+            self._whole = read_image(path, pages_are_depth=True).T
             shape = self._whole.shape
         if len(shape) != 3:
             raise FileFormatError(f"{path}: expected a volume, got shape {shape[::-1]}")

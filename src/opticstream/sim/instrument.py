@@ -116,7 +116,7 @@ def _read_chirp(path: Path) -> Array:
             chirp = max(arrays, key=lambda a: a.size).astype(float).ravel()
         else:
             chirp = np.load(path).astype(float).ravel()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file can make its reader fail in any way
         raise CalibrationError(f"{path}: cannot be read as a chirp vector (instrument.chirp_file): {error}") from error
     if chirp.size < 2 or not np.all(np.diff(chirp) > 0):
         raise CalibrationError(f"{path}: a chirp vector must rise strictly (instrument.chirp_file)")
