@@ -62,6 +62,6 @@ def _note(project: Project, path: Path) -> Path:
 
 def _is_outdated(project: Project, path: Path, hash_: str) -> bool:
     try:
-        return path.exists() and _note(project, path).read_text() != hash_
+        return path.exists() and _note(project, path).read_text(encoding="utf-8") != hash_
     except FileNotFoundError:
         return False

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from opticstream.config import ScanSettings
 from opticstream.io.images import read_image
 from opticstream.io.paths import tile_product_name
-from opticstream.io.tileconfig import read_tile_configuration
+from opticstream.io.tileconfig import read_tile_configuration, tile_path
 from opticstream.model.errors import InputError, MissingInputError, TileSizeError
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.layout import ScanPattern
@@ -187,7 +187,7 @@ def tiles_from_configuration(path: Path, /, *, modality: str = "image", one_dept
     files = {}
     shape: tuple[int, int] | None = None
     for number, tile in enumerate(configured, start=1):
-        file = path.parent / tile.name
+        file = tile_path(path, tile.name)
         if not file.exists():
             continue
         files[number] = file
