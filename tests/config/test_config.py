@@ -68,7 +68,7 @@ def test_the_designs_flat_parameter_names_reach_their_settings():
         ("processing.enface.surface", -3, ["processing.enface.surface", "-3"]),
         ("processing.mask.threshold_db", {"sideways": 3}, ["sideways"]),
         ("scan.calibration.linearization", {"method": "guess"}, ["scan.calibration.linearization", "guess"]),
-        ("scan.calibration.dispersion_files", ["phase.txt"], ["dispersion_files", "phase.txt"]),
+        ("scan.calibration.dispersion_files", ["phase.xls"], ["dispersion_files", "phase.xls"]),
         ("scan.scan_resolution_3d", [0.01, 0, 0.0025], ["scan_resolution_3d"]),
         ("colour", "red", ["colour"]),
         ("grid_size_x_sideways", 3, ["sideways"]),

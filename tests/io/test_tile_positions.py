@@ -60,7 +60,7 @@ def test_a_faulty_tile_configuration_is_named_with_its_line(tmp_path, text, mess
 def test_a_tile_configuration_that_is_not_there_or_no_text(tmp_path):
     with pytest.raises(MissingInputError):
         read_tile_configuration(tmp_path / "none.txt")
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "b.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x81")
     with pytest.raises(FileFormatError, match="text file"):
         read_tile_configuration(tmp_path / "b.txt")
 

@@ -68,7 +68,7 @@ def _prepare(folder: Path, *, resume: bool) -> None:
             raise ConfigurationError(f"{folder} is not empty and no demo made it; choose another --out")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps({"made by": "opticstream demo", "may be removed": True}))
+    mark.write_text(json.dumps({"made by": "opticstream demo", "may be removed": True}), encoding="utf-8")
 
 
 class _Demo:
@@ -142,7 +142,7 @@ class _Demo:
         session.check()
         assert self._rig is not None
         if self._rig.poll() not in (None, 0):
-            tail = (self.folder / "rig.log").read_text(errors="replace")[-2000:]
+            tail = (self.folder / "rig.log").read_text(encoding="utf-8", errors="replace")[-2000:]
             raise ProcessingError(f"the virtual rig ended with status {self._rig.returncode}:\n{tail}")
 
 

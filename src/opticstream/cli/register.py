@@ -168,7 +168,7 @@ def sample(
             }
         )
         return
-    missing = json.loads(made.outputs["slices"].read_text())["missing"]
+    missing = json.loads(made.outputs["slices"].read_bytes())["missing"]
     out.print(f"stacks hold slices {', '.join(map(str, made.slices)) or 'none'}")
     for number, reason in missing.items():
         out.print(f"  slice {number} is missing: {reason}")

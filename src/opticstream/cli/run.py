@@ -121,6 +121,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             config = config_of(project, options)
             save_parameters(config)
             opened = Project.open(config, deployment=settings)
+            _take_back_changed(opened, say)
             if stale:
                 _take_back_stale(opened, say)
             driver = Driver.on_folder(opened, folder, live=live)
@@ -144,6 +145,15 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
         else:
             _report(config, driver, len(progress.failures), undone, found_before=stale)
         raise typer.Exit(FAILED if failed else DONE)
+
+
+def _take_back_changed(project: Project, say: Callable[[str], object]) -> None:
+    """Take back what was made from raw files that have changed since, so that the driver announces it."""
+    from opticstream.pipeline.raw_changes import take_back_changed
+
+    plan = take_back_changed(project, say=lambda line: say(escape(line)))
+    for refused in plan.refused:
+        err.print(f"[yellow]left alone[/] {escape(refused)}")
 
 
 def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:
@@ -222,7 +232,8 @@ def run(
     A column with missing tiles is worked on without them once nothing has changed for OPTICSTREAM_STALL_S, a minute at
     most; a later run takes them when they are there, and does again what rests on them.
 
-    A second run finds everything done and changes nothing; with --stale it does again what other settings have put out
+    A second run finds everything done and changes nothing, but for tiles whose raw files have changed since they
+    were archived; with --stale it does again what other settings have put out
     of date, and what rests on that. The old outputs stay until the new ones replace them.
     """
     with errors_shown(), contextlib.ExitStack() as stack:

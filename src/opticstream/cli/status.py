@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 MOST_DOUBTS = 20
 """Lines about doubtful results that `status` prints."""
+MOST_CAUSES = 20
+"""Lines about results that are out of date that `status` prints."""
 
 ItemsArgument = Annotated[
     list[str] | None,
@@ -133,10 +136,14 @@ def stale_lines(stale: list[Stale]) -> Iterator[str]:
         counts = causes.setdefault("; ".join(one.why), {})
         what = f"{one.item.hierarchy} {one.fact.replace('_', ' ')}"
         counts[what] = counts.get(what, 0) + 1
-    for why, counts in causes.items():
+    for why, counts in itertools.islice(causes.items(), MOST_CAUSES):
         what = ", ".join(f"{number} x {kind}" for kind, number in counts.items())
         yield f"[yellow]out of date[/] {what}: {escape(why)}"
-    if stale:
+    if len(causes) > MOST_CAUSES:
+        yield f"[yellow]out of date[/] for {len(causes) - MOST_CAUSES} more reasons; --json lists all"
+    if any(one.raw_files_changed for one in stale):
+        yield "`opticstream run` compares raw files that have changed with what was archived, and does them again"
+    if not all(one.raw_files_changed for one in stale):
         yield "`opticstream run PROJECT --stale` does these again, with what rests on them, and nothing else"
 
 

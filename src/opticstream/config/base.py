@@ -18,13 +18,13 @@ def _data_reference(value: str) -> str:
     path, _, variable = value.partition("#")
     if not path:
         raise ValueError(f"expected a file, optionally with '#variable', got {value!r}")
-    if Path(path).suffix.lower() not in {".npy", ".npz", ".mat", ".dat"}:
-        raise ValueError(f"expected a .npy, .npz, .mat or raw float64 .dat file, got {value!r}")
-    if variable and Path(path).suffix.lower() in {".npy", ".dat"}:
+    if Path(path).suffix.lower() not in {".npy", ".npz", ".mat", ".dat", ".txt", ".csv"}:
+        raise ValueError(f"expected a .npy, .npz, .mat, .txt, .csv or .dat file, got {value!r}")
+    if variable and Path(path).suffix.lower() not in {".npz", ".mat"}:
         raise ValueError(f"{Path(path).suffix} files hold one array, '#{variable}' has no meaning in {value!r}")
     return value
 
 
 DataReference = Annotated[str, AfterValidator(_data_reference)]
-"""A vector in a file: ``file.npy``, ``file.dat``, or ``file.mat#variable`` / ``file.npz#variable``. A relative path
-starts at the folder of the project file."""
+"""A vector in a file: ``file.npy``, ``file.dat`` (raw float64), ``file.txt`` or ``file.csv`` (numbers in text), or
+``file.mat#variable`` / ``file.npz#variable``. A relative path starts at the folder of the project file."""

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from opticstream.config.project import ProjectConfig
-from opticstream.model.errors import ConfigurationError
+from opticstream.model.errors import ConfigurationError, FileFormatError
+from opticstream.model.text import text_from_bytes
 
 
 def _describe(error: ValidationError, source: str) -> str:
@@ -172,6 +173,22 @@ def _set(data: Any, path: str, value: Any, *, source: str) -> None:
         data[last] = value
 
 
+def toml_from_bytes(content: bytes, /, *, name: str) -> dict[str, Any]:
+    """Return the tables of a TOML file, which is UTF-8 with or without a byte-order mark, with any line ends.
+
+    Raises
+    ------
+    ConfigurationError
+        It is another encoding, or no TOML; the message names the file.
+    """
+    try:
+        return tomllib.loads(text_from_bytes(content, name=name))
+    except FileFormatError as error:
+        raise ConfigurationError(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{name}: cannot be read as TOML: {error}") from error
+
+
 def load_project(path: Path | str, /, *, overrides: Mapping[str, Any] | None = None) -> ProjectConfig:
     """Return the configuration in a project file (TOML), with relative paths made absolute.
 
@@ -182,13 +199,13 @@ def load_project(path: Path | str, /, *, overrides: Mapping[str, Any] | None = N
     """
     path = Path(path)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = toml_from_bytes(path.read_bytes(), name=str(path))
     except FileNotFoundError as error:
         raise ConfigurationError(
             f"{path}: no such project file; `opticstream project init` writes a commented one"
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read as TOML: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror or error}") from error
     return config_from_mapping(data, source=str(path), folder=path.absolute().parent, overrides=overrides)
 
 

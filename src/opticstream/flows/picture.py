@@ -117,7 +117,7 @@ def _share(project: Project, mosaics: list[MosaicId], progress: ProjectProgress)
 
 def _read(cache: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(cache.read_text()))
+        return dict(json.loads(cache.read_bytes()))
     except (OSError, ValueError):
         return {}  # a cache: without it every table is published once more
 

@@ -109,7 +109,7 @@ class EmbeddedServer:
         while not is_healthy(self.api_url):
             spent = time.monotonic() - begin
             if process.poll() is not None or spent > START_TIMEOUT_S:
-                tail = self.log.read_text(errors="replace")[-2000:]
+                tail = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
                 self.stop()
                 raise ServerError(f"the Prefect server did not start within {spent:.0f} s; end of {self.log}:\n{tail}")
             if waiting is not None:
@@ -141,7 +141,7 @@ class EmbeddedServer:
                 start_new_session=True,
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
-        self._pid_file.write_text(json.dumps({"pid": self._process.pid, "port": self.port}))
+        self._pid_file.write_text(json.dumps({"pid": self._process.pid, "port": self.port}), encoding="utf-8")
         return self._process
 
     def is_alive(self) -> bool:
@@ -163,7 +163,7 @@ class EmbeddedServer:
     def _stop_predecessor(self) -> None:
         """End a server that a killed owner left on the same database."""
         try:
-            predecessor = json.loads(self._pid_file.read_text())
+            predecessor = json.loads(self._pid_file.read_bytes())
             pid = int(predecessor["pid"])
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except (OSError, ValueError, KeyError):

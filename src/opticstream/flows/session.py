@@ -58,9 +58,9 @@ class WorkerProcess:
                 start_new_session=True,
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
-        self._pid_file.write_text(json.dumps({"pid": self._process.pid}))
+        self._pid_file.write_text(json.dumps({"pid": self._process.pid}), encoding="utf-8")
         if not self._is_ready():
-            tail = self.log.read_text(errors="replace")[-2000:]
+            tail = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
             self.stop()
             raise ServerError(f"the workers did not start; end of {self.log}:\n{tail}")
 
@@ -100,7 +100,7 @@ class WorkerProcess:
     def _stop_predecessor(self) -> None:
         """End what a killed owner has left: a worker, or flow runs that outlived it in its process group."""
         try:
-            group = int(json.loads(self._pid_file.read_text())["pid"])
+            group = int(json.loads(self._pid_file.read_bytes())["pid"])
         except (OSError, ValueError, KeyError):
             return
         for process in _processes_of_group(group):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from opticstream.config.scan import (
     WavelengthFit,
     WavelengthVector,
 )
-from opticstream.model.errors import CalibrationError
+from opticstream.io.matlab import arrays_from_matlab
+from opticstream.io.reading import check_regular_file
+from opticstream.model.errors import CalibrationError, InputError
+from opticstream.model.text import text_from_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +55,10 @@ def read_vector(reference: str, /, *, setting: str = "") -> NDArray[np.float64]:
         raise CalibrationError(f"{where}: no such calibration file") from error
     except CalibrationError:
         raise
+    except InputError as error:
+        raise CalibrationError(
+            str(error) if where in str(error) else str(error).replace(str(path), where, 1)
+        ) from error
     except Exception as error:  # a damaged file can make its reader fail in any way
         raise CalibrationError(f"{where}: cannot be read: {error}") from error
     if variable:
@@ -74,6 +83,7 @@ def read_vector(reference: str, /, *, setting: str = "") -> NDArray[np.float64]:
 
 def _arrays_in(path: Path, where: str) -> dict[str, NDArray[Any]]:
     suffix = path.suffix.lower()
+    check_regular_file(path)
     if suffix == ".npy":
         return {path.stem: np.load(path, allow_pickle=False)}
     if suffix == ".npz":
@@ -81,18 +91,43 @@ def _arrays_in(path: Path, where: str) -> dict[str, NDArray[Any]]:
             return {key: archive[key] for key in archive.files}
     if suffix == ".dat":
         data = path.read_bytes()
+        if _is_text(data):
+            return {path.stem: _numbers_in_text(data, where)}
         if len(data) % 8:
             raise CalibrationError(f"{where}: {len(data)} bytes are no whole number of float64 values")
         return {path.stem: np.frombuffer(data, "<f8")}
     if suffix == ".mat":
-        with path.open("rb") as file:
-            start = file.read(128)
-        if start.startswith(b"MATLAB 7.3"):
-            raise CalibrationError(f"{where}: a MATLAB 7.3 file; save it with -v7 (or as .npz)")
-        from scipy.io import loadmat  # only where needed: it is slow to import
+        return arrays_from_matlab(path)
+    if suffix in (".txt", ".csv"):
+        return {path.stem: _numbers_in_text(path.read_bytes(), where)}
+    raise CalibrationError(
+        f"{where}: expected a .npy, .npz, .mat, .txt, .csv or .dat file (.dat: raw float64, or text like the others)"
+    )
 
-        return {key: value for key, value in loadmat(path).items() if isinstance(value, np.ndarray)}
-    raise CalibrationError(f"{where}: expected a .npy, .npz, .mat or raw float64 .dat file")
+
+_TEXT = frozenset(b"0123456789+-.,;eEdDnaNiIfF \t\r\n")
+
+
+def _is_text(data: bytes) -> bool:
+    """Return whether a .dat file is a list of numbers in text rather than raw values."""
+    body = data.removeprefix(codecs.BOM_UTF8)
+    return bool(body) and (_TEXT.issuperset(body) or data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
+def _numbers_in_text(data: bytes, where: str) -> NDArray[np.float64]:
+    """Return the numbers of a text, one row a line, with blanks, commas or semicolons between; # or % for comments."""
+    rows: list[list[float]] = []
+    for number, line in enumerate(text_from_bytes(data, name=where, other_encodings=True).split("\n"), start=1):
+        words = re.split(r"[#%]", line, maxsplit=1)[0].replace(",", " ").replace(";", " ").split()
+        try:
+            row = [float(word) for word in words]
+        except ValueError as error:
+            raise CalibrationError(f"{where}, line {number}: {line.strip()!r} is no list of numbers") from error
+        if row:
+            rows.append(row)
+    if len({len(row) for row in rows}) > 1:
+        raise CalibrationError(f"{where}: its lines hold {len(rows[0])} numbers and others; expected as many on each")
+    return np.array(rows, np.float64)
 
 
 def _rows(references: tuple[str, ...], *, channels: int, length: int, setting: str, wanted: str) -> NDArray[np.float64]:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io.nifti import read_nifti, voxel_size_mm
+from opticstream.io.reading import check_regular_file, reading_errors
+from opticstream.io.tiff import read_tiff
 from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError, MissingInputError
 
@@ -39,10 +41,11 @@ def kind_of_image(path: Path, /) -> str:
     raise FileFormatError(f"{path}: expected one of {', '.join(SUFFIXES)}")
 
 
-def read_image(path: Path, /) -> NDArray[Any]:
+def read_image(path: Path, /, *, pages_are_depth: bool = False) -> NDArray[Any]:
     """Return an image or a volume, shape (x, y) or (x, y, z); axes of length 1 at the end are dropped.
 
-    TIFF and Zarr hold (rows, columns) or (z, rows, columns), i.e. y, x: they are turned.
+    TIFF and Zarr hold (rows, columns) or (z, rows, columns), i.e. y, x: they are turned. Pages of a TIFF file that do
+    not say what they are count as planes of a volume if `pages_are_depth`, and are refused otherwise.
 
     Raises
     ------
@@ -50,19 +53,18 @@ def read_image(path: Path, /) -> NDArray[Any]:
         The file is absent, damaged, or has other axes.
     """
     kind = kind_of_image(path)
-    if not path.exists():
-        raise MissingInputError(f"{path}: no such file")
+    _check_kind(path, kind)
     if kind == "nifti":
         data = read_nifti(path)
         while data.ndim > 2 and data.shape[-1] == 1:
             data = data[..., 0]
     elif kind == "numpy":
-        try:
+        with reading_errors(path, "NumPy array"):
             data = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise FileFormatError(f"{path}: cannot be read as NumPy array: {error}") from error
+            if not isinstance(data, np.ndarray):
+                raise FileFormatError(f"{path}: is an archive of arrays (.npz), expected one array")
     elif kind == "tiff":
-        data = _read_tiff(path).T
+        data = read_tiff(path, pages_are_depth=pages_are_depth).T
     else:
         with _readable_zarr(path):
             data = _open_zarr(path).read().result().T
@@ -71,16 +73,13 @@ def read_image(path: Path, /) -> NDArray[Any]:
     return np.asarray(data)
 
 
-def _read_tiff(path: Path) -> NDArray[Any]:
-    import tifffile
-
-    try:
-        data = tifffile.imread(path)
-    except Exception as error:
-        raise FileFormatError(f"{path}: cannot be read as TIFF: {error}") from error
-    if data.ndim == 3 and data.shape[-1] in (3, 4):
-        raise FileFormatError(f"{path}: is a colour picture of shape {data.shape}; expected grey values")
-    return np.asarray(data)
+def _check_kind(path: Path, kind: str) -> None:
+    if kind != "zarr":
+        check_regular_file(path)
+    elif not path.is_dir():
+        if path.exists():
+            raise FileFormatError(f"{path}: a file, expected the folder of a Zarr array")
+        raise MissingInputError(f"{path}: no such file")
 
 
 def _open_zarr(path: Path) -> Any:
@@ -91,7 +90,7 @@ def _open_zarr(path: Path) -> Any:
     for metadata in (path / "zarr.json", path / ".zattrs"):
         if not metadata.exists() or (path / ".zarray").exists():
             continue
-        content = json.loads(metadata.read_text())
+        content = json.loads(metadata.read_bytes())
         if metadata.name == "zarr.json" and content.get("node_type") == "array":
             break
         attributes = content.get("attributes", content)
@@ -106,10 +105,8 @@ def _open_zarr(path: Path) -> Any:
 @contextlib.contextmanager
 def _readable_zarr(path: Path) -> Iterator[None]:
     """Raise what is wrong with a Zarr array as an error of ours that names it."""
-    try:
+    with reading_errors(path, "Zarr"):
         yield
-    except ValueError as error:
-        raise FileFormatError(f"{path}: cannot be read as Zarr: {error}") from error
 
 
 class TileVolume:
@@ -126,8 +123,7 @@ class TileVolume:
         self._zarr: Any = None
         self._offset = 0
         kind = kind_of_image(path)
-        if not path.exists():
-            raise MissingInputError(f"{path}: no such file")
+        _check_kind(path, kind)
         self.voxel_size_mm: tuple[float, ...] | None = None
         if kind == "nifti":
             plain = _plain_nifti_header(path)
@@ -144,7 +140,7 @@ class TileVolume:
                 self._zarr = _open_zarr(path)
             shape = tuple(int(n) for n in self._zarr.shape)
         else:
-            self._whole = read_image(path).T
+            self._whole = read_image(path, pages_are_depth=True).T
             shape = self._whole.shape
         if len(shape) != 3:
             raise FileFormatError(f"{path}: expected a volume, got shape {shape[::-1]}")
@@ -209,6 +205,7 @@ def _plain_nifti_header(path: Path) -> tuple[int, tuple[int, int, int], tuple[fl
         or slope not in (0.0, 1.0)
         or intercept != 0.0
         or dim[0] < 3
+        or min(dim[1:4]) < 1
         or any(d > 1 for d in dim[4 : dim[0] + 1])
     ):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import zlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
-from opticstream.model.errors import FileFormatError, MissingInputError
+from opticstream.io.reading import check_regular_file, reading_errors
+from opticstream.model.errors import FileFormatError
+
+_MOST_PACKED = 1032
+"""Bytes that one byte of a gzip file can stand for at most."""
 
 
 def write_nifti(
@@ -72,20 +76,28 @@ def read_nifti(path: Path, /, *, mmap: bool = False) -> NDArray[Any]:
 
     with _readable(path):
         image: Any = nib.load(path, mmap="r" if mmap else False)
+        _check_length(path, image)
         return np.asanyarray(image.dataobj)
+
+
+def _check_length(path: Path, image: Any) -> None:
+    """Refuse a header that gives more than a file of this size can hold, before memory is asked for."""
+    header, size = image.header, path.stat().st_size
+    wanted = math.prod(int(n) for n in image.shape) * header.get_data_dtype().itemsize
+    possible = size * _MOST_PACKED if path.name.endswith(".gz") else size
+    if min(image.shape, default=0) < 1:
+        raise FileFormatError(f"{path}: its header gives the lengths {image.shape}, expected whole numbers above 0")
+    if wanted > possible:
+        shape = " x ".join(map(str, image.shape))
+        raise FileFormatError(f"{path}: its header gives {shape} values, {wanted} bytes; {size} bytes cannot hold them")
 
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Raise what is wrong with a NIfTI file as an error of ours that names it."""
-    import nibabel as nib
-
-    try:
+    check_regular_file(path)
+    with reading_errors(path, "NIfTI"):
         yield
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: no such file") from error
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise FileFormatError(f"{path}: cannot be read as NIfTI: {error}") from error
 
 
 def voxel_size_mm(path: Path, /) -> tuple[float, ...]:

@@ -178,7 +178,7 @@ def _array_spec(path: Path, layout: StoreLayout, level: int) -> dict[str, Any]:
 
 def _boot_id() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
@@ -338,7 +338,7 @@ class StoreWriter:
         remove_notes(path)
         self._journal_path = self._work / f"{_JOURNAL}.txt"
         self.finished = self._read_journal()
-        self._journal = self._journal_path.open("a")
+        self._journal = self._journal_path.open("a", encoding="utf-8")
         if not self.finished:
             self._journal.write(f"boot {_boot_id()}\n")
             self._journal.flush()
@@ -364,7 +364,7 @@ class StoreWriter:
         """Return the blocks that an earlier run finished; none after the machine restarted, when data may be lost."""
         if not self._journal_path.exists():
             return set()
-        lines = self._journal_path.read_text().splitlines(keepends=True)
+        lines = self._journal_path.read_text(encoding="utf-8").splitlines(keepends=True)
         if not lines or lines[0] != f"boot {_boot_id()}\n":
             self._journal_path.unlink()
             return set()
@@ -379,7 +379,7 @@ class StoreWriter:
         def dump(name: str, content: Mapping[str, Any]) -> None:
             text = json.dumps(content, indent=2, sort_keys=True, default=str, allow_nan=False) + "\n"
             temporary = self._work / f"{name}.new"
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
             temporary.replace(self._work / name)
 
         plain = json.loads(json.dumps(dict(provenance), default=str))
@@ -472,9 +472,9 @@ def read_attributes(path: Path, /) -> dict[str, Any]:
     group = path / "zarr.json"
     try:
         if group.exists():
-            return dict(json.loads(group.read_text())["attributes"])
-        return dict(json.loads((path / ".zattrs").read_text()))
+            return dict(json.loads(group.read_bytes())["attributes"])
+        return dict(json.loads((path / ".zattrs").read_bytes()))
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: no OME-Zarr store") from error
-    except (json.JSONDecodeError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"{path}: its metadata cannot be read: {error}") from error

@@ -175,17 +175,18 @@ class SpectralTile:
             The file is absent, of another size, no NIfTI file, or cannot be read.
         """
         file = _open(path)
+        packed = path.suffix == ".gz"
         try:
             if raw_format == "packed12":
                 dtype, head, payload = None, b"", shape.count * 3 // 2
             else:
-                head = _read_exactly(file, 352, path, strict=False)
+                head = _read_exactly(file, 352, path, strict=False, whole=packed)
                 if len(head) == 352 and head[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
-                    head += _read_exactly(file, 544 - 352, path, strict=False)
+                    head += _read_exactly(file, 544 - 352, path, strict=False, whole=packed)
                 layout = nifti_layout_from_bytes(head, name=str(path))
                 dtype, payload = layout.dtype, shape.count * layout.dtype.itemsize
                 if layout.offset > len(head):
-                    head += _read_exactly(file, layout.offset - len(head), path, strict=False)
+                    head += _read_exactly(file, layout.offset - len(head), path, strict=False, whole=packed)
                 surplus = head[layout.offset :]  # an offset of 348..351: the data begin within what was read
                 if math.prod(layout.shape) != shape.count and not _is_overflown(layout.shape):
                     raise TileSizeError(
@@ -194,7 +195,7 @@ class SpectralTile:
                     )
                 if surplus:
                     raise FileFormatError(f"{path}: vox_offset {layout.offset} lies inside the header")
-            if path.suffix != ".gz":
+            if not packed:
                 size = os.fstat(file.fileno()).st_size
                 if size != len(head) + payload:
                     raise TileSizeError(f"{path}: holds {size} bytes, expected {len(head) + payload} for {shape}")
@@ -299,9 +300,9 @@ def _is_overflown(shape: tuple[int, ...]) -> bool:
     return any(n <= 0 for n in shape)
 
 
-def _read_exactly(file: IO[bytes], n: int, path: Path, *, strict: bool = True) -> bytes:
+def _read_exactly(file: IO[bytes], n: int, path: Path, *, strict: bool = True, whole: bool = False) -> bytes:
     buffer = bytearray(n)
-    read = _read_into(file, memoryview(buffer), path)
+    read = _read_into(file, memoryview(buffer), path, whole=whole)
     if strict and read != n:
         raise TileSizeError(f"{path}: ended after {read} bytes of {n}")
     return bytes(buffer[:read])

@@ -74,6 +74,8 @@ def reading_errors(path: Path, kind: str, /) -> Iterator[None]:
 
 def error_of_system(path: Path, error: OSError, kind: str = "", /) -> OSError | InputError:
     """Return what the system, or a library in its name, says of a file as the error to raise."""
+    if isinstance(error, OpticStreamError):
+        return error
     if error.errno in _ABSENT:
         return MissingInputError(f"{path}: no such file")
     if error.errno in _REFUSED:

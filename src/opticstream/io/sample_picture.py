@@ -33,7 +33,7 @@ def sample_views(path: Path, present: Sequence[int], /) -> SampleViews:
     """Return the middle planes of a stack of maps, read from the level that suits a preview."""
     import tensorstore as ts
 
-    multiscale = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+    multiscale = json.loads((path / "zarr.json").read_bytes())["attributes"]["ome"]["multiscales"][0]
     for dataset in multiscale["datasets"]:
         spec = {"driver": "zarr3", "kvstore": file_store(path / dataset["path"])}
         array = ts.open(spec, open=True, read=True).result()

@@ -98,7 +98,7 @@ class SliceStore:
             There is none at `path`.
         """
         facts = _stored_facts(path)
-        dtype = json.loads((path / "0" / "zarr.json").read_text())["data_type"]
+        dtype = json.loads((path / "0" / "zarr.json").read_bytes())["data_type"]
         return cls(path, facts["planes"], tuple(facts["voxel_um"]), facts["kind"], dtype)
 
     def plane(self, slice_index: int, /) -> NDArray[Any] | None:
@@ -267,7 +267,7 @@ def planes_of_slice(path: Path, /) -> int:
 
 def _stored_facts(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads((path / "zarr.json").read_text())["attributes"]["opticstream"]
-    except (OSError, ValueError, KeyError) as error:
+        content: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]["opticstream"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"{path}: is no store of slices; remove it to start again") from error
     return content

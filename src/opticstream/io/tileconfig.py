@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from opticstream.io.atomic import write_text
+from opticstream.io.reading import error_of_system
 from opticstream.model.errors import FileFormatError, MissingInputError
+from opticstream.model.text import text_from_bytes
 
-_LINE = re.compile(r"^(?P<name>.*?);\s*(?P<series>-?\d*)\s*;\s*\((?P<position>[^()]*)\)\s*$")
+_LINE = re.compile(r"^(?P<name>.*?);\s*(?P<series>-?\d*)\s*;\s*\((?P<position>[^()]*)\)\s*(#.*)?$")
+_MOST_BYTES = 1 << 26
+"""A tile configuration of a million tiles is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class ConfiguredTile:
 def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
     """Return the tiles of a Fiji tile configuration, in the order of the file.
 
+    Text in UTF-8, UTF-16 or Windows-1252 with any line ends is read. Names may be quoted; comments may follow a line;
+    decimals may have commas where this cannot be mistaken: with blanks or semicolons between the coordinates.
+
     Raises
     ------
     MissingInputError
@@ -40,17 +47,10 @@ def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
         A line is not `name; ; (x, y)`, a number is not finite, a name comes twice, or there is no tile at all; the
         message names the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: no such tile configuration") from error
-    except IsADirectoryError as error:
-        raise MissingInputError(f"{path}: is a folder, not a TileConfiguration file") from error
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path}: a tile configuration is a text file, this one is not: {error}") from error
+    text = _text(path)
     tiles: list[ConfiguredTile] = []
     dimensions: int | None = None
-    for number, raw in enumerate(text.splitlines(), start=1):
+    for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
@@ -66,17 +66,16 @@ def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
         match = _LINE.match(line)
         if match is None:
             raise FileFormatError(f"{path}, line {number}: expected 'name; ; (x, y)', got {line!r}")
-        try:
-            position = tuple(float(part) for part in match["position"].split(","))
-        except ValueError as error:
-            raise FileFormatError(f"{path}, line {number}: {match['position']!r} is no list of numbers") from error
+        position = _position(match["position"], dimensions)
+        if position is None:
+            raise FileFormatError(f"{path}, line {number}: {match['position']!r} is no list of numbers")
         if len(position) not in (2, 3) or (dimensions is not None and len(position) != dimensions):
             raise FileFormatError(
                 f"{path}, line {number}: expected {dimensions or '2 or 3'} coordinates, got {len(position)}"
             )
         if any(p - p != 0 for p in position):
             raise FileFormatError(f"{path}, line {number}: positions must be finite, got {match['position']!r}")
-        tiles.append(ConfiguredTile(match["name"].strip(), position))
+        tiles.append(ConfiguredTile(_name(match["name"]), position))
     if not tiles:
         raise FileFormatError(f"{path}: holds no tile")
     names = [tile.name for tile in tiles]
@@ -84,6 +83,68 @@ def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
     if twice:
         raise FileFormatError(f"{path}: {twice[0]!r} is listed {names.count(twice[0])} times")
     return tuple(tiles)
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: no such tile configuration") from error
+    except IsADirectoryError as error:
+        raise MissingInputError(f"{path}: is a folder, not a TileConfiguration file") from error
+    except OSError as error:
+        raise error_of_system(path, error, "tile configuration") from error
+    try:
+        return text_from_bytes(content, name=str(path), other_encodings=True)
+    except FileFormatError as error:
+        raise FileFormatError(f"{error} (a tile configuration is a text file)") from error
+
+
+def _name(text: str) -> str:
+    name = text.strip()
+    quoted = len(name) > 2 and name[0] == name[-1] and name[0] in "\"'"
+    return name[1:-1].strip() if quoted else name
+
+
+def _position(text: str, dimensions: int | None) -> tuple[float, ...] | None:
+    """Return the coordinates in a text, None where they are no numbers.
+
+    Examples
+    --------
+    >>> _position("1, 2.5", 2), _position("1,5, 2,5", 2), _position("1,5; 2", None), _position("1, x", 2)
+    ((1.0, 2.5), (1.5, 2.5), (1.5, 2.0), None)
+    """
+    plain = _numbers(text.split(","))
+    if plain is not None and len(plain) in ((dimensions,) if dimensions else (2, 3)):
+        return plain
+    parts = text.split(";") if ";" in text else re.split(r",\s+", text.strip())
+    with_commas = _numbers([part.replace(",", ".") for part in parts])
+    if with_commas is not None and len(with_commas) in ((dimensions,) if dimensions else (2, 3)):
+        return with_commas
+    return plain
+
+
+def _numbers(parts: Iterable[str]) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(part) for part in parts)
+    except ValueError:
+        return None
+
+
+def tile_path(configuration: Path, name: str, /) -> Path:
+    """Return the file that a tile configuration means: beside it, or where the name says.
+
+    Programs on Windows write backslashes, and whole paths of a machine that is not this one: where there is no such
+    file, the name is taken with forward slashes, and then its last part beside the configuration.
+    """
+    folder = configuration.parent
+    given = folder / name
+    if "\\" not in name or given.exists():
+        return given
+    windows = PureWindowsPath(name)
+    choices = [] if windows.drive else [folder / windows.as_posix()]
+    return next((path for path in [*choices, folder / windows.name] if path.exists()), given)
 
 
 def tile_configuration_text(tiles: Iterable[ConfiguredTile], /) -> str:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from opticstream.io.atomic import write_text
+from opticstream.io.reading import error_of_system
 from opticstream.model.errors import FileFormatError, MissingInputError
+from opticstream.model.text import text_from_bytes
 
 FORMAT = "opticstream-tilemap 1"
 
@@ -146,10 +148,7 @@ def render_template(
     import jinja2
     from jinja2.sandbox import SandboxedEnvironment
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: no such coordinate template") from error
+    text = _text(path, "coordinate template")
     # People may edit or exchange templates: what they hold must not be able to run code.
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:
@@ -160,8 +159,18 @@ def render_template(
             scan_resolution=list(scan_resolution),
             mask=str(mask),
         )
-    except jinja2.TemplateError as error:
-        raise FileFormatError(f"{path}: cannot be rendered: {error}") from error
+    except Exception as error:  # what stands in a template can fail in any way
+        raise FileFormatError(f"{path}: cannot be rendered: {type(error).__name__}: {error}") from error
+
+
+def _text(path: Path, kind: str) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: no such {kind}") from error
+    except OSError as error:
+        raise error_of_system(path, error, kind) from error
+    return text_from_bytes(content, name=str(path))
 
 
 def read_tilemap(path: Path, /, **parameters: Any) -> TileMap:
@@ -175,10 +184,7 @@ def read_tilemap(path: Path, /, **parameters: Any) -> TileMap:
     if path.suffix == ".j2":
         text = render_template(path, **parameters)
     else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise MissingInputError(f"{path}: no such tile information file") from error
+        text = _text(path, "tile information")
     return tilemap_from_yaml(text, name=str(path))
 
 
@@ -188,8 +194,8 @@ def tilemap_from_yaml(text: str, /, *, name: str = "tile information") -> TileMa
 
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise FileFormatError(f"{name}: is no YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError) as error:
+        raise FileFormatError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
     try:
         metadata, tiles = data["metadata"], data["tiles"]
         if metadata.get("format") != FORMAT:
@@ -216,7 +222,7 @@ def tilemap_from_yaml(text: str, /, *, name: str = "tile information") -> TileMa
             str(metadata.get("modality") or ""),
             metadata.get("mosaic_id"),
         )
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, FileFormatError):
             raise
         raise FileFormatError(f"{name}: is no tile map: {type(error).__name__} {error}") from error

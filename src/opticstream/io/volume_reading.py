@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.io.reading import reading_errors
 from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError
 
@@ -28,17 +29,16 @@ def volume_reader(path: Path, /) -> tuple[tuple[int, int, int], BlockReader]:
     import tensorstore as ts
 
     finest, driver = _finest_level(path)
-    try:
+    with reading_errors(path, "OME-Zarr"):
         spec = {"driver": driver, "kvstore": file_store(path / finest["path"])}
         array = ts.open(spec, open=True, read=True).result()
-    except ValueError as error:
-        raise FileFormatError(f"{path}: cannot be read as OME-Zarr: {error}") from error
     if array.rank != 3:
         raise FileFormatError(f"{path}: expected the axes z, y, x, got the shape {tuple(array.shape)}")
     z, y, x = (int(n) for n in array.shape)
 
     def read(xs: slice, ys: slice) -> NDArray[Any]:
-        block = array[:, ys, xs].read().result()
+        with reading_errors(path, "OME-Zarr"):
+            block = array[:, ys, xs].read().result()
         return np.asarray(block).transpose(2, 1, 0)
 
     return (x, y, z), read
@@ -48,20 +48,21 @@ def _finest_level(path: Path) -> tuple[dict[str, Any], str]:
     """Return what an OME-Zarr says of its finest level and the driver that reads it."""
     try:
         if (path / "zarr.json").exists():
-            attributes, driver = json.loads((path / "zarr.json").read_text())["attributes"]["ome"], "zarr3"
+            attributes, driver = json.loads((path / "zarr.json").read_bytes())["attributes"]["ome"], "zarr3"
         else:
-            attributes, driver = json.loads((path / ".zattrs").read_text()), "zarr"
+            attributes, driver = json.loads((path / ".zattrs").read_bytes()), "zarr"
         level: dict[str, Any] = attributes["multiscales"][0]["datasets"][0]
         return level, driver
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise FileFormatError(f"{path}: is no OME-Zarr image: {error!r}") from error
 
 
 def volume_voxel_um(path: Path, /) -> tuple[float, float, float]:
     """Return the voxel size (x, y, z) of an OME-Zarr volume in micrometres."""
     finest, _ = _finest_level(path)
-    scale = next((t["scale"] for t in finest["coordinateTransformations"] if t["type"] == "scale"), None)
-    if scale is None or len(scale) < 3:
-        raise FileFormatError(f"{path}: says no voxel size")
-    z, y, x = (float(f"{s:.6g}") for s in scale[-3:])
+    with reading_errors(path, "OME-Zarr"):
+        scale = next((t["scale"] for t in finest["coordinateTransformations"] if t["type"] == "scale"), None)
+        if scale is None or len(scale) < 3:
+            raise FileFormatError(f"{path}: says no voxel size")
+        z, y, x = (float(f"{s:.6g}") for s in scale[-3:])
     return x, y, z

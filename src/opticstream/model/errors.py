@@ -10,6 +10,7 @@
     │   ├── FileNameError                    a name that the file-name grammar cannot read or make
     │   ├── CalibrationError                 a wavelength fit, phase or dispersion vector that cannot be used
     │   ├── DuplicateTileError               two files claim one tile
+    │   ├── ChangingInputError               a raw file that was still being written when waiting for it ended
     │   └── MissingInputError (FileNotFoundError)   a file that was announced is not there
     ├── ProcessingError (RuntimeError)       a stage could not reach a result from good input
     ├── StateError (RuntimeError)            facts contradict each other, or a record cannot be read
@@ -54,6 +55,10 @@ class CalibrationError(InputError):
 
 class DuplicateTileError(InputError):
     """Two files claim to be the same tile."""
+
+
+class ChangingInputError(InputError):
+    """A raw file that changed whenever it was read, until waiting for it ended."""
 
 
 class MissingInputError(InputError, FileNotFoundError):

@@ -47,6 +47,13 @@ def text_from_bytes(content: bytes, /, *, name: str, other_encodings: bool = Fal
     encoding, spelt = next(((codec, word) for mark, codec, word in _MARKS if content.startswith(mark)), ("utf-8", ""))
     if spelt not in ("", "UTF-8") and not other_encodings:
         raise FileFormatError(f"{name}: is {spelt} text, expected UTF-8; save it as UTF-8")
+    if not spelt and 0 in content:
+        wide = _wide_text(content)
+        if wide is None:
+            raise FileFormatError(f"{name}: is no text: it holds NUL bytes")
+        if not other_encodings:
+            raise FileFormatError(f"{name}: is UTF-16 text without a byte-order mark, expected UTF-8; save it as UTF-8")
+        return _with_plain_line_ends(wide)
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -62,20 +69,21 @@ def text_from_bytes(content: bytes, /, *, name: str, other_encodings: bool = Fal
             ) from error
         text = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in content)
     if "\0" in text:
-        wide = _wide_text(content) if not spelt else None
-        if wide is None:
-            raise FileFormatError(f"{name}: is no text: it holds NUL bytes")
-        if not other_encodings:
-            raise FileFormatError(f"{name}: is UTF-16 text without a byte-order mark, expected UTF-8; save it as UTF-8")
-        text = wide
+        raise FileFormatError(f"{name}: is no text: it holds NUL characters")
+    return _with_plain_line_ends(text)
+
+
+def _with_plain_line_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _wide_text(content: bytes) -> str | None:
-    """Return UTF-16 text without a byte-order mark: every other byte of its first character is NUL."""
+    """Return UTF-16 text without a byte-order mark, told by a NUL in its first character; None for others."""
+    if 0 not in content[:2]:
+        return None
     encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError:
         return None
-    return None if "\0" in text else text
+    return None if any(ord(character) in _CONTROL for character in text) else text

@@ -13,7 +13,6 @@ from pathlib import Path
 from opticstream.model.errors import StateError
 from opticstream.model.events import BatchReady, Event, MosaicReady
 from opticstream.model.ids import BatchId, MosaicId, TileId
-from opticstream.pipeline.batches import raw_identity
 from opticstream.pipeline.jobs import PROCESS_BATCH
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
@@ -27,6 +26,7 @@ from opticstream.pipeline.rules import (
 )
 from opticstream.state import FactsSnapshot
 from opticstream.state.facts import utc_now
+from opticstream.state.raw_files import identity_of
 
 
 def repaired_tiles(
@@ -56,7 +56,7 @@ def repaired_tiles(
             continue
         try:
             record = project.facts.read(tile, "failed")
-            now = raw_identity(*(folder / name for name in names))
+            now = identity_of(*(folder / name for name in names))
         except (StateError, OSError):
             continue
         if record is not None and record.inputs_hash != now:

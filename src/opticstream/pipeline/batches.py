@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from opticstream.config import parameters_hash
-from opticstream.model.errors import MissingInputError
+from opticstream.model.errors import ChangingInputError, MissingInputError
 from opticstream.model.events import (
     BatchArchived,
     BatchFailed,
@@ -21,10 +21,13 @@ from opticstream.model.ids import TileId
 from opticstream.pipeline.jobs import PROCESS_BATCH, Attempt, Done, Failed, Result, once, park, perform
 from opticstream.pipeline.parameters import tile_hash
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.settled_files import result_of_settled_files
 from opticstream.stages.archive_tile import checksum_path
-from opticstream.stages.process_tile import process_tile
+from opticstream.stages.process_tile import TileResult, process_tile
+from opticstream.stages.reconstruction import products
 from opticstream.state import Claim, FactRecord, FileRecord
 from opticstream.state.flags import WITHDRAWN_FOLDER
+from opticstream.state.raw_files import KNOWN_AS, identity_of, is_known
 
 
 def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = once) -> list[Event]:
@@ -109,28 +112,34 @@ def _tile(
     try:
         record = facts.read(tile, "processed")
         source, spectra = _sources(event, tile)
+        sources = (source,) if spectra is None else (source, spectra)
         if record is not None and not source.exists() and _still_good(project, record, parameters):
             facts.journal.skipped(tile, "processed", "already processed with the same parameters; its raw file is gone")
             return record, {"outcome": "ok", **_note(record)}
-        inputs_hash = raw_identity(source, *([spectra] if spectra is not None else []))
-        if record is not None and record.inputs_hash == inputs_hash and _still_good(project, record, parameters):
+        inputs_hash = identity_of(*sources)
+        if record is not None and is_known(record, inputs_hash) and _still_good(project, record, parameters):
             facts.journal.skipped(tile, "processed", "already processed from the same file and parameters")
             facts.withdraw(tile, "failed", reason="processed by a later attempt")  # which died before it could
             return record, {"outcome": "ok", **_note(record)}
         archive = project.paths.archived_tile(tile, _archive_suffix(project))
-        kept = _kept_archive(project, record, inputs_hash, archive)
-        result = attempt(
-            f"tile {tile.tile_id}",
-            lambda: process_tile(
-                source,
-                tile,
-                scan=project.config.scan,
-                processing=project.config.processing,
-                out_dir=project.paths.base,
-                archive_to=archive if project.config.processing.archive.enabled and not kept else None,
-                spectra=spectra,
-            ),
-        )
+
+        def compute(identity: str) -> tuple[TileResult, tuple[FileRecord, ...]]:
+            kept = _kept_archive(project, record, identity, archive)
+            result = attempt(
+                f"tile {tile.tile_id}",
+                lambda: process_tile(
+                    source,
+                    tile,
+                    scan=project.config.scan,
+                    processing=project.config.processing,
+                    out_dir=project.paths.base,
+                    archive_to=archive if project.config.processing.archive.enabled and not kept else None,
+                    spectra=spectra,
+                ),
+            )
+            return result, kept
+
+        (result, kept), inputs_hash = result_of_settled_files(project, tile, sources, compute)
     except Exception as error:
         earlier = facts.read(tile, "failed")
         attempts = 1 + (int(earlier.detail.get("attempts", 0)) if earlier else 0)
@@ -139,17 +148,21 @@ def _tile(
         told = _friendlier(error, event, tile)
         reason = park(project, tile, "failed", told, stage=PROCESS_BATCH.name, content=grounds)
         _set_aside(project, tile)
+        if isinstance(error, ChangingInputError):
+            _set_aside_products(project, tile)
         return None, {"outcome": "failed", "reason": reason, "attempts": attempts}
+    same = record if record is not None and is_known(record, inputs_hash) else None
     content = {
         "outputs": [*(_file_record(project, o.path, o.sha256) for o in result.outputs.values()), *kept],
         "parameters_hash": parameters,
-        "inputs_hash": inputs_hash,
+        "inputs_hash": inputs_hash if same is None else same.inputs_hash,
         "detail": {
             "source": source.name,
             "raw_bytes": result.raw_bytes,
             "raw_sha256": record.detail.get("raw_sha256") if record is not None and kept else result.raw_sha256,
             "figures": result.figures,
             "flags": list(result.flags),
+            **({} if same is None or KNOWN_AS not in same.detail else {KNOWN_AS: same.detail[KNOWN_AS]}),
         },
     }
     facts.replace(tile, "processed", content, why="computed")
@@ -164,7 +177,7 @@ def _kept_archive(
     project: Project, record: FactRecord | None, inputs_hash: str, archive: Path
 ) -> tuple[FileRecord, ...]:
     """Return the archive copy and its checksum file where they stand already, made from the same raw file."""
-    if record is None or record.inputs_hash != inputs_hash:
+    if record is None or not is_known(record, inputs_hash):
         return ()
     names = {archive.name, checksum_path(archive).name}
     kept = tuple(file for file in record.outputs if Path(file.path).name in names and _intact(project, file))
@@ -178,11 +191,22 @@ def _set_aside(project: Project, tile: TileId) -> None:
         return
     project.facts.withdraw(tile, "processed", reason="a later attempt with other settings or another file failed")
     for file in record.outputs:
-        path = project.facts.project_dir / file.path
-        if ":" not in file.path and os.path.lexists(path):
-            aside = path.parent / WITHDRAWN_FOLDER / path.name
-            aside.parent.mkdir(exist_ok=True)
-            path.replace(aside)
+        if ":" not in file.path:
+            _move_aside(project.facts.project_dir / file.path)
+
+
+def _set_aside_products(project: Project, tile: TileId) -> None:
+    """Move the products of a tile that no record vouches for out of the way, so that nothing is stitched from them."""
+    for name in products(project.config.scan, project.config.processing):
+        paths = project.paths
+        _move_aside(paths.complex_tile(tile) if name == "complex" else paths.tile_product(tile, name))
+
+
+def _move_aside(path: Path) -> None:
+    if os.path.lexists(path):
+        aside = path.parent / WITHDRAWN_FOLDER / path.name
+        aside.parent.mkdir(exist_ok=True)
+        path.replace(aside)
 
 
 def _note(record: FactRecord) -> dict[str, object]:
@@ -198,18 +222,6 @@ def _sources(event: BatchReady, tile: TileId) -> tuple[Path, Path | None]:
     spectra = event.spectra.get(tile.tile_id)
     source = Path(event.raw_folder, event.files[tile.tile_id])
     return source, None if spectra is None else Path(event.raw_folder, spectra)
-
-
-def raw_identity(*paths: Path) -> str:
-    """Return what tells the raw files of a tile from others: their names, sizes and times.
-
-    Raises
-    ------
-    OSError
-        One of them is not there.
-    """
-    stats = [(path.name, path.stat()) for path in paths]
-    return "+".join(f"{name}:{status.st_size}:{status.st_mtime_ns}" for name, status in stats)
 
 
 def _friendlier(error: Exception, event: BatchReady, tile: TileId) -> Exception:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from opticstream.model.errors import (
     CalibrationError,
+    ChangingInputError,
     ClaimLost,
     ConfigurationError,
     InputError,
@@ -25,6 +26,7 @@ PROCESS_DIED = "process died"
 SUGGESTIONS: Mapping[str, str] = MappingProxyType(
     {
         "missing input": "put the files back where they were found, or have the tiles acquired again; then retry",
+        "changing input": "let whatever writes the raw file end; `opticstream run` then finds that it has changed",
         "damaged input": "compare the file with its archive copy and the scan settings; then retry",
         "calibration": "check scan.calibration with `opticstream project check`; then retry",
         "settings": "mend the project file (`opticstream project check`); then retry",
@@ -72,6 +74,7 @@ def kind_of(error: BaseException, /) -> str:
     kinds: tuple[tuple[type[BaseException], str], ...] = (
         (MissingInputError, "missing input"),
         (CalibrationError, "calibration"),
+        (ChangingInputError, "changing input"),
         (InputError, "damaged input"),
         (ConfigurationError, "settings"),
         (ProcessingError, "no result"),

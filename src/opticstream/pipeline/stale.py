@@ -1,9 +1,9 @@
-"""What is out of date after a change of settings or of results further up, why, and doing just that again."""
+"""What is out of date after a change of settings, raw files or results further up, why, and doing that again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import PUBLISHED, RedoPlan
 from opticstream.state import FactsSnapshot, FileRecord, Grounds
+from opticstream.state.raw_files import ChangedRawFile, changed_raw_files
 from opticstream.state.record import path_from_name, sha256_of_path
 
 _LOOKED_AT = (
@@ -28,6 +29,8 @@ _LOOKED_AT = (
     ("slice", ("uploaded",)),
 )
 """Results and failures that rest on something, in the order of the chain."""
+_MOST_FILES = 3
+"""Raw files that are named for each batch."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,15 @@ class Stale:
         Settings that have changed, as ``name: old -> new``, or what else has.
     alone : bool
         Nothing else rests on what has changed.
+    raw_files_changed : bool
+        The raw files of a batch are no longer those that it was made from.
     """
 
     item: ItemId
     fact: str
     why: tuple[str, ...]
     alone: bool = False
+    raw_files_changed: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -73,6 +79,14 @@ def stale_results(project: Project, snapshot: FactsSnapshot | None = None, /) ->
     ]
 
 
+def stale_by_raw_files(batch: BatchId, files: Sequence[ChangedRawFile], /) -> Stale:
+    """Return a processed batch as stale because of raw files that have changed."""
+    told = tuple(map(str, files[:_MOST_FILES]))
+    more = len(files) - len(told)
+    why = (*told, f"and {more} more raw files of {batch}") if more else told
+    return Stale(batch, "processed", why, raw_files_changed=True)
+
+
 class _Look:
     """One look at all results, in which nothing is read twice."""
 
@@ -84,6 +98,16 @@ class _Look:
 
     def at(self, item: ItemId, fact: str) -> Stale | None:
         """Return why a result is out of date, None when it is not."""
+        stale = self._by_grounds(item, fact)
+        if isinstance(item, BatchId) and fact == "processed":
+            changed = changed_raw_files(self._project.facts, item)
+            by_files = stale_by_raw_files(item, changed) if changed else None
+            if stale is None or by_files is None:
+                return stale or by_files
+            return replace(by_files, why=(*stale.why, *by_files.why))
+        return stale
+
+    def _by_grounds(self, item: ItemId, fact: str) -> Stale | None:
         recorded = self._grounds(item, fact)
         if recorded is None:
             return None
@@ -137,7 +161,8 @@ def stale_plan(project: Project, stale: Iterable[Stale], /) -> RedoPlan:
                     plan.refused.append(f"{batch} stays as it is: {missing} is gone, and it is made from it")
                     continue
                 has_failures = one.fact == "failed" or bool(_failed_tiles(project, batch))
-                plan.redo_batch(batch, archive=has_failures, alone=one.alone)
+                changes_archive = has_failures or one.raw_files_changed
+                plan.redo_batch(batch, archive=changes_archive, alone=one.alone)
             case MosaicId() as mosaic, ("stitched" | "failed"):
                 plan.redo_mosaic(mosaic, alone=one.alone)
             case MosaicId() as mosaic, ("volume_stitched" | "volume_failed"):

@@ -67,7 +67,7 @@ class Sweeper:
 def memory_of_sweeps(project: Project, /) -> Memory:
     """Return what earlier sweeps of other processes remember; nothing where that is lost, which only costs time."""
     try:
-        entries = json.loads(_path(project).read_text())
+        entries = json.loads(_path(project).read_bytes())
         return {(name, item): (float(wait), float(at)) for name, item, wait, at in entries}
     except (OSError, ValueError, TypeError):
         return {}

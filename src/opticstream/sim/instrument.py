@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.config.scan import NoLinearization, ScanSettings, WavelengthFit
+from opticstream.io.matlab import arrays_from_matlab
 from opticstream.model.errors import CalibrationError, ConfigurationError
 from opticstream.sim._kernels import counts_from_fringes
 from opticstream.sim.settings import InstrumentSettings
@@ -110,13 +111,10 @@ def _wavelengths(fraction: Array, start: float, stop: float, instrument: Instrum
 def _read_chirp(path: Path) -> Array:
     try:
         if path.suffix == ".mat":
-            from scipy.io import loadmat
-
-            arrays = [np.asarray(v) for k, v in loadmat(path).items() if not k.startswith("__")]
-            chirp = max(arrays, key=lambda a: a.size).astype(float).ravel()
+            chirp = max(arrays_from_matlab(path).values(), key=lambda a: a.size).astype(float).ravel()
         else:
             chirp = np.load(path).astype(float).ravel()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file can make its reader fail in any way
         raise CalibrationError(f"{path}: cannot be read as a chirp vector (instrument.chirp_file): {error}") from error
     if chirp.size < 2 or not np.all(np.diff(chirp) > 0):
         raise CalibrationError(f"{path}: a chirp vector must rise strictly (instrument.chirp_file)")

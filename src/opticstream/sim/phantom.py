@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf, ndtri
 
-from opticstream.model.errors import CalibrationError
+from opticstream.io.images import read_image
+from opticstream.io.tiff import read_tiff
+from opticstream.model.errors import CalibrationError, InputError
 from opticstream.sim.fields import Grid, LineTexture, SmoothField
 from opticstream.sim.settings import Corner, GeneratedFibres, ImageFibres, PhantomSettings
 
@@ -209,12 +212,10 @@ class Sample:
         assert isinstance(fibres, ImageFibres)
 
         def load(path: object) -> Array:
-            import tifffile
-
+            file = Path(str(path))
             try:
-                name = str(path)
-                image = np.load(name) if name.endswith(".npy") else tifffile.imread(name)
-            except (OSError, ValueError) as error:
+                image = read_image(file) if file.suffix == ".npy" else read_tiff(file)
+            except (OSError, InputError) as error:
                 raise CalibrationError(f"{path}: cannot be read as a direction image: {error}") from error
             # Rows of an image run downwards; y grows upwards.
             return np.ascontiguousarray(np.asarray(image, dtype=float)[::-1].T)

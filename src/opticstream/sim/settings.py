@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from opticstream.config.base import Settings
-from opticstream.model.errors import ConfigurationError
+from opticstream.model.errors import ConfigurationError, FileFormatError
+from opticstream.model.text import text_from_bytes
 
 Corner = Literal["left-down", "left-up", "right-down", "right-up"]
 
@@ -262,14 +263,16 @@ def load_phantom(path: Path | str, /) -> PhantomSettings:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_from_bytes(path.read_bytes(), name=str(path))
         if path.suffix == ".json":
             return PhantomSettings.model_validate_json(text)
         return PhantomSettings.model_validate(tomllib.loads(text))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read as phantom settings: {error}") from error
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, p['loc'])) or 'phantom'}: {p['msg']} (got {p['input']!r})" for p in error.errors()
         )
         raise ConfigurationError(f"{path}: {problems}") from error
+    except FileFormatError as error:
+        raise ConfigurationError(str(error)) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as phantom settings: {error}") from error

@@ -57,7 +57,7 @@ def truth_key(simulator: TileSimulator, /) -> str:
 def truth_key_in(folder: Path, /) -> str | None:
     """Return the key of the truth that a folder holds, or None."""
     try:
-        key = json.loads((folder / TRUTH_FILE).read_text(encoding="utf-8")).get("key")
+        key = json.loads((folder / TRUTH_FILE).read_bytes()).get("key")
     except (FileNotFoundError, ValueError):
         return None
     return None if key is None else str(key)

@@ -93,7 +93,7 @@ class Truth:
         """
         path = folder / TRUTH_FILE
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(path.read_bytes())
         except FileNotFoundError as error:
             raise MissingInputError(f"{path}: no such file; the rig writes it into its truth folder") from error
         except ValueError as error:

@@ -446,7 +446,7 @@ class _Validation:
         import json
 
         path = self._registered(entry["slice_id"], "transform", ".json")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_bytes())
         fixed = self.truth.mosaics[entry["fixed_mosaic_id"]]
         shape = self._stitched(fixed, "ori").shape
         x, y = self._frame(fixed, shape)

@@ -56,7 +56,7 @@ def stacked_slices(folder: Path, /) -> list[StackedSlice]:
     path = folder / "slices.json"
     if not path.is_file():
         raise MissingInputError(f"{path}: no such ledger of the sample's stacks")
-    slices: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["slices"]
+    slices: Mapping[str, Any] = json.loads(path.read_bytes())["slices"]
     found = []
     for number, entry in slices.items():
         if entry["state"] == "present":

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from opticstream.io.atomic import atomic_path, is_temporary, write_text
 from opticstream.io.raw import gzip_reader
-from opticstream.model.errors import InputError, MissingInputError
+from opticstream.io.reading import check_regular_file, error_of_system
 
 CHUNK_BYTES = 1 << 20
 _READ_BYTES = 1 << 22
@@ -173,17 +173,16 @@ def archive_tile(source: Path, archive: Path, /, *, level: int = 1, threads: int
         The source is absent or cannot be read.
     """
     try:
+        check_regular_file(source)
         file = source.open("rb", buffering=0)
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{source}: no such file") from error
     except OSError as error:
-        raise InputError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise error_of_system(source, error) from error
     with file, _threads(threads) as pool, open_archive(archive, level=level, pool=pool) as writer:
         while True:
             try:
                 data = file.read(_READ_BYTES)
             except OSError as error:
-                raise InputError(f"{source}: cannot be read: {error.strerror or error}") from error
+                raise error_of_system(source, error) from error
             if not data:
                 break
             writer.tap(memoryview(data))
@@ -216,7 +215,7 @@ def verify_archive(archive: Path, /) -> Verification:
             while data := file.read(_READ_BYTES):
                 digest.update(data)
                 size += len(data)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except Exception as error:  # each gzip library has errors of its own
         return Verification(archive, f"damaged: {error}", size)
     if digest.hexdigest() != match[1]:
         return Verification(archive, f"holds SHA-256 {digest.hexdigest()}, {checksum.name} says {match[1]}", size)

@@ -42,7 +42,7 @@ def import_tile(source: Path, config: ProjectConfig, tile: TileId, raw_folder: P
         counts = np.load(source, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise MissingInputError(f"{source}: no such file") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file can make its reader fail in any way
         raise FileFormatError(f"{source}: cannot be read as an array: {error}") from error
     if counts.ndim == 3:
         counts = counts[:, np.newaxis]

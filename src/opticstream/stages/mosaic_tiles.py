@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from opticstream.config import ScanSettings
 from opticstream.io.images import read_image
 from opticstream.io.paths import tile_product_name
-from opticstream.io.tileconfig import read_tile_configuration
+from opticstream.io.tileconfig import read_tile_configuration, tile_path
 from opticstream.model.errors import InputError, MissingInputError, TileSizeError
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.layout import ScanPattern
@@ -52,6 +52,8 @@ class MosaicTiles:
         What gives the tiles' size: keys of the configuration, or the first tile.
     folder : Path, optional
         Where the files were looked for.
+    pages_are_depth : bool
+        Pages of TIFF files that do not say what they are are planes of a volume.
     """
 
     label: str
@@ -65,6 +67,7 @@ class MosaicTiles:
     grid: tuple[int, int] = (0, 0)
     setting: str = ""
     folder: Path | None = None
+    pages_are_depth: bool = False
 
     def present(self, modality: str, /) -> Mapping[int, Path]:
         """Return the files of a modality by tile number."""
@@ -95,7 +98,7 @@ class MosaicTiles:
         if path is None:
             return None
         try:
-            data = read_image(path)
+            data = read_image(path, pages_are_depth=self.pages_are_depth)
         except MissingInputError:
             return None  # it was there a moment ago: as good as missing
         if data.ndim == 3 and data.shape[:2] == self.tile_shape:
@@ -184,12 +187,12 @@ def tiles_from_configuration(path: Path, /, *, modality: str = "image", one_dept
     files = {}
     shape: tuple[int, int] | None = None
     for number, tile in enumerate(configured, start=1):
-        file = path.parent / tile.name
+        file = tile_path(path, tile.name)
         if not file.exists():
             continue
         files[number] = file
         if shape is None:
-            data = read_image(file)
+            data = read_image(file, pages_are_depth=one_depth)
             shape, example = (int(data.shape[0]), int(data.shape[1])), file.name
     if shape is None:
         raise MissingInputError(f"{path}: none of the {len(configured)} tiles that it lists exists in {path.parent}")
@@ -204,6 +207,7 @@ def tiles_from_configuration(path: Path, /, *, modality: str = "image", one_dept
         illumination=path.stem,
         grid=(int(cells[:, 0].max()) + 1, int(cells[:, 1].max()) + 1),
         setting=f"the size of {example}",
+        pages_are_depth=one_depth,
     )
 
 

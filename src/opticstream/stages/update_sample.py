@@ -166,7 +166,7 @@ class _Ledger:
         if not path.exists():
             return cls(path, {})
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_bytes())
             return cls(path, {int(number): entry for number, entry in content["slices"].items()})
         except (ValueError, KeyError, AttributeError) as error:
             raise StateError(f"{path}: cannot be read ({error!r}); remove it and add the slices again") from error
@@ -198,7 +198,7 @@ class _Ledger:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the stacks alone on this host; between hosts the claim on the sample does it."""
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

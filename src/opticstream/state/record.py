@@ -137,7 +137,7 @@ class FactRecord:
                 outputs=tuple(map(FileRecord.from_json, data.get("outputs", ()))),
                 detail=MappingProxyType(dict(data.get("detail", {}))),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise StateError(f"{path} is not the record of a fact ({error!r}); withdraw it or restore it") from error
         if (record.item, record.fact) != (item, fact):
             raise StateError(f"{path} holds the record of {record.item} {record.fact!r}, expected {item} {fact!r}")

@@ -1,4 +1,4 @@
-"""Whether the facts are true: records can be read, their files are there and unchanged, and no fact denies another."""
+"""Whether the facts are true: records can be read, files are there and unchanged, and no fact denies another."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.state.facts import Facts, FactsSnapshot
+from opticstream.state.raw_files import changed_raw_files
 from opticstream.state.record import FactRecord, FileRecord, path_from_name, sha256_of_path, size_of_path
 
-Problem = Literal["unreadable", "missing", "size", "checksum", "contradiction", "outside the layout"]
+Problem = Literal[
+    "unreadable", "missing", "size", "checksum", "contradiction", "outside the layout", "raw file changed"
+]
 
 CONTRADICTIONS = {
     "tile": (("processed", "failed"),),
@@ -57,7 +60,8 @@ def verify(
     layout : AcquisitionLayout, optional
         Also look for items that the layout does not have, and for results whose parts are not done.
     checksums : bool, default True
-        Also read every file and compare its checksum; without it only existence and size are compared.
+        Also read every file and compare its checksum; without it only existence and size are compared, and of raw
+        files size and time.
     threads : int, default 4
         Files that are read at the same time.
     progress : callable, optional
@@ -88,6 +92,7 @@ def verify(
         if (result := found[file]) is not None:
             problem, message, path = result
             findings.append(Finding(record.item, record.fact, problem, message, path))
+    findings += _changed_raw_files(facts, snapshot, checksums=checksums)
     return sorted(findings, key=lambda finding: (finding.item.key, finding.fact, finding.message))
 
 
@@ -107,6 +112,15 @@ def _compare(facts: Facts, file: FileRecord, *, checksums: bool) -> tuple[Proble
     except OSError as error:
         return "unreadable", f"{path} cannot be read: {error}", path
     return None
+
+
+def _changed_raw_files(facts: Facts, snapshot: FactsSnapshot, *, checksums: bool) -> Iterator[Finding]:
+    """Yield the raw files that are not what was archived; nothing of those that cannot be seen any more."""
+    for item in snapshot.items("batch"):
+        if isinstance(item, BatchId) and snapshot.has(item, "processed"):
+            for changed in changed_raw_files(facts, item):
+                if not (checksums and changed.has_same_content()):
+                    yield Finding(changed.tile, changed.fact, "raw file changed", str(changed), changed.path)
 
 
 def _contradictions(snapshot: FactsSnapshot) -> Iterator[Finding]:

@@ -111,7 +111,7 @@ class Service:
 
     def log_tail(self, size: int = 2000) -> str:
         """Return the end of its log."""
-        return self._log.read_text(errors="replace")[-size:] if self._log.exists() else ""
+        return self._log.read_text(encoding="utf-8", errors="replace")[-size:] if self._log.exists() else ""
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:

@@ -1,0 +1,213 @@
+"""Whether raw files are still those that tiles were made from.
+
+A tile's record names its raw file (and the spectra beside it, if any) with size and modification time, as
+``name:size:mtime_ns``, joined by ``+``. Looking costs one `stat` a file. The time alone proves nothing: a copy of the
+raw folder, a restored backup or a file system with coarse times shows other ones for the same bytes. So a file that
+differs in its time only can be compared with the checksum that was taken when it was read; identities of the same
+content are added to the record under `KNOWN_AS`, and nothing has to be made again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from opticstream.config import parameters_hash
+from opticstream.model.errors import StateError
+from opticstream.model.ids import BatchId, TileId
+from opticstream.state.facts import Facts
+from opticstream.state.record import FactRecord
+
+KNOWN_AS = "known_as"
+"""Where a tile's record keeps further identities of the same content."""
+_IDENTITY = re.compile(r"(?:^|\+)(?P<name>.+?):(?P<size>\d+):(?P<mtime_ns>-?\d+)(?=\+|$)")
+_SAME_TIME_NS = 1000
+"""Times closer than this are one: some shares keep 100 ns, and show more for as long as the file is in their cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawIdentity:
+    """By what a raw file is known again without being read."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path, /) -> RawIdentity:
+        """Return the identity of a file as it is now; an OSError if it cannot be seen."""
+        status = path.stat()
+        return cls(path.name, status.st_size, status.st_mtime_ns)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.size}:{self.mtime_ns}"
+
+    def is_same(self, other: RawIdentity, /) -> bool:
+        """Return whether size and time are those of another identity, whatever the names."""
+        return self.size == other.size and abs(self.mtime_ns - other.mtime_ns) < _SAME_TIME_NS
+
+
+def identity_of(*paths: Path) -> str:
+    """Return the identity of the raw file of a tile, and of the spectra beside it, as its record keeps it."""
+    return "+".join(str(RawIdentity.of(path)) for path in paths)
+
+
+def identities_from_text(text: str, /) -> tuple[RawIdentity, ...]:
+    """Return the identities that `identity_of` wrote; empty where the text is something else.
+
+    Examples
+    --------
+    >>> [i.name for i in identities_from_text("a+b.nii:10:-5+c:1.nii:20:7")]
+    ['a+b.nii', 'c:1.nii']
+    """
+    return tuple(RawIdentity(m["name"], int(m["size"]), int(m["mtime_ns"])) for m in _IDENTITY.finditer(text))
+
+
+def is_known(record: FactRecord, identity: str, /) -> bool:
+    """Return whether a tile's record was made from files of this identity, or of one with the same content."""
+    return identity in (record.inputs_hash, *record.detail.get(KNOWN_AS, ()))
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedRawFile:
+    """A raw file that is not as it was when its tile was processed, or parked as failed."""
+
+    tile: TileId
+    fact: str
+    path: Path
+    then: RawIdentity
+    now: RawIdentity
+    sha256: str | None
+    """Checksum of its (uncompressed) content then, where it was taken."""
+    identity: str
+    """Identity of all raw files of the tile now."""
+
+    def __str__(self) -> str:
+        since = "since it was archived" if self.fact == "processed" else "since its tile failed"
+        return f"raw file changed {since}: {self.path} ({self.difference})"
+
+    @property
+    def difference(self) -> str:
+        """What is different now, in words."""
+        if self.then.size != self.now.size:
+            return f"{self.then.size} bytes then, {self.now.size} now"
+        return f"last written {_time(self.then)} then, {_time(self.now)} now"
+
+    def has_same_content(self) -> bool:
+        """Read the file and return whether its content is what it was; False where that cannot be told."""
+        if self.sha256 is None or (self.path.suffix != ".gz" and self.then.size != self.now.size):
+            return False
+        try:
+            return _content_sha256(self.path) == self.sha256
+        except (OSError, EOFError, zlib.error):
+            return False
+
+
+def _time(identity: RawIdentity) -> str:
+    return f"{datetime.fromtimestamp(identity.mtime_ns / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _content_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as plain, gzip.open(plain) if path.suffix == ".gz" else plain as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def changed_raw_files(facts: Facts, batch: BatchId, /) -> list[ChangedRawFile]:
+    """Return the raw files of a processed batch that have changed since, by size and time.
+
+    Files that cannot be seen (the raw folder is away) are not named, and nothing is said of records that do not tell
+    what they were made from.
+    """
+    try:
+        record, ready = facts.read(batch, "processed"), facts.read(batch, "ready")
+    except StateError:
+        return []  # `state verify` tells of damaged flags
+    event = ready.detail.get("event") if ready else None
+    if record is None or not isinstance(event, Mapping):
+        return []
+    folder = str(event.get("raw_folder", ""))
+    files = {number: _names(event, number) for number in record.detail.get("tiles", ())}
+    failed = {str(number) for number in record.detail.get("failed_tiles", ())}
+    now = {number: _identity_or_none(folder, names) for number, names in files.items()}
+    rests_on = {number: None if number in failed else identity for number, identity in now.items()}
+    looked_at = failed if parameters_hash(rests_on) == record.inputs_hash else set(files)
+    return [
+        changed
+        for number in sorted(looked_at, key=int)
+        if (identity := now[number]) is not None
+        for changed in _changes(
+            facts, TileId(batch.mosaic_id, int(number)), tuple(Path(folder, name) for name in files[number]), identity
+        )
+    ]
+
+
+def _names(event: Mapping[str, Any], number: str) -> tuple[str, ...]:
+    """Return the raw file of a tile, and the spectra beside it, as they were announced."""
+    named = [(event.get(kind) or {}).get(number) for kind in ("files", "spectra")]
+    return tuple(name for name in named if name) if named[0] else ()
+
+
+def _identity_or_none(folder: str, names: tuple[str, ...]) -> str | None:
+    """Return what `identity_of` does, None where a file cannot be seen; quick, as `status` asks for every raw file."""
+    parts = []
+    for name in names:
+        try:
+            status = os.stat(f"{folder}/{name}")
+        except OSError:
+            return None
+        parts.append(f"{name.rpartition('/')[2]}:{status.st_size}:{status.st_mtime_ns}")
+    return "+".join(parts) or None
+
+
+def _changes(facts: Facts, tile: TileId, paths: tuple[Path, ...], identity: str) -> Iterator[ChangedRawFile]:
+    for fact in ("processed", "failed"):
+        try:
+            record = facts.read(tile, fact)
+        except StateError:
+            return
+        if record is None:
+            continue
+        if record.inputs_hash is None:
+            return
+        now = identities_from_text(identity)
+        known = [identities_from_text(text) for text in (record.inputs_hash, *record.detail.get(KNOWN_AS, ()))]
+        if len(known[0]) != len(paths) or len(now) != len(paths) or any(_are_same(one, now) for one in known):
+            return
+        for path, before, after in zip(paths, known[0], now, strict=True):
+            if not before.is_same(after):
+                # What was archived was hashed: the spectra, where there are any.
+                sha256 = record.detail.get("raw_sha256") if path == paths[-1] else None
+                yield ChangedRawFile(tile, fact, path, before, after, sha256, identity)
+        return
+
+
+def _are_same(known: tuple[RawIdentity, ...], now: tuple[RawIdentity, ...]) -> bool:
+    return len(known) == len(now) and all(one.is_same(other) for one, other in zip(known, now, strict=True))
+
+
+def remember_same_content(facts: Facts, changed: ChangedRawFile, /) -> None:
+    """Note in a tile's record that its raw files, as they are now, hold what they held."""
+    record = facts.read(changed.tile, changed.fact)
+    if record is None:
+        return
+    content = {
+        "code_version": record.code_version,
+        "flow_run_id": record.flow_run_id,
+        "parameters_hash": record.parameters_hash,
+        "inputs_hash": record.inputs_hash,
+        "inputs": record.inputs,
+        "outputs": record.outputs,
+        "detail": {**record.detail, KNOWN_AS: [*record.detail.get(KNOWN_AS, ()), changed.identity]},
+    }
+    facts.replace(changed.tile, changed.fact, content, why="its raw file has another time and the same content")
