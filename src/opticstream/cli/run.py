@@ -24,7 +24,7 @@ from opticstream.cli.console import (
     out,
     print_json,
 )
-from opticstream.config import DeploymentSettings, ProjectConfig, load_project
+from opticstream.config import DeploymentSettings, OptionText, ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
 
 if TYPE_CHECKING:  # brings Prefect, which reads its settings when it is imported
@@ -46,25 +46,25 @@ HomeOption = Annotated[
 ]
 
 
-def overrides_from_options(options: list[str], /) -> dict[str, object]:
-    """Return the parameters of `--set KEY=VALUE` options; values are TOML, or plain text.
+def overrides_from_options(options: list[str], /) -> dict[str, OptionText]:
+    """Return the parameters of `--set KEY=VALUE` options, as typed: the settings decide what the texts mean.
+
+    Raises
+    ------
+    ConfigurationError
+        An option is not of the form KEY=VALUE.
 
     Examples
     --------
     >>> overrides_from_options(["processing.enface.depth=60", "surface=find"])
-    {'processing.enface.depth': 60, 'surface': 'find'}
+    {'processing.enface.depth': '60', 'surface': 'find'}
     """
-    import tomllib
-
-    values: dict[str, object] = {}
+    values: dict[str, OptionText] = {}
     for option in options:
         key, mark, text = option.partition("=")
-        if not mark:
+        if not mark or not key.strip():
             raise ConfigurationError(f"--set {option}: expected KEY=VALUE")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = text
+        values[key.strip()] = OptionText(text)
     return values
 
 

@@ -10,6 +10,7 @@ import tomlkit
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from opticstream.config.overrides import models_in
 from opticstream.config.processing import ProcessingSettings
 from opticstream.config.project import ProjectConfig, ProjectSettings
 from opticstream.config.scan import CalibrationSettings, IlluminationSettings, ScanSettings
@@ -89,7 +90,7 @@ def reference(kind: type[BaseModel] = ProjectConfig, /, *, path: str = "") -> st
         lines += [f"### `[{table_path}]`" if table_path else "###", "", " ".join((model.__doc__ or "").split()), ""]
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         for name, field in model.model_fields.items():
-            if not list(_models_in(field.annotation)):
+            if not list(models_in(field.annotation)):
                 lines.append(_row(name, field))
         lines.append("")
     return "\n".join(lines)
@@ -128,15 +129,8 @@ def _type_name(annotation: Any) -> str:
 
 
 def _groups(kind: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    if any(not list(_models_in(f.annotation)) for f in kind.model_fields.values()):
+    if any(not list(models_in(f.annotation)) for f in kind.model_fields.values()):
         yield path, kind
     for name, field in kind.model_fields.items():
-        for model in _models_in(field.annotation):
+        for model in models_in(field.annotation):
             yield from _groups(model, f"{path}.{name}".lstrip("."))
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from opticstream.model.events import Event, SliceFailed, SliceFlagged, SliceReady, SliceRegistered
 from opticstream.model.ids import MosaicId, SliceId
 from opticstream.pipeline.jobs import REGISTER_SLICE, Attempt, Done, Failed, Result, once, perform
@@ -30,7 +32,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         mosaics = [
             SliceMosaic(
                 project.illumination(mosaic).name,
-                stitched_maps(project, mosaic),
+                _maps(project, mosaic),
                 tilt_deg=project.illumination(mosaic).tilt_deg,
                 tilt_axis_deg=project.illumination(mosaic).tilt_axis_deg,
                 volumes=stitched_volumes(project, mosaic),
@@ -44,6 +46,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
                 project.paths.registered_folder,
                 slice_id=slice_id.slice_id,
                 settings=project.config.processing.registration,
+                mask=project.config.processing.mask,
                 subject_id=project.config.project.subject_id,
                 project_name=project.config.name,
                 threads=project.config.processing.reconstruction.threads,
@@ -80,6 +83,14 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
     if doubts := outcome.result.detail["doubts"]:
         events.append(project.event(SliceFlagged, slice_id, reasons=tuple(doubts)))
     return events
+
+
+def _maps(project: Project, mosaic: MosaicId) -> dict[str, Path]:
+    """Return the stitched maps of a mosaic, with its mask only where that is made from the map that was chosen."""
+    maps, processing = stitched_maps(project, mosaic), project.config.processing
+    if processing.mask.made_from != processing.registration.mask_file_type:
+        maps.pop("mask", None)
+    return maps
 
 
 def _why_skipped(project: Project, slice_id: SliceId, good: tuple[MosaicId, ...]) -> str:
