@@ -266,7 +266,10 @@ def test_one_override_of_a_list_or_table_leaves_its_other_defaults():
         {"mask_threshold_normal": 50.0},
         {"processing.mask.threshold_db": {"normal": 1.0}},
         {"processing.enface.modalities": ["aip"], "scan.channels": 2},
-        {"scan.illuminations": [{"name": "ab", "a_lines": 9}], "processing.mask.threshold_db": {"ab": 4.0}},
+        {
+            "scan.illuminations": [{"name": "ab", "columns": 3, "a_lines": 9}],
+            "processing.mask.threshold_db": {"ab": 4.0},
+        },
         {"scan.calibration.linearization": {"method": "chirp", "files": ["/c.npy"]}},
         {"grid_size_x_tilted": 4, "gamma": -3.0, "archive_path": "/a"},
     ],

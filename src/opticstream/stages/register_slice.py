@@ -403,19 +403,23 @@ def _write_aligned_maps(
     result: SliceAxis,
     voxel: tuple[float, ...],
 ) -> dict[str, Path]:
-    """Write every 2-D map of the moving illuminations on the pixels of the fixed one."""
+    """Write every 2-D map of the moving illuminations, and the mask that was used, on the pixels of the fixed one."""
     outputs = {}
     fixed = illuminations[0].birefringence
     shape = (fixed.shape[0], fixed.shape[1])
     for mosaic, item, image in zip(mosaics[1:], illuminations[1:], result.aligned[1:], strict=True):
         if image.registration is None or not image.registration.good:
             continue
-        for modality, path in sorted(mosaic.maps.items()):
+        for modality in sorted(mosaic.maps.keys() | ({"mask"} if item.mask is not None else set())):
+            path = mosaic.maps.get(modality)
             if modality == "biref":
                 aligned = image.birefringence
             elif modality == "ori":
                 aligned = image.orientation_deg
-            elif path.is_file():
+            elif modality == "mask" and item.mask is not None:
+                source = item.mask.astype(np.float32)
+                aligned = aligned_map(modality, source, image.registration.mapping, shape=shape)
+            elif path is not None and path.is_file():
                 source = _image(path)
                 if source.shape != item.birefringence.shape:
                     raise InputError(f"{path}: shape {source.shape}, but biref {item.birefringence.shape}")
