@@ -255,14 +255,13 @@ class TestMaskOfTheRegistration:
             mosaics.append(SliceMosaic(mosaic.name, maps, mosaic.tilt_deg, mosaic.tilt_axis_deg))
         return mosaics
 
-    @pytest.mark.parametrize(("modality", "share"), [("aip", 1.0), ("mip", 0.5)])
-    def test_it_is_made_from_the_map_that_was_chosen(self, phantom, tmp_path, modality, share):
+    @pytest.mark.parametrize(("modality", "shares"), [("aip", (0.7, 1.0)), ("mip", (0.25, 0.6))])
+    def test_it_is_made_from_the_map_that_was_chosen(self, phantom, tmp_path, modality, shares):
         settings = RegistrationSettings(mask_file_type=modality, min_overlap=0.1)
         mosaics = self.without_mask_files(tmp_path, phantom)
         result = register_slice(mosaics, tmp_path / "out", slice_id=1, settings=settings, mask=self.MAKING)
-        seen = np.isfinite(read_nifti(result.outputs["tilted_biref"]))
-        kept = read_nifti(result.outputs["tilted_mask"])[seen] != 0
-        assert kept.mean() == pytest.approx(share, abs=0.1)
+        least, most = shares
+        assert least < (read_nifti(result.outputs["tilted_mask"]) != 0).mean() <= most
 
     def test_there_is_none_where_none_is_wanted(self, phantom, tmp_path):
         settings = RegistrationSettings(mask_file_type="")

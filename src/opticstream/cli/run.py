@@ -24,6 +24,7 @@ from opticstream.cli.console import (
     out,
     print_json,
 )
+from opticstream.cli.run_parameters import RunParameters, parameters_for_run
 from opticstream.config import DeploymentSettings, OptionText, ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
 
@@ -89,6 +90,17 @@ def server_session(
         yield session.check
 
 
+def run_parameters_of(project: str, options: list[str], /, *, register: bool = True) -> RunParameters:
+    """Return the parameters that a run of a PROJECT argument uses, and tell where they differ from the registered ones.
+
+    Needs the server to be reachable. With `register` a project that is not registered yet is registered.
+    """
+    config = config_of(project, options)
+    chosen = parameters_for_run(project, config, config_of(project, []) if options else config, register=register)
+    chosen.tell()
+    return chosen
+
+
 def config_of(project: str, options: list[str]) -> ProjectConfig:
     """Return the configuration that a PROJECT argument names; a registered name needs the server to be reachable."""
     overrides = overrides_from_options(options)
@@ -115,12 +127,11 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
         with server_session(settings, home, say=say) as check:
             from opticstream.cli.following import Follower, follow
             from opticstream.flows.driver import Driver
-            from opticstream.flows.parameters import save_parameters
             from opticstream.pipeline.project import Project
 
-            config = config_of(project, options)
-            save_parameters(config)
-            opened = Project.open(config, deployment=settings)
+            chosen = run_parameters_of(project, options)
+            config = chosen.config
+            opened = Project.open(config, deployment=settings, parameters=chosen.overrides)
             if stale:
                 _take_back_stale(opened, say)
             driver = Driver.on_folder(opened, folder, live=live)
@@ -134,6 +145,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             print_json(
                 progress.as_dict()
                 | {"incomplete": [str(i) for i in incomplete], "refused_names": strangers, "failed": failed}
+                | {"parameters": dict(chosen.overrides)}
             )
         else:
             _report(config, driver, len(progress.failures), found_before=stale)
@@ -212,10 +224,11 @@ def run(
 ) -> None:
     """Process what lies in a folder and stop.
 
-    The project is registered with its file's parameters, every complete column of tiles goes through the whole
-    pipeline, and the exit status tells whether all succeeded: 0 all done, 1 something failed or was incomplete,
-    2 wrong settings. A second run finds everything done and changes nothing; with --stale it does again what other
-    settings have put out of date, and what rests on that. The old outputs stay until the new ones replace them.
+    A project that is not registered yet is registered with its file's parameters. Where they differ from the
+    registered ones, as with --set, the run uses its own and the registered ones stay. Every complete column of tiles
+    goes through the whole pipeline, and the exit status tells whether all succeeded: 0 all done, 1 something failed or
+    was incomplete, 2 wrong settings. A second run finds everything done and changes nothing; with --stale it does again
+    what other settings have put out of date, and what rests on that. The old outputs stay until the new ones replace them.
     """
     with errors_shown(), contextlib.ExitStack() as stack:
         if folder is None and not stale:

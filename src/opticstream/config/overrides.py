@@ -215,7 +215,7 @@ def set_in_tables(data: Any, path: str, value: Any, /, *, source: str) -> str:
         raise ConfigurationError(f"{source}: {path!r}: expected names with a dot between them")
     keys: list[str] = []
     for part in parents:
-        key = _place(data, part, path, source) if isinstance(data, list) else part
+        key: Any = _place(data, part, path, source) if isinstance(data, list) else part
         keys.append(str(key))
         data = data[key] if isinstance(data, list) else data.setdefault(part, {})
         if not isinstance(data, dict | list):

@@ -13,8 +13,10 @@ from opticstream.flows.queues import is_queued
 from opticstream.io.atomic import remove_stale_temporaries
 from opticstream.model.errors import InputError, ServerError
 from opticstream.model.events import BatchReady, Event
+from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import ProjectProgress, is_finished, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.run_parameters import take_over, waiting_in_folder
 from opticstream.pipeline.sweep import Sweeper
 from opticstream.watch import FoundBatch, IncompleteBatch, Watcher
 
@@ -70,7 +72,12 @@ class Driver:
         return cls(project, watcher, is_queued=is_queued)
 
     def start(self) -> list[Event]:
-        """Announce what an earlier life has left undone, and let what killed writers have left be removed."""
+        """Announce what an earlier life has left undone, and let what killed writers have left be removed.
+
+        What waits of this folder is done with the parameters of this run, whoever has found it.
+        """
+        raw_folder = str(self.watcher.folder.absolute())
+        take_over(self.project, waiting_in_folder(self.project, pending_announcements(self.project), raw_folder))
         for folder in (self.project.paths.base, self.project.paths.archive_root):
             threading.Thread(target=remove_stale_temporaries, args=(folder,), daemon=True).start()
         return self.sweeper.sweep(at_once=True)

@@ -17,6 +17,7 @@ from opticstream.model.ids import MosaicId
 from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME, Attempt, Done, Failed, Result, once, perform
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import may_determine_template, waits_for_focus, waits_for_template
+from opticstream.pipeline.run_parameters import event_of
 from opticstream.pipeline.templates import focus_is_outdated, note_focus, note_template, template_is_outdated
 from opticstream.state import Claim, FactsView
 
@@ -154,7 +155,7 @@ def _released(project: Project, mosaic: MosaicId) -> list[Event]:
     """Return announcements of the mosaics of this illumination that wait for a template and need not any longer."""
     snapshot = project.facts.snapshot(mosaics=())
     return [
-        project.event(MosaicReady, other)
+        event_of(project, MosaicReady, other)
         for other in _others(project, mosaic, snapshot)
         if not waits_for_template(project, other, snapshot)
     ]
