@@ -228,7 +228,7 @@ def run(
     registered ones, as with --set, the run uses its own and the registered ones stay. Every complete column of tiles
     goes through the whole pipeline, and the exit status tells whether all succeeded: 0 all done, 1 something failed or
     was incomplete, 2 wrong settings. A second run finds everything done and changes nothing; with --stale it does again
-    what other settings have put out of date, and what rests on that. The old outputs stay until the new ones replace them.
+    what other settings have put out of date, and what rests on that. Old outputs stay until the new ones replace them.
     """
     with errors_shown(), contextlib.ExitStack() as stack:
         if folder is None and not stale:
