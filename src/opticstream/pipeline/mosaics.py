@@ -20,6 +20,7 @@ from opticstream.pipeline.rules import may_determine_template, waits_for_focus, 
 from opticstream.pipeline.run_parameters import event_of
 from opticstream.pipeline.templates import focus_is_outdated, note_focus, note_template, template_is_outdated
 from opticstream.state import Claim, FactsView
+from opticstream.state.manifest import records_of_store
 
 if TYPE_CHECKING:
     from opticstream.stages.find_coordinates import CoordinatesResult
@@ -206,7 +207,7 @@ def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attemp
         refreshed = project.config.processing.focus.force_refresh
         focus = project.paths.focus(project.illumination(mosaic).name)
         return Result(
-            outputs=[facts.file_record(path, checksum=False) for path in made.outputs.values()],
+            outputs=[one for path in made.outputs.values() for one in records_of_store(facts.file_record, path)],
             inputs=[] if refreshed else [facts.file_record(focus)],
             detail={"products": {name: project.paths.relative(path) for name, path in made.outputs.items()}},
         )

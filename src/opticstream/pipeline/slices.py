@@ -10,7 +10,8 @@ from opticstream.pipeline.jobs import REGISTER_SLICE, Attempt, Done, Failed, Res
 from opticstream.pipeline.products import stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import good_mosaics
-from opticstream.state import Claim
+from opticstream.state import Claim, FileRecord
+from opticstream.state.manifest import records_of_store
 
 
 def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt = once) -> list[Event]:
@@ -55,7 +56,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         lost = {} if made.has_axis else {"reason": made.why_no_axis, "stage": REGISTER_SLICE.name}
         return Result(
             fact=None if made.has_axis else "axis_failed",
-            outputs=[project.facts.file_record(path, checksum=path.is_file()) for path in made.outputs.values()],
+            outputs=[one for path in made.outputs.values() for one in _records(project, path)],
             detail={
                 "products": {name: project.paths.relative(path) for name, path in made.outputs.items()},
                 "pictures": [project.paths.relative(path) for path in made.pictures],
@@ -83,6 +84,11 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
     if doubts := outcome.result.detail["doubts"]:
         events.append(project.event(SliceFlagged, slice_id, reasons=tuple(doubts)))
     return events
+
+
+def _records(project: Project, path: Path) -> list[FileRecord]:
+    record = project.facts.file_record
+    return [record(path)] if path.is_file() else records_of_store(record, path)
 
 
 def _maps(project: Project, mosaic: MosaicId) -> dict[str, Path]:

@@ -28,6 +28,7 @@ from opticstream.io.atomic import write_bytes, write_text
 from opticstream.io.nifti import read_nifti, voxel_size_mm, write_nifti
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError
 from opticstream.stages.resample_volumes import BeamTilt, resample_volume
+from opticstream.state.manifest import write_manifest
 
 _DETAILS = ("aip",)
 """Maps that sharpen the registration where both illuminations have them."""
@@ -451,6 +452,7 @@ def _write_aligned_volumes(names: _Names, mosaics: Sequence[SliceMosaic], result
                 shape=(height, width),
                 tilt=BeamTilt(mosaic.tilt_deg, mosaic.tilt_axis_deg),
             )
+            write_manifest(outputs[product])
     return outputs
 
 
