@@ -50,6 +50,55 @@ def project_template(*, project_name: str, project_base_path: str = "project") -
     return "\n".join(lines)
 
 
+def recording_project(*, project_name: str, samples: int, channels: int, a_lines: int, b_lines: int) -> str:
+    """Return the project file of one recording: one tile of one illumination, with what one channel allows.
+
+    Examples
+    --------
+    >>> import tomllib
+    >>> text = recording_project(project_name="r", samples=64, channels=1, a_lines=5, b_lines=4)
+    >>> tomllib.loads(text)["scan"]["illuminations"]
+    [{'name': 'normal', 'columns': 1, 'a_lines': 5}]
+    """
+    lines = [
+        "# One recording of raw spectra as the only tile of the only mosaic. Every other key has its default:",
+        "# `opticstream project init FILE` writes them all, with their meanings.",
+        "",
+        "[project]",
+        f"project_name = {tomlkit.item(project_name).as_string()}",
+        f"project_base_path = {tomlkit.item(f'{project_name}-results').as_string()}",
+        "",
+        "[scan]",
+        f"samples = {samples}",
+        f"channels = {channels}",
+        f"b_lines = {b_lines}",
+        "grid_size_y = 1",
+        f'illuminations = [{{ name = "normal", columns = 1, a_lines = {a_lines} }}]',
+        "# scan_resolution_3d = [0.01, 0.01, 0.0025]  # mm: the pixel, and the depth of a sample",
+        "",
+        "# [scan.calibration]  # from pixels to wavenumber, for example:",
+        '# dispersion_files = ["dispersion.npy"]',
+        '# linearization = { method = "klinear", files = ["klinear.npy"] }',
+        "",
+        "[processing.mask]",
+        'made_from = ""  # the threshold of the tissue mask follows the counts: choose it before masking',
+        "",
+    ]
+    if channels == 1:
+        lines += [
+            "[processing.enface]",
+            'modalities = ["aip", "mip", "surf"]',
+            "",
+            "[processing.reconstruction]",
+            'volume_modalities = ["dBI"]',
+            "",
+            "[processing.volume]",
+            'modalities = ["dBI"]',
+            "",
+        ]
+    return "\n".join(lines)
+
+
 def _table(path: str, kind: type[BaseModel], values: BaseModel, title: str) -> list[str]:
     return [f"# {title}", f"[{path}]", *_keys(kind, values), ""]
 
