@@ -84,8 +84,8 @@ def test_scale_and_offset_of_ones_own_give_the_owners_counts_back(tmp_path, coun
     own = Counts(scale=1.6e-4, offset=0.9)
     made = import_tile(recording_at(tmp_path / "v.npy"), config, TILE, tmp_path / "raw", counts=own)
     np.testing.assert_array_equal(read(made.tile), counts)
-    with pytest.raises(FileFormatError, match=r"becomes the count -?\d+ with the scale 1e-05"):
-        import_tile(recording_at(tmp_path / "v.npy"), config, TILE, tmp_path / "2", counts=Counts(1e-5, 0.9))
+    with pytest.raises(FileFormatError, match=r"becomes the count -?\d+ with the scale 1e-06"):
+        import_tile(recording_at(tmp_path / "v.npy"), config, TILE, tmp_path / "2", counts=Counts(1e-6, 0.9))
 
 
 def test_samples_that_lie_first_are_turned(tmp_path, counts, config):
