@@ -34,11 +34,14 @@ def acquired(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with project.toml, calibration, truth and the raw tiles of one small slice; not to be changed."""
     from opticstream.config import load_project
     from opticstream.io.atomic import write_text
-    from opticstream.sim.demo import SMALL, demo_phantom, project_text
+    from opticstream.sim.demo import demo_phantom, project_text
     from opticstream.sim.rig import VirtualRig
 
     folder = tmp_path_factory.mktemp("acquired")
-    config = load_project(write_text(folder / "project.toml", project_text(name="small", slices=1, **SMALL)))
+    text = project_text(
+        name="small", slices=1, samples=256, b_lines=64, a_lines=64, a_lines_tilted=56, columns=3, rows=2
+    )
+    config = load_project(write_text(folder / "project.toml", text))
     rig = VirtualRig(config, demo_phantom(slices=1), folder / "raw", folder / "truth", calibration_folder=folder)
     rig.run()
     return folder

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from opticstream.config import config_from_mapping, load_project, parameters_hash
+from opticstream.config import OptionText, config_from_mapping, load_project, parameters_hash
+from opticstream.config.overrides import differences, flat_parameter_path, value_at
 from opticstream.config.template import project_template, reference
 from opticstream.model.errors import ConfigurationError
 
@@ -26,7 +28,8 @@ def test_defaults_are_those_of_the_design():
     assert c.scan.scan_resolution_3d == (0.01, 0.01, 0.0025)
     assert c.processing.mask.threshold_for("normal") == 60.0
     assert c.processing.mask.threshold_for("tilted") == 55.0
-    assert c.processing.mask.mask_file_type == "aip"
+    assert c.processing.mask.made_from == "aip"
+    assert c.processing.registration.mask_file_type == "aip"
     assert c.processing.enface.depth == 80
     assert c.processing.enface.surface == "robust"  # better than the design's "find", which stays available
     assert c.processing.coordinates.force_refresh_coordinates is False
@@ -94,7 +97,8 @@ def test_the_written_template_is_a_valid_project_file_with_the_defaults(tmp_path
     assert written == config_from_mapping(
         {"project": {"project_name": "brain", "project_base_path": "project"}}, folder=tmp_path
     )
-    assert "mask_file_type" in tomllib.loads(text)["processing"]["mask"]
+    assert tomllib.loads(text)["processing"]["mask"]["made_from"] == "aip"
+    assert tomllib.loads(text)["processing"]["registration"]["mask_file_type"] == "aip"
 
 
 def test_the_reference_names_every_key():
@@ -124,3 +128,156 @@ def test_a_missing_file_says_how_to_make_one(tmp_path):
 def test_hashes_do_not_depend_on_the_order_of_keys():
     assert parameters_hash({"a": 1, "b": [2, 3]}) == parameters_hash({"b": [2, 3], "a": 1})
     assert parameters_hash({"a": 1}) != parameters_hash({"a": 2})
+
+
+class TestMaskForRegistration:
+    def test_the_flat_name_of_the_design_chooses_the_mask_for_the_registration_only(self):
+        chosen = config(mask_file_type="").processing
+        assert (chosen.registration.mask_file_type, chosen.mask.made_from) == ("", "aip")
+
+    def test_stitching_has_its_own_key(self):
+        chosen = config(**{"processing.mask.made_from": "mip"}).processing
+        assert (chosen.registration.mask_file_type, chosen.mask.made_from) == ("aip", "mip")
+
+    @pytest.mark.parametrize("value", ["aip", "mip", ""])
+    def test_the_old_key_keeps_its_old_effect_with_a_note(self, value, caplog):
+        source = f"old file {value!r}"
+        data = {**MINIMAL, "processing": {"mask": {"mask_file_type": value, "sigma_px": 1.0}}}
+        for _ in range(2):
+            old = config_from_mapping(data, source=source).processing
+        assert (old.registration.mask_file_type, old.mask.made_from, old.mask.sigma_px) == (value, value, 1.0)
+        (note,) = [record.getMessage() for record in caplog.records]
+        assert source in note
+        assert f'made_from = "{value}" in [processing.mask]' in note
+        assert f'mask_file_type = "{value}" in [processing.registration]' in note
+
+    def test_a_new_key_beside_the_old_one_wins(self):
+        data = {"mask": {"mask_file_type": ""}, "registration": {"mask_file_type": "mip"}}
+        chosen = config_from_mapping({**MINIMAL, "processing": data}).processing
+        assert (chosen.registration.mask_file_type, chosen.mask.made_from) == ("mip", "")
+
+    @pytest.mark.parametrize(("used", "expected"), [(True, "aip"), (False, ""), ("no", "")])
+    def test_the_old_switch_of_the_registration_keeps_its_effect(self, used, expected):
+        data = {**MINIMAL, "processing": {"registration": {"use_mask": used}}}
+        assert config_from_mapping(data).processing.registration.mask_file_type == expected
+
+    def test_old_keys_work_as_overrides(self):
+        chosen = config(**{"processing.mask.mask_file_type": OptionText("")}).processing
+        assert (chosen.registration.mask_file_type, chosen.mask.made_from) == ("", "")
+        chosen = config(**{"processing.registration.use_mask": OptionText("false")}).processing
+        assert (chosen.registration.mask_file_type, chosen.mask.made_from) == ("", "aip")
+
+
+class TestTypedValues:
+    @pytest.mark.parametrize(
+        ("key", "text", "expected"),
+        [
+            ("processing.volume.format", "0.4", "0.4"),
+            ("project_name", "55", "55"),
+            ("project_name", "true", "true"),
+            ("project_name", "1e3", "1e3"),
+            ("project_name", "2024-01-01", "2024-01-01"),
+            ("project_name", "'quoted'", "quoted"),
+            ("project_name", "a, b", "a, b"),
+            ("project_name", "[draft]", "[draft]"),
+            ("subject_id", "01", "01"),
+            ("subject_id", "7", "7"),
+            ("archive_path", "2024", Path("2024")),
+            ("surface", "find", "find"),
+            ("surface", "12", 12),
+            ("processing.enface.depth", "'60'", 60),
+            ("processing.archive.enabled", "no", False),
+            ("processing.registration.file_name", "slice_{slice}_{product}", "slice_{slice}_{product}"),
+            ("processing.enface.modalities", "aip,mip", ("aip", "mip")),
+            ("processing.enface.modalities", "[aip, mip]", ("aip", "mip")),
+            ("processing.enface.modalities", '["aip"]', ("aip",)),
+            ("processing.enface.modalities", "aip", ("aip",)),
+            ("scan_resolution_3d", "[0.02, 0.02, 0.003]", (0.02, 0.02, 0.003)),
+            ("scan_resolution_3d", "0.02,0.02,0.003", (0.02, 0.02, 0.003)),
+            ("processing.sample.products", "[7, 8]", ("7", "8")),
+            ("processing.mask.threshold_db", "{normal = 5}", {"normal": 5.0}),
+            ("scan.illuminations.tilted.columns", "9", 9),
+        ],
+    )
+    def test_the_setting_decides_what_a_typed_text_means(self, key, text, expected):
+        found = config(**{key: OptionText(text)}).model_dump()
+        found["scan"]["illuminations"] = list(found["scan"]["illuminations"])
+        assert value_at(found, flat_parameter_path(key, {}).replace("tilted", "1")) == expected
+
+    def test_numbers_of_event_payloads_are_taken_as_text_where_text_is_expected(self):
+        chosen = config(**{"processing.volume.format": 0.4, "project_name": 55, "subject_id": 7})
+        assert (chosen.processing.volume.format, chosen.name, chosen.project.subject_id) == ("0.4", "55", "7")
+
+    def test_a_wrong_value_is_told_as_it_was_typed(self):
+        with pytest.raises(ConfigurationError, match=r"processing\.enface\.depth.*'deep'"):
+            config(**{"processing.enface.depth": OptionText("deep")})
+        with pytest.raises(ConfigurationError, match=r"processing\.volume\.format.*0\.7"):
+            config(**{"processing.volume.format": OptionText("0.7")})
+
+    def test_numbers_in_files_where_text_is_expected_are_told_to_stand_in_quotes(self):
+        with pytest.raises(ConfigurationError, match=r"processing\.volume\.format.*0\.4.*in quotes"):
+            config_from_mapping({**MINIMAL, "processing": {"volume": {"format": 0.4}}})
+
+    @pytest.mark.parametrize(
+        ("key", "nearest"),
+        [
+            ("depht", "depth"),
+            ("format", "processing.volume.format"),
+            ("mask_file_typ", "mask_file_type"),
+            ("processing.depth", "processing.enface.depth"),
+            ("processing.volume.fromat", "processing.volume.format"),
+            ("processing.enfase.depth", "processing.enface"),
+            ("proccesing.volume.format", "processing"),
+            ("scan.illuminations.0.colums", "scan.illuminations.columns"),
+            ("scan.calibration.linearization.file", "scan.calibration.linearization.files"),
+        ],
+    )
+    def test_an_unknown_key_is_told_with_the_nearest_known_one(self, key, nearest):
+        with pytest.raises(ConfigurationError) as refused:
+            config(**{key: 5})
+        assert f"did you mean {nearest}?" in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("key", "words"),
+        [
+            ("scan.illuminations.7.columns", "no item '7'; items are 0 to 1"),
+            ("scan.illuminations.sideways.columns", "named 'normal', 'tilted'"),
+            ("processing..depth", "expected names with a dot"),
+            ("processing.enface.depth.more", "depth is not a table"),
+        ],
+    )
+    def test_a_path_that_leads_nowhere_is_told(self, key, words):
+        data = {**MINIMAL, "scan": {"illuminations": [{"name": "normal"}, {"name": "tilted"}]}}
+        data["processing"] = {"enface": {"depth": 5}}
+        with pytest.raises(ConfigurationError, match=words):
+            config_from_mapping(data, overrides={key: 5})
+
+
+def test_one_override_of_a_list_or_table_leaves_its_other_defaults():
+    chosen = config(mask_threshold_normal=58, grid_size_x_tilted=7)
+    assert chosen.processing.mask.threshold_db == {"normal": 58.0, "tilted": 55.0}
+    assert [i.columns for i in chosen.scan.illuminations] == [config().scan.illuminations[0].columns, 7]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"processing.enface.depth": 61},
+        {"mask_threshold_normal": 50.0},
+        {"processing.mask.threshold_db": {"normal": 1.0}},
+        {"processing.enface.modalities": ["aip"], "scan.channels": 2},
+        {
+            "scan.illuminations": [{"name": "ab", "columns": 3, "a_lines": 9}],
+            "processing.mask.threshold_db": {"ab": 4.0},
+        },
+        {"scan.calibration.linearization": {"method": "chirp", "files": ["/c.npy"]}},
+        {"grid_size_x_tilted": 4, "gamma": -3.0, "archive_path": "/a"},
+    ],
+)
+def test_differences_on_top_of_the_old_settings_give_the_new_ones(changes):
+    before, after = config(), config(**changes)
+    found = differences(before.model_dump(mode="json"), after.model_dump(mode="json"))
+    assert found
+    assert config_from_mapping(before.model_dump(mode="json"), overrides=found) == after
+    back = differences(after.model_dump(mode="json"), before.model_dump(mode="json"))
+    assert config_from_mapping(after.model_dump(mode="json"), overrides=back) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,66 @@ def test_the_project_file_of_the_guide_is_valid():
     assert block is not None
     config = config_from_mapping(tomllib.loads(block[1]))
     assert config.scan.tile_shape(0) == (100, 100)
+
+
+class TestGuideToRecordings:
+    """Every step that this repository alone can take is taken, with small waiting times."""
+
+    GUIDE = (ROOT / "docs" / "how-to" / "real-recording.md").read_text(encoding="utf-8")
+
+    @staticmethod
+    def call(*arguments: str) -> str:
+        from typer.testing import CliRunner
+
+        from opticstream.cli import app
+
+        answer = CliRunner().invoke(app, list(arguments))
+        assert answer.exit_code == 0, answer.output
+        return answer.output
+
+    def commands(self, name: str) -> list[list[str]]:
+        lines = re.findall(rf"^opticstream ({name} .*)$", self.GUIDE, re.MULTILINE)
+        assert lines, name
+        return [line.split() for line in lines]
+
+    @staticmethod
+    def processed(project_file: Path, raw: Path) -> Any:
+        """What `run` does, without a server."""
+        from opticstream.config import DeploymentSettings, load_project
+        from opticstream.pipeline.progress import project_progress
+        from opticstream.pipeline.project import Project
+        from opticstream.testing.bus import LocalBus
+
+        project = Project.open(load_project(project_file), deployment=DeploymentSettings(attempts=1))
+        bus = LocalBus(project)
+        bus.feed(raw)
+        bus.run()
+        progress = project_progress(project)
+        assert progress.failures == ()
+        assert [slice_.state for slice_ in progress.slices] == ["skipped"]
+        return project
+
+    def test_a_reader_with_this_repository_alone_can_follow_it(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for command in (*self.commands("sim make"), *self.commands("sim rig")):
+            self.call(*command)
+        project = self.processed(Path("single/project.toml"), Path("single/raw"))
+        for name in ("processed/mosaic_001_image_0001_dBI.nii", "stitched/mosaic_001_aip.jpg",
+                     "stitched/mosaic_001_dBI.ome.zarr", "stitched/mosaic_001_dBI.ome.zarr.sha256"):  # fmt: skip
+            assert (project.paths.base / "mosaic-01" / name).exists(), name
+        for command in self.commands("validate"):
+            assert "all bounds met" in self.call(*command)
+
+        (block,) = re.findall(r"<!-- run: arrays -->\n```python\n(.*?)```", self.GUIDE, re.DOTALL)
+        exec(compile(block, "real-recording.md", "exec"), {})
+        said = self.call(*self.commands("import volts")[0])
+        assert "64 B-scans, 1 channel, 64 A-lines, 512 samples" in said
+        self.processed(Path("volts.toml"), Path("volts-raw"))
+
+    def test_it_names_where_the_real_recording_is_published_and_no_folder_that_a_reader_lacks(self):
+        assert "https://github.com/MartinPdeS/OCT_calibration" in self.GUIDE
+        assert "MIT" in self.GUIDE
+        assert "../" not in re.sub(r"\]\([^)]*\)", "", self.GUIDE)
 
 
 def test_the_readme_begins_with_the_two_commands():

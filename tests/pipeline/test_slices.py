@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opticstream.config import config_from_mapping
 from opticstream.io.nifti import read_nifti
 from opticstream.io.volume_reading import volume_reader
 from opticstream.model.errors import InputError, StateError
 from opticstream.model.events import MosaicVolumeStitched
 from opticstream.model.ids import MosaicId, SampleId, SliceId
 from opticstream.pipeline.milestones import milestones
+from opticstream.pipeline.parameters import mosaic_settings, slice_settings
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
@@ -265,3 +267,28 @@ def test_volumes_that_failed_do_not_hold_up_the_registration(pair, tmp_path: Pat
         assert after_mosaic(project, mosaic) is None
         project.facts.record(mosaic, "volume_failed", {"detail": {"reason": "disk full"}})
     assert after_mosaic(project, MosaicId(2)) == slice_ready(project, 1)
+
+
+class TestMaskOfTheRegistration:
+    @staticmethod
+    def maps(tmp_path: Path, pair, **tables: str) -> set[str]:
+        from opticstream.pipeline.slices import _maps
+
+        more = "".join(f"\n[processing.{table}]\n{line}\n" for table, line in tables.items())
+        return set(_maps(stitched_project(tmp_path, [pair[0]], more=more), MosaicId(1)))
+
+    def test_the_mask_of_stitching_serves_where_both_are_made_from_one_map(self, pair, tmp_path: Path) -> None:
+        assert "mask" in self.maps(tmp_path, pair)
+
+    def test_another_map_for_the_registration_gets_a_mask_of_its_own(self, pair, tmp_path: Path) -> None:
+        assert "mask" not in self.maps(tmp_path, pair, registration='mask_file_type = "mip"')
+        assert "mask" not in self.maps(tmp_path / "2", pair, mask='made_from = "mip"')
+
+    def test_registered_slices_rest_on_the_choice_and_stitched_mosaics_do_not(self, pair, tmp_path: Path) -> None:
+        project = stitched_project(tmp_path, [pair[0]], more=NO_VOLUMES)
+        data = project.config.model_dump(mode="json")
+        other = config_from_mapping(data, overrides={"mask_file_type": ""})
+        assert mosaic_settings(project.config, 0).hash == mosaic_settings(other, 0).hash
+        assert slice_settings(project.config).hash != slice_settings(other).hash
+        stitching = config_from_mapping(data, overrides={"processing.mask.made_from": "mip"})
+        assert mosaic_settings(project.config, 0).hash != mosaic_settings(stitching, 0).hash

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from opticstream.model.errors import MissingInputError
 from opticstream.stages.archive_tile import CHUNK_BYTES, ArchiveWriter, archive_tile, verify_archive, verify_archives
+from opticstream.state.manifest import manifest_path, write_manifest
 
 
 def _raw(tmp_path, n=3 * CHUNK_BYTES + 1234, name="t.nii"):
@@ -81,8 +83,81 @@ def test_every_kind_of_damage_is_found(tmp_path):
     copy("unsigned.nii").with_name("unsigned.nii.sha256").unlink()
     nonsense = copy("nonsense.nii")
     nonsense.with_name("nonsense.nii.sha256").write_text("hello\n")
-    problems = {o.archive.name.removesuffix(".nii.gz"): o.problem for o in verify_archives(tmp_path / "a")}
+    outcomes = {o.archive.name.removesuffix(".nii.gz"): o for o in verify_archives(tmp_path / "a")}
+    assert not outcomes.pop("unsigned").judged
+    assert all(outcome.judged for outcome in outcomes.values())
+    problems = {name: outcome.problem for name, outcome in outcomes.items()}
     assert problems.pop("good") is None
-    assert set(problems) == {"cut", "flipped", "other", "gone", "unsigned", "nonsense"}
+    assert set(problems) == {"cut", "flipped", "other", "gone", "nonsense"}
     assert all(problems.values())
     assert "SHA-256" in problems["other"]
+
+
+class TestPublishedTree:
+    """Raw copies, maps, pictures and volumes lie side by side; each is judged by the checksum that it has."""
+
+    @pytest.fixture
+    def tree(self, tmp_path):
+        folder = tmp_path / "DANDISET"
+        archive_tile(_raw(tmp_path, 5000, "t.nii"), folder / "rawdata" / "t.nii.gz")
+        results = folder / "derivative"
+        for name in ("zarr.json", "0/zarr.json", "0/c/0/0/0", "0/c/0/0/1"):
+            chunk = results / "v.ome.zarr" / name
+            chunk.parent.mkdir(parents=True, exist_ok=True)
+            chunk.write_bytes(name.encode())
+        write_manifest(results / "v.ome.zarr")
+        (results / "old.ome.zarr").mkdir()
+        (results / "old.ome.zarr" / "zarr.json").write_text("{}")
+        (results / "aip.nii.gz").write_bytes(gzip.compress(b"map"))
+        (results / "aip.jpg").write_bytes(b"picture")
+        return folder
+
+    @staticmethod
+    def outcomes(tree):
+        return {o.archive.name: o for o in verify_archives(tree)}
+
+    def test_good_copies_are_whole_and_what_has_no_checksum_is_said(self, tree):
+        outcomes = self.outcomes(tree)
+        assert {n for n, o in outcomes.items() if o.judged} == {"t.nii.gz", "v.ome.zarr"}
+        assert {n for n, o in outcomes.items() if not o.judged} == {"aip.nii.gz", "aip.jpg", "old.ome.zarr"}
+        assert all(o.problem is None for o in outcomes.values())
+
+    def test_chunks_that_are_missing_too_many_or_changed_are_named(self, tree):
+        store = tree / "derivative" / "v.ome.zarr"
+        (store / "0/c/0/0/0").unlink()
+        (store / "0/c/0/0/1").write_bytes(b"another")
+        (store / "0/c/9").write_bytes(b"")
+        problem = self.outcomes(tree)["v.ome.zarr"].problem
+        assert problem == "missing: 0/c/0/0/0; not in the manifest: 0/c/9; changed: 0/c/0/0/1"
+
+    def test_a_volume_that_is_gone_and_a_damaged_manifest_are_problems(self, tree):
+        store = tree / "derivative" / "v.ome.zarr"
+        shutil.rmtree(store)
+        assert "is gone" in self.outcomes(tree)["v.ome.zarr"].problem
+        manifest_path(store).write_text("hello\n")
+        store.mkdir()
+        assert "line 1: expected 'sha256  path'" in self.outcomes(tree)["v.ome.zarr"].problem
+
+    def test_a_plain_file_is_judged_by_a_checksum_beside_it(self, tree):
+        picture = tree / "derivative" / "aip.jpg"
+        digest = hashlib.sha256(picture.read_bytes()).hexdigest()
+        picture.with_name("aip.jpg.sha256").write_text(f"{digest}  aip.jpg\n")
+        assert (self.outcomes(tree)["aip.jpg"].judged, self.outcomes(tree)["aip.jpg"].problem) == (True, None)
+        picture.write_bytes(b"other")
+        assert "holds SHA-256" in self.outcomes(tree)["aip.jpg"].problem
+
+    def test_the_command_tells_and_its_exit_status_judges_only_what_can_be_judged(self, tree):
+        from typer.testing import CliRunner
+
+        from opticstream.cli import app
+
+        good = CliRunner().invoke(app, ["archive", "verify", str(tree)])
+        assert good.exit_code == 0, good.output
+        assert "aip.nii.gz: has no checksum" in good.output
+        assert "2 of 2 with checksums are whole; 3 have no checksum and are not judged" in good.output
+        (tree / "derivative" / "v.ome.zarr" / "zarr.json").write_text("damaged")
+        bad = CliRunner().invoke(app, ["archive", "verify", str(tree)])
+        assert bad.exit_code == 1
+        assert "changed: zarr.json" in bad.output
+        (tree / "nothing").mkdir()
+        assert CliRunner().invoke(app, ["archive", "verify", str(tree / "nothing")]).exit_code == 1

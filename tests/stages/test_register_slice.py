@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opticstream.config.processing import RegistrationSettings
+from opticstream.config.processing import MaskSettings, RegistrationSettings
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError
 from opticstream.stages.register_slice import SliceMosaic, register_slice
@@ -234,3 +234,48 @@ def test_volumes_follow_where_that_is_asked_for(phantom: SlicePhantom, tmp_path:
     # Deeper planes were seen by beams that entered further along: sideways by z tan(15 degrees).
     assert np.isnan(volume[:, :, 7]).mean() < 0.3
     assert not np.array_equal(volume[:, :, 7][both], volume[:, :, 0][both])
+
+
+class TestMaskOfTheRegistration:
+    """`mask_file_type` chooses it; a file that comes with the mosaic is taken as it is."""
+
+    MAKING = MaskSettings(made_from="", threshold_db={"normal": 0.5}, sigma_px=0.0, min_fraction=0.0)
+
+    @staticmethod
+    def without_mask_files(folder: Path, phantom: SlicePhantom) -> list[SliceMosaic]:
+        """Mosaics whose mip tells another half of the picture than their aip."""
+        mosaics = []
+        for mosaic in write_maps(folder, phantom):
+            shape = read_nifti(mosaic.maps["aip"]).shape[:2]
+            maps = {name: path for name, path in mosaic.maps.items() if name in ("ori", "biref")}
+            half = np.zeros(shape, np.float32)
+            half[: shape[0] // 2] = 1
+            maps["aip"] = write_nifti(folder / f"{mosaic.name}_all.nii.gz", np.ones(shape), voxel_size_mm=VOXEL)
+            maps["mip"] = write_nifti(folder / f"{mosaic.name}_half.nii.gz", half, voxel_size_mm=VOXEL)
+            mosaics.append(SliceMosaic(mosaic.name, maps, mosaic.tilt_deg, mosaic.tilt_axis_deg))
+        return mosaics
+
+    @pytest.mark.parametrize(("modality", "shares"), [("aip", (0.7, 1.0)), ("mip", (0.25, 0.6))])
+    def test_it_is_made_from_the_map_that_was_chosen(self, phantom, tmp_path, modality, shares):
+        settings = RegistrationSettings(mask_file_type=modality, min_overlap=0.1)
+        mosaics = self.without_mask_files(tmp_path, phantom)
+        result = register_slice(mosaics, tmp_path / "out", slice_id=1, settings=settings, mask=self.MAKING)
+        least, most = shares
+        assert least < (read_nifti(result.outputs["tilted_mask"]) != 0).mean() <= most
+
+    def test_there_is_none_where_none_is_wanted(self, phantom, tmp_path):
+        settings = RegistrationSettings(mask_file_type="")
+        mosaics = [*self.without_mask_files(tmp_path, phantom)]
+        result = register_slice(mosaics, tmp_path / "out", slice_id=1, settings=settings, mask=self.MAKING)
+        assert "tilted_mask" not in result.outputs
+        with_files = write_maps(tmp_path, phantom)
+        result = register_slice(with_files, tmp_path / "out2", slice_id=1, settings=settings, mask=self.MAKING)
+        assert np.isfinite(read_nifti(result.outputs["axis"])[:4]).any(), "the mask of the file leaves these rows out"
+
+    def test_an_empty_one_names_the_map_and_the_threshold(self, phantom, tmp_path):
+        making = MaskSettings(threshold_db={"normal": 9.0})
+        mosaics = self.without_mask_files(tmp_path, phantom)
+        with pytest.raises(
+            InputError, match=r"normal_all\.nii\.gz: the mask is empty \(processing\.mask\.threshold_db"
+        ):
+            register_slice(mosaics, tmp_path / "out", slice_id=1, mask=making)

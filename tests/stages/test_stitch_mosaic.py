@@ -272,7 +272,7 @@ def test_pixels_of_a_mosaic_lie_where_their_indices_say(case, interpolation, mos
         write_nifti(case.file(place.tile, "ret"), np.repeat(x[:, None], 64, axis=1).astype(np.float32))
         write_nifti(case.file(place.tile, "surf"), np.repeat(y[None, :], 72, axis=0).astype(np.float32))
     made = mosaic(
-        case, stitch=StitchSettings(interpolation=interpolation), mask=MaskSettings(mask_file_type=""),
+        case, stitch=StitchSettings(interpolation=interpolation), mask=MaskSettings(made_from=""),
         modalities=("ret", "surf"),
     )  # fmt: skip
     for modality, expected in zip(("ret", "surf"), np.indices(made.shape), strict=True):
@@ -288,7 +288,7 @@ def test_pixels_of_a_mosaic_lie_where_their_indices_say(case, interpolation, mos
 
 def test_orientation_is_right_across_seams(case):
     coordinates(case)
-    got = read_nifti(mosaic(case, mask=MaskSettings(mask_file_type="")).outputs["ori"])
+    got = read_nifti(mosaic(case, mask=MaskSettings(made_from="")).outputs["ori"])
     places = np.array([p.position_px for p in read_tilemap(case.template).places])
     shift = (case.truth.true_px - places).mean(axis=0)
     x, y = np.indices(got.shape)
@@ -309,11 +309,11 @@ def test_the_mask_applies_to_all_maps_and_can_be_left_out(case):
     assert 0.5 < made.tissue_fraction < 0.98
     for modality in MODALITIES:
         assert np.isnan(read_nifti(made.outputs[modality])[~mask]).all()
-    bare = mosaic(case, mask=MaskSettings(mask_file_type=""))
+    bare = mosaic(case, mask=MaskSettings(made_from=""))
     assert "mask" not in bare.outputs
     assert not made.outputs["mask"].exists()  # the volumes would take it for this mosaic's
     assert np.isfinite(read_nifti(bare.outputs["aip"])).mean() > mask.mean()
-    by_mip = mosaic(case, mask=MaskSettings(mask_file_type="mip"), folder=case.folder / "mip")
+    by_mip = mosaic(case, mask=MaskSettings(made_from="mip"), folder=case.folder / "mip")
     assert not np.array_equal(read_nifti(by_mip.outputs["mask"]), mask)
 
 
@@ -343,7 +343,7 @@ def test_linear_interpolation_makes_a_gradient_smoother(case):
     errors = {}
     for interpolation in ("nearest", "linear"):
         made = mosaic(
-            case, stitch=StitchSettings(interpolation=interpolation), mask=MaskSettings(mask_file_type=""),
+            case, stitch=StitchSettings(interpolation=interpolation), mask=MaskSettings(made_from=""),
             folder=case.folder / interpolation,
         )  # fmt: skip
         got = read_nifti(made.outputs["ret"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opticstream.cli.console import DONE, FAILED, JsonOption, err, errors_shown, out
+from opticstream.cli.run import run_parameters_of
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.flows.session import Session
 from opticstream.model.errors import ConfigurationError, ProcessingError
@@ -99,13 +100,12 @@ class _Demo:
             try:
                 with local_session(self.folder / "prefect", say=follower.say) as session:
                     from opticstream.flows.driver import Driver
-                    from opticstream.flows.parameters import save_parameters
                     from opticstream.pipeline.project import Project
 
-                    config = load_project(self._project_file)
-                    save_parameters(config)
+                    chosen = run_parameters_of(str(self._project_file), [])
                     self.raw.mkdir(exist_ok=True)
-                    driver = Driver.on_folder(Project.open(config, deployment=settings), self.raw)
+                    opened = Project.open(chosen.config, deployment=settings, parameters=chosen.overrides)
+                    driver = Driver.on_folder(opened, self.raw)
                     progress = follow(
                         driver, follower, is_over=lambda: self._is_over(driver), check=lambda: self._check(session)
                     )

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from opticstream.cli.console import FAILED, JsonOption, ProjectArgument, err, errors_shown, out, print_json
-from opticstream.cli.run import SetOption, config_of
+from opticstream.cli.run import SetOption, overrides_from_options
 from opticstream.cli.status import open_project
+from opticstream.config import config_from_mapping, load_project
 from opticstream.config.processing import RegistrationSettings
 from opticstream.model.errors import ConfigurationError, InputError
 
@@ -91,22 +92,13 @@ def register(
 
 
 def _settings(project: Path | None, options: list[str]) -> RegistrationSettings:
-    from pydantic import ValidationError
-
-    from opticstream.cli.run import overrides_from_options
-
-    base = config_of(str(project), []).processing.registration if project is not None else RegistrationSettings()
-    changes = {
-        key.removeprefix("processing.registration."): value for key, value in overrides_from_options(options).items()
-    }
-    try:
-        return RegistrationSettings.model_validate({**base.model_dump(), **changes})
-    except ValidationError as error:
-        problems = "; ".join(
-            f"processing.registration.{'.'.join(map(str, p['loc']))}: {p['msg']} (got {p['input']!r})"
-            for p in error.errors()
-        )
-        raise ConfigurationError(problems) from error
+    """Return `processing.registration` of a project file, or the defaults, with options on top."""
+    table = "processing.registration."
+    overrides = {table + key.removeprefix(table): value for key, value in overrides_from_options(options).items()}
+    if project is not None:
+        return load_project(project, overrides=overrides).processing.registration
+    nameless = {"project": {"project_name": "files", "project_base_path": "."}}
+    return config_from_mapping(nameless, source="--set", overrides=overrides).processing.registration
 
 
 def _each(option: str, values: list[Any] | None, count: int, default: list[Any] | None) -> list[Any]:

@@ -24,7 +24,8 @@ from opticstream.cli.console import (
     out,
     print_json,
 )
-from opticstream.config import DeploymentSettings, ProjectConfig, load_project
+from opticstream.cli.run_parameters import RunParameters, parameters_for_run
+from opticstream.config import DeploymentSettings, OptionText, ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
 
 if TYPE_CHECKING:  # brings Prefect, which reads its settings when it is imported
@@ -46,25 +47,25 @@ HomeOption = Annotated[
 ]
 
 
-def overrides_from_options(options: list[str], /) -> dict[str, object]:
-    """Return the parameters of `--set KEY=VALUE` options; values are TOML, or plain text.
+def overrides_from_options(options: list[str], /) -> dict[str, OptionText]:
+    """Return the parameters of `--set KEY=VALUE` options, as typed: the settings decide what the texts mean.
+
+    Raises
+    ------
+    ConfigurationError
+        An option is not of the form KEY=VALUE.
 
     Examples
     --------
     >>> overrides_from_options(["processing.enface.depth=60", "surface=find"])
-    {'processing.enface.depth': 60, 'surface': 'find'}
+    {'processing.enface.depth': '60', 'surface': 'find'}
     """
-    import tomllib
-
-    values: dict[str, object] = {}
+    values: dict[str, OptionText] = {}
     for option in options:
         key, mark, text = option.partition("=")
-        if not mark:
+        if not mark or not key.strip():
             raise ConfigurationError(f"--set {option}: expected KEY=VALUE")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = text
+        values[key.strip()] = OptionText(text)
     return values
 
 
@@ -87,6 +88,17 @@ def server_session(
         return
     with local_session(home or settings.home, workers=workers, say=say) as session:
         yield session.check
+
+
+def run_parameters_of(project: str, options: list[str], /, *, register: bool = True) -> RunParameters:
+    """Return the parameters that a run of a PROJECT argument uses, and tell where they differ from the registered ones.
+
+    Needs the server to be reachable. With `register` a project that is not registered yet is registered.
+    """
+    config = config_of(project, options)
+    chosen = parameters_for_run(project, config, config_of(project, []) if options else config, register=register)
+    chosen.tell()
+    return chosen
 
 
 def config_of(project: str, options: list[str]) -> ProjectConfig:
@@ -115,12 +127,11 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
         with server_session(settings, home, say=say) as check:
             from opticstream.cli.following import Follower, follow
             from opticstream.flows.driver import Driver
-            from opticstream.flows.parameters import save_parameters
             from opticstream.pipeline.project import Project
 
-            config = config_of(project, options)
-            save_parameters(config)
-            opened = Project.open(config, deployment=settings)
+            chosen = run_parameters_of(project, options)
+            config = chosen.config
+            opened = Project.open(config, deployment=settings, parameters=chosen.overrides)
             _take_back_changed(opened, say)
             if stale:
                 _take_back_stale(opened, say)
@@ -139,6 +150,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
                     "incomplete": [str(i) for i in incomplete],
                     "refused_names": strangers,
                     "undone": undone,
+                    "parameters": dict(chosen.overrides),
                     "failed": failed,
                 }
             )
@@ -226,15 +238,17 @@ def run(
 ) -> None:
     """Process what lies in a folder and stop.
 
-    The project is registered with its file's parameters, every column of tiles goes through the whole pipeline, and
-    the exit status tells whether all succeeded: 0 all done, 1 something failed or was missing, 2 wrong settings.
+    A project that is not registered yet is registered with its file's parameters. Where they differ from the
+    registered ones, as with --set, the run uses its own and the registered ones stay. Every column of tiles goes
+    through the whole pipeline, and the exit status tells whether all succeeded: 0 all done, 1 something failed or was
+    missing, 2 wrong settings.
 
     A column with missing tiles is worked on without them once nothing has changed for OPTICSTREAM_STALL_S, a minute at
     most; a later run takes them when they are there, and does again what rests on them.
 
-    A second run finds everything done and changes nothing, but for tiles whose raw files have changed since they
-    were archived; with --stale it does again what other settings have put out
-    of date, and what rests on that. The old outputs stay until the new ones replace them.
+    A second run finds everything done and changes nothing, but for tiles whose raw files have changed since they were
+    archived; with --stale it does again what other settings have put out of date, and what rests on that. The old
+    outputs stay until the new ones replace them.
     """
     with errors_shown(), contextlib.ExitStack() as stack:
         if folder is None and not stale:

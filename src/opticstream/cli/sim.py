@@ -34,6 +34,10 @@ def make(
     directions: Annotated[
         Path | None, typer.Option(help="Folder with fibre direction images, for the preset optic-tract.")
     ] = None,
+    channels: Annotated[
+        int, typer.Option(help="Camera channels: 2, or 1 for one beam without polarization.", min=1, max=2)
+    ] = 2,
+    small: Annotated[bool, typer.Option("--small", help="Smaller and fewer tiles, for the preset demo.")] = False,
 ) -> None:
     """Write the project file and the phantom file of a preset; edit them, then start the rig."""
     from opticstream.sim.demo import PHANTOM_FILE, PROJECT_FILE
@@ -43,7 +47,9 @@ def make(
         for name in (PROJECT_FILE, PHANTOM_FILE):
             if (folder / name).exists():
                 raise ConfigurationError(f"{folder / name}: exists already and is left as it is")
-        project, phantom = write_preset(preset, folder, seed=seed, slices=slices, directions=directions)
+        project, phantom = write_preset(
+            preset, folder, seed=seed, slices=slices, directions=directions, channels=channels, small=small
+        )
     out.print(f"wrote {project} and {phantom}; now: opticstream sim rig {project} {folder / 'raw'}")
 
 

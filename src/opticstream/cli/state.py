@@ -20,7 +20,7 @@ from opticstream.cli.console import (
     out,
     print_json,
 )
-from opticstream.cli.run import HomeOption, server_session
+from opticstream.cli.run import HomeOption, run_parameters_of, server_session
 from opticstream.cli.status import item_of, open_project
 from opticstream.config import DeploymentSettings
 from opticstream.model.errors import ConfigurationError, StateError
@@ -223,16 +223,18 @@ def _plain_plan(plan: ResetPlan) -> dict[str, object]:
 def rebuild(project: ProjectArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Restore the server's copy of the state (Prefect Variables) from the flag files, after its database was lost.
 
-    Also stores the parameters of a project file again, as `opticstream project register` does.
+    A project file whose project is not registered any more is registered again; otherwise the registered parameters
+    stay as they are.
     """
     with errors_shown():
         opened = open_project(project)
         with server_session(DeploymentSettings(), home, say=lambda line: err.print(f"[dim]{line}[/]"), workers=False):
-            from opticstream.flows.parameters import save_parameters
+            from opticstream.flows.parameters import parameters_variable
             from opticstream.flows.prefect_state import OCT_STATE_SERVICE
             from opticstream.state.mirror import rebuild_oct_state
 
-            name = save_parameters(opened.config)
+            run_parameters_of(project, [])
+            name = parameters_variable(opened.config.name)
             state = rebuild_oct_state(OCT_STATE_SERVICE, opened.config.name, opened.facts, opened.layout)
     mosaics = list(state.to_view().mosaics())
     counts = {

@@ -22,8 +22,9 @@ from opticstream.cli.console import (
     out,
     print_json,
 )
-from opticstream.cli.run import HomeOption, config_of, server_session
+from opticstream.cli.run import HomeOption, config_of, run_parameters_of, server_session
 from opticstream.config import DeploymentSettings
+from opticstream.flows.server import is_healthy
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import ItemId, item_from_key
 from opticstream.pipeline.project import Project
@@ -45,11 +46,19 @@ ItemsArgument = Annotated[
 ]
 
 
-def open_project(project: str) -> Project:
-    """Return the project that a PROJECT argument names, with its facts; a registered name needs the server."""
-    if is_project_file(project):
-        return Project.open(config_of(project, []))
+def open_project(project: str, *, tell: bool = False) -> Project:
+    """Return the project that a PROJECT argument names, with its facts; a registered name needs the server.
+
+    With `tell`, a file is held against the registered parameters where OPTICSTREAM_API_URL names a server that answers,
+    and what differs is told; events of the project then carry the difference.
+    """
     settings = DeploymentSettings()
+    if is_project_file(project):
+        if not (tell and settings.api_url and is_healthy(settings.api_url)):
+            return Project.open(config_of(project, []))
+        with server_session(settings, None, say=lambda _line: None):
+            chosen = run_parameters_of(project, [], register=False)
+            return Project.open(chosen.config, parameters=chosen.overrides)
     if not settings.api_url:
         raise ConfigurationError(
             f"{project!r} is no file, and registered projects need a server; set OPTICSTREAM_API_URL or name the file"
@@ -77,7 +86,7 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
     from opticstream.pipeline.stuck import stuck_items
 
     with errors_shown():
-        opened = open_project(project)
+        opened = open_project(project, tell=True)
         snapshot = opened.facts.snapshot()
         progress = project_progress(opened, snapshot)
         stale, stuck = stale_results(opened, snapshot), stuck_items(opened, snapshot)
@@ -200,7 +209,7 @@ def retry(
 
     with errors_shown():
         settings = DeploymentSettings()
-        opened = open_project(project)
+        opened = open_project(project, tell=True)
         plan = retry_plan(opened, only=[item_of(key) for key in items] if items else None)
         if not dry_run:
             apply_plan(opened, plan, reason="opticstream retry")

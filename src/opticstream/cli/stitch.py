@@ -300,7 +300,7 @@ def mosaic_command(
                 tiles,
                 tilemap,
                 modalities=(modality,),
-                mask=MaskSettings(mask_file_type=""),
+                mask=MaskSettings(made_from=""),
                 stitch=StitchSettings().model_copy(update=_stitch_choices(shading, linear)),
                 folder=folder,
                 stem=source.stem,

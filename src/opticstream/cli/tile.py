@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from opticstream.cli.console import FAILED, JsonOption, err, errors_shown, out, print_json
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError, OpticStreamError
@@ -154,7 +155,10 @@ def archive_verify(
     folder: Annotated[Path, typer.Argument(help="Folder of archive copies; only read.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Inflate every copy below a folder and compare it with its checksum. Exit status 1 if one is not whole."""
+    """Compare everything below a folder with its checksums: raw copies are inflated, volumes read chunk by chunk.
+
+    What has no checksum is named and not judged. Exit status 1 if something is not whole, or nothing could be judged.
+    """
     from opticstream.stages.archive_tile import verify_archives
 
     with errors_shown():
@@ -164,16 +168,26 @@ def archive_verify(
         for outcome in verify_archives(folder):
             checked.append(outcome)
             if not as_json:
-                if outcome.problem is None:
-                    out.print(f"{outcome.archive}: whole, {outcome.raw_bytes} bytes")
+                if outcome.problem is not None:
+                    err.print(f"[bold red]{escape(str(outcome.archive))}:[/] {escape(outcome.problem)}")
+                elif outcome.judged:
+                    out.print(f"{outcome.archive}: whole, {outcome.raw_bytes} bytes", markup=False)
                 else:
-                    err.print(f"[bold red]{outcome.archive}:[/] {outcome.problem}")
-        bad = [outcome for outcome in checked if outcome.problem is not None]
+                    out.print(f"{outcome.archive}: has no checksum", markup=False)
+        judged = [outcome for outcome in checked if outcome.judged]
+        bad = [outcome for outcome in judged if outcome.problem is not None]
     if as_json:
-        print_json([{"archive": str(o.archive), "raw_bytes": o.raw_bytes, "problem": o.problem} for o in checked])
+        print_json(
+            [
+                {"archive": str(o.archive), "raw_bytes": o.raw_bytes, "judged": o.judged, "problem": o.problem}
+                for o in checked
+            ]
+        )
     else:
-        out.print(f"{len(checked) - len(bad)} of {len(checked)} copies are whole")
-    if bad or not checked:
+        others = len(checked) - len(judged)
+        told = f"; {others} have no checksum and are not judged" if others else ""
+        out.print(f"{len(judged) - len(bad)} of {len(judged)} with checksums are whole{told}")
+    if bad or not judged:
         raise typer.Exit(FAILED)
 
 

@@ -4,6 +4,7 @@ scientist) and deployment (paths, hosts, limits; the only one that reads the env
 
 from opticstream.config.deployment import DeploymentSettings
 from opticstream.config.loading import config_from_mapping, load_project, parameters_hash
+from opticstream.config.overrides import OptionText
 from opticstream.config.processing import ProcessingSettings
 from opticstream.config.project import ProjectConfig, ProjectSettings
 from opticstream.config.scan import CalibrationSettings, IlluminationSettings, ScanSettings
@@ -12,6 +13,7 @@ __all__ = [
     "CalibrationSettings",
     "DeploymentSettings",
     "IlluminationSettings",
+    "OptionText",
     "ProcessingSettings",
     "ProjectConfig",
     "ProjectSettings",

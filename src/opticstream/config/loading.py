@@ -11,9 +11,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from opticstream.config.old_keys import with_new_keys
+from opticstream.config.overrides import fill_in_default, flat_parameter_path, readings, set_in_tables, suggestion
 from opticstream.config.project import ProjectConfig
 from opticstream.model.errors import ConfigurationError, FileFormatError
 from opticstream.model.text import text_from_bytes
+
+_TEXT_EXPECTED = frozenset({"string_type", "literal_error", "path_type"})
+"""Errors of settings that hold text, as pydantic names them."""
 
 
 def _describe(error: ValidationError, source: str) -> str:
@@ -25,9 +30,11 @@ def _describe(error: ValidationError, source: str) -> str:
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = "there is no such setting"
+            message = f"there is no such setting{suggestion('.'.join(map(str, problem['loc'])))}"
         # A whole table as "value" would bury the message; its own text already names what is wrong.
         shown = "" if isinstance(problem["input"], Mapping | BaseModel) else f" (got {problem['input']!r})"
+        if problem["type"] in _TEXT_EXPECTED and isinstance(problem["input"], bool | int | float):
+            shown += "; text stands in quotes"
         lines.append(f"{key or 'project file'}: {message}{shown}")
     return f"{source}: " + "; ".join(lines)
 
@@ -103,74 +110,47 @@ def config_from_mapping(
     ConfigurationError
         A key is unknown, a value has the wrong type, or two settings exclude each other; names key and value.
     """
-    merged = json.loads(json.dumps(data, default=str))
-    for key, value in (overrides or {}).items():
-        _set(merged, flat_parameter_path(key, merged), value, source=source)
-    try:
-        config = ProjectConfig.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigurationError(_describe(error, source)) from error
+    tables = with_new_keys(json.loads(json.dumps(data, default=str)), source=source)
+    config = _with_overrides(tables, overrides or {}, source)
     return config if folder is None else _with_absolute_paths(config, folder)
 
 
-_FLAT = {
-    "project_name": "project.project_name",
-    "project_base_path": "project.project_base_path",
-    "subject_id": "project.subject_id",
-    "archive_path": "project.archive_path",
-    "grid_size_y": "scan.grid_size_y",
-    "tile_overlap": "scan.tile_overlap",
-    "tile_overlap_unit": "scan.tile_overlap_unit",
-    "scan_resolution_3d": "scan.scan_resolution_3d",
-    "surface": "processing.enface.surface",
-    "surface_finding_method": "processing.enface.surface",
-    "offset": "processing.enface.offset",
-    "depth": "processing.enface.depth",
-    "mask_file_type": "processing.mask.mask_file_type",
-    "save_volumes": "processing.reconstruction.save_volumes",
-    "force_refresh_coordinates": "processing.coordinates.force_refresh_coordinates",
-}
+_ILLUMINATIONS = "scan.illuminations.*"
+"""Flat names find their illumination in the list."""
 
 
-def flat_parameter_path(key: str, data: Mapping[str, Any], /) -> str:
-    """Return the dotted path of a parameter that the design names flatly.
+def _with_overrides(tables: Any, overrides: Mapping[str, Any], source: str) -> ProjectConfig:
+    """Return the configuration with overrides on top, each in the first of its readings that its setting accepts."""
+    if not isinstance(tables, dict):
+        raise ConfigurationError(f"{source}: expected tables of settings, got {type(tables).__name__}")
+    if overrides:
+        fill_in_default(tables, _ILLUMINATIONS)
+    open_readings = {flat_parameter_path(key, tables): readings(value) for key, value in overrides.items()}
+    for path in open_readings:
+        fill_in_default(tables, path)
+    first_error: ValidationError | None = None
+    while True:
+        merged = json.loads(json.dumps(tables))
+        places = {
+            path: set_in_tables(merged, path, possible[0], source=source) for path, possible in open_readings.items()
+        }
+        try:
+            return ProjectConfig.model_validate(with_new_keys(merged, source=source))
+        except ValidationError as error:
+            first_error = first_error or error
+            wrong = [problem["loc"] for problem in error.errors()]
+            concerned = [path for path in open_readings if any(_leads_to(places[path], place) for place in wrong)]
+            again = [path for path in concerned if len(open_readings[path]) > 1]
+            if not again:
+                raise ConfigurationError(_describe(first_error if concerned else error, source)) from error
+            for path in again:
+                del open_readings[path][0]
 
-    `grid_size_x_{illumination}`, `mask_threshold_{illumination}` and `gamma` (the tilt of `tilted`) find their
-    illumination in `data`; dotted paths come back as they are.
 
-    Examples
-    --------
-    >>> flat_parameter_path("mask_threshold_tilted", {})
-    'processing.mask.threshold_db.tilted'
-    >>> flat_parameter_path("grid_size_x_normal", {"scan": {"illuminations": [{"name": "normal"}]}})
-    'scan.illuminations.0.columns'
-    """
-    if "." in key:
-        return key
-    if key in _FLAT:
-        return _FLAT[key]
-    if key.startswith("mask_threshold_"):
-        return f"processing.mask.threshold_db.{key.removeprefix('mask_threshold_')}"
-    name, field = ("tilted", "tilt_deg") if key == "gamma" else (key.removeprefix("grid_size_x_"), "columns")
-    illuminations = data.get("scan", {}).get("illuminations", ())
-    if key == "gamma" or key.startswith("grid_size_x_"):
-        for index, illumination in enumerate(illuminations):
-            if illumination.get("name") == name:
-                return f"scan.illuminations.{index}.{field}"
-        raise ConfigurationError(f"{key}: scan.illuminations holds no illumination named {name!r}")
-    raise ConfigurationError(f"{key}: there is no such parameter")
-
-
-def _set(data: Any, path: str, value: Any, *, source: str) -> None:
-    *parents, last = path.split(".")
-    for part in parents:
-        data = data[int(part)] if isinstance(data, list) else data.setdefault(part, {})
-        if not isinstance(data, dict | list):
-            raise ConfigurationError(f"{source}: {path}: {part} is not a table")
-    if isinstance(data, list):
-        data[int(last)] = value
-    else:
-        data[last] = value
+def _leads_to(path: str, place: tuple[int | str, ...]) -> bool:
+    """Return whether a problem at `place` lies at or below a dotted path; kinds of a choice stand in places only."""
+    parts = iter(map(str, place))
+    return all(part in parts for part in path.split("."))
 
 
 def toml_from_bytes(content: bytes, /, *, name: str) -> dict[str, Any]:

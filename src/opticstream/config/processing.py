@@ -149,8 +149,9 @@ class FocusSettings(Settings):
 class MaskSettings(Settings):
     """Tissue mask of a mosaic."""
 
-    mask_file_type: Literal["aip", "mip", ""] = "aip"
-    """Map that the mask is made from; empty for no mask."""
+    made_from: Literal["aip", "mip", ""] = "aip"
+    """Map that the mask of the stitched maps and volumes is made from; empty: they are not masked. The registration
+    has its own key, `processing.registration.mask_file_type`."""
     threshold_db: dict[str, float] = Field(default={"normal": 60.0, "tilted": 55.0})
     """Threshold per illumination, in dB (the design's mask_threshold_{name}); others take that of `normal`."""
     sigma_px: float = Field(default=2.0, ge=0)
@@ -219,8 +220,9 @@ class RegistrationSettings(Settings):
     """Axes less certain than this are flagged."""
     min_birefringence: float = Field(default=1e-5, ge=0)
     """Below this birefringence the axis is not determined and left out."""
-    use_mask: bool = True
-    """Compare only where both masks hold tissue."""
+    mask_file_type: Literal["aip", "mip", ""] = "aip"
+    """Map that the mask for the registration is made from, with the threshold of `processing.mask`: mosaics are
+    compared only where both masks hold tissue. Empty: without a mask."""
     resample_volumes: bool = False
     """Also resample the moving volumes onto the fixed ones; the registration then waits until they are stitched."""
     file_name: str = "slice_{slice:03d}_{product}"

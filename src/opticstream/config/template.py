@@ -10,6 +10,7 @@ import tomlkit
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from opticstream.config.overrides import models_in
 from opticstream.config.processing import ProcessingSettings
 from opticstream.config.project import ProjectConfig, ProjectSettings
 from opticstream.config.scan import CalibrationSettings, IlluminationSettings, ScanSettings
@@ -46,6 +47,55 @@ def project_template(*, project_name: str, project_base_path: str = "project") -
     for name, field in ProcessingSettings.model_fields.items():
         group = getattr(ProcessingSettings(), name)
         lines += _table(f"processing.{name}", type(group), group, field.description or "")
+    return "\n".join(lines)
+
+
+def recording_project(*, project_name: str, samples: int, channels: int, a_lines: int, b_lines: int) -> str:
+    """Return the project file of one recording: one tile of one illumination, with what one channel allows.
+
+    Examples
+    --------
+    >>> import tomllib
+    >>> text = recording_project(project_name="r", samples=64, channels=1, a_lines=5, b_lines=4)
+    >>> tomllib.loads(text)["scan"]["illuminations"]
+    [{'name': 'normal', 'columns': 1, 'a_lines': 5}]
+    """
+    lines = [
+        "# One recording of raw spectra as the only tile of the only mosaic. Every other key has its default:",
+        "# `opticstream project init FILE` writes them all, with their meanings.",
+        "",
+        "[project]",
+        f"project_name = {tomlkit.item(project_name).as_string()}",
+        f"project_base_path = {tomlkit.item(f'{project_name}-results').as_string()}",
+        "",
+        "[scan]",
+        f"samples = {samples}",
+        f"channels = {channels}",
+        f"b_lines = {b_lines}",
+        "grid_size_y = 1",
+        f'illuminations = [{{ name = "normal", columns = 1, a_lines = {a_lines} }}]',
+        "# scan_resolution_3d = [0.01, 0.01, 0.0025]  # mm: the pixel, and the depth of a sample",
+        "",
+        "# [scan.calibration]  # from pixels to wavenumber, for example:",
+        '# dispersion_files = ["dispersion.npy"]',
+        '# linearization = { method = "klinear", files = ["klinear.npy"] }',
+        "",
+        "[processing.mask]",
+        'made_from = ""  # the threshold of the tissue mask follows the counts: choose it before masking',
+        "",
+    ]
+    if channels == 1:
+        lines += [
+            "[processing.enface]",
+            'modalities = ["aip", "mip", "surf"]',
+            "",
+            "[processing.reconstruction]",
+            'volume_modalities = ["dBI"]',
+            "",
+            "[processing.volume]",
+            'modalities = ["dBI"]',
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -89,7 +139,7 @@ def reference(kind: type[BaseModel] = ProjectConfig, /, *, path: str = "") -> st
         lines += [f"### `[{table_path}]`" if table_path else "###", "", " ".join((model.__doc__ or "").split()), ""]
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         for name, field in model.model_fields.items():
-            if not list(_models_in(field.annotation)):
+            if not list(models_in(field.annotation)):
                 lines.append(_row(name, field))
         lines.append("")
     return "\n".join(lines)
@@ -128,15 +178,8 @@ def _type_name(annotation: Any) -> str:
 
 
 def _groups(kind: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    if any(not list(_models_in(f.annotation)) for f in kind.model_fields.values()):
+    if any(not list(models_in(f.annotation)) for f in kind.model_fields.values()):
         yield path, kind
     for name, field in kind.model_fields.items():
-        for model in _models_in(field.annotation):
+        for model in models_in(field.annotation):
             yield from _groups(model, f"{path}.{name}".lstrip("."))
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)

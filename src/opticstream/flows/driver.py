@@ -24,6 +24,7 @@ from opticstream.pipeline.pending import pending_announcements, ready_event
 from opticstream.pipeline.progress import ProjectProgress, is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import BATCH_ENDED
+from opticstream.pipeline.run_parameters import take_over, waiting_in_folder
 from opticstream.pipeline.stuck import stuck_items
 from opticstream.pipeline.sweep import Sweeper
 from opticstream.state import FactsSnapshot
@@ -99,7 +100,12 @@ class Driver:
         return cls(project, watcher, live=live, announce=announce, is_queued=is_queued)
 
     def start(self) -> list[Event]:
-        """Announce what an earlier life has left undone, and let what killed writers have left be removed."""
+        """Announce what an earlier life has left undone, and let what killed writers have left be removed.
+
+        What waits of this folder is done with the parameters of this run, whoever has found it.
+        """
+        raw_folder = str(self.watcher.folder.absolute())
+        take_over(self.project, waiting_in_folder(self.project, pending_announcements(self.project), raw_folder))
         for folder in (self.project.paths.base, self.project.paths.archive_root):
             threading.Thread(target=remove_stale_temporaries, args=(folder,), daemon=True).start()
         return self.sweeper.sweep(at_once=True)

@@ -58,7 +58,7 @@ def _seen(event: Event, overrides: dict[str, Any] | None = None) -> Iterator[Pro
     """Yield the project of an event for a flow that looks at the facts."""
     resolved = {**event.parameters, **(overrides or {})}
     config = load_parameters(event.project_name, overrides=resolved)
-    yield Project.open(config, flow_run_id=flow_run.id)
+    yield Project.open(config, flow_run_id=flow_run.id, parameters=resolved)
 
 
 def _attempt(project: Project, item: ItemId, stage: str) -> Attempt:

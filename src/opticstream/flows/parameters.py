@@ -28,7 +28,7 @@ def save_parameters(config: ProjectConfig, /) -> str:
 
     A Variable holds a few thousand characters; what does not fit goes to further ones, written before the first.
     """
-    name = f"{project_slug(config.name)}{_SUFFIX}"
+    name = parameters_variable(config.name)
     root, shards = shards_from_tree(config.model_dump(mode="json"), limit=_LIMIT)
     for shard, value in shards.items():
         Variable.set(f"{name}--{shard}", value, overwrite=True)
@@ -44,7 +44,7 @@ def load_parameters(project_name: str, /, *, overrides: Mapping[str, Any] | None
     ConfigurationError
         The project is not registered, or an override is impossible.
     """
-    name = f"{project_slug(project_name)}{_SUFFIX}"
+    name = parameters_variable(project_name)
     data = _stored(name)
     if data is None:
         raise ConfigurationError(
@@ -52,6 +52,24 @@ def load_parameters(project_name: str, /, *, overrides: Mapping[str, Any] | None
             f"`opticstream project register` does it"
         )
     return config_from_mapping(data, source=f"Prefect Variable {name}", overrides=overrides)
+
+
+def registered_parameters(project_name: str, /) -> ProjectConfig | None:
+    """Return the registered parameters of a project, None where it is not registered.
+
+    Raises
+    ------
+    ConfigurationError
+        They cannot be read by this version.
+    """
+    name = parameters_variable(project_name)
+    data = _stored(name)
+    return None if data is None else config_from_mapping(data, source=f"Prefect Variable {name}")
+
+
+def parameters_variable(project_name: str, /) -> str:
+    """Return the name of the Prefect Variable of a project's parameters."""
+    return f"{project_slug(project_name)}{_SUFFIX}"
 
 
 def registered_projects() -> list[ProjectConfig]:

@@ -24,6 +24,7 @@ from opticstream.pipeline.rules import (
     is_settled,
     waits_for_template,
 )
+from opticstream.pipeline.run_parameters import event_of
 from opticstream.state import FactsSnapshot
 from opticstream.state.facts import utc_now
 from opticstream.state.raw_files import identity_of
@@ -137,5 +138,5 @@ def end_waiting(
         reason = f"no tile of mosaic {absent} has come; this mosaic determines the positions of its illumination"
         former = record.detail if record is not None else {}
         project.facts.replace(item, "waiting", {"detail": {**former, "no_longer": reason}}, why=reason)
-        events.append(project.event(MosaicReady, item))
+        events.append(event_of(project, MosaicReady, item))
     return events

@@ -20,6 +20,7 @@ from opticstream.pipeline.parameters import (
     shared_part,
     slice_settings,
     tile_settings,
+    told_today,
     volume_settings,
 )
 from opticstream.pipeline.project import Project
@@ -112,11 +113,12 @@ def changed_settings(project: Project, recorded: str, now: StageSettings, /) -> 
         return ()
     after = json.loads(json.dumps(now.flat()))
     names = sorted(before.keys() | after.keys())
-    return tuple(
-        f"{name}: {before.get(name, 'not set')!r} -> {after.get(name, 'not set')!r}"
-        for name in names
-        if before.get(name) != after.get(name)
-    )
+    return tuple(_change(name, before, after) for name in names if before.get(name) != after.get(name))
+
+
+def _change(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    told, old = told_today(name, before.get(name, "not set"))
+    return f"{told}: {old!r} -> {told_today(name, after.get(name, 'not set'))[1]!r}"
 
 
 def _settings_path(project: Project, hash_: str) -> Path:

@@ -16,6 +16,7 @@ from opticstream.model.ids import ItemId
 from opticstream.pipeline.failures import describe, is_transient, kind_of
 from opticstream.pipeline.grounds import inputs_hash, keep_settings, settings_of
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.run_parameters import detail_of_parameters
 from opticstream.state import Claim, FileRecord
 from opticstream.state.vocabulary import is_failure
 
@@ -170,6 +171,7 @@ def perform(project: Project, item: ItemId, job: Job, compute: Callable[[Claim],
         fact = result.fact or job.done
         content = result.content() | grounds
         content["inputs_hash"] = result.inputs_hash or grounds["inputs_hash"]
+        content["detail"] = {**content.get("detail", {}), **detail_of_parameters(project.parameters)}
         recorded = facts.record(item, fact, content)
         facts.journal.computed(item, fact, time.monotonic() - begin)
         if is_failure(fact):
@@ -205,7 +207,13 @@ def park(
     """
     reason, kind = describe(error), kind_of(error)
     given = dict(content or {})
-    given["detail"] = {**given.get("detail", {}), "reason": reason, "stage": stage, "kind": kind}
+    given["detail"] = {
+        **given.get("detail", {}),
+        **detail_of_parameters(project.parameters),
+        "reason": reason,
+        "stage": stage,
+        "kind": kind,
+    }
     project.facts.replace(item, fact, given, why=reason)
     project.facts.journal.failed(item, fact, why=reason, kind=kind, stage=stage)
     return reason

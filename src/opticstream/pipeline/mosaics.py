@@ -19,6 +19,7 @@ from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME, Attempt, Don
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import RedoPlan, apply_plan
 from opticstream.pipeline.rules import is_settled, may_determine_template, waits_for_focus, waits_for_template
+from opticstream.pipeline.run_parameters import event_of
 from opticstream.pipeline.templates import (
     determined_focus,
     determined_template,
@@ -28,6 +29,7 @@ from opticstream.pipeline.templates import (
     template_noted,
 )
 from opticstream.state import Claim, FactsSnapshot, FileRecord
+from opticstream.state.manifest import records_of_store
 
 if TYPE_CHECKING:
     from opticstream.stages.find_coordinates import CoordinatesResult
@@ -238,7 +240,7 @@ def _released(project: Project, mosaic: MosaicId) -> list[Event]:
     """Return announcements of the mosaics of this illumination that wait for a template and need not any longer."""
     snapshot = project.facts.snapshot(mosaics=())
     return [
-        project.event(MosaicReady, other)
+        event_of(project, MosaicReady, other)
         for other in _others(project, mosaic, snapshot)
         if not waits_for_template(project, other, snapshot)
     ]
@@ -285,7 +287,7 @@ def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attemp
         )
         refreshed = project.config.processing.focus.force_refresh
         return Result(
-            outputs=[facts.file_record(path, checksum=False) for path in made.outputs.values()],
+            outputs=[one for path in made.outputs.values() for one in records_of_store(facts.file_record, path)],
             inputs=[] if refreshed else [focus],
             detail={"products": {name: project.paths.relative(path) for name, path in made.outputs.items()}},
         )

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from opticstream.config import ProjectConfig, parameters_hash
+from opticstream.config.processing import MaskSettings
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def mosaic_settings(config: ProjectConfig, illumination: int, /, *, finds_focus:
             "scan": coordinates["scan"],
             "processing": {
                 **coordinates["processing"],
-                "mask": _without(processing.mask, "threshold_db") | {"threshold_db": threshold_db},
+                "mask": _mask_settings(processing.mask, threshold_db),
                 "stitch": _without(processing.stitch, "formats"),
             },
         },
@@ -163,8 +164,15 @@ def volume_settings(config: ProjectConfig, /) -> StageSettings:
 def slice_settings(config: ProjectConfig, /) -> StageSettings:
     """Return the settings of a slice's registration."""
     tilts = {i.name: _plain(i, "tilt_deg", "tilt_axis_deg") for i in config.scan.illuminations}
-    registration = _plain(config.processing.registration)
-    return StageSettings({"scan": {"illuminations": tilts}, "processing": {"registration": registration}})
+    registration, mask = config.processing.registration, config.processing.mask
+    processing = {
+        "registration": _without(registration, "mask_file_type") | {"use_mask": bool(registration.mask_file_type)}
+    }
+    # A mask made from the map of the stitched results is theirs, and they carry its settings.
+    if registration.mask_file_type not in ("", mask.made_from):
+        processing["registration"]["use_mask"] = registration.mask_file_type
+        processing["mask"] = _without(mask, "made_from")
+    return StageSettings({"scan": {"illuminations": tilts}, "processing": processing})
 
 
 def sample_settings(config: ProjectConfig, /) -> StageSettings:
@@ -175,6 +183,30 @@ def sample_settings(config: ProjectConfig, /) -> StageSettings:
             "processing": {"sample": _without(config.processing.sample, "enabled")},
         }
     )
+
+
+def _mask_settings(mask: MaskSettings, threshold_db: float) -> dict[str, Any]:
+    """Return the settings of the mask of stitched maps, under the names that the records of earlier versions hold."""
+    return _without(mask, "threshold_db", "made_from") | {
+        "mask_file_type": mask.made_from,
+        "threshold_db": threshold_db,
+    }
+
+
+def told_today(name: str, value: Any, /) -> tuple[str, Any]:
+    """Return name and value of a recorded setting as the project file says it today.
+
+    Examples
+    --------
+    >>> told_today("processing.mask.mask_file_type", "mip")
+    ('processing.mask.made_from', 'mip')
+    """
+    if name == "processing.mask.mask_file_type":
+        return "processing.mask.made_from", value
+    if name == "processing.registration.use_mask":
+        told = {True: "as processing.mask.made_from", False: ""}.get(value, value)
+        return "processing.registration.mask_file_type", told
+    return name, value
 
 
 def tile_hash(config: ProjectConfig, illumination: int, /) -> str:

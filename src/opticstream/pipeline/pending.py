@@ -32,6 +32,7 @@ from opticstream.pipeline.rules import (
     waits_for_focus,
     waits_for_template,
 )
+from opticstream.pipeline.run_parameters import event_of
 from opticstream.pipeline.stacking import stacking_event, unstacked
 from opticstream.pipeline.uploads import upload_queue
 from opticstream.state import FactsSnapshot
@@ -84,7 +85,7 @@ def _batches(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
             and has_all_batches(project, item.mosaic, snapshot)
         ):
             told.add(item.mosaic)
-            yield project.event(BatchProcessed, item)
+            yield event_of(project, BatchProcessed, item)
 
 
 def _mosaics(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
@@ -96,7 +97,7 @@ def _mosaics(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
                 and not waits_for_template(project, item, snapshot)
                 and _idle(project, item, STITCH_MOSAIC)
             ):
-                yield project.event(MosaicReady, item)
+                yield event_of(project, MosaicReady, item)
             continue
         slice_id = project.layout.slice_of(item)
         unannounced_slice = not snapshot.has(slice_id, "ready") and may_register(project, slice_id, snapshot)
@@ -109,7 +110,7 @@ def _mosaics(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
             and _idle(project, item, STITCH_VOLUME)
         )
         if unannounced_slice or unstitched_volume:
-            yield project.event(MosaicStitched, item)
+            yield event_of(project, MosaicStitched, item)
 
 
 def _slices(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
@@ -117,7 +118,7 @@ def _slices(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
         assert isinstance(item, SliceId)
         settled = snapshot.facts_of(item) & REGISTRATION_ENDED
         if snapshot.has(item, "ready") and not settled and _idle(project, item, REGISTER_SLICE):
-            yield project.event(SliceReady, item)
+            yield event_of(project, SliceReady, item)
     waiting = unstacked(project, snapshot)
     if waiting and _idle(project, SampleId(), UPDATE_SAMPLE):
         yield stacking_event(project, waiting[0])  # one run takes all that wait
@@ -126,10 +127,10 @@ def _slices(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
 def _uploads(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
     """Announce the head of the queue only: one run takes all of it."""
     announce: dict[str, Callable[[ItemId], Event]] = {
-        "archived": lambda item: project.event(BatchArchived, item),
-        "stitched": lambda item: project.event(MosaicStitched, item),
-        "volume_stitched": lambda item: project.event(MosaicVolumeStitched, item),
-        "registered": lambda item: project.event(SliceRegistered, item),
+        "archived": lambda item: event_of(project, BatchArchived, item),
+        "stitched": lambda item: event_of(project, MosaicStitched, item),
+        "volume_stitched": lambda item: event_of(project, MosaicVolumeStitched, item),
+        "registered": lambda item: event_of(project, SliceRegistered, item),
     }
     for item, fact, job, _event in upload_queue(snapshot):
         if _idle(project, item, job):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from opticstream.config import DeploymentSettings, IlluminationSettings, ProjectConfig
@@ -31,10 +31,17 @@ class Project:
     paths: ProjectPaths
     facts: Facts
     deployment: DeploymentSettings
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What this run uses instead of the registered parameters; `config` holds it already, and events pass it on."""
 
     @classmethod
     def open(
-        cls, config: ProjectConfig, *, deployment: DeploymentSettings | None = None, flow_run_id: str | None = None
+        cls,
+        config: ProjectConfig,
+        *,
+        deployment: DeploymentSettings | None = None,
+        flow_run_id: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Project:
         """Return the project of a configuration, creating its folder if need be."""
         paths = ProjectPaths(
@@ -43,7 +50,7 @@ class Project:
         paths.base.mkdir(parents=True, exist_ok=True)
         roots = {"archive": paths.archive_root}
         facts = Facts(paths.base, flow_run_id=flow_run_id, roots=roots)
-        return cls(config, paths, facts, deployment or DeploymentSettings())
+        return cls(config, paths, facts, deployment or DeploymentSettings(), dict(parameters or {}))
 
     @property
     def layout(self) -> AcquisitionLayout:
@@ -58,13 +65,14 @@ class Project:
         return self.config.scan.illuminations[self.layout.illumination_index(mosaic)]
 
     def event(self, kind: type[E], item: ItemId, /, **values: Any) -> E:
-        """Return an event about an item, with everything filled in that the layout knows."""
+        """Return an event about an item, with everything filled in that the layout knows, and this run's parameters."""
         return kind.model_validate({**self._labels(kind, item), **values})
 
     def _labels(self, kind: type[Event], item: ItemId) -> Mapping[str, Any]:
         labels: dict[str, Any] = {
             "project_name": self.config.name,
             "project_base_path": str(self.config.base_path),
+            "parameters": dict(self.parameters),
         }
         if isinstance(item, SliceId) and issubclass(kind, SliceEvent):
             labels["slice_id"] = item.slice_id

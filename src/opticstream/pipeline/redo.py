@@ -21,6 +21,7 @@ from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import REGISTRATION_ENDED
+from opticstream.pipeline.run_parameters import take_over
 from opticstream.pipeline.stacking import stacking_event
 
 PUBLISHED = ("uploaded", "upload_failed", "volume_uploaded", "volume_upload_failed")
@@ -62,7 +63,7 @@ class RedoPlan:
         if not alone:
             self._take_back(batch.mosaic, ("ready", *_MAP_RESULTS, *_VOLUME_RESULTS))
             self._redo_slice_of(batch.mosaic)
-        self.announce.append(event)
+        self.announce.append(event.model_copy(update={"parameters": dict(self.project.parameters)}))
 
     def redo_mosaic(self, mosaic: MosaicId, /, *, alone: bool = False) -> None:
         """Have a mosaic stitched again, and all that rests on it unless `alone`."""
@@ -124,7 +125,9 @@ class RedoPlan:
 def apply_plan(project: Project, plan: RedoPlan, /, *, reason: str) -> int:
     """Take back the facts of a plan, the end of the chain first, and return how many; announcing is the caller's part.
 
-    The old result of an item counts as undone before what it was made from does.
+    The old result of an item counts as undone before what it was made from does. What is announced belongs to the run
+    that opened the project, with its parameters.
     """
+    take_over(project, [event.item for event in plan.announce])
     ordered = sorted(plan.withdraw, key=lambda key: (_ORDER[key[0].hierarchy], key[0].key, key[1] == "ready"))
     return sum(project.facts.withdraw(item, fact, reason=reason) for item, fact in ordered)

@@ -13,6 +13,7 @@ from opticstream.model.errors import StateError
 from opticstream.model.events import MosaicReady, SliceReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.run_parameters import detail_of_parameters, parameters_of_results
 from opticstream.pipeline.templates import focus_is_outdated, template_is_outdated
 from opticstream.state import FactsView
 
@@ -22,9 +23,10 @@ def after_batch(project: Project, batch: BatchId, /) -> MosaicReady | None:
     mosaic, facts = batch.mosaic, project.facts
     if facts.has(mosaic, "ready") or not has_all_batches(project, mosaic, facts):
         return None
-    if not facts.record(mosaic, "ready"):
+    made = parameters_of_results(project, [(b, fact) for b in project.layout.batches(mosaic) for fact in BATCH_ENDED])
+    if not facts.record(mosaic, "ready", {"detail": detail_of_parameters(made)}):
         return None
-    return project.event(MosaicReady, mosaic)
+    return project.event(MosaicReady, mosaic, parameters=made)
 
 
 def has_all_batches(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
@@ -37,9 +39,10 @@ def after_mosaic(project: Project, mosaic: MosaicId, /) -> SliceReady | None:
     slice_id, facts = project.layout.slice_of(mosaic), project.facts
     if facts.has(slice_id, "ready") or not may_register(project, slice_id, facts):
         return None
-    if not facts.record(slice_id, "ready"):
+    made = parameters_of_results(project, [(m, f) for m in project.layout.mosaics(slice_id) for f in MOSAIC_ENDED])
+    if not facts.record(slice_id, "ready", {"detail": detail_of_parameters(made)}):
         return None
-    return project.event(SliceReady, slice_id)
+    return project.event(SliceReady, slice_id, parameters=made)
 
 
 def may_register(project: Project, slice_id: SliceId, facts: FactsView, /) -> bool:
@@ -64,6 +67,8 @@ def good_mosaics(project: Project, slice_id: SliceId, /) -> tuple[MosaicId, ...]
 
 BATCH_ENDED = ("processed", "failed")
 """Facts of a batch of which one stands when nothing more is to come of it."""
+MOSAIC_ENDED = ("stitched", "failed")
+"""Facts of a mosaic of which one stands when nothing more is to come of its maps."""
 REGISTRATION_ENDED = frozenset({"registered", "axis_failed", "skipped", "failed"})
 """Facts of a slice of which one stands when nothing more is to come of its registration."""
 

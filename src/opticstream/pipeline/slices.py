@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from opticstream.model.events import Event, SliceFailed, SliceFlagged, SliceReady, SliceRegistered
 from opticstream.model.ids import MosaicId, SliceId
 from opticstream.pipeline.jobs import REGISTER_SLICE, Attempt, Done, Failed, Result, once, perform
 from opticstream.pipeline.products import stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import good_mosaics
-from opticstream.state import Claim
+from opticstream.state import Claim, FileRecord
+from opticstream.state.manifest import records_of_store
 
 
 def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt = once) -> list[Event]:
@@ -30,7 +33,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         mosaics = [
             SliceMosaic(
                 project.illumination(mosaic).name,
-                stitched_maps(project, mosaic),
+                _maps(project, mosaic),
                 tilt_deg=project.illumination(mosaic).tilt_deg,
                 tilt_axis_deg=project.illumination(mosaic).tilt_axis_deg,
                 volumes=stitched_volumes(project, mosaic),
@@ -44,6 +47,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
                 project.paths.registered_folder,
                 slice_id=slice_id.slice_id,
                 settings=project.config.processing.registration,
+                mask=project.config.processing.mask,
                 subject_id=project.config.project.subject_id,
                 project_name=project.config.name,
                 threads=project.config.processing.reconstruction.threads,
@@ -52,7 +56,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         lost = {} if made.has_axis else {"reason": made.why_no_axis, "stage": REGISTER_SLICE.name}
         return Result(
             fact=None if made.has_axis else "axis_failed",
-            outputs=[project.facts.file_record(path, checksum=path.is_file()) for path in made.outputs.values()],
+            outputs=[one for path in made.outputs.values() for one in _records(project, path)],
             detail={
                 "products": {name: project.paths.relative(path) for name, path in made.outputs.items()},
                 "pictures": [project.paths.relative(path) for path in made.pictures],
@@ -80,6 +84,19 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
     if doubts := outcome.result.detail["doubts"]:
         events.append(project.event(SliceFlagged, slice_id, reasons=tuple(doubts)))
     return events
+
+
+def _records(project: Project, path: Path) -> list[FileRecord]:
+    record = project.facts.file_record
+    return [record(path)] if path.is_file() else records_of_store(record, path)
+
+
+def _maps(project: Project, mosaic: MosaicId) -> dict[str, Path]:
+    """Return the stitched maps of a mosaic, with its mask only where that is made from the map that was chosen."""
+    maps, processing = stitched_maps(project, mosaic), project.config.processing
+    if processing.mask.made_from != processing.registration.mask_file_type:
+        maps.pop("mask", None)
+    return maps
 
 
 def _why_skipped(project: Project, slice_id: SliceId, good: tuple[MosaicId, ...]) -> str:

@@ -19,6 +19,7 @@ from opticstream.pipeline.parameters import sample_settings
 from opticstream.pipeline.products import recorded_products, stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import belongs_in_sample
+from opticstream.pipeline.run_parameters import event_of
 from opticstream.state import FactsSnapshot
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSna
 def stacking_event(project: Project, slice_id: SliceId, /) -> Event:
     """Return the announcement that makes the sample look for slices to add, as it came for this slice."""
     kind = SliceRegistered if project.facts.has(slice_id, "registered") else SliceReady
-    return project.event(kind, slice_id)
+    return event_of(project, kind, slice_id)
 
 
 def sample_input(project: Project, slice_id: SliceId, /) -> SampleInput:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from opticstream.io.atomic import write_text
 from opticstream.model.errors import ConfigurationError
-from opticstream.sim.demo import PHANTOM_FILE, PROJECT_FILE, demo_phantom, project_text
+from opticstream.sim.demo import PHANTOM_FILE, PROJECT_FILE, demo_phantom, project_text, small_project_text
 from opticstream.sim.settings import (
     BubbleSettings,
     ImageFibres,
@@ -59,22 +59,35 @@ def full_size_phantom(*, seed: int = 1, slices: int = 2) -> PhantomSettings:
 
 
 def write_preset(
-    preset: str, folder: Path, /, *, seed: int = 1, slices: int = 2, directions: Path | None = None
+    preset: str,
+    folder: Path,
+    /,
+    *,
+    seed: int = 1,
+    slices: int = 2,
+    directions: Path | None = None,
+    channels: int = 2,
+    small: bool = False,
 ) -> tuple[Path, Path]:
     """Write the project file and the phantom file of a preset and return both paths.
+
+    With one channel the project has one beam and no polarization; `small` is the size of the small demo.
 
     Raises
     ------
     ConfigurationError
-        There is no such preset, or it needs `directions`.
+        There is no such preset, it needs `directions`, or it comes in one size only.
     """
-    text = project_text(name=preset, slices=slices)
+    if small and preset != "demo":
+        raise ConfigurationError(f"the preset {preset} comes in one size only; --small belongs to the preset demo")
+    make_text = small_project_text if small else project_text
+    text = make_text(name=preset, slices=slices, channels=channels)
     match preset:
         case "demo":
             phantom = demo_phantom(seed=seed, slices=slices)
         case "hard":
             phantom = hard_phantom(seed=seed, slices=slices)
-            text = project_text(name=preset, slices=slices, columns=6, rows=5, threshold_db=52.0)
+            text = project_text(name=preset, slices=slices, columns=6, rows=5, threshold_db=52.0, channels=channels)
         case "optic-tract":
             if directions is None:
                 raise ConfigurationError("the preset optic-tract needs --directions, a folder of direction images")
@@ -83,7 +96,7 @@ def write_preset(
             phantom = full_size_phantom(seed=seed, slices=slices)
             text = project_text(
                 name=preset, slices=slices, samples=2048, b_lines=350, a_lines=350, a_lines_tilted=200, columns=3,
-                threshold_db=60.0,
+                threshold_db=60.0, channels=channels,
             )  # fmt: skip
         case _:
             raise ConfigurationError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")

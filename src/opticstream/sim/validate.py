@@ -363,7 +363,7 @@ class _Validation:
 
     def _masked(self, mosaic: MosaicTruth, shape: tuple[int, ...]) -> Mask:
         """Return where the project's own mask says tissue; everywhere if it makes none."""
-        if not self.config.processing.mask.mask_file_type:
+        if not self.config.processing.mask.made_from:
             return np.ones(shape, dtype=bool)
         return np.nan_to_num(self._stitched(mosaic, "mask")) > 0
 
@@ -395,7 +395,7 @@ class _Validation:
             self.errors.map(quantity, item, error)
 
     def _mask(self, mosaic: MosaicTruth) -> None:
-        if not self.config.processing.mask.mask_file_type:
+        if not self.config.processing.mask.made_from:
             return
         found = self._masked(mosaic, ())
         x, y = self._frame(mosaic, found.shape)

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from opticstream.io.atomic import atomic_path, is_temporary, write_text
+from opticstream.io.atomic import TEMPORARY_MARK, atomic_path, write_text
 from opticstream.io.raw import gzip_reader
 from opticstream.io.reading import check_regular_file, error_of_system
+from opticstream.model.errors import FileFormatError
+from opticstream.state.manifest import SUFFIX, differences_from_manifest, manifest_path, read_manifest
+from opticstream.state.record import sha256_of_path, size_of_path
 
 CHUNK_BYTES = 1 << 20
+_STORE = ".zarr"
+"""End of the name of a folder that counts as one: a store of chunks."""
 _READ_BYTES = 1 << 22
 _IGZIP_LEVEL = {0: 1, 1: 2, 2: 3, 3: 3}
 """igzip's own level by ours. Its level 0 makes noisy spectra larger than they were; its level 2 comes within 8 % of
@@ -192,23 +198,22 @@ def archive_tile(source: Path, archive: Path, /, *, level: int = 1, threads: int
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What re-reading an archive copy showed."""
+    """What re-reading an archive copy, or any other file or store of an archive, showed."""
 
     archive: Path
     problem: str | None
-    """None where the copy holds the bytes that its checksum file vouches for."""
+    """None where it holds the bytes that its checksums vouch for."""
     raw_bytes: int = 0
+    judged: bool = True
+    """False where it has no checksum: nothing is known of it."""
 
 
 def verify_archive(archive: Path, /) -> Verification:
     """Inflate an archive copy, compare its SHA-256 with the checksum file beside it, and return the outcome."""
     checksum = checksum_path(archive)
-    try:
-        match = re.match(r"^([0-9a-f]{64}) [ *](.+)\n?$", checksum.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        return Verification(archive, f"{checksum.name} cannot be read: {error}")
-    if match is None:
-        return Verification(archive, f"{checksum.name} is no line of sha256sum")
+    expected = _checksum_in(checksum)
+    if isinstance(expected, Verification):
+        return Verification(archive, expected.problem)
     digest, size = hashlib.sha256(), 0
     try:
         with gzip_reader(archive) as file:
@@ -217,20 +222,74 @@ def verify_archive(archive: Path, /) -> Verification:
                 size += len(data)
     except Exception as error:  # each gzip library has errors of its own
         return Verification(archive, f"damaged: {error}", size)
-    if digest.hexdigest() != match[1]:
-        return Verification(archive, f"holds SHA-256 {digest.hexdigest()}, {checksum.name} says {match[1]}", size)
+    if digest.hexdigest() != expected:
+        return Verification(archive, f"holds SHA-256 {digest.hexdigest()}, {checksum.name} says {expected}", size)
     return Verification(archive, None, size)
 
 
 def verify_archives(folder: Path, /) -> Iterator[Verification]:
-    """Yield the outcome for every archive copy (`.gz` or `.sha256`) below a folder, in the order of their names.
+    """Yield the outcome for everything in an archive, in the order of names: copies, other files, and stores.
 
-    A checksum file without its copy, and a copy without its checksum file, are problems too.
+    A checksum file vouches for the file or store that it is named after, or for what is in that file's `.gz`; without
+    either it is a problem. What has no checksum is yielded without being judged; a store counts as one.
     """
-    copies = {path for path in folder.rglob("*.gz") if not is_temporary(path)}
-    copies |= {path.with_name(path.name.removesuffix(".sha256") + ".gz") for path in folder.rglob("*.sha256")}
-    for archive in sorted(copies):
-        yield verify_archive(archive)
+    for path, verify in sorted(_entries(folder), key=lambda entry: entry[0]):
+        yield verify(path)
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, Callable[[Path], Verification]]]:
+    """Yield every file and store below a folder, with what judges it; checksum files stand for what they vouch for."""
+    for base, folders, names in os.walk(folder):
+        stores = {name for name in folders if name.endswith(_STORE)}
+        folders[:] = [name for name in folders if name not in stores and TEMPORARY_MARK not in name]
+        present = {name for name in names if TEMPORARY_MARK not in name} | stores
+        vouched = {name.removesuffix(SUFFIX) for name in present if name.endswith(SUFFIX)}
+        for name in vouched:
+            if name.endswith(_STORE):
+                yield Path(base, name), _verify_store
+            elif name in present:
+                yield Path(base, name), _verify_file
+            else:
+                yield Path(base, f"{name}.gz"), verify_archive
+        for name in present:
+            if not (name in vouched or name.endswith(SUFFIX) or name.removesuffix(".gz") in vouched):
+                yield Path(base, name), _without_checksum
+
+
+def _without_checksum(path: Path) -> Verification:
+    return Verification(path, None, judged=False)
+
+
+def _verify_file(path: Path) -> Verification:
+    expected = _checksum_in(path.with_name(path.name + SUFFIX))
+    if isinstance(expected, Verification):
+        return Verification(path, expected.problem)
+    try:
+        size, found = path.stat().st_size, sha256_of_path(path)
+    except OSError as error:
+        return Verification(path, f"cannot be read: {error.strerror or error}")
+    problem = None if found == expected else f"holds SHA-256 {found}, {path.name}{SUFFIX} says {expected}"
+    return Verification(path, problem, size)
+
+
+def _verify_store(path: Path) -> Verification:
+    manifest = manifest_path(path)
+    if not path.is_dir():
+        return Verification(path, f"is gone, and {manifest.name} vouches for it")
+    try:
+        found = differences_from_manifest(path, read_manifest(manifest))
+        return Verification(path, str(found) if found else None, size_of_path(path))
+    except (OSError, FileFormatError) as error:
+        return Verification(path, f"{manifest.name} or the store cannot be read: {error}")
+
+
+def _checksum_in(checksum: Path) -> str | Verification:
+    """Return the SHA-256 in a checksum file of one line, or what is wrong with that file."""
+    try:
+        match = re.match(r"^([0-9a-f]{64}) [ *](.+)\n?$", checksum.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        return Verification(checksum, f"{checksum.name} cannot be read: {error}")
+    return match[1] if match is not None else Verification(checksum, f"{checksum.name} is no line of sha256sum")
 
 
 def _threads(n: int) -> contextlib.AbstractContextManager[ThreadPoolExecutor | None]:

@@ -21,12 +21,14 @@ from opticstream.compute.slice_axis import (
     aligned_map,
     slice_axis_from_illuminations,
 )
-from opticstream.config.processing import RegistrationSettings
+from opticstream.compute.stitching.mask import tissue_mask
+from opticstream.config.processing import MaskSettings, RegistrationSettings
 from opticstream.io import orientation_pictures as pictures
 from opticstream.io.atomic import write_bytes, write_text
 from opticstream.io.nifti import read_nifti, voxel_size_mm, write_nifti
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError
 from opticstream.stages.resample_volumes import BeamTilt, resample_volume
+from opticstream.state.manifest import write_manifest
 
 _DETAILS = ("aip",)
 """Maps that sharpen the registration where both illuminations have them."""
@@ -83,6 +85,7 @@ def register_slice(
     *,
     slice_id: int,
     settings: RegistrationSettings | None = None,
+    mask: MaskSettings | None = None,
     subject_id: str = "01",
     project_name: str = "",
     threads: int = 0,
@@ -99,6 +102,9 @@ def register_slice(
         Slice, for the file names.
     settings : RegistrationSettings, optional
         `processing.registration`.
+    mask : MaskSettings, optional
+        `processing.mask`: makes the mask of a mosaic that comes without one, from the map that
+        `settings.mask_file_type` names. Without it such a mosaic has no mask.
     subject_id, project_name : str
         For the template of file names.
     threads : int
@@ -123,14 +129,14 @@ def register_slice(
     voxel = _voxel_size(mosaics, slice_id)
     names = _Names(folder, options.file_name, slice_id, subject_id, project_name)
     try:
-        illuminations = [_read(mosaic, use_mask=options.use_mask) for mosaic in mosaics]
+        illuminations = [_read(mosaic, options, mask) for mosaic in mosaics]
         result = slice_axis_from_illuminations(
             illuminations,
             freedom=options.transform,
             bend_sigma_px=options.bend_sigma_px,
             sigma_px=options.smoothing_sigma_px,
             axis_sigma_px=options.axis_smoothing_sigma_px,
-            use_mask=options.use_mask,
+            use_mask=bool(options.mask_file_type),
             min_birefringence=options.min_birefringence,
             branch_sigma=options.branch_sigma,
             max_uncertainty_deg=options.max_uncertainty_deg,
@@ -238,15 +244,30 @@ def _image(path: Path) -> NDArray[np.float32]:
     return np.asarray(flat, np.float32)
 
 
-def _read(mosaic: SliceMosaic, *, use_mask: bool) -> IlluminationImages:
-    mask_path = mosaic.maps.get("mask") if use_mask else None
+def _mask(mosaic: SliceMosaic, modality: str, making: MaskSettings | None) -> NDArray[np.bool_] | None:
+    """Return the mask for the registration: the file that came with the mosaic, or one made from a map; or none."""
+    source = mosaic.maps.get("mask") if modality else None
+    if source is not None and source.is_file():
+        mask = np.nan_to_num(_image(source)) != 0
+    elif modality in mosaic.maps and making is not None:
+        source = mosaic.maps[modality]
+        mask = tissue_mask(
+            _image(source),
+            threshold=making.threshold_for(mosaic.name),
+            sigma_px=making.sigma_px,
+            min_fraction=making.min_fraction,
+        )
+    else:
+        return None
+    if not mask.any():
+        raise InputError(f"{source}: the mask is empty (processing.mask.threshold_db of {mosaic.name!r}?)")
+    return np.asarray(mask)
+
+
+def _read(mosaic: SliceMosaic, options: RegistrationSettings, making: MaskSettings | None) -> IlluminationImages:
     details = {name: _image(mosaic.maps[name]) for name in _DETAILS if name in mosaic.maps}
     orientation, birefringence = _image(mosaic.maps["ori"]), _image(mosaic.maps["biref"])
-    mask = None
-    if mask_path is not None and mask_path.is_file():
-        mask = np.nan_to_num(_image(mask_path)) != 0
-        if not mask.any():
-            raise InputError(f"{mask_path}: the mask is empty (processing.mask.threshold_db of {mosaic.name!r}?)")
+    mask = _mask(mosaic, options.mask_file_type, making)
     for modality, image in (("ori", orientation), ("biref", birefringence)):
         path = mosaic.maps[modality]
         if not np.isfinite(image).any():
@@ -383,19 +404,23 @@ def _write_aligned_maps(
     result: SliceAxis,
     voxel: tuple[float, ...],
 ) -> dict[str, Path]:
-    """Write every 2-D map of the moving illuminations on the pixels of the fixed one."""
+    """Write every 2-D map of the moving illuminations, and the mask that was used, on the pixels of the fixed one."""
     outputs = {}
     fixed = illuminations[0].birefringence
     shape = (fixed.shape[0], fixed.shape[1])
     for mosaic, item, image in zip(mosaics[1:], illuminations[1:], result.aligned[1:], strict=True):
         if image.registration is None or not image.registration.good:
             continue
-        for modality, path in sorted(mosaic.maps.items()):
+        for modality in sorted(mosaic.maps.keys() | ({"mask"} if item.mask is not None else set())):
+            path = mosaic.maps.get(modality)
             if modality == "biref":
                 aligned = image.birefringence
             elif modality == "ori":
                 aligned = image.orientation_deg
-            elif path.is_file():
+            elif modality == "mask" and item.mask is not None:
+                source = item.mask.astype(np.float32)
+                aligned = aligned_map(modality, source, image.registration.mapping, shape=shape)
+            elif path is not None and path.is_file():
                 source = _image(path)
                 if source.shape != item.birefringence.shape:
                     raise InputError(f"{path}: shape {source.shape}, but biref {item.birefringence.shape}")
@@ -427,6 +452,7 @@ def _write_aligned_volumes(names: _Names, mosaics: Sequence[SliceMosaic], result
                 shape=(height, width),
                 tilt=BeamTilt(mosaic.tilt_deg, mosaic.tilt_axis_deg),
             )
+            write_manifest(outputs[product])
     return outputs
 
 

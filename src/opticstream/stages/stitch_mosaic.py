@@ -109,7 +109,7 @@ def stitch_mosaic(
     enface : EnfaceSettings
         Which maps the tiles have.
     mask : MaskSettings
-        How the mask is made; ``mask_file_type = ""`` for none.
+        How the mask is made; ``made_from = ""`` for none.
     stitch : StitchSettings
         Interpolation, shading correction, formats.
     tiles_folder : Path
@@ -176,7 +176,7 @@ def stitch_maps(
     missing = {m: tiles.missing(m) for m in present if tiles.missing(m)}
 
     # The mask comes from one map and applies to all: that map goes first, and is kept.
-    mask_modality = mask.mask_file_type if mask.mask_file_type in present else ""
+    mask_modality = mask.made_from if mask.made_from in present else ""
     order = sorted(present, key=lambda m: (m != mask_modality, present.index(m)))
     first = order[0]
     outputs: dict[str, Path] = {}

@@ -38,6 +38,7 @@ from opticstream.model.errors import ConfigurationError, InputError, TileSizeErr
 from opticstream.model.ids import MosaicId
 from opticstream.stages.find_focus import focus_for_volume
 from opticstream.stages.mosaic_tiles import AXIAL, MosaicTiles, check_template, tiles_of_mosaic
+from opticstream.state.manifest import manifest_path, write_manifest
 
 if TYPE_CHECKING:
     from opticstream.compute.stitching.volume import BlockTiles
@@ -119,7 +120,7 @@ def stitch_volume(
     mask_path : Path, optional
         Mask of the mosaic (used if ``settings.apply_mask`` and it exists).
     stitched_folder : Path
-        Where ``mosaic_{m:03d}_{modality}.ome.zarr`` go.
+        Where ``mosaic_{m:03d}_{modality}.ome.zarr`` go, each with the checksums of its files in a manifest beside it.
     threads : int
         Threads; 0 takes all cores that the process may use.
     progress : callable, optional
@@ -221,6 +222,8 @@ def stitch_modality(
     name = path.name.split(".")[0]
     if leave_note and was_finished(path, layout, name=name, provenance=provenance):
         shards = prod(-(-s // b) for s, b in zip(layout.shape, layout.shard, strict=True))
+        if not manifest_path(path).is_file():
+            write_manifest(path, threads=threads)
         return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, shards)
     job = _Job(volumes, tiles, canvas, positions, focus, mask, modality in AXIAL, z_start, layout, plan, threads)
     with StoreWriter(path, layout, name=name, provenance=provenance, threads=threads) as store:
@@ -238,7 +241,9 @@ def stitch_modality(
             for entry in provenance["inputs"]:
                 entry["crc32"] = checksums[entry["tile"]].result()
                 del entry["sample"]
+        manifest_path(path).unlink(missing_ok=True)  # that of an older store
         store.finish(provenance, leave_note=leave_note)
+    write_manifest(path, threads=threads)
     return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, resumed, superseded)
 
 

@@ -247,7 +247,7 @@ def size_of_path(path: Path, /) -> int:
     """Return the bytes of a file, or of all files below a folder."""
     if not path.is_dir():
         return path.stat().st_size
-    return sum(file.stat().st_size for file in _files_below(path))
+    return sum(file.stat().st_size for file in files_below(path))
 
 
 def sha256_of_path(path: Path, /) -> str:
@@ -260,11 +260,12 @@ def sha256_of_path(path: Path, /) -> str:
     """
     if not path.is_dir():
         return _sha256_of_file(path)
-    lines = (f"{_sha256_of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in _files_below(path))
+    lines = (f"{_sha256_of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in files_below(path))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path, /) -> Iterator[Path]:
+    """Yield every file below a folder, in the order of their paths in it."""
     files = (Path(base, name) for base, _, names in os.walk(folder) for name in names)
     yield from sorted(files, key=lambda file: file.relative_to(folder).as_posix())
 

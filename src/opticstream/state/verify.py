@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from opticstream.model.errors import StateError
+from opticstream.model.errors import FileFormatError, StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.state.facts import Facts, FactsSnapshot
+from opticstream.state.manifest import differences_from_manifest, manifest_path, read_manifest
 from opticstream.state.raw_files import changed_raw_files
 from opticstream.state.record import FactRecord, FileRecord, path_from_name, sha256_of_path, size_of_path
 
@@ -104,9 +105,10 @@ def _compare(facts: Facts, file: FileRecord, *, checksums: bool) -> tuple[Proble
     try:
         size = size_of_path(path)
         if size != file.size:
-            return "size", f"{path} holds {size} bytes, expected {file.size}", path
+            return "size", f"{path} holds {size} bytes, expected {file.size}{_which(path, checksums)}", path
         if checksums and file.sha256 is not None and (found := sha256_of_path(path)) != file.sha256:
-            return "checksum", f"{path} has the SHA-256 {found[:12]}…, expected {file.sha256[:12]}…", path
+            told = f"{path} has the SHA-256 {found[:12]}…, expected {file.sha256[:12]}…{_which(path, checksums)}"
+            return "checksum", told, path
     except FileNotFoundError:
         return "missing", f"{path} is not there", path
     except OSError as error:
@@ -121,6 +123,18 @@ def _changed_raw_files(facts: Facts, snapshot: FactsSnapshot, *, checksums: bool
             for changed in changed_raw_files(facts, item):
                 if not (checksums and changed.has_same_content()):
                     yield Finding(changed.tile, changed.fact, "raw file changed", str(changed), changed.path)
+
+
+def _which(path: Path, checksums: bool) -> str:
+    """Return which files of a store are not as its manifest says; nothing where it has none that can be read."""
+    manifest = manifest_path(path)
+    if not (path.is_dir() and manifest.is_file()):
+        return ""
+    try:
+        found = differences_from_manifest(path, read_manifest(manifest), contents=checksums)
+    except (FileFormatError, OSError):
+        return ""  # the manifest is an output of its own, and told as such
+    return f" ({found})" if found else ""
 
 
 def _contradictions(snapshot: FactsSnapshot) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opticstream.config import config_from_mapping
 from opticstream.model import events as catalogue
 from opticstream.model.events import Event
 from opticstream.pipeline import batches, looks, mosaics, slices, stacking, uploads
@@ -129,8 +130,16 @@ class LocalBus:
         left = [str(event.item) for event in pending_announcements(self.project)]
         raise AssertionError(f"not finished after {steps} steps; pending: {left}; waits: {driver.watcher.incomplete()}")
 
+    def _opened(self, event: Event) -> Project:
+        """Return the project as a flow run opens it: with the parameters of its event on top."""
+        own = self.project
+        if event.parameters == dict(own.parameters):
+            return own
+        config = config_from_mapping(own.config.model_dump(mode="json"), overrides=event.parameters)
+        return Project.open(config, deployment=own.deployment, parameters=event.parameters)
+
     def _steps(self, event: Event) -> list[Step]:
-        project = self.project
+        project = self._opened(event)
         steps: list[Step] = []
         match event:
             case catalogue.BatchReady():

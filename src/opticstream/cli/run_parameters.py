@@ -1,0 +1,86 @@
+"""Which parameters a command uses where the project file, `--set` and the registered ones differ, and how it says so.
+
+The registered parameters change by `opticstream project register` only. A command uses what stands on its command line:
+the flow runs that it starts get the difference with their events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.markup import escape
+
+from opticstream.cli.console import err, is_project_file
+from opticstream.config import ProjectConfig, config_from_mapping
+from opticstream.config.overrides import differences, value_at
+
+
+@dataclass(frozen=True)
+class RunParameters:
+    """What a command uses."""
+
+    config: ProjectConfig
+    overrides: Mapping[str, Any]
+    """What differs from the registered parameters, by dotted path."""
+    notes: tuple[str, ...] = ()
+    """What the person is told of it."""
+
+    def tell(self) -> None:
+        """Print the notes."""
+        for note in self.notes:
+            err.print(f"[yellow]parameters[/] {escape(note)}")
+
+
+def parameters_for_run(project: str, config: ProjectConfig, bare: ProjectConfig, /, *, register: bool) -> RunParameters:
+    """Return the parameters of a run; needs the server to be reachable.
+
+    Parameters
+    ----------
+    project : str
+        The PROJECT argument.
+    config : ProjectConfig
+        What it says, with the options of the command on top.
+    bare : ProjectConfig
+        What it says without them.
+    register : bool
+        Register a project that is not registered yet, without the options of the command.
+    """
+    from opticstream.flows.parameters import registered_parameters, save_parameters
+
+    notes: list[str] = []
+    registered = registered_parameters(config.name)
+    if registered is None:
+        if not register:
+            return RunParameters(config, {})
+        data = bare.model_dump(mode="json")
+        registered = config_from_mapping(data, overrides={"project_name": config.name})
+        name = save_parameters(registered)
+        notes.append(f"registered {config.name} with those of {project} (Prefect Variable {name})")
+    if is_project_file(project):
+        notes += _notes_on_file(project, registered, bare)
+    overrides = differences(registered.model_dump(mode="json"), config.model_dump(mode="json"))
+    notes += [
+        f"{line}, for this run (--set)"
+        for line in _changes(bare.model_dump(mode="json"), config.model_dump(mode="json"))
+    ]
+    return RunParameters(config, overrides, tuple(notes))
+
+
+def _notes_on_file(project: str, registered: ProjectConfig, bare: ProjectConfig) -> Iterator[str]:
+    before, after = registered.model_dump(mode="json"), bare.model_dump(mode="json")
+    before["project"]["project_name"] = after["project"]["project_name"]
+    changes = list(_changes(before, after))
+    for line in changes:
+        yield f"{line} in {project} (registered -> file)"
+    if changes:
+        yield (
+            f"those of {project} are used here, the registered ones stay; "
+            f"`opticstream project register {project}` registers these"
+        )
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    for path, value in differences(before, after).items():
+        yield f"{path}: {value_at(before, path)!r} -> {value!r}"

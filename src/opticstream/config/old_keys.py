@@ -1,0 +1,62 @@
+"""Keys of earlier versions: old project files keep their effect, with a note that names the new keys."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from opticstream.model.errors import ConfigurationError
+
+_log = logging.getLogger("opticstream.config")
+_told: set[tuple[str, str]] = set()
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+STITCHING_MASK = "processing.mask.mask_file_type"
+USE_MASK = "processing.registration.use_mask"
+
+
+def with_new_keys(data: Any, /, *, source: str) -> Any:
+    """Replace keys of earlier versions in nested tables by those of today, in place, and return the tables.
+
+    `processing.mask.mask_file_type` chose the map for the mask of the stitched results, which the registration used as
+    well; `processing.registration.use_mask` told whether it did. A new key that stands beside an old one wins.
+    """
+    processing = data.get("processing") if isinstance(data, dict) else None
+    if not isinstance(processing, dict):
+        return data
+    registration = processing.get("registration", {})
+    if isinstance(registration, dict) and "use_mask" in registration:
+        used = _truth(registration.pop("use_mask"), source)
+        if not used:
+            registration.setdefault("mask_file_type", "")
+        now = "leave it out" if used else 'mask_file_type = "" in [processing.registration] says it now'
+        _note(source, f"{USE_MASK} is a key of earlier versions: {now}")
+    mask = processing.get("mask")
+    if isinstance(mask, dict) and "mask_file_type" in mask:
+        value = mask.pop("mask_file_type")
+        mask.setdefault("made_from", value)
+        registration = processing.setdefault("registration", {})
+        if isinstance(registration, dict):
+            registration.setdefault("mask_file_type", value)
+        shown = f'"{value}"' if isinstance(value, str) else repr(value)
+        _note(
+            source,
+            f"{STITCHING_MASK} = {shown} is a key of earlier versions and keeps its effect: it stands for "
+            f"made_from = {shown} in [processing.mask] (the mask of the stitched results) and "
+            f"mask_file_type = {shown} in [processing.registration] (the mask for the registration)",
+        )
+    return data
+
+
+def _truth(value: Any, source: str) -> bool:
+    text = str(value).strip().lower()
+    if text in _TRUE | _FALSE:
+        return text in _TRUE
+    raise ConfigurationError(f"{source}: {USE_MASK}: expected true or false (got {value!r})")
+
+
+def _note(source: str, text: str) -> None:
+    """Tell of an old key, once for each file and process."""
+    if (source, text) not in _told:
+        _told.add((source, text))
+        _log.warning("%s: %s", source, text)

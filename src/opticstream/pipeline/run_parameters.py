@@ -1,0 +1,93 @@
+"""Parameters of one run: what it uses instead of the registered ones belongs to the items that it found or took up.
+
+They stand in the item's `ready` record, and in the records of its results. State flows and sweeps look at the items of
+all runs at once: each announcement carries the parameters of its own item, not those of whoever looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from opticstream.model.errors import StateError
+from opticstream.model.events import Event
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
+from opticstream.pipeline.project import Project
+from opticstream.state import FactRecord
+
+E = TypeVar("E", bound=Event)
+DETAIL = "parameters"
+"""Key in the detail of a record; left out where a run uses the registered parameters."""
+
+
+def detail_of_parameters(parameters: Mapping[str, Any], /) -> dict[str, Any]:
+    """Return what is added to the detail of a record made with these parameters."""
+    return {DETAIL: dict(parameters)} if parameters else {}
+
+
+def run_parameters(project: Project, item: ItemId, /) -> dict[str, Any]:
+    """Return the parameters of the run that an item belongs to; those of the open project where none are recorded."""
+    record = _read(project, item, "ready")
+    return dict(project.parameters) if record is None else _parameters(record)
+
+
+def event_of(project: Project, kind: type[E], item: ItemId, /, **values: Any) -> E:
+    """Return an event about an item with the parameters of the run that the item belongs to."""
+    return project.event(kind, item, parameters=run_parameters(project, item), **values)
+
+
+def parameters_of_results(project: Project, results: Iterable[tuple[ItemId, str]], /) -> dict[str, Any]:
+    """Return the parameters that the latest of some results, as (item, fact), was made with.
+
+    What rests on results of several runs goes on with those of the last one. Without any result they are those of the
+    open project.
+    """
+    records = [record for item, fact in results if (record := _read(project, item, fact)) is not None]
+    if not records:
+        return dict(project.parameters)
+    return _parameters(max(records, key=lambda record: record.time))
+
+
+def take_over(project: Project, items: Iterable[ItemId], /) -> None:
+    """Let items that wait belong to the run that opened the project."""
+    for item in items:
+        record = _read(project, item, "ready")
+        if record is None or _parameters(record) == dict(project.parameters):
+            continue
+        detail = {key: value for key, value in record.detail.items() if key != DETAIL}
+        if isinstance(item, BatchId):
+            if "event" not in detail:
+                continue
+            detail["event"] = {**detail["event"], "parameters": dict(project.parameters)}
+        else:
+            detail |= detail_of_parameters(project.parameters)
+        project.facts.replace(item, "ready", {"detail": detail}, why="taken up by a run with other parameters")
+
+
+def waiting_in_folder(project: Project, events: Iterable[Event], folder: str, /) -> list[ItemId]:
+    """Return the items of pending announcements whose raw tiles lie in a folder."""
+    return [item for event in events if _lies_in(project, (item := event.item), folder)]
+
+
+def _lies_in(project: Project, item: ItemId, folder: str) -> bool:
+    match item:
+        case BatchId():
+            record = _read(project, item, "ready")
+            return record is not None and record.detail.get("event", {}).get("raw_folder") == folder
+        case MosaicId():
+            return any(_lies_in(project, batch, folder) for batch in project.layout.batches(item))
+        case SliceId():
+            return any(_lies_in(project, mosaic, folder) for mosaic in project.layout.mosaics(item))
+    return False
+
+
+def _parameters(record: FactRecord) -> dict[str, Any]:
+    announced = record.detail.get("event") or {}
+    return dict(record.detail.get(DETAIL) or announced.get("parameters") or {})
+
+
+def _read(project: Project, item: ItemId, fact: str) -> FactRecord | None:
+    try:
+        return project.facts.read(item, fact)
+    except StateError:
+        return None  # `state verify` names the damaged flag
