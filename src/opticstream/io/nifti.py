@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
-from opticstream.model.errors import FileFormatError, MissingInputError
+from opticstream.io.geometry import Affine, Geometry
+from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, NiftiHeader, read_nifti_header
+from opticstream.model.errors import FileFormatError, MissingInputError, OpticStreamError
 
 
 def write_nifti(
@@ -23,31 +22,38 @@ def write_nifti(
     *,
     voxel_size_mm: tuple[float, ...] = (1.0, 1.0, 1.0),
     origin_mm: tuple[float, ...] = (0.0, 0.0, 0.0),
+    affine_mm: Affine | None = None,
     description: str = "",
 ) -> Path:
-    """Write an array as NIfTI-1 (`.nii` or `.nii.gz`) and return the path.
+    """Write an array as NIfTI-1 (`.nii` or `.nii.gz`) and return the path; NIfTI-2 where an axis is too long for it.
 
     Parameters
     ----------
     path : Path
         Target; it appears only when complete. The same data gives the same bytes.
     data : array_like, shape (x, y[, z[, c]])
-        Values; x varies fastest on disk.
+        Values; x varies fastest on disk. Booleans become uint8.
     voxel_size_mm, origin_mm : tuple
         Size of a voxel and position of voxel (0, 0, 0), in mm, along x, y, z.
+    affine_mm : ndarray, shape (4, 4), optional
+        Instead of both: takes the index (x, y, z, 1) to mm, in NIfTI's axes.
     description : str
         At most 79 characters, e.g. the unit of the values.
     """
     import nibabel as nib
 
     array = np.asarray(data)
-    affine = np.diag([*(tuple(voxel_size_mm) + (1.0,) * 3)[:3], 1.0])
-    affine[:3, 3] = (tuple(origin_mm) + (0.0,) * 3)[:3]
-    image = nib.Nifti1Image(array, affine)
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if affine_mm is None:
+        affine_mm = np.diag([*(tuple(voxel_size_mm) + (1.0,) * 3)[:3], 1.0])
+        affine_mm[:3, 3] = (tuple(origin_mm) + (0.0,) * 3)[:3]
+    kind: Any = nib.Nifti1Image if max(array.shape, default=1) <= LONGEST_AXIS_NIFTI1 else nib.Nifti2Image
+    image = kind(array, affine_mm)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode()[:79]
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    image.set_sform(affine_mm, code=1)
+    image.set_qform(affine_mm, code=1)
     with atomic_path(path) as temporary:
         if path.name.endswith(".gz"):
             with temporary.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed:
@@ -59,45 +65,90 @@ def write_nifti(
 
 
 def read_nifti(path: Path, /, *, mmap: bool = False) -> NDArray[Any]:
-    """Return the array of a NIfTI file, shape (x, y[, z[, c]]), read-only where memory-mapped.
+    """Return the values of a NIfTI file, shape (x, y[, z[, c]]), read-only where memory-mapped.
+
+    Slope and intercept are applied, and the byte order is the machine's.
 
     Raises
     ------
     MissingInputError
         There is no such file.
     FileFormatError
-        It is damaged or no NIfTI file.
+        It is damaged, no NIfTI file, or holds colours, complex numbers or other values that are not real numbers.
     """
-    import nibabel as nib
-
-    with _readable(path):
-        image: Any = nib.load(path, mmap="r" if mmap else False)
-        return np.asanyarray(image.dataobj)
+    return nifti_values(path, read_nifti_header(path), mmap=mmap)
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Raise what is wrong with a NIfTI file as an error of ours that names it."""
-    import nibabel as nib
-
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: no such file") from error
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise FileFormatError(f"{path}: cannot be read as NIfTI: {error}") from error
-
-
-def voxel_size_mm(path: Path, /) -> tuple[float, ...]:
-    """Return the voxel size of a NIfTI file in mm, one number per spatial axis.
+def nifti_values(path: Path, header: NiftiHeader, /, *, mmap: bool = False) -> NDArray[Any]:
+    """Return the values of a file whose header is known, as `read_nifti`.
 
     Raises
     ------
     MissingInputError, FileFormatError
         As `read_nifti`.
     """
-    import nibabel as nib
+    from nibabel.arrayproxy import ArrayProxy
 
-    with _readable(path):
-        image: Any = nib.load(path)
-    return tuple(float(size) for size in image.header.get_zooms()[:3])
+    spec: Any = (header.shape, header.dtype, header.offset, header.slope, header.intercept)
+    try:
+        array = np.asanyarray(ArrayProxy(path, spec, mmap="r" if mmap else False))
+        return array if array.dtype.isnative or mmap else array.astype(array.dtype.newbyteorder("="))
+    except OpticStreamError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: no such file") from error
+    except Exception as error:  # whatever the libraries for NIfTI and gzip meet in a damaged file
+        raise FileFormatError(f"{path}: cannot be read as NIfTI: {error}") from error
+
+
+def map_from_nifti(path: Path, /) -> NDArray[Any]:
+    """Return a map of a NIfTI file, shape (x, y): further axes must have length 1.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        As `read_nifti`; or there is more than one plane, time point or channel.
+    """
+    header = read_nifti_header(path)
+    check_single(header.shape, 2, path)
+    array = nifti_values(path, header)
+    return array.reshape((*array.shape, 1)[:2])
+
+
+def check_single(shape: tuple[int, ...], spatial: int, path: Path, /) -> None:
+    """Raise where a NIfTI or NumPy array has more than one plane, time point or channel beyond its `spatial` axes.
+
+    Raises
+    ------
+    FileFormatError
+        Names the axis and its length.
+    """
+    for axis, length in enumerate(shape):
+        if axis >= spatial and length > 1:
+            kind = ("x", "y", "depth (z)", "time", "channel")[axis] if axis < 5 else "further"
+            raise FileFormatError(
+                f"{path}: axis {axis + 1} ({kind}) has {length} entries in the shape {shape}; expected one: "
+                "save the one that is meant as a file of its own"
+            )
+
+
+def nifti_geometry(path: Path, /) -> Geometry:
+    """Return where the voxels of a NIfTI file lie.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        As `read_nifti`; or a voxel size is zero or not finite.
+    """
+    return read_nifti_header(path).geometry
+
+
+def voxel_size_mm(path: Path, /) -> tuple[float, float, float]:
+    """Return the voxel size of a NIfTI file in mm along x, y and z, whatever unit its header has.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        As `nifti_geometry`.
+    """
+    return nifti_geometry(path).voxel_size_mm
