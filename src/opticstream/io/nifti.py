@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
-from opticstream.io.geometry import Affine, Geometry
+from opticstream.io.geometry import Geometry
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, NiftiHeader, read_nifti_header
 from opticstream.model.errors import FileFormatError, MissingInputError, OpticStreamError
 
@@ -22,7 +22,7 @@ def write_nifti(
     *,
     voxel_size_mm: tuple[float, ...] = (1.0, 1.0, 1.0),
     origin_mm: tuple[float, ...] = (0.0, 0.0, 0.0),
-    affine_mm: Affine | None = None,
+    geometry: Geometry | None = None,
     description: str = "",
 ) -> Path:
     """Write an array as NIfTI-1 (`.nii` or `.nii.gz`) and return the path; NIfTI-2 where an axis is too long for it.
@@ -35,8 +35,8 @@ def write_nifti(
         Values; x varies fastest on disk. Booleans become uint8.
     voxel_size_mm, origin_mm : tuple
         Size of a voxel and position of voxel (0, 0, 0), in mm, along x, y, z.
-    affine_mm : ndarray, shape (4, 4), optional
-        Instead of both: takes the index (x, y, z, 1) to mm, in NIfTI's axes.
+    geometry : Geometry, optional
+        Instead of both: size, directions and origin. Where it has no position, the file has none.
     description : str
         At most 79 characters, e.g. the unit of the values.
     """
@@ -45,15 +45,19 @@ def write_nifti(
     array = np.asarray(data)
     if array.dtype == bool:
         array = array.astype(np.uint8)
-    if affine_mm is None:
-        affine_mm = np.diag([*(tuple(voxel_size_mm) + (1.0,) * 3)[:3], 1.0])
-        affine_mm[:3, 3] = (tuple(origin_mm) + (0.0,) * 3)[:3]
+    if geometry is None:
+        affine = np.diag([*(tuple(voxel_size_mm) + (1.0,) * 3)[:3], 1.0])
+        affine[:3, 3] = (tuple(origin_mm) + (0.0,) * 3)[:3]
+        geometry = Geometry(affine, positioned=True)
     kind: Any = nib.Nifti1Image if max(array.shape, default=1) <= LONGEST_AXIS_NIFTI1 else nib.Nifti2Image
-    image = kind(array, affine_mm)
+    image = kind(array, geometry.affine_mm if geometry.positioned else None)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode()[:79]
-    image.set_sform(affine_mm, code=1)
-    image.set_qform(affine_mm, code=1)
+    if geometry.positioned:
+        image.set_sform(geometry.affine_mm, code=1)
+        image.set_qform(geometry.affine_mm, code=1)
+    else:
+        image.header["pixdim"][1:4] = geometry.voxel_size_mm
     with atomic_path(path) as temporary:
         if path.name.endswith(".gz"):
             with temporary.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed:

@@ -23,7 +23,7 @@ from opticstream.compute.stitching.weights import Canvas, canvas_from_positions,
 from opticstream.config import ScanSettings
 from opticstream.config.processing import VolumeSettings
 from opticstream.io.images import TileVolume
-from opticstream.io.nifti import read_nifti
+from opticstream.io.nifti import map_from_nifti
 from opticstream.io.omezarr import (
     IN_PASS_LEVELS,
     LevelArrays,
@@ -267,13 +267,13 @@ def _open_tiles(tiles: MosaicTiles, modality: str) -> tuple[dict[int, TileVolume
 def _read_mask(path: Path | None, canvas: Canvas) -> NDArray[np.bool_] | None:
     if path is None or not path.exists():
         return None
-    mask = read_nifti(path)
+    mask = map_from_nifti(path)
     if mask.shape != canvas.shape:
         raise InputError(
             f"{path} has shape {mask.shape}, but the mosaic has {canvas.shape}: it was made with other positions; "
             "stitch the mosaic's maps again, or set processing.volume.apply_mask = false"
         )
-    return np.asarray(mask, bool)
+    return np.asarray(np.nan_to_num(mask) != 0)
 
 
 def _shift_range(focus: NDArray[np.float32]) -> int:
