@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,23 @@ def write_nifti(
             with temporary.open("wb") as plain:
                 image.to_stream(plain)
     return path
+
+
+def long_axis_notes(shapes: Iterable[tuple[int, ...]], /) -> tuple[str, ...]:
+    """Return what is to be told of arrays with an axis too long for NIfTI-1; empty where all fit.
+
+    Examples
+    --------
+    >>> long_axis_notes([(300, 200)])
+    ()
+    """
+    longest = max((max(shape) for shape in shapes), default=1)
+    if longest <= LONGEST_AXIS_NIFTI1:
+        return ()
+    return (
+        f"an axis has {longest} pixels, more than the {LONGEST_AXIS_NIFTI1} of NIfTI-1: the NIfTI files are NIfTI-2 "
+        "(ITK and ANTs cannot read it)",
+    )
 
 
 def read_nifti(path: Path, /, *, mmap: bool = False) -> NDArray[Any]:

@@ -25,7 +25,8 @@ from opticstream.config.processing import RegistrationSettings
 from opticstream.io import orientation_pictures as pictures
 from opticstream.io.atomic import write_bytes, write_text
 from opticstream.io.geometry import SAME_DIRECTION, SAME_SIZE, Geometry, voxel_text
-from opticstream.io.nifti import map_from_nifti, nifti_geometry, write_nifti
+from opticstream.io.encoded_pictures import reduction_note
+from opticstream.io.nifti import long_axis_notes, map_from_nifti, nifti_geometry, write_nifti
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError
 from opticstream.stages.resample_volumes import BeamTilt, resample_volume
 
@@ -70,6 +71,8 @@ class RegisteredSlice:
     """Whether at least two illuminations were registered, so that there are fibre axes."""
     summary: dict[str, Any] = field(default_factory=dict)
     """What stands in the transform file: figures of each registration, shares of flagged pixels."""
+    notes: tuple[str, ...] = ()
+    """What was made smaller, or in another format, because the usual one cannot hold it."""
 
     @property
     def why_no_axis(self) -> str:
@@ -149,15 +152,16 @@ def register_slice(
 
     outputs: dict[str, Path] = {}
     shown: list[Path] = []
+    notes: list[str] = []
     outputs |= _write_transforms(names, mosaics, result, geometries)
-    shown += _write_overlays(names, illuminations, result)
+    shown += _write_overlays(names, illuminations, result, notes)
     outputs |= _write_aligned_maps(names, mosaics, illuminations, result, fixed)
     if options.resample_volumes:
         outputs |= _write_aligned_volumes(names, mosaics, result)
     summary = _summary(mosaics, result)
     if result.axes is not None:
         outputs |= _write_axis(names, result.axes, fixed)
-        made = _write_axis_pictures(names, result.axes)
+        made = _write_axis_pictures(names, result.axes, notes)
         outputs |= made
         shown += [path for path in made.values() if path.suffix == ".jpg"]
     outputs["transform"] = write_text(names("transform", ".json"), json.dumps(summary, indent=1, sort_keys=True) + "\n")
@@ -167,6 +171,7 @@ def register_slice(
         failures=result.failures,
         has_axis=result.axes is not None,
         summary=summary,
+        notes=(*notes, *long_axis_notes((result.aligned[0].birefringence.shape,))),
     )
 
 
@@ -247,8 +252,8 @@ def _geometry(mosaic: SliceMosaic, slice_id: int) -> Geometry:
         geometry = nifti_geometry(path)
         if geometry.other_affine_mm is not None:
             raise InputError(
-                f"slice {slice_id}: sform and qform of {path} lay it at two places; set them to the same, or one of their "
-                "codes to 0"
+                f"slice {slice_id}: sform and qform of {path} lay it at two places; set them to the same, or the code "
+                "of one of them to 0"
             )
         if geometry.positioned:
             geometry.check_right_angles(path)
@@ -427,9 +432,8 @@ def itk_transform(registration: Registration, /, *, fixed: Geometry, moving: Geo
     points = _itk_affine(moving) @ index @ np.linalg.inv(_itk_affine(fixed))
     kept = [*range(axes), 3]
     points = points[np.ix_(kept, kept)]
-    parameters = " ".join(
-        f"{value:.12g}" for value in [*points[:axes, :axes].ravel(), *points[:axes, axes]] + np.zeros(1)
-    )
+    numbers = np.concatenate([points[:axes, :axes].ravel(), points[:axes, axes]]) + 0.0  # no minus before a zero
+    parameters = " ".join(f"{value:.12g}" for value in numbers)
     return (
         f"#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_{axes}_{axes}\n"
         f"Parameters: {parameters}\nFixedParameters: {' '.join('0' * axes)}\n"
@@ -444,7 +448,9 @@ def _itk_affine(geometry: Geometry) -> NDArray[np.float64]:
     return turned
 
 
-def _write_overlays(names: _Names, illuminations: Sequence[IlluminationImages], result: SliceAxis) -> list[Path]:
+def _write_overlays(
+    names: _Names, illuminations: Sequence[IlluminationImages], result: SliceAxis, notes: list[str]
+) -> list[Path]:
     made = []
     fixed = illuminations[0].birefringence
     shape = (fixed.shape[0], fixed.shape[1])
@@ -458,7 +464,7 @@ def _write_overlays(names: _Names, illuminations: Sequence[IlluminationImages], 
             pictures.overlay(fixed, image.birefringence),
             titles=("before", "after" if image.registration and image.registration.good else "after: FAILED"),
         )
-        made.append(pictures.write_picture(names(product, ".jpg"), picture))
+        made.append(_write_preview(names(product, ".jpg"), picture, notes))
     return made
 
 
@@ -554,7 +560,14 @@ def mat_bytes(variables: Mapping[str, NDArray[Any]], /) -> bytes:
     return bytes(data)
 
 
-def _write_axis_pictures(names: _Names, axis: AxisField) -> dict[str, Path]:
+def _write_preview(path: Path, picture: NDArray[np.uint8], notes: list[str]) -> Path:
+    """Write a picture, and note where it had to be made smaller."""
+    if path.suffix == ".jpg" and (note := reduction_note(path.name, picture.shape)):
+        notes.append(note)
+    return pictures.write_picture(path, picture)
+
+
+def _write_axis_pictures(names: _Names, axis: AxisField, notes: list[str]) -> dict[str, Path]:
     """Write in-plane angle, through-plane angle and axis as colours, dimmed where the birefringence is low."""
     known = np.isfinite(axis.thruplane_deg)
     full = float(np.percentile(axis.birefringence[known], 90)) if known.any() else 1.0
@@ -569,7 +582,7 @@ def _write_axis_pictures(names: _Names, axis: AxisField) -> dict[str, Path]:
         picture = pictures.picture_from_colours(colours)
         picture = pictures.with_legend(picture, legend(pictures.legend_size(picture)))
         for suffix, kind in ((".jpg", "jpeg"), (".tif", "tiff")):
-            outputs[f"{product}_{kind}"] = pictures.write_picture(names(product, suffix), picture)
+            outputs[f"{product}_{kind}"] = _write_preview(names(product, suffix), picture, notes)
     return outputs
 
 
