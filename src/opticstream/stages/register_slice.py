@@ -24,8 +24,8 @@ from opticstream.compute.slice_axis import (
 from opticstream.config.processing import RegistrationSettings
 from opticstream.io import orientation_pictures as pictures
 from opticstream.io.atomic import write_bytes, write_text
-from opticstream.io.geometry import SAME_DIRECTION, SAME_SIZE, Geometry, voxel_text
 from opticstream.io.encoded_pictures import reduction_note
+from opticstream.io.geometry import SAME_DIRECTION, SAME_SIZE, Geometry, voxel_text
 from opticstream.io.nifti import long_axis_notes, map_from_nifti, nifti_geometry, write_nifti
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError
 from opticstream.stages.resample_volumes import BeamTilt, resample_volume
