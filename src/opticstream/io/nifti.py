@@ -113,7 +113,8 @@ def nifti_values(path: Path, header: NiftiHeader, /, *, mmap: bool = False) -> N
 
     spec: Any = (header.shape, header.dtype, header.offset, header.slope, header.intercept)
     try:
-        array = np.asanyarray(ArrayProxy(path, spec, mmap="r" if mmap else False))
+        with np.errstate(all="ignore"):  # a slope may take numbers beyond what they can be; they are infinite then
+            array = np.asanyarray(ArrayProxy(path, spec, mmap="r" if mmap else False))
         return array if array.dtype.isnative or mmap else array.astype(array.dtype.newbyteorder("="))
     except OpticStreamError:
         raise

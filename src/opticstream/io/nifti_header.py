@@ -75,7 +75,8 @@ class NiftiHeader:
             A voxel size is zero or not finite, the unit is unknown to NIfTI, or sform and voxel sizes contradict each
             other.
         """
-        return _geometry(self)
+        with np.errstate(all="ignore"):  # what is not finite is found and told
+            return _geometry(self)
 
 
 def read_nifti_header(path: Path, /) -> NiftiHeader:
@@ -237,7 +238,7 @@ def _geometry(header: NiftiHeader) -> Geometry:
     qform = _qform(fields, sizes, name) if has_qform else None
     affine = sform if sform is not None else qform
     if affine is None:
-        affine = np.diag([*sizes, 1.0])
+        affine = _checked(np.diag([*sizes, 1.0]), "voxel size (pixdim)", name)
     norms = np.linalg.norm(affine[:3, :3], axis=0)
     if sform is not None and not np.allclose(norms[needed], sizes[needed], rtol=SAME_SIZE):
         raise FileFormatError(
@@ -270,10 +271,16 @@ def _in_mm(affine: Affine, to_mm: float) -> Affine:
 def _sform(fields: Any, name: str) -> Affine:
     affine: Affine = np.eye(4)
     affine[:3] = [fields[row].astype(float) for row in ("srow_x", "srow_y", "srow_z")]
-    with np.errstate(over="ignore", invalid="ignore"):
-        if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0:
-            raise FileFormatError(f"{name}: its sform is no mapping to space: {affine[:3].tolist()}")
-    return affine
+    return _checked(affine, "sform", name)
+
+
+def _checked(affine: Affine, kind: str, name: str) -> Affine:
+    """Return an affine that is finite and keeps three axes apart; raise where it is none."""
+    norms = np.linalg.norm(affine[:3, :3], axis=0)
+    finite = np.isfinite(affine).all() and np.isfinite(norms).all() and (norms > 0).all()
+    if finite and abs(np.linalg.det(affine[:3, :3] / norms)) > 1e-6:
+        return affine
+    raise FileFormatError(f"{name}: its {kind} is no mapping to space: {affine[:3].tolist()}")
 
 
 def _qform(fields: Any, sizes: Affine, name: str) -> Affine:
@@ -282,10 +289,7 @@ def _qform(fields: Any, sizes: Affine, name: str) -> Affine:
     copy = fields.copy()
     copy["pixdim"][1:4] = sizes
     try:
-        with np.errstate(invalid="ignore", over="ignore"):
-            affine: Affine = np.asarray(copy.get_qform(), float)
+        affine: Affine = np.asarray(copy.get_qform(), float)
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
         raise FileFormatError(f"{name}: its qform is no mapping to space: {error}") from error
-    if not np.isfinite(affine).all():
-        raise FileFormatError(f"{name}: its qform is no mapping to space: {affine[:3].tolist()}")
-    return affine
+    return _checked(affine, "qform", name)
