@@ -377,3 +377,5 @@ def test_a_slice_with_other_voxels_is_not_put_into_a_stack(tmp_path):
     put_slice(tmp_path / "s.nii", np.ones((3, 4), np.float32), 0, affine_mm=np.diag([0.01, 0.01, 0.5, 1]))
     with pytest.raises(FileFormatError, match=r"holds voxels of 0\.01 x 0\.01 x 0\.5 mm, the new slice has 0\.02"):
         put_slice(tmp_path / "s.nii", np.ones((3, 4), np.float32), 1, affine_mm=np.diag([0.02, 0.02, 0.5, 1]))
+    with pytest.raises(FileFormatError, match=r"has axes x to right, .* the new slice x to left"):
+        put_slice(tmp_path / "s.nii", np.ones((3, 4), np.float32), 1, affine_mm=np.diag([-0.01, 0.01, 0.5, 1]))

@@ -67,3 +67,10 @@ def test_missing_values_of_a_mask_are_outside(tmp_path):
     assert not found[0, 0]
     assert not found[1, 1]
     assert found.sum() == 10
+
+
+@pytest.mark.parametrize("read", [read_surface, read_focus, read_mask])
+def test_a_map_that_its_header_mirrors_is_refused(tmp_path, read):
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.float32), np.diag([-0.01, 0.01, 1, 1])), tmp_path / "a.nii")
+    with pytest.raises(InputError, match="has axes x to left, y to anterior; expected x to right"):
+        read(tmp_path / "a.nii", SHAPE)

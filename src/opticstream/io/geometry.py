@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,7 +103,7 @@ class Geometry:
             raise InputError(f"{path}: its axes are not at right angles (a sheared sform); resample it first")
 
 
-def voxel_text(size_mm: Sequence[float], /) -> str:
+def voxel_text(size_mm: Iterable[float], /) -> str:
     """Return a voxel size for messages.
 
     Examples

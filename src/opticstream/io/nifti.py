@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
-from opticstream.io.geometry import Geometry
+from opticstream.io.geometry import SAME_DIRECTION, Geometry
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, NiftiHeader, read_nifti_header
 from opticstream.model.errors import FileFormatError, MissingInputError, OpticStreamError
 
@@ -124,16 +124,25 @@ def nifti_values(path: Path, header: NiftiHeader, /, *, mmap: bool = False) -> N
         raise FileFormatError(f"{path}: cannot be read as NIfTI: {error}") from error
 
 
-def map_from_nifti(path: Path, /) -> NDArray[Any]:
+def map_from_nifti(path: Path, /, *, straight: bool = False) -> NDArray[Any]:
     """Return a map of a NIfTI file, shape (x, y): further axes must have length 1.
+
+    With `straight` a map whose header turns or mirrors its axes is refused: it is to lie on tiles, whose do not.
 
     Raises
     ------
     MissingInputError, FileFormatError
-        As `read_nifti`; or there is more than one plane, time point or channel.
+        As `read_nifti`; there is more than one plane, time point or channel; or the axes are turned.
     """
     header = read_nifti_header(path)
     check_single(header.shape, 2, path)
+    if straight:
+        place = header.geometry
+        if place.positioned and not np.allclose(place.directions[:, :2], np.eye(3)[:, :2], atol=SAME_DIRECTION):
+            raise FileFormatError(
+                f"{path}: its header has axes {place.says()}; expected x to right, y to anterior, as in the tiles: turn "
+                "the map and save it with a plain affine"
+            )
     array = nifti_values(path, header)
     return array.reshape((*array.shape, 1)[:2])
 

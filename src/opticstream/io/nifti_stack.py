@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
-from opticstream.io.geometry import SAME_SIZE, Affine, Geometry, voxel_text
+from opticstream.io.geometry import SAME_DIRECTION, SAME_SIZE, Affine, Geometry, voxel_text
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, read_nifti_header
 from opticstream.model.errors import FileFormatError
 
@@ -31,7 +31,7 @@ class _Stack:
     count: int
     dtype: np.dtype[Any]
     header_bytes: int
-    voxel_size_mm: tuple[float, float, float]
+    geometry: Geometry
 
     @property
     def plane_bytes(self) -> int:
@@ -94,12 +94,14 @@ def put_slice(
     stack = _opened(path)
     if stack.dtype != data.dtype:
         raise FileFormatError(f"{path}: holds {stack.dtype}, the new slice {data.dtype}; remove it to start again")
-    given = Geometry(affine_mm).voxel_size_mm
-    if not np.allclose(stack.voxel_size_mm, given, rtol=SAME_SIZE):
+    given, held = Geometry(affine_mm, positioned=True), stack.geometry
+    if not np.allclose(held.voxel_size_mm, given.voxel_size_mm, rtol=SAME_SIZE):
         raise FileFormatError(
-            f"{path}: holds voxels of {voxel_text(stack.voxel_size_mm)}, the new slice has {voxel_text(given)}; "
-            "remove it to start again"
+            f"{path}: holds voxels of {voxel_text(held.voxel_size_mm)}, the new slice has "
+            f"{voxel_text(given.voxel_size_mm)}; remove it to start again"
         )
+    if not np.allclose(held.directions, given.directions, atol=SAME_DIRECTION):
+        raise FileFormatError(f"{path}: has axes {held.says()}, the new slice {given.says()}; remove it to start again")
     shape = stack.shape
     if data.shape[0] > shape[0] or data.shape[1] > shape[1]:
         _enlarge(path, stack, (max(shape[0], data.shape[0]), max(shape[1], data.shape[1])))
@@ -190,7 +192,7 @@ def _opened(path: Path) -> _Stack:
     if len(header.shape) != 3 or header.dtype not in types or header.offset != expected or header.scaled:
         raise FileFormatError(f"{path}: is not a stack that can grow; remove it to start again")
     x, y, count = header.shape
-    return _Stack((x, y), count, header.dtype, expected, header.geometry.voxel_size_mm)
+    return _Stack((x, y), count, header.dtype, expected, header.geometry)
 
 
 def _enlarge(path: Path, old: _Stack, shape: tuple[int, int]) -> None:

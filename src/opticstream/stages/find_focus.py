@@ -184,7 +184,7 @@ def read_focus(path: Path, tile_shape: tuple[int, int], /) -> NDArray[np.float32
     InputError
         It is for tiles of another size, not finite, or no map of real numbers.
     """
-    data = map_from_nifti(path)
+    data = map_from_nifti(path, straight=True)
     if data.shape != tuple(tile_shape):
         raise InputError(f"{path} is for tiles of {data.shape} px, expected {tuple(tile_shape)}; {_TO_TURN}")
     data = np.asarray(data, np.float32)

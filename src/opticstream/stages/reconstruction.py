@@ -243,7 +243,7 @@ def read_surface(path: Path, shape: tuple[int, int], /) -> NDArray[np.float32]:
     """
     from opticstream.io.nifti import map_from_nifti
 
-    surface = np.asarray(map_from_nifti(path), dtype=np.float32)
+    surface = np.asarray(map_from_nifti(path, straight=True), dtype=np.float32)
     if surface.shape != shape:
         raise InputError(f"{path} (processing.enface.surface): has shape {surface.shape}, the tile {shape}")
     if not np.isfinite(surface).all():

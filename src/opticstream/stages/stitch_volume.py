@@ -300,7 +300,7 @@ def _with_depth_step(
 def _read_mask(path: Path | None, canvas: Canvas) -> NDArray[np.bool_] | None:
     if path is None or not path.exists():
         return None
-    mask = map_from_nifti(path)
+    mask = map_from_nifti(path, straight=True)
     if mask.shape != canvas.shape:
         raise InputError(
             f"{path} has shape {mask.shape}, but the mosaic has {canvas.shape}: it was made with other positions; "
