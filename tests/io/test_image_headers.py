@@ -107,6 +107,14 @@ def test_axes_in_another_order_are_turned_by_their_names(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "plain.zarr"), VOLUME.T)
 
 
+def test_an_image_without_axes_is_read_as_old_versions_mean_it(tmp_path):
+    path = ome_zarr(tmp_path / "a.zarr", VOLUME[None, None], [])
+    np.testing.assert_array_equal(read_image(path), VOLUME.T)
+    assert image_geometry(path) is None
+    many = ome_zarr(tmp_path / "b.zarr", np.zeros((1, 2, 3, 4, 5), np.float32), [])
+    assert "axis channel (c) has 2 entries" in refusal(read_image, many)
+
+
 def test_a_plain_array_has_no_voxel_size(tmp_path):
     zarr_array(tmp_path / "p.zarr", VOLUME[None])
     np.testing.assert_array_equal(read_image(tmp_path / "p.zarr"), VOLUME.T)

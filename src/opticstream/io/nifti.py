@@ -140,8 +140,8 @@ def map_from_nifti(path: Path, /, *, straight: bool = False) -> NDArray[Any]:
         place = header.geometry
         if place.positioned and not np.allclose(place.directions[:, :2], np.eye(3)[:, :2], atol=SAME_DIRECTION):
             raise FileFormatError(
-                f"{path}: its header has axes {place.says()}; expected x to right, y to anterior, as in the tiles: turn "
-                "the map and save it with a plain affine"
+                f"{path}: its header has axes {place.says()}; expected x to right, y to anterior, as in the tiles: "
+                "turn the map and save it with a plain affine"
             )
     array = nifti_values(path, header)
     return array.reshape((*array.shape, 1)[:2])

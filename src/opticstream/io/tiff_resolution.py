@@ -60,7 +60,7 @@ def _of_ome(tiff: Any) -> Sizes | None:
         unit = pixels.get(f"PhysicalSize{axis}Unit", "µm").strip()
         if unit.lower() not in _MM_OF_UNIT:
             raise FileFormatError(
-                f"{tiff.filename}: PhysicalSize{axis}Unit {unit!r} is none of {', '.join(_MM_OF_UNIT)}"
+                f"{tiff.filename}: PhysicalSize{axis}Unit {unit!r} is not known; expected a length such as µm or mm"
             )
         return float(pixels.get(f"PhysicalSize{axis}")) * _MM_OF_UNIT[unit.lower()]
 

@@ -112,8 +112,8 @@ def _plain_names(array: Any, attributes: Mapping[str, Any]) -> list[str] | None:
 
 
 def _axes(block: Mapping[str, Any], rank: int, path: Path) -> list[dict[str, Any]]:
-    """Return the axes of an image; NGFF 0.3 gives names only, 0.1 and 0.2 mean t, c, z, y, x."""
-    axes = block.get("axes") or list("tczyx"[-5:])
+    """Return the axes of an image; NGFF 0.3 gives names only, 0.1 and 0.2 none: they mean t, c, z, y, x."""
+    axes = block.get("axes") or list("tczyx"[-rank:])
     axes = [dict(axis) if isinstance(axis, Mapping) else {"name": axis} for axis in axes]
     for axis in axes:
         axis["name"] = str(axis["name"]).lower()
@@ -163,7 +163,7 @@ def _geometry(
             shift, has_shift = shift + np.asarray(step["translation"], float), True
         elif kind != "identity":
             raise FileFormatError(
-                f"{path}: coordinate transformation {kind!r} is not known; expected scale, translation"
+                f"{path}: coordinate transformation {kind!r} is not known; expected scale or translation"
             )
     if not has_scale:
         return None
@@ -185,4 +185,6 @@ def _mm_of(unit: Any, path: Path) -> float:
     try:
         return _MM_OF_UNIT[str(unit).strip().lower()]
     except KeyError as error:
-        raise FileFormatError(f"{path}: the unit {unit!r} of its axes is none of {', '.join(_MM_OF_UNIT)}") from error
+        raise FileFormatError(
+            f"{path}: the unit {unit!r} of its axes is not known; expected a length such as micrometer or millimeter"
+        ) from error
