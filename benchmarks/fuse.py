@@ -28,13 +28,13 @@ OVERLAP = 0.2
 
 def write_tiles(folder: Path, grid: int, tile: tuple[int, int, int]) -> tuple[Path, list[list[float]]]:
     """Write noisy float32 NIfTI tiles with stage jitter, and the template of their true positions."""
-    from opticstream.io.nifti_stream import nifti1_header
+    from opticstream.io.nifti_stream import nifti_header
     from opticstream.io.tilemap import TileMap, TilePlace, write_template
 
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     width, height, depth = tile
-    header = nifti1_header(tile, voxel_size_mm=(0.01, 0.01, 0.0025))
+    header = nifti_header(tile, voxel_size_mm=(0.01, 0.01, 0.0025))
     noise = rng.normal(size=(64, height, width)).astype(np.float32)
     profile = 60 - 0.05 * np.arange(depth)
     places = []

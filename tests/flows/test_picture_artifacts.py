@@ -33,3 +33,9 @@ def test_the_text_holds_the_picture_reduced(tmp_path: Path) -> None:
 def test_a_picture_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         image_markdown(tmp_path / "none.png", title="x")
+
+
+def test_a_picture_beyond_pillows_limit_is_shown_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (40, 40)).save(tmp_path / "p.png")
+    assert "data:image/jpeg" in image_markdown(tmp_path / "p.png", title="A large picture")

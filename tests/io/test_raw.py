@@ -206,3 +206,52 @@ def test_nifti_2_headers_are_read(tmp_path):
     path = tmp_path / "t.nii"
     path.write_bytes(bytes(header) + _counts().tobytes())
     np.testing.assert_array_equal(_read(path)[0], _counts())
+
+
+def _with_scaling(path, slope, intercept):
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2f", content, 112, slope, intercept)
+    path.write_bytes(content)
+    return path
+
+
+NO_SCALING = [(0.0, 0.0), (1.0, 0.0), (0.0, 7.0), (float("nan"), 0.0), (float("nan"), float("nan"))]
+SCALING = [(2.0, 0.0), (1.0, 5.0), (-1.0, 0.0), (float("inf"), 0.0), (1.0, float("nan"))]
+
+
+@pytest.mark.parametrize(("slope", "intercept"), NO_SCALING)
+def test_a_raw_tile_whose_header_scales_nothing_is_read(tmp_path, slope, intercept):
+    path = _with_scaling(write_spectral_nifti(tmp_path / "t.nii", _counts()), slope, intercept)
+    np.testing.assert_array_equal(_read(path)[0], _counts())
+    data = np.ones((24, 5, 3), np.float32)
+    with ComplexTile.open(
+        _with_scaling(_complex_file(tmp_path / "c.nii", data), slope, intercept), a_lines=6, b_lines=5
+    ) as tile:
+        np.testing.assert_array_equal(tile.block(0, 5), data)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), SCALING)
+def test_a_raw_tile_whose_header_scales_its_numbers_is_refused(tmp_path, slope, intercept):
+    path = _with_scaling(write_spectral_nifti(tmp_path / "t.nii", _counts()), slope, intercept)
+    packed = tmp_path / "t.nii.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, packed):
+        with pytest.raises(FileFormatError, match=r"t\.nii.*: its header scales the numbers \(scl_slope"):
+            SpectralTile.open(file, SHAPE)
+    path = _with_scaling(_complex_file(tmp_path / "c.nii", np.ones((24, 5, 3), np.float32)), slope, intercept)
+    with pytest.raises(FileFormatError, match="expected slope 1 and intercept 0, or slope 0"):
+        ComplexTile.open(path, a_lines=6, b_lines=5)
+
+
+def test_a_complex_tile_of_more_volumes_or_another_depth_than_its_header_is_refused(tmp_path):
+    data = np.ones((24, 5, 6), np.float32)
+    for dims in ((24, 5, 3, 2), (24, 5, 1, 6)):
+        path = _complex_file(tmp_path / "c.nii", data, dims=dims)
+        with pytest.raises(FileFormatError, match=f"axis 4 has {dims[3]} entries"):
+            ComplexTile.open(path, a_lines=6, b_lines=5)
+    path = _complex_file(tmp_path / "c.nii", data, dims=(24, 5, 9))
+    with pytest.raises(TileSizeError, match="holds 6 planes, its header gives 9"):
+        ComplexTile.open(path, a_lines=6, b_lines=5)
+    path = _complex_file(tmp_path / "c.nii", data, dims=(24, 5, 6, 1, 1))
+    with ComplexTile.open(path, a_lines=6, b_lines=5) as tile:
+        assert tile.depth == 6

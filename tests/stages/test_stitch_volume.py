@@ -433,14 +433,14 @@ from pathlib import Path
 import numpy as np
 from opticstream.config.processing import VolumeSettings
 from opticstream.config.scan import IlluminationSettings, ScanSettings
-from opticstream.io.nifti_stream import nifti1_header
+from opticstream.io.nifti_stream import nifti_header
 from opticstream.io.tilemap import TileMap, TilePlace
 from opticstream.model.ids import MosaicId
 from opticstream.stages.mosaic_tiles import tiles_of_mosaic
 from opticstream.stages.stitch_volume import BASE_BYTES, stitch_modality
 folder, tiles, side, depth, budget = Path(sys.argv[1]), *map(int, sys.argv[2:5]), float(sys.argv[5])
 folder.mkdir(parents=True)
-header = nifti1_header((side, side, depth), voxel_size_mm=(0.01, 0.01, 0.0025))
+header = nifti_header((side, side, depth), voxel_size_mm=(0.01, 0.01, 0.0025))
 for k in range(tiles * tiles):
     with (folder / f"mosaic_001_image_{k + 1:04d}_dBI.nii").open("wb") as file:
         file.write(header)

@@ -225,7 +225,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         update_sample(SampleInput(tmp_path / "sample", 2, {}))
     update_sample(slice_input(tmp_path, 1))
     other = write_nifti(tmp_path / "o.nii.gz", np.ones((20, 20), np.float32), voxel_size_mm=(0.05, 0.05, 1.0))
-    with pytest.raises(InputError, match="voxel_um"):
+    with pytest.raises(InputError, match=r"holds voxels of 0\.01 x 0\.01 x 0\.3 mm"):
         update_sample(SampleInput(tmp_path / "sample", 2, {"normal_aip": other}, slice_thickness_um=300.0))
     (tmp_path / "sample" / "slices.json").write_text("{")
     with pytest.raises(StateError, match=r"slices.json: cannot be read"):

@@ -80,9 +80,19 @@ def register(
             mosaics.append(SliceMosaic(names[k], maps, tilts[k], axes[k]))
         made = register_slice(mosaics, out_dir, slice_id=slice_id, settings=settings)
     if as_json:
-        print_json({"outputs": made.outputs, "pictures": made.pictures, "failures": made.failures, **made.summary})
+        print_json(
+            {
+                "outputs": made.outputs,
+                "pictures": made.pictures,
+                "failures": made.failures,
+                "notes": made.notes,
+                **made.summary,
+            }
+        )
     else:
         _show(made.summary)
+        for note in made.notes:
+            out.print(note)
         for path in dict.fromkeys([*made.outputs.values(), *made.pictures]):
             out.print(f"  {path}")
     for failure in made.failures:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from opticstream.stages.find_coordinates import CoordinatesResult
     from opticstream.stages.find_focus import FocusResult
     from opticstream.stages.mosaic_tiles import MosaicTiles
+    from opticstream.stages.tile_geometry import MosaicGeometry
 
 app = typer.Typer(help="Positions, mosaics, focus and volumes of tiles, from files to files.", no_args_is_help=True)
 
@@ -44,7 +45,12 @@ MarginOption = Annotated[
 ]
 LinearOption = Annotated[bool, typer.Option("--linear", help="Interpolate at fractional positions.")]
 PixelOption = Annotated[
-    tuple[float, float, float], typer.Option("--pixel", help="Pixel size x y z in mm, for a TileConfiguration.")
+    tuple[float, float, float] | None,
+    typer.Option(
+        "--pixel",
+        help="Pixel size x y z in mm, for a TileConfiguration; default: what the tiles' headers give, else "
+        "0.01 0.01 0.0025.",
+    ),
 ]
 
 
@@ -227,6 +233,20 @@ def _configured(
     return tiles, tilemap, told
 
 
+def _place(
+    tiles: MosaicTiles, tilemap: TileMap, modality: str, pixel_mm: tuple[float, float, float] | None
+) -> MosaicGeometry:
+    """Return where the voxels of a configuration's mosaic lie."""
+    import numpy as np
+
+    from opticstream.stages.tile_geometry import geometry_of_tiles
+
+    if pixel_mm is not None and not all(math.isfinite(size) and size > 0 for size in pixel_mm):
+        raise ConfigurationError(f"--pixel {' '.join(map(str, pixel_mm))}: expected three numbers above 0, in mm")
+    positions = np.array([tilemap.place_of(n).position_px for n in tiles.numbers])
+    return geometry_of_tiles(tiles, modality, positions, voxel_size_mm=pixel_mm)
+
+
 @app.command("coords")
 def coords(
     source: SourceArgument,
@@ -263,7 +283,7 @@ def mosaic_command(
     out_folder: OutOption = None,
     positions: PositionsOption = Positions.MEASURE,
     margin: MarginOption = None,
-    pixel_mm: PixelOption = (0.01, 0.01, 0.0025),
+    pixel_mm: PixelOption = None,
     in_db: DbOption = False,
     shading: Annotated[bool, typer.Option("--shading", help="Take out the shading common to all tiles.")] = False,
     linear: LinearOption = False,
@@ -273,6 +293,7 @@ def mosaic_command(
     """Stitch the maps of a mosaic. A project's template is made first where it is not there."""
     from opticstream.stages.stitch_mosaic import stitch_maps, stitch_mosaic
 
+    found: list[str] = []
     with errors_shown(), _progress("mosaic", as_json) as progress:
         if _is_project(source):
             project = _project_mosaic(source, options, mosaic, out_folder)
@@ -296,6 +317,8 @@ def mosaic_command(
             folder = out_folder or source.parent
             modality = "aip" if in_db else "image"
             tiles, tilemap, told = _configured(source, folder, positions, margin, modality)
+            place = _place(tiles, tilemap, modality, pixel_mm)
+            found = [place.sentence, *place.notes]
             made = stitch_maps(
                 tiles,
                 tilemap,
@@ -304,11 +327,11 @@ def mosaic_command(
                 stitch=StitchSettings().model_copy(update=_stitch_choices(shading, linear)),
                 folder=folder,
                 stem=source.stem,
-                pixel_size_mm=pixel_mm,
+                geometry=place.geometry,
                 progress=progress,
             )
         result = _with_told(told, made.as_dict())
-    lines = [f"{made.shape[0]} x {made.shape[1]} px, seams correlate {made.seam_ncc:.2f}"]
+    lines = [*found, *made.notes, f"{made.shape[0]} x {made.shape[1]} px, seams correlate {made.seam_ncc:.2f}"]
     if not math.isnan(made.tissue_fraction):
         lines.append(f"the mask keeps {made.tissue_fraction:.0%} (processing.mask.threshold_db decides)")
     if made.blank:
@@ -350,7 +373,7 @@ def volume(
     out_folder: OutOption = None,
     positions: PositionsOption = Positions.MEASURE,
     margin: MarginOption = None,
-    pixel_mm: PixelOption = (0.01, 0.01, 0.0025),
+    pixel_mm: PixelOption = None,
     modality: Annotated[
         str, typer.Option(help="For a TileConfiguration: name of the volume; O3D blends as angles of an axis.")
     ] = "dBI",
@@ -401,18 +424,21 @@ def volume(
         else:
             folder = out_folder or source.parent
             tiles, tilemap, told = _configured(source, folder, positions, margin, modality, volumes=True)
+            place = _place(tiles, tilemap, modality, pixel_mm)
+            lines = [place.sentence, *place.notes]
             made = stitch_modality(
                 tiles,
                 tilemap,
                 modality,
                 folder / f"{source.stem}_{modality}.ome.zarr",
-                voxel_size_mm=pixel_mm,
+                voxel_size_mm=place.voxel_size_mm,
+                geometry=place.geometry,
                 settings=VolumeSettings().model_copy(update=update),
                 progress=progress,
                 executor=executor,
             )
         result = _with_told(told, made.as_dict())
-    lines = [*_verdict_line(told), *lines, f"{' x '.join(map(str, made.shape))} voxels"]
+    lines = [*_verdict_line(told), *lines, *made.notes, f"{' x '.join(map(str, made.shape))} voxels"]
     if made.resumed_blocks:
         lines.append(f"took up {made.resumed_blocks} shards of an earlier run")
     if made.superseded:

@@ -37,6 +37,7 @@ def image_markdown(path: Path, /, *, title: str, text: str = "", longest_px: int
     """
     from PIL import Image
 
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's limit is for pictures of strangers; these are our own, however large
     with Image.open(path) as image:
         picture = image.convert("RGB")
     picture.thumbnail((longest_px, longest_px))

@@ -8,14 +8,57 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LONGEST_JPEG_PX = 65_500
+"""Rows or columns that the JPEG library writes; the format ends at 65,535."""
+MOST_JPEG_PX = 89_000_000
+"""Pixels beyond which Pillow, and programs built on it, warn of a decompression bomb."""
+
+
+def reduction_step(shape: tuple[int, ...], /) -> int:
+    """Return by how much a JPEG picture of `shape` (rows, columns, ...) is thinned so that programs can open it.
+
+    Examples
+    --------
+    >>> reduction_step((40, 67_000, 3)), reduction_step((4000, 5000, 3))
+    (2, 1)
+    """
+    rows, columns = shape[:2]
+    step = max(1, -(-max(rows, columns) // LONGEST_JPEG_PX))
+    while -(-rows // step) * -(-columns // step) > MOST_JPEG_PX:
+        step += 1
+    return step
+
+
+def reduction_note(name: str, shape: tuple[int, ...], /) -> str:
+    """Return what is to be told of a JPEG picture that is thinned; empty where it is not."""
+    step = reduction_step(shape)
+    if step == 1:
+        return ""
+    return f"{name} is reduced {step} times: {shape[1]} x {shape[0]} px are more than a JPEG can usefully hold"
+
 
 def encoded_picture(picture: NDArray[np.uint8], kind: str, /, **options: Any) -> bytes:
     """Return 8-bit pixels (rows, columns[, 3]) as the bytes of a file of Pillow's `kind`, e.g. ``JPEG``.
 
-    Pillow never writes files itself here: where the disk is full it would leave them cut off and say nothing.
+    A JPEG that would be too large is thinned by `reduction_step`. Pillow never writes files itself here: where the disk
+    is full it would leave them cut off and say nothing.
     """
     from PIL import Image
 
+    step = reduction_step(picture.shape) if kind == "JPEG" else 1
+    if step > 1:
+        picture = np.ascontiguousarray(picture[::step, ::step])
     stream = BytesIO()
     Image.fromarray(picture).save(stream, kind, **options)
     return stream.getvalue()
+
+
+def needs_bigtiff(data_bytes: int, /) -> bool:
+    """Return whether a TIFF file must count its bytes in 64 bits; compression may save nothing.
+
+    Examples
+    --------
+    >>> needs_bigtiff(5 * 2**30), needs_bigtiff(2**30)
+    (True, False)
+    """
+    return data_bytes > 2**32 - 2**25

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import struct
-from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.io.nifti import read_nifti, voxel_size_mm
+from opticstream.io.geometry import Geometry
+from opticstream.io.nifti import check_single, nifti_geometry, nifti_values
+from opticstream.io.nifti_header import NiftiHeader, check_real, read_nifti_header
 from opticstream.io.reading import check_regular_file, reading_errors
 from opticstream.io.tiff import read_tiff
-from opticstream.io.zarr_files import file_store
+from opticstream.io.tiff_resolution import tiff_geometry
+from opticstream.io.zarr_images import open_zarr_image, readable_zarr
 from opticstream.model.errors import FileFormatError, MissingInputError
 
 SUFFIXES = (".nii", ".nii.gz", ".tif", ".tiff", ".zarr", ".npy")
@@ -44,32 +44,38 @@ def kind_of_image(path: Path, /) -> str:
 def read_image(path: Path, /, *, pages_are_depth: bool = False) -> NDArray[Any]:
     """Return an image or a volume, shape (x, y) or (x, y, z); axes of length 1 at the end are dropped.
 
-    TIFF and Zarr hold (rows, columns) or (z, rows, columns), i.e. y, x: they are turned. Pages of a TIFF file that do
-    not say what they are count as planes of a volume if `pages_are_depth`, and are refused otherwise.
+    TIFF and Zarr hold (rows, columns) or (z, rows, columns), i.e. y, x: they are turned. NIfTI's slope and intercept
+    are applied. A single time point or channel is dropped. Pages of a TIFF file that do not say
+    what they are count as planes of a volume if `pages_are_depth`, and are refused otherwise.
 
     Raises
     ------
     MissingInputError, FileFormatError
-        The file is absent, damaged, or has other axes.
+        The file is absent, damaged, has other axes or more than one time point or channel, or holds no real numbers
+        (colours, complex numbers, text, records).
     """
     kind = kind_of_image(path)
     _check_kind(path, kind)
     if kind == "nifti":
-        data = read_nifti(path)
-        while data.ndim > 2 and data.shape[-1] == 1:
-            data = data[..., 0]
+        header = read_nifti_header(path)
+        check_single(header.shape, 3, path)
+        data = nifti_values(path, header)
     elif kind == "numpy":
-        with reading_errors(path, "NumPy array"):
-            data = np.load(path, allow_pickle=False)
-            if not isinstance(data, np.ndarray):
-                raise FileFormatError(f"{path}: is an archive of arrays (.npz), expected one array")
+        data = _read_numpy(path)
+        check_single(data.shape, 3, path)
     elif kind == "tiff":
         data = read_tiff(path, pages_are_depth=pages_are_depth).T
+        check_real(data.dtype, name=str(path))
     else:
-        with _readable_zarr(path):
-            data = _open_zarr(path).read().result().T
+        image = open_zarr_image(path)
+        with readable_zarr(path):
+            data = image.array.read().result().T
+    while data.ndim > 2 and data.shape[-1] == 1:
+        data = data[..., 0]
     if data.ndim not in (2, 3):
         raise FileFormatError(f"{path}: expected 2 or 3 axes, got shape {data.shape}")
+    if data.size == 0:
+        raise FileFormatError(f"{path}: holds no values, its shape is {data.shape}")
     return np.asarray(data)
 
 
@@ -82,31 +88,33 @@ def _check_kind(path: Path, kind: str) -> None:
         raise MissingInputError(f"{path}: no such file")
 
 
-def _open_zarr(path: Path) -> Any:
-    """Open a Zarr array, or level 0 of an OME-Zarr image."""
-    import tensorstore as ts
+def image_geometry(path: Path, /) -> Geometry | None:
+    """Return where the voxels of an image lie, as its header or metadata say; None where they give no voxel size.
 
-    folder = path
-    for metadata in (path / "zarr.json", path / ".zattrs"):
-        if not metadata.exists() or (path / ".zarray").exists():
-            continue
-        content = json.loads(metadata.read_bytes())
-        if metadata.name == "zarr.json" and content.get("node_type") == "array":
-            break
-        attributes = content.get("attributes", content)
-        multiscales = (attributes.get("ome") or attributes).get("multiscales")
-        if multiscales:
-            folder = path / multiscales[0]["datasets"][0]["path"]
-        break
-    driver = "zarr3" if (folder / "zarr.json").exists() else "zarr"
-    return ts.open({"driver": driver, "kvstore": file_store(folder)}, read=True).result()
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        As `read_image`; or the size is zero, not finite, or in a unit that is not known.
+    """
+    kind = kind_of_image(path)
+    _check_kind(path, kind)
+    if kind == "nifti":
+        return nifti_geometry(path)
+    if kind == "zarr":
+        return open_zarr_image(path).geometry
+    return tiff_geometry(path) if kind == "tiff" else None
 
 
-@contextlib.contextmanager
-def _readable_zarr(path: Path) -> Iterator[None]:
-    """Raise what is wrong with a Zarr array as an error of ours that names it."""
-    with reading_errors(path, "Zarr"):
-        yield
+def _read_numpy(path: Path) -> NDArray[Any]:
+    """Return the array of a `.npy` file, in the machine's byte order."""
+    with reading_errors(path, "NumPy array"):
+        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise FileFormatError(f"{path}: is an archive of arrays (.npz), expected one array")
+        check_real(array.dtype, name=str(path))
+        if array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] in (3, 4):
+            raise FileFormatError(f"{path}: is a colour picture of shape {array.shape}; expected grey values")
+        return np.array(array, array.dtype.newbyteorder("="))
 
 
 class TileVolume:
@@ -121,23 +129,25 @@ class TileVolume:
         self.path = path
         self._whole: NDArray[Any] | None = None
         self._zarr: Any = None
+        self._header: NiftiHeader | None = None
         self._offset = 0
         kind = kind_of_image(path)
         _check_kind(path, kind)
-        self.voxel_size_mm: tuple[float, ...] | None = None
         if kind == "nifti":
-            plain = _plain_nifti_header(path)
-            if plain is not None:
-                self._offset, self.shape, self.voxel_size_mm = plain
-                expected = self._offset + 4 * int(np.prod(self.shape))
-                size = path.stat().st_size
-                if size < expected:
-                    raise FileFormatError(f"{path}: holds {size} bytes, expected {expected} for {self.shape[::-1]}")
-                return
-            self.voxel_size_mm = voxel_size_mm(path)
+            header = read_nifti_header(path)
+            check_single(header.shape, 3, path)
+            if len(header.shape) < 3:
+                raise FileFormatError(f"{path}: expected a volume, got shape {header.shape}")
+            self._header = header
+            x, y, z = header.shape[:3]
+            self.shape = (z, y, x)
+            if header.dtype == np.dtype("<f4") and not header.scaled and not path.name.lower().endswith(".gz"):
+                self._offset = header.offset
+            else:
+                self._whole = nifti_values(path, header).reshape((x, y, z), order="F").T
+            return
         if kind == "zarr":
-            with _readable_zarr(path):
-                self._zarr = _open_zarr(path)
+            self._zarr = open_zarr_image(path).array
             shape = tuple(int(n) for n in self._zarr.shape)
         else:
             self._whole = read_image(path, pages_are_depth=True).T
@@ -145,6 +155,16 @@ class TileVolume:
         if len(shape) != 3:
             raise FileFormatError(f"{path}: expected a volume, got shape {shape[::-1]}")
         self.shape = (shape[0], shape[1], shape[2])
+
+    @cached_property
+    def geometry(self) -> Geometry | None:
+        """Where the voxels lie, None where the file gives no voxel size; raises as `image_geometry`."""
+        return self._header.geometry if self._header is not None else image_geometry(self.path)
+
+    @property
+    def voxel_size_mm(self) -> tuple[float, float, float] | None:
+        """Size of a voxel along x, y and z, None where the file gives none; raises as `image_geometry`."""
+        return self.geometry.voxel_size_mm if self.geometry is not None and self.geometry.sized else None
 
     def read_into(self, out: NDArray[np.float32], z0: int, y0: int, /) -> None:
         """Fill `out` (z, y, x), whole rows, with the samples from (z0, y0) on.
@@ -161,7 +181,7 @@ class TileVolume:
             out[...] = self._whole[z0 : z0 + planes, y0 : y0 + rows]
             return
         if self._zarr is not None:
-            with _readable_zarr(self.path):
+            with readable_zarr(self.path):
                 out[...] = self._zarr[z0 : z0 + planes, y0 : y0 + rows].read().result()
             return
         handle = os.open(self.path, os.O_RDONLY)
@@ -185,28 +205,3 @@ def _read_fully(handle: int, view: memoryview, offset: int, path: Path) -> None:
         if count == 0:
             raise FileFormatError(f"{path}: ends at byte {offset + done}, more was expected")
         done += count
-
-
-def _plain_nifti_header(path: Path) -> tuple[int, tuple[int, int, int], tuple[float, ...]] | None:
-    """Return (offset, (z, y, x), voxel size in mm) of an unscaled little-endian float32 NIfTI-1, else None."""
-    if path.name.endswith(".gz"):
-        return None
-    with path.open("rb") as file:
-        header = file.read(352)
-    if len(header) < 352 or struct.unpack_from("<i", header)[0] != 348 or header[344:348] != b"n+1\0":
-        return None
-    dim = struct.unpack_from("<8h", header, 40)
-    datatype = struct.unpack_from("<h", header, 70)[0]
-    pixdim = struct.unpack_from("<8f", header, 76)
-    offset = int(struct.unpack_from("<f", header, 108)[0])
-    slope, intercept = struct.unpack_from("<2f", header, 112)
-    if (
-        datatype != 16
-        or slope not in (0.0, 1.0)
-        or intercept != 0.0
-        or dim[0] < 3
-        or min(dim[1:4]) < 1
-        or any(d > 1 for d in dim[4 : dim[0] + 1])
-    ):
-        return None
-    return offset, (dim[3], dim[2], dim[1]), tuple(float(p) for p in pixdim[1:4])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
-from opticstream.io.reading import check_regular_file, reading_errors
+from opticstream.io.geometry import SAME_DIRECTION, Geometry
+from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, NiftiHeader, read_nifti_header
+from opticstream.io.reading import reading_errors
 from opticstream.model.errors import FileFormatError
-
-_MOST_PACKED = 1032
-"""Bytes that one byte of a gzip file can stand for at most."""
 
 
 def write_nifti(
@@ -27,31 +24,42 @@ def write_nifti(
     *,
     voxel_size_mm: tuple[float, ...] = (1.0, 1.0, 1.0),
     origin_mm: tuple[float, ...] = (0.0, 0.0, 0.0),
+    geometry: Geometry | None = None,
     description: str = "",
 ) -> Path:
-    """Write an array as NIfTI-1 (`.nii` or `.nii.gz`) and return the path.
+    """Write an array as NIfTI-1 (`.nii` or `.nii.gz`) and return the path; NIfTI-2 where an axis is too long for it.
 
     Parameters
     ----------
     path : Path
         Target; it appears only when complete. The same data gives the same bytes.
     data : array_like, shape (x, y[, z[, c]])
-        Values; x varies fastest on disk.
+        Values; x varies fastest on disk. Booleans become uint8.
     voxel_size_mm, origin_mm : tuple
         Size of a voxel and position of voxel (0, 0, 0), in mm, along x, y, z.
+    geometry : Geometry, optional
+        Instead of both: size, directions and origin. Where it has no position, the file has none.
     description : str
         At most 79 characters, e.g. the unit of the values.
     """
     import nibabel as nib
 
     array = np.asarray(data)
-    affine = np.diag([*(tuple(voxel_size_mm) + (1.0,) * 3)[:3], 1.0])
-    affine[:3, 3] = (tuple(origin_mm) + (0.0,) * 3)[:3]
-    image = nib.Nifti1Image(array, affine)
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if geometry is None:
+        affine = np.diag([*(tuple(voxel_size_mm) + (1.0,) * 3)[:3], 1.0])
+        affine[:3, 3] = (tuple(origin_mm) + (0.0,) * 3)[:3]
+        geometry = Geometry(affine, positioned=True)
+    kind: Any = nib.Nifti1Image if max(array.shape, default=1) <= LONGEST_AXIS_NIFTI1 else nib.Nifti2Image
+    image = kind(array, geometry.affine_mm if geometry.positioned else None)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode()[:79]
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    if geometry.positioned:
+        image.set_sform(geometry.affine_mm, code=1)
+        image.set_qform(geometry.affine_mm, code=1)
+    else:
+        image.header["pixdim"][1:4] = geometry.voxel_size_mm
     with atomic_path(path) as temporary:
         if path.name.endswith(".gz"):
             with temporary.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed:
@@ -62,54 +70,112 @@ def write_nifti(
     return path
 
 
+def long_axis_notes(shapes: Iterable[tuple[int, ...]], /) -> tuple[str, ...]:
+    """Return what is to be told of arrays with an axis too long for NIfTI-1; empty where all fit.
+
+    Examples
+    --------
+    >>> long_axis_notes([(300, 200)])
+    ()
+    """
+    longest = max((max(shape) for shape in shapes), default=1)
+    if longest <= LONGEST_AXIS_NIFTI1:
+        return ()
+    return (
+        f"an axis has {longest} pixels, more than the {LONGEST_AXIS_NIFTI1} of NIfTI-1: the NIfTI files are NIfTI-2 "
+        "(ITK and ANTs cannot read it)",
+    )
+
+
 def read_nifti(path: Path, /, *, mmap: bool = False) -> NDArray[Any]:
-    """Return the array of a NIfTI file, shape (x, y[, z[, c]]), read-only where memory-mapped.
+    """Return the values of a NIfTI file, shape (x, y[, z[, c]]), read-only where memory-mapped.
+
+    Slope and intercept are applied, and the byte order is the machine's.
 
     Raises
     ------
     MissingInputError
         There is no such file.
     FileFormatError
-        It is damaged or no NIfTI file.
+        It is damaged, no NIfTI file, or holds colours, complex numbers or other values that are not real numbers.
     """
-    import nibabel as nib
-
-    with _readable(path):
-        image: Any = nib.load(path, mmap="r" if mmap else False)
-        _check_length(path, image)
-        return np.asanyarray(image.dataobj)
+    return nifti_values(path, read_nifti_header(path), mmap=mmap)
 
 
-def _check_length(path: Path, image: Any) -> None:
-    """Refuse a header that gives more than a file of this size can hold, before memory is asked for."""
-    header, size = image.header, path.stat().st_size
-    wanted = math.prod(int(n) for n in image.shape) * header.get_data_dtype().itemsize
-    possible = size * _MOST_PACKED if path.name.endswith(".gz") else size
-    if min(image.shape, default=0) < 1:
-        raise FileFormatError(f"{path}: its header gives the lengths {image.shape}, expected whole numbers above 0")
-    if wanted > possible:
-        shape = " x ".join(map(str, image.shape))
-        raise FileFormatError(f"{path}: its header gives {shape} values, {wanted} bytes; {size} bytes cannot hold them")
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Raise what is wrong with a NIfTI file as an error of ours that names it."""
-    check_regular_file(path)
-    with reading_errors(path, "NIfTI"):
-        yield
-
-
-def voxel_size_mm(path: Path, /) -> tuple[float, ...]:
-    """Return the voxel size of a NIfTI file in mm, one number per spatial axis.
+def nifti_values(path: Path, header: NiftiHeader, /, *, mmap: bool = False) -> NDArray[Any]:
+    """Return the values of a file whose header is known, as `read_nifti`.
 
     Raises
     ------
     MissingInputError, FileFormatError
         As `read_nifti`.
     """
-    import nibabel as nib
+    from nibabel.arrayproxy import ArrayProxy
 
-    with _readable(path):
-        image: Any = nib.load(path)
-    return tuple(float(size) for size in image.header.get_zooms()[:3])
+    spec: Any = (header.shape, header.dtype, header.offset, header.slope, header.intercept)
+    with reading_errors(path, "NIfTI"):
+        with np.errstate(all="ignore"):  # a slope may take numbers beyond what they can be; they are infinite then
+            array = np.asanyarray(ArrayProxy(path, spec, mmap="r" if mmap else False))
+        return array if array.dtype.isnative or mmap else array.astype(array.dtype.newbyteorder("="))
+
+
+def map_from_nifti(path: Path, /, *, straight: bool = False) -> NDArray[Any]:
+    """Return a map of a NIfTI file, shape (x, y): further axes must have length 1.
+
+    With `straight` a map whose header turns or mirrors its axes is refused: it is to lie on tiles, whose do not.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        As `read_nifti`; there is more than one plane, time point or channel; or the axes are turned.
+    """
+    header = read_nifti_header(path)
+    check_single(header.shape, 2, path)
+    if straight:
+        place = header.geometry
+        if place.positioned and not np.allclose(place.directions[:, :2], np.eye(3)[:, :2], atol=SAME_DIRECTION):
+            raise FileFormatError(
+                f"{path}: its header has axes {place.says()}; expected x to right, y to anterior, as in the tiles: "
+                "turn the map and save it with a plain affine"
+            )
+    array = nifti_values(path, header)
+    return array.reshape((*array.shape, 1)[:2])
+
+
+def check_single(shape: tuple[int, ...], spatial: int, path: Path, /) -> None:
+    """Raise where a NIfTI or NumPy array has more than one plane, time point or channel beyond its `spatial` axes.
+
+    Raises
+    ------
+    FileFormatError
+        Names the axis and its length.
+    """
+    for axis, length in enumerate(shape):
+        if axis >= spatial and length > 1:
+            kind = ("x", "y", "depth (z)", "time", "channel")[axis] if axis < 5 else "further"
+            raise FileFormatError(
+                f"{path}: axis {axis + 1} ({kind}) has {length} entries in the shape {shape}; expected one: "
+                "save the one that is meant as a file of its own"
+            )
+
+
+def nifti_geometry(path: Path, /) -> Geometry:
+    """Return where the voxels of a NIfTI file lie.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        As `read_nifti`; or a voxel size is zero or not finite.
+    """
+    return read_nifti_header(path).geometry
+
+
+def voxel_size_mm(path: Path, /) -> tuple[float, float, float]:
+    """Return the voxel size of a NIfTI file in mm along x, y and z, whatever unit its header has.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        As `nifti_geometry`.
+    """
+    return nifti_geometry(path).voxel_size_mm

@@ -8,17 +8,49 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
+from opticstream.io.geometry import SAME_DIRECTION, SAME_SIZE, Affine, Geometry, voxel_text
+from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, read_nifti_header
 from opticstream.model.errors import FileFormatError
 
-_HEADER_BYTES = 352
-_COUNT_OFFSET = 46  # dim[3] in the NIfTI-1 header
+_NIFTI1_BYTES, _NIFTI2_BYTES = 352, 544
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """What a stack's header says, and where its slice count is."""
+
+    shape: tuple[int, int]
+    count: int
+    dtype: np.dtype[Any]
+    header_bytes: int
+    geometry: Geometry
+
+    @property
+    def plane_bytes(self) -> int:
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def place(self, index: int) -> int:
+        """Return the first byte of a slice."""
+        return self.header_bytes + index * self.plane_bytes
+
+    def write_count(self, file: BinaryIO, count: int) -> None:
+        """Write the slice count, dim[3]."""
+        old = self.header_bytes == _NIFTI1_BYTES
+        file.seek(46 if old else 40)
+        file.write(struct.pack("<h" if old else "<q", count))
+
+    def check_count(self, path: Path, count: int) -> None:
+        """Raise where the header cannot count so many slices."""
+        if self.header_bytes == _NIFTI1_BYTES and count > LONGEST_AXIS_NIFTI1:
+            raise FileFormatError(f"{path}: counts at most {LONGEST_AXIS_NIFTI1} slices; remove it to start again")
 
 
 def put_slice(
@@ -27,8 +59,7 @@ def put_slice(
     slice_index: int,
     /,
     *,
-    pixel_size_mm: tuple[float, float],
-    thickness_mm: float,
+    affine_mm: Affine,
     description: str = "",
 ) -> None:
     """Write one slice of a stack, making or growing the stack where needed.
@@ -42,15 +73,15 @@ def put_slice(
         a larger one makes the whole stack be rewritten once, under a temporary name, with the larger size.
     slice_index : int
         Place in the stack, 0-based.
-    pixel_size_mm, thickness_mm : float
-        Voxel size.
+    affine_mm : ndarray, shape (4, 4)
+        Takes the index (x, y, slice, 1) to mm, in NIfTI's axes; it is written when the stack is made.
     description : str
         At most 79 characters.
 
     Raises
     ------
     FileFormatError
-        The existing file is not a stack of this type.
+        The existing file is not a stack of this type, or of other voxels.
     """
     data = np.asarray(image)
     if data.ndim != 2:
@@ -58,27 +89,35 @@ def put_slice(
     if data.dtype not in (np.float32, np.uint8):
         data = data.astype(np.float32)
     if not path.exists():
-        _create(path, data, slice_index, pixel_size_mm, thickness_mm, description)
+        _create(path, data, slice_index, affine_mm, description)
         return
-    shape, count, dtype = _layout(path)
-    if dtype != data.dtype:
-        raise FileFormatError(f"{path}: holds {dtype}, the new slice {data.dtype}; remove it to start again")
+    stack = _opened(path)
+    if stack.dtype != data.dtype:
+        raise FileFormatError(f"{path}: holds {stack.dtype}, the new slice {data.dtype}; remove it to start again")
+    given, held = Geometry(affine_mm, positioned=True), stack.geometry
+    if not np.allclose(held.voxel_size_mm, given.voxel_size_mm, rtol=SAME_SIZE):
+        raise FileFormatError(
+            f"{path}: holds voxels of {voxel_text(held.voxel_size_mm)}, the new slice has "
+            f"{voxel_text(given.voxel_size_mm)}; remove it to start again"
+        )
+    if not np.allclose(held.directions, given.directions, atol=SAME_DIRECTION):
+        raise FileFormatError(f"{path}: has axes {held.says()}, the new slice {given.says()}; remove it to start again")
+    shape = stack.shape
     if data.shape[0] > shape[0] or data.shape[1] > shape[1]:
-        _enlarge(path, (max(shape[0], data.shape[0]), max(shape[1], data.shape[1])))
-        shape, count, dtype = _layout(path)
-    plane_bytes = shape[0] * shape[1] * dtype.itemsize
+        _enlarge(path, stack, (max(shape[0], data.shape[0]), max(shape[1], data.shape[1])))
+        stack = _opened(path)
+    stack.check_count(path, slice_index + 1)
     with path.open("r+b") as file:
-        blank = _plane(np.empty((0, 0), dtype), shape)
-        for index in range(count, slice_index):
-            file.seek(_HEADER_BYTES + index * plane_bytes)
+        blank = _plane(np.empty((0, 0), stack.dtype), stack.shape)
+        for index in range(stack.count, slice_index):
+            file.seek(stack.place(index))
             file.write(blank)
-        file.seek(_HEADER_BYTES + slice_index * plane_bytes)
-        file.write(_plane(data, shape))
+        file.seek(stack.place(slice_index))
+        file.write(_plane(data, stack.shape))
         file.flush()
         os.fsync(file.fileno())
-        if slice_index >= count:
-            file.seek(_COUNT_OFFSET)
-            file.write(struct.pack("<h", slice_index + 1))
+        if slice_index >= stack.count:
+            stack.write_count(file, slice_index + 1)
             file.flush()
             os.fsync(file.fileno())
 
@@ -91,12 +130,12 @@ def blank_slice(path: Path, slice_index: int, /) -> None:
     FileFormatError
         The file is not a stack of this type.
     """
-    shape, count, dtype = _layout(path)
-    if slice_index >= count:
+    stack = _opened(path)
+    if slice_index >= stack.count:
         return
     with path.open("r+b") as file:
-        file.seek(_HEADER_BYTES + slice_index * shape[0] * shape[1] * dtype.itemsize)
-        file.write(_plane(np.empty((0, 0), dtype), shape))
+        file.seek(stack.place(slice_index))
+        file.write(_plane(np.empty((0, 0), stack.dtype), stack.shape))
         file.flush()
         os.fsync(file.fileno())
 
@@ -112,56 +151,57 @@ def _create(
     path: Path,
     data: NDArray[Any],
     slice_index: int,
-    pixel_size_mm: tuple[float, float],
-    thickness_mm: float,
+    affine_mm: Affine,
     description: str,
 ) -> None:
-    import nibabel as nib
-
     shape = (data.shape[0], data.shape[1])
-    header = nib.Nifti1Header(endianness="<")
-    header.set_data_dtype(data.dtype)
-    header.set_data_shape((*shape, slice_index + 1))
-    affine = np.diag([*pixel_size_mm, thickness_mm, 1.0])
-    header.set_qform(affine, code=1)
-    header.set_sform(affine, code=1)
-    header.set_zooms((*pixel_size_mm, thickness_mm))
-    header.set_xyzt_units("mm")
-    header["descrip"] = description.encode()[:79]
-    header["magic"] = b"n+1"
-    header["vox_offset"] = _HEADER_BYTES
+    header = _header((*shape, slice_index + 1), data.dtype, affine_mm, description.encode()[:79])
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(header.binaryblock + b"\0" * 4)
+        file.write(header)
         blank = _plane(np.empty((0, 0), data.dtype), shape)
         for _ in range(slice_index):
             file.write(blank)
         file.write(_plane(data, shape))
 
 
-def _layout(path: Path) -> tuple[tuple[int, int], int, np.dtype[Any]]:
-    with path.open("rb") as file:
-        head = file.read(_HEADER_BYTES)
+def _header(shape: tuple[int, int, int], dtype: np.dtype[Any], affine: Affine, description: bytes) -> bytes:
+    """Return the bytes before the slices; NIfTI-2 where an axis is too long for NIfTI-1."""
+    import nibabel as nib
+
+    short = max(shape) <= LONGEST_AXIS_NIFTI1
+    header: Any = (nib.Nifti1Header if short else nib.Nifti2Header)(endianness="<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=1)
+    header.set_zooms(Geometry(affine).voxel_size_mm)
+    header.set_xyzt_units("mm")
+    header["descrip"] = description
+    header["magic"] = b"n+1" if short else b"n+2"
+    header["vox_offset"] = _NIFTI1_BYTES if short else _NIFTI2_BYTES
+    return bytes(header.binaryblock) + b"\0" * 4
+
+
+def _opened(path: Path) -> _Stack:
     try:
-        size, rank, x, y, count, datatype = (
-            struct.unpack_from("<i", head, 0)[0],
-            *struct.unpack_from("<4h", head, 40),
-            struct.unpack_from("<h", head, 70)[0],
-        )
-        dtype: np.dtype[Any] = np.dtype({16: "<f4", 2: "u1"}[datatype])
-    except (struct.error, KeyError) as error:
-        raise FileFormatError(f"{path}: is not a stack that can grow; remove it to start again") from error
-    if size != 348 or rank != 3 or path.stat().st_size < _HEADER_BYTES + x * y * count * dtype.itemsize:
-        raise FileFormatError(f"{path}: is not a stack that can grow, or is cut short; remove it to start again")
-    return (x, y), count, dtype
+        header = read_nifti_header(path)
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}; remove the stack to start again") from error
+    expected = _NIFTI1_BYTES if int(header.fields["sizeof_hdr"]) == 348 else _NIFTI2_BYTES
+    types = (np.dtype("<f4"), np.dtype("u1"))
+    if len(header.shape) != 3 or header.dtype not in types or header.offset != expected or header.scaled:
+        raise FileFormatError(f"{path}: is not a stack that can grow; remove it to start again")
+    x, y, count = header.shape
+    return _Stack((x, y), count, header.dtype, expected, header.geometry)
 
 
-def _enlarge(path: Path, shape: tuple[int, int]) -> None:
+def _enlarge(path: Path, old: _Stack, shape: tuple[int, int]) -> None:
     """Rewrite a stack with larger slices, one slice in memory at a time."""
-    old, count, dtype = _layout(path)
+    header = read_nifti_header(path)
+    content = _header((*shape, old.count), old.dtype, header.geometry.affine_mm, bytes(header.fields["descrip"].item()))
     with path.open("rb") as source, atomic_path(path) as temporary, temporary.open("wb") as target:
-        head = bytearray(source.read(_HEADER_BYTES))
-        struct.pack_into("<2h", head, 42, *shape)
-        target.write(head)
-        for _ in range(count):
-            plane = np.frombuffer(source.read(old[0] * old[1] * dtype.itemsize), dtype).reshape(old, order="F")
+        source.seek(old.header_bytes)
+        target.write(content)
+        for _ in range(old.count):
+            plane = np.frombuffer(source.read(old.plane_bytes), old.dtype).reshape(old.shape, order="F")
             target.write(_plane(plane, shape))

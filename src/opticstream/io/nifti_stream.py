@@ -1,4 +1,4 @@
-"""NIfTI-1 files written piece by piece: the header is known before the data, and B-lines arrive in blocks.
+"""NIfTI files written piece by piece: the header is known before the data, and B-lines arrive in blocks.
 
 On disk x varies fastest and depth slowest, so a block of B-lines is one short run per depth; the file is sized at once
 and the runs are put in place.
@@ -10,47 +10,83 @@ import contextlib
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
+from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1
 
-HEADER_BYTES = 352
 
-
-def nifti1_header(
+def nifti_header(
     shape: tuple[int, ...], /, *, voxel_size_mm: tuple[float, float, float], description: str = ""
 ) -> bytes:
-    """Return the 352 bytes before the data of a little-endian float32 NIfTI-1 file.
+    """Return the bytes before the data of a little-endian float32 NIfTI file: 352, or 544 (NIfTI-2) for long axes.
 
     The affine is diagonal, with voxel (0, 0, 0) at the origin; units are mm. `description` takes 79 characters.
 
+    Raises
+    ------
+    ValueError
+        There are more than three axes, or one without samples.
+
     Examples
     --------
-    >>> len(nifti1_header((4, 5, 6), voxel_size_mm=(0.01, 0.01, 0.0025)))
+    >>> len(nifti_header((4, 5, 6), voxel_size_mm=(0.01, 0.01, 0.0025)))
     352
+    >>> len(nifti_header((40000, 5, 6), voxel_size_mm=(0.01, 0.01, 0.0025)))
+    544
     """
-    if not 1 <= len(shape) <= 3 or any(not 1 <= n <= 32767 for n in shape):
-        raise ValueError(f"NIfTI-1 holds up to three axes of 1 to 32767 samples here, got {shape}")
-    header = bytearray(HEADER_BYTES)
+    if not 1 <= len(shape) <= 3 or min(shape) < 1:
+        raise ValueError(f"expected up to three axes of at least one sample each, got {shape}")
+    layout = _NIFTI1 if max(shape) <= LONGEST_AXIS_NIFTI1 else _NIFTI2
+    header = bytearray(layout.bytes)
     put = struct.pack_into
-    put("<i", header, 0, 348)
-    header[38:39] = b"r"
-    put("<8h", header, 40, len(shape), *shape, *(1,) * (7 - len(shape)))
-    put("<hh", header, 70, 16, 32)  # float32
-    put("<8f", header, 76, 1.0, *voxel_size_mm, 1.0, 1.0, 1.0, 1.0)
-    put("<f", header, 108, HEADER_BYTES)
-    put("<ff", header, 112, 1.0, 0.0)
-    header[123] = 2  # mm
+    integer, real = layout.integer, layout.real
+    put("<i", header, 0, layout.bytes - 4)
+    header[layout.magic_at : layout.magic_at + len(layout.magic)] = layout.magic
+    put("<8" + integer, header, layout.dim_at, len(shape), *shape, *(1,) * (7 - len(shape)))
+    put("<hh", header, layout.type_at, 16, 32)  # float32
+    put("<8" + real, header, layout.sizes_at, 1.0, *voxel_size_mm, 1.0, 1.0, 1.0, 1.0)
+    put("<" + layout.offset, header, layout.offset_at, layout.bytes)
+    put("<2" + real, header, layout.slope_at, 1.0, 0.0)
+    put("<" + layout.code, header, layout.units_at, 2)  # mm
     text = description.encode()[:79]
-    header[148 : 148 + len(text)] = text
-    put("<hh", header, 252, 1, 1)  # qform and sform: scanner
+    header[layout.text_at : layout.text_at + len(text)] = text
+    put("<2" + layout.form, header, layout.forms_at, 1, 1)  # qform and sform: scanner
+    row_bytes = 4 * struct.calcsize(real)
     for row, size in enumerate(voxel_size_mm):
-        put("<f", header, 280 + 16 * row + 4 * row, size)
-    header[344:348] = b"n+1\0"
+        put("<" + real, header, layout.sform_at + row_bytes * row + row_bytes // 4 * row, size)
     return bytes(header)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the fields of a header are, and of which type."""
+
+    bytes: int
+    magic: bytes
+    magic_at: int
+    dim_at: int
+    type_at: int
+    sizes_at: int
+    offset_at: int
+    slope_at: int
+    units_at: int
+    text_at: int
+    forms_at: int
+    sform_at: int
+    integer: str = "h"
+    real: str = "f"
+    offset: str = "f"
+    code: str = "B"
+    form: str = "h"
+
+
+_NIFTI1 = _Layout(352, b"n+1\0", 344, 40, 70, 76, 108, 112, 123, 148, 252, 280)
+_NIFTI2 = _Layout(544, b"n+2\0\r\n\x1a\n", 4, 16, 12, 104, 168, 176, 500, 240, 344, 400, "q", "d", "q", "i", "i")
 
 
 def write_map(
@@ -58,7 +94,7 @@ def write_map(
 ) -> bytes:
     """Write an (x, y[, z]) array as float32 NIfTI, atomically; return the bytes of the file."""
     array = np.asarray(data, dtype="<f4")
-    header = nifti1_header(array.shape, voxel_size_mm=voxel_size_mm, description=description)
+    header = nifti_header(array.shape, voxel_size_mm=voxel_size_mm, description=description)
     content = header + array.tobytes(order="F")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -68,10 +104,11 @@ def write_map(
 class VolumeFile:
     """The data of a volume under construction; B-lines may come in any order and from any thread."""
 
-    def __init__(self, handle: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, handle: int, shape: tuple[int, int, int], header_bytes: int) -> None:
         self._handle = handle
+        self._first = header_bytes
         self.shape = shape
-        self.bytes = HEADER_BYTES + 4 * shape[0] * shape[1] * shape[2]
+        self.bytes = header_bytes + 4 * shape[0] * shape[1] * shape[2]
 
     def write(self, first: int, block: NDArray[np.float32], /) -> None:
         """Put B-lines from `first` on in place; `block` has shape (z, b, x).
@@ -84,7 +121,7 @@ class VolumeFile:
             raise ValueError(f"a block of shape {block.shape} does not fit at B-line {first} of a volume {self.shape}")
         for z in range(depth):
             run = np.ascontiguousarray(block[z], dtype="<f4")
-            offset = HEADER_BYTES + 4 * x * (y * z + first)
+            offset = self._first + 4 * x * (y * z + first)
             done = 0
             view = run.data.cast("B")
             while done < len(view):
@@ -104,12 +141,12 @@ def open_volume(
 
     The file takes its name when the block ends without an error.
     """
-    header = nifti1_header(shape, voxel_size_mm=voxel_size_mm, description=description)
+    header = nifti_header(shape, voxel_size_mm=voxel_size_mm, description=description)
     with atomic_path(path) as temporary:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             os.write(handle, header)
-            volume = VolumeFile(handle, shape)
+            volume = VolumeFile(handle, shape, len(header))
             os.ftruncate(handle, volume.bytes)
             yield volume
         finally:

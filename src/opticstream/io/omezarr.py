@@ -51,6 +51,8 @@ class StoreLayout:
         Shard of level 0; that of level ``l < 3`` is ``shard / 2**l``.
     version : {"0.5", "0.4"}
         NGFF version.
+    origin_um : tuple of float
+        Place of the first voxel of level 0, (z, y, x).
     """
 
     shape: tuple[int, int, int]
@@ -58,6 +60,7 @@ class StoreLayout:
     levels: int
     shard: tuple[int, int, int]
     version: Version = "0.5"
+    origin_um: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def level_shape(self, level: int, /) -> tuple[int, int, int]:
         """Return the size of a level: halves, rounded up."""
@@ -115,9 +118,10 @@ def multiscales_metadata(layout: StoreLayout, /, *, name: str) -> dict[str, Any]
     datasets = []
     for level in range(layout.levels):
         scale = [size * 2**level for size in layout.voxel_size_um]
-        shift = [size * (2**level - 1) / 2 for size in layout.voxel_size_um]
+        half = (2**level - 1) / 2
+        shift = [start + size * half for start, size in zip(layout.origin_um, layout.voxel_size_um, strict=True)]
         transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
-        if level:
+        if level or any(shift):
             transforms.append({"type": "translation", "translation": shift})
         datasets.append({"path": str(level), "coordinateTransformations": transforms})
     block: dict[str, Any] = {

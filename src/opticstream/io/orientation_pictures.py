@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path, write_bytes
-from opticstream.io.encoded_pictures import encoded_picture
+from opticstream.io.encoded_pictures import encoded_picture, needs_bigtiff
 
 Picture = NDArray[np.uint8]
 
@@ -134,7 +134,13 @@ def write_picture(path: Path, picture: Picture, /) -> Path:
 
     with atomic_path(path) as temporary:
         tifffile.imwrite(
-            temporary, picture, photometric="rgb", compression="zlib", metadata=None, software="opticstream"
+            temporary,
+            picture,
+            bigtiff=needs_bigtiff(picture.nbytes),
+            photometric="rgb",
+            compression="zlib",
+            metadata=None,
+            software="opticstream",
         )
     return path
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path, write_bytes
-from opticstream.io.encoded_pictures import encoded_picture
+from opticstream.io.encoded_pictures import encoded_picture, needs_bigtiff
 from opticstream.io.orientation_pictures import hue_colours
 
 Picture = NDArray[np.uint8]
@@ -162,6 +162,13 @@ def write_tiff(path: Path, image: NDArray[Any], /, *, pixel_size_mm: tuple[float
         options = {"resolution": (10 / pixel_size_mm[0], 10 / pixel_size_mm[1]), "resolutionunit": "CENTIMETER"}
     with atomic_path(path) as temporary:
         tifffile.imwrite(
-            temporary, rows, compression="zlib", compressionargs={"level": 1}, metadata=None, software="", **options
+            temporary,
+            rows,
+            bigtiff=needs_bigtiff(rows.nbytes),
+            compression="zlib",
+            compressionargs={"level": 1},
+            metadata=None,
+            software="",
+            **options,
         )
     return path

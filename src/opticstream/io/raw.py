@@ -66,13 +66,14 @@ def nifti_layout_from_bytes(header: bytes, /, *, name: str = "header") -> NiftiL
     Raises
     ------
     FileFormatError
-        These bytes are no NIfTI header, or one of complex, RGB or other data.
+        These bytes are no NIfTI header, or one of complex, RGB or other data, or of numbers that are to be scaled.
     """
     for order in "<>":
         if len(header) >= 348 and struct.unpack_from(order + "i", header)[0] == 348:
             dim = struct.unpack_from(order + "8h", header, 40)
             code = struct.unpack_from(order + "h", header, 70)[0]
             offset_value = struct.unpack_from(order + "f", header, 108)[0]
+            scaling = struct.unpack_from(order + "2f", header, 112)
             if not math.isfinite(offset_value) or offset_value != int(offset_value):
                 raise FileFormatError(f"{name}: vox_offset {offset_value} is no position in a file")
             minimum, offset, magic = 348, int(offset_value), header[344:348]
@@ -81,6 +82,7 @@ def nifti_layout_from_bytes(header: bytes, /, *, name: str = "header") -> NiftiL
             dim = struct.unpack_from(order + "8q", header, 16)
             code = struct.unpack_from(order + "h", header, 12)[0]
             offset = struct.unpack_from(order + "q", header, 168)[0]
+            scaling = struct.unpack_from(order + "2d", header, 176)
             minimum, magic = 540, header[4:8]
             break
     else:
@@ -91,6 +93,11 @@ def nifti_layout_from_bytes(header: bytes, /, *, name: str = "header") -> NiftiL
         raise FileFormatError(f"{name}: vox_offset {offset} is outside {minimum}..{_MAX_HEADER}")
     if code not in _DTYPES:
         raise FileFormatError(f"{name}: NIfTI data type code {code} is none of {sorted(_DTYPES)}")
+    if not math.isnan(scaling[0]) and scaling[0] != 0 and scaling != (1.0, 0.0):
+        raise FileFormatError(
+            f"{name}: its header scales the numbers (scl_slope {scaling[0]:g}, scl_inter {scaling[1]:g}); a raw tile "
+            "holds them as they are: expected slope 1 and intercept 0, or slope 0"
+        )
     axes = dim[0] if 1 <= dim[0] <= 7 else 7
     return NiftiLayout(np.dtype(order + _DTYPES[code]), offset, tuple(int(n) for n in dim[1 : axes + 1]))
 
@@ -295,6 +302,17 @@ class SpectralTile:
             raise TileSizeError(f"{self.path}: holds {found} bytes, expected {self.file_bytes} for {self.shape}")
 
 
+def _check_depth(path: Path, shape: tuple[int, ...], depth: int, expected: str) -> None:
+    """Raise where a complex tile's header tells of more volumes than one, or of another depth than the file holds."""
+    for axis, length in enumerate(shape[3:], start=4):
+        if length > 1:
+            raise FileFormatError(f"{path}: axis {axis} has {length} entries in the shape {shape}, expected {expected}")
+    if math.prod(shape[2:]) != depth:
+        raise TileSizeError(
+            f"{path}: holds {depth} planes, its header gives {math.prod(shape[2:])}; expected {expected}"
+        )
+
+
 def _is_overflown(shape: tuple[int, ...]) -> bool:
     """Whether a length did not fit the header's 16 bits; the size of the file then decides."""
     return any(n <= 0 for n in shape)
@@ -408,6 +426,8 @@ class ComplexTile:
                 raise TileSizeError(f"{path}: holds {size} bytes, no whole number of planes {expected}")
             if layout.shape[:2] != (width, b_lines) and not _is_overflown(layout.shape):
                 raise TileSizeError(f"{path}: has shape {layout.shape}, expected {expected}")
+            if not _is_overflown(layout.shape):
+                _check_depth(path, layout.shape, depth, expected)
             if tap is not None:
                 if copy_to is not None:
                     copy_to.mkdir(parents=True, exist_ok=True)

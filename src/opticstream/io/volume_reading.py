@@ -1,8 +1,7 @@
-"""Blocks and voxel size of an OME-Zarr volume (0.4 or 0.5), whoever wrote it; callers get (x, y, z)."""
+"""Blocks and voxel size of an OME-Zarr volume, whoever wrote it; callers get (x, y, z)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.io.reading import reading_errors
-from opticstream.io.zarr_files import file_store
+from opticstream.io.zarr_images import open_zarr_image, readable_zarr
 from opticstream.model.errors import FileFormatError
 
 BlockReader = Callable[[slice, slice], NDArray[Any]]
@@ -23,46 +21,32 @@ def volume_reader(path: Path, /) -> tuple[tuple[int, int, int], BlockReader]:
 
     Raises
     ------
-    FileFormatError
-        It is no OME-Zarr volume (0.4 or 0.5) with the axes z, y, x.
+    MissingInputError, FileFormatError
+        It is no volume of real numbers, or has more than one time point or channel.
     """
-    import tensorstore as ts
-
-    finest, driver = _finest_level(path)
-    with reading_errors(path, "OME-Zarr"):
-        spec = {"driver": driver, "kvstore": file_store(path / finest["path"])}
-        array = ts.open(spec, open=True, read=True).result()
+    array = open_zarr_image(path).array
     if array.rank != 3:
         raise FileFormatError(f"{path}: expected the axes z, y, x, got the shape {tuple(array.shape)}")
     z, y, x = (int(n) for n in array.shape)
 
     def read(xs: slice, ys: slice) -> NDArray[Any]:
-        with reading_errors(path, "OME-Zarr"):
+        with readable_zarr(path):
             block = array[:, ys, xs].read().result()
         return np.asarray(block).transpose(2, 1, 0)
 
     return (x, y, z), read
 
 
-def _finest_level(path: Path) -> tuple[dict[str, Any], str]:
-    """Return what an OME-Zarr says of its finest level and the driver that reads it."""
-    try:
-        if (path / "zarr.json").exists():
-            attributes, driver = json.loads((path / "zarr.json").read_bytes())["attributes"]["ome"], "zarr3"
-        else:
-            attributes, driver = json.loads((path / ".zattrs").read_bytes()), "zarr"
-        level: dict[str, Any] = attributes["multiscales"][0]["datasets"][0]
-        return level, driver
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        raise FileFormatError(f"{path}: is no OME-Zarr image: {error!r}") from error
-
-
 def volume_voxel_um(path: Path, /) -> tuple[float, float, float]:
-    """Return the voxel size (x, y, z) of an OME-Zarr volume in micrometres."""
-    finest, _ = _finest_level(path)
-    with reading_errors(path, "OME-Zarr"):
-        scale = next((t["scale"] for t in finest["coordinateTransformations"] if t["type"] == "scale"), None)
-        if scale is None or len(scale) < 3:
-            raise FileFormatError(f"{path}: says no voxel size")
-        z, y, x = (float(f"{s:.6g}") for s in scale[-3:])
+    """Return the voxel size (x, y, z) of an OME-Zarr volume in micrometres, whatever unit its axes have.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        There is no volume, or it has no voxel size.
+    """
+    geometry = open_zarr_image(path).geometry
+    if geometry is None or geometry.axes < 3:
+        raise FileFormatError(f"{path}: has no voxel size along x, y and z; expected an OME-Zarr with a scale")
+    x, y, z = (float(f"{1000 * size:.6g}") for size in geometry.voxel_size_mm)
     return x, y, z

@@ -80,6 +80,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
                 "missing_tiles": stitched.missing_tiles,
                 "doubts": doubts_of_mosaic(coordinates, stitched),
                 "focus": focus.as_dict(),
+                "notes": list(stitched.notes),
             },
         )
 

@@ -63,6 +63,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
                 "mosaics": [mosaic.mosaic_id for mosaic in good],
                 "summary": made.summary,
                 "doubts": list(made.failures),
+                "notes": list(made.notes),
                 **lost,
             },
         )

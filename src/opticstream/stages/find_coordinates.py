@@ -25,7 +25,7 @@ from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, w
 from opticstream.io.tilemap import TileMap, TilePlace, read_tilemap, write_template
 from opticstream.model.errors import ConfigurationError, InputError, ProcessingError
 from opticstream.model.ids import MosaicId
-from opticstream.stages.mosaic_tiles import LEVELS_IN_DB, MosaicTiles, check_template, tiles_of_mosaic
+from opticstream.stages.mosaic_tiles import LEVELS_IN_DB, MosaicTiles, check_placed, check_template, tiles_of_mosaic
 
 NOT_INTENSITY = frozenset({"ret", "biref"})
 """Maps without multiplicative speckle: they are compared as they are, not as logarithms."""
@@ -373,6 +373,7 @@ def _positions_from_fiji(path: Path | None, tiles: MosaicTiles) -> NDArray[np.fl
             f"{path} lists {len(configured)} tiles, but the grid has {tiles.grid[0]} x {tiles.grid[1]} = "
             f"{len(tiles.numbers)} (processing.coordinates.tile_configuration)"
         )
+    check_placed([(tile.name, tile.position_px) for tile in configured], str(path))
     import re
 
     numbers = []

@@ -15,7 +15,7 @@ from opticstream.compute.stitching.weights import canvas_from_positions
 from opticstream.config import ScanSettings
 from opticstream.config.processing import FocusSettings
 from opticstream.io.images import TileVolume
-from opticstream.io.nifti import read_nifti, write_nifti
+from opticstream.io.nifti import map_from_nifti, write_nifti
 from opticstream.io.tilemap import read_tilemap
 from opticstream.model.errors import InputError
 from opticstream.model.ids import MosaicId
@@ -182,12 +182,12 @@ def read_focus(path: Path, tile_shape: tuple[int, int], /) -> NDArray[np.float32
     Raises
     ------
     InputError
-        It is for tiles of another size, or not finite.
+        It is for tiles of another size, not finite, or no map of real numbers.
     """
-    data = read_nifti(path)
-    if data.shape[:2] != tuple(tile_shape) or data.size != tile_shape[0] * tile_shape[1]:
+    data = map_from_nifti(path, straight=True)
+    if data.shape != tuple(tile_shape):
         raise InputError(f"{path} is for tiles of {data.shape} px, expected {tuple(tile_shape)}; {_TO_TURN}")
-    data = np.asarray(data, np.float32).reshape(tile_shape)
+    data = np.asarray(data, np.float32)
     if not np.isfinite(data).all():
         raise InputError(f"{path} holds values that are not finite; {_TO_TURN}")
     return data

@@ -174,7 +174,7 @@ def tiles_from_configuration(path: Path, /, *, modality: str = "image", one_dept
     Raises
     ------
     InputError
-        None of the tiles exists, or they begin at different depths.
+        None of the tiles exists, they begin at different depths, or several have no place.
     """
     configured = read_tile_configuration(path)
     depths = [tile.position_px[2] for tile in configured if len(tile.position_px) > 2]
@@ -183,6 +183,7 @@ def tiles_from_configuration(path: Path, /, *, modality: str = "image", one_dept
             f"{path}: tiles lie at depths from {min(depths):g} to {max(depths):g} px; volumes are stitched side by "
             "side only, so all tiles must have the same z"
         )
+    check_placed([(tile.name, tile.position_px) for tile in configured], str(path))
     positions = np.array([tile.position_px[:2] for tile in configured], float)
     files = {}
     shape: tuple[int, int] | None = None
@@ -209,6 +210,31 @@ def tiles_from_configuration(path: Path, /, *, modality: str = "image", one_dept
         setting=f"the size of {example}",
         pages_are_depth=one_depth,
     )
+
+
+def check_placed(tiles: Sequence[tuple[str, Sequence[float]]], name: str, /) -> None:
+    """Raise where more than one tile lies at exactly (0, 0), as Fiji leaves tiles that it could not place.
+
+    Parameters
+    ----------
+    tiles : sequence of (str, sequence of float)
+        Name and position of each tile.
+    name : str
+        File that gives the positions.
+
+    Raises
+    ------
+    InputError
+        Names the tiles.
+    """
+    nowhere = [tile for tile, position in tiles if not any(position)]
+    if len(nowhere) > 1:
+        which = f"all {len(nowhere)} tiles" if len(nowhere) == len(tiles) else f"{len(nowhere)} tiles"
+        listed = ", ".join(nowhere[:4]) + (", ..." if len(nowhere) > 4 else "")
+        raise InputError(
+            f"{name}: {which} lie at (0, 0) ({listed}), as Fiji leaves tiles that it could not place; give their "
+            "nominal positions, or take them out"
+        )
 
 
 def cells_from_positions(positions_px: NDArray[np.float64], tile_shape: tuple[int, int], /) -> NDArray[np.intp]:
@@ -246,3 +272,4 @@ def check_template(
     absent = sorted(set(numbers) - {place.tile for place in tilemap.places})
     if absent:
         raise InputError(f"{name} has no position for tiles {absent}")
+    check_placed([(f"tile {place.tile}", place.position_px) for place in tilemap.places], name)

@@ -241,10 +241,9 @@ def read_surface(path: Path, shape: tuple[int, int], /) -> NDArray[np.float32]:
     InputError
         Absent, of another shape, or with values that are not finite.
     """
-    from opticstream.io.nifti import read_nifti
+    from opticstream.io.nifti import map_from_nifti
 
-    surface = np.asarray(read_nifti(path), dtype=np.float32)
-    surface = surface.reshape(surface.shape[:2]) if surface.shape[2:] in ((1,), (1, 1)) else surface
+    surface = np.asarray(map_from_nifti(path, straight=True), dtype=np.float32)
     if surface.shape != shape:
         raise InputError(f"{path} (processing.enface.surface): has shape {surface.shape}, the tile {shape}")
     if not np.isfinite(surface).all():

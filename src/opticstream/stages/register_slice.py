@@ -25,7 +25,9 @@ from opticstream.compute.stitching.mask import tissue_mask
 from opticstream.config.processing import MaskSettings, RegistrationSettings
 from opticstream.io import orientation_pictures as pictures
 from opticstream.io.atomic import write_bytes, write_text
-from opticstream.io.nifti import read_nifti, voxel_size_mm, write_nifti
+from opticstream.io.encoded_pictures import reduction_note
+from opticstream.io.geometry import SAME_DIRECTION, SAME_SIZE, Geometry, voxel_text
+from opticstream.io.nifti import long_axis_notes, map_from_nifti, nifti_geometry, write_nifti
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError
 from opticstream.stages.resample_volumes import BeamTilt, resample_volume
 from opticstream.state.manifest import write_manifest
@@ -71,6 +73,8 @@ class RegisteredSlice:
     """Whether at least two illuminations were registered, so that there are fibre axes."""
     summary: dict[str, Any] = field(default_factory=dict)
     """What stands in the transform file: figures of each registration, shares of flagged pixels."""
+    notes: tuple[str, ...] = ()
+    """What was made smaller, or in another format, because the usual one cannot hold it."""
 
     @property
     def why_no_axis(self) -> str:
@@ -118,15 +122,16 @@ def register_slice(
     Raises
     ------
     MissingInputError, InputError
-        Fewer than two illuminations, a map is missing, empty, of another size or voxel size than the others of its
-        illumination, or has no valid pixel.
+        Fewer than two illuminations; a map is missing, empty, has no valid pixel, or is of another size, voxel size or
+        place in space than the others of its illumination; or the headers of two illuminations give other directions.
     """
     options = settings or RegistrationSettings()
     if len(mosaics) < 2:
         raise InputError(
             f"slice {slice_id}: the fibre axis needs at least two illuminations, got {[m.name for m in mosaics]}"
         )
-    voxel = _voxel_size(mosaics, slice_id)
+    geometries = _geometries(mosaics, slice_id)
+    fixed = geometries[0]
     names = _Names(folder, options.file_name, slice_id, subject_id, project_name)
     try:
         illuminations = [_read(mosaic, options, mask) for mosaic in mosaics]
@@ -153,15 +158,16 @@ def register_slice(
 
     outputs: dict[str, Path] = {}
     shown: list[Path] = []
-    outputs |= _write_transforms(names, mosaics, result, voxel)
-    shown += _write_overlays(names, illuminations, result)
-    outputs |= _write_aligned_maps(names, mosaics, illuminations, result, voxel)
+    notes: list[str] = []
+    outputs |= _write_transforms(names, mosaics, result, geometries)
+    shown += _write_overlays(names, illuminations, result, notes)
+    outputs |= _write_aligned_maps(names, mosaics, illuminations, result, fixed)
     if options.resample_volumes:
         outputs |= _write_aligned_volumes(names, mosaics, result)
     summary = _summary(mosaics, result)
     if result.axes is not None:
-        outputs |= _write_axis(names, result.axes, voxel)
-        made = _write_axis_pictures(names, result.axes)
+        outputs |= _write_axis(names, result.axes, fixed)
+        made = _write_axis_pictures(names, result.axes, notes)
         outputs |= made
         shown += [path for path in made.values() if path.suffix == ".jpg"]
     outputs["transform"] = write_text(names("transform", ".json"), json.dumps(summary, indent=1, sort_keys=True) + "\n")
@@ -171,6 +177,7 @@ def register_slice(
         failures=result.failures,
         has_axis=result.axes is not None,
         summary=summary,
+        notes=(*notes, *long_axis_notes((result.aligned[0].birefringence.shape,))),
     )
 
 
@@ -202,8 +209,9 @@ class _Names:
         return self.folder / f"{name}{suffix}"
 
 
-def _voxel_size(mosaics: Sequence[SliceMosaic], slice_id: int) -> tuple[float, ...]:
-    sizes: dict[Path, tuple[float, ...]] = {}
+def _geometries(mosaics: Sequence[SliceMosaic], slice_id: int) -> list[Geometry]:
+    """Return where the pixels of each illumination lie; its maps must agree, and pixels have one size in the slice."""
+    found: list[Geometry] = []
     for mosaic in mosaics:
         _check_names(mosaic, slice_id)
         for modality in ("ori", "biref"):
@@ -213,16 +221,77 @@ def _voxel_size(mosaics: Sequence[SliceMosaic], slice_id: int) -> tuple[float, .
                     f"slice {slice_id}: the {modality} mosaic of the {mosaic.name} illumination is missing"
                     + (f" ({path})" if path else "")
                 )
-            # NIfTI keeps 32 bits; what was written as 0.01 is to be read as 0.01.
-            sizes[path] = tuple(float(f"{size:.6g}") for size in voxel_size_mm(path))
-    first_path, first = next(iter(sizes.items()))
-    for path, size in sizes.items():
-        if not np.allclose(size[:2], first[:2], rtol=1e-3):
+        found.append(_geometry(mosaic, slice_id))
+        first = found[0]
+        path, first_path = mosaic.maps["biref"], mosaics[0].maps["biref"]
+        if not np.allclose(found[-1].voxel_size_mm[:2], first.voxel_size_mm[:2], rtol=SAME_SIZE):
             raise InputError(
-                f"slice {slice_id}: {path.name} has pixels of {size[:2]} mm, {first_path.name} of {first[:2]} mm; "
-                "mosaics of one slice must have one pixel size (scan.scan_resolution_3d)"
+                f"slice {slice_id}: {path.name} has pixels of {voxel_text(found[-1].voxel_size_mm[:2])}, "
+                f"{first_path.name} of {voxel_text(first.voxel_size_mm[:2])}; mosaics of one slice must have one pixel "
+                "size (scan.scan_resolution_3d)"
             )
-    return first
+        if found[-1].positioned != first.positioned or (
+            first.positioned and ((found[-1].directions * first.directions).sum(axis=0)[:2] < 0.7).any()
+        ):
+            raise InputError(
+                f"slice {slice_id}: the header of {path} has {_way(found[-1])}, that of {first_path} {_way(first)}; "
+                "bring both maps into one orientation first, angles included"
+            )
+    return found
+
+
+def _way(geometry: Geometry) -> str:
+    return f"axes {geometry.says()}" if geometry.positioned else "no orientation"
+
+
+def _geometry(mosaic: SliceMosaic, slice_id: int) -> Geometry:
+    """Return where the pixels of an illumination lie, by its birefringence map; its other maps must not disagree.
+
+    Raises
+    ------
+    InputError
+        They do, or a header cannot be put into a transform for ITK.
+    """
+    base_path = mosaic.maps["biref"]
+    base = nifti_geometry(base_path)
+    for path in filter(Path.is_file, mosaic.maps.values()):
+        geometry = nifti_geometry(path)
+        if geometry.other_affine_mm is not None:
+            raise InputError(
+                f"slice {slice_id}: sform and qform of {path} lay it at two places; set them to the same, or the code "
+                "of one of them to 0"
+            )
+        if geometry.positioned:
+            geometry.check_right_angles(path)
+        if geometry.axes == 2 and not np.allclose(geometry.directions[2, :2], 0, atol=SAME_DIRECTION):
+            raise InputError(
+                f"slice {slice_id}: {path} has two axes, which its header lays out of the x-y plane "
+                f"({geometry.says()}); save it as (x, y, 1)"
+            )
+        if base.sized and not geometry.sized:
+            continue  # it tells nothing of where it lies
+        if problem := _difference(geometry, base):
+            raise InputError(
+                f"slice {slice_id}: {path} and {base_path.name} have {problem} in their headers; maps of one "
+                "illumination must lie at one place"
+            )
+    return base
+
+
+def _difference(one: Geometry, other: Geometry) -> str:
+    """Return what tells two geometries apart; empty where nothing does."""
+    if not np.allclose(one.voxel_size_mm[:2], other.voxel_size_mm[:2], rtol=SAME_SIZE):
+        return f"pixels of {voxel_text(one.voxel_size_mm[:2])} and {voxel_text(other.voxel_size_mm[:2])}"
+    if one.positioned != other.positioned:
+        return f"{_way(one)} and {_way(other)}"
+    if not one.positioned:
+        return ""
+    if not np.allclose(one.directions[:, :2], other.directions[:, :2], atol=SAME_DIRECTION):
+        return f"{_way(one)} and {_way(other)}"
+    apart = float(np.linalg.norm(np.subtract(one.origin_mm, other.origin_mm)))
+    if apart > 0.5 * min(other.voxel_size_mm[:2]):
+        return f"origins that lie {apart:g} mm apart"
+    return ""
 
 
 def _check_names(mosaic: SliceMosaic, slice_id: int) -> None:
@@ -237,11 +306,7 @@ def _check_names(mosaic: SliceMosaic, slice_id: int) -> None:
 
 
 def _image(path: Path) -> NDArray[np.float32]:
-    array = read_nifti(path)
-    flat = array.reshape(array.shape[:2]) if array.ndim > 2 and array.size == np.prod(array.shape[:2]) else array
-    if flat.ndim != 2:
-        raise InputError(f"{path}: expected a map (x, y), got the shape {array.shape}")
-    return np.asarray(flat, np.float32)
+    return np.asarray(map_from_nifti(path), np.float32)
 
 
 def _mask(mosaic: SliceMosaic, modality: str, making: MaskSettings | None) -> NDArray[np.bool_] | None:
@@ -343,43 +408,70 @@ def _json(value: float) -> float | None:
 
 
 def _write_transforms(
-    names: _Names, mosaics: Sequence[SliceMosaic], result: SliceAxis, voxel: tuple[float, ...]
+    names: _Names, mosaics: Sequence[SliceMosaic], result: SliceAxis, geometries: Sequence[Geometry]
 ) -> dict[str, Path]:
     outputs = {}
-    for mosaic, image in zip(mosaics[1:], result.aligned[1:], strict=True):
+    fixed = geometries[0]
+    for mosaic, image, moving in zip(mosaics[1:], result.aligned[1:], geometries[1:], strict=True):
         assert image.registration is not None
         product = "transform" if len(mosaics) == 2 else f"transform_{mosaic.name}"
-        text = itk_transform(image.registration, voxel_mm=voxel)
-        outputs[f"{product}_itk"] = write_text(names(product, ".tfm"), text)
+        as_read = max(fixed.axes, moving.axes)  # ITK reads (x, y) as two-dimensional, Slicer as one plane of three
+        for axes in sorted({as_read, 3}):
+            text = itk_transform(image.registration, fixed=fixed, moving=moving, axes=axes)
+            name = product if axes == as_read else f"{product}_3d"
+            outputs[f"{name}_itk"] = write_text(names(name, ".tfm"), text)
         bend = image.registration.mapping.displacement
         if bend is not None:
             product = "displacement" if len(mosaics) == 2 else f"displacement_{mosaic.name}"
             outputs[product] = write_nifti(
                 names(product, ".nii.gz"),
                 np.moveaxis(bend, 0, -1)[:, :, None, :],
-                voxel_size_mm=voxel,
+                geometry=fixed,
                 description="displacement (x, y) of fixed pixels, in px",
             )
     return outputs
 
 
-def itk_transform(registration: Registration, /, *, voxel_mm: tuple[float, ...]) -> str:
+def itk_transform(registration: Registration, /, *, fixed: Geometry, moving: Geometry, axes: int = 3) -> str:
     """Return a registration as text of an ITK transform file, in mm in ITK's axes (left, posterior, superior).
 
-    It maps points of the fixed NIfTI image to points of the moving one, as ITK, ANTs and 3D Slicer expect it.
+    It maps points of the fixed NIfTI image to points of the moving one, as ITK, ANTs and 3D Slicer expect it, whatever
+    origin, directions and voxel sizes the two files have.
+
+    Parameters
+    ----------
+    registration : Registration
+        What was found, in pixels.
+    fixed, moving : Geometry
+        Where the pixels of the two images lie.
+    axes : int
+        2 for images that ITK reads as (x, y), 3 for (x, y, 1).
     """
-    size = np.diag(voxel_mm[:2])
-    matrix = np.eye(3)
-    matrix[:2, :2] = size @ registration.mapping.matrix @ np.linalg.inv(size)
-    offset = np.append(-size @ registration.mapping.offset, 0.0)  # NIfTI's x and y point the other way in ITK
-    parameters = " ".join(f"{value:.12g}" for value in [*matrix.ravel(), *(offset + 0.0)])
+    index = np.eye(4)
+    index[:2, :2] = registration.mapping.matrix
+    index[:2, 3] = registration.mapping.offset
+    points = _itk_affine(moving) @ index @ np.linalg.inv(_itk_affine(fixed))
+    kept = [*range(axes), 3]
+    points = points[np.ix_(kept, kept)]
+    numbers = np.concatenate([points[:axes, :axes].ravel(), points[:axes, axes]]) + 0.0  # no minus before a zero
+    parameters = " ".join(f"{value:.12g}" for value in numbers)
     return (
-        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
-        f"Parameters: {parameters}\nFixedParameters: 0 0 0\n"
+        f"#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_{axes}_{axes}\n"
+        f"Parameters: {parameters}\nFixedParameters: {' '.join('0' * axes)}\n"
     )
 
 
-def _write_overlays(names: _Names, illuminations: Sequence[IlluminationImages], result: SliceAxis) -> list[Path]:
+def _itk_affine(geometry: Geometry) -> NDArray[np.float64]:
+    """Return what takes indices to mm as ITK reads them; without a position ITK's own axes are those of the array."""
+    if not geometry.positioned:
+        return np.diag([*geometry.voxel_size_mm, 1.0])
+    turned: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0]) @ geometry.affine_mm
+    return turned
+
+
+def _write_overlays(
+    names: _Names, illuminations: Sequence[IlluminationImages], result: SliceAxis, notes: list[str]
+) -> list[Path]:
     made = []
     fixed = illuminations[0].birefringence
     shape = (fixed.shape[0], fixed.shape[1])
@@ -393,7 +485,7 @@ def _write_overlays(names: _Names, illuminations: Sequence[IlluminationImages], 
             pictures.overlay(fixed, image.birefringence),
             titles=("before", "after" if image.registration and image.registration.good else "after: FAILED"),
         )
-        made.append(pictures.write_picture(names(product, ".jpg"), picture))
+        made.append(_write_preview(names(product, ".jpg"), picture, notes))
     return made
 
 
@@ -402,7 +494,7 @@ def _write_aligned_maps(
     mosaics: Sequence[SliceMosaic],
     illuminations: Sequence[IlluminationImages],
     result: SliceAxis,
-    voxel: tuple[float, ...],
+    geometry: Geometry,
 ) -> dict[str, Path]:
     """Write every 2-D map of the moving illuminations, and the mask that was used, on the pixels of the fixed one."""
     outputs = {}
@@ -430,7 +522,7 @@ def _write_aligned_maps(
             product = f"{mosaic.name}_{modality}"
             data: NDArray[Any] = np.nan_to_num(aligned).astype(np.uint8) if modality == "mask" else aligned
             outputs[product] = write_nifti(
-                names(product, ".nii.gz"), data[..., None], voxel_size_mm=voxel, description=f"{modality}, registered"
+                names(product, ".nii.gz"), data[..., None], geometry=geometry, description=f"{modality}, registered"
             )
     return outputs
 
@@ -456,12 +548,12 @@ def _write_aligned_volumes(names: _Names, mosaics: Sequence[SliceMosaic], result
     return outputs
 
 
-def _write_axis(names: _Names, axis: AxisField, voxel: tuple[float, ...]) -> dict[str, Path]:
+def _write_axis(names: _Names, axis: AxisField, geometry: Geometry) -> dict[str, Path]:
     def nifti(product: str, data: NDArray[Any], description: str) -> Path:
-        return write_nifti(names(product, ".nii.gz"), data, voxel_size_mm=voxel, description=description)
+        return write_nifti(names(product, ".nii.gz"), data, geometry=geometry, description=description)
 
     outputs = {
-        "axis": nifti("axis", axis.axis[:, :, None, :], "fibre axis, unit vector (x, y, z)"),
+        "axis": nifti("axis", axis.axis[:, :, None, :], "fibre axis, unit vector along the image's x, y, z"),
         "inplane": nifti("inplane", axis.inplane_deg[..., None], "in-plane angle, degrees"),
         "thruplane": nifti("thruplane", axis.thruplane_deg[..., None], "through-plane angle, degrees"),
         "biref": nifti("biref", axis.birefringence[..., None], "true birefringence"),
@@ -472,7 +564,7 @@ def _write_axis(names: _Names, axis: AxisField, voxel: tuple[float, ...]) -> dic
         "birefringence": axis.birefringence,
         "uncertainty_deg": axis.uncertainty_deg,
         "flags": axis.flags,
-        "voxel_size_mm": np.array(voxel[:2], float),
+        "voxel_size_mm": np.array(geometry.voxel_size_mm[:2], float),
     }
     outputs["inplane_mat"] = write_bytes(
         names("inplane", ".mat"), mat_bytes({"inplane_deg": axis.inplane_deg, **common})
@@ -494,7 +586,14 @@ def mat_bytes(variables: Mapping[str, NDArray[Any]], /) -> bytes:
     return bytes(data)
 
 
-def _write_axis_pictures(names: _Names, axis: AxisField) -> dict[str, Path]:
+def _write_preview(path: Path, picture: NDArray[np.uint8], notes: list[str]) -> Path:
+    """Write a picture, and note where it had to be made smaller."""
+    if path.suffix == ".jpg" and (note := reduction_note(path.name, picture.shape)):
+        notes.append(note)
+    return pictures.write_picture(path, picture)
+
+
+def _write_axis_pictures(names: _Names, axis: AxisField, notes: list[str]) -> dict[str, Path]:
     """Write in-plane angle, through-plane angle and axis as colours, dimmed where the birefringence is low."""
     known = np.isfinite(axis.thruplane_deg)
     full = float(np.percentile(axis.birefringence[known], 90)) if known.any() else 1.0
@@ -509,7 +608,7 @@ def _write_axis_pictures(names: _Names, axis: AxisField) -> dict[str, Path]:
         picture = pictures.picture_from_colours(colours)
         picture = pictures.with_legend(picture, legend(pictures.legend_size(picture)))
         for suffix, kind in ((".jpg", "jpeg"), (".tif", "tiff")):
-            outputs[f"{product}_{kind}"] = pictures.write_picture(names(product, suffix), picture)
+            outputs[f"{product}_{kind}"] = _write_preview(names(product, suffix), picture, notes)
     return outputs
 
 

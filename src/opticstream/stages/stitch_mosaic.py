@@ -20,7 +20,8 @@ from opticstream.compute.stitching.weights import Canvas, canvas_from_positions,
 from opticstream.config import ScanSettings
 from opticstream.config.processing import EnfaceSettings, MaskSettings, StitchSettings
 from opticstream.io.atomic import write_text
-from opticstream.io.nifti import write_nifti
+from opticstream.io.geometry import Geometry
+from opticstream.io.nifti import long_axis_notes, write_nifti
 from opticstream.io.pictures import picture_of_map, reduced, write_jpeg, write_tiff
 from opticstream.io.tilemap import TileMap, read_tilemap
 from opticstream.model.errors import ProcessingError
@@ -59,6 +60,8 @@ class MosaicResult:
         Median correlation of neighbouring tiles in their overlaps; NaN where nothing can be compared.
     tissue_fraction : float
         Share of the covered area inside the mask; NaN without a mask.
+    notes : tuple of str
+        What was written in another format because the usual one cannot hold it.
     """
 
     outputs: dict[str, Path]
@@ -67,6 +70,7 @@ class MosaicResult:
     blank: tuple[int, ...] = ()
     seam_ncc: float = float("nan")
     tissue_fraction: float = float("nan")
+    notes: tuple[str, ...] = ()
 
     @property
     def missing_tiles(self) -> list[int]:
@@ -82,6 +86,7 @@ class MosaicResult:
             "blank": list(self.blank),
             "seam_ncc": None if np.isnan(self.seam_ncc) else round(self.seam_ncc, 4),
             "tissue_fraction": None if np.isnan(self.tissue_fraction) else round(self.tissue_fraction, 4),
+            "notes": list(self.notes),
         }
 
 
@@ -146,7 +151,7 @@ def stitch_mosaic(
         stitch=stitch,
         folder=stitched_folder,
         stem=f"mosaic_{mosaic.mosaic_id:03d}",
-        pixel_size_mm=(x_mm, y_mm, z_mm),
+        geometry=Geometry(np.diag([x_mm, y_mm, z_mm, 1.0]), positioned=True),
         progress=progress,
     )
 
@@ -161,16 +166,20 @@ def stitch_maps(
     stitch: StitchSettings,
     folder: Path,
     stem: str,
-    pixel_size_mm: tuple[float, float, float],
+    geometry: Geometry,
     progress: Progress | None = None,
 ) -> MosaicResult:
-    """Stitch maps of tiles at given places; what `stitch_mosaic` does, for any set of files."""
+    """Stitch maps of tiles at given places; what `stitch_mosaic` does, for any set of files.
+
+    `geometry` tells where position (0, 0) lies and how large pixels are; the maps keep it.
+    """
     report = progress or (lambda _fraction: None)
     present = [m for m in modalities if tiles.present(m)]
     if not present:
         tiles.require(modalities[0])
     positions = np.array([tilemap.place_of(n).position_px for n in tiles.numbers])
     canvas = canvas_from_positions(positions, tile_shape=tiles.tile_shape, subpixel=stitch.interpolation == "linear")
+    geometry = geometry.from_voxel((*canvas.origin_px, 0))
     overlaps = overlap_widths(positions, tile_shape=tiles.tile_shape)
     weights = [tile_weight(tiles.tile_shape, overlap) for overlap in overlaps]
     missing = {m: tiles.missing(m) for m in present if tiles.missing(m)}
@@ -203,7 +212,7 @@ def stitch_maps(
                     sigma_px=mask.sigma_px,
                     min_fraction=mask.min_fraction,
                 )
-                outputs |= _write_mask(tissue, folder, stem, pixel_size_mm, stitch)
+                outputs |= _write_mask(tissue, folder, stem, geometry, stitch)
                 tissue_fraction = float(tissue.sum() / max(covered.sum(), 1))
             else:
                 # An earlier run's mask would be applied to the volumes as if it were this one's.
@@ -211,7 +220,7 @@ def stitch_maps(
                     path.unlink(missing_ok=True)
         if tissue is not None:
             image = np.where(tissue, image, np.float32(np.nan))
-        outputs |= _write_map(modality, image, folder, stem, pixel_size_mm, stitch.formats)
+        outputs |= _write_map(modality, image, folder, stem, geometry, stitch.formats)
         # The orientation's picture takes its brightness from retardance or intensity, so it waits for them.
         images[modality] = reduced(image, PREVIEW_PX)
         report((done + 1) / (len(order) + 1))
@@ -230,6 +239,7 @@ def stitch_maps(
         blank,
         float(np.median(nccs)) if nccs else float("nan"),
         tissue_fraction if tissue is not None else float("nan"),
+        long_axis_notes([canvas.shape]),
     )
 
 
@@ -266,7 +276,7 @@ def _write_map(
     image: NDArray[np.float32],
     folder: Path,
     stem: str,
-    pixel_size_mm: tuple[float, float, float],
+    geometry: Geometry,
     formats: Sequence[str],
 ) -> dict[str, Path]:
     base = folder / f"{stem}_{modality}"
@@ -274,13 +284,13 @@ def _write_map(
         modality: write_nifti(
             base.with_name(base.name + ".nii.gz"),
             image,
-            voxel_size_mm=pixel_size_mm,
+            geometry=geometry,
             description=f"{modality}, {UNITS.get(modality, 'as in the tiles')}; NaN: no data",
         )
     }
     if "tiff" in formats:
         outputs[f"{modality}_tif"] = write_tiff(
-            base.with_name(base.name + ".tif"), image, pixel_size_mm=pixel_size_mm[:2]
+            base.with_name(base.name + ".tif"), image, pixel_size_mm=geometry.voxel_size_mm[:2]
         )
     return outputs
 
@@ -289,11 +299,11 @@ def _write_mask(
     tissue: NDArray[np.bool_],
     folder: Path,
     stem: str,
-    pixel_size_mm: tuple[float, float, float],
+    geometry: Geometry,
     stitch: StitchSettings,
 ) -> dict[str, Path]:
     path, picture_path = _mask_paths(folder, stem)
-    outputs = {"mask": write_nifti(path, tissue.astype(np.uint8), voxel_size_mm=pixel_size_mm, description="1: tissue")}
+    outputs = {"mask": write_nifti(path, tissue.astype(np.uint8), geometry=geometry, description="1: tissue")}
     if "jpeg" in stitch.formats:
         picture = picture_of_map("mask", reduced(tissue, PREVIEW_PX))
         outputs["mask_jpg"] = write_jpeg(picture_path, picture)

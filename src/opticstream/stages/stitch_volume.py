@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,9 @@ from opticstream import __version__
 from opticstream.compute.stitching.weights import Canvas, canvas_from_positions, overlap_widths, ramp
 from opticstream.config import ScanSettings
 from opticstream.config.processing import VolumeSettings
+from opticstream.io.geometry import SAME_SIZE, Geometry
 from opticstream.io.images import TileVolume
-from opticstream.io.nifti import read_nifti
+from opticstream.io.nifti import map_from_nifti
 from opticstream.io.omezarr import (
     IN_PASS_LEVELS,
     LevelArrays,
@@ -67,6 +68,8 @@ class VolumeResult:
         Blocks that an earlier run had finished.
     superseded : int
         Unfinished runs with other inputs or settings that were there; nothing of them was used, and they are removed.
+    notes : tuple of str
+        What of the tiles' headers the stores cannot hold.
     """
 
     outputs: dict[str, Path]
@@ -74,6 +77,7 @@ class VolumeResult:
     missing: dict[str, tuple[int, ...]] = field(default_factory=dict)
     resumed_blocks: int = 0
     superseded: int = 0
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -83,6 +87,7 @@ class VolumeResult:
             "missing": {modality: list(tiles) for modality, tiles in self.missing.items()},
             "resumed_blocks": self.resumed_blocks,
             "superseded": self.superseded,
+            "notes": list(self.notes),
         }
 
 
@@ -189,17 +194,18 @@ def stitch_modality(
     progress: Progress | None = None,
     executor: Executor | None = None,
     leave_note: bool = False,
+    geometry: Geometry | None = None,
 ) -> VolumeResult:
     """Stitch one volume of tiles at given places; what `stitch_volume` does for each modality.
 
+    With `geometry` voxel size and the place of position (0, 0) are those; else the depth step is that of the tiles'
+    files where they give one, and the first voxel lies at 0.
     With `leave_note` a store that an earlier run has finished and left a note of (`omezarr.remove_notes`) is kept.
     """
     tiles.require(modality)
     threads = threads or len(os.sched_getaffinity(0))
     volumes, depth = _open_tiles(tiles, modality)
-    first = next(iter(volumes.values()))
-    if first.voxel_size_mm is not None and len(first.voxel_size_mm) == 3 and first.voxel_size_mm[2] > 0:
-        voxel_size_mm = (voxel_size_mm[0], voxel_size_mm[1], first.voxel_size_mm[2])
+    voxel_size_mm = geometry.voxel_size_mm if geometry is not None else _with_depth_step(tiles, volumes, voxel_size_mm)
     positions = np.array([tilemap.place_of(n).position_px for n in tiles.numbers])
     linear = settings.interpolation == "linear"
     canvas = canvas_from_positions(positions, tile_shape=tiles.tile_shape, subpixel=linear)
@@ -218,13 +224,23 @@ def stitch_modality(
         axial=modality in AXIAL,
         reach=_shift_range(focus),
     )
+    notes: tuple[str, ...] = ()
+    if geometry is not None:
+        place = geometry.from_voxel((*canvas.origin_px, z_start))
+        if place.is_straight:
+            x, y, z = (round(1e3 * value, 6) + 0.0 for value in place.origin_mm)
+            layout = replace(layout, origin_um=(z, y, x))
+        else:
+            notes = (f"OME-Zarr knows no directions: that the axes run {place.says()} stands in its attributes only",)
     provenance = _provenance(tiles, tilemap, modality, settings, focus, mask, volumes, z_start)
+    if notes:
+        provenance["affine_mm"] = place.affine_mm.tolist()
     name = path.name.split(".")[0]
     if leave_note and was_finished(path, layout, name=name, provenance=provenance):
         shards = prod(-(-s // b) for s, b in zip(layout.shape, layout.shard, strict=True))
         if not manifest_path(path).is_file():
             write_manifest(path, threads=threads)
-        return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, shards)
+        return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, shards, notes=notes)
     job = _Job(volumes, tiles, canvas, positions, focus, mask, modality in AXIAL, z_start, layout, plan, threads)
     with StoreWriter(path, layout, name=name, provenance=provenance, threads=threads) as store:
         resumed, superseded = len(store.finished), store.superseded
@@ -244,7 +260,7 @@ def stitch_modality(
         manifest_path(path).unlink(missing_ok=True)  # that of an older store
         store.finish(provenance, leave_note=leave_note)
     write_manifest(path, threads=threads)
-    return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, resumed, superseded)
+    return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, resumed, superseded, notes)
 
 
 # --- what is to be done -------------------------------------------------------------------------------------------
@@ -269,16 +285,33 @@ def _open_tiles(tiles: MosaicTiles, modality: str) -> tuple[dict[int, TileVolume
     return volumes, common
 
 
+def _with_depth_step(
+    tiles: MosaicTiles, volumes: Mapping[int, TileVolume], voxel_size_mm: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """Return the voxel size with the depth step that the files of the tiles give, which must be one."""
+    steps = {n: size[2] for n, volume in volumes.items() if (size := volume.voxel_size_mm) is not None}
+    if not steps:
+        return voxel_size_mm
+    first = next(iter(steps))
+    for number, step in steps.items():
+        if abs(step - steps[first]) > SAME_SIZE * steps[first]:
+            raise InputError(
+                f"tile {number} of {tiles.label} ({volumes[number].path}) has a depth step of {step:g} mm, tile "
+                f"{first} of {steps[first]:g} mm; process it again with the settings of the others"
+            )
+    return voxel_size_mm[0], voxel_size_mm[1], steps[first]
+
+
 def _read_mask(path: Path | None, canvas: Canvas) -> NDArray[np.bool_] | None:
     if path is None or not path.exists():
         return None
-    mask = read_nifti(path)
+    mask = map_from_nifti(path, straight=True)
     if mask.shape != canvas.shape:
         raise InputError(
             f"{path} has shape {mask.shape}, but the mosaic has {canvas.shape}: it was made with other positions; "
             "stitch the mosaic's maps again, or set processing.volume.apply_mask = false"
         )
-    return np.asarray(mask, bool)
+    return np.asarray(np.nan_to_num(mask) != 0)
 
 
 def _shift_range(focus: NDArray[np.float32]) -> int:

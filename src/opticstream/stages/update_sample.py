@@ -24,7 +24,7 @@ from opticstream.compute.pyramid_blocks import ValueKind
 from opticstream.compute.slice_alignment import SlicePose, next_pose, turned_axis
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
-from opticstream.io.nifti import read_nifti, voxel_size_mm
+from opticstream.io.nifti import nifti_geometry, read_nifti
 from opticstream.io.nifti_stack import blank_slice, put_slice
 from opticstream.io.slice_store import SliceStore, planes_of_slice
 from opticstream.io.volume_reading import volume_reader, volume_voxel_um
@@ -250,7 +250,9 @@ def _put_maps(new: SampleInput, pose: SlicePose | None, names: Collection[str]) 
         image = _map(path)
         if pose is not None:
             image = _moved(name, image, pose)
-        x_mm, y_mm = voxel_size_mm(path)[:2]
+        geometry = nifti_geometry(path)
+        x_mm, y_mm, _ = geometry.voxel_size_mm
+        planes = geometry.with_voxel_size((x_mm, y_mm, new.slice_thickness_um / 1000))
         for form, target in _stack_files(new, name, only_existing=False):
             if form == "nifti":
                 if image.ndim == 2:  # vectors lie in the Zarr only: NIfTI cannot grow along an inner axis
@@ -258,8 +260,7 @@ def _put_maps(new: SampleInput, pose: SlicePose | None, names: Collection[str]) 
                         target,
                         image,
                         new.slice_id - 1,
-                        pixel_size_mm=(x_mm, y_mm),
-                        thickness_mm=new.slice_thickness_um / 1000,
+                        affine_mm=planes.affine_mm,
                         description=f"{name}, one plane per slice",
                     )
             else:
