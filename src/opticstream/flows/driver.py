@@ -75,6 +75,8 @@ class Driver:
         self._next_sweep = 0.0
         self._has_seen_folder = False
         self._parked: tuple[TileId, ...] = ()
+        self._taken: dict[TileId, str] = {}
+        """Late tiles that were taken, with what identified their files."""
         self._last_snapshot: FactsSnapshot | None = None
         self._changed_s = time.monotonic()
 
@@ -181,12 +183,17 @@ class Driver:
             if others and self.watcher.quiet_s(batch) < min(_LATE_QUIET_S, self.project.deployment.stall_s):
                 continue  # more may be on their way: the batch is done again once, not for each
             found = self._event(self.watcher.found_again(batch))
-            self._send(take_again(self.project, batch, tiles, found) or [])
+            events = take_again(self.project, batch, tiles, found)
+            if events is not None:  # else somebody works on the batch
+                self._taken |= tiles
+                self._send(events)
 
-    def _late_tiles(self) -> dict[BatchId, list[TileId]]:
-        late: dict[BatchId, list[TileId]] = {}
-        for tile in repaired_tiles(self.project, self._parked, self.watcher.folder, self.watcher.whole_files):
-            late.setdefault(self.project.layout.batch_of(tile), []).append(tile)
+    def _late_tiles(self) -> dict[BatchId, dict[TileId, str]]:
+        late: dict[BatchId, dict[TileId, str]] = {}
+        found = repaired_tiles(self.project, self._parked, self.watcher.folder, self.watcher.whole_files)
+        for tile, identity in found.items():
+            if self._taken.get(tile) != identity:  # else its batch is announced, and will be done again
+                late.setdefault(self.project.layout.batch_of(tile), {})[tile] = identity
         return late
 
     def _end_waiting(self) -> None:

@@ -36,8 +36,8 @@ def repaired_tiles(
     folder: Path,
     whole_files: Callable[[TileId], tuple[str, ...] | None],
     /,
-) -> list[TileId]:
-    """Return the parked tiles whose raw files are whole now and are not those that they failed with.
+) -> dict[TileId, str]:
+    """Return the parked tiles whose raw files are whole now and are not those that they failed with, by their identity.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def repaired_tiles(
     whole_files : callable
         Returns the names of a tile's files in that folder, None while they are not all there and whole.
     """
-    repaired = []
+    repaired: dict[TileId, str] = {}
     for tile in parked:
         names = whole_files(tile)
         if names is None:
@@ -61,7 +61,7 @@ def repaired_tiles(
         except (StateError, OSError):
             continue
         if record is not None and record.inputs_hash != now:
-            repaired.append(tile)
+            repaired[tile] = now
     return repaired
 
 
