@@ -107,9 +107,22 @@ DEPLOYMENTS: tuple[Deployment, ...] = (
 
 _ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 
-_PAYLOAD = {
-    "__prefect_kind": "json",
-    "value": {"__prefect_kind": "jinja", "template": "{{ event.payload | tojson }}"},
+
+def _as_json(expression: str) -> dict[str, Any]:
+    """Return a parameter that the server fills with a part of the event, whatever is in it."""
+    return {
+        "__prefect_kind": "json",
+        "value": {"__prefect_kind": "jinja", "template": f"{{{{ {expression} | tojson }}}}"},
+    }
+
+
+# A parameter that cannot be filled would make no run at all, and nobody would hear of the event: the flows look at the
+# payload themselves, and find ids in the resource where the payload has none.
+_PAYLOAD = _as_json("event.payload | default({}, true)")
+_SOURCE = {
+    "id": "{{ event.id }}",
+    "occurred": "{{ event.occurred.isoformat() }}",
+    "resource": _as_json("event.resource.root | default({}, true)"),
 }
 
 
@@ -125,6 +138,7 @@ def trigger_of(deployment: Deployment, /, *, collapse_s: float) -> DeploymentEve
         "payload": _PAYLOAD,
         "occurred": "{{ event.occurred.isoformat() }}",
         "window_s": window_s,
+        "source": _SOURCE,
     }
     return DeploymentEventTrigger(
         name=f"{deployment.name} on {', '.join(sorted(names)) if len(names) < 2 else f'{len(names)} kinds of events'}",
@@ -134,7 +148,7 @@ def trigger_of(deployment: Deployment, /, *, collapse_s: float) -> DeploymentEve
         for_each={"project"} if deployment.collapse else set(),
         threshold=1,
         within=timedelta(seconds=window_s),
-        parameters={"event": _PAYLOAD} if len(names) == 1 else shared,
+        parameters={"event": _PAYLOAD, "source": _SOURCE} if len(names) == 1 else shared,
     )
 
 

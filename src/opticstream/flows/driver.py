@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from opticstream.flows.events import announce
+from opticstream.flows.events import announce_automatically
 from opticstream.flows.queues import is_queued
 from opticstream.io.atomic import remove_stale_temporaries
 from opticstream.model.errors import InputError, ServerError
@@ -38,7 +38,7 @@ class Driver:
         watcher: Watcher,
         /,
         *,
-        announce: Announce = announce,
+        announce: Announce = announce_automatically,
         is_queued: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
         self.project = project

@@ -21,6 +21,11 @@ from opticstream.io.atomic import write_text
 from opticstream.model.errors import ServerError, StateError
 from opticstream.model.events import MosaicStitched, SampleUpdated
 from opticstream.model.ids import ItemId, MosaicId, SliceId
+from opticstream.pipeline.payloads import (
+    QUALITY_PICTURES,
+    mosaic_picture_key,
+    sample_key,
+)
 from opticstream.pipeline.progress import MosaicProgress, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stuck import Stuck
@@ -71,7 +76,7 @@ def publish_sample_preview(project: Project, event: SampleUpdated, /) -> None:
         return
     missing = ", ".join(map(str, event.missing))
     publish_image(
-        artifact_key(project.config.name, "sample"),
+        sample_key(project.config.name),
         project.paths.sample_preview,
         title=f"Sample {project.config.name}: {len(event.slices)} slices",
         text=f"Slice {event.slice_id} was added. "
@@ -79,11 +84,11 @@ def publish_sample_preview(project: Project, event: SampleUpdated, /) -> None:
     )
 
 
-_QUALITY_PICTURES = {
-    "qc_overlap": "neighbouring tiles in red and green: yellow where they fit",
-    "qc_coordinates": "links green (clear), yellow (faint), red (dropped), grey (nothing to see); blue: residuals",
-    "qc_focus": "surface in the overlaps before and after, and the focus map",
-}
+_WHAT_PICTURES_SHOW = (
+    "neighbouring tiles in red and green: yellow where they fit",
+    "links green (clear), yellow (faint), red (dropped), grey (nothing to see); blue: residuals",
+    "surface in the overlaps before and after, and the focus map",
+)
 
 
 def publish_mosaic_quality(project: Project, event: MosaicStitched, /) -> list[str]:
@@ -94,10 +99,10 @@ def publish_mosaic_quality(project: Project, event: MosaicStitched, /) -> list[s
     missing = ", ".join(map(str, detail.get("missing_tiles", ())))
     text = f"Positions: {verdict}. " + (f"Stitched around tiles {missing}." if missing else "No tile is missing.")
     keys = []
-    for kind, what in _QUALITY_PICTURES.items():
-        path = project.paths.stitched_folder(event.mosaic) / f"mosaic_{event.mosaic_id:03d}_{kind}.jpg"
+    for kind, what in zip(QUALITY_PICTURES, _WHAT_PICTURES_SHOW, strict=True):
+        path = project.paths.mosaic_product(event.mosaic, kind, ".jpg")
         if path.exists():
-            key = artifact_key(project.config.name, f"mosaic-{event.mosaic_id}-{kind.replace('_', '-')}")
+            key = mosaic_picture_key(project.config.name, event.mosaic, kind)
             publish_image(key, path, title=f"Mosaic {event.mosaic_id}: {what}", text=text)
             keys.append(key)
     return keys

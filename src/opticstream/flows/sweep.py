@@ -7,7 +7,7 @@ import time
 from prefect import flow, get_run_logger
 
 from opticstream.config import DeploymentSettings, ProjectConfig
-from opticstream.flows.events import announce
+from opticstream.flows.events import announce_automatically
 from opticstream.flows.parameters import registered_projects
 from opticstream.flows.picture import publish_stuck
 from opticstream.flows.queues import is_queued
@@ -35,7 +35,9 @@ def _sweep_project(config: ProjectConfig, settings: DeploymentSettings) -> None:
     logger = get_run_logger()
     project = Project.open(config, deployment=settings)
     memory = memory_of_sweeps(project)
-    sweeper = Sweeper(project, settings.sweep_s, announce, is_queued, clock=time.time, memory=dict(memory))
+    sweeper = Sweeper(
+        project, settings.sweep_s, announce_automatically, is_queued, clock=time.time, memory=dict(memory)
+    )
     for event in sweeper.sweep():
         logger.info("%s: announced %s of %s again", config.name, event.event_name(), event.item)
     if sweeper.memory != memory:

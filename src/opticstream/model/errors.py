@@ -10,6 +10,7 @@
     │   ├── FileNameError                    a name that the file-name grammar cannot read or make
     │   ├── CalibrationError                 a wavelength fit, phase or dispersion vector that cannot be used
     │   ├── DuplicateTileError               two files claim one tile
+    │   ├── EventError                       an announcement that cannot be understood
     │   └── MissingInputError (FileNotFoundError)   a file that was announced is not there
     ├── ProcessingError (RuntimeError)       a stage could not reach a result from good input
     ├── StateError (RuntimeError)            facts contradict each other, or a record cannot be read
@@ -54,6 +55,10 @@ class CalibrationError(InputError):
 
 class DuplicateTileError(InputError):
     """Two files claim to be the same tile."""
+
+
+class EventError(InputError):
+    """An announcement that cannot be understood; the message names the event, the value and what was expected."""
 
 
 class MissingInputError(InputError, FileNotFoundError):

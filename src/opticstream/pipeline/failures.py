@@ -10,6 +10,7 @@ from opticstream.model.errors import (
     CalibrationError,
     ClaimLost,
     ConfigurationError,
+    EventError,
     InputError,
     MissingInputError,
     OpticStreamError,
@@ -27,6 +28,8 @@ SUGGESTIONS: Mapping[str, str] = MappingProxyType(
         "missing input": "put the files back where they were found, or have the tiles acquired again; then retry",
         "damaged input": "compare the file with its archive copy and the scan settings; then retry",
         "calibration": "check scan.calibration with `opticstream project check`; then retry",
+        "event not understood": "mend what the program that sends it puts into the event (docs/reference/events.md), "
+        "and let it send the event again",
         "settings": "mend the project file (`opticstream project check`); then retry",
         "no result": "look at the quality pictures of the item and at the settings of its stage; then retry",
         "disk full": "make room, or move the project; then retry",
@@ -72,6 +75,7 @@ def kind_of(error: BaseException, /) -> str:
     kinds: tuple[tuple[type[BaseException], str], ...] = (
         (MissingInputError, "missing input"),
         (CalibrationError, "calibration"),
+        (EventError, "event not understood"),
         (InputError, "damaged input"),
         (ConfigurationError, "settings"),
         (ProcessingError, "no result"),

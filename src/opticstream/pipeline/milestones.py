@@ -10,6 +10,7 @@ from opticstream.model.ids import MosaicId, SliceId
 from opticstream.pipeline.products import recorded_products
 from opticstream.pipeline.progress import MILESTONES_PERCENT, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.refused import RefusedEvent, refused_events
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,13 @@ def milestones(project: Project, progress: ProjectProgress, /) -> list[Milestone
         )
         for failure in progress.failures
     ]
+    reached += [refusal(refused) for refused in refused_events(project)]
     return reached
+
+
+def refusal(refused: RefusedEvent, /) -> Milestone:
+    """Return what people are told of an announcement that could not be understood."""
+    return Milestone(refused.key, f"event not understood: {refused.why}", failure=True)
 
 
 def tell_milestones(project: Project, target: Target, /) -> int:
