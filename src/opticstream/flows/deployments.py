@@ -68,6 +68,8 @@ DEPLOYMENTS: tuple[Deployment, ...] = (
             catalogue.SliceRegistered,
             catalogue.SliceUploaded,
             catalogue.SliceFailed,
+            catalogue.SampleUpdated,
+            catalogue.SampleFailed,
         ),
         collapse=True,
     ),

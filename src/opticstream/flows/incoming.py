@@ -124,7 +124,7 @@ def run_name() -> str:
     """Return the name of the current run, from its event as far as that can be read."""
     parameters = flow_run.parameters or {}
     payload = parameters.get("event", parameters.get("payload"))
-    fields: Mapping[str, Any] = payload.payload() if isinstance(payload, Event) else payload
+    fields: Any = payload.payload() if isinstance(payload, Event) else payload
     if not isinstance(fields, Mapping):
         return "event not understood"
     source = parameters.get("source")

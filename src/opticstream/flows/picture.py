@@ -6,68 +6,115 @@ Variables.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from opticstream.flows.picture_artifacts import publish_image
-from opticstream.flows.prefect_state import OCT_STATE_SERVICE
-from opticstream.io.atomic import write_text
+from opticstream.flows.prefect_state import OCT_STATE_SERVICE, PrefectApi
 from opticstream.model.errors import ServerError, StateError
 from opticstream.model.events import MosaicStitched, SampleUpdated
-from opticstream.model.ids import ItemId, MosaicId, SliceId
+from opticstream.model.ids import MosaicId
 from opticstream.pipeline.payloads import (
     QUALITY_PICTURES,
     mosaic_picture_key,
+    mosaic_progress_key,
+    project_progress_key,
     sample_key,
 )
-from opticstream.pipeline.progress import MosaicProgress, ProjectProgress, project_progress
+from opticstream.pipeline.progress import MILESTONES_PERCENT, MosaicProgress, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stuck import Stuck
-from opticstream.state.mirror import update_oct_state
+from opticstream.state.mirror import oct_state_is_current, rebuild_oct_state, update_oct_state
 from opticstream.state.slugs import artifact_key
+
+Table = list[dict[str, Any]]
+_MOST_LOOKS = 5
+"""Looks of one run, while others publish at the same time."""
+_PAGE = 200
 
 
 def publish_picture(project: Project, /) -> ProjectProgress:
-    """Update the progress tables whose content has changed, and return the progress."""
-    progress = project_progress(project)
-    name = project.config.name
-    cache = project.paths.base / "state" / "picture.json"
-    known = _read(cache)
-    tables: dict[str, tuple[list[dict[str, Any]], str]] = {
-        _mosaic_key(name, mosaic): (_mosaic_table(mosaic), _mosaic_title(mosaic)) for mosaic in progress.mosaics
-    }
-    tables[artifact_key(name, "progress")] = (_project_table(progress), f"Progress of {project.config.name}")
-    changed = set()
-    for key, (table, title) in tables.items():
-        digest = hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]
-        if known.get(key) != digest:
-            create_table_artifact(key=key, table=table, description=title)
-            known[key] = digest
-            changed.add(key)
-    if changed:
-        mosaics = [m.mosaic_id for m in progress.mosaics if _mosaic_key(name, m) in changed]
-        if _share(project, [MosaicId(number) for number in mosaics], progress):
-            write_text(cache, json.dumps(known, indent=1))
+    """Bring progress tables and the shared project state up to date with the flag files, and return the progress.
+
+    What differs is published. Another run may have published an older look meanwhile, so this one looks again until
+    nothing differs any more.
+    """
+    for _ in range(_MOST_LOOKS):
+        progress = project_progress(project)
+        if not _publish_tables(project.config.name, _progress_tables(progress)):
+            break
+    _share(project)
     return progress
 
 
 def publish_stuck(project: Project, stuck: Sequence[Stuck], /) -> None:
     """Show what is stuck as a table, when that has changed; an empty one when nothing is any longer."""
     key = artifact_key(project.config.name, "stuck")
-    cache = project.paths.base / "state" / "stuck.json"
     table = [one.as_dict() for one in stuck]
-    digest = hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]
-    known = _read(cache)
-    if known.get(key) == digest or not (table or known):
-        return
-    create_table_artifact(key=key, table=table, description=f"What is stuck in {project.config.name}: {len(table)}")
-    write_text(cache, json.dumps({key: digest}))
+    title = f"What is stuck in {project.config.name}: {len(table)}"
+    known = _shown_tables(project.config.name).get(key)
+    if known != (table, title) and (table or known is not None):
+        create_table_artifact(key=key, table=table, description=title)
+
+
+def _progress_tables(progress: ProjectProgress) -> dict[str, tuple[Table, str]]:
+    name = progress.project_name
+    tables = {
+        mosaic_progress_key(name, MosaicId(mosaic.mosaic_id)): (_mosaic_table(mosaic), _mosaic_title(mosaic))
+        for mosaic in progress.mosaics
+    }
+    if tables:
+        tables[project_progress_key(name)] = (_project_table(progress), f"Progress of {name}")
+    return tables
+
+
+def _publish_tables(project_name: str, tables: dict[str, tuple[Table, str]]) -> bool:
+    """Publish the tables that the server does not show yet, and return whether there were any.
+
+    Compared with what the server shows, not with what was published from here: it may have been lost, and other hosts
+    publish, too.
+    """
+    shown = _shown_tables(project_name)
+    due = {key: made for key, made in tables.items() if shown.get(key) != made}
+    for key, (table, title) in due.items():
+        create_table_artifact(key=key, table=[*table, _time_row(table)], description=title)
+    return bool(due)
+
+
+def _shown_tables(project_name: str) -> dict[str, tuple[Table, str]]:
+    """Return the tables of a project that the server shows, without the row that tells when they were made."""
+    api = PrefectApi()
+    shown: dict[str, tuple[Table, str]] = {}
+    for page in range(1_000_000):
+        body = {
+            "artifacts": {"key": {"like_": artifact_key(project_name, "%")}, "type": {"any_": ["table"]}},
+            "limit": _PAGE,
+            "offset": page * _PAGE,
+        }
+        found = api.call("POST", "/artifacts/latest/filter", body).json()
+        for artifact in found:
+            with contextlib.suppress(ValueError, TypeError):
+                table = json.loads(artifact["data"])
+                rows = [row for row in table if _UPDATED not in row.values()]
+                shown[artifact["key"]] = (rows, artifact["description"] or "")
+        if len(found) < _PAGE:
+            break
+    return shown
+
+
+_UPDATED = "updated"
+
+
+def _time_row(table: Table) -> dict[str, Any]:
+    """Return a last row that tells when a table was made."""
+    first, second, *rest = table[0]
+    return {first: _UPDATED, second: f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", **dict.fromkeys(rest, "")}
 
 
 def publish_sample_preview(project: Project, event: SampleUpdated, /) -> None:
@@ -108,27 +155,20 @@ def publish_mosaic_quality(project: Project, event: MosaicStitched, /) -> list[s
     return keys
 
 
-def _share(project: Project, mosaics: list[MosaicId], progress: ProjectProgress) -> bool:
-    """Bring the shared project state up to date with the flag files; False if its lock could not be had."""
-    items: list[ItemId] = [*mosaics, *(SliceId(s.slice_id) for s in progress.slices)]
-    items += [batch for mosaic in mosaics for batch in project.layout.batches(mosaic)]
+def _share(project: Project) -> None:
+    """Bring the shared project state up to date with the flag files."""
+    name, facts, layout = project.config.name, project.facts, project.layout
     try:
-        update_oct_state(OCT_STATE_SERVICE, project.config.name, project.facts, project.layout, items)
+        if oct_state_is_current(OCT_STATE_SERVICE, name, facts, layout):
+            return
+    except StateError as error:
+        get_run_logger().warning("the shared project state is rebuilt from the flag files: %s", error)
+        rebuild_oct_state(OCT_STATE_SERVICE, name, facts, layout)
+        return
+    try:
+        update_oct_state(OCT_STATE_SERVICE, name, facts, layout)
     except (StateError, ServerError) as error:
         get_run_logger().warning("the shared project state is not up to date, the next look tries again: %s", error)
-        return False
-    return True
-
-
-def _read(cache: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(cache.read_text()))
-    except (OSError, ValueError):
-        return {}  # a cache: without it every table is published once more
-
-
-def _mosaic_key(project_name: str, mosaic: MosaicProgress) -> str:
-    return artifact_key(project_name, f"mosaic-{mosaic.mosaic_id}-progress")
 
 
 def _mosaic_title(mosaic: MosaicProgress) -> str:
@@ -136,8 +176,8 @@ def _mosaic_title(mosaic: MosaicProgress) -> str:
     return f"{where}: {mosaic.percent:.0f} % of tiles, {mosaic.state}"
 
 
-def _mosaic_table(mosaic: MosaicProgress) -> list[dict[str, Any]]:
-    return [
+def _mosaic_table(mosaic: MosaicProgress) -> Table:
+    counted = [
         {
             "state": state,
             "batches": count,
@@ -146,14 +186,28 @@ def _mosaic_table(mosaic: MosaicProgress) -> list[dict[str, Any]]:
         }
         for state, count in mosaic.batches.items()
     ]
+    done = mosaic.tiles_processed + mosaic.tiles_failed
+    passed = max((percent for percent in MILESTONES_PERCENT if mosaic.percent >= percent), default=0)
+    of_mosaic = {
+        f"maps: {mosaic.state}": "",
+        f"volumes: {mosaic.volume}": "",
+        f"maps {'uploaded' if mosaic.uploaded else 'not uploaded'}": "",
+    }
+    return [
+        *counted,
+        {"state": "tiles processed or parked", "batches": done, "of": mosaic.total_tiles, "percent": passed},
+        *({"state": state, "batches": value, "of": "", "percent": ""} for state, value in of_mosaic.items()),
+    ]
 
 
-def _project_table(progress: ProjectProgress) -> list[dict[str, Any]]:
+def _project_table(progress: ProjectProgress) -> Table:
     slices = {s.slice_id: s for s in progress.slices}
     return [
         {
             "slice": mosaic.slice_id,
             "slice state": slices[mosaic.slice_id].state,
+            "in the sample": slices[mosaic.slice_id].stacked,
+            "slice uploaded": slices[mosaic.slice_id].uploaded,
             "mosaic": mosaic.mosaic_id,
             "illumination": mosaic.illumination,
             "tiles": f"{mosaic.tiles_processed + mosaic.tiles_failed}/{mosaic.total_tiles}",

@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 from opticstream.config import DeploymentSettings, ProjectConfig
 from opticstream.flows.events import announce_automatically
 from opticstream.flows.parameters import registered_projects
-from opticstream.flows.picture import publish_stuck
+from opticstream.flows.picture import publish_picture, publish_stuck
 from opticstream.flows.queues import is_queued
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stuck import stuck_items
@@ -46,3 +46,4 @@ def _sweep_project(config: ProjectConfig, settings: DeploymentSettings) -> None:
     for one in stuck:
         logger.warning("%s: %s, %s: %s", config.name, one.item, one.what, one.why)
     publish_stuck(project, stuck)
+    publish_picture(project)  # facts of which no event tells, or whose event was lost, are seen here at the latest
