@@ -13,6 +13,7 @@ from prefect.events import DeploymentEventTrigger
 from prefect.types.entrypoint import EntrypointType
 
 from opticstream.flows import oct as flows
+from opticstream.flows.events import SENDER
 from opticstream.flows.sweep import sweep
 from opticstream.model import events as catalogue
 from opticstream.model.events import Event
@@ -146,8 +147,9 @@ def trigger_of(deployment: Deployment, /, *, collapse_s: float) -> DeploymentEve
         name=f"{deployment.name} on {', '.join(sorted(names)) if len(names) < 2 else f'{len(names)} kinds of events'}",
         expect=names,
         # With a window, the first event starts a run at once and the others of the same project within the window are
-        # swallowed; the run therefore looks again until the window is over.
-        for_each={"project"} if deployment.collapse else set(),
+        # swallowed; the run therefore looks again until the window is over. Events of other programs have windows of
+        # their own, so that one that cannot be understood swallows none of ours.
+        for_each={"project", SENDER} if deployment.collapse else set(),
         threshold=1,
         within=timedelta(seconds=window_s),
         parameters={"event": _PAYLOAD, "source": _SOURCE} if len(names) == 1 else shared,

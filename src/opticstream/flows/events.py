@@ -23,6 +23,8 @@ _ATTEMPTS = 6
 _FIRST_WAIT_S = 0.25
 MOST_BYTES = 400_000
 """Most bytes of a payload: Prefect takes more than 500 KiB, and makes no run of it."""
+SENDER = "sender"
+"""Label of the pipeline's own announcements: events of other programs never share a window with them."""
 _FOUND_BY_READERS = ("files", "spectra", "problems", "outputs", "artifacts")
 """Fields that whoever reads the event finds in the flag files or the raw folder, where they are missing."""
 _log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ def announce_automatically(events: Iterable[Event], /) -> int:
 def _body(event: Event, automatic: bool) -> dict[str, Any]:
     occurred = datetime.now(UTC).isoformat()
     # A copy that somebody sends later carries the label, too, but occurs later than it says.
-    label = {ANNOUNCED: occurred} if automatic else {}
+    label = {ANNOUNCED: occurred, SENDER: "opticstream"} if automatic else {}
     return {
         # The server makes one run of an id however often it arrives, so a repeated attempt is harmless.
         "id": str(uuid.uuid4()),

@@ -7,9 +7,9 @@ event and can say what is wrong with it. A run whose event cannot be understood 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import get_run_logger
@@ -18,9 +18,10 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
-from opticstream.flows.parameters import load_parameters
+from opticstream.flows.parameters import load_parameters, registered_projects
+from opticstream.flows.prefect_state import PrefectApi
 from opticstream.model.errors import ConfigurationError, EventError
-from opticstream.model.events import BatchReady, Event
+from opticstream.model.events import PREFIX, BatchReady, Event
 from opticstream.notify.log import LogTarget
 from opticstream.pipeline.incoming import Received, event_from_received, kind_of_event
 from opticstream.pipeline.milestones import refusal
@@ -51,6 +52,55 @@ class Taken:
         if released:
             logger.info("%s: %s was sent again; what was parked is tried again", self.event.item, self.received)
         return released
+
+
+def concerned(taken: Taken, /) -> Iterator[Project]:
+    """Yield the projects whose facts a run that shares a window with other events has to look at.
+
+    That is the project of the event. Where the resource does not name it, events of all projects have shared the
+    window, and every registered project that this host can see is looked at.
+    """
+    yield taken.project
+    if not taken.received.id or taken.received.labels.get("project"):
+        return
+    for config in registered_projects():
+        if config.name != taken.project.config.name and config.base_path.is_dir():
+            yield Project.open(config, flow_run_id=flow_run.id)
+
+
+def swallowed_by_window(taken: Taken, window_s: float, /) -> Iterator[Taken]:
+    """Yield the events of other programs and people that came in the window of a run after the one that started it.
+
+    The server makes no runs of them. Those that cannot be understood are told of and passed over.
+    """
+    first = taken.received
+    if not window_s or first.id is None or first.occurred is None or first.is_automatic:
+        return
+    for found in _events_between(first.occurred, first.occurred + timedelta(seconds=window_s)):
+        received = received_from(found["event"], found["payload"], found)
+        about_it = received.labels.get("project") == first.labels.get("project")
+        if not about_it or received.id == first.id or received.is_automatic:
+            continue
+        try:
+            yield take(received)
+        except RefusedEventError as refused:
+            get_run_logger().error("event not understood: %s", refused)
+
+
+def _events_between(since: datetime, until: datetime) -> Iterator[dict[str, Any]]:
+    """Yield our events as the server keeps them."""
+    api = PrefectApi()
+    chosen = {
+        "occurred": {"since": since.isoformat(), "until": until.isoformat()},
+        "event": {"prefix": [f"{PREFIX}."]},
+    }
+    answer = api.call("POST", "/events/filter", {"filter": chosen, "limit": 50}).json()
+    while True:
+        yield from answer["events"]
+        following = answer.get("next_page")
+        if not following:
+            return
+        answer = api.call("GET", f"/events/filter/next?{following.partition('?')[2]}").json()
 
 
 def received_from(name: str, payload: Any, source: Any, occurred: datetime | None = None, /) -> Received:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -17,7 +18,15 @@ from prefect.client.schemas.objects import State
 from prefect.tasks import exponential_backoff
 
 from opticstream.flows.events import announce_automatically
-from opticstream.flows.incoming import Taken, received_from, refusals_told, run_name, take
+from opticstream.flows.incoming import (
+    Taken,
+    concerned,
+    received_from,
+    refusals_told,
+    run_name,
+    swallowed_by_window,
+    take,
+)
 from opticstream.flows.parameters import keep_parameters
 from opticstream.model.events import BatchReady, Event, MosaicReady, MosaicStitched, SampleUpdated, SliceReady
 from opticstream.model.ids import ItemId, SampleId
@@ -32,6 +41,9 @@ from opticstream.pipeline.jobs import (
     Attempt,
 )
 from opticstream.pipeline.project import Project
+
+if TYPE_CHECKING:
+    from opticstream.pipeline.milestones import Target
 
 R = TypeVar("R")
 E = TypeVar("E", bound=Event)
@@ -166,9 +178,9 @@ def batch_state(event_name: str, payload: Any, occurred: datetime, window_s: flo
     from opticstream.flows.picture import publish_picture
     from opticstream.pipeline.looks import look_at_batches
 
-    project = _looked_at(event_name, payload, source, occurred).project
-    _look_until(occurred, window_s, lambda: look_at_batches(project))
-    publish_picture(project)
+    for project in concerned(_looked_at(event_name, payload, source, occurred)):
+        _look_until(occurred, window_s, partial(look_at_batches, project))
+        publish_picture(project)
 
 
 @flow(name="slice-state")
@@ -178,9 +190,9 @@ def slice_state(event_name: str, payload: Any, occurred: datetime, window_s: flo
     from opticstream.flows.picture import publish_picture
     from opticstream.pipeline.looks import look_at_mosaics
 
-    project = _looked_at(event_name, payload, source, occurred).project
-    _look_until(occurred, window_s, lambda: look_at_mosaics(project))
-    publish_picture(project)
+    for project in concerned(_looked_at(event_name, payload, source, occurred)):
+        _look_until(occurred, window_s, partial(look_at_mosaics, project))
+        publish_picture(project)
 
 
 @flow(name="upload")
@@ -190,9 +202,16 @@ def upload(event_name: str, payload: Any, occurred: datetime, window_s: float = 
     from opticstream.pipeline.uploads import upload_pending
 
     taken = _looked_at(event_name, payload, source, occurred)
-    project, item = taken.project, taken.event.item
     announce_automatically(taken.release())
-    _look_until(occurred, window_s, lambda: upload_pending(project, attempt=_attempt(project, item, UPLOAD.name)))
+
+    def look(project: Project) -> Iterable[Event]:
+        return upload_pending(project, attempt=_attempt(project, taken.event.item, UPLOAD.name))
+
+    for project in concerned(taken):
+        _look_until(occurred, window_s, partial(look, project))
+    if released := [event for other in swallowed_by_window(taken, window_s) for event in other.release()]:
+        announce_automatically(released)
+        _look_until(occurred, 0.0, partial(look, taken.project))
 
 
 @flow(name="notify")
@@ -200,16 +219,17 @@ def upload(event_name: str, payload: Any, occurred: datetime, window_s: float = 
 def notify(event_name: str, payload: Any, occurred: datetime, window_s: float = 0.0, source: Any = None) -> None:
     """Tell people of milestones and failures, each once."""
     from opticstream.notify.log import LogTarget
+
+    say = get_run_logger().info
+    for project in concerned(_looked_at(event_name, payload, source, occurred)):
+        _look_until(occurred, window_s, partial(_told, project, LogTarget(project.paths.base, say=say)))
+
+
+def _told(project: Project, target: Target) -> Iterable[Event]:
     from opticstream.pipeline.milestones import tell_milestones
 
-    project = _looked_at(event_name, payload, source, occurred).project
-    target = LogTarget(project.paths.base, say=get_run_logger().info)
-
-    def look() -> Iterable[Event]:
-        tell_milestones(project, target)
-        return ()
-
-    _look_until(occurred, window_s, look)
+    tell_milestones(project, target)
+    return ()
 
 
 def _look_until(occurred: datetime, window_s: float, look: Callable[[], Iterable[Event]]) -> None:

@@ -89,16 +89,16 @@ def _publish_tables(project_name: str, tables: dict[str, tuple[Table, str]]) -> 
 
 def _shown_tables(project_name: str) -> dict[str, tuple[Table, str]]:
     """Return the tables of a project that the server shows, without the row that tells when they were made."""
-    api = PrefectApi()
+    api, prefix = PrefectApi(), artifact_key(project_name, "")
     shown: dict[str, tuple[Table, str]] = {}
     for page in range(1_000_000):
         body = {
-            "artifacts": {"key": {"like_": artifact_key(project_name, "%")}, "type": {"any_": ["table"]}},
+            "artifacts": {"key": {"like_": prefix}, "type": {"any_": ["table"]}},
             "limit": _PAGE,
             "offset": page * _PAGE,
         }
         found = api.call("POST", "/artifacts/latest/filter", body).json()
-        for artifact in found:
+        for artifact in (one for one in found if one["key"].startswith(prefix)):
             with contextlib.suppress(ValueError, TypeError):
                 table = json.loads(artifact["data"])
                 rows = [row for row in table if _UPDATED not in row.values()]

@@ -142,7 +142,7 @@ class BatchEvent(Event):
     """Name of the illumination."""
     total_batches: Number
     """Columns of the mosaic."""
-    grid_size_x: Number
+    grid_size_x: Number | None = None
     """Columns of the mosaic, which are its batches."""
     grid_size_y: Number
     """Tiles of the batch."""
@@ -215,7 +215,7 @@ class MosaicEvent(Event):
     """1-based mosaic."""
     illumination: str
     """Name of the illumination."""
-    total_batches: Number
+    total_batches: Number | None = None
     """Batches of the mosaic."""
     grid_size_x: Number
     """Columns of the mosaic."""
