@@ -123,7 +123,7 @@ def _as_json(expression: str) -> dict[str, Any]:
 # payload themselves, and find ids in the resource where the payload has none.
 _PAYLOAD = _as_json("event.payload | default({}, true)")
 _SOURCE = {
-    "id": "{{ event.id }}",
+    "id": _as_json("event.id | string"),
     "occurred": "{{ event.occurred.isoformat() }}",
     "resource": _as_json("event.resource.root | default({}, true)"),
 }
