@@ -153,7 +153,9 @@ def register_slice(event: Any = None, overrides: dict[str, Any] | None = None, s
 
 @flow(name="update-sample", flow_run_name=run_name)
 @refusals_told
-def update_sample(event_name: str, payload: Any, occurred: datetime, window_s: float = 0.0, source: Any = None) -> None:
+def update_sample(
+    event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None
+) -> None:
     """Add the slices that wait for it, and volumes that came later, to the sample's stacks."""
     from opticstream.flows.picture import publish_sample_preview
     from opticstream.pipeline.stacking import update_sample as work
@@ -173,7 +175,9 @@ def update_sample(event_name: str, payload: Any, occurred: datetime, window_s: f
 
 @flow(name="batch-state")
 @refusals_told
-def batch_state(event_name: str, payload: Any, occurred: datetime, window_s: float = 0.0, source: Any = None) -> None:
+def batch_state(
+    event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None
+) -> None:
     """Count the batches of the project's mosaics and announce the mosaics that are ready."""
     from opticstream.flows.picture import publish_picture
     from opticstream.pipeline.looks import look_at_batches
@@ -185,7 +189,9 @@ def batch_state(event_name: str, payload: Any, occurred: datetime, window_s: flo
 
 @flow(name="slice-state")
 @refusals_told
-def slice_state(event_name: str, payload: Any, occurred: datetime, window_s: float = 0.0, source: Any = None) -> None:
+def slice_state(
+    event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None
+) -> None:
     """Look at the mosaics of the project's slices and announce the slices that are ready."""
     from opticstream.flows.picture import publish_picture
     from opticstream.pipeline.looks import look_at_mosaics
@@ -197,7 +203,7 @@ def slice_state(event_name: str, payload: Any, occurred: datetime, window_s: flo
 
 @flow(name="upload")
 @refusals_told
-def upload(event_name: str, payload: Any, occurred: datetime, window_s: float = 0.0, source: Any = None) -> None:
+def upload(event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None) -> None:
     """Publish everything of the project that waits for publication."""
     from opticstream.pipeline.uploads import upload_pending
 
@@ -216,7 +222,7 @@ def upload(event_name: str, payload: Any, occurred: datetime, window_s: float = 
 
 @flow(name="notify")
 @refusals_told
-def notify(event_name: str, payload: Any, occurred: datetime, window_s: float = 0.0, source: Any = None) -> None:
+def notify(event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None) -> None:
     """Tell people of milestones and failures, each once."""
     from opticstream.notify.log import LogTarget
 

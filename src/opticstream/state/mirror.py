@@ -59,8 +59,9 @@ def look_at_flags(facts: Facts, layout: AcquisitionLayout, /) -> FlagLook:
     for item, fact, stamp in stamp_flags(facts.project_dir):
         if isinstance(item, TileId):
             tiles.setdefault(item, set()).add(fact)
-        elif stamp is not None and _problem(item, layout) is None:
+        elif stamp is not None:
             stamps.setdefault(item, {})[fact] = stamp
+    stamps = {item: known for item, known in stamps.items() if _problem(item, layout) is None}
     failed: dict[BatchId, set[int]] = {}
     for tile, known in tiles.items():
         if known == {"failed"} and _problem(tile, layout) is None:
