@@ -12,11 +12,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.flows.driver import Driver
 from opticstream.flows.parameters import load_parameters, save_parameters
+from opticstream.flows.picture import picture_is_current
 from opticstream.flows.prefect_state import OCT_STATE_SERVICE
 from opticstream.model.ids import BatchId, MosaicId, SampleId, SliceId
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
-from opticstream.state.mirror import oct_state_from_facts, oct_state_is_current
+from opticstream.state.mirror import oct_state_from_facts
 from opticstream.watch import Watcher
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
@@ -88,7 +89,7 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert kept == computing, "runs that only look do not keep the same parameters over and over"
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         name, facts, layout = project.config.name, project.facts, project.layout
-        worker.wait_until(lambda: oct_state_is_current(OCT_STATE_SERVICE, name, facts, layout))
+        worker.wait_until(lambda: picture_is_current(project))
         view = OCT_STATE_SERVICE.peek_project(name)
     assert view == oct_state_from_facts(name, facts, layout).to_view()
     assert all(mosaic.finished and mosaic.has("volume_uploaded") for mosaic in view.mosaics())

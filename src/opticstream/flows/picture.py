@@ -53,6 +53,24 @@ def publish_picture(project: Project, /) -> ProjectProgress:
     return progress
 
 
+def picture_is_current(project: Project, /) -> bool:
+    """Return whether shared state and progress tables say what the flag files say; changes nothing.
+
+    For whoever waits until the looking flows have seen the last facts.
+
+    Raises
+    ------
+    ServerError
+        The server did not answer.
+    """
+    name = project.config.name
+    try:
+        is_shared = oct_state_is_current(OCT_STATE_SERVICE, name, project.facts, project.layout)
+    except StateError:  # lost or damaged Variables: the next look rebuilds them
+        return False
+    return is_shared and not _differing_tables(name, _progress_tables(project_progress(project)))
+
+
 def publish_stuck(project: Project, stuck: Sequence[Stuck], /) -> None:
     """Show what is stuck as a table, when that has changed; an empty one when nothing is any longer."""
     key = artifact_key(project.config.name, "stuck")
@@ -80,11 +98,15 @@ def _publish_tables(project_name: str, tables: dict[str, tuple[Table, str]]) -> 
     Compared with what the server shows, not with what was published from here: it may have been lost, and other hosts
     publish, too.
     """
-    shown = _shown_tables(project_name)
-    due = {key: made for key, made in tables.items() if shown.get(key) != made}
-    for key, (table, title) in due.items():
+    differing = _differing_tables(project_name, tables)
+    for key, (table, title) in differing.items():
         create_table_artifact(key=key, table=[*table, _time_row(table)], description=title)
-    return bool(due)
+    return bool(differing)
+
+
+def _differing_tables(project_name: str, tables: dict[str, tuple[Table, str]]) -> dict[str, tuple[Table, str]]:
+    shown = _shown_tables(project_name)
+    return {key: made for key, made in tables.items() if shown.get(key) != made}
 
 
 def _shown_tables(project_name: str) -> dict[str, tuple[Table, str]]:
