@@ -17,7 +17,7 @@ from prefect.artifacts import create_table_artifact
 
 from opticstream.flows.picture_artifacts import publish_image
 from opticstream.flows.prefect_state import OCT_STATE_SERVICE, PrefectApi
-from opticstream.model.errors import ServerError, StateError
+from opticstream.model.errors import LockTimeout, ServerError, StateError
 from opticstream.model.events import MosaicStitched, SampleUpdated
 from opticstream.model.ids import MosaicId
 from opticstream.pipeline.payloads import (
@@ -180,17 +180,18 @@ def publish_mosaic_quality(project: Project, event: MosaicStitched, /) -> list[s
 def _share(project: Project) -> None:
     """Bring the shared project state up to date with the flag files."""
     name, facts, layout = project.config.name, project.facts, project.layout
+    logger = get_run_logger()
     try:
-        if oct_state_is_current(OCT_STATE_SERVICE, name, facts, layout):
-            return
-    except StateError as error:
-        get_run_logger().warning("the shared project state is rebuilt from the flag files: %s", error)
-        rebuild_oct_state(OCT_STATE_SERVICE, name, facts, layout)
-        return
-    try:
-        update_oct_state(OCT_STATE_SERVICE, name, facts, layout)
+        try:
+            if not oct_state_is_current(OCT_STATE_SERVICE, name, facts, layout):
+                update_oct_state(OCT_STATE_SERVICE, name, facts, layout)
+        except LockTimeout:
+            raise
+        except StateError as error:  # Variables are missing or damaged
+            logger.warning("the shared project state is rebuilt from the flag files: %s", error)
+            rebuild_oct_state(OCT_STATE_SERVICE, name, facts, layout)
     except (StateError, ServerError) as error:
-        get_run_logger().warning("the shared project state is not up to date, the next look tries again: %s", error)
+        logger.warning("the shared project state is not up to date, the next look tries again: %s", error)
 
 
 def _mosaic_title(mosaic: MosaicProgress) -> str:
