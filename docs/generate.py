@@ -6,6 +6,7 @@ from pathlib import Path
 
 from opticstream.config.template import reference
 from opticstream.flows.deployments import DEPLOYMENTS
+from opticstream.flows.events import MOST_BYTES
 from opticstream.model.events import ALL_EVENTS, Event
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -32,7 +33,22 @@ def events_page() -> str:
         "",
         "Generated from the event classes; `make docs` writes it anew. Every event is named",
         "`linc.oct.{hierarchy}.{state}`; its resource carries `project`, `hierarchy` and ids as labels; its payload",
-        "has the fields below, besides `project_name`, `project_base_path` and `parameters` (overrides).",
+        "has the fields below, besides `project_name`, `project_base_path`, `parameters` (overrides) and `artifacts`",
+        "(keys of the artifacts that show the item). Paths are relative to the project, or to the archive as",
+        "`archive:...`.",
+        "",
+        "Other programs may send the same events. `project_name` and the ids of the item are enough, in the payload or",
+        "as labels of the resource; numbers may be text, and fields in *italics* are filled in: from the registered",
+        "layout, from the flag files, or, for `files`, from the names in the raw folder. Fields that an event does not",
+        "have are ignored, with a line in the log. What cannot be understood is told: the run ends as Failed with one",
+        "line, which also stands in `state/notified`, `opticstream status` and `opticstream failures`, and in an",
+        "artifact at the server.",
+        "",
+        "To send an event again is a way to retry: what is parked as failed, or was made from a raw file that has",
+        "changed, is tried again, and what is finished is skipped. What the pipeline announces by itself, an event",
+        "that is delivered twice, and one that occurred before the work was parked try nothing again. A payload of",
+        f"more than {MOST_BYTES // 1000} kB is sent without `files`, `outputs` and the like, which the reader finds by",
+        "itself.",
         "",
         "| event | means | starts | fields |",
         "|---|---|---|---|",
@@ -40,10 +56,17 @@ def events_page() -> str:
     common = set(Event.model_fields)
     for event in ALL_EVENTS:
         starts = ", ".join(f"`{d.name}`" for d in DEPLOYMENTS if event in d.events)
-        fields = ", ".join(f"`{name}`" for name in event.model_fields if name not in common)
+        fields = ", ".join(_field(event, name) for name in event.model_fields if name not in common)
         meaning = " ".join((event.__doc__ or "").split())
         lines.append(f"| `{event.event_name()}` | {meaning} | {starts} | {fields} |")
     return "\n".join(lines) + "\n"
+
+
+def _field(event: type[Event], name: str) -> str:
+    """Return a field's name, in italics where whoever sends the event may leave it out."""
+    ids = {"sample": set(), "slice": {"slice_id"}, "mosaic": {"mosaic_id"}}
+    needed = ids.get(event.hierarchy, {"mosaic_id", f"{event.hierarchy}_id"})
+    return f"`{name}`" if name in needed else f"*`{name}`*"
 
 
 PAGES = {"project-file.md": project_file_page, "events.md": events_page}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.flows.driver import Driver
 from opticstream.flows.parameters import load_parameters, save_parameters
+from opticstream.flows.picture import picture_is_current
+from opticstream.flows.prefect_state import OCT_STATE_SERVICE
 from opticstream.model.ids import BatchId, MosaicId, SampleId, SliceId
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.state.mirror import oct_state_from_facts
 from opticstream.watch import Watcher
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
@@ -42,6 +46,13 @@ def start(acquired: Path, folder: Path, name: str) -> Project:
     driver.step()
     driver.step()
     return project
+
+
+def events_of(worker, name: str, project_name: str) -> list[dict]:
+    """Return the events of a name as the server keeps them."""
+    chosen = {"filter": {"event": {"name": [name]}}, "limit": 50}
+    found = worker._ask("POST", "/events/filter", chosen)["events"]
+    return [event for event in found if event["resource"].get("project") == project_name]
 
 
 def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_server):
@@ -76,6 +87,28 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     kept = {a["flow_run_id"] for a in artifacts if a["key"].endswith("--parameters")}
     computing = {run["id"] for run in runs if run["name"].startswith(("Whole Chain mosaic", "Whole Chain slice"))}
     assert kept == computing, "runs that only look do not keep the same parameters over and over"
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        name, facts, layout = project.config.name, project.facts, project.layout
+        worker.wait_until(lambda: picture_is_current(project))
+        view = OCT_STATE_SERVICE.peek_project(name)
+    assert view == oct_state_from_facts(name, facts, layout).to_view()
+    assert all(mosaic.finished and mosaic.has("volume_uploaded") for mosaic in view.mosaics())
+    assert view.slices[1].finished
+    assert view.slices[1].has("stacked")
+    latest = worker._ask("POST", "/artifacts/latest/filter", {"limit": 200})
+    tables = {a["key"].rpartition("--")[2]: a["data"] for a in latest if a["key"].startswith("whole-chain")}
+    for mosaic in (1, 2):
+        for row in ("maps: stitched", "volumes: stitched", "maps uploaded"):
+            assert row in tables[f"mosaic-{mosaic}-progress"]
+    rows = [row for row in json.loads(tables["progress"]) if row["slice"] == 1]
+    assert [(r["slice state"], r["in the sample"], r["slice uploaded"], r["state"]) for r in rows] == [
+        ("registered", True, True, "stitched")
+    ] * 2
+    stitched = [e["payload"] for e in events_of(worker, "linc.oct.mosaic.stitched", name)]
+    assert {p["mosaic_id"]: p["artifacts"]["qc_overlap"] for p in stitched}[1] in keys
+    assert all(
+        (project.paths.base / path).exists() for p in stitched for path in [p["template"], *p["outputs"].values()]
+    )
     told = sorted(path.name for path in (project.paths.base / "state" / "notified").iterdir())
     assert {"mosaic-001.stitched", "mosaic-002.stitched", "slice-001.registered"} <= set(told)
 
@@ -97,7 +130,7 @@ def test_without_one_trigger_the_chain_stops_exactly_there(acquired, tmp_path, w
 
 def test_an_announcement_with_parameters_overrides_the_registered_ones(acquired, tmp_path, worker, prefect_server):
     with temporary_settings({PREFECT_API_URL: prefect_server}):
-        from opticstream.flows.oct import _opened
+        from opticstream.flows.incoming import received_from, take
         from opticstream.model.events import MosaicReady
 
         shutil.copytree(acquired, tmp_path, dirs_exist_ok=True)
@@ -105,6 +138,7 @@ def test_an_announcement_with_parameters_overrides_the_registered_ones(acquired,
         save_parameters(config)
         project = Project.open(config)
         event = project.event(MosaicReady, MOSAIC, parameters={"mask_threshold_normal": 33.0, "depth": 10})
-        with _opened(event, {"depth": 20}) as opened:
-            assert opened.config.processing.mask.threshold_for("normal") == 33.0
-            assert opened.config.processing.enface.depth == 20
+        received = received_from(event.event_name(), event.payload(), None)
+        opened = take(received, overrides={"depth": 20}).project
+        assert opened.config.processing.mask.threshold_for("normal") == 33.0
+        assert opened.config.processing.enface.depth == 20

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from pydantic import ValidationError
 
-from opticstream.model.errors import DuplicateTileError, InputError, MissingInputError
-from opticstream.model.events import ALL_EVENTS, EVENT_OF_NAME, BatchReady, MosaicStitched, SliceReady
+from opticstream.model.errors import DuplicateTileError, EventError, InputError, MissingInputError
+from opticstream.model.events import (
+    ALL_EVENTS,
+    EVENT_OF_NAME,
+    BatchReady,
+    MosaicStitched,
+    SliceReady,
+    number_from,
+)
 from opticstream.model.tile_problem import TileProblem
 
 COMMON = {"project_name": "p", "project_base_path": "/data/p"}
@@ -70,8 +79,22 @@ def test_resources_carry_project_hierarchy_and_ids_as_labels():
     }
 
 
-def test_unknown_and_missing_fields_are_refused():
-    with pytest.raises(ValidationError, match="slice_id"):
+def test_missing_fields_are_refused_and_unknown_ones_ignored_with_a_line_in_the_log(caplog):
+    caplog.set_level(logging.INFO)
+    with pytest.raises(EventError, match=r"linc\.oct\.mosaic\.stitched: slice_id is missing; mosaic_id is missing"):
         MosaicStitched.from_payload(COMMON)
+    fields = {"slice_id": "004", "mosaic_ids": [1.0], "colour": "red", "parameters": None}
+    event = SliceReady.from_payload({**COMMON, **fields})
+    assert event == SliceReady(**COMMON, slice_id=4, mosaic_ids=(1,))
+    assert "linc.oct.slice.ready: unknown fields are ignored: colour" in caplog.text
+
+
+def test_what_this_program_makes_has_no_unknown_fields():
     with pytest.raises(ValidationError, match="colour"):
-        SliceReady.from_payload({**COMMON, "slice_id": 1, "mosaic_ids": [1], "colour": "red"})
+        SliceReady(**COMMON, slice_id=1, mosaic_ids=(1,), colour="red")
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "one", 1.5, "", "1.0", float("nan"), float("inf"), None, [1], {}])
+def test_an_id_is_a_whole_number_from_1_up(value):
+    with pytest.raises(ValueError, match="expected a whole number from 1 up, got"):
+        number_from(value)

@@ -82,6 +82,7 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
     """
     from opticstream.pipeline.doubts import doubts
     from opticstream.pipeline.progress import project_progress
+    from opticstream.pipeline.refused import SHOWN_FOR, refused_events
     from opticstream.pipeline.stale import stale_results
     from opticstream.pipeline.stuck import stuck_items
 
@@ -91,8 +92,10 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         progress = project_progress(opened, snapshot)
         stale, stuck = stale_results(opened, snapshot), stuck_items(opened, snapshot)
         doubtful = list(doubts(opened, snapshot))
+        refused = refused_events(opened, since=datetime.now(UTC) - SHOWN_FOR)
     if as_json:
         found = {
+            "refused_events": [one.as_dict() for one in refused],
             "stale": [one.as_dict() for one in stale],
             "stuck": [one.as_dict() for one in stuck],
             "doubtful": [one.as_dict() for one in doubtful],
@@ -129,6 +132,8 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         out.print(f"[yellow]doubtful[/] {one.item}: {escape('; '.join(one.reasons))}")
     if len(doubtful) > MOST_DOUBTS:
         out.print(f"[yellow]doubtful[/] are {len(doubtful) - MOST_DOUBTS} more; --json lists all")
+    for event in refused:
+        out.print(f"[yellow]event not understood[/] {event.time:%Y-%m-%d %H:%M}: {escape(event.why)}")
     for waiting in stuck:
         out.print(f"[yellow]{waiting.what}[/] {waiting.item}: {escape(waiting.why)}")
     for line in stale_lines(stale):

@@ -13,6 +13,7 @@ from prefect.events import DeploymentEventTrigger
 from prefect.types.entrypoint import EntrypointType
 
 from opticstream.flows import oct as flows
+from opticstream.flows.events import SENDER
 from opticstream.flows.sweep import sweep
 from opticstream.model import events as catalogue
 from opticstream.model.events import Event
@@ -68,6 +69,8 @@ DEPLOYMENTS: tuple[Deployment, ...] = (
             catalogue.SliceRegistered,
             catalogue.SliceUploaded,
             catalogue.SliceFailed,
+            catalogue.SampleUpdated,
+            catalogue.SampleFailed,
         ),
         collapse=True,
     ),
@@ -107,9 +110,22 @@ DEPLOYMENTS: tuple[Deployment, ...] = (
 
 _ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 
-_PAYLOAD = {
-    "__prefect_kind": "json",
-    "value": {"__prefect_kind": "jinja", "template": "{{ event.payload | tojson }}"},
+
+def _as_json(expression: str) -> dict[str, Any]:
+    """Return a parameter that the server fills with a part of the event, whatever is in it."""
+    return {
+        "__prefect_kind": "json",
+        "value": {"__prefect_kind": "jinja", "template": f"{{{{ {expression} | tojson }}}}"},
+    }
+
+
+# A parameter that cannot be filled would make no run at all, and nobody would hear of the event: the flows look at the
+# payload themselves, and find ids in the resource where the payload has none.
+_PAYLOAD = _as_json("event.payload | default({}, true)")
+_SOURCE = {
+    "id": _as_json("event.id | string"),
+    "occurred": "{{ event.occurred.isoformat() }}",
+    "resource": _as_json("event.resource.root | default({}, true)"),
 }
 
 
@@ -125,16 +141,18 @@ def trigger_of(deployment: Deployment, /, *, collapse_s: float) -> DeploymentEve
         "payload": _PAYLOAD,
         "occurred": "{{ event.occurred.isoformat() }}",
         "window_s": window_s,
+        "source": _SOURCE,
     }
     return DeploymentEventTrigger(
         name=f"{deployment.name} on {', '.join(sorted(names)) if len(names) < 2 else f'{len(names)} kinds of events'}",
         expect=names,
         # With a window, the first event starts a run at once and the others of the same project within the window are
-        # swallowed; the run therefore looks again until the window is over.
-        for_each={"project"} if deployment.collapse else set(),
+        # swallowed; the run therefore looks again until the window is over. Events of other programs have windows of
+        # their own, so that one that cannot be understood swallows none of ours.
+        for_each={"project", SENDER} if deployment.collapse else set(),
         threshold=1,
         within=timedelta(seconds=window_s),
-        parameters={"event": _PAYLOAD} if len(names) == 1 else shared,
+        parameters={"event": _PAYLOAD, "source": _SOURCE} if len(names) == 1 else shared,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from opticstream.flows.events import announce
+from opticstream.flows.events import announce_automatically
 from opticstream.flows.final_state import show_final_state
 from opticstream.flows.queues import is_queued, unfinished_runs
 from opticstream.io.atomic import remove_stale_temporaries
@@ -58,7 +58,7 @@ class Driver:
         /,
         *,
         live: bool = True,
-        announce: Announce = announce,
+        announce: Announce = announce_automatically,
         is_queued: Callable[[Event], bool] = lambda _event: False,
     ) -> None:
         self.project = project
@@ -82,7 +82,7 @@ class Driver:
 
     @classmethod
     def on_folder(
-        cls, project: Project, folder: Path, /, *, live: bool = True, announce: Announce = announce
+        cls, project: Project, folder: Path, /, *, live: bool = True, announce: Announce = announce_automatically
     ) -> Driver:
         """Return a driver for a folder, with the waiting times of this host's deployment settings.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import httpx
+
 from opticstream.flows.picture import publish_picture
+from opticstream.model.errors import ServerError
 from opticstream.model.events import Event
 from opticstream.notify.log import LogTarget
 from opticstream.pipeline.milestones import milestones, tell_milestones
@@ -24,5 +27,8 @@ def show_final_state(
     untold = [m for m in milestones(project, project_progress(project)) if not target.was_told(m.key)]
     if any(m.sample for m in untold) and (event := last_update(project)) is not None:
         announce([event])
-    publish_picture(project)
     tell_milestones(project, target)
+    try:
+        publish_picture(project)
+    except (ServerError, httpx.HTTPError, OSError) as error:  # the next run, or look, shows it
+        say(f"progress tables and shared state could not be brought up to date: {error}")

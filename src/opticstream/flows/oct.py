@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
-from opticstream.flows.events import announce, event_from_trigger
-from opticstream.flows.parameters import keep_parameters, load_parameters
+from opticstream.flows.events import announce_automatically
+from opticstream.flows.incoming import (
+    Taken,
+    concerned,
+    received_from,
+    refusals_told,
+    run_name,
+    swallowed_by_window,
+    take,
+)
+from opticstream.flows.parameters import keep_parameters
 from opticstream.model.events import BatchReady, Event, MosaicReady, MosaicStitched, SampleUpdated, SliceReady
 from opticstream.model.ids import ItemId, SampleId
 from opticstream.pipeline.failures import describe, is_transient, kind_of
@@ -34,31 +42,37 @@ from opticstream.pipeline.jobs import (
 )
 from opticstream.pipeline.project import Project
 
+if TYPE_CHECKING:
+    from opticstream.pipeline.milestones import Target
+
 R = TypeVar("R")
+E = TypeVar("E", bound=Event)
+_SHARED_KINDS: tuple[type[Event], ...] = (MosaicStitched, SliceReady)
+"""Kinds of events that start further flows besides the one that computes."""
 _LOOK_S = 1.0
 """Time between two looks at the facts within a window, in seconds."""
 _WINDOW_MARGIN_S = 1.5
 """How much later than the window the last look begins, for events that were on their way."""
 
 
-@contextmanager
-def _opened(event: Event, overrides: dict[str, Any] | None = None) -> Iterator[Project]:
-    """Yield the project of an event with the registered parameters, those of the event and of the run on top.
+def _taken(kind: type[E], event: Any, source: Any, overrides: dict[str, Any] | None) -> tuple[Project, E]:
+    """Return the open project and the event of a flow that computes, once the event has been understood.
 
-    They are kept as an artifact of the run, for the flows that compute; those that only look would keep the same ones
-    over and over.
+    What was parked and is to be tried again is taken back, and the parameters are kept as an artifact of the run; flows
+    that only look would keep the same ones over and over.
     """
-    with _seen(event, overrides) as project:
-        keep_parameters(project.config)
-        yield project
+    taken = take(received_from(kind.event_name(), event, source), overrides=overrides)
+    assert isinstance(taken.event, kind)
+    keep_parameters(taken.project.config)
+    again = taken.release()
+    # This run does itself what its own event stands for; what else the event stands for is started by another one.
+    announce_automatically([one for one in again if one.event_name() != kind.event_name() or kind in _SHARED_KINDS])
+    return taken.project, taken.event
 
 
-@contextmanager
-def _seen(event: Event, overrides: dict[str, Any] | None = None) -> Iterator[Project]:
-    """Yield the project of an event for a flow that looks at the facts."""
-    resolved = {**event.parameters, **(overrides or {})}
-    config = load_parameters(event.project_name, overrides=resolved)
-    yield Project.open(config, flow_run_id=flow_run.id, parameters=resolved)
+def _looked_at(event_name: str, payload: Any, source: Any, occurred: datetime) -> Taken:
+    """Return the event of a flow that several kinds of events start."""
+    return take(received_from(event_name, payload, source, occurred))
 
 
 def _attempt(project: Project, item: ItemId, stage: str) -> Attempt:
@@ -92,114 +106,136 @@ def _attempt(project: Project, item: ItemId, stage: str) -> Attempt:
     return attempt
 
 
-@flow(name="process-batch", flow_run_name="{event.project_name} mosaic {event.mosaic_id} batch {event.batch_id}")
-def process_batch(event: BatchReady, overrides: dict[str, Any] | None = None) -> None:
+@flow(name="process-batch", flow_run_name=run_name)
+@refusals_told
+def process_batch(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Reconstruct and archive the tiles of a batch."""
     from opticstream.pipeline.batches import process_batch as work
 
-    with _opened(event, overrides) as project:
-        announce(work(project, event, attempt=_attempt(project, event.item, PROCESS_BATCH.name)))
+    project, ready = _taken(BatchReady, event, source, overrides)
+    announce_automatically(work(project, ready, attempt=_attempt(project, ready.item, PROCESS_BATCH.name)))
 
 
-@flow(name="stitch-mosaic", flow_run_name="{event.project_name} mosaic {event.mosaic_id}")
-def stitch_mosaic(event: MosaicReady, overrides: dict[str, Any] | None = None) -> None:
+@flow(name="stitch-mosaic", flow_run_name=run_name)
+@refusals_told
+def stitch_mosaic(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Find or reuse the coordinates of a mosaic and stitch its en face maps."""
     from opticstream.flows.picture import publish_mosaic_quality
     from opticstream.pipeline.mosaics import stitch_mosaic as work
 
-    with _opened(event, overrides) as project:
-        events = work(project, event, attempt=_attempt(project, event.item, STITCH_MOSAIC.name))
-        announce(events)
-        for happened in events:
-            if isinstance(happened, MosaicStitched):
-                publish_mosaic_quality(project, happened)
+    project, ready = _taken(MosaicReady, event, source, overrides)
+    events = work(project, ready, attempt=_attempt(project, ready.item, STITCH_MOSAIC.name))
+    announce_automatically(events)
+    for happened in events:
+        if isinstance(happened, MosaicStitched):
+            publish_mosaic_quality(project, happened)
 
 
-@flow(name="stitch-volume", flow_run_name="{event.project_name} mosaic {event.mosaic_id}")
-def stitch_volume(event: MosaicStitched, overrides: dict[str, Any] | None = None) -> None:
+@flow(name="stitch-volume", flow_run_name=run_name)
+@refusals_told
+def stitch_volume(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Stitch the volumes of a mosaic."""
     from opticstream.pipeline.mosaics import stitch_volume as work
 
-    with _opened(event, overrides) as project:
-        announce(work(project, event, attempt=_attempt(project, event.item, STITCH_VOLUME.name)))
+    project, stitched = _taken(MosaicStitched, event, source, overrides)
+    announce_automatically(work(project, stitched, attempt=_attempt(project, stitched.item, STITCH_VOLUME.name)))
 
 
-@flow(name="register-slice", flow_run_name="{event.project_name} slice {event.slice_id}")
-def register_slice(event: SliceReady, overrides: dict[str, Any] | None = None) -> None:
+@flow(name="register-slice", flow_run_name=run_name)
+@refusals_told
+def register_slice(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Register the illuminations of a slice and find its fibre axes."""
     from opticstream.pipeline.slices import register_slice as work
 
-    with _opened(event, overrides) as project:
-        announce(work(project, event, attempt=_attempt(project, event.item, REGISTER_SLICE.name)))
+    project, ready = _taken(SliceReady, event, source, overrides)
+    announce_automatically(work(project, ready, attempt=_attempt(project, ready.item, REGISTER_SLICE.name)))
 
 
-@flow(name="update-sample", flow_run_name="{payload[project_name]} sample")
-def update_sample(event_name: str, payload: dict[str, Any], occurred: datetime, window_s: float = 0.0) -> None:
+@flow(name="update-sample", flow_run_name=run_name)
+@refusals_told
+def update_sample(
+    event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None
+) -> None:
     """Add the slices that wait for it, and volumes that came later, to the sample's stacks."""
     from opticstream.flows.picture import publish_sample_preview
     from opticstream.pipeline.stacking import update_sample as work
 
-    with _seen(event_from_trigger(event_name, payload)) as project:
+    taken = _looked_at(event_name, payload, source, occurred)
+    project = taken.project
+    announce_automatically(taken.release())
 
-        def look() -> Iterator[Event]:
-            for happened in work(project, attempt=_attempt(project, SampleId(), UPDATE_SAMPLE.name)):
-                yield happened
-                if isinstance(happened, SampleUpdated):
-                    publish_sample_preview(project, happened)
+    def look() -> Iterator[Event]:
+        for happened in work(project, attempt=_attempt(project, SampleId(), UPDATE_SAMPLE.name)):
+            yield happened
+            if isinstance(happened, SampleUpdated):
+                publish_sample_preview(project, happened)
 
-        _look_until(occurred, window_s, look)
+    _look_until(occurred, window_s, look)
 
 
 @flow(name="batch-state")
-def batch_state(event_name: str, payload: dict[str, Any], occurred: datetime, window_s: float = 0.0) -> None:
+@refusals_told
+def batch_state(
+    event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None
+) -> None:
     """Count the batches of the project's mosaics and announce the mosaics that are ready."""
     from opticstream.flows.picture import publish_picture
     from opticstream.pipeline.looks import look_at_batches
 
-    with _seen(event_from_trigger(event_name, payload)) as project:
-        _look_until(occurred, window_s, lambda: look_at_batches(project))
+    for project in concerned(_looked_at(event_name, payload, source, occurred)):
+        _look_until(occurred, window_s, partial(look_at_batches, project))
         publish_picture(project)
 
 
 @flow(name="slice-state")
-def slice_state(event_name: str, payload: dict[str, Any], occurred: datetime, window_s: float = 0.0) -> None:
+@refusals_told
+def slice_state(
+    event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None
+) -> None:
     """Look at the mosaics of the project's slices and announce the slices that are ready."""
     from opticstream.flows.picture import publish_picture
     from opticstream.pipeline.looks import look_at_mosaics
 
-    with _seen(event_from_trigger(event_name, payload)) as project:
-        _look_until(occurred, window_s, lambda: look_at_mosaics(project))
+    for project in concerned(_looked_at(event_name, payload, source, occurred)):
+        _look_until(occurred, window_s, partial(look_at_mosaics, project))
         publish_picture(project)
 
 
 @flow(name="upload")
-def upload(event_name: str, payload: dict[str, Any], occurred: datetime, window_s: float = 0.0) -> None:
+@refusals_told
+def upload(event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None) -> None:
     """Publish everything of the project that waits for publication."""
     from opticstream.pipeline.uploads import upload_pending
 
-    event = event_from_trigger(event_name, payload)
-    with _seen(event) as project:
-        _look_until(
-            occurred, window_s, lambda: upload_pending(project, attempt=_attempt(project, event.item, UPLOAD.name))
-        )
+    taken = _looked_at(event_name, payload, source, occurred)
+    announce_automatically(taken.release())
+
+    def look(project: Project) -> Iterable[Event]:
+        return upload_pending(project, attempt=_attempt(project, taken.event.item, UPLOAD.name))
+
+    for project in concerned(taken):
+        _look_until(occurred, window_s, partial(look, project))
+    if released := [event for other in swallowed_by_window(taken, window_s) for event in other.release()]:
+        announce_automatically(released)
+        _look_until(occurred, 0.0, partial(look, taken.project))
 
 
 @flow(name="notify")
-def notify(event_name: str, payload: dict[str, Any], occurred: datetime, window_s: float = 0.0) -> None:
+@refusals_told
+def notify(event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None) -> None:
     """Tell people of milestones and failures, each once."""
     from opticstream.notify.log import LogTarget
+
+    say = get_run_logger().info
+    for project in concerned(_looked_at(event_name, payload, source, occurred)):
+        _look_until(occurred, window_s, partial(_told, project, LogTarget(project.paths.base, say=say)))
+
+
+def _told(project: Project, target: Target) -> Iterable[Event]:
     from opticstream.pipeline.milestones import tell_milestones
 
-    logger = get_run_logger()
-    event = event_from_trigger(event_name, payload)
-    with _seen(event) as project:
-        target = LogTarget(project.paths.base, say=logger.info)
-
-        def look() -> Iterable[Event]:
-            tell_milestones(project, target)
-            return ()
-
-        _look_until(occurred, window_s, look)
+    tell_milestones(project, target)
+    return ()
 
 
 def _look_until(occurred: datetime, window_s: float, look: Callable[[], Iterable[Event]]) -> None:
@@ -214,7 +250,7 @@ def _look_until(occurred: datetime, window_s: float, look: Callable[[], Iterable
     while True:
         begin = time.monotonic()
         for event in look():
-            announce([event])
+            announce_automatically([event])
         if begin >= end:
             return
         time.sleep(min(_LOOK_S, max(0.05, end - time.monotonic())))

@@ -6,63 +6,139 @@ Variables.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger
 
 from opticstream.flows.picture_artifacts import publish_image
-from opticstream.flows.prefect_state import OCT_STATE_SERVICE
-from opticstream.io.atomic import write_text
-from opticstream.model.errors import ServerError, StateError
+from opticstream.flows.prefect_state import OCT_STATE_SERVICE, PrefectApi
+from opticstream.model.errors import LockTimeout, ServerError, StateError
 from opticstream.model.events import MosaicStitched, SampleUpdated
-from opticstream.model.ids import ItemId, MosaicId, SliceId
-from opticstream.pipeline.progress import MosaicProgress, ProjectProgress, project_progress
+from opticstream.model.ids import MosaicId
+from opticstream.pipeline.payloads import (
+    QUALITY_PICTURES,
+    mosaic_picture_key,
+    mosaic_progress_key,
+    project_progress_key,
+    sample_key,
+)
+from opticstream.pipeline.progress import MILESTONES_PERCENT, MosaicProgress, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stuck import Stuck
-from opticstream.state.mirror import update_oct_state
+from opticstream.state.mirror import oct_state_is_current, rebuild_oct_state, update_oct_state
 from opticstream.state.slugs import artifact_key
+
+Table = list[dict[str, Any]]
+_MOST_LOOKS = 5
+"""Looks of one run, while others publish at the same time."""
+_PAGE = 200
 
 
 def publish_picture(project: Project, /) -> ProjectProgress:
-    """Update the progress tables whose content has changed, and return the progress."""
-    progress = project_progress(project)
-    name = project.config.name
-    cache = project.paths.base / "state" / "picture.json"
-    known = _read(cache)
-    tables: dict[str, tuple[list[dict[str, Any]], str]] = {
-        _mosaic_key(name, mosaic): (_mosaic_table(mosaic), _mosaic_title(mosaic)) for mosaic in progress.mosaics
-    }
-    tables[artifact_key(name, "progress")] = (_project_table(progress), f"Progress of {project.config.name}")
-    changed = set()
-    for key, (table, title) in tables.items():
-        digest = hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]
-        if known.get(key) != digest:
-            create_table_artifact(key=key, table=table, description=title)
-            known[key] = digest
-            changed.add(key)
-    if changed:
-        mosaics = [m.mosaic_id for m in progress.mosaics if _mosaic_key(name, m) in changed]
-        if _share(project, [MosaicId(number) for number in mosaics], progress):
-            write_text(cache, json.dumps(known, indent=1))
+    """Bring progress tables and the shared project state up to date with the flag files, and return the progress.
+
+    What differs is published. Another run may have published an older look meanwhile, so this one looks again until
+    nothing differs any more.
+    """
+    for _ in range(_MOST_LOOKS):
+        progress = project_progress(project)
+        if not _publish_tables(project.config.name, _progress_tables(progress)):
+            break
+    _share(project)
     return progress
+
+
+def picture_is_current(project: Project, /) -> bool:
+    """Return whether shared state and progress tables say what the flag files say; changes nothing.
+
+    For whoever waits until the looking flows have seen the last facts.
+
+    Raises
+    ------
+    ServerError
+        The server did not answer.
+    """
+    name = project.config.name
+    try:
+        is_shared = oct_state_is_current(OCT_STATE_SERVICE, name, project.facts, project.layout)
+    except StateError:  # lost or damaged Variables: the next look rebuilds them
+        return False
+    return is_shared and not _differing_tables(name, _progress_tables(project_progress(project)))
 
 
 def publish_stuck(project: Project, stuck: Sequence[Stuck], /) -> None:
     """Show what is stuck as a table, when that has changed; an empty one when nothing is any longer."""
     key = artifact_key(project.config.name, "stuck")
-    cache = project.paths.base / "state" / "stuck.json"
     table = [one.as_dict() for one in stuck]
-    digest = hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]
-    known = _read(cache)
-    if known.get(key) == digest or not (table or known):
-        return
-    create_table_artifact(key=key, table=table, description=f"What is stuck in {project.config.name}: {len(table)}")
-    write_text(cache, json.dumps({key: digest}))
+    title = f"What is stuck in {project.config.name}: {len(table)}"
+    known = _shown_tables(project.config.name).get(key)
+    if known != (table, title) and (table or known is not None):
+        create_table_artifact(key=key, table=table, description=title)
+
+
+def _progress_tables(progress: ProjectProgress) -> dict[str, tuple[Table, str]]:
+    name = progress.project_name
+    tables = {
+        mosaic_progress_key(name, MosaicId(mosaic.mosaic_id)): (_mosaic_table(mosaic), _mosaic_title(mosaic))
+        for mosaic in progress.mosaics
+    }
+    if tables:
+        tables[project_progress_key(name)] = (_project_table(progress), f"Progress of {name}")
+    return tables
+
+
+def _publish_tables(project_name: str, tables: dict[str, tuple[Table, str]]) -> bool:
+    """Publish the tables that the server does not show yet, and return whether there were any.
+
+    Compared with what the server shows, not with what was published from here: it may have been lost, and other hosts
+    publish, too.
+    """
+    differing = _differing_tables(project_name, tables)
+    for key, (table, title) in differing.items():
+        create_table_artifact(key=key, table=[*table, _time_row(table)], description=title)
+    return bool(differing)
+
+
+def _differing_tables(project_name: str, tables: dict[str, tuple[Table, str]]) -> dict[str, tuple[Table, str]]:
+    shown = _shown_tables(project_name)
+    return {key: made for key, made in tables.items() if shown.get(key) != made}
+
+
+def _shown_tables(project_name: str) -> dict[str, tuple[Table, str]]:
+    """Return the tables of a project that the server shows, without the row that tells when they were made."""
+    api, prefix = PrefectApi(), artifact_key(project_name, "")
+    shown: dict[str, tuple[Table, str]] = {}
+    for page in range(1_000_000):
+        body = {
+            "artifacts": {"key": {"like_": prefix}, "type": {"any_": ["table"]}},
+            "limit": _PAGE,
+            "offset": page * _PAGE,
+        }
+        found = api.call("POST", "/artifacts/latest/filter", body).json()
+        for artifact in (one for one in found if one["key"].startswith(prefix)):
+            with contextlib.suppress(ValueError, TypeError):
+                table = json.loads(artifact["data"])
+                rows = [row for row in table if _UPDATED not in row.values()]
+                shown[artifact["key"]] = (rows, artifact["description"] or "")
+        if len(found) < _PAGE:
+            break
+    return shown
+
+
+_UPDATED = "updated"
+
+
+def _time_row(table: Table) -> dict[str, Any]:
+    """Return a last row that tells when a table was made."""
+    first, second, *rest = table[0]
+    return {first: _UPDATED, second: f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", **dict.fromkeys(rest, "")}
 
 
 def publish_sample_preview(project: Project, event: SampleUpdated, /) -> None:
@@ -71,7 +147,7 @@ def publish_sample_preview(project: Project, event: SampleUpdated, /) -> None:
         return
     missing = ", ".join(map(str, event.missing))
     publish_image(
-        artifact_key(project.config.name, "sample"),
+        sample_key(project.config.name),
         project.paths.sample_preview,
         title=f"Sample {project.config.name}: {len(event.slices)} slices",
         text=f"Slice {event.slice_id} was added. "
@@ -79,11 +155,11 @@ def publish_sample_preview(project: Project, event: SampleUpdated, /) -> None:
     )
 
 
-_QUALITY_PICTURES = {
-    "qc_overlap": "neighbouring tiles in red and green: yellow where they fit",
-    "qc_coordinates": "links green (clear), yellow (faint), red (dropped), grey (nothing to see); blue: residuals",
-    "qc_focus": "surface in the overlaps before and after, and the focus map",
-}
+_WHAT_PICTURES_SHOW = (
+    "neighbouring tiles in red and green: yellow where they fit",
+    "links green (clear), yellow (faint), red (dropped), grey (nothing to see); blue: residuals",
+    "surface in the overlaps before and after, and the focus map",
+)
 
 
 def publish_mosaic_quality(project: Project, event: MosaicStitched, /) -> list[str]:
@@ -94,36 +170,38 @@ def publish_mosaic_quality(project: Project, event: MosaicStitched, /) -> list[s
     missing = ", ".join(map(str, detail.get("missing_tiles", ())))
     text = f"Positions: {verdict}. " + (f"Stitched around tiles {missing}." if missing else "No tile is missing.")
     keys = []
-    for kind, what in _QUALITY_PICTURES.items():
+    for kind, what in zip(QUALITY_PICTURES, _WHAT_PICTURES_SHOW, strict=True):
         path = project.paths.stitched_folder(event.mosaic) / f"mosaic_{event.mosaic_id:03d}_{kind}.jpg"
         if path.exists():
-            key = artifact_key(project.config.name, f"mosaic-{event.mosaic_id}-{kind.replace('_', '-')}")
+            key = mosaic_picture_key(project.config.name, event.mosaic, kind)
             publish_image(key, path, title=f"Mosaic {event.mosaic_id}: {what}", text=text)
             keys.append(key)
     return keys
 
 
-def _share(project: Project, mosaics: list[MosaicId], progress: ProjectProgress) -> bool:
-    """Bring the shared project state up to date with the flag files; False if its lock could not be had."""
-    items: list[ItemId] = [*mosaics, *(SliceId(s.slice_id) for s in progress.slices)]
-    items += [batch for mosaic in mosaics for batch in project.layout.batches(mosaic)]
+def _logger() -> Any:
+    """Return the logger of the current flow run, or of the process that feeds the project."""
     try:
-        update_oct_state(OCT_STATE_SERVICE, project.config.name, project.facts, project.layout, items)
+        return get_run_logger()
+    except MissingContextError:
+        return get_logger("opticstream")
+
+
+def _share(project: Project) -> None:
+    """Bring the shared project state up to date with the flag files."""
+    name, facts, layout = project.config.name, project.facts, project.layout
+    logger = _logger()
+    try:
+        try:
+            if not oct_state_is_current(OCT_STATE_SERVICE, name, facts, layout):
+                update_oct_state(OCT_STATE_SERVICE, name, facts, layout)
+        except LockTimeout:
+            raise
+        except StateError as error:  # Variables are missing or damaged
+            logger.warning("the shared project state is rebuilt from the flag files: %s", error)
+            rebuild_oct_state(OCT_STATE_SERVICE, name, facts, layout)
     except (StateError, ServerError) as error:
-        get_run_logger().warning("the shared project state is not up to date, the next look tries again: %s", error)
-        return False
-    return True
-
-
-def _read(cache: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(cache.read_bytes()))
-    except (OSError, ValueError):
-        return {}  # a cache: without it every table is published once more
-
-
-def _mosaic_key(project_name: str, mosaic: MosaicProgress) -> str:
-    return artifact_key(project_name, f"mosaic-{mosaic.mosaic_id}-progress")
+        logger.warning("the shared project state is not up to date, the next look tries again: %s", error)
 
 
 def _mosaic_title(mosaic: MosaicProgress) -> str:
@@ -131,8 +209,8 @@ def _mosaic_title(mosaic: MosaicProgress) -> str:
     return f"{where}: {mosaic.percent:.0f} % of tiles, {mosaic.state}"
 
 
-def _mosaic_table(mosaic: MosaicProgress) -> list[dict[str, Any]]:
-    return [
+def _mosaic_table(mosaic: MosaicProgress) -> Table:
+    counted = [
         {
             "state": state,
             "batches": count,
@@ -141,14 +219,28 @@ def _mosaic_table(mosaic: MosaicProgress) -> list[dict[str, Any]]:
         }
         for state, count in mosaic.batches.items()
     ]
+    done = mosaic.tiles_processed + mosaic.tiles_failed
+    passed = max((percent for percent in MILESTONES_PERCENT if mosaic.percent >= percent), default=0)
+    of_mosaic = {
+        f"maps: {mosaic.state}": "",
+        f"volumes: {mosaic.volume}": "",
+        f"maps {'uploaded' if mosaic.uploaded else 'not uploaded'}": "",
+    }
+    return [
+        *counted,
+        {"state": "tiles processed or parked", "batches": done, "of": mosaic.total_tiles, "percent": passed},
+        *({"state": state, "batches": value, "of": "", "percent": ""} for state, value in of_mosaic.items()),
+    ]
 
 
-def _project_table(progress: ProjectProgress) -> list[dict[str, Any]]:
+def _project_table(progress: ProjectProgress) -> Table:
     slices = {s.slice_id: s for s in progress.slices}
     return [
         {
             "slice": mosaic.slice_id,
             "slice state": slices[mosaic.slice_id].state,
+            "in the sample": slices[mosaic.slice_id].stacked,
+            "slice uploaded": slices[mosaic.slice_id].uploaded,
             "mosaic": mosaic.mosaic_id,
             "illumination": mosaic.illumination,
             "tiles": f"{mosaic.tiles_processed + mosaic.tiles_failed}/{mosaic.total_tiles}",

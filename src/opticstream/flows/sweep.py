@@ -7,9 +7,9 @@ import time
 from prefect import flow, get_run_logger
 
 from opticstream.config import DeploymentSettings, ProjectConfig
-from opticstream.flows.events import announce
+from opticstream.flows.events import announce_automatically
 from opticstream.flows.parameters import registered_projects
-from opticstream.flows.picture import publish_stuck
+from opticstream.flows.picture import publish_picture, publish_stuck
 from opticstream.flows.queues import is_queued
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stuck import stuck_items
@@ -35,7 +35,9 @@ def _sweep_project(config: ProjectConfig, settings: DeploymentSettings) -> None:
     logger = get_run_logger()
     project = Project.open(config, deployment=settings)
     memory = memory_of_sweeps(project)
-    sweeper = Sweeper(project, settings.sweep_s, announce, is_queued, clock=time.time, memory=dict(memory))
+    sweeper = Sweeper(
+        project, settings.sweep_s, announce_automatically, is_queued, clock=time.time, memory=dict(memory)
+    )
     for event in sweeper.sweep():
         logger.info("%s: announced %s of %s again", config.name, event.event_name(), event.item)
     if sweeper.memory != memory:
@@ -44,3 +46,4 @@ def _sweep_project(config: ProjectConfig, settings: DeploymentSettings) -> None:
     for one in stuck:
         logger.warning("%s: %s, %s: %s", config.name, one.item, one.what, one.why)
     publish_stuck(project, stuck)
+    publish_picture(project)  # facts of which no event tells, or whose event was lost, are seen here at the latest

@@ -11,6 +11,7 @@
     │   ├── CalibrationError                 a wavelength fit, phase or dispersion vector that cannot be used
     │   ├── DuplicateTileError               two files claim one tile
     │   ├── ChangingInputError               a raw file that was still being written when waiting for it ended
+    │   ├── EventError                       an announcement that cannot be understood
     │   └── MissingInputError (FileNotFoundError)   a file that was announced is not there
     ├── ProcessingError (RuntimeError)       a stage could not reach a result from good input
     ├── StateError (RuntimeError)            facts contradict each other, or a record cannot be read
@@ -59,6 +60,10 @@ class DuplicateTileError(InputError):
 
 class ChangingInputError(InputError):
     """A raw file that changed whenever it was read, until waiting for it ended."""
+
+
+class EventError(InputError):
+    """An announcement that cannot be understood; the message names the event, the value and what was expected."""
 
 
 class MissingInputError(InputError, FileNotFoundError):

@@ -7,15 +7,48 @@ hosts mount it in different places.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from opticstream.model.errors import EventError
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
 from opticstream.model.tile_problem import TileProblem
 
 PREFIX = "linc.oct"
+_log = logging.getLogger(__name__)
+
+
+def number_from(value: object, /) -> int:
+    """Return the number that a value of a payload means: programs write 3, "3", "003" and 3.0.
+
+    Raises
+    ------
+    ValueError
+        It is no whole number from 1 up.
+
+    Examples
+    --------
+    >>> number_from("003"), number_from(3.0)
+    (3, 3)
+    >>> number_from(0)
+    Traceback (most recent call last):
+        ...
+    ValueError: expected a whole number from 1 up, got 0
+    """
+    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise ValueError(f"expected a whole number from 1 up, got {value!r}")
+    if number < 1 or number != int(number):
+        raise ValueError(f"expected a whole number from 1 up, got {value!r}")
+    return int(number)
+
+
+Number = Annotated[int, BeforeValidator(number_from)]
+"""A 1-based id or a count, as any program may write it."""
 
 
 class Event(BaseModel):
@@ -32,6 +65,8 @@ class Event(BaseModel):
     """Base folder of the project, as configured on the host that announces."""
     parameters: dict[str, Any] = {}
     """Project parameters that what this event starts shall use instead of the registered ones."""
+    artifacts: dict[str, str] = {}
+    """Keys of the artifacts at the server that show the item, by what they show."""
 
     @classmethod
     def event_name(cls) -> str:
@@ -59,8 +94,38 @@ class Event(BaseModel):
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any], /) -> Self:
-        """Return the event that a payload describes; unknown or missing fields are refused."""
-        return cls.model_validate(payload)
+        """Return the event that a payload describes.
+
+        Other programs, and other versions of this one, send fields of their own: those are ignored, with a line in
+        the log. What is null counts as not given.
+
+        Raises
+        ------
+        EventError
+            A field is missing, or holds something impossible; the message names the fields and their values.
+        """
+        if not isinstance(payload, Mapping):
+            raise EventError(f"{cls.event_name()}: the payload is {payload!r}, expected an object with fields")
+        given = {str(key): value for key, value in payload.items() if value is not None}
+        if unknown := sorted(given.keys() - cls.model_fields.keys()):
+            _log.info("%s: unknown fields are ignored: %s", cls.event_name(), ", ".join(unknown))
+        try:
+            return cls.model_validate({key: value for key, value in given.items() if key in cls.model_fields})
+        except ValidationError as error:
+            raise EventError(f"{cls.event_name()}: {_problems(error)}") from error
+
+
+def _problems(error: ValidationError) -> str:
+    """Return what is wrong with the fields of a payload, in one line."""
+    found = []
+    for one in error.errors():
+        name = ".".join(map(str, one["loc"]))
+        if one["type"] == "missing":
+            found.append(f"{name} is missing")
+            continue
+        message = one["msg"].removeprefix("Value error, ")
+        found.append(f"{name}: {message}" if "got" in message else f"{name}: {message}, got {one['input']!r}")
+    return "; ".join(found)
 
 
 class BatchEvent(Event):
@@ -68,17 +133,19 @@ class BatchEvent(Event):
 
     hierarchy = "batch"
 
-    slice_id: int
+    slice_id: Number
     """1-based slice."""
-    mosaic_id: int
+    mosaic_id: Number
     """1-based mosaic."""
-    batch_id: int
+    batch_id: Number
     """1-based column of the mosaic."""
     illumination: str
     """Name of the illumination."""
-    total_batches: int
+    total_batches: Number
     """Columns of the mosaic."""
-    grid_size_y: int
+    grid_size_x: Number | None = None
+    """Columns of the mosaic, which are its batches."""
+    grid_size_y: Number
     """Tiles of the batch."""
 
     @property
@@ -116,14 +183,18 @@ class BatchProcessed(BatchEvent):
     """Every tile of a batch is done or parked as failed."""
 
     state = "processed"
-    failed_tiles: tuple[int, ...] = ()
+    failed_tiles: tuple[Number, ...] = ()
     """Tiles parked as failed."""
+    outputs: tuple[str, ...] = ()
+    """Maps and volumes of its tiles."""
 
 
 class BatchUploaded(BatchEvent):
     """A batch is published."""
 
     state = "uploaded"
+    outputs: tuple[str, ...] = ()
+    """Published files."""
 
 
 class BatchFailed(BatchEvent):
@@ -139,15 +210,17 @@ class MosaicEvent(Event):
 
     hierarchy = "mosaic"
 
-    slice_id: int
+    slice_id: Number
     """1-based slice."""
-    mosaic_id: int
+    mosaic_id: Number
     """1-based mosaic."""
     illumination: str
     """Name of the illumination."""
-    grid_size_x: int
+    total_batches: Number | None = None
+    """Batches of the mosaic."""
+    grid_size_x: Number
     """Columns of the mosaic."""
-    grid_size_y: int
+    grid_size_y: Number
     """Rows of the mosaic."""
 
     @property
@@ -163,6 +236,8 @@ class MosaicReady(MosaicEvent):
     """All batches of a mosaic are processed."""
 
     state = "ready"
+    template: str = ""
+    """Coordinate template of its illumination, where it exists."""
 
 
 class MosaicStitched(MosaicEvent):
@@ -179,6 +254,8 @@ class MosaicVolumeStitched(MosaicEvent):
     """All volumes of a mosaic are stitched."""
 
     state = "volume_stitched"
+    template: str = ""
+    """Coordinate template that was used."""
     outputs: dict[str, str] = {}
     """Stitched store of each modality."""
 
@@ -187,12 +264,16 @@ class MosaicUploaded(MosaicEvent):
     """The maps of a mosaic are published."""
 
     state = "uploaded"
+    outputs: tuple[str, ...] = ()
+    """Published files."""
 
 
 class MosaicVolumeUploaded(MosaicEvent):
     """The volumes of a mosaic are published."""
 
     state = "volume_uploaded"
+    outputs: tuple[str, ...] = ()
+    """Published stores."""
 
 
 class MosaicFailed(MosaicEvent):
@@ -218,9 +299,9 @@ class SliceEvent(Event):
 
     hierarchy = "slice"
 
-    slice_id: int
+    slice_id: Number
     """1-based slice."""
-    mosaic_ids: tuple[int, ...]
+    mosaic_ids: tuple[Number, ...]
     """Mosaics of the slice, in the order of the illuminations."""
 
     @property
@@ -250,6 +331,8 @@ class SliceUploaded(SliceEvent):
     """The results of a slice are published."""
 
     state = "uploaded"
+    outputs: tuple[str, ...] = ()
+    """Published files."""
 
 
 class SliceFailed(SliceEvent):
@@ -278,12 +361,16 @@ class TileEvent(Event):
 
     hierarchy = "tile"
 
-    slice_id: int
+    slice_id: Number
     """1-based slice."""
-    mosaic_id: int
+    mosaic_id: Number
     """1-based mosaic."""
-    tile_id: int
+    tile_id: Number
     """1-based tile of the mosaic."""
+    batch_id: Number | None = None
+    """1-based column of the mosaic that holds the tile."""
+    illumination: str = ""
+    """Name of the illumination."""
 
     @property
     def item(self) -> TileId:
@@ -312,12 +399,14 @@ class SampleUpdated(Event):
     hierarchy = "sample"
     state = "updated"
 
-    slice_id: int
+    slice_id: Number
     """Slice that was added."""
-    slices: tuple[int, ...]
+    slices: tuple[Number, ...]
     """Slices that the stacks hold now."""
-    missing: tuple[int, ...] = ()
+    missing: tuple[Number, ...] = ()
     """Slices that are left out so far."""
+    outputs: tuple[str, ...] = ()
+    """Files of the sample's stacks."""
 
     @property
     def item(self) -> SampleId:
@@ -329,7 +418,7 @@ class SampleFailed(Event):
 
     hierarchy = "sample"
     state = "failed"
-    slice_id: int
+    slice_id: Number
     """Slice that was to be added."""
     reason: str
     """What went wrong."""

@@ -224,7 +224,7 @@ def _settled(project: Project, item: ItemId, job: Job) -> str | None:
     if job.done in known:
         return f"already {job.done}"
     if job.failed is not None and job.failed in known:
-        return f"parked as {job.failed}; `opticstream retry` releases it"
+        return f"parked as {job.failed}; `opticstream retry`, or the same event sent again, releases it"
     return None
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from opticstream.model.errors import StateError
 from opticstream.model.ids import MosaicId, SliceId
 from opticstream.pipeline.products import recorded_products
 from opticstream.pipeline.progress import MILESTONES_PERCENT, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.refused import RefusedEvent, refused_events
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def milestones(project: Project, progress: ProjectProgress, /) -> list[Milestone
             reached.append(Milestone(f"mosaic-{mosaic.mosaic_id:03d}.stitched", f"{where}: stitched", preview))
     for slice_ in progress.slices:
         if slice_.state == "registered":
-            picture = recorded_products(project, SliceId(slice_.slice_id), "registered").get("axis_jpeg")
+            picture = _axis_picture(project, SliceId(slice_.slice_id))
             key = f"slice-{slice_.slice_id:03d}.registered"
             reached.append(Milestone(key, f"slice {slice_.slice_id}: registered", picture))
         elif slice_.state == "skipped":
@@ -74,7 +76,20 @@ def milestones(project: Project, progress: ProjectProgress, /) -> list[Milestone
         )
         for failure in progress.failures
     ]
+    reached += [refusal(refused) for refused in refused_events(project)]
     return reached
+
+
+def _axis_picture(project: Project, slice_id: SliceId) -> Path | None:
+    try:
+        return recorded_products(project, slice_id, "registered").get("axis_jpeg")
+    except StateError:  # a damaged flag costs its picture, and no other milestone
+        return None
+
+
+def refusal(refused: RefusedEvent, /) -> Milestone:
+    """Return what people are told of an announcement that could not be understood."""
+    return Milestone(refused.key, f"event not understood: {refused.why}", failure=True)
 
 
 def tell_milestones(project: Project, target: Target, /) -> int:

@@ -6,7 +6,7 @@ at the facts first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from opticstream.model.errors import StateError
 from opticstream.model.events import (
@@ -37,6 +37,9 @@ from opticstream.pipeline.stacking import stacking_event, unstacked
 from opticstream.pipeline.uploads import upload_queue
 from opticstream.state import FactsSnapshot
 
+_READY_FIELDS = ("raw_folder", "files", "spectra", "problems", "parameters")
+"""Fields of a batch's announcement that only its record knows."""
+
 
 def pending_announcements(project: Project, /, snapshot: FactsSnapshot | None = None) -> list[Event]:
     """Return the announcements that something waits for, in the order of the pipeline.
@@ -63,7 +66,13 @@ def ready_event(project: Project, batch: BatchId, /) -> BatchReady | None:
     except StateError:
         return None
     event = record.detail.get("event") if record else None
-    return None if event is None else BatchReady.from_payload(dict(event))
+    if not isinstance(event, Mapping):
+        return None
+    given = {name: event[name] for name in _READY_FIELDS if event.get(name) is not None}
+    try:  # the rest follows from the layout of now; what an earlier version did not write is not missed
+        return project.event(BatchReady, batch, **given)
+    except ValueError:
+        return None
 
 
 def _idle(project: Project, item: ItemId, job: Job) -> bool:

@@ -192,11 +192,11 @@ def _slice_progress(project: Project, snapshot: FactsSnapshot, slice_id: SliceId
     known = snapshot.facts_of(slice_id)
     order = ("failed", "axis_failed", "skipped", "registered", "started", "ready")
     state = next((name for name in order if name in known), "acquiring")
-    record = project.facts.read(slice_id, state) if state in ("failed", "axis_failed", "skipped") else None
+    detail = detail_of(project, slice_id, state) if state in ("failed", "axis_failed", "skipped") else {}
     return SliceProgress(
         slice_id.slice_id,
         {"started": "registering", "axis_failed": "axis failed"}.get(state, state),
-        reason=str(record.detail.get("reason", "")) if record else "",
+        reason=str(detail.get("reason", "")),
         stacked="stacked" in known,
         uploaded="uploaded" in known,
     )

@@ -18,6 +18,7 @@ from opticstream.model.events import (
 )
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
+from opticstream.pipeline.payloads import artifacts_of, recorded_fields
 from opticstream.state import Facts
 
 E = TypeVar("E", bound=Event)
@@ -65,14 +66,17 @@ class Project:
         return self.config.scan.illuminations[self.layout.illumination_index(mosaic)]
 
     def event(self, kind: type[E], item: ItemId, /, **values: Any) -> E:
-        """Return an event about an item, with everything filled in that the layout knows, and this run's parameters."""
-        return kind.model_validate({**self._labels(kind, item), **values})
+        """Return an event about an item, with everything that layout and flag files know, and this run's parameters."""
+        recorded = recorded_fields(kind, item, self.facts, self.paths)
+        return kind.model_validate({**self.labels(kind, item), **recorded, **values})
 
-    def _labels(self, kind: type[Event], item: ItemId) -> Mapping[str, Any]:
+    def labels(self, kind: type[Event], item: ItemId, /) -> Mapping[str, Any]:
+        """Return the fields of an event that follow from the project's layout, whatever has happened."""
         labels: dict[str, Any] = {
             "project_name": self.config.name,
             "project_base_path": str(self.config.base_path),
             "parameters": dict(self.parameters),
+            "artifacts": artifacts_of(kind, self.config.name, item, self.paths),
         }
         if isinstance(item, SliceId) and issubclass(kind, SliceEvent):
             labels["slice_id"] = item.slice_id
@@ -81,15 +85,10 @@ class Project:
             mosaic = item if isinstance(item, MosaicId) else item.mosaic
             grid = self.layout.illumination_of(mosaic)
             labels |= {"slice_id": self.layout.slice_of(mosaic).slice_id, "mosaic_id": mosaic.mosaic_id}
-            if issubclass(kind, MosaicEvent):
-                labels |= {"illumination": grid.name, "grid_size_x": grid.columns, "grid_size_y": grid.rows}
+            grids = {"total_batches": grid.columns, "grid_size_x": grid.columns, "grid_size_y": grid.rows}
+            labels |= {"illumination": grid.name} | (grids if issubclass(kind, MosaicEvent | BatchEvent) else {})
             if issubclass(kind, BatchEvent) and isinstance(item, BatchId):
-                labels |= {
-                    "batch_id": item.batch_id,
-                    "illumination": grid.name,
-                    "total_batches": grid.columns,
-                    "grid_size_y": grid.rows,
-                }
+                labels["batch_id"] = item.batch_id
             if issubclass(kind, TileEvent) and isinstance(item, TileId):
-                labels["tile_id"] = item.tile_id
+                labels |= {"batch_id": self.layout.batch_of(item).batch_id, "tile_id": item.tile_id}
         return labels

@@ -183,7 +183,10 @@ def _fixed_mosaic(project: Project, slice_id: SliceId) -> MosaicId:
 def _why_without_axis(project: Project, slice_id: SliceId, snapshot: FactsSnapshot) -> str:
     for fact in ("failed", "axis_failed", "skipped"):
         if snapshot.has(slice_id, fact):
-            record = project.facts.read(slice_id, fact)
+            try:
+                record = project.facts.read(slice_id, fact)
+            except StateError:
+                return fact
             return str(record.detail.get("reason", fact)) if record else fact
     return ""
 

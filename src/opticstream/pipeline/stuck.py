@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId
 from opticstream.pipeline.jobs import PROCESS_BATCH, REGISTER_SLICE, STITCH_MOSAIC, STITCH_VOLUME, Job
 from opticstream.pipeline.project import Project
@@ -108,5 +109,8 @@ def _stopped_work(project: Project, snapshot: FactsSnapshot, now: datetime) -> I
 
 
 def _time_of(project: Project, item: ItemId, fact: str) -> datetime | None:
-    record = project.facts.read(item, fact)
+    try:
+        record = project.facts.read(item, fact)
+    except StateError:
+        return None
     return None if record is None else record.time

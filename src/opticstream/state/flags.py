@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
 from opticstream.state.vocabulary import FACTS
@@ -76,6 +77,37 @@ def scan_flags(project_dir: Path, /, *, mosaics: Iterable[MosaicId] | None = Non
     mosaics : iterable of MosaicId, optional
         List the batches and tiles of these mosaics only. The flags of mosaics, slices and the sample always come.
     """
+    for item, fact, _ in _scan_entries(project_dir, mosaics):
+        yield item, fact
+
+
+class Stamp(NamedTuple):
+    """What tells one flag file from the next one of the same name, without opening it."""
+
+    mtime_ns: int
+    size: int
+
+
+def stamp_flags(project_dir: Path, /) -> Iterator[tuple[ItemId, str, Stamp | None]]:
+    """Yield (item, fact, stamp) for every flag of a project; no file is opened.
+
+    Flags of tiles come without a stamp: there are many, and that they stand says all. A flag that is withdrawn during
+    the look may be missing.
+    """
+    for item, fact, entry in _scan_entries(project_dir, None):
+        if isinstance(item, TileId):
+            yield item, fact, None
+            continue
+        try:
+            status = entry.stat()
+        except OSError:
+            continue
+        yield item, fact, Stamp(status.st_mtime_ns, status.st_size)
+
+
+def _scan_entries(
+    project_dir: Path, mosaics: Iterable[MosaicId] | None
+) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
     yield from _scan_root(project_dir / STATE_FOLDER)
     for mosaic in mosaics_of_project(project_dir) if mosaics is None else mosaics:
         folder = project_dir / mosaic.folder / STATE_FOLDER
@@ -85,40 +117,41 @@ def scan_flags(project_dir: Path, /, *, mosaics: Iterable[MosaicId] | None = Non
 
 def mosaics_of_project(project_dir: Path, /) -> list[MosaicId]:
     """Return the mosaics that have a folder in the project, in order."""
-    matches = (_MOSAIC_FOLDER.fullmatch(name) for name in _names(project_dir))
+    matches = (_MOSAIC_FOLDER.fullmatch(entry.name) for entry in _entries(project_dir))
     mosaics = (MosaicId(int(m[1])) for m in matches if m and int(m[1]))
     return sorted(mosaic for mosaic in set(mosaics))
 
 
-def _names(folder: Path) -> list[str]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        return os.listdir(folder)
+        with os.scandir(folder) as entries:
+            return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _scan_root(folder: Path) -> Iterator[tuple[ItemId, str]]:
-    for name in _names(folder):
-        stem, dot, fact = name.partition(".")
+def _scan_root(folder: Path) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
+    for entry in _entries(folder):
+        stem, dot, fact = entry.name.partition(".")
         hierarchy, _, number = stem.partition("-")
         if not dot or fact not in _KNOWN.get(hierarchy, ()):
             continue
         if stem == "sample":
-            yield SampleId(), fact
+            yield SampleId(), fact, entry
         elif hierarchy in ("slice", "mosaic") and number.isdecimal() and int(number):
             item = SliceId(int(number)) if hierarchy == "slice" else MosaicId(int(number))
             if item.key == stem:
-                yield item, fact
+                yield item, fact, entry
 
 
 def _scan_numbered(
     folder: Path, hierarchy: str, make: type[BatchId] | type[TileId], mosaic_id: int
-) -> Iterator[tuple[ItemId, str]]:
+) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
     known = _KNOWN[hierarchy]
     prefix = f"{hierarchy}-"
     items: dict[str, ItemId] = {}
-    for name in _names(folder):
-        stem, dot, fact = name.partition(".")
+    for entry in _entries(folder):
+        stem, dot, fact = entry.name.partition(".")
         if not dot or fact not in known or not stem.startswith(prefix):
             continue
         item = items.get(stem)
@@ -130,4 +163,4 @@ def _scan_numbered(
             if flag_stem(item) != stem:  # "batch-7" is not how we write batch 7: no flag of ours
                 continue
             items[stem] = item
-        yield item, fact
+        yield item, fact, entry

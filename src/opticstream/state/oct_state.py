@@ -6,10 +6,10 @@ have no level of their own: a batch names its failed tiles.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -39,6 +39,11 @@ class OCTBatchStateView(Failing):
         return self.processed_at is not None
 
     @property
+    def ended(self) -> bool:
+        """Whether no more is to come of its processing: it is finished, or parked as failed."""
+        return self.finished or self.failed_at is not None
+
+    @property
     def uploaded(self) -> bool:
         """Whether its archive copies have been uploaded."""
         return self.uploaded_at is not None
@@ -66,8 +71,18 @@ class OCTMosaicStateView(Failing):
 
     @property
     def finished(self) -> bool:
-        """Whether it is stitched."""
+        """Whether its maps are stitched; volumes, where there are any, have facts of their own."""
         return self.stitched_at is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more is to come of its maps: they are stitched, or parked as failed."""
+        return self.finished or self.failed_at is not None
+
+    @property
+    def uploaded(self) -> bool:
+        """Whether its maps have been uploaded."""
+        return self.uploaded_at is not None
 
     def batch(self, batch_id: int, /) -> OCTBatchStateView | None:
         """Return a batch, None when nothing is known about it."""
@@ -100,6 +115,16 @@ class OCTSliceStateView(Failing):
         """Whether its registration has come to an end, with fibre axes or without."""
         return any(at is not None for at in (self.registered_at, self.axis_failed_at, self.skipped_at))
 
+    @property
+    def ended(self) -> bool:
+        """Whether no more is to come of its registration: it is finished, or parked as failed."""
+        return self.finished or self.failed_at is not None
+
+    @property
+    def uploaded(self) -> bool:
+        """Whether its results have been uploaded."""
+        return self.uploaded_at is not None
+
     def mosaic(self, mosaic_id: int, /) -> OCTMosaicStateView | None:
         """Return a mosaic, None when nothing is known about it."""
         return self.mosaics.get(mosaic_id)
@@ -123,7 +148,25 @@ class OCTProjectStateView(StateView):
             yield from slice_state.mosaics.values()
 
 
-class OCTWork(Failing, MutableState, frozen=False):
+class MirroredState(MutableState, frozen=False):
+    """What every object of the state keeps and can do, as it is made from flag files."""
+
+    kept_back: ClassVar[Mapping[str, Any]] = {"flags": True}
+    flags: str = ""
+    """Mark of its flag files; empty where they were too new to be told apart. See `opticstream.state.mirror`."""
+
+    def clear(self) -> bool:
+        """Forget all facts of its own, and return whether there were any; what lies in it stays."""
+        forgotten = False
+        for name, about in type(self).model_fields.items():
+            is_own = name.endswith("_at") or name in ("flags", "attempts", "failure", "failed_tiles")
+            if is_own and getattr(self, name) != about.default:
+                setattr(self, name, about.default)
+                forgotten = True
+        return forgotten
+
+
+class OCTWork(Failing, MirroredState, frozen=False):
     """What can be done to batches, mosaics and slices alike."""
 
     def mark_started(self, *, at: datetime | None = None) -> Self:
@@ -172,6 +215,7 @@ class OCTBatchState(OCTBatchStateView, OCTWork, frozen=False):
 class OCTMosaicState(OCTMosaicStateView, OCTWork, frozen=False):
     """One mosaic of a slice, to be changed."""
 
+    kept_back: ClassVar[Mapping[str, Any]] = {"flags": True, "batches": {"__all__": OCTBatchState.kept_back}}
     batches: dict[int, OCTBatchState] = Field(default_factory=dict)  # type: ignore[assignment]
 
     def get_or_create_batch(self, batch_id: int, /) -> OCTBatchState:
@@ -194,6 +238,7 @@ class OCTMosaicState(OCTMosaicStateView, OCTWork, frozen=False):
 class OCTSliceState(OCTSliceStateView, OCTWork, frozen=False):
     """One slice of a project, to be changed."""
 
+    kept_back: ClassVar[Mapping[str, Any]] = {"flags": True, "mosaics": {"__all__": OCTMosaicState.kept_back}}
     mosaics: dict[int, OCTMosaicState] = Field(default_factory=dict)  # type: ignore[assignment]
 
     def get_or_create_mosaic(self, mosaic_id: int, /) -> OCTMosaicState:
@@ -214,9 +259,10 @@ class OCTSliceState(OCTSliceStateView, OCTWork, frozen=False):
         return self._as(OCTSliceStateView)
 
 
-class OCTProjectState(OCTProjectStateView, ProjectState, frozen=False):
+class OCTProjectState(OCTProjectStateView, MirroredState, ProjectState, frozen=False):
     """A whole project, to be changed."""
 
+    kept_back: ClassVar[Mapping[str, Any]] = {"flags": True, "slices": {"__all__": OCTSliceState.kept_back}}
     slices: dict[int, OCTSliceState] = Field(default_factory=dict)  # type: ignore[assignment]
 
     def get_or_create_slice(self, slice_id: int, /) -> OCTSliceState:
@@ -241,6 +287,24 @@ class OCTProjectState(OCTProjectStateView, ProjectState, frozen=False):
                 return mosaic.get_or_create_batch(item.batch_id)
             case TileId():
                 return self.item(layout.batch_of(item), layout)
+
+    def find(
+        self, item: ItemId, layout: AcquisitionLayout, /
+    ) -> OCTProjectState | OCTSliceState | OCTMosaicState | OCTBatchState | None:
+        """Return the object that stands for an item, None when nothing is known about it; for a tile its batch."""
+        match item:
+            case SampleId():
+                return self
+            case SliceId():
+                return self.slices.get(item.slice_id)
+            case MosaicId():
+                parent = self.slices.get(layout.slice_of(item).slice_id)
+                return None if parent is None else parent.mosaics.get(item.mosaic_id)
+            case BatchId():
+                mosaic = self.find(item.mosaic, layout)
+                return mosaic.batches.get(item.batch_id) if isinstance(mosaic, OCTMosaicState) else None
+            case TileId():
+                return self.find(layout.batch_of(item), layout)
 
     def to_view(self) -> OCTProjectStateView:
         """Return a frozen copy that later changes do not reach."""

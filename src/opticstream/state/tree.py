@@ -7,8 +7,9 @@ exists only inside a locked section, and turns into a view with `to_view`. When 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, NoReturn, Self, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PrivateAttr
 
@@ -86,13 +87,15 @@ class MutableState(StateView):
     """What can be done to one object, inside a locked section. Each kind has a `to_view` that returns its view."""
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
+    kept_back: ClassVar[Mapping[str, Any]] = {}
+    """Fields that views do not show, as pydantic's `exclude`."""
 
     def to_view(self) -> StateView:
         """Return a frozen copy that later changes do not reach."""
         raise NotImplementedError
 
     def _as(self, view_type: type[TView], /) -> TView:
-        return view_type.model_validate(self.model_dump())
+        return view_type.model_validate(self.model_dump(exclude=dict(self.kept_back)))
 
     def mark(self, fact: str, /, *, at: datetime | None = None) -> Self:
         """Note that a fact has happened, now or at a given time; the last time counts."""

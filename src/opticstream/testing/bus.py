@@ -6,17 +6,21 @@ For tests of rules and jobs. What starts what is written down here once more, by
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opticstream.config import config_from_mapping
 from opticstream.model import events as catalogue
 from opticstream.model.events import Event
 from opticstream.pipeline import batches, looks, mosaics, slices, stacking, uploads
+from opticstream.pipeline.incoming import Received, event_from_received
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.reemission import release, remember_batch
 from opticstream.watch import Watcher
 
 if TYPE_CHECKING:  # brings Prefect
@@ -71,6 +75,21 @@ class LocalBus:
             self.seen.append(event)
             if not self.lose(event):
                 self._queue.append(event)
+
+    def emit(self, name: str, payload: Any, /, *, id: str | None = None, occurred: datetime | None = None) -> None:
+        """Put into the queue what another program, or a person, announces.
+
+        Raises
+        ------
+        EventError
+            It cannot be understood.
+        """
+        received = Received(name, payload, {}, id or str(uuid.uuid4()), occurred or datetime.now(UTC))
+        event = event_from_received(self.project, received)
+        if isinstance(event, catalogue.BatchReady):
+            remember_batch(self.project, event, received=received)
+        released = release(self.project, event, received)
+        self.announce([event, *(other for other in released if other != event)])
 
     def run(self, *, order: Callable[[int], int] = lambda _n: 0) -> None:
         """Do what is announced until the queue is empty; `order` picks which of n waiting events comes next."""

@@ -1,0 +1,198 @@
+"""Announcements that are sent again: a way to have parked work, or work on changed raw files, tried once more.
+
+The pipeline repeats its own announcements, and a server may deliver one twice; neither says that a person, or another
+program, wants something tried again. A re-emission is told apart by three marks: the pipeline did not make it itself
+(`Received.is_automatic`), it occurred after the work was parked or done, and its id has released nothing before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from opticstream.model import events as catalogue
+from opticstream.model.errors import StateError
+from opticstream.model.events import BatchReady, Event
+from opticstream.model.ids import ItemId, SliceId, TileId
+from opticstream.pipeline.incoming import Received
+from opticstream.pipeline.pending import ready_event
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.redo import RedoPlan, apply_plan
+from opticstream.pipeline.rules import good_mosaics
+from opticstream.state.durable import create_exclusively
+from opticstream.state.facts import utc_now
+from opticstream.state.record import sha256_of_path
+
+
+def remember_batch(project: Project, event: BatchReady, /, *, received: Received) -> None:
+    """Record that a batch is ready where another program found it, so that sweep and retry know its raw files.
+
+    An announcement that was sent again may name other raw files than the first one: then those count from now on.
+    """
+    content = {"detail": {"event": event.payload()}}
+    if project.facts.record(event.batch, "ready", content) or received.is_automatic:
+        return
+    before = ready_event(project, event.batch)
+    same = before is not None and all(getattr(before, name) == getattr(event, name) for name in _RAW)
+    if not same and _is_later(project, event.batch, "ready", received):
+        project.facts.replace(event.batch, "ready", content, why=f"{_why(received)} names other raw files")
+
+
+_RAW = ("raw_folder", "files", "spectra")
+
+
+def release(project: Project, event: Event, received: Received, /) -> list[Event]:
+    """Take back what a re-emitted announcement is to have tried again, and return what is to be announced for it.
+
+    Of finished work from unchanged raw files nothing is taken back, and nothing for an announcement of the pipeline's
+    own. The journal tells of each fact why it was taken back.
+    """
+    if received.is_automatic:
+        return []
+    plan = RedoPlan(project)
+    reasons = list(_plan(plan, event, received))
+    if not plan.withdraw or _has_released(project, received):
+        return []
+    reason = f"{_why(received)}: {'; '.join(dict.fromkeys(reasons))}"
+    if not apply_plan(project, plan, reason=reason):
+        return []  # another run of the same announcement was quicker
+    _note(project, received, plan)
+    return plan.announce
+
+
+def _plan(plan: RedoPlan, event: Event, received: Received) -> Iterator[str]:
+    """Fill a plan with what an announcement stands for, and yield why."""
+    project = plan.project
+    item = event.item
+
+    def parked(about: ItemId, fact: str) -> bool:
+        return project.facts.has(about, fact) and _is_later(project, about, fact, received)
+
+    match event:
+        case BatchReady():
+            yield from _plan_batch(plan, event, received)
+        case catalogue.BatchArchived() if parked(item, "upload_failed"):
+            plan.redo_publication(item, "upload_failed")
+            yield "upload failed"
+        case catalogue.MosaicReady() if parked(item, "failed"):
+            plan.redo_mosaic(event.mosaic)
+            yield "stitching failed"
+        case catalogue.MosaicStitched():
+            if parked(item, "volume_failed"):
+                plan.redo_volume(event.mosaic)
+                yield "stitching of the volumes failed"
+            if parked(item, "upload_failed"):
+                plan.redo_publication(item, "upload_failed")
+                yield "upload failed"
+        case catalogue.MosaicVolumeStitched():
+            if parked(item, "volume_upload_failed"):
+                plan.redo_publication(item, "volume_upload_failed")
+                yield "upload of the volumes failed"
+            yield from _plan_stack(plan, project.layout.slice_of(event.mosaic), received)
+        case catalogue.SliceReady():
+            ended = [fact for fact in ("failed", "axis_failed") if parked(item, fact)]
+            if parked(item, "skipped") and len(good_mosaics(project, event.slice)) > 1:
+                ended.append("skipped")
+            if ended:
+                plan.redo_slice(event.slice)
+                yield f"registration {ended[0].replace('_', ' ')}"
+            yield from _plan_stack(plan, event.slice, received)
+        case catalogue.SliceRegistered():
+            if parked(item, "upload_failed"):
+                plan.redo_publication(item, "upload_failed")
+                yield "upload failed"
+            yield from _plan_stack(plan, event.slice, received)
+        case catalogue.SliceFailed():
+            yield from _plan_stack(plan, event.slice, received)
+
+
+def _plan_stack(plan: RedoPlan, slice_id: SliceId, received: Received) -> Iterator[str]:
+    project = plan.project
+    if project.facts.has(slice_id, "stack_failed") and _is_later(project, slice_id, "stack_failed", received):
+        plan.redo_stack(slice_id)
+        yield f"{slice_id} could not be added to the sample"
+
+
+def _plan_batch(plan: RedoPlan, event: BatchReady, received: Received) -> Iterator[str]:
+    project, batch = plan.project, event.batch
+    ended = [fact for fact in ("processed", "failed") if project.facts.has(batch, fact)]
+    if not ended or not all(_is_later(project, batch, fact, received) for fact in ended):
+        return
+    reasons = ["the batch failed"] if "failed" in ended else []
+    for tile in project.layout.tiles(batch):
+        known = project.facts.facts_of(tile)
+        if "failed" in known and "processed" not in known:
+            reasons.append(f"{tile} failed")
+        elif "processed" in known and _has_changed(project, event, tile):
+            reasons.append(f"the raw file of {tile} has changed")
+    if reasons:
+        plan.redo_batch(batch, archive=True)
+        yield from reasons
+
+
+def _has_changed(project: Project, event: BatchReady, tile: TileId) -> bool:
+    """Return whether a tile's raw file is there and another one than the tile was made from.
+
+    One that only has another time, such as a copy, is the same if its checksum is.
+    """
+    try:
+        record = project.facts.read(tile, "processed")
+    except StateError:
+        return True
+    if record is None or record.inputs_hash is None:
+        return False
+    names = [event.files.get(tile.tile_id), event.spectra.get(tile.tile_id)]
+    paths = [Path(event.raw_folder, name) for name in names if name is not None]
+    recorded = record.inputs_hash.split("+")
+    try:
+        now = [(path, path.stat()) for path in paths]
+    except OSError:
+        return False  # it is gone: what was made from it stays
+    identities = [f"{path.name}:{status.st_size}:{status.st_mtime_ns}" for path, status in now]
+    if not paths or identities == recorded:
+        return False
+    sizes = [identity.rpartition(":")[0] for identity in identities]
+    if len(paths) == 1 and sizes == [identity.rpartition(":")[0] for identity in recorded]:
+        checksum = record.detail.get("raw_sha256")
+        return checksum is None or sha256_of_path(paths[0]) != checksum
+    return True
+
+
+def _is_later(project: Project, item: ItemId, fact: str, received: Received) -> bool:
+    """Return whether an announcement occurred after a fact was recorded; one that a person starts occurs now."""
+    occurred = received.occurred or utc_now()
+    try:
+        record = project.facts.read(item, fact)
+    except StateError:  # a damaged flag is a fact of its file's time all the same
+        modified = project.facts.path(item, fact).stat().st_mtime
+        return occurred > datetime.fromtimestamp(modified, UTC)
+    return record is not None and occurred > record.time
+
+
+def _why(received: Received) -> str:
+    when = f" of {received.occurred:%Y-%m-%d %H:%M:%S}" if received.occurred else " of a run started by hand"
+    return f"re-emitted event {received.name}{when}"
+
+
+def _note_path(project: Project, received: Received) -> Path | None:
+    return project.paths.base / "state" / "reemitted" / f"{received.id}.json" if received.id else None
+
+
+def _has_released(project: Project, received: Received) -> bool:
+    """Return whether this very announcement has released something: servers deliver at least once, clocks differ."""
+    path = _note_path(project, received)
+    return path is not None and path.exists()
+
+
+def _note(project: Project, received: Received, plan: RedoPlan) -> None:
+    path = _note_path(project, received)
+    if path is None:
+        return
+    taken_back = [f"{item.key}.{fact}" for item, fact in plan.withdraw]
+    content = {"event": received.name, "occurred": str(received.occurred), "taken_back": taken_back}
+    create_exclusively(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+__all__ = ["release", "remember_batch"]
