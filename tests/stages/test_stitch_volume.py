@@ -318,7 +318,7 @@ def test_a_killed_run_leaves_no_store_and_is_taken_up_where_it_stopped(case, tmp
     assert again[-1] == "resumed 1 superseded 0"
     assert len(again) == len(blocks)  # one block less was done, one line more says so
     assert tree_checksums(out / "v.ome.zarr") == tree_checksums(tmp_path / "undisturbed" / "v.ome.zarr")
-    assert sorted(p.name for p in out.iterdir()) == ["v.ome.zarr"]
+    assert sorted(p.name for p in out.iterdir()) == ["v.ome.zarr", "v.ome.zarr.sha256"]
 
 
 def killed_after_one_block(case, out: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_run_with_another_tile_starts_anew(tmp_path):
         file.write(np.full(500, 1e4, np.float32).tobytes())
     again = small_blocks(made, out).communicate()[0].splitlines()
     assert again[-1] == "resumed 0 superseded 1"
-    assert sorted(p.name for p in out.iterdir()) == ["v.ome.zarr"]
+    assert sorted(p.name for p in out.iterdir()) == ["v.ome.zarr", "v.ome.zarr.sha256"]
     undisturbed = small_blocks(made, tmp_path / "undisturbed")
     undisturbed.communicate()
     assert tree_checksums(out / "v.ome.zarr") == tree_checksums(tmp_path / "undisturbed" / "v.ome.zarr")
@@ -496,3 +496,20 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(case, tmp_path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         stitched(case, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")] == []
+
+
+def test_a_volume_gets_a_manifest_of_its_chunks_which_is_made_again_where_a_killed_run_left_none(case, tmp_path):
+    from opticstream.state.manifest import differences_from_manifest, manifest_path, read_manifest
+
+    def stitched():
+        return stitch_volume(
+            MOSAIC, scan=case.scan, settings=VolumeSettings(modalities=("dBI",)), tiles_folder=case.tiles,
+            template_path=case.template, focus_path=None, mask_path=None, stitched_folder=tmp_path,
+        ).outputs["dBI"]  # fmt: skip
+
+    store = stitched()
+    manifest = manifest_path(store)
+    assert not differences_from_manifest(store, read_manifest(manifest))
+    text = manifest.read_bytes()
+    manifest.write_text("of an older store")
+    assert manifest_path(stitched()).read_bytes() == text
