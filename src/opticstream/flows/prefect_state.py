@@ -31,13 +31,13 @@ from pydantic import ValidationError
 
 from opticstream.model.errors import LockTimeout, ServerError, StateError
 from opticstream.state.file_store import FileProjectLock
-from opticstream.state.host import HostIdentity
 from opticstream.state.lsm_state import LSMProjectState, LSMStateService
 from opticstream.state.oct_state import OCTProjectState, OCTStateService
 from opticstream.state.record import time_to_text
 from opticstream.state.shards import is_intact, references_in, shards_from_tree, tree_from_shards
 from opticstream.state.slugs import state_name
 from opticstream.state.store import DEFAULT_TIMEOUT_S, BaseProjectStateStore, TState
+from opticstream.system.host import HostIdentity
 
 VARIABLE_LIMIT = 5000
 SHARD_LIMIT = 4900

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from opticstream.io.nifti import read_nifti, voxel_size_mm
 from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError, MissingInputError
+from opticstream.system.disk import read_at
 
 SUFFIXES = (".nii", ".nii.gz", ".tif", ".tiff", ".zarr", ".npy")
 """What `read_image` understands."""
@@ -185,7 +186,7 @@ class TileVolume:
 def _read_fully(handle: int, view: memoryview, offset: int, path: Path) -> None:
     done = 0
     while done < len(view):
-        count = os.preadv(handle, [view[done : done + (1 << 30)]], offset + done)
+        count = read_at(handle, view[done : done + (1 << 30)], offset + done)
         if count == 0:
             raise FileFormatError(f"{path}: ends at byte {offset + done}, more was expected")
         done += count

@@ -7,13 +7,14 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
 from opticstream.model.errors import FileFormatError, MissingInputError
+from opticstream.system.disk import mapped_or_read
 
 
 def write_nifti(
@@ -68,11 +69,15 @@ def read_nifti(path: Path, /, *, mmap: bool = False) -> NDArray[Any]:
     FileFormatError
         It is damaged or no NIfTI file.
     """
+    with _readable(path):
+        return mapped_or_read(lambda: _array(path, "r"), lambda: _array(path, False)) if mmap else _array(path, False)
+
+
+def _array(path: Path, mmap: Literal["r", False]) -> NDArray[Any]:
     import nibabel as nib
 
-    with _readable(path):
-        image: Any = nib.load(path, mmap="r" if mmap else False)
-        return np.asanyarray(image.dataobj)
+    image: Any = nib.load(path, mmap=mmap)
+    return np.asanyarray(image.dataobj)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ count last: a reader never counts a slice that is not there. Slices that are mis
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
 from opticstream.model.errors import FileFormatError
+from opticstream.system.disk import sync_handle
 
 _HEADER_BYTES = 352
 _COUNT_OFFSET = 46  # dim[3] in the NIfTI-1 header
@@ -75,12 +75,12 @@ def put_slice(
         file.seek(_HEADER_BYTES + slice_index * plane_bytes)
         file.write(_plane(data, shape))
         file.flush()
-        os.fsync(file.fileno())
+        sync_handle(file.fileno(), path)
         if slice_index >= count:
             file.seek(_COUNT_OFFSET)
             file.write(struct.pack("<h", slice_index + 1))
             file.flush()
-            os.fsync(file.fileno())
+            sync_handle(file.fileno(), path)
 
 
 def blank_slice(path: Path, slice_index: int, /) -> None:
@@ -98,7 +98,7 @@ def blank_slice(path: Path, slice_index: int, /) -> None:
         file.seek(_HEADER_BYTES + slice_index * shape[0] * shape[1] * dtype.itemsize)
         file.write(_plane(np.empty((0, 0), dtype), shape))
         file.flush()
-        os.fsync(file.fileno())
+        sync_handle(file.fileno(), path)
 
 
 def _plane(data: NDArray[Any], shape: tuple[int, int]) -> bytes:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
+from opticstream.system.disk import reserve, write_at
 
 HEADER_BYTES = 352
 
@@ -88,7 +89,7 @@ class VolumeFile:
             done = 0
             view = run.data.cast("B")
             while done < len(view):
-                done += os.pwrite(self._handle, view[done:], offset + done)
+                done += write_at(self._handle, view[done:], offset + done)
 
 
 @contextlib.contextmanager
@@ -110,7 +111,7 @@ def open_volume(
         try:
             os.write(handle, header)
             volume = VolumeFile(handle, shape)
-            os.ftruncate(handle, volume.bytes)
+            reserve(handle, volume.bytes)
             yield volume
         finally:
             os.close(handle)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.model.errors import FileFormatError, InputError, MissingInputError, TileSizeError
+from opticstream.system.disk import read_at
 
 Tap = Callable[[memoryview], None]
 
@@ -409,7 +410,7 @@ class ComplexTile:
         for z in range(self.depth):
             view, at = memoryview(planes[z]).cast("B"), start + z * plane_bytes
             try:
-                read = os.preadv(self._file.fileno(), [view], at)
+                read = read_at(self._file.fileno(), view, at)
             except OSError as error:
                 raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
             if read != len(view):
