@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from opticstream.system.compiled import njit
 
 MAX_MAXIMA = 12
 MAX_PAIR_STARTS = 48
