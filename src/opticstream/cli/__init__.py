@@ -7,6 +7,10 @@ from typing import Annotated
 import typer
 
 import opticstream
+from opticstream.cli.streams import keep_warnings_from_being_errors, print_any_letter
+
+keep_warnings_from_being_errors()
+
 from opticstream.cli import demo, importing, project, register, run, serve, sim, state, status, stitch, tile
 
 app = typer.Typer(
@@ -66,4 +70,5 @@ def _root(
 
 def main() -> None:
     """Run the command line."""
+    print_any_letter()
     app()

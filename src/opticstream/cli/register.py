@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opticstream.cli.console import FAILED, JsonOption, ProjectArgument, err, errors_shown, out, print_json
+from opticstream.cli.console import FAILED, JsonOption, ProjectArgument, err, errors_shown, out, print_json, styled
 from opticstream.cli.run import SetOption, config_of
 from opticstream.cli.status import open_project
 from opticstream.config.processing import RegistrationSettings
@@ -85,7 +85,7 @@ def register(
         for path in dict.fromkeys([*made.outputs.values(), *made.pictures]):
             out.print(f"  {path}")
     for failure in made.failures:
-        err.print(f"[bold red]failed:[/] {failure}")
+        err.print(styled("failed:", "bold red"), str(failure))
     if not made.has_axis:
         raise typer.Exit(FAILED)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from opticstream.cli.console import (
     DONE,
@@ -23,6 +22,7 @@ from opticstream.cli.console import (
     is_project_file,
     out,
     print_json,
+    styled,
 )
 from opticstream.config import DeploymentSettings, ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
@@ -71,19 +71,22 @@ def overrides_from_options(options: list[str], /) -> dict[str, object]:
 @contextlib.contextmanager
 def server_session(
     settings: DeploymentSettings, home: Path | None, *, say: Callable[[str], object], workers: bool = True
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[Callable[[], bool]]:
     """Point this process at the configured server, or run an embedded one for the time being, with workers if wanted.
 
-    Yields a check that raises ServerError once what was started here has ended.
+    Yields a check that raises ServerError once what was started here has ended, and is True when this process has just
+    taken over a server that it shared, so that everything under way is to be announced again.
     """
-    from opticstream.flows.server import client_environment, is_healthy
+    from opticstream.flows.server import is_healthy
     from opticstream.flows.session import local_session
+    from opticstream.flows.surroundings import client_environment, keep_off_proxies, prepared_home
 
     if settings.api_url:
         if not is_healthy(settings.api_url):
             raise ConfigurationError(f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
-        os.environ.update(client_environment(settings.home.expanduser(), settings.api_url))
-        yield lambda: None
+        keep_off_proxies(os.environ, settings.api_url)
+        os.environ.update(client_environment(prepared_home(settings.home), settings.api_url))
+        yield lambda: False
         return
     with local_session(home or settings.home, workers=workers, say=say) as session:
         yield session.check
@@ -110,7 +113,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
 
         def say(line: str) -> None:
             if not as_json:
-                err.print(f"[dim]{line}[/]")
+                err.print(styled(line, "dim"))
 
         with server_session(settings, home, say=say) as check:
             from opticstream.cli.following import Follower, follow
@@ -149,9 +152,9 @@ def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:
     plan = stale_plan(project, stale)
     apply_plan(project, plan, reason="opticstream run --stale")
     for why in sorted({why for one in stale for why in one.why}):
-        say(f"out of date: {escape(why)}")
+        say(f"out of date: {why}")
     for refused in plan.refused:
-        err.print(f"[yellow]left alone[/] {escape(refused)}")
+        err.print(styled("left alone", "yellow"), refused)
     say(f"doing {len({item for item, _ in plan.withdraw})} items again" if plan.withdraw else "nothing is out of date")
 
 
@@ -176,18 +179,20 @@ class _Acquired:
 
 def _report(config: ProjectConfig, driver: Driver, failures: int, *, found_before: bool) -> None:
     for state in driver.incomplete():
-        err.print(f"[yellow]incomplete[/] {state}")
+        err.print(styled("incomplete", "yellow"), str(state))
     if driver.incomplete():
         err.print("  columns that are not complete are not processed; --accept-incomplete takes them as they are")
     for name, reason in sorted(driver.watcher.strangers.items()):
-        err.print(f"[yellow]refused[/] {name}: {reason}")
+        err.print(styled("refused", "yellow"), f"{name}: {reason}")
     if not driver.watcher.known_batches() and not found_before:
         err.print(
-            f"[red]nothing to do:[/] no file in {driver.watcher.folder} follows "
-            f"scan.file_name = {config.scan.file_name!r}"
+            styled("nothing to do:", "red"),
+            f"no file in {driver.watcher.folder} follows scan.file_name = {config.scan.file_name!r}",
         )
     if failures:
-        err.print(f"[red]{failures} failed[/]; `opticstream status` lists them, `opticstream retry` tries again")
+        err.print(
+            styled(f"{failures} failed:", "red"), "`opticstream status` lists them, `opticstream retry` tries again"
+        )
     out.print(f"results in {config.base_path}")
 
 

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 """What `opticstream.compute.simd` offers, on plain arrays: for kernels that run without a compiler."""
 
 from __future__ import annotations

@@ -6,7 +6,11 @@ only do the same again, so it is cancelled. Does not import Prefect.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import httpx
+
+from opticstream.flows.surroundings import is_this_machine
 
 _OPEN_STATES = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 
@@ -17,7 +21,7 @@ def cancel_leftovers(api_url: str, /) -> int:
     Only for a server without workers that belongs to this process alone.
     """
     cancelled = 0
-    with httpx.Client(base_url=api_url, timeout=30) as client:
+    with _client(api_url) as client:
         while True:
             query = {"flow_runs": {"state": {"type": {"any_": _OPEN_STATES}}}, "limit": 200}
             runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
@@ -30,9 +34,9 @@ def cancel_leftovers(api_url: str, /) -> int:
                 cancelled += 1
 
 
-def queued_deployments(api_url: str, /) -> set[str]:
-    """Return the names of deployments for which runs wait to be started."""
-    with httpx.Client(base_url=api_url, timeout=30) as client:
+def queued_deployments(api_url: str, /, *, headers: Mapping[str, str] | None = None) -> set[str]:
+    """Return the names of deployments for which runs wait to be started; `headers` say who asks, where that matters."""
+    with _client(api_url, headers) as client:
         query = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "limit": 200}
         runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
         ids = sorted({run["deployment_id"] for run in runs if run.get("deployment_id")})
@@ -41,3 +45,8 @@ def queued_deployments(api_url: str, /) -> set[str]:
         query = {"deployments": {"id": {"any_": ids}}}
         found = client.post("/deployments/filter", json=query).raise_for_status().json()
         return {deployment["name"] for deployment in found}
+
+
+def _client(api_url: str, headers: Mapping[str, str] | None = None) -> httpx.Client:
+    """Return a client that reaches addresses of this machine directly, whatever proxies are set."""
+    return httpx.Client(base_url=api_url, headers=headers, timeout=30, trust_env=not is_this_machine(api_url))

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call, misc, unused-ignore"
 """`njit` with a cache of compiled code that is never in the way.
 
 A cache that has no place, is full, damaged or belongs to another account costs the time to compile, not the work. With
@@ -22,16 +23,19 @@ DISABLED = bool(numba.config.DISABLE_JIT)  # type: ignore[attr-defined]
 """Whether kernels run as plain Python."""
 
 
-def njit(function: Callable[..., Any] | None = None, /, *, cache: bool = False, **options: Any) -> Any:
+def _njit(function: Any = None, /, *, cache: bool = False, **options: Any) -> Any:
     """Compile a function as `numba.njit` does; with `cache` the code is kept for the next process where that can be."""
     if function is None:
-        return functools.partial(njit, cache=cache, **options)
+        return functools.partial(_njit, cache=cache, **options)
     if DISABLED:
         return _with_arithmetic_of_compiled_code(function)
     compiled: Any = numba.njit(**options)(function)
     if cache and (kept := _cache_of(function)) is not None:
         compiled._cache = kept  # as its own enable_caching() does
     return compiled
+
+
+njit: Any = _njit  # what numba makes of a function has no type
 
 
 def _with_arithmetic_of_compiled_code(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,7 +47,7 @@ def _with_arithmetic_of_compiled_code(function: Callable[..., Any]) -> Callable[
     return called
 
 
-class _ForgivingCache(FunctionCache):  # type: ignore[misc]  # numba has no types
+class _ForgivingCache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)

@@ -102,9 +102,25 @@ def has_locks(folder: Path, /) -> bool:
         probe.unlink(missing_ok=True)
 
 
+def has_record_locks(folder: Path, /) -> bool:
+    """Return whether files in a folder can have locks on parts of them, as databases need; leaves nothing there."""
+    if fcntl is None:  # type: ignore[unreachable,unused-ignore]
+        return True  # Windows has its own
+    probe = temporary_beside(folder / "lock")
+    handle = os.open(probe, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not (error.errno == errno.ENOLCK or is_unsupported(error))
+    finally:
+        os.close(handle)
+        probe.unlink(missing_ok=True)
+    return True
+
+
 def _lock(handle: int) -> bool | None:
     """Return whether the file is now ours alone; None where it cannot be locked."""
-    if fcntl is None:
+    if fcntl is None:  # type: ignore[unreachable,unused-ignore]
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
