@@ -11,7 +11,19 @@ from opticstream.cli.streams import keep_warnings_from_being_errors, print_any_l
 
 keep_warnings_from_being_errors()
 
-from opticstream.cli import demo, importing, project, register, run, serve, sim, state, status, stitch, tile
+from opticstream.cli import (  # noqa: E402  (libraries warn while they are imported)
+    demo,
+    importing,
+    project,
+    register,
+    run,
+    serve,
+    sim,
+    state,
+    status,
+    stitch,
+    tile,
+)
 
 app = typer.Typer(
     name="opticstream",

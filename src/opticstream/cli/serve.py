@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from opticstream.cli.console import FAILED, err, errors_shown, out, styled
+from opticstream.cli.console import err, errors_shown, out, styled
 from opticstream.cli.run import HomeOption
 from opticstream.config import DeploymentSettings
+from opticstream.model.errors import ServerError
 
 
 def up(home: HomeOption = None) -> None:
@@ -65,10 +66,7 @@ def worker(
     with errors_shown():
         settings = DeploymentSettings()
         if not settings.api_url or not is_healthy(settings.api_url):
-            err.print(
-                styled("error:", "red"), f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there"
-            )
-            raise typer.Exit(FAILED)
+            raise ServerError(f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
         home = prepared_home(settings.home)
         keep_off_proxies(os.environ, settings.api_url)
         os.environ.update(client_environment(home, settings.api_url))
