@@ -110,6 +110,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             config_of(project, options)  # refuse bad settings before anything is started
         if not folder.is_dir():
             raise ConfigurationError(f"{folder}: there is no such folder of raw tiles")
+        _check_is_utf8(folder.absolute(), "folder of raw tiles")
 
         def say(line: str) -> None:
             if not as_json:
@@ -122,6 +123,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             from opticstream.pipeline.project import Project
 
             config = config_of(project, options)
+            _check_is_utf8(config.base_path, "project.project_base_path")
             save_parameters(config)
             opened = Project.open(config, deployment=settings)
             if stale:
@@ -141,6 +143,14 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
         else:
             _report(config, driver, len(progress.failures), found_before=stale)
         raise typer.Exit(FAILED if failed else DONE)
+
+
+def _check_is_utf8(path: Path, what: str) -> None:
+    """Raise ConfigurationError where events, which are JSON, could not name a path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"{what} {path}: its name is not valid UTF-8; rename it") from error
 
 
 def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 
-from opticstream.flows.picture_artifacts import publish_image
+from opticstream.flows.picture_artifacts import as_markdown, publish_image
 from opticstream.flows.prefect_state import OCT_STATE_SERVICE
 from opticstream.io.atomic import write_text
 from opticstream.model.errors import ServerError, StateError
@@ -42,7 +42,7 @@ def publish_picture(project: Project, /) -> ProjectProgress:
     for key, (table, title) in tables.items():
         digest = hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]
         if known.get(key) != digest:
-            create_table_artifact(key=key, table=table, description=title)
+            create_table_artifact(key=key, table=table, description=as_markdown(title))
             known[key] = digest
             changed.add(key)
     if changed:
@@ -61,7 +61,9 @@ def publish_stuck(project: Project, stuck: Sequence[Stuck], /) -> None:
     known = _read(cache)
     if known.get(key) == digest or not (table or known):
         return
-    create_table_artifact(key=key, table=table, description=f"What is stuck in {project.config.name}: {len(table)}")
+    create_table_artifact(
+        key=key, table=table, description=as_markdown(f"What is stuck in {project.config.name}: {len(table)}")
+    )
     write_text(cache, json.dumps({key: digest}))
 
 

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator"
 """Compiled loops of the simulator: light down an A-line and back, the lateral point spread, and the camera."""
 
 from __future__ import annotations

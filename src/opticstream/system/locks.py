@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from opticstream.system.disk import time_of_server_s
 from opticstream.system.host import HostIdentity
 from opticstream.system.lacking import is_unsupported, tell_once
 from opticstream.system.temporaries import temporary_beside
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+fcntl: Any = None  # Windows has none
+with contextlib.suppress(ImportError):
+    fcntl = importlib.import_module("fcntl")
 
 UNSEEN_OWNER_S = 6 * 3600.0
 """Seconds after which the owner file of a process on another host counts as left behind."""
@@ -104,7 +105,7 @@ def has_locks(folder: Path, /) -> bool:
 
 def has_record_locks(folder: Path, /) -> bool:
     """Return whether files in a folder can have locks on parts of them, as databases need; leaves nothing there."""
-    if fcntl is None:  # type: ignore[unreachable,unused-ignore]
+    if fcntl is None:
         return True  # Windows has its own
     probe = temporary_beside(folder / "lock")
     handle = os.open(probe, os.O_RDWR | os.O_CREAT, 0o666)
@@ -120,7 +121,7 @@ def has_record_locks(folder: Path, /) -> bool:
 
 def _lock(handle: int) -> bool | None:
     """Return whether the file is now ours alone; None where it cannot be locked."""
-    if fcntl is None:  # type: ignore[unreachable,unused-ignore]
+    if fcntl is None:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
