@@ -246,3 +246,17 @@ def test_everything_but_prefect_is_imported_where_the_system_lacks_calls_of_linu
 
     done = subprocess.run([sys.executable, "-c", MODULES], capture_output=True, text=True, check=False)
     assert done.stdout == "imported\n", done.stderr[-3000:]
+
+
+def test_people_are_told_beforehand_what_a_file_system_lacks(tmp_path, monkeypatch):
+    from opticstream.system.survey import missing_features
+
+    assert missing_features(tmp_path) == []
+    monkeypatch.setattr(os, "symlink", _refusing(errno.EPERM))
+    monkeypatch.setattr(os, "link", _refusing(errno.EPERM))
+    monkeypatch.setattr(os, "fsync", _refusing(errno.EINVAL))
+    monkeypatch.setattr(locks.fcntl, "flock", _refusing(errno.ENOSYS))
+    assert [words.split(" (")[0] for words in missing_features(tmp_path)] == [
+        "syncing of folders", "symbolic links", "hard links", "file locks"
+    ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == []

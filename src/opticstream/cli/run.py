@@ -26,6 +26,7 @@ from opticstream.cli.console import (
 )
 from opticstream.config import DeploymentSettings, ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
+from opticstream.system.survey import missing_features
 
 if TYPE_CHECKING:  # brings Prefect, which reads its settings when it is imported
     from opticstream.flows.driver import Driver
@@ -126,6 +127,8 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             _check_is_utf8(config.base_path, "project.project_base_path")
             save_parameters(config)
             opened = Project.open(config, deployment=settings)
+            if lacking := missing_features(config.base_path):
+                say(f"the file system of {config.base_path} lacks {'; '.join(lacking)}")
             if stale:
                 _take_back_stale(opened, say)
             driver = Driver.on_folder(opened, folder, live=live)

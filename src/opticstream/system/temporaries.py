@@ -1,7 +1,7 @@
 """Names of outputs that are still being written, and what killed writers have left of them.
 
-A temporary name tells who writes: ``.{stem}.partial-{machine}.{process}-{token}{suffixes}``. The machine is a hash of
-its boot and its process table, the process its id and start time, so that any process of the same machine sees whether
+A temporary name tells who writes: ``.{stem}.partial-{machine}-{process}-{start}-{token}{suffixes}``. The machine is a hash of
+its boot and its process table, with the process's id and start time, so that any process of the same machine sees whether
 the writer lives. Whatever another machine writes is judged by its age alone, by the clock that stamps files there.
 """
 
@@ -26,7 +26,7 @@ STALE_AFTER_S = 3600.0
 """Seconds without a change after which the temporary of a writer that cannot be seen counts as left behind."""
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_WRITER = re.compile(re.escape(TEMPORARY_MARK) + r"([0-9a-f]{8})\.([0-9a-z]+)\.([0-9a-z]+)-")
+_WRITER = re.compile(re.escape(TEMPORARY_MARK) + r"([0-9a-f]{8})-([0-9a-z]+)-([0-9a-z]+)-")
 
 
 def is_temporary(path: Path, /) -> bool:
@@ -114,7 +114,7 @@ def _temporaries_below(folder: Path) -> Iterator[Path]:
 @lru_cache(maxsize=4)
 def _this_writer(pid: int) -> str:
     me = HostIdentity.current()
-    return f"{_machine(me)}.{_base36(pid)}.{_base36(max(0, me.process_start or 0))}"
+    return f"{_machine(me)}-{_base36(pid)}-{_base36(max(0, me.process_start or 0))}"
 
 
 def _machine(host: HostIdentity) -> str:
