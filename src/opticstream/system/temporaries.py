@@ -1,8 +1,8 @@
 """Names of outputs that are still being written, and what killed writers have left of them.
 
-A temporary name tells who writes: ``.{stem}.partial-{machine}-{process}-{start}-{token}{suffixes}``. The machine is a hash of
-its boot and its process table, with the process's id and start time, so that any process of the same machine sees whether
-the writer lives. Whatever another machine writes is judged by its age alone, by the clock that stamps files there.
+A temporary name tells who writes: ``.{stem}.partial-{machine}-{process}-{start}-{token}{suffixes}``. The machine is a
+hash of its boot and its process table; with the id and the start time of the process, any process of the same machine
+sees whether the writer lives. What another machine writes is judged by its age, by the clock that stamps files there.
 """
 
 from __future__ import annotations
