@@ -58,7 +58,11 @@ def demo(
 
 
 def _prepare(folder: Path, *, resume: bool) -> None:
+    from opticstream.flows.server import is_in_use
+
     mark = folder / _MARK
+    if is_in_use(folder / "prefect"):
+        raise ConfigurationError(f"{folder}: a demo is running there; end it first, or choose another --out")
     if resume:
         if not mark.exists():
             raise ConfigurationError(f"--resume: {folder} holds no demo")

@@ -27,7 +27,7 @@ from opticstream.model.errors import ServerError
 from opticstream.system.disk import replace
 from opticstream.system.host import HostIdentity
 from opticstream.system.locks import FileLock, has_record_locks, try_lock
-from opticstream.system.temporaries import temporary_beside
+from opticstream.system.temporaries import remove_stale_temporaries, temporary_beside
 
 START_TIMEOUT_S = 120.0
 HOME_VARIABLE = "OPTICSTREAM_SESSION_HOME"
@@ -35,6 +35,7 @@ HOME_VARIABLE = "OPTICSTREAM_SESSION_HOME"
 _HOST = "127.0.0.1"
 _RECORD = "server.json"
 _PORT = "server.port"
+_LOCK = "server.lock"
 
 
 def free_port() -> int:
@@ -70,6 +71,16 @@ class ServerRecord:
     def api_url(self) -> str:
         """Address of the API, on the owner's machine."""
         return f"http://{_HOST}:{self.port}/api"
+
+
+def is_in_use(home: Path, /) -> bool:
+    """Return whether a living process has a server in a home folder."""
+    if not (home / _LOCK).exists():
+        return False
+    lock = try_lock(home / _LOCK)
+    if lock is not None:
+        lock.release()
+    return lock is None
 
 
 def server_record(home: Path, /) -> ServerRecord | None:
@@ -216,10 +227,11 @@ class EmbeddedServer:
                     f"OPTICSTREAM_HOME = {self.home}: its file system has no file locks, which the database needs; "
                     "choose a folder on a local disk"
                 )
-            self._lock = try_lock(self.home / "server.lock")
+            self._lock = try_lock(self.home / _LOCK)
         if self._lock is None:
             who = f"{record.owner}" if record else "another process"
             raise HomeInUse(f"{who} has a server in {self.home}")
+        remove_stale_temporaries(self.home)
         if record is not None and record.server.pid:
             end_leftovers(record.server.pid, self.home)
 
