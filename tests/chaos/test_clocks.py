@@ -23,7 +23,7 @@ from opticstream.pipeline.progress import is_finished
 from opticstream.pipeline.project import Project
 from opticstream.state import Facts
 from opticstream.state.facts import utc_now
-from opticstream.state.host import HostIdentity
+from opticstream.system.host import HostIdentity
 from opticstream.testing.bus import LocalBus
 
 folder, name, days = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])

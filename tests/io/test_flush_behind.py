@@ -8,7 +8,6 @@ import os
 import numpy as np
 import pytest
 
-from opticstream.io import atomic
 from opticstream.io.flush_behind import FlushBehind
 from opticstream.io.omezarr import StoreWriter, read_volume, store_layout
 
@@ -23,7 +22,7 @@ def synced(monkeypatch):
         names.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
         real(handle)
 
-    monkeypatch.setattr(atomic.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     return names
 
 
@@ -58,7 +57,7 @@ def test_an_error_of_an_early_flush_ends_the_writing_and_no_run_builds_on_it(tmp
 
     with StoreWriter(tmp_path / "v.ome.zarr", layout, name="v", provenance={}) as store:
         with monkeypatch.context() as broken:
-            broken.setattr(atomic.os, "fsync", refuse)
+            broken.setattr(os, "fsync", refuse)
             store.note_finished(0)
             store._flush._running.exception()  # it has ended; the disk says so only once
         with pytest.raises(OSError, match=r"Input/output error: '.*v.*\.ome\.zarr"):

@@ -22,7 +22,7 @@ from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.retry import apply_plan, retry_plan
 from opticstream.state import Facts
-from opticstream.state.host import HostIdentity
+from opticstream.system.host import HostIdentity
 from opticstream.testing.bus import LocalBus
 
 

@@ -12,7 +12,7 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.stuck import stuck_items
 from opticstream.state import Facts
 from opticstream.state.facts import utc_now
-from opticstream.state.host import HostIdentity
+from opticstream.system.host import HostIdentity
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -57,7 +58,7 @@ def test_a_budget_that_cannot_hold_a_block_is_refused_with_what_is_needed(tmp_pa
 
 
 def test_affinity_and_the_threads_setting_are_honoured(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage.os, "sched_getaffinity", lambda _pid: {3}, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3}, raising=False)
     assert stage.available_threads() == 1
     assert stage.available_threads(2) == 2
     before = threading.active_count()

@@ -17,7 +17,7 @@ import pytest
 from opticstream.model.errors import ClaimLost
 from opticstream.model.ids import BatchId, MosaicId, TileId
 from opticstream.state.facts import Facts
-from opticstream.state.host import HostIdentity
+from opticstream.system.host import HostIdentity
 
 BATCH = BatchId(1, 3)
 ELSEWHERE = HostIdentity("other-host", 77, boot_id="other-boot", pid_namespace="pid:[1]", process_start=5)

@@ -20,6 +20,8 @@ from opticstream.state import durable
 from opticstream.state.facts import Facts, FactsSnapshot
 from opticstream.state.flags import flag_path, scan_flags
 from opticstream.state.vocabulary import FACTS, is_claim
+from opticstream.system import disk
+from opticstream.system.lacking import forget_what_was_told
 
 BATCH = BatchId(1, 3)
 
@@ -298,7 +300,7 @@ def test_a_crash_while_recording_leaves_no_flag(facts, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(durable, "_link", die)
+    monkeypatch.setattr(durable, "take_name", die)
     with pytest.raises(KeyboardInterrupt):
         facts.record(BATCH, "processed")
     assert not facts.has(BATCH, "processed")
@@ -350,9 +352,9 @@ def test_a_file_system_without_links_is_still_exclusive_and_says_so(facts, monke
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(durable.os, "link", no_links)
-    monkeypatch.setattr(durable, "_said", set())
+    forget_what_was_told()
     if not renames:
-        monkeypatch.setattr(durable, "_renameat2", lambda: None)
+        monkeypatch.setattr(disk, "_renameat2", lambda: None)
     assert [facts.record(BATCH, "processed") for _ in range(3)] == [True, False, False]
     assert facts.read(BATCH, "processed").item == BATCH
     assert len([r for r in caplog.records if "hard links" in r.message]) == 1

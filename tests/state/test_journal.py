@@ -8,8 +8,8 @@ import pytest
 
 from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.state.facts import Facts
-from opticstream.state.host import HostIdentity
 from opticstream.state.journal import Journal
+from opticstream.system.host import HostIdentity
 
 MORNING = datetime(2026, 3, 4, 8, tzinfo=UTC)
 

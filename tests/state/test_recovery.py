@@ -8,12 +8,12 @@ from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, MosaicId, SampleId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout, IlluminationLayout
 from opticstream.state.facts import Facts, FactsSnapshot
-from opticstream.state.host import HostIdentity
 from opticstream.state.memory_store import memory_store
 from opticstream.state.mirror import oct_state_from_facts, rebuild_oct_state, update_oct_state
 from opticstream.state.oct_state import OCTProjectState, OCTStateService
 from opticstream.state.reset import apply_reset, plan_reset
 from opticstream.state.verify import verify
+from opticstream.system.host import HostIdentity
 
 LAYOUT = AcquisitionLayout((IlluminationLayout("normal", 2, 2), IlluminationLayout("tilted", 2, 2)))
 

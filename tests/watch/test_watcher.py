@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,6 +299,35 @@ def test_tiles_in_subfolders_are_found(tmp_path, watcher, clock):
     clock.now += 6
     (found,) = watcher.poll()
     assert found.files == {1: "day1/mosaic_001_image_0001_0.raw", 2: "day2/mosaic_001_image_0002_0.raw"}
+
+
+def test_linked_subfolders_are_searched_once_whatever_loops_they_make(tmp_path, clock):
+    raw, elsewhere = tmp_path / "raw", tmp_path / "disk 2 [old]"
+    for folder in (raw / "day1", elsewhere):
+        folder.mkdir(parents=True)
+    put(raw / "day1", 1)
+    put(elsewhere, 2)
+    (raw / "a day 1").symlink_to("day1")
+    (raw / "day2").symlink_to(elsewhere)
+    (raw / "day2 again").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(raw)
+    (raw / "day1" / "loop").symlink_to("..")
+    (raw / "gone").symlink_to(tmp_path / "nowhere")
+    watcher = Watcher(raw, settings(columns=1), stable_s=5, stall_s=60, clock=clock)
+    watcher.poll()
+    clock.now += 6
+    (found,) = watcher.poll()
+    assert not found.problems
+    assert found.files[1] == "day1/mosaic_001_image_0001_0.raw"
+    assert found.files[2].rpartition("/")[2] == "mosaic_001_image_0002_0.raw"
+
+
+def test_a_tile_below_a_folder_whose_name_is_not_utf8_is_told_and_not_taken(tmp_path, watcher, clock):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff"))
+    folder.mkdir()
+    put(folder, 1)
+    assert watcher.poll() == []
+    assert "UTF-8" in watcher.strangers["d\udcff/mosaic_001_image_0001_0.raw"]
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -7,7 +7,23 @@ from typing import Annotated
 import typer
 
 import opticstream
-from opticstream.cli import demo, importing, project, register, run, serve, sim, state, status, stitch, tile
+from opticstream.cli.streams import keep_warnings_from_being_errors, print_any_letter
+
+keep_warnings_from_being_errors()
+
+from opticstream.cli import (  # noqa: E402  (libraries warn while they are imported)
+    demo,
+    importing,
+    project,
+    register,
+    run,
+    serve,
+    sim,
+    state,
+    status,
+    stitch,
+    tile,
+)
 
 app = typer.Typer(
     name="opticstream",
@@ -66,4 +82,5 @@ def _root(
 
 def main() -> None:
     """Run the command line."""
+    print_any_letter()
     app()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opticstream.cli.console import DONE, FAILED, JsonOption, err, errors_shown, out
+from opticstream.cli.console import DONE, FAILED, JsonOption, err, errors_shown, out, styled
 from opticstream.cli.run import run_parameters_of
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.flows.session import Session
@@ -54,12 +54,16 @@ def demo(
         passed = code == DONE and report
         if not as_json:
             _tell_pictures(config.base_path)
-            out.print("[bold green]demo passed[/]" if passed else "[bold red]demo failed[/]")
+            out.print(styled("demo passed", "bold green") if passed else styled("demo failed", "bold red"))
     raise typer.Exit(DONE if passed else FAILED)
 
 
 def _prepare(folder: Path, *, resume: bool) -> None:
+    from opticstream.flows.server import is_in_use
+
     mark = folder / _MARK
+    if is_in_use(folder / "prefect"):
+        raise ConfigurationError(f"{folder}: a demo is running there; end it first, or choose another --out")
     if resume:
         if not mark.exists():
             raise ConfigurationError(f"--resume: {folder} holds no demo")
@@ -138,12 +142,13 @@ class _Demo:
         known = driver.watcher.known_batches()
         return all(batch in known for mosaic in {b.mosaic for b in known} for batch in layout.batches(mosaic))
 
-    def _check(self, session: Session) -> None:
-        session.check()
+    def _check(self, session: Session) -> bool:
+        taken_over = session.check()
         assert self._rig is not None
         if self._rig.poll() not in (None, 0):
             tail = (self.folder / "rig.log").read_text(encoding="utf-8", errors="replace")[-2000:]
             raise ProcessingError(f"the virtual rig ended with status {self._rig.returncode}:\n{tail}")
+        return taken_over
 
 
 def _validate(project_file: Path, folder: Path, *, as_json: bool) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn
+from rich.text import Text
 
-from opticstream.cli.console import err, out
+from opticstream.cli.console import err, harmless, out, styled, text_column
 from opticstream.pipeline.progress import MosaicProgress, ProjectProgress
 
 if TYPE_CHECKING:  # the driver brings Prefect, which reads its settings when it is imported: before a server stands
@@ -48,9 +49,7 @@ class Follower:
 
     def __enter__(self) -> Follower:
         if self.live and not self.quiet:
-            self._bars = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(), console=err
-            )
+            self._bars = Progress(text_column(), BarColumn(bar_width=24), TimeElapsedColumn(), console=err)
             self._bars.start()
         return self
 
@@ -63,7 +62,7 @@ class Follower:
         if self.quiet:
             return
         for mosaic in progress.mosaics:
-            self._say(f"mosaic {mosaic.mosaic_id}", mosaic_line(mosaic), mosaic)
+            self._say(f"mosaic {mosaic.mosaic_id}", mosaic_line(mosaic), mosaic=mosaic)
         for slice_ in progress.slices:
             if slice_.state != "acquiring":
                 reason = f": {slice_.reason}" if slice_.reason else ""
@@ -74,25 +73,26 @@ class Follower:
                 )
         for failure in progress.failures:
             key = f"{failure.item.key} {failure.fact} {failure.attempts}"
-            self._say(key, f"[red]failed[/] {failure.item}: {failure.reason}")
+            self._say(key, styled("failed", "red"), f"{failure.item}: {failure.reason}")
 
-    def say(self, line: str, /) -> None:
+    def say(self, *parts: str | Text) -> None:
         """Print one line with the time since the start."""
         if not self.quiet:
             console = self._bars.console if self._bars is not None else out
-            console.print(f"[dim]{time.monotonic() - self._begin:6.1f} s[/]  {line}")
+            console.print(styled(f"{time.monotonic() - self._begin:6.1f} s ", "dim"), *parts)
 
-    def _say(self, key: str, line: str, mosaic: MosaicProgress | None = None) -> None:
+    def _say(self, key: str, *parts: str | Text, mosaic: MosaicProgress | None = None) -> None:
+        line = " ".join(str(part) for part in parts)
         if self._bars is not None and mosaic is not None:
             if mosaic.mosaic_id not in self._tasks:
-                self._tasks[mosaic.mosaic_id] = self._bars.add_task(line, total=mosaic.total_tiles)
+                self._tasks[mosaic.mosaic_id] = self._bars.add_task(harmless(line), total=mosaic.total_tiles)
             self._bars.update(
                 self._tasks[mosaic.mosaic_id],  # type: ignore[arg-type]
-                description=line,
+                description=harmless(line),
                 completed=mosaic.tiles_processed + mosaic.tiles_failed,
             )
         elif self._shown.get(key) != line:
-            self.say(line)
+            self.say(*parts)
         self._shown[key] = line
 
 
@@ -103,7 +103,7 @@ def follow(
     *,
     is_over: Callable[[], bool],
     poll_s: float = 1.0,
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[], object] = lambda: None,
 ) -> ProjectProgress:
     """Step the driver and show progress until `is_over` and everything found has come to its end.
 
@@ -116,14 +116,19 @@ def follow(
         for found in driver.step():
             if absent := [str(number) for number, problem in found.problems.items() if problem.kind == "missing"]:
                 tiles = f"tile{'s' * (len(absent) > 1)} {', '.join(absent)}"
-                follower.say(f"[yellow]incomplete[/] {found.batch} is worked on without {tiles}: no raw file came")
+                follower.say(
+                    styled("incomplete", "yellow"), f"{found.batch} is worked on without {tiles}: no raw file came"
+                )
         progress = driver.progress()
         follower.show(progress)
         if driver.trouble != trouble:
             trouble = driver.trouble
-            follower.say(f"[yellow]waiting[/] {trouble}" if trouble else "what was missing is back")
+            if trouble:
+                follower.say(styled("waiting", "yellow"), trouble)
+            else:
+                follower.say("what was missing is back")
         for stalled in driver.watcher.stalled():
-            follower.say(f"[yellow]waiting[/] {stalled}")
+            follower.say(styled("waiting", "yellow"), str(stalled))
         over = is_over()
         if over and driver.is_finished():
             driver.finish(say=follower.say)
@@ -132,5 +137,6 @@ def follow(
                 return progress
         elif (over or not driver.live) and driver.gives_up():
             return progress
-        check()
+        if check():
+            driver.start()
         time.sleep(poll_s)

@@ -97,7 +97,7 @@ def show(project: ProjectArgument, options: SetOption = [], as_json: JsonOption 
         print_json(data)
         return
     for line in _flat(data):
-        out.print(line, markup=False)
+        out.print(line)
 
 
 def _flat(data: object, path: str = "") -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opticstream.cli.console import FAILED, JsonOption, ProjectArgument, err, errors_shown, out, print_json
+from opticstream.cli.console import FAILED, JsonOption, ProjectArgument, err, errors_shown, out, print_json, styled
 from opticstream.cli.run import SetOption, overrides_from_options
 from opticstream.cli.status import open_project
 from opticstream.config import config_from_mapping, load_project
@@ -96,7 +96,7 @@ def register(
         for path in dict.fromkeys([*made.outputs.values(), *made.pictures]):
             out.print(f"  {path}")
     for failure in made.failures:
-        err.print(f"[bold red]failed:[/] {failure}")
+        err.print(styled("failed:", "bold red"), str(failure))
     if not made.has_axis:
         raise typer.Exit(FAILED)
 

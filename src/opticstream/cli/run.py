@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from opticstream.cli.console import (
     DONE,
@@ -23,10 +22,12 @@ from opticstream.cli.console import (
     is_project_file,
     out,
     print_json,
+    styled,
 )
 from opticstream.cli.run_parameters import RunParameters, parameters_for_run
 from opticstream.config import DeploymentSettings, OptionText, ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
+from opticstream.system.survey import missing_features
 
 if TYPE_CHECKING:  # brings Prefect, which reads its settings when it is imported
     from opticstream.flows.driver import Driver
@@ -72,19 +73,22 @@ def overrides_from_options(options: list[str], /) -> dict[str, OptionText]:
 @contextlib.contextmanager
 def server_session(
     settings: DeploymentSettings, home: Path | None, *, say: Callable[[str], object], workers: bool = True
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[Callable[[], bool]]:
     """Point this process at the configured server, or run an embedded one for the time being, with workers if wanted.
 
-    Yields a check that raises ServerError once what was started here has ended.
+    Yields a check that raises ServerError once what was started here has ended, and is True when this process has just
+    taken over a server that it shared, so that everything under way is to be announced again.
     """
-    from opticstream.flows.server import client_environment, is_healthy
+    from opticstream.flows.server import is_healthy
     from opticstream.flows.session import local_session
+    from opticstream.flows.surroundings import client_environment, keep_off_proxies, prepared_home
 
     if settings.api_url:
         if not is_healthy(settings.api_url):
             raise ConfigurationError(f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
-        os.environ.update(client_environment(settings.home.expanduser(), settings.api_url))
-        yield lambda: None
+        keep_off_proxies(os.environ, settings.api_url)
+        os.environ.update(client_environment(prepared_home(settings.home), settings.api_url))
+        yield lambda: False
         return
     with local_session(home or settings.home, workers=workers, say=say) as session:
         yield session.check
@@ -119,10 +123,11 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             config_of(project, options)  # refuse bad settings before anything is started
         if not folder.is_dir():
             raise ConfigurationError(f"{folder}: there is no such folder of raw tiles")
+        _check_is_utf8(folder.absolute(), "folder of raw tiles")
 
         def say(line: str) -> None:
             if not as_json:
-                err.print(f"[dim]{line}[/]")
+                err.print(styled(line, "dim"))
 
         with server_session(settings, home, say=say) as check:
             from opticstream.cli.following import Follower, follow
@@ -131,7 +136,10 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
 
             chosen = run_parameters_of(project, options)
             config = chosen.config
+            _check_is_utf8(config.base_path, "project.project_base_path")
             opened = Project.open(config, deployment=settings, parameters=chosen.overrides)
+            if lacking := missing_features(config.base_path):
+                say(f"the file system of {config.base_path} lacks {'; '.join(lacking)}")
             _take_back_changed(opened, say)
             if stale:
                 _take_back_stale(opened, say)
@@ -163,9 +171,17 @@ def _take_back_changed(project: Project, say: Callable[[str], object]) -> None:
     """Take back what was made from raw files that have changed since, so that the driver announces it."""
     from opticstream.pipeline.raw_changes import take_back_changed
 
-    plan = take_back_changed(project, say=lambda line: say(escape(line)))
+    plan = take_back_changed(project, say=say)
     for refused in plan.refused:
-        err.print(f"[yellow]left alone[/] {escape(refused)}")
+        err.print(styled("left alone", "yellow"), refused)
+
+
+def _check_is_utf8(path: Path, what: str) -> None:
+    """Raise ConfigurationError where events, which are JSON, could not name a path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"{what} {path}: its name is not valid UTF-8; rename it") from error
 
 
 def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:
@@ -177,9 +193,9 @@ def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:
     plan = stale_plan(project, stale)
     apply_plan(project, plan, reason="opticstream run --stale")
     for why in sorted({why for one in stale for why in one.why}):
-        say(f"out of date: {escape(why)}")
+        say(f"out of date: {why}")
     for refused in plan.refused:
-        err.print(f"[yellow]left alone[/] {escape(refused)}")
+        err.print(styled("left alone", "yellow"), refused)
     say(f"doing {len({item for item, _ in plan.withdraw})} items again" if plan.withdraw else "nothing is out of date")
 
 
@@ -201,18 +217,20 @@ class _Acquired:
 
 def _report(config: ProjectConfig, driver: Driver, failures: int, undone: list[str], *, found_before: bool) -> None:
     for state in driver.incomplete():
-        err.print(f"[yellow]incomplete[/] {state}")
+        err.print(styled("incomplete", "yellow"), str(state))
     for line in undone:
-        err.print(f"[red]not done[/] {escape(line)}")
+        err.print(styled("not done", "red"), line)
     for name, reason in sorted(driver.watcher.strangers.items()):
-        err.print(f"[yellow]refused[/] {name}: {reason}")
+        err.print(styled("refused", "yellow"), f"{name}: {reason}")
     if not driver.watcher.known_batches() and not found_before:
         err.print(
-            f"[red]nothing to do:[/] no file in {driver.watcher.folder} follows "
-            f"scan.file_name = {config.scan.file_name!r}"
+            styled("nothing to do:", "red"),
+            f"no file in {driver.watcher.folder} follows scan.file_name = {config.scan.file_name!r}",
         )
     if failures:
-        err.print(f"[red]{failures} failed[/]; `opticstream status` lists them, `opticstream retry` tries again")
+        err.print(
+            styled(f"{failures} failed:", "red"), "`opticstream status` lists them, `opticstream retry` tries again"
+        )
     out.print(f"results in {config.base_path}")
 
 

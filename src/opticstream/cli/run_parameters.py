@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.markup import escape
-
-from opticstream.cli.console import err, is_project_file
+from opticstream.cli.console import err, is_project_file, styled
 from opticstream.config import ProjectConfig, config_from_mapping
 from opticstream.config.overrides import differences, value_at
 
@@ -30,7 +28,7 @@ class RunParameters:
     def tell(self) -> None:
         """Print the notes."""
         for note in self.notes:
-            err.print(f"[yellow]parameters[/] {escape(note)}")
+            err.print(styled("parameters", "yellow"), note)
 
 
 def parameters_for_run(project: str, config: ProjectConfig, bare: ProjectConfig, /, *, register: bool) -> RunParameters:

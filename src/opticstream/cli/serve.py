@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from opticstream.cli.console import FAILED, err, errors_shown, out
+from opticstream.cli.console import err, errors_shown, out, styled
 from opticstream.cli.run import HomeOption
 from opticstream.config import DeploymentSettings
+from opticstream.model.errors import ServerError
 
 
 def up(home: HomeOption = None) -> None:
@@ -25,11 +26,11 @@ def up(home: HomeOption = None) -> None:
         settings = DeploymentSettings()
 
         def say(line: str) -> None:
-            err.print(f"[dim]{line}[/]")
+            err.print(styled(line, "dim"))
 
         with local_session(home or settings.home, ui=True, sweeps=True, say=say) as session:
-            out.print(f"web page  {session.server.api_url.removesuffix('/api')}")
-            out.print(f"address   OPTICSTREAM_API_URL={session.server.api_url}")
+            out.print(f"web page  {session.api_url.removesuffix('/api')}")
+            out.print(f"address   OPTICSTREAM_API_URL={session.api_url}")
             out.print("Ctrl-C ends everything")
             while True:
                 session.check()
@@ -59,15 +60,15 @@ def worker(
 
     Pools: tile, stitch, register, upload, state.
     """
-    from opticstream.flows.server import client_environment, is_healthy
+    from opticstream.flows.server import is_healthy
+    from opticstream.flows.surroundings import client_environment, keep_off_proxies, prepared_home
 
     with errors_shown():
         settings = DeploymentSettings()
         if not settings.api_url or not is_healthy(settings.api_url):
-            err.print(f"[red]error:[/] OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
-            raise typer.Exit(FAILED)
-        home = settings.home.expanduser()
-        home.mkdir(parents=True, exist_ok=True)
+            raise ServerError(f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
+        home = prepared_home(settings.home)
+        keep_off_proxies(os.environ, settings.api_url)
         os.environ.update(client_environment(home, settings.api_url))
         from opticstream.flows.workers import main
 

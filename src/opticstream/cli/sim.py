@@ -16,6 +16,7 @@ from opticstream.cli.console import (
     errors_shown,
     out,
     print_json,
+    styled,
 )
 from opticstream.config import ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
@@ -87,7 +88,7 @@ def rig(
             print_json({"tile": event.tile.key, "file": str(event.path), "number": event.number, "kept": event.kept})
         else:
             done = f"{event.number}/{event.total}"
-            out.print(f"{done:>9}  {event.path.name}{'  (complete already)' if event.kept else ''}", markup=False)
+            out.print(f"{done:>9}  {event.path.name}{'  (complete already)' if event.kept else ''}")
 
     with errors_shown():
         config = load_project(project)
@@ -133,7 +134,7 @@ def show(
             except ValueError as error:
                 raise ConfigurationError(f"--tile {tile!r}: expected MOSAIC/TILE of the project ({error})") from None
         for path in write_phantom_pictures(simulator, folder, tile=chosen):
-            out.print(str(path), markup=False)
+            out.print(str(path))
 
 
 def _rate(text: str) -> float:
@@ -211,6 +212,7 @@ def show_validation(
         return report.passed
 
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="errors against the truth", title_justify="left")
     for name in ("quantity", "unit", "median", "95 %", "worst", "bound", ""):
@@ -220,12 +222,15 @@ def show_validation(
         table.add_column("item")
         table.add_column("values", justify="right")
     for figure in report.figures if details else report.summary:
-        verdict = "" if figure.passed is None else "[green]ok[/]" if figure.passed else "[bold red]missed[/]"
-        row = [figure.quantity, figure.unit, *(f"{v:.3g}" for v in (figure.median, figure.p95, figure.worst))]
+        verdict: str | Text = ""
+        if figure.passed is not None:
+            verdict = styled("ok", "green") if figure.passed else styled("missed", "bold red")
+        row: list[str | Text] = [figure.quantity, figure.unit]
+        row += [f"{v:.3g}" for v in (figure.median, figure.p95, figure.worst)]
         row += ["" if figure.bound is None else f"{figure.bound:g}", verdict]
         table.add_row(*row, *([figure.region, figure.item, str(figure.count)] if details else []))
     out.print(table)
     for problem in report.problems:
-        err.print(f"[bold red]missing or unusable:[/] {problem}")
-    out.print("[bold green]all bounds met[/]" if report.passed else "[bold red]validation failed[/]")
+        err.print(styled("missing or unusable:", "bold red"), str(problem))
+    out.print(styled("all bounds met", "bold green") if report.passed else styled("validation failed", "bold red"))
     return report.passed

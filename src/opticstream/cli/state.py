@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from opticstream.cli.console import (
@@ -19,6 +19,8 @@ from opticstream.cli.console import (
     errors_shown,
     out,
     print_json,
+    styled,
+    text_column,
 )
 from opticstream.cli.run import HomeOption, run_parameters_of, server_session
 from opticstream.cli.status import item_of, open_project
@@ -57,9 +59,9 @@ def show(
     if as_json:
         print_json(view.model_dump(mode="json", exclude_defaults=True))
         return
-    tree = Tree(f"[bold]{escape(view.project_name)}[/]  {_facts(view)}")
+    tree = Tree(Text.assemble(styled(view.project_name, "bold"), "  ", _facts(view)))
     for slice_ in view.slices.values():
-        branch = tree.add(f"slice {slice_.slice_id}  {_facts(slice_)}{_why(slice_.failure)}")
+        branch = tree.add(Text.assemble(f"slice {slice_.slice_id}  ", _facts(slice_), _why(slice_.failure)))
         for mosaic in slice_.mosaics.values():
             _add_mosaic(branch, mosaic, batches=batches)
     out.print(tree)
@@ -86,25 +88,27 @@ def _from_server(project: Project, home: Path | None) -> OCTProjectStateView:
 def _add_mosaic(branch: Tree, mosaic: OCTMosaicStateView, *, batches: bool) -> None:
     done = sum(batch.finished for batch in mosaic.batches.values())
     counts = f"{done} of {len(mosaic.batches)} batches done"
-    node = branch.add(f"mosaic {mosaic.mosaic_id}  {_facts(mosaic)}  [dim]{counts}[/]{_why(mosaic.failure)}")
+    node = branch.add(
+        Text.assemble(f"mosaic {mosaic.mosaic_id}  ", _facts(mosaic), "  ", styled(counts, "dim"), _why(mosaic.failure))
+    )
     for batch in mosaic.batches.values():
         if batches or not batch.finished or batch.failed_tiles:
-            node.add(f"batch {batch.batch_id}  {_facts(batch)}{_tiles(batch)}{_why(batch.failure)}")
+            node.add(Text.assemble(f"batch {batch.batch_id}  ", _facts(batch), _tiles(batch), _why(batch.failure)))
 
 
-def _tiles(batch: OCTBatchStateView) -> str:
-    return f"  [red]failed tiles {', '.join(map(str, batch.failed_tiles))}[/]" if batch.failed_tiles else ""
+def _tiles(batch: OCTBatchStateView) -> Text:
+    return styled(f"  failed tiles {', '.join(map(str, batch.failed_tiles))}" if batch.failed_tiles else "", "red")
 
 
-def _why(failure: str | None) -> str:
-    return f": [red]{escape(failure)}[/]" if failure else ""
+def _why(failure: str | None) -> Text:
+    return Text.assemble(": ", styled(failure, "red")) if failure else Text()
 
 
-def _facts(view: StateView) -> str:
+def _facts(view: StateView) -> Text:
     """Return the facts of an object, each in the colour of its kind; claims on finished work are left out."""
     known = [fact for fact in view.facts() if view.has(fact)]
-    shown = [f"[{_colour(fact)}]{fact}[/]" for fact in known if not (is_claim(fact) and len(known) > 1)]
-    return " ".join(shown) or "[dim]nothing yet[/]"
+    shown = [styled(fact, _colour(fact)) for fact in known if not (is_claim(fact) and len(known) > 1)]
+    return Text(" ").join(shown) if shown else styled("nothing yet", "dim")
 
 
 def _colour(fact: str) -> str:
@@ -123,13 +127,13 @@ def verify(
 
     Exit status 1 if anything is wrong. Nothing is changed.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from opticstream.state.verify import verify as findings_of
 
     with errors_shown():
         opened = open_project(project)
-        columns = (TextColumn("files"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (text_column("files"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         files = 0
         with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
             task = bar.add_task("files", total=None)
@@ -152,7 +156,7 @@ def verify(
         )
     else:
         for finding in findings:
-            out.print(f"[red]{finding.problem}[/] {escape(str(finding))}")
+            out.print(styled(finding.problem, "red"), str(finding))
         compared = "existence, size and checksum" if checksums else "existence and size"
         out.print(f"{files} files compared by {compared}: {len(findings) or 'nothing'} wrong")
         if findings:
@@ -182,7 +186,7 @@ def reset(
         plan = plan_reset(opened.facts, item_of(item), opened.layout, downstream=downstream)
         if not as_json:
             for line in plan.lines():
-                out.print(escape(line))
+                out.print(line)
         do = bool(plan.withdraw) and not dry_run and (yes or _agreed())
         if do:
             apply_reset(
@@ -228,7 +232,7 @@ def rebuild(project: ProjectArgument, home: HomeOption = None, as_json: JsonOpti
     """
     with errors_shown():
         opened = open_project(project)
-        with server_session(DeploymentSettings(), home, say=lambda line: err.print(f"[dim]{line}[/]"), workers=False):
+        with server_session(DeploymentSettings(), home, say=lambda line: err.print(styled(line, "dim")), workers=False):
             from opticstream.flows.parameters import parameters_variable
             from opticstream.flows.prefect_state import OCT_STATE_SERVICE
             from opticstream.state.mirror import rebuild_oct_state

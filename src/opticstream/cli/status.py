@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from opticstream.cli.console import (
     DONE,
@@ -18,9 +18,11 @@ from opticstream.cli.console import (
     ProjectArgument,
     err,
     errors_shown,
+    harmless,
     is_project_file,
     out,
     print_json,
+    styled,
 )
 from opticstream.cli.run import HomeOption, config_of, run_parameters_of, server_session
 from opticstream.config import DeploymentSettings
@@ -102,7 +104,10 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         }
         print_json(progress.as_dict() | found)
         raise typer.Exit(FAILED if progress.failures else DONE)
-    table = Table(title=f"{progress.project_name}   [dim]{opened.config.base_path}[/]", title_justify="left")
+    table = Table(
+        title=Text.assemble(harmless(progress.project_name), "   ", styled(opened.config.base_path, "dim")),
+        title_justify="left",
+    )
     for column in ("slice", "mosaic", "illumination", "tiles", "failed", "batches", "state", "volumes", "published"):
         table.add_column(column, justify="right" if column in ("slice", "mosaic", "tiles", "failed") else "left")
     slices = {s.slice_id: s for s in progress.slices}
@@ -112,7 +117,7 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
             str(mosaic.mosaic_id),
             mosaic.illumination,
             f"{mosaic.tiles_processed}/{mosaic.total_tiles}",
-            f"[red]{mosaic.tiles_failed}[/]" if mosaic.tiles_failed else "",
+            styled(mosaic.tiles_failed, "red") if mosaic.tiles_failed else "",
             f"{mosaic.batches['processed']}/{mosaic.total_batches}",
             mosaic.state,
             mosaic.volume,
@@ -121,21 +126,21 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
     out.print(table)
     for slice_ in slices.values():
         stacked = ", in the sample" if slice_.stacked else ""
-        reason = f": {escape(slice_.reason)}" if slice_.reason else ""
+        reason = f": {slice_.reason}" if slice_.reason else ""
         out.print(f"slice {slice_.slice_id}: {slice_.state}{stacked}{reason}")
     for failure in progress.failures:
         tries = f" after {failure.attempts} attempts" if failure.attempts > 1 else ""
-        out.print(f"[red]{failure.fact}[/] {failure.item}{tries}: {escape(failure.reason)}")
+        out.print(styled(failure.fact, "red"), f"{failure.item}{tries}: {failure.reason}")
     if progress.failures:
         out.print("`opticstream retry` tries again what is parked as failed")
     for one in doubtful[:MOST_DOUBTS]:
-        out.print(f"[yellow]doubtful[/] {one.item}: {escape('; '.join(one.reasons))}")
+        out.print(styled("doubtful", "yellow"), f"{one.item}: {'; '.join(one.reasons)}")
     if len(doubtful) > MOST_DOUBTS:
-        out.print(f"[yellow]doubtful[/] are {len(doubtful) - MOST_DOUBTS} more; --json lists all")
+        out.print(styled("doubtful", "yellow"), f"are {len(doubtful) - MOST_DOUBTS} more; --json lists all")
     for event in refused:
-        out.print(f"[yellow]event not understood[/] {event.time:%Y-%m-%d %H:%M}: {escape(event.why)}")
+        out.print(styled("event not understood", "yellow"), f"{event.time:%Y-%m-%d %H:%M}: {event.why}")
     for waiting in stuck:
-        out.print(f"[yellow]{waiting.what}[/] {waiting.item}: {escape(waiting.why)}")
+        out.print(styled(waiting.what, "yellow"), f"{waiting.item}: {waiting.why}")
     for line in stale_lines(stale):
         out.print(line)
     if not progress.mosaics:
@@ -143,7 +148,7 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
     raise typer.Exit(FAILED if progress.failures else DONE)
 
 
-def stale_lines(stale: list[Stale]) -> Iterator[str]:
+def stale_lines(stale: list[Stale]) -> Iterator[Text]:
     """Yield a line for each cause of results that are out of date, with how many of each kind, and the remedy."""
     causes: dict[str, dict[str, int]] = {}
     for one in stale:
@@ -152,13 +157,14 @@ def stale_lines(stale: list[Stale]) -> Iterator[str]:
         counts[what] = counts.get(what, 0) + 1
     for why, counts in itertools.islice(causes.items(), MOST_CAUSES):
         what = ", ".join(f"{number} x {kind}" for kind, number in counts.items())
-        yield f"[yellow]out of date[/] {what}: {escape(why)}"
+        yield Text.assemble(styled("out of date", "yellow"), f" {what}: {harmless(why)}")
     if len(causes) > MOST_CAUSES:
-        yield f"[yellow]out of date[/] for {len(causes) - MOST_CAUSES} more reasons; --json lists all"
+        more = f" for {len(causes) - MOST_CAUSES} more reasons; --json lists all"
+        yield Text.assemble(styled("out of date", "yellow"), more)
     if any(one.raw_files_changed for one in stale):
-        yield "`opticstream run` compares raw files that have changed with what was archived, and does them again"
+        yield Text("`opticstream run` compares raw files that have changed with what was archived, and does them again")
     if not all(one.raw_files_changed for one in stale):
-        yield "`opticstream run PROJECT --stale` does these again, with what rests on them, and nothing else"
+        yield Text("`opticstream run PROJECT --stale` does these again, with what rests on them, and nothing else")
 
 
 def failures(
@@ -188,12 +194,12 @@ def failures(
     for p in patterns:
         day, most = max(p.per_day.items(), key=lambda entry: entry[1])
         table.add_row(
-            str(p.count), p.kind, p.stage, p.host, str(len(p.items)), f"[red]{p.parked}[/]" if p.parked else "",
+            str(p.count), p.kind, p.stage, p.host, str(len(p.items)), styled(p.parked, "red") if p.parked else "",
             f"{p.first:%Y-%m-%d %H:%M}", f"{p.last:%Y-%m-%d %H:%M}", f"{day} ({most})",
         )  # fmt: skip
     out.print(table)
     for p in patterns:
-        out.print(f"[bold]{p.kind}[/] in {p.stage} on {p.host}: {escape(p.message)}")
+        out.print(styled(p.kind, "bold"), f"in {p.stage} on {p.host}: {p.message}")
         out.print(f"  {p.suggestion}")
 
 
@@ -238,7 +244,7 @@ def retry(
     for event in plan.announce:
         out.print(f"{'would announce' if dry_run else 'announced' if settings.api_url else 'released'} {event.item}")
     for reason in plan.refused:
-        err.print(f"[yellow]left alone[/] {reason}")
+        err.print(styled("left alone", "yellow"), reason)
     if not plan.announce and not plan.refused:
         out.print("nothing is parked as failed")
     elif not settings.api_url and not dry_run:
@@ -269,7 +275,7 @@ def history(
         return
     for e in entries:
         took = f" in {e.duration_s:.1f} s" if e.duration_s is not None else ""
-        why = f": {escape(e.why)}" if e.why else ""
+        why = f": {e.why}" if e.why else ""
         out.print(f"{e.time:%Y-%m-%d %H:%M:%S}  {e.host}  {e.item}  {e.event} {e.fact or ''}{took}{why}")
     if not entries:
         out.print(f"nothing is known of {chosen}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opticstream.cli.console import JsonOption, err, errors_shown, out, print_json
+from opticstream.cli.console import JsonOption, err, errors_shown, harmless, out, print_json, text_column
 from opticstream.cli.run import SetOption, config_of
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import MosaicId
@@ -78,10 +78,10 @@ def _progress(label: str, as_json: bool) -> Iterator[Callable[[float], None]]:
     if as_json or not err.is_terminal:
         yield lambda _fraction: None
         return
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
-    with Progress(console=err, transient=True) as bar:
-        task = bar.add_task(label, total=1.0)
+    with Progress(text_column(), BarColumn(), TimeRemainingColumn(), console=err, transient=True) as bar:
+        task = bar.add_task(harmless(label), total=1.0)
         yield lambda fraction: bar.update(task, completed=fraction)
 
 

@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from opticstream.cli.console import FAILED, JsonOption, err, errors_shown, out, print_json
+from opticstream.cli.console import (
+    FAILED,
+    JsonOption,
+    err,
+    errors_shown,
+    harmless,
+    out,
+    print_json,
+    styled,
+    text_column,
+)
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError, OpticStreamError
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Project file (TOML).", show_default=False)]
@@ -38,7 +47,8 @@ def tile(
 
     Example: opticstream tile raw/*.nii --config project.toml --out results --no-volumes
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TimeRemainingColumn
+    from rich.text import Text
 
     from opticstream.config import load_project
     from opticstream.stages.process_tile import process_tile
@@ -58,10 +68,10 @@ def tile(
             raise ConfigurationError(f"--name says which tile one FILE is, but there are {len(files)}")
         results: list[dict[str, Any]] = []
         failed = 0
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        columns = (text_column(), BarColumn(), text_column("{task.percentage:>3.0f}%"))
         with Progress(*columns, TimeRemainingColumn(), console=err, disable=as_json or not err.is_terminal) as bar:
             for path in files:
-                task = bar.add_task(path.name, total=1.0)
+                task = bar.add_task(harmless(path.name), total=1.0)
                 try:
                     result = process_tile(
                         path,
@@ -78,13 +88,14 @@ def tile(
                     failed += 1
                     results.append({"source": str(path), "error": str(error)})
                     if not as_json:
-                        err.print(f"[bold red]failed:[/] {error}", markup=True)
+                        err.print(styled("failed:", "bold red"), str(error))
                     continue
                 results.append(result.as_dict())
                 if not as_json:
-                    flagged = "".join(f"; [yellow]{flag}[/]" for flag in result.flags)
+                    flagged = [part for flag in result.flags for part in ("; ", styled(flag, "yellow"))]
                     folder = next(iter(result.outputs.values())).path.parent
-                    out.print(f"{path.name}: {result.tile}, {len(result.outputs)} files in {folder}{flagged}")
+                    told = f"{path.name}: {result.tile}, {len(result.outputs)} files in {folder}"
+                    out.print(Text.assemble(harmless(told), *flagged))
     if as_json:
         print_json(results)
     if failed:
@@ -169,11 +180,11 @@ def archive_verify(
             checked.append(outcome)
             if not as_json:
                 if outcome.problem is not None:
-                    err.print(f"[bold red]{escape(str(outcome.archive))}:[/] {escape(outcome.problem)}")
+                    err.print(styled(f"{outcome.archive}:", "bold red"), outcome.problem)
                 elif outcome.judged:
-                    out.print(f"{outcome.archive}: whole, {outcome.raw_bytes} bytes", markup=False)
+                    out.print(f"{outcome.archive}: whole, {outcome.raw_bytes} bytes")
                 else:
-                    out.print(f"{outcome.archive}: has no checksum", markup=False)
+                    out.print(f"{outcome.archive}: has no checksum")
         judged = [outcome for outcome in checked if outcome.judged]
         bad = [outcome for outcome in judged if outcome.problem is not None]
     if as_json:

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator"
 """Compiled inner loops of `opticstream.compute.axis`: every start of one pixel, then the next pixel.
 
 Plain loops over scalars, released from the interpreter lock so that the caller spreads blocks of pixels over threads;
@@ -10,7 +11,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from opticstream.system.compiled import njit
 
 MAX_MAXIMA = 12
 MAX_PAIR_STARTS = 48

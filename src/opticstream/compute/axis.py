@@ -9,7 +9,6 @@ several branches; the best solution over all of them and the best distinct alter
 from __future__ import annotations
 
 import functools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from enum import IntFlag
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from opticstream.system.cores import available_cores
 
 Float = NDArray[np.float32]
 
@@ -245,7 +246,7 @@ def axis_from_projections(
         )
 
     blocks = [slice(first, first + _BLOCK) for first in range(0, len(costs), _BLOCK)]
-    with ThreadPoolExecutor(threads or _cores()) as pool:
+    with ThreadPoolExecutor(threads or available_cores()) as pool:
         parts = list(pool.map(select, blocks))
 
     def joined(name: str) -> NDArray[Any]:
@@ -299,13 +300,9 @@ def _solve(
     # Fortunate order of work: one block alone first, so that the kernels are compiled once, not by every thread.
     for job in jobs[:1]:
         work(job)
-    with ThreadPoolExecutor(threads or _cores()) as pool:
+    with ThreadPoolExecutor(threads or available_cores()) as pool:
         list(pool.map(work, jobs[1:]))
     return solutions, costs, spread
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _smallest_angle_deg(frames: NDArray[np.float64]) -> float:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from opticstream.compute.simd import LANES, load, splat, spread_out, store
+from opticstream.system.compiled import njit
 
 _R2 = np.float32(np.sqrt(0.5))
 _S3 = np.float32(np.sqrt(0.75))

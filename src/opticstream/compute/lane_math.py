@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from opticstream.compute.simd import (
     LANES,
@@ -23,6 +22,7 @@ from opticstream.compute.simd import (
     where_less,
     where_less_equal,
 )
+from opticstream.system.compiled import njit
 
 _F = np.float32
 _TEN_LOG10_2 = _F(10 * np.log10(2))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from opticstream.compute.lane_math import arctangent2, cosine_and_sine, decibel, log2
 from opticstream.compute.profile_kernels import (
@@ -37,6 +36,7 @@ from opticstream.compute.simd import (
     where_less_equal,
 )
 from opticstream.compute.stokes import LEAST_AGREEMENT, START_LIMIT_PX, START_STEP_PX, START_STIFFNESS
+from opticstream.system.compiled import njit
 
 _F = np.float32
 _LN2 = _F(np.log(2))

@@ -8,7 +8,6 @@ axis with one A-line per lane; a strip is done with while it is in the cache.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from opticstream.compute.lane_fft import profile_of_strip, transform_lanes
 from opticstream.compute.lane_math import arctangent2, arctangent_of_ratio, decibel
@@ -25,6 +24,7 @@ from opticstream.compute.simd import (
     where_less,
     where_less_equal,
 )
+from opticstream.system.compiled import njit
 
 _F = np.float32
 EPS = _F(np.finfo(np.float32).eps)

@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from opticstream.compute.simd import LANES, lanes_maximum, load, splat, spread_out, store, where_less
+from opticstream.system.compiled import njit
 
 _F = np.float32
 _INF = _F(np.inf)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from opticstream.compute.lane_math import SPARE, median_of
 from opticstream.compute.simd import LANES, lanes_sum, load, splat, spread_out, store, turn_counts
+from opticstream.system.compiled import njit
 
 _F = np.float32
 _ROWS = 32

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from opticstream.model.errors import ConfigurationError
 
 
 class DeploymentSettings(BaseSettings):
@@ -17,6 +20,16 @@ class DeploymentSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="OPTICSTREAM_", frozen=True, extra="ignore", use_attribute_docstrings=True
     )
+
+    def __init__(self, **values: Any) -> None:
+        """Read the environment, with `values` on top; ConfigurationError if one of them is not possible."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"OPTICSTREAM_{'_'.join(map(str, p['loc'])).upper()} = {p['input']}: {p['msg']}" for p in error.errors()
+            )
+            raise ConfigurationError(problems) from error
 
     home: Path = Path("~/.opticstream")
     """Folder of the embedded server's database and logs."""

@@ -6,9 +6,12 @@ only do the same again, so it is cancelled. Does not import Prefect.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
+
+from opticstream.flows.surroundings import is_this_machine
 
 _PAGE = 200
 _OPEN_STATES = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
@@ -20,7 +23,7 @@ def cancel_leftovers(api_url: str, /) -> int:
     Only for a server without workers that belongs to this process alone.
     """
     cancelled = 0
-    with httpx.Client(base_url=api_url, timeout=30) as client:
+    with _client(api_url) as client:
         while True:
             query = {"flow_runs": {"state": {"type": {"any_": _OPEN_STATES}}}, "limit": 200}
             runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
@@ -33,9 +36,9 @@ def cancel_leftovers(api_url: str, /) -> int:
                 cancelled += 1
 
 
-def queued_deployments(api_url: str, /) -> set[str]:
-    """Return the names of deployments for which runs wait to be started."""
-    with httpx.Client(base_url=api_url, timeout=30) as client:
+def queued_deployments(api_url: str, /, *, headers: Mapping[str, str] | None = None) -> set[str]:
+    """Return the names of deployments for which runs wait to be started; `headers` say who asks, where that matters."""
+    with _client(api_url, headers) as client:
         query = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "limit": 200}
         runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
         ids = sorted({run["deployment_id"] for run in runs if run.get("deployment_id")})
@@ -46,10 +49,10 @@ def queued_deployments(api_url: str, /) -> set[str]:
         return {deployment["name"] for deployment in found}
 
 
-def runs_of_project(api_url: str, project_name: str, /) -> list[str]:
+def runs_of_project(api_url: str, project_name: str, /, *, headers: Mapping[str, str] | None = None) -> list[str]:
     """Return the names of the flow runs that events of a project have started and that have not ended."""
     found: list[str] = []
-    with httpx.Client(base_url=api_url, timeout=30) as client:
+    with _client(api_url, headers) as client:
         for offset in range(0, 100_000, _PAGE):
             query = {"flow_runs": {"state": {"type": {"any_": _OPEN_STATES}}}, "limit": _PAGE, "offset": offset}
             runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
@@ -63,3 +66,8 @@ def _project_of(run: dict[str, Any]) -> object:
     parameters = run.get("parameters") or {}
     payload = parameters.get("payload") or parameters.get("event") or {}
     return payload.get("project_name") if isinstance(payload, dict) else None
+
+
+def _client(api_url: str, headers: Mapping[str, str] | None = None) -> httpx.Client:
+    """Return a client that reaches addresses of this machine directly, whatever proxies are set."""
+    return httpx.Client(base_url=api_url, headers=headers, timeout=30, trust_env=not is_this_machine(api_url))

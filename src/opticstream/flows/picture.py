@@ -17,7 +17,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 
-from opticstream.flows.picture_artifacts import publish_image
+from opticstream.flows.picture_artifacts import as_markdown, publish_image
 from opticstream.flows.prefect_state import OCT_STATE_SERVICE, PrefectApi
 from opticstream.model.errors import LockTimeout, ServerError, StateError
 from opticstream.model.events import MosaicStitched, SampleUpdated
@@ -77,7 +77,7 @@ def publish_stuck(project: Project, stuck: Sequence[Stuck], /) -> None:
     """Show what is stuck as a table, when that has changed; an empty one when nothing is any longer."""
     key = artifact_key(project.config.name, "stuck")
     table = [one.as_dict() for one in stuck]
-    title = f"What is stuck in {project.config.name}: {len(table)}"
+    title = as_markdown(f"What is stuck in {project.config.name}: {len(table)}")
     known = _shown_tables(project.config.name).get(key)
     if known != (table, title) and (table or known is not None):
         create_table_artifact(key=key, table=table, description=title)
@@ -86,11 +86,14 @@ def publish_stuck(project: Project, stuck: Sequence[Stuck], /) -> None:
 def _progress_tables(progress: ProjectProgress) -> dict[str, tuple[Table, str]]:
     name = progress.project_name
     tables = {
-        mosaic_progress_key(name, MosaicId(mosaic.mosaic_id)): (_mosaic_table(mosaic), _mosaic_title(mosaic))
+        mosaic_progress_key(name, MosaicId(mosaic.mosaic_id)): (
+            _mosaic_table(mosaic),
+            as_markdown(_mosaic_title(mosaic)),
+        )
         for mosaic in progress.mosaics
     }
     if tables:
-        tables[project_progress_key(name)] = (_project_table(progress), f"Progress of {name}")
+        tables[project_progress_key(name)] = (_project_table(progress), as_markdown(f"Progress of {name}"))
     return tables
 
 
@@ -206,7 +209,7 @@ def _share(project: Project) -> None:
 
 def _mosaic_title(mosaic: MosaicProgress) -> str:
     where = f"Mosaic {mosaic.mosaic_id} (slice {mosaic.slice_id}, {mosaic.illumination})"
-    return f"{where}: {mosaic.percent:.0f} % of tiles, {mosaic.state}"
+    return as_markdown(f"{where}: {mosaic.percent:.0f} % of tiles, {mosaic.state}")
 
 
 def _mosaic_table(mosaic: MosaicProgress) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
@@ -22,13 +23,25 @@ def publish_image(key: str, path: Path, /, *, title: str, text: str = "") -> Non
     path : Path
         Any picture that Pillow reads.
     title, text : str
-        Heading, and Markdown below the picture.
+        Heading, and a text below the picture; shown as they are.
     """
-    create_markdown_artifact(key=key, markdown=image_markdown(path, title=title, text=text), description=title)
+    markdown = image_markdown(path, title=title, text=text)
+    create_markdown_artifact(key=key, markdown=markdown, description=as_markdown(title))
+
+
+def as_markdown(text: str, /) -> str:
+    r"""Return Markdown that shows a text as it is, whatever a project's or a file's name holds.
+
+    Examples
+    --------
+    >>> print(as_markdown("I55 [left] <2024_05>"))
+    I55 \[left\] \<2024\_05\>
+    """
+    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", text.replace("\n", " "))
 
 
 def image_markdown(path: Path, /, *, title: str, text: str = "", longest_px: int = LONGEST_PX) -> str:
-    """Return Markdown that shows a picture, reduced to `longest_px` and held in the text itself.
+    """Return Markdown that shows a picture with heading and text, reduced to `longest_px` and held in the text itself.
 
     Raises
     ------
@@ -44,5 +57,6 @@ def image_markdown(path: Path, /, *, title: str, text: str = "", longest_px: int
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=88)
     data = base64.b64encode(stream.getvalue()).decode()
-    parts = [f"## {title}", f"![{title}](data:image/jpeg;base64,{data})", text]
+    heading = as_markdown(title)
+    parts = [f"## {heading}", f"![{heading}](data:image/jpeg;base64,{data})", as_markdown(text)]
     return "\n\n".join(part for part in parts if part) + "\n"

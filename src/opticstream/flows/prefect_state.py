@@ -13,7 +13,6 @@ import hashlib
 import logging
 import os
 import random
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,13 +30,14 @@ from pydantic import ValidationError
 
 from opticstream.model.errors import LockTimeout, ServerError, StateError
 from opticstream.state.file_store import FileProjectLock
-from opticstream.state.host import HostIdentity
 from opticstream.state.lsm_state import LSMProjectState, LSMStateService
 from opticstream.state.oct_state import OCTProjectState, OCTStateService
 from opticstream.state.record import time_to_text
 from opticstream.state.shards import is_intact, references_in, shards_from_tree, tree_from_shards
 from opticstream.state.slugs import state_name
 from opticstream.state.store import DEFAULT_TIMEOUT_S, BaseProjectStateStore, TState
+from opticstream.system.host import HostIdentity
+from opticstream.system.places import private_folder
 
 VARIABLE_LIMIT = 5000
 SHARD_LIMIT = 4900
@@ -366,9 +366,11 @@ class PrefectProjectLock:
             yield
             return
         server = hashlib.sha256(self.api.url.encode()).hexdigest()[:12]
-        user = os.getuid() if hasattr(os, "getuid") else 0
-        folder = Path(tempfile.gettempdir()) / f"opticstream-{user}" / f"locks-{server}"
-        with _host_queue(folder, self.pipeline).hold(project_name, timeout_s=timeout_s):
+        folder = private_folder()
+        if folder is None:  # the server's lock alone keeps writers apart, only less quickly
+            yield
+            return
+        with _host_queue(folder / f"locks-{server}", self.pipeline).hold(project_name, timeout_s=timeout_s):
             yield
 
     def _acquire(self, project_name: str, name: str, timeout_s: float, deadline: float) -> HeldLease:

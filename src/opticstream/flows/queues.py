@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+
 import httpx
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
 
 from opticstream.flows.leftovers import queued_deployments, runs_of_project
 from opticstream.model.events import Event
@@ -15,7 +17,7 @@ def is_queued(event: Event, /) -> bool:
 
     started = {deployment.name for deployment in DEPLOYMENTS if type(event) in deployment.events}
     try:
-        return bool(started & queued_deployments(str(PREFECT_API_URL.value())))
+        return bool(started & queued_deployments(str(PREFECT_API_URL.value()), headers=_credentials()))
     except httpx.HTTPError:
         return True  # the server is busy or away; announcing would not reach it either
 
@@ -23,6 +25,20 @@ def is_queued(event: Event, /) -> bool:
 def unfinished_runs(project_name: str, /) -> list[str]:
     """Return the names of the flow runs of a project that wait or run; empty where the server does not answer."""
     try:
-        return runs_of_project(str(PREFECT_API_URL.value()), project_name)
+        return runs_of_project(str(PREFECT_API_URL.value()), project_name, headers=_credentials())
     except httpx.HTTPError:
         return []
+
+
+def _credentials() -> dict[str, str]:
+    """Return the header by which a server that asks for it knows us, as Prefect's own clients send it."""
+    if key := PREFECT_API_KEY.value():
+        return {"Authorization": f"Bearer {_plain(key)}"}
+    if password := PREFECT_API_AUTH_STRING.value():
+        return {"Authorization": f"Basic {base64.b64encode(_plain(password).encode()).decode()}"}
+    return {}
+
+
+def _plain(secret: object) -> str:
+    reveal = getattr(secret, "get_secret_value", None)
+    return str(reveal() if reveal is not None else secret)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import json
 import os
 import signal
@@ -15,16 +16,26 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from opticstream.flows.surroundings import child_environment, client_environment, open_directly, prepared_home
 from opticstream.model.errors import ServerError
+from opticstream.system.disk import replace
+from opticstream.system.host import HostIdentity
+from opticstream.system.locks import FileLock, has_record_locks, try_lock
+from opticstream.system.temporaries import remove_stale_temporaries, temporary_beside
 
 START_TIMEOUT_S = 120.0
+HOME_VARIABLE = "OPTICSTREAM_SESSION_HOME"
+"""Set in every process that an owner of a home starts, by which its leftovers are known."""
 _HOST = "127.0.0.1"
+_RECORD = "server.json"
+_PORT = "server.port"
+_LOCK = "server.lock"
 
 
 def free_port() -> int:
@@ -37,23 +48,49 @@ def free_port() -> int:
 def is_healthy(api_url: str, /, *, timeout_s: float = 2.0) -> bool:
     """Return whether a Prefect server answers at an API address."""
     try:
-        with urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=timeout_s) as answer:
+        with open_directly(f"{api_url.rstrip('/')}/health", timeout_s=timeout_s) as answer:
             return bool(answer.status == 200)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
-def client_environment(home: Path, api_url: str, /) -> dict[str, str]:
-    """Return the settings of a process that talks to the server, apart from a person's own Prefect profile."""
-    return {
-        "PREFECT_HOME": str(home),
-        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
-        "PREFECT_API_URL": api_url,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
-        "PREFECT_CLI_COLORS": "false",
-    }
+class HomeInUse(ServerError):
+    """Another living process has a server in this home folder."""
+
+
+@dataclass(frozen=True)
+class ServerRecord:
+    """What a home folder tells of the server that runs in it."""
+
+    owner: HostIdentity
+    server: HostIdentity
+    port: int
+    workers: bool = False
+
+    @property
+    def api_url(self) -> str:
+        """Address of the API, on the owner's machine."""
+        return f"http://{_HOST}:{self.port}/api"
+
+
+def is_in_use(home: Path, /) -> bool:
+    """Return whether a living process has a server in a home folder."""
+    if not (home / _LOCK).exists():
+        return False
+    lock = try_lock(home / _LOCK)
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
+def server_record(home: Path, /) -> ServerRecord | None:
+    """Return what is known of the server that runs, or was killed, in a home folder."""
+    try:
+        data = json.loads((home / _RECORD).read_text(encoding="utf-8"))
+        owner, server = (HostIdentity.from_json(data[who]) for who in ("owner", "server"))
+        return ServerRecord(owner, server, int(data["port"]), bool(data["workers"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 class EmbeddedServer:
@@ -66,16 +103,20 @@ class EmbeddedServer:
     ui : bool
         Also serve Prefect's own web page.
     port : int, optional
-        Port on 127.0.0.1; a free one by default.
+        Port on 127.0.0.1; by default that of the last server in this home, or a free one.
+    workers : bool
+        Whether the owner will also start workers for all pools; others that share the server want to know.
     """
 
-    def __init__(self, home: Path, /, *, ui: bool = False, port: int | None = None) -> None:
-        self.home = Path(home).expanduser().absolute()
-        self.port = port or free_port()
+    def __init__(self, home: Path, /, *, ui: bool = False, port: int | None = None, workers: bool = False) -> None:
+        self.home = prepared_home(Path(home))
+        self.port = port or _last_port(self.home) or free_port()
         self.api_url = f"http://{_HOST}:{self.port}/api"
         self.log = self.home / "server.log"
         self._ui = ui
+        self._workers = workers
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock: FileLock | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -104,7 +145,13 @@ class EmbeddedServer:
         ServerError
             It ended or did not answer in time; the message quotes the end of its log.
         """
-        process = self.launch()
+        self.launch()
+        self.wait_until_healthy(waiting=waiting)
+
+    def wait_until_healthy(self, *, waiting: Callable[[float], None] | None = None) -> None:
+        """Wait until the launched server answers; ServerError as from `start`."""
+        assert self._process is not None
+        process = self._process
         begin = time.monotonic()
         while not is_healthy(self.api_url):
             spent = time.monotonic() - begin
@@ -117,12 +164,27 @@ class EmbeddedServer:
             time.sleep(0.2)
 
     def launch(self) -> subprocess.Popen[bytes]:
-        """Start the server without waiting for its first answer, and return its process."""
-        self.home.mkdir(parents=True, exist_ok=True)
-        self._stop_predecessor()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        environment |= self.environment | {
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self.home / 'prefect.db'}",
+        """Start the server without waiting for its first answer, and return its process.
+
+        Raises
+        ------
+        HomeInUse
+            A living process has a server in the same home; it is not touched.
+        ServerError
+            The home's file system has no locks, without which its database would be damaged.
+        """
+        self._take_home()
+        try:
+            return self._launch()
+        except BaseException:
+            self._give_home_back()
+            raise
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        environment = child_environment(os.environ, self.home) | self.environment
+        environment |= {
+            # Relative to the server's folder: a URL has no way to write every name that a folder may have.
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///../prefect.db",
             "PREFECT_SERVER_UI_ENABLED": str(self._ui).lower(),
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
             # Marking late runs floods SQLite in a burst of events, and nothing here acts on it.
@@ -134,14 +196,15 @@ class EmbeddedServer:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
-                env=environment,
+                env=environment | {HOME_VARIABLE: str(self.home)},
+                cwd=empty_folder(self.home),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
-        self._pid_file.write_text(json.dumps({"pid": self._process.pid, "port": self.port}), encoding="utf-8")
+        self._write_record(self._process.pid)
         return self._process
 
     def is_alive(self) -> bool:
@@ -149,27 +212,84 @@ class EmbeddedServer:
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
-        """End the server and everything that it started."""
-        if self._process is None:
-            return
-        end_group(self._process.pid, self._process)
-        self._process = None
-        self._pid_file.unlink(missing_ok=True)
+        """End the server and everything that it started, and leave its home to others."""
+        if self._process is not None:
+            end_group(self._process.pid, self._process)
+            self._process = None
+            (self.home / _RECORD).unlink(missing_ok=True)
+        self._give_home_back()
 
-    @property
-    def _pid_file(self) -> Path:
-        return self.home / "server.pid"
+    def _take_home(self) -> None:
+        record = server_record(self.home)
+        if self._lock is None:
+            if not has_record_locks(self.home):
+                raise ServerError(
+                    f"OPTICSTREAM_HOME = {self.home}: its file system has no file locks, which the database needs; "
+                    "choose a folder on a local disk"
+                )
+            self._lock = try_lock(self.home / _LOCK)
+        if self._lock is None:
+            who = f"{record.owner}" if record else "another process"
+            raise HomeInUse(f"{who} has a server in {self.home}")
+        remove_stale_temporaries(self.home)
+        if record is not None and record.server.pid:
+            end_leftovers(record.server.pid, self.home)
 
-    def _stop_predecessor(self) -> None:
-        """End a server that a killed owner left on the same database."""
+    def _give_home_back(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def _write_record(self, pid: int) -> None:
+        """Write who has this home, whole: others may read it at any moment."""
+        record = {
+            "owner": HostIdentity.current().to_json(),
+            "server": HostIdentity.of(pid).to_json(),
+            "port": self.port,
+            "workers": self._workers,
+        }
+        for name, text in ((_RECORD, json.dumps(record)), (_PORT, str(self.port))):
+            temporary = temporary_beside(self.home / name)
+            temporary.write_text(text, encoding="utf-8")
+            replace(temporary, self.home / name)
+
+
+def end_leftovers(group: int, home: Path, /) -> None:
+    """End what a killed owner left of a process group that it had started for `home`, and no other process."""
+    mark = f"{HOME_VARIABLE}={home}".encode()
+    for process in _processes_of_group(group):
+        with contextlib.suppress(OSError):
+            if mark in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+                end_group(group, None)
+                return
+
+
+def _processes_of_group(group: int) -> Iterator[int]:
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            predecessor = json.loads(self._pid_file.read_bytes())
-            pid = int(predecessor["pid"])
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (OSError, ValueError, KeyError):
-            return
-        if b"server" in command and str(predecessor["port"]).encode() in command:
-            end_group(pid, None)
+            if os.getpgid(int(entry.name)) == group:
+                yield int(entry.name)
+        except OSError:
+            continue
+
+
+def empty_folder(home: Path, /) -> Path:
+    """Return a folder in which Prefect finds no settings of anybody's, for processes to run in."""
+    folder = home / "empty"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _last_port(home: Path) -> int | None:
+    """Return the port of the last server in a home, if it is free: whoever shared that server finds the next one."""
+    try:
+        port = int((home / _PORT).read_text(encoding="ascii"))
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((_HOST, port))
+    except (OSError, ValueError, OverflowError):
+        return None
+    return port
 
 
 def die_with_parent() -> None:

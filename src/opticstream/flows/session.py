@@ -1,11 +1,12 @@
-"""A server and workers on this machine for as long as one command runs, or the way to a server that stands already.
+"""A server and workers on this machine for as long as one command runs, or a share in those of another command.
 
-Like `opticstream.flows.server`, this module does not import Prefect.
+One process at a time owns a home: it has the lock, the server and the workers. Others that come under the same home
+share them, and when the owner ends, one of them becomes the owner, on the same address and the same database. Nobody
+ends what belongs to a living process. Like `opticstream.flows.server`, this module does not import Prefect.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -14,23 +15,36 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from opticstream.flows.leftovers import cancel_leftovers
-from opticstream.flows.server import EmbeddedServer, die_with_parent, end_group
+from opticstream.flows.server import (
+    HOME_VARIABLE,
+    START_TIMEOUT_S,
+    EmbeddedServer,
+    HomeInUse,
+    die_with_parent,
+    empty_folder,
+    end_group,
+    end_leftovers,
+    is_healthy,
+    server_record,
+)
+from opticstream.flows.surroundings import child_environment, only_our_settings, prepared_home
 from opticstream.model.errors import ServerError
 
 _READY_TIMEOUT_S = 180.0
+_LOOK_S = 0.3
 Say = Callable[[str], object]
 
 
 class WorkerProcess:
     """A worker process that serves pools, ended with everything that it started."""
 
-    def __init__(self, home: Path, /, *, pools: Sequence[str] = (), sweeps: bool = False) -> None:
-        self.home = home
-        self.log = home / "workers.log"
+    def __init__(self, server: EmbeddedServer, /, *, pools: Sequence[str] = (), sweeps: bool = False) -> None:
+        self.home = server.home
+        self.log = self.home / "workers.log"
+        self._server = server
         self._arguments = [*pools, *([] if sweeps else ["--no-sweep"])]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -47,14 +61,16 @@ class WorkerProcess:
         ServerError
             It ended, or was not ready in time; the message quotes the end of its log.
         """
-        self._stop_predecessor()
+        self._end_leftovers()
+        environment = child_environment(os.environ, self.home) | self._server.environment
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "opticstream.flows.workers", *self._arguments],
+                env=environment | {HOME_VARIABLE: str(self.home)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                cwd=self.home,
+                cwd=empty_folder(self.home),
                 start_new_session=True,
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
@@ -97,47 +113,126 @@ class WorkerProcess:
     def _pid_file(self) -> Path:
         return self.home / "workers.pid"
 
-    def _stop_predecessor(self) -> None:
+    def _end_leftovers(self) -> None:
         """End what a killed owner has left: a worker, or flow runs that outlived it in its process group."""
         try:
             group = int(json.loads(self._pid_file.read_bytes())["pid"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return
-        for process in _processes_of_group(group):
-            with contextlib.suppress(OSError):
-                if b"opticstream" in Path(f"/proc/{process}/environ").read_bytes():
-                    end_group(group, None)
-                    return
+        end_leftovers(group, self.home)
 
 
-def _processes_of_group(group: int) -> Iterator[int]:
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getpgid(int(entry.name)) == group:
-                yield int(entry.name)
-        except OSError:
-            continue
-
-
-@dataclass(frozen=True)
 class Session:
-    """A running server and its worker."""
+    """A running server and its workers, of this process or shared with another one.
 
-    server: EmbeddedServer
-    worker: WorkerProcess | None
+    Attributes
+    ----------
+    api_url : str
+        Address of the API; it stays the same if the owner changes.
+    server, worker : optional
+        What this process has started; None while it shares what another one owns.
+    """
 
-    def check(self) -> None:
-        """Do nothing while both run.
+    def __init__(self, home: Path, /, *, ui: bool, workers: bool, sweeps: bool, say: Say) -> None:
+        self.home = home
+        self.api_url = ""
+        self.server: EmbeddedServer | None = None
+        self.worker: WorkerProcess | None = None
+        self._ui = ui
+        self._wants_workers = workers
+        self._sweeps = sweeps
+        self._say = say
+
+    def begin(self) -> EmbeddedServer | None:
+        """Own the home, or find the server of its owner, and return the server to be started.
 
         Raises
         ------
         ServerError
-            One of them has ended; the message names its log.
+            The owner's server does not answer, or is not what this command needs.
         """
-        if not self.server.is_alive():
-            raise ServerError(f"the Prefect server has ended; its log is {self.server.log}")
-        if self.worker is not None and not self.worker.is_alive():
-            raise ServerError(f"the workers have ended; their log is {self.worker.log}")
+        end = time.monotonic() + START_TIMEOUT_S
+        told = False
+        while True:
+            server = self._launched(None)
+            if server is not None:
+                return server
+            record = server_record(self.home)
+            if self._ui and record is not None:
+                raise ServerError(
+                    f"{record.owner} has a server in {self.home} (OPTICSTREAM_API_URL={record.api_url}); end that "
+                    "command first, or choose another folder with --home"
+                )
+            fits = record is not None and (record.workers or not self._wants_workers)
+            if record is not None and fits and is_healthy(record.api_url):
+                self.api_url = record.api_url
+                self._say(f"sharing the server of {record.owner}, which has the same home {self.home}")
+                return None
+            if time.monotonic() > end:
+                who = record.owner if record is not None else "another process"
+                raise ServerError(
+                    f"{who} has a server in {self.home} that does not answer here; end that command first, or choose "
+                    "another folder with --home"
+                )
+            if not told:
+                self._say(f"waiting for another command that uses {self.home}")
+                told = True
+            time.sleep(_LOOK_S)
+
+    def _launched(self, port: int | None) -> EmbeddedServer | None:
+        server = EmbeddedServer(self.home, ui=self._ui, port=port, workers=self._wants_workers)
+        try:
+            server.launch()
+        except HomeInUse:
+            return None
+        self.server, self.api_url = server, server.api_url
+        return server
+
+    def start(self) -> None:
+        """Wait until the server that this process has launched answers, and start its workers."""
+        assert self.server is not None
+        self.server.wait_until_healthy()
+        if left := cancel_leftovers(self.server.api_url):
+            self._say(f"set aside {left} runs of an earlier life; what they were for is announced again")
+        if self._wants_workers:
+            self._say("starting the workers")
+            self.worker = WorkerProcess(self.server, sweeps=self._sweeps)
+            self.worker.start()
+
+    def check(self) -> bool:
+        """Return False while all is well, True when this process has just become the owner of a shared server.
+
+        What was under way in the former owner's workers is then to be announced again.
+
+        Raises
+        ------
+        ServerError
+            The server or the workers have ended; the message names their log.
+        """
+        if self.server is not None:
+            if not self.server.is_alive():
+                raise ServerError(f"the Prefect server has ended; its log is {self.server.log}")
+            if self.worker is not None and not self.worker.is_alive():
+                raise ServerError(f"the workers have ended; their log is {self.worker.log}")
+            return False
+        record = server_record(self.home)
+        if record is not None and record.api_url != self.api_url:
+            raise ServerError(
+                f"the server that was shared has moved to {record.api_url}; give the command again, it goes on where "
+                "it stopped"
+            )
+        if self._launched(int(self.api_url.rpartition(":")[2].partition("/")[0])) is None:
+            return False
+        self._say("the command that had the server has ended; going on with a server of our own")
+        self.start()
+        return True
+
+    def stop(self) -> None:
+        """End what this process has started."""
+        if self.worker is not None:
+            self.worker.stop()
+        if self.server is not None:
+            self.server.stop()
 
 
 @contextmanager
@@ -150,29 +245,26 @@ def local_session(
     sweeps: bool = False,
     say: Say = lambda _line: None,
 ) -> Iterator[Session]:
-    """Run an embedded server and a worker for all pools, with this process pointed at them.
+    """Run an embedded server and a worker for all pools, or share those of another process under the same home.
 
-    Everything is ended when the block is left. With `sweeps` the worker also looks after what is ready and not started,
-    which the process that feeds a project does itself. `home` keeps the database, so that a later session goes on with
-    it.
+    This process is pointed at the server, and what was started here is ended when the block is left. With `sweeps` the
+    worker also looks after what is ready and not started, which the process that feeds a project does itself. `home`
+    keeps the database, so that a later session goes on with it.
+
+    Raises
+    ------
+    ConfigurationError
+        `home` cannot be written.
+    ServerError
+        Server or workers do not start, or another process has a server there that cannot be shared.
     """
-    home = home.expanduser().absolute()
-    server = EmbeddedServer(home, ui=ui)
-    worker = WorkerProcess(home, sweeps=sweeps)
-    before = dict(os.environ)
+    session = Session(prepared_home(home), ui=ui, workers=workers, sweeps=sweeps, say=say)
     try:
         say("starting the Prefect server")
-        server.start()
-        os.environ.update(server.environment)
-        if left := cancel_leftovers(server.api_url):
-            say(f"set aside {left} runs of an earlier life; what they were for is announced again")
-        if workers:
-            say("starting the workers")
-            worker.start()
-        yield Session(server, worker if workers else None)
+        server = session.begin()
+        with only_our_settings(session.home, session.api_url):
+            if server is not None:
+                session.start()
+            yield session
     finally:
-        worker.stop()
-        server.stop()
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
+        session.stop()

@@ -28,11 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from opticstream.flows.server import die_with_parent
+from opticstream.system.lacking import tell_once_of_host
+from opticstream.system.places import can_run_programs
 
 SOCKET_VARIABLE = "OPTICSTREAM_WARM_SOCKET"
 PYTHON_VARIABLE = "OPTICSTREAM_WARM_PYTHON"
 LAUNCHER = Path(__file__).with_name("warm_launcher.py")
 _START_TIMEOUT_S = 90.0
+_LONGEST_SOCKET_PATH = 100
 # What flow runs load; libraries that start threads when they are imported are left to the child.
 _PRELOADED = (
     "prefect.engine",
@@ -66,12 +69,16 @@ def warm_starts(folder: Path, /) -> Iterator[None]:
     if sys.platform != "linux":  # elsewhere forking a process with loaded libraries is not safe
         yield
         return
+    address = folder / f"warm-{os.getpid()}.sock"
+    if not can_run_programs(folder) or len(os.fsencode(address.with_suffix(".new"))) > _LONGEST_SOCKET_PATH:
+        tell_once_of_host(f"flow runs start slowly: no program may run in {folder}, or its path is too long (TMPDIR)")
+        yield
+        return
     import importlib
 
     # Prefect's runner has no setting for the interpreter that it starts; this name of its module is what it asks.
     starter: Any = importlib.import_module("prefect.runner._starter_engine")
 
-    address = folder / f"warm-{os.getpid()}.sock"
     process = subprocess.Popen(
         [sys.executable, "-m", "opticstream.flows.warm", str(address)],
         stdin=subprocess.DEVNULL,

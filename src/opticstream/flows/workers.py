@@ -15,6 +15,7 @@ from prefect.runner import Runner
 from opticstream.config import DeploymentSettings
 from opticstream.flows.deployments import POOLS, runner_deployments
 from opticstream.flows.warm import warm_starts
+from opticstream.system.places import can_run_programs
 
 NO_SWEEP = "--no-sweep"
 """Argument of the process that says that its starter sweeps itself."""
@@ -49,6 +50,19 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
+def _launcher_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for the launcher of warm starts: one where programs may run, with a short path for a socket."""
+    for parent in (None, os.getcwd()):
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="opticstream-", dir=parent)
+        except OSError:
+            continue
+        if can_run_programs(Path(folder.name)):
+            return folder
+        folder.cleanup()
+    return tempfile.TemporaryDirectory(prefix="opticstream-", dir=os.getcwd())
+
+
 def main(pools: Sequence[str] = (), *, sweeps: bool = True) -> None:
     """Serve pools, all of them if none is named, until the process is told to end."""
     chosen = list(pools or POOLS)
@@ -57,7 +71,7 @@ def main(pools: Sequence[str] = (), *, sweeps: bool = True) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with (
         contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError),
-        tempfile.TemporaryDirectory(prefix="opticstream-") as folder,  # a socket's path must be short
+        _launcher_folder() as folder,
         warm_starts(Path(folder)),
     ):
         asyncio.run(serve_pools(chosen, DeploymentSettings(), sweeps=sweeps))

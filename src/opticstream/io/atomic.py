@@ -8,39 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from opticstream.io.disk_errors import disk_errors
+from opticstream.system.disk import remove, replace, sync_path
+from opticstream.system.temporaries import (
+    TEMPORARY_MARK,
+    is_temporary,
+    remove_stale_temporaries,
+    temporary_beside,
+)
 
-TEMPORARY_MARK = ".partial-"
-"""Part of every temporary name; readers ignore files and folders that carry it."""
-
-
-def is_temporary(path: Path, /) -> bool:
-    """Return whether a name is that of an output still being written."""
-    return TEMPORARY_MARK in path.name
-
-
-def temporary_beside(path: Path, /) -> Path:
-    """Return a fresh temporary name in the folder of `path`, with its suffixes: libraries choose formats by them."""
-    stem, dot, suffixes = path.name.partition(".")
-    return path.with_name(f".{stem}{TEMPORARY_MARK}{os.getpid()}-{secrets.token_hex(4)}{dot}{suffixes}")
-
-
-def sync_path(path: Path, /) -> None:
-    """Ask the operating system to bring a file or folder to the disk; an OSError names it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        os.close(handle)
+__all__ = [
+    "TEMPORARY_MARK",
+    "atomic_folder",
+    "atomic_path",
+    "is_temporary",
+    "remove_stale_temporaries",
+    "replace_folder",
+    "sync_path",
+    "temporary_beside",
+    "write_bytes",
+    "write_text",
+]
 
 
 @contextlib.contextmanager
@@ -55,7 +46,7 @@ def atomic_path(path: Path, /) -> Iterator[Path]:
         with disk_errors(path):
             yield temporary
             sync_path(temporary)
-            os.replace(temporary, path)
+            replace(temporary, path)
             sync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -69,18 +60,32 @@ def atomic_folder(path: Path, /) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
-    old = temporary_beside(path)
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
-            os.rename(path, old)
-        os.rename(temporary, path)
-        sync_path(path.parent)
+        replace_folder(temporary, path)
     finally:
-        for leftover in (temporary, old):
-            if leftover.exists():
-                shutil.rmtree(leftover, ignore_errors=True)
+        remove(temporary)
+
+
+def replace_folder(source: Path, target: Path, /) -> None:
+    """Give a folder the name `target`; a folder that has it is moved aside first and removed afterwards.
+
+    If `source` cannot take the name, the old folder gets it back.
+    """
+    old = temporary_beside(target)
+    had_one = target.exists()
+    if had_one:
+        os.rename(target, old)
+    try:
+        os.rename(source, target)
+    except OSError:
+        if had_one:
+            os.rename(old, target)
+        raise
+    sync_path(target.parent)
+    if had_one:
+        remove(old)
 
 
 def write_bytes(path: Path, data: bytes, /) -> Path:
@@ -91,32 +96,8 @@ def write_bytes(path: Path, data: bytes, /) -> Path:
 
 
 def write_text(path: Path, text: str, /) -> Path:
-    """Write a whole text file (UTF-8) atomically and return its path."""
-    return write_bytes(path, text.encode())
+    """Write a whole text file (UTF-8) atomically and return its path.
 
-
-def remove_stale_temporaries(folder: Path, /, *, older_than_s: float = 3600.0) -> list[Path]:
-    """Remove what killed writers left anywhere below `folder`, and return it.
-
-    Only names that this module makes are touched, and only when nothing in them has changed for `older_than_s` seconds.
+    A file name in the text that is not UTF-8 is written with escapes, as JSON knows them.
     """
-    removed = []
-    now = time.time()
-    for root, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
-            if not (name.startswith(".") and TEMPORARY_MARK in name):
-                continue
-            path = Path(root, name)
-            try:
-                newest = max([path.lstat().st_mtime, *(p.lstat().st_mtime for p in path.rglob("*"))])
-                if now - newest < older_than_s:
-                    continue
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-            except OSError:
-                continue
-            removed.append(path)
-        folders[:] = [name for name in folders if TEMPORARY_MARK not in name]
-    return removed
+    return write_bytes(path, text.encode(errors="backslashreplace"))

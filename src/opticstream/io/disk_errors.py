@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from opticstream.system.temporaries import TEMPORARY_MARK
+
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CODE = re.compile(r"os_error_code='(\d+)'")
 
@@ -30,8 +32,9 @@ def disk_errors(path: Path, /) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM and error.filename is None:
-            error.filename = str(path)
+        # People know the name that the file was to have, not the temporary one under which it was being written.
+        if TEMPORARY_MARK in str(error.filename or "") or (error.errno in _NO_ROOM and error.filename is None):
+            error.filename, error.filename2 = str(path), None
         raise
     except ValueError as error:
         found = _CODE.search(str(error))

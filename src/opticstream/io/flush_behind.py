@@ -6,7 +6,7 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from opticstream.io.atomic import sync_path
+from opticstream.system.disk import sync_path
 
 _BEING_WRITTEN = ".__lock"
 """How tensorstore's names end until a file is whole."""

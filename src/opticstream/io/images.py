@@ -18,6 +18,7 @@ from opticstream.io.tiff import read_tiff
 from opticstream.io.tiff_resolution import tiff_geometry
 from opticstream.io.zarr_images import open_zarr_image, readable_zarr
 from opticstream.model.errors import FileFormatError, MissingInputError
+from opticstream.system.disk import read_at
 
 SUFFIXES = (".nii", ".nii.gz", ".tif", ".tiff", ".zarr", ".npy")
 """What `read_image` understands."""
@@ -201,7 +202,7 @@ class TileVolume:
 def _read_fully(handle: int, view: memoryview, offset: int, path: Path) -> None:
     done = 0
     while done < len(view):
-        count = os.preadv(handle, [view[done : done + (1 << 30)]], offset + done)
+        count = read_at(handle, view[done : done + (1 << 30)], offset + done)
         if count == 0:
             raise FileFormatError(f"{path}: ends at byte {offset + done}, more was expected")
         done += count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from opticstream.io.geometry import SAME_DIRECTION, Geometry
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, NiftiHeader, read_nifti_header
 from opticstream.io.reading import reading_errors
 from opticstream.model.errors import FileFormatError
+from opticstream.system.disk import mapped_or_read
 
 
 def write_nifti(
@@ -112,10 +113,13 @@ def nifti_values(path: Path, header: NiftiHeader, /, *, mmap: bool = False) -> N
     """
     from nibabel.arrayproxy import ArrayProxy
 
+    def read(mmap: Literal["r", False]) -> NDArray[Any]:
+        return np.asanyarray(ArrayProxy(path, spec, mmap=mmap))
+
     spec: Any = (header.shape, header.dtype, header.offset, header.slope, header.intercept)
     with reading_errors(path, "NIfTI"):
         with np.errstate(all="ignore"):  # a slope may take numbers beyond what they can be; they are infinite then
-            array = np.asanyarray(ArrayProxy(path, spec, mmap="r" if mmap else False))
+            array = mapped_or_read(lambda: read("r"), lambda: read(False)) if mmap else read(False)
         return array if array.dtype.isnative or mmap else array.astype(array.dtype.newbyteorder("="))
 
 

@@ -116,7 +116,7 @@ def nifti_header_from_bytes(head: bytes, /, *, name: str) -> NiftiHeader:
     for order in "<>":
         count = struct.unpack_from(order + "i", head)[0] if len(head) >= 4 else 0
         if count in (348, 540) and len(head) >= count:
-            kind = nib.Nifti1Header if count == 348 else nib.Nifti2Header
+            kind: Any = nib.Nifti1Header if count == 348 else nib.Nifti2Header
             fields: Any = kind(head[:count], endianness=order, check=False)
             break
     else:

@@ -6,7 +6,6 @@ count last: a reader never counts a slice that is not there. Slices that are mis
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from opticstream.io.atomic import atomic_path
 from opticstream.io.geometry import SAME_DIRECTION, SAME_SIZE, Affine, Geometry, voxel_text
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, read_nifti_header
 from opticstream.model.errors import FileFormatError
+from opticstream.system.disk import sync_handle
 
 _NIFTI1_BYTES, _NIFTI2_BYTES = 352, 544
 
@@ -115,11 +115,11 @@ def put_slice(
         file.seek(stack.place(slice_index))
         file.write(_plane(data, stack.shape))
         file.flush()
-        os.fsync(file.fileno())
+        sync_handle(file.fileno(), path)
         if slice_index >= stack.count:
             stack.write_count(file, slice_index + 1)
             file.flush()
-            os.fsync(file.fileno())
+            sync_handle(file.fileno(), path)
 
 
 def blank_slice(path: Path, slice_index: int, /) -> None:
@@ -137,7 +137,7 @@ def blank_slice(path: Path, slice_index: int, /) -> None:
         file.seek(stack.place(slice_index))
         file.write(_plane(np.empty((0, 0), stack.dtype), stack.shape))
         file.flush()
-        os.fsync(file.fileno())
+        sync_handle(file.fileno(), path)
 
 
 def _plane(data: NDArray[Any], shape: tuple[int, int]) -> bytes:
@@ -169,7 +169,8 @@ def _header(shape: tuple[int, int, int], dtype: np.dtype[Any], affine: Affine, d
     import nibabel as nib
 
     short = max(shape) <= LONGEST_AXIS_NIFTI1
-    header: Any = (nib.Nifti1Header if short else nib.Nifti2Header)(endianness="<")
+    kind: Any = nib.Nifti1Header if short else nib.Nifti2Header
+    header = kind(endianness="<")
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
     header.set_qform(affine, code=1)

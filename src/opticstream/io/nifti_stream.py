@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1
+from opticstream.system.disk import reserve, write_at
 
 
 def nifti_header(
@@ -42,15 +43,15 @@ def nifti_header(
     if not 1 <= len(shape) <= 3 or min(shape) < 1:
         raise ValueError(f"expected up to three axes of at least one sample each, got {shape}")
     layout = _NIFTI1 if max(shape) <= LONGEST_AXIS_NIFTI1 else _NIFTI2
-    header = bytearray(layout.bytes)
+    header = bytearray(layout.size)
     put = struct.pack_into
     integer, real = layout.integer, layout.real
-    put("<i", header, 0, layout.bytes - 4)
+    put("<i", header, 0, layout.size - 4)
     header[layout.magic_at : layout.magic_at + len(layout.magic)] = layout.magic
     put("<8" + integer, header, layout.dim_at, len(shape), *shape, *(1,) * (7 - len(shape)))
     put("<hh", header, layout.type_at, 16, 32)  # float32
     put("<8" + real, header, layout.sizes_at, 1.0, *voxel_size_mm, 1.0, 1.0, 1.0, 1.0)
-    put("<" + layout.offset, header, layout.offset_at, layout.bytes)
+    put("<" + layout.offset, header, layout.offset_at, layout.size)
     put("<2" + real, header, layout.slope_at, 1.0, 0.0)
     put("<" + layout.code, header, layout.units_at, 2)  # mm
     text = description.encode()[:79]
@@ -66,7 +67,7 @@ def nifti_header(
 class _Layout:
     """Where the fields of a header are, and of which type."""
 
-    bytes: int
+    size: int
     magic: bytes
     magic_at: int
     dim_at: int
@@ -125,7 +126,7 @@ class VolumeFile:
             done = 0
             view = run.data.cast("B")
             while done < len(view):
-                done += os.pwrite(self._handle, view[done:], offset + done)
+                done += write_at(self._handle, view[done:], offset + done)
 
 
 @contextlib.contextmanager
@@ -147,7 +148,7 @@ def open_volume(
         try:
             os.write(handle, header)
             volume = VolumeFile(handle, shape, len(header))
-            os.ftruncate(handle, volume.bytes)
+            reserve(handle, volume.bytes)
             yield volume
         finally:
             os.close(handle)

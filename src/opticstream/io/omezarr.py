@@ -6,13 +6,10 @@ complete. Blocks that are finished are noted beside the data, so that a killed r
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +17,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.io.atomic import TEMPORARY_MARK, sync_path, temporary_beside
+from opticstream.io.atomic import TEMPORARY_MARK, replace_folder
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.flush_behind import FlushBehind
 from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError, MissingInputError, StateError
+from opticstream.system.disk import replace
+from opticstream.system.locks import FileLock, has_locks, try_lock
+from opticstream.system.temporaries import shortened
 
 Version = Literal["0.5", "0.4"]
 
@@ -195,11 +195,11 @@ def _identity(layout: StoreLayout, name: str, provenance: Mapping[str, Any]) -> 
 
 def _work_path(path: Path, key: str) -> Path:
     stem, dot, suffixes = path.name.partition(".")
-    return path.with_name(f".{stem}{TEMPORARY_MARK}{key}{dot}{suffixes}")
+    return path.with_name(f".{shortened(stem, 60)}{TEMPORARY_MARK}{key}{dot}{suffixes[-24:]}")
 
 
 def _note_path(path: Path, key: str) -> Path:
-    return path.with_name(f".{path.name.partition('.')[0]}{TEMPORARY_MARK}{key}.finished")
+    return path.with_name(f".{shortened(path.name.partition('.')[0], 60)}{TEMPORARY_MARK}{key}.finished")
 
 
 def was_finished(path: Path, layout: StoreLayout, /, *, name: str, provenance: Mapping[str, Any]) -> bool:
@@ -209,24 +209,19 @@ def was_finished(path: Path, layout: StoreLayout, /, *, name: str, provenance: M
 
 def remove_notes(path: Path, /) -> None:
     """Remove the notes that a store was finished."""
-    for note in path.parent.glob(_note_path(_literally(path), "*").name):
+    for note in _with_any_key(path, _note_path):
         note.unlink(missing_ok=True)
 
 
-def _literally(path: Path) -> Path:
-    """Return a path whose name matches only itself as a pattern."""
-    return path.with_name(glob.escape(path.name))
+def _with_any_key(path: Path, named: Callable[[Path, str], Path]) -> list[Path]:
+    """Return what exists of the names that a store's path has with any key."""
+    before, _, after = named(path, "*").name.rpartition("*")
+    return [p for p in path.parent.iterdir() if p.name.startswith(before) and p.name.endswith(after)]
 
 
-def _lock_of(folder: Path) -> int | None:
-    """Return the locked handle of an unfinished store's folder, None where another process holds it."""
-    handle = os.open(folder / f"{_JOURNAL}.lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+def _lock_of(folder: Path) -> FileLock | None:
+    """Return the lock on an unfinished store's folder, None where another process holds it."""
+    return try_lock(folder / f"{_JOURNAL}.lock")
 
 
 class LevelArrays:
@@ -251,6 +246,7 @@ class LevelArrays:
                 # Data reaches the disk before the store takes its name (`StoreWriter.finish`), not file by file.
                 "file_io_sync": False,
                 "cache_pool": {"total_bytes_limit": 0},
+                "file_io_locking": {"mode": "os" if has_locks(folder) else "none"},
                 "data_copy_concurrency": {"limit": threads},
                 "file_io_concurrency": {"limit": max(threads, 2)},
             }
@@ -353,14 +349,14 @@ class StoreWriter:
     def _remove_others(self) -> int:
         """Remove what was left of this store by runs with other inputs or settings; return how many there were."""
         removed = 0
-        for other in self.path.parent.glob(_work_path(_literally(self.path), "*").name):
+        for other in _with_any_key(self.path, _work_path):
             if other == self._work or not (other / f"{_JOURNAL}.txt").exists():
                 continue
             lock = _lock_of(other)
             if lock is None:
                 continue  # someone is at work there
             shutil.rmtree(other, ignore_errors=True)
-            os.close(lock)
+            lock.release()
             removed += 1
         return removed
 
@@ -384,7 +380,7 @@ class StoreWriter:
             text = json.dumps(content, indent=2, sort_keys=True, default=str, allow_nan=False) + "\n"
             temporary = self._work / f"{name}.new"
             temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self._work / name)
+            replace(temporary, self._work / name)
 
         plain = json.loads(json.dumps(dict(provenance), default=str))
         if self.layout.version == "0.5":
@@ -422,15 +418,10 @@ class StoreWriter:
         if provenance is not None:
             self._write_group(provenance)
         self._journal.close()
-        for entry in (self._journal_path, self._work / f"{_JOURNAL}.lock"):
+        for entry in self._work.glob(f"{_JOURNAL}.*"):
             entry.unlink(missing_ok=True)
         self._flush.finish()
-        old = temporary_beside(self.path)
-        if self.path.exists():
-            self.path.rename(old)
-        self._work.rename(self.path)
-        sync_path(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(self._work, self.path)
         if leave_note:
             self._note.touch()
         return self.path
@@ -448,7 +439,7 @@ class StoreWriter:
         if not self._journal.closed:
             self._journal.close()
         self._flush.close()
-        os.close(self._lock)
+        self._lock.release()
 
 
 def read_volume(path: Path, /, *, level: int = 0) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from opticstream.io.reading import check_regular_file, error_of_system
 from opticstream.model.errors import FileFormatError, TileSizeError
+from opticstream.system.disk import read_at
 
 Tap = Callable[[memoryview], None]
 
@@ -467,7 +468,7 @@ class ComplexTile:
         for z in range(self.depth):
             view, at = memoryview(planes[z]).cast("B"), start + z * plane_bytes
             try:
-                read = os.preadv(self._file.fileno(), [view], at)
+                read = read_at(self._file.fileno(), view, at)
             except OSError as error:
                 raise error_of_system(self.path, error) from error
             if read != len(view):

@@ -7,6 +7,7 @@ and `mask`. Rendered, it is YAML.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,7 @@ def template_from_tilemap(tilemap: TileMap, /) -> str:
         "  modality: {{ modality | tojson }}",
         "  scan_resolution: {{ scan_resolution | tojson }}",
         "  mask: {{ (mask or '') | tojson }}",
-        *("  " + line for line in head.splitlines()),
+        *("  " + _as_jinja(line) for line in head.splitlines()),
         "tiles:",
     ]
     for place in tilemap.places:
@@ -119,6 +120,11 @@ def template_from_tilemap(tilemap: TileMap, /) -> str:
             f"    file: {name}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _as_jinja(text: str) -> str:
+    """Return a template that renders as `text`, which may hold the braces of templates in a person's file names."""
+    return re.sub(r"\{(?=[{%#])", "{{ '{' }}", text)
 
 
 def write_template(path: Path, tilemap: TileMap, /) -> Path:

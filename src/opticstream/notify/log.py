@@ -44,7 +44,7 @@ class LogTarget:
 
         line = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {'FAILED ' if milestone.failure else ''}{milestone.text}\n"
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not create_exclusively(self.folder / milestone.key, line.encode()):
+        if not create_exclusively(self.folder / milestone.key, line.encode(errors="backslashreplace")):
             return False
         self._say(line.rstrip())
         return True

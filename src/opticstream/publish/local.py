@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import filecmp
 import os
-import shutil
 from pathlib import Path
 
-from opticstream.io.atomic import atomic_folder, atomic_path, temporary_beside
+from opticstream.io.atomic import atomic_folder, atomic_path
 from opticstream.model.errors import MissingInputError
+from opticstream.system.disk import copy_tree, link_or_copy, symbolic_link
 
 
 def publish_locally(source: Path, target: Path, /) -> Path:
@@ -24,19 +24,21 @@ def publish_locally(source: Path, target: Path, /) -> Path:
     """
     if source.is_dir():
         with atomic_folder(target) as folder:
-            shutil.copytree(source, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+            copy_tree(source, folder)
         return target
     if not source.exists():
         raise MissingInputError(f"{source}: nothing to publish there")
     if target.exists() and (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
         return target
     with atomic_path(target) as temporary:
-        _link_or_copy(str(source), str(temporary))
+        link_or_copy(source, temporary)
     return target
 
 
 def link_into_mosaic(archive: Path, folder: Path, /) -> Path:
     """Make a symbolic link in a mosaic's `archived/` folder to an archive copy, and return the copy.
+
+    The link is a convenience: where the file system has no symbolic links it is left out, and the log says so once.
 
     Raises
     ------
@@ -49,14 +51,5 @@ def link_into_mosaic(archive: Path, folder: Path, /) -> Path:
     link = folder / archive.name
     wanted = os.path.relpath(archive, folder)
     if not (link.is_symlink() and str(link.readlink()) == wanted):
-        temporary = temporary_beside(link)
-        temporary.symlink_to(wanted)
-        temporary.replace(link)
+        symbolic_link(link, wanted)
     return archive
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

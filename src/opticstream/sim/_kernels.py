@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator"
 """Compiled loops of the simulator: light down an A-line and back, the lateral point spread, and the camera."""
 
 from __future__ import annotations
@@ -5,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from opticstream.system.compiled import njit
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

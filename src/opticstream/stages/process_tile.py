@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from opticstream.config import ProcessingSettings, ScanSettings
-from opticstream.io.atomic import temporary_beside, write_bytes
+from opticstream.io.atomic import write_bytes
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
 from opticstream.model.ids import TileId
@@ -26,6 +25,8 @@ from opticstream.stages.reconstruction import (
 )
 from opticstream.stages.tile_picture import tile_picture
 from opticstream.stages.tile_qc import figures_from_maps
+from opticstream.system.cores import available_cores
+from opticstream.system.disk import symbolic_link
 
 SMALL_TILE = 32 << 20
 """Raw values up to which a tile is done in plain NumPy, whole: about a second, without loading compiled code."""
@@ -34,14 +35,12 @@ Progress = Callable[[float], None]
 """Called with the fraction done, 0..1."""
 
 
-def _link(source: Path, target: Path) -> None:
-    """Make `target` a link to `source`, atomically; a file that already is the source stays."""
+def _link(source: Path, target: Path) -> bool:
+    """Make `target` a link to `source`; a file that already is the source stays. False where there are no links."""
     if target.exists() and target.samefile(source) and not target.is_symlink():
-        return
+        return True
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(target)
-    temporary.symlink_to(source.absolute())
-    temporary.replace(target)
+    return symbolic_link(target, str(source.absolute()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +81,7 @@ class TileResult:
 
 def available_threads(requested: int = 0, /) -> int:
     """Return how many threads to use: as requested, or as many cores as this process may run on."""
-    if requested > 0:
-        return requested
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
+    return requested if requested > 0 else available_cores()
 
 
 def _with_spectra(done: Reconstructed, spectra: Path, job: TileJob, archive: Path | None) -> Reconstructed:
@@ -182,8 +177,7 @@ def process_tile(
     if archive_to is not None:
         outputs["archive"] = OutputFile(archive_to, archive_to.stat().st_size)
         outputs["checksum"] = OutputFile(checksum_path(archive_to), checksum_path(archive_to).stat().st_size)
-    if scan.raw_format == "complex":
-        _link(source, targets["complex"])
+    if scan.raw_format == "complex" and _link(source, targets["complex"]):
         outputs["complex"] = OutputFile(targets["complex"], source.stat().st_size)
     for name, image in done.maps.items():
         if name in targets:

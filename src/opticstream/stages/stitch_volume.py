@@ -7,7 +7,6 @@ the next levels, and starts to write. What an earlier, killed run finished is no
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -40,6 +39,7 @@ from opticstream.model.ids import MosaicId
 from opticstream.stages.find_focus import focus_for_volume
 from opticstream.stages.mosaic_tiles import AXIAL, MosaicTiles, check_template, tiles_of_mosaic
 from opticstream.state.manifest import manifest_path, write_manifest
+from opticstream.system.cores import available_cores
 
 if TYPE_CHECKING:
     from opticstream.compute.stitching.volume import BlockTiles
@@ -203,7 +203,7 @@ def stitch_modality(
     With `leave_note` a store that an earlier run has finished and left a note of (`omezarr.remove_notes`) is kept.
     """
     tiles.require(modality)
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or available_cores()
     volumes, depth = _open_tiles(tiles, modality)
     voxel_size_mm = geometry.voxel_size_mm if geometry is not None else _with_depth_step(tiles, volumes, voxel_size_mm)
     positions = np.array([tilemap.place_of(n).position_px for n in tiles.numbers])

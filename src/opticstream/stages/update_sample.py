@@ -7,7 +7,6 @@ The ledger `slices.json` says which slices the stacks hold, from which input, an
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,6 +28,7 @@ from opticstream.io.nifti_stack import blank_slice, put_slice
 from opticstream.io.slice_store import SliceStore, planes_of_slice
 from opticstream.io.volume_reading import volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, MissingInputError, StateError
+from opticstream.system.locks import locked
 
 _KINDS: dict[str, ValueKind] = {
     "ori": "axial",
@@ -198,12 +198,8 @@ class _Ledger:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the stacks alone on this host; between hosts the claim on the sample does it."""
-    with (folder / ".lock").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+    with locked(folder / ".lock"):
+        yield
 
 
 def _fingerprints(new: SampleInput) -> dict[str, str]:

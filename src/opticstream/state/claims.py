@@ -28,12 +28,13 @@ from typing import Any, Literal
 
 from opticstream.model.errors import ClaimLost
 from opticstream.model.ids import ItemId, item_from_key
-from opticstream.state.durable import create_exclusively, file_server_time_s
+from opticstream.state.durable import create_exclusively
 from opticstream.state.flags import CLAIMS_FOLDER, flag_folder, flag_stem
-from opticstream.state.host import HostIdentity
 from opticstream.state.journal import Journal
 from opticstream.state.record import time_from_text, time_to_text
 from opticstream.state.vocabulary import check_claim
+from opticstream.system.disk import time_of_server_s
+from opticstream.system.host import HostIdentity
 
 DEFAULT_LEASE_S = 60.0
 HUNG_AFTER_LEASES = 5.0
@@ -168,7 +169,7 @@ class Claims:
             "flow_run_id": self._flow_run_id,
             **self._host.to_json(),
         }
-        return json.dumps(data, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(data, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
     def _read(self, item: ItemId, work: str, generation: int) -> Holder:
         path = self._path(item, work, generation)
@@ -213,7 +214,7 @@ class Claims:
             return "dead", 0.0
         # A lease from the future means that the server's clock was set back; a living holder mends that with its next
         # renewal, so such a claim counts as silent, too, or it would stay taken until the clock has caught up.
-        silent_s = abs(file_server_time_s(path.parent) - modified_s)
+        silent_s = abs(time_of_server_s(path.parent) - modified_s)
         patience = HUNG_AFTER_LEASES if life == "alive" else 1.0
         return ("dead" if silent_s > lease_s * patience else "alive"), silent_s
 
@@ -283,7 +284,7 @@ class Claim:
         or cut off from the file server for longer than its lease).
         """
         with contextlib.suppress(OSError):  # makes a network client look again at the folder; not needed on a full disk
-            file_server_time_s(self._path.parent)
+            time_of_server_s(self._path.parent)
         return self._look()
 
     def _look(self) -> bool:
@@ -344,7 +345,7 @@ class Claim:
         released = {"released": time_to_text(self._claims._clock()), "outcome": outcome, "failed": failed}
         line = json.dumps(released, ensure_ascii=False)
         with self._path.open("ab", buffering=0) as file:
-            file.write(line.encode() + b"\n")
+            file.write(line.encode(errors="backslashreplace") + b"\n")
         self._claims._journal.write("released", self.item, fact=self.work, why=outcome)
         return True
 

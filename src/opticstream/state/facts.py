@@ -17,9 +17,8 @@ from typing import Any, Protocol
 import opticstream
 from opticstream.model.ids import ItemId, MosaicId
 from opticstream.state.claims import DEFAULT_LEASE_S, Claim, Claims, Holder
-from opticstream.state.durable import create_exclusively, fsync_folder, replace_whole
+from opticstream.state.durable import create_exclusively, replace_whole
 from opticstream.state.flags import WITHDRAWN_FOLDER, flag_folder, flag_path, flag_stem, scan_flags
-from opticstream.state.host import HostIdentity
 from opticstream.state.journal import Journal
 from opticstream.state.record import (
     HEAD_BYTES,
@@ -31,6 +30,8 @@ from opticstream.state.record import (
     grounds_from_head,
 )
 from opticstream.state.vocabulary import FACTS, check_claim, check_fact, is_claim
+from opticstream.system.disk import sync_path
+from opticstream.system.host import HostIdentity
 
 
 def utc_now() -> datetime:
@@ -245,7 +246,7 @@ class Facts:
             path.rename(kept)
         except FileNotFoundError:
             return False
-        fsync_folder(path.parent)
+        sync_path(path.parent)
         self.journal.write("withdrawn", item, fact=fact, why=reason, detail={"kept": kept.name})
         return True
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import threading
 import time
@@ -19,15 +18,12 @@ from pydantic import ValidationError
 
 from opticstream.model.errors import LockTimeout, StateError
 from opticstream.state.durable import replace_whole
-from opticstream.state.host import HostIdentity
 from opticstream.state.record import time_to_text
 from opticstream.state.slugs import state_name
 from opticstream.state.store import DEFAULT_TIMEOUT_S, BaseProjectStateStore, TState
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows
-    fcntl = None  # type: ignore[assignment]
+from opticstream.system.disk import reserve, write_at
+from opticstream.system.host import HostIdentity
+from opticstream.system.locks import try_lock
 
 _FIRST_WAIT_S = 0.002
 _LONGEST_WAIT_S = 0.05
@@ -104,8 +100,6 @@ class FileProjectLock:
     @contextmanager
     def hold(self, project_name: str, /, *, timeout_s: float) -> Iterator[FileProjectLock]:
         """Hold the project's lock inside a `with` block."""
-        if fcntl is None:  # pragma: no cover - Windows
-            raise StateError("this system has no file locks that OpticStream knows; keep the state on a server")
         deadline = time.monotonic() + timeout_s
         path = self.path(project_name)
         threads = self._threads[str(path)]
@@ -113,21 +107,18 @@ class FileProjectLock:
             raise self._timeout(project_name, timeout_s)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            wait_s = _FIRST_WAIT_S
+            while (lock := try_lock(path)) is None:
+                if time.monotonic() >= deadline:
+                    raise self._timeout(project_name, timeout_s)
+                time.sleep(random.uniform(0.5, 1.0) * min(wait_s, max(0.0, deadline - time.monotonic())))
+                wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
             try:
-                wait_s = _FIRST_WAIT_S
-                while not _try_lock(handle):
-                    if time.monotonic() >= deadline:
-                        raise self._timeout(project_name, timeout_s)
-                    time.sleep(random.uniform(0.5, 1.0) * min(wait_s, max(0.0, deadline - time.monotonic())))
-                    wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
-                self._write_holder(handle)
-                try:
-                    yield self
-                finally:
-                    os.ftruncate(handle, 0)
+                self._write_holder(lock.handle)
+                yield self
             finally:
-                os.close(handle)  # frees the lock
+                reserve(lock.handle, 0)
+                lock.release()
         finally:
             threads.release()
 
@@ -151,16 +142,8 @@ class FileProjectLock:
     def _write_holder(self, handle: int) -> None:
         data = HostIdentity.current().to_json() | {"since": time_to_text(datetime.now(UTC))}
         with contextlib.suppress(OSError):  # the name is a courtesy; a full disk must not stop the work
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(data).encode() + b"\n", 0)
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+            reserve(handle, 0)
+            write_at(handle, memoryview(json.dumps(data).encode() + b"\n"), 0)
 
 
 def file_store(

@@ -22,8 +22,8 @@ from typing import Any
 
 from opticstream.model.ids import BatchId, ItemId, MosaicId, TileId, item_from_key
 from opticstream.state.flags import JOURNAL_FOLDER, STATE_FOLDER
-from opticstream.state.host import HostIdentity
 from opticstream.state.record import time_from_text, time_to_text
+from opticstream.system.host import HostIdentity
 
 EVENTS = (
     "recorded", "replaced", "withdrawn", "claimed", "taken over", "released", "lost", "skipped", "computed", "failed",
@@ -63,7 +63,8 @@ class JournalEntry:
             "detail": dict(self.detail) or None,
         }
         kept = {key: value for key, value in data.items() if value is not None}
-        return json.dumps(kept, ensure_ascii=False, default=str).encode() + b"\n"
+        text = json.dumps(kept, ensure_ascii=False, default=str)
+        return text.encode(errors="backslashreplace") + b"\n"  # a file name need not be UTF-8
 
     @classmethod
     def from_line(cls, line: bytes, /) -> JournalEntry:

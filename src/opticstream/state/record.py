@@ -106,7 +106,7 @@ class FactRecord:
             "detail": dict(self.detail),
         }
         kept = {key: value for key, value in data.items() if value not in (None, [], {})}
-        return (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
     @classmethod
     def from_bytes(cls, text: bytes, item: ItemId, fact: str, /, *, path: Path, modified: datetime) -> FactRecord:

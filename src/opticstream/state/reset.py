@@ -19,10 +19,10 @@ from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.state.claims import DEFAULT_LEASE_S
-from opticstream.state.durable import temporary_name
 from opticstream.state.facts import Facts, FactsSnapshot
 from opticstream.state.record import FactRecord, FileRecord, path_from_name
 from opticstream.state.vocabulary import is_claim
+from opticstream.system.temporaries import temporary_beside
 
 _KEPT_OF_TARGET = frozenset({"ready"})
 """What led to the work of the item itself still holds, and announces it again."""
@@ -262,7 +262,7 @@ def _read(facts: Facts, item: ItemId, fact: str) -> FactRecord | None:
 def _remove(path: Path) -> None:
     """Remove a file or folder; a folder first loses its name, so that half of it is never taken for the whole."""
     if path.is_dir() and not path.is_symlink():
-        doomed = temporary_name(path)
+        doomed = temporary_beside(path)
         os.rename(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     else:

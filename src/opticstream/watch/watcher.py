@@ -241,17 +241,23 @@ class Watcher:
         return self._finish(batch)
 
     def _entries(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Yield every file below the raw folder, also through links to folders: each folder once, loops or not."""
         folders = [("", str(self.folder))]
+        seen: set[tuple[int, int]] = set()
         while folders:
             prefix, path = folders.pop()
             try:
                 with os.scandir(path) as entries:
+                    if _was_seen(path, seen):
+                        continue
                     for entry in entries:
                         if entry.name.startswith("."):
                             continue
-                        if entry.is_dir(follow_symlinks=False):
+                        if entry.is_dir():
                             self._refuse_folder(prefix + entry.name)
-                            folders.append((f"{prefix}{entry.name}/", entry.path))
+                            # Links come last: a folder is known by its own name rather than by a link to it.
+                            place = 0 if entry.is_symlink() else len(folders)
+                            folders.insert(place, (f"{prefix}{entry.name}/", entry.path))
                         else:
                             yield prefix + entry.name, entry
             except FileNotFoundError:
@@ -312,6 +318,9 @@ class Watcher:
                 tile = grammar.tile_from_name(name.rpartition("/")[2])
             except FileNameError as error:
                 self.strangers[name] = str(error)
+                return None
+            if tile is not None and not _is_utf8(name):
+                self.strangers[name] = "the name of its folder is not valid UTF-8, and events cannot hold it; rename it"
                 return None
             if tile is not None:
                 return tile, companion
@@ -454,3 +463,21 @@ class Watcher:
             tuple(f.problem or f.name for f in self._by_batch[batch].values() if not f.complete),
             now - self._changed_s.get(batch, now),
         )
+
+
+def _was_seen(path: str, seen: set[tuple[int, int]]) -> bool:
+    """Return whether a folder was searched already, by another name; note that it is."""
+    status = os.stat(path)
+    key = (status.st_dev, status.st_ino)
+    if key in seen:
+        return status.st_ino != 0
+    seen.add(key)
+    return False
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

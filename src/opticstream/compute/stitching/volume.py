@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from opticstream.system.compiled import njit
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]

@@ -147,6 +147,11 @@ class ServerService(Service):
         """Return whether it answers."""
         return is_healthy(self.api_url, timeout_s=0.5)
 
+    def stop(self) -> None:
+        """End it with everything that it has started, and leave its home to others."""
+        super().stop()
+        self._server.stop()
+
     def _start(self) -> subprocess.Popen[bytes]:
         return self._server.launch()
 

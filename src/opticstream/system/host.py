@@ -33,6 +33,12 @@ class HostIdentity:
         return _identity(os.getpid())
 
     @classmethod
+    def of(cls, pid: int, /) -> HostIdentity:
+        """Return the identity of another process that this one sees, a child for instance."""
+        me = _identity(os.getpid())
+        return cls(me.host, pid, me.boot_id, me.pid_namespace, _process_start(pid) if me.boot_id else None)
+
+    @classmethod
     def from_json(cls, data: Mapping[str, Any], /) -> HostIdentity:
         """Return the identity that `to_json` wrote."""
         return cls(
@@ -93,7 +99,7 @@ def _identity(pid: int) -> HostIdentity:
 def _process_start(pid: int) -> int | None:
     """Return the start time of a process in clock ticks since boot, -1 for a zombie, None where there is none."""
     text = _read(f"/proc/{pid}/stat")
-    if text is None:
+    if not text:
         return None
     # The second field is the program's name in brackets and may itself hold brackets and blanks.
     fields = text.rpartition(")")[2].split()

@@ -1,0 +1,308 @@
+"""Calls that not every file system offers: each does its work another way where it is missing, and says so once.
+
+Everything that syncs, links, replaces, sizes, maps or reads at a place goes through here. An error of the disk itself
+(full, broken, read-only, forbidden) always comes through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from opticstream.system.lacking import NOT_ALLOWED, is_unsupported, tell_once
+from opticstream.system.temporaries import temporary_beside
+
+T = TypeVar("T")
+
+_OPEN_FOR_SYNC = NOT_ALLOWED | {errno.EISDIR, errno.ENOTSUP, errno.EINVAL}
+_NO_HARD_LINKS = NOT_ALLOWED | {errno.EMLINK, errno.EXDEV, errno.EROFS}
+_NO_SYMBOLIC_LINKS = NOT_ALLOWED | {errno.EROFS}
+_NAME_IS_TAKEN = NOT_ALLOWED | {errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY}
+_seeking = threading.Lock()
+
+
+# --- bringing data to the disk ----------------------------------------------------------------------------------------
+
+
+def sync_handle(handle: int, path: Path, /) -> None:
+    """Bring what was written to an open file to the disk, where the file system can be asked to.
+
+    Raises
+    ------
+    OSError
+        The disk refused (full, broken); the error names `path`.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if is_unsupported(error, *NOT_ALLOWED, errno.EROFS):
+            tell_once(path, "cannot be told to bring files to the disk; a power failure may damage the latest ones")
+            return
+        error.filename = str(path)
+        raise
+
+
+def sync_path(path: Path, /) -> None:
+    """Bring a file, or the names in a folder, to the disk, where the file system can be asked to; as `sync_handle`."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in _OPEN_FOR_SYNC and (os.path.isdir(path) or error.errno in NOT_ALLOWED):
+            return  # Windows and some shares open no folders; a file that nobody may read can still be renamed
+        raise
+    try:
+        if os.path.isdir(path):
+            _sync_folder(handle, path)
+        else:
+            sync_handle(handle, path)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(handle: int, path: Path) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if is_unsupported(error, *NOT_ALLOWED, errno.EROFS, errno.EISDIR):
+            tell_once(path, "cannot be told to keep names; a power failure may lose the latest files")
+            return
+        error.filename = str(path)
+        raise
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def replace(source: Path, target: Path, /) -> None:
+    """Give `source` the name `target`, whatever has it now.
+
+    Where the file system does not rename over a taken name (some SMB shares, Windows while somebody reads), the old one
+    is moved aside first and comes back if that fails: for a moment nothing has the name.
+    """
+    try:
+        os.replace(source, target)
+        return
+    except OSError as error:
+        if error.errno not in _NAME_IS_TAKEN or not os.path.lexists(target):
+            raise
+        refused = error
+    aside = temporary_beside(target)
+    try:
+        os.rename(target, aside)
+    except OSError:
+        raise refused from None
+    try:
+        os.rename(source, target)
+    except OSError:
+        os.rename(aside, target)
+        raise
+    tell_once(target, "renames nothing over an existing file; replaced files are gone for a moment")
+    remove(aside)
+
+
+def remove(path: Path, /) -> None:
+    """Remove a file or folder; what cannot be removed stays, as hidden leftover."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def take_name(temporary: Path, path: Path, /) -> bool | None:
+    """Give a whole file a name that nobody has yet, in one step; the temporary name may stay.
+
+    Returns
+    -------
+    bool or None
+        Whether the name is now ours, False when it was taken; None where the file system has neither hard links nor
+        renames that replace nothing.
+    """
+    taken = _hard_link(temporary, path)
+    if taken is None:
+        taken = _rename_without_replacing(temporary, path)
+        if taken is not None:
+            tell_once(path, "has no hard links; flags are made by exclusive renames instead")
+    return taken
+
+
+def _hard_link(temporary: Path, path: Path) -> bool | None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # A network client that lost the answer asks again and is then told "exists" about its own link.
+        return _same_file(temporary, path)
+    except (AttributeError, NotImplementedError):
+        return None
+    except OSError as error:
+        if is_unsupported(error, *_NO_HARD_LINKS):
+            return None
+        if _same_file(temporary, path):
+            return True
+        raise
+    return True
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _rename_without_replacing(temporary: Path, path: Path) -> bool | None:
+    if sys.platform == "win32":  # pragma: no cover
+        try:
+            temporary.rename(path)
+        except FileExistsError:
+            return False
+        return True
+    rename = _renameat2()
+    if rename is None:
+        return None
+    at_cwd, no_replace = -100, 1
+    if rename(at_cwd, os.fsencode(temporary), at_cwd, os.fsencode(path), no_replace) == 0:
+        return True
+    if ctypes.get_errno() == errno.EEXIST:
+        return False
+    return None
+
+
+def _renameat2() -> Callable[..., int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        function: Callable[..., int] | None = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    except OSError:
+        return None
+    return function
+
+
+def link_or_copy(source: Path, target: Path, /) -> None:
+    """Make `target` a hard link to a file, or a copy of its bytes where it cannot be linked.
+
+    Raises
+    ------
+    OSError
+        `target` exists, or cannot be written (disk full).
+    """
+    try:
+        os.link(source, target)
+        return
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError, NotImplementedError):
+        pass
+    shutil.copyfile(source, target)
+
+
+def copy_tree(source: Path, target: Path, copy_file: Callable[[Path, Path], object] = link_or_copy, /) -> None:
+    """Make `target` hold all files below `source`, without times and modes, which some file systems refuse to set."""
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
+        if entry.is_dir():
+            copy_tree(Path(entry.path), target / entry.name, copy_file)
+        else:
+            copy_file(Path(entry.path), target / entry.name)
+
+
+def symbolic_link(link: Path, goal: str, /) -> bool:
+    """Make `link` a symbolic link to `goal`, replacing what had the name; False where there are no symbolic links."""
+    temporary = temporary_beside(link)
+    try:
+        os.symlink(goal, temporary)
+    except (AttributeError, NotImplementedError):
+        pass
+    except OSError as error:
+        if not is_unsupported(error, *_NO_SYMBOLIC_LINKS):
+            raise
+        if os.path.lexists(link) and not link.is_symlink():
+            return False
+    else:
+        try:
+            replace(temporary, link)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+    tell_once(link, "has no symbolic links; those that would only point to another place are left out")
+    return False
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def reserve(handle: int, size: int, /) -> None:
+    """Make a file under construction `size` bytes long, where that can be done without writing them."""
+    try:
+        os.ftruncate(handle, size)
+    except AttributeError:
+        return
+    except OSError as error:
+        if not is_unsupported(error, *NOT_ALLOWED):
+            raise
+
+
+def read_at(handle: int, view: memoryview, offset: int, /) -> int:
+    """Read into `view` from a place in a file, from any thread, and return how many bytes came."""
+    if hasattr(os, "preadv"):
+        try:
+            return os.preadv(handle, [view], offset)
+        except OSError as error:
+            if not is_unsupported(error, errno.ESPIPE):
+                raise
+    if hasattr(os, "pread"):
+        data = os.pread(handle, len(view), offset)
+    else:
+        with _seeking:
+            os.lseek(handle, offset, os.SEEK_SET)
+            data = os.read(handle, len(view))
+    view[: len(data)] = data
+    return len(data)
+
+
+def write_at(handle: int, view: memoryview, offset: int, /) -> int:
+    """Write at a place in a file, from any thread, and return how many bytes went."""
+    if hasattr(os, "pwrite"):
+        try:
+            return os.pwrite(handle, view, offset)
+        except OSError as error:
+            if not is_unsupported(error):
+                raise
+    with _seeking:
+        os.lseek(handle, offset, os.SEEK_SET)
+        return os.write(handle, view)
+
+
+def mapped_or_read(mapped: Callable[[], T], read: Callable[[], T], /) -> T:
+    """Return what `mapped` gives, or `read` where the file system maps no files into memory."""
+    try:
+        return mapped()
+    except OSError as error:
+        if not is_unsupported(error, *NOT_ALLOWED):
+            raise
+    return read()
+
+
+def time_of_server_s(folder: Path, /) -> float:
+    """Return the time of the clock that stamps files in `folder`, in seconds since 1970.
+
+    On a network share that is the server's clock, the same for all hosts however wrong their own clocks are. The
+    probe file also makes a network client look again at what the folder holds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = temporary_beside(folder / f"now-{uuid.uuid4().hex[:8]}")
+    try:
+        # Closing brings the byte to the server, which stamps it. No fsync: behind gigabytes of tiles it takes seconds.
+        probe.write_bytes(b"\n")
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""What a file system or an operating system lacks is done without, and told once in a process, not once a file."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+
+_log = logging.getLogger("opticstream")
+_told: set[tuple[object, str]] = set()
+
+UNSUPPORTED = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.ENODEV}
+)
+"""Codes by which file systems say that they do not know a call; never those of a full or broken disk."""
+NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES})
+"""Codes by which file systems refuse a call that they do not know, and others one that is forbidden."""
+
+
+def is_unsupported(error: OSError, /, *also: int) -> bool:
+    """Return whether an error says that the file system does not offer a call; `also` are further codes that do.
+
+    Examples
+    --------
+    >>> is_unsupported(OSError(errno.EINVAL, "")), is_unsupported(OSError(errno.ENOSPC, ""))
+    (True, False)
+    """
+    return error.errno in UNSUPPORTED or error.errno in also
+
+
+def tell_once(path: Path, what: str, /) -> None:
+    """Log that the file system of `path` lacks something, once for each file system and process.
+
+    Flow runs are processes of their own: those that the same command started tell it to the same log.
+    """
+    folder = path if path.is_dir() else path.parent
+    try:
+        device: object = os.stat(folder).st_dev
+    except OSError:
+        device = str(folder)
+    if (device, what) not in _told:
+        _told.add((device, what))
+        _log.warning("the file system of %s %s", folder, what)
+
+
+def tell_once_of_host(what: str, /) -> None:
+    """Log something about this machine or account, once in this process."""
+    if (None, what) not in _told:
+        _told.add((None, what))
+        _log.warning("%s", what)
+
+
+def forget_what_was_told() -> None:
+    """Tell everything once more; for tests."""
+    _told.clear()

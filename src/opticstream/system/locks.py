@@ -1,0 +1,169 @@
+"""Locks on files, also where the file system or the operating system has none.
+
+The operating system frees its locks when a process ends, however it ends. Where it offers none (some FUSE and SMB
+shares, NFS without a lock server, Windows), a file that names its owner takes their place: it counts as left behind
+once its owner is seen to have ended, or cannot be seen and has said nothing for `UNSEEN_OWNER_S`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from opticstream.system.disk import time_of_server_s
+from opticstream.system.host import HostIdentity
+from opticstream.system.lacking import is_unsupported, tell_once
+from opticstream.system.temporaries import temporary_beside
+
+fcntl: Any = None  # Windows has none
+with contextlib.suppress(ImportError):
+    fcntl = importlib.import_module("fcntl")
+
+UNSEEN_OWNER_S = 6 * 3600.0
+"""Seconds after which the owner file of a process on another host counts as left behind."""
+_UNREADABLE_S = 10.0
+"""Seconds after which an owner file without an owner counts as left by a process that was killed writing it."""
+_FIRST_WAIT_S = 0.002
+_LONGEST_WAIT_S = 0.25
+
+
+class FileLock:
+    """A lock that this process holds, see `try_lock`. `handle` is the open file."""
+
+    def __init__(self, path: Path, handle: int, owner_file: Path | None) -> None:
+        self.path = path
+        self.handle = handle
+        self._owner_file = owner_file
+
+    def release(self) -> None:
+        """Give the lock back; the file stays."""
+        if self._owner_file is not None:
+            self._owner_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.close(self.handle)
+
+
+def try_lock(path: Path, /) -> FileLock | None:
+    """Return a lock on a file, which is made if need be; None while another process holds it.
+
+    Raises
+    ------
+    OSError
+        The file cannot be made or opened.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        locked = _lock(handle)
+        if locked is not None:
+            if not locked:
+                os.close(handle)
+                return None
+            return FileLock(path, handle, None)
+        tell_once(path, "has no file locks; files that name their owner take their place")
+        owner_file = path.with_name(f"{path.name}.held")
+        if _own(owner_file):
+            return FileLock(path, handle, owner_file)
+        os.close(handle)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+        raise
+    return None
+
+
+@contextlib.contextmanager
+def locked(path: Path, /) -> Iterator[None]:
+    """Hold the lock on a file inside a `with` block, waiting for it as long as another process holds it."""
+    wait_s = _FIRST_WAIT_S
+    while (lock := try_lock(path)) is None:
+        time.sleep(wait_s)
+        wait_s = min(1.5 * wait_s, _LONGEST_WAIT_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def has_locks(folder: Path, /) -> bool:
+    """Return whether the operating system can lock files in a folder; leaves nothing there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = temporary_beside(folder / "lock")
+    handle = os.open(probe, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        return bool(_lock(handle))
+    finally:
+        os.close(handle)
+        probe.unlink(missing_ok=True)
+
+
+def has_record_locks(folder: Path, /) -> bool:
+    """Return whether files in a folder can have locks on parts of them, as databases need; leaves nothing there."""
+    if fcntl is None:
+        return True  # Windows has its own
+    probe = temporary_beside(folder / "lock")
+    handle = os.open(probe, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not (error.errno == errno.ENOLCK or is_unsupported(error))
+    finally:
+        os.close(handle)
+        probe.unlink(missing_ok=True)
+    return True
+
+
+def _lock(handle: int) -> bool | None:
+    """Return whether the file is now ours alone; None where it cannot be locked."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENOLCK or is_unsupported(error):
+            return None
+        if error.errno == errno.EACCES:  # how some systems say "taken"
+            return False
+        raise
+    return True
+
+
+def _own(owner_file: Path) -> bool:
+    me = json.dumps(HostIdentity.current().to_json()).encode()
+    for _ in range(5):
+        try:
+            handle = os.open(owner_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            if not _is_left_behind(owner_file):
+                return False
+            doomed = temporary_beside(owner_file)
+            with contextlib.suppress(FileNotFoundError):  # somebody else has seen it, too
+                os.rename(owner_file, doomed)
+                doomed.unlink(missing_ok=True)
+            continue
+        try:
+            os.write(handle, me)
+        finally:
+            os.close(handle)
+        return True
+    return False
+
+
+def _is_left_behind(owner_file: Path) -> bool:
+    try:
+        silent_s = time_of_server_s(owner_file.parent) - owner_file.stat().st_mtime
+        owner = HostIdentity.from_json(json.loads(owner_file.read_bytes()))
+    except FileNotFoundError:
+        return True
+    except (ValueError, TypeError, AttributeError):
+        return silent_s > _UNREADABLE_S
+    life = HostIdentity.current().life_of(owner)
+    return life == "dead" or (life == "unknown" and silent_s > UNSEEN_OWNER_S)

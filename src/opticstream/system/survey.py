@@ -1,0 +1,56 @@
+"""What the file system of a folder does not offer, found out beforehand, so that people are told at the beginning."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from opticstream.system.disk import remove
+from opticstream.system.locks import has_locks
+from opticstream.system.temporaries import temporary_beside
+
+
+def missing_features(folder: Path, /) -> list[str]:
+    """Return what the file system of a folder lacks, in words and with what follows from it; leaves nothing there.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = temporary_beside(folder / "survey")
+    probe.mkdir()
+    lacking = []
+    try:
+        (probe / "a").write_bytes(b"x")
+        if not _can(lambda: _sync(probe)):
+            lacking.append("syncing of folders (a power failure may lose the latest files)")
+        if not _can(lambda: os.symlink("a", probe / "link")):
+            lacking.append("symbolic links (those in mosaic-*/archived are left out)")
+        if not _can(lambda: os.link(probe / "a", probe / "b")):
+            lacking.append("hard links (published results are copies)")
+        if not has_locks(probe):
+            lacking.append("file locks (files that name their owner take their place)")
+        if (probe / "A").exists():
+            lacking.append("names that differ in case only")
+    finally:
+        remove(probe)
+    return lacking
+
+
+def _can(call: Callable[[], object]) -> bool:
+    with contextlib.suppress(OSError, AttributeError, NotImplementedError):
+        call()
+        return True
+    return False
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
