@@ -62,7 +62,7 @@ def _of_ome(tiff: Any) -> Sizes | None:
             raise FileFormatError(
                 f"{tiff.filename}: PhysicalSize{axis}Unit {unit!r} is not known; expected a length such as µm or mm"
             )
-        return float(pixels[f"PhysicalSize{axis}"]) * _MM_OF_UNIT[unit.lower()]
+        return float(pixels.get(f"PhysicalSize{axis}", "nan")) * _MM_OF_UNIT[unit.lower()]
 
     return size("X"), size("Y"), None if pixels.get("PhysicalSizeZ") is None else size("Z")
 
