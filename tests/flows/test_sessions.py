@@ -119,7 +119,7 @@ def test_nothing_of_a_persons_own_prefect_or_proxy_gets_in(tmp_path):
 
 
 def test_of_two_that_start_at_once_one_owns_the_home(tmp_path, monkeypatch):
-    monkeypatch.setattr(EmbeddedServer, "_launch", lambda self: self._write_record(os.getpid()))
+    monkeypatch.setattr(EmbeddedServer, "_launch", lambda self: self._write_record(os.getpid(), workers=False))
     servers = [EmbeddedServer(tmp_path) for _ in range(8)]
     gate = threading.Barrier(8)
     owners, refused = [], []

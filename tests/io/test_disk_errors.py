@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opticstream.io.atomic import write_bytes
+from opticstream.io.atomic import write_bytes, write_text
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.nifti import write_nifti
 from opticstream.io.omezarr import StoreWriter, store_layout
@@ -92,3 +92,14 @@ def test_other_errors_pass_as_they_are(tmp_path):
     with pytest.raises(OSError, match="Input/output") as raised, disk_errors(tmp_path):
         raise unreadable
     assert raised.value.filename is None  # perhaps an input's, not this file's
+
+
+def test_what_the_disk_refuses_names_the_file_that_was_to_be_and_nothing_else(tmp_path, monkeypatch):
+    import os
+
+    def refuse(_handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=r"^\[Errno 5\] Input/output error: '[^']*/map\.nii'$"):
+        write_text(tmp_path / "map.nii", "x")

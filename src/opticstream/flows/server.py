@@ -104,17 +104,14 @@ class EmbeddedServer:
         Also serve Prefect's own web page.
     port : int, optional
         Port on 127.0.0.1; by default that of the last server in this home, or a free one.
-    workers : bool
-        Whether the owner will also start workers for all pools; others that share the server want to know.
     """
 
-    def __init__(self, home: Path, /, *, ui: bool = False, port: int | None = None, workers: bool = False) -> None:
+    def __init__(self, home: Path, /, *, ui: bool = False, port: int | None = None) -> None:
         self.home = prepared_home(Path(home))
         self.port = port or _last_port(self.home) or free_port()
         self.api_url = f"http://{_HOST}:{self.port}/api"
         self.log = self.home / "server.log"
         self._ui = ui
-        self._workers = workers
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: FileLock | None = None
 
@@ -204,7 +201,7 @@ class EmbeddedServer:
                 start_new_session=True,
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
-        self._write_record(self._process.pid)
+        self._write_record(self._process.pid, workers=False)
         return self._process
 
     def is_alive(self) -> bool:
@@ -240,13 +237,18 @@ class EmbeddedServer:
         if lock is not None:
             lock.release()
 
-    def _write_record(self, pid: int) -> None:
+    def tell_workers_are_ready(self) -> None:
+        """Let others that share this server know that all pools are served, and their events taken."""
+        assert self._process is not None
+        self._write_record(self._process.pid, workers=True)
+
+    def _write_record(self, pid: int, *, workers: bool) -> None:
         """Write who has this home, whole: others may read it at any moment."""
         record = {
             "owner": HostIdentity.current().to_json(),
             "server": HostIdentity.of(pid).to_json(),
             "port": self.port,
-            "workers": self._workers,
+            "workers": workers,
         }
         for name, text in ((_RECORD, json.dumps(record)), (_PORT, str(self.port))):
             temporary = temporary_beside(self.home / name)

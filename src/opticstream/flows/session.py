@@ -151,7 +151,7 @@ class Session:
         ServerError
             The owner's server does not answer, or is not what this command needs.
         """
-        end = time.monotonic() + START_TIMEOUT_S
+        end = time.monotonic() + START_TIMEOUT_S + _READY_TIMEOUT_S
         told = False
         while True:
             server = self._launched(None)
@@ -180,7 +180,7 @@ class Session:
             time.sleep(_LOOK_S)
 
     def _launched(self, port: int | None) -> EmbeddedServer | None:
-        server = EmbeddedServer(self.home, ui=self._ui, port=port, workers=self._wants_workers)
+        server = EmbeddedServer(self.home, ui=self._ui, port=port)
         try:
             server.launch()
         except HomeInUse:
@@ -198,6 +198,7 @@ class Session:
             self._say("starting the workers")
             self.worker = WorkerProcess(self.server, sweeps=self._sweeps)
             self.worker.start()
+            self.server.tell_workers_are_ready()
 
     def check(self) -> bool:
         """Return False while all is well, True when this process has just become the owner of a shared server.

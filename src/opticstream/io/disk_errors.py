@@ -34,7 +34,7 @@ def disk_errors(path: Path, /) -> Iterator[None]:
     except OSError as error:
         # People know the name that the file was to have, not the temporary one under which it was being written.
         if TEMPORARY_MARK in str(error.filename or "") or (error.errno in _NO_ROOM and error.filename is None):
-            error.filename, error.filename2 = str(path), None
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     except ValueError as error:
         found = _CODE.search(str(error))
