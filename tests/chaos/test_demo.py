@@ -18,7 +18,7 @@ from opticstream.pipeline.project import Project
 from opticstream.testing.chaos.lab import kill, processes_of_group
 from opticstream.testing.chaos.outcome import differences
 
-pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(1800)]
 KILLS = 6
 
 

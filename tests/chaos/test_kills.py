@@ -12,7 +12,7 @@ from opticstream.testing.chaos.lab import Lab
 from opticstream.testing.chaos.outcome import Outcome, differences, temporaries
 from opticstream.testing.chaos.schedule import STAGES, VICTIMS, Strike, strikes_for_projects
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
 PROJECTS = 8
 LONG = strikes_for_projects(7, 72, projects=PROJECTS)

@@ -86,9 +86,12 @@ class InlineWorker:
 
     def flow_runs(self) -> list[dict[str, Any]]:
         """Return all flow runs that the server knows."""
-        return list(self._ask("POST", "/flow_runs/filter", {"limit": 200}))
+        found: list[dict[str, Any]] = []
+        while page := self._ask("POST", "/flow_runs/filter", {"limit": 200, "offset": len(found), "sort": "ID_DESC"}):
+            found += page
+        return found
 
-    def wait_until(self, done: Callable[[], bool], /, *, timeout_s: float = 240.0) -> None:
+    def wait_until(self, done: Callable[[], bool], /, *, timeout_s: float = 900.0) -> None:
         """Wait until something has come true.
 
         Raises
@@ -102,7 +105,7 @@ class InlineWorker:
                 raise AssertionError(f"not within {timeout_s:g} s; errors: {self.errors}")
             time.sleep(0.5)
 
-    def wait_until_quiet(self, *, quiet_s: float = 2.5, timeout_s: float = 300.0) -> None:
+    def wait_until_quiet(self, *, quiet_s: float = 2.5, timeout_s: float = 900.0) -> None:
         """Wait until nothing has run or waited for some seconds."""
         since = [time.monotonic()]
 

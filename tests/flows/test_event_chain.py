@@ -15,12 +15,13 @@ from opticstream.flows.parameters import load_parameters, save_parameters
 from opticstream.flows.picture import picture_is_current
 from opticstream.flows.prefect_state import OCT_STATE_SERVICE
 from opticstream.model.ids import BatchId, MosaicId, SampleId, SliceId
+from opticstream.pipeline.milestones import milestones
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.state.mirror import oct_state_from_facts
 from opticstream.watch import Watcher
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
 
 BATCH, MOSAIC, SLICE, SAMPLE = BatchId(1, 1), MosaicId(1), SliceId(1), SampleId()
 # What must have happened, and what must not, when the trigger of a deployment is off.
@@ -59,7 +60,10 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         project = start(acquired, tmp_path, "Whole Chain")
         worker.wait_until(lambda: is_finished(project, project.facts.snapshot()))
-        worker.wait_until_quiet()
+        worker.wait_until(lambda: picture_is_current(project))
+        told = project.paths.base / "state" / "notified"
+        worker.wait_until(lambda: all((told / m.key).exists() for m in milestones(project, project_progress(project))))
+        worker.wait_until(lambda: all(run["state"]["type"] == "COMPLETED" for run in worker.flow_runs()))
         assert load_parameters("Whole Chain") == project.config
     assert worker.errors == []
     progress = project_progress(project)

@@ -17,7 +17,7 @@ from opticstream.flows.parameters import save_parameters
 from opticstream.model.ids import BatchId, MosaicId, TileId
 from opticstream.pipeline.project import Project
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
 
 PROJECT = """
 [project]

@@ -19,7 +19,7 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.stale import stale_results
 from opticstream.watch import Watcher
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
 
 PROJECT = """
 [project]

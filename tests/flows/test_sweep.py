@@ -24,7 +24,7 @@ from opticstream.pipeline.sweep import memory_of_sweeps
 from opticstream.testing.bus import LocalBus
 from opticstream.watch import Watcher
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
 
 
 def registered(acquired, folder, name):
