@@ -56,13 +56,14 @@ def runs_of_project(api_url: str, project_name: str, /, *, headers: Mapping[str,
         for offset in range(0, 100_000, _PAGE):
             query = {"flow_runs": {"state": {"type": {"any_": _OPEN_STATES}}}, "limit": _PAGE, "offset": offset}
             runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
-            found += [run["name"] for run in runs if _project_of(run) == project_name]
+            found += [run["name"] for run in runs if project_of(run) == project_name]
             if len(runs) < _PAGE:
                 break
     return found
 
 
-def _project_of(run: dict[str, Any]) -> object:
+def project_of(run: Mapping[str, Any], /) -> object:
+    """Return the name of the project whose event has started a flow run; None where it names none."""
     parameters = run.get("parameters") or {}
     payload = parameters.get("payload") or parameters.get("event") or {}
     return payload.get("project_name") if isinstance(payload, dict) else None

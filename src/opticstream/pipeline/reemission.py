@@ -23,7 +23,7 @@ from opticstream.pipeline.redo import RedoPlan, apply_plan
 from opticstream.pipeline.rules import good_mosaics
 from opticstream.state.durable import create_exclusively
 from opticstream.state.facts import utc_now
-from opticstream.state.record import sha256_of_path
+from opticstream.state.raw_files import changes_of, identity_of
 
 
 def remember_batch(project: Project, event: BatchReady, /, *, received: Received) -> None:
@@ -137,27 +137,17 @@ def _has_changed(project: Project, event: BatchReady, tile: TileId) -> bool:
 
     One that only has another time, such as a copy, is the same if its checksum is.
     """
-    try:
-        record = project.facts.read(tile, "processed")
-    except StateError:
-        return True
-    if record is None or record.inputs_hash is None:
-        return False
     names = [event.files.get(tile.tile_id), event.spectra.get(tile.tile_id)]
-    paths = [Path(event.raw_folder, name) for name in names if name is not None]
-    recorded = record.inputs_hash.split("+")
+    paths = tuple(Path(event.raw_folder, name) for name in names if name is not None)
     try:
-        now = [(path, path.stat()) for path in paths]
+        identity = identity_of(*paths)
     except OSError:
         return False  # it is gone: what was made from it stays
-    identities = [f"{path.name}:{status.st_size}:{status.st_mtime_ns}" for path, status in now]
-    if not paths or identities == recorded:
-        return False
-    sizes = [identity.rpartition(":")[0] for identity in identities]
-    if len(paths) == 1 and sizes == [identity.rpartition(":")[0] for identity in recorded]:
-        checksum = record.detail.get("raw_sha256")
-        return checksum is None or sha256_of_path(paths[0]) != checksum
-    return True
+    try:
+        project.facts.read(tile, "processed")
+    except StateError:
+        return True
+    return any(not one.has_same_content() for one in changes_of(project.facts, tile, paths, identity))
 
 
 def _is_later(project: Project, item: ItemId, fact: str, received: Received) -> bool:

@@ -146,7 +146,7 @@ def changed_raw_files(facts: Facts, batch: BatchId, /) -> list[ChangedRawFile]:
         changed
         for number in sorted(looked_at, key=int)
         if (identity := now[number]) is not None
-        for changed in _changes(
+        for changed in changes_of(
             facts, TileId(batch.mosaic_id, int(number)), tuple(Path(folder, name) for name in files[number]), identity
         )
     ]
@@ -163,14 +163,15 @@ def _identity_or_none(folder: str, names: tuple[str, ...]) -> str | None:
     parts = []
     for name in names:
         try:
-            status = os.stat(f"{folder}/{name}")
+            status = os.stat(os.path.join(folder, name))
         except OSError:
             return None
         parts.append(f"{name.rpartition('/')[2]}:{status.st_size}:{status.st_mtime_ns}")
     return "+".join(parts) or None
 
 
-def _changes(facts: Facts, tile: TileId, paths: tuple[Path, ...], identity: str) -> Iterator[ChangedRawFile]:
+def changes_of(facts: Facts, tile: TileId, paths: tuple[Path, ...], identity: str, /) -> Iterator[ChangedRawFile]:
+    """Yield the raw files of a tile that are not those that its record names; `identity` is theirs now."""
     for fact in ("processed", "failed"):
         try:
             record = facts.read(tile, fact)
