@@ -8,7 +8,7 @@ looks at every link again around the position that all others predict. Blank til
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +19,12 @@ from opticstream.compute.blas_threads import one_blas_thread
 from opticstream.compute.stitching.correlation import (
     NEAR,
     CrossSpectra,
-    aligned_coefficients,
+    NoiseModel,
+    aligned_likelihoods,
+    aligned_overlaps,
     cross_spectra,
     likelihood_surfaces,
+    noise_model,
     ring_frequency,
 )
 from opticstream.compute.stitching.grid import neighbour_pairs
@@ -43,6 +46,12 @@ FAINT_SHARE = 0.1
 """Frequency weights are estimated again where more than this share of links says something without being sharp."""
 PREDICTION_PX2 = 0.5
 """What is added to the expectation's variance before peaks are picked around it."""
+LEAST_ALIGNED_Z = 3.0
+"""An aligned overlap whose likelihood is not further above chance shows nothing."""
+ALIGNABLE_PX2 = 1.0
+"""Variance of a link's shift, along its worst direction, up to which its overlap can be aligned to the nearest pixel."""
+ROUNDS = 2
+"""How often links are measured where all others expect them."""
 DOUBT = 4.0
 """Widens the first guess of the stage's variance: where that is too narrow, clear links look like outliers."""
 OUTLIER_CHI2 = 9.21
@@ -199,21 +208,8 @@ def _positions(
         beliefs = _beliefs(evidence, system, nominal, stage)
     del spectra
 
-    def aligned(displacement: NDArray[np.intp]) -> tuple[list[FloatArray], list[FloatArray]]:
-        coefficients, samples = [], []
-        for image, by_axis in zip(images, weights, strict=True):
-            coefficient = np.zeros((len(pairs), 2 * NEAR + 1, 2 * NEAR + 1), np.float32)
-            count = np.zeros(len(pairs), np.float32)
-            for direction, weight in zip(sorted(set(axis.tolist())), by_axis, strict=True):
-                mine = np.flatnonzero(axis == direction)
-                coefficient[mine], count[mine] = aligned_coefficients(
-                    image, pairs[mine], displacement[mine], weight, workers=workers
-                )
-            coefficients.append(coefficient)
-            samples.append(count)
-        return coefficients, samples
-
-    return _solved(evidence, nominal, features, system, beliefs, aligned)
+    ruler = _Ruler(images, pairs, axis, workers)
+    return _solved(evidence, nominal, features, system, beliefs, ruler)
 
 
 def empty_tiles(image: FilteredTiles, /) -> NDArray[np.bool_]:
@@ -351,25 +347,70 @@ _DESIGN = np.stack(
     axis=1,
 )
 
+_GRID_X, _GRID_Y = _GRID.T.astype(np.intp)
+_NEAR_WEIGHT = np.exp(-(_GRID**2).sum(axis=1) / 2)
+_QUADRATIC = np.linalg.solve((_DESIGN * _NEAR_WEIGHT[:, None]).T @ _DESIGN, (_DESIGN * _NEAR_WEIGHT[:, None]).T)
+"""Coefficients of the quadratic through 5 x 5 values, near ones counting more."""
 
-def _align(
-    evidence: _Evidence, aligned: Callable[[NDArray[np.intp]], tuple[list[FloatArray], list[FloatArray]]]
-) -> None:
-    """Measure every accepted link again on its aligned overlap; what has no proper peak there keeps what it had."""
-    whole = np.rint(evidence.shift).astype(np.intp)
-    coefficients, samples = aligned(evidence.nominal.astype(np.intp) + whole)
-    centre = np.full(len(whole), NEAR)
-    best = np.zeros_like(coefficients[0])
-    for coefficient, count in zip(coefficients, samples, strict=True):
-        best += coefficient * count[:, None, None]
-    near = best[:, 1:-1, 1:-1].reshape(len(whole), -1).argmax(axis=1)
-    px, py = np.unravel_index(near, (2 * NEAR - 1, 2 * NEAR - 1))
-    px, py = np.clip(px + 1, NEAR - 1, NEAR + 1), np.clip(py + 1, NEAR - 1, NEAR + 1)
-    peak, information, good = _quadratic_peaks(coefficients, samples, px, py)
-    shift = whole + peak - centre[:, None]
-    good &= evidence.accepted & (np.abs(shift - evidence.shift).max(axis=1) < 1.5)
-    evidence.shift = np.where(good[:, None], shift, evidence.shift)
-    evidence.information = np.where(good[:, None, None], information, evidence.information)
+
+class _Ruler:
+    """Measures overlaps that are known to about a pixel, to a fraction of one."""
+
+    def __init__(
+        self, images: Sequence[FilteredTiles], pairs: NDArray[np.intp], axis: NDArray[np.intp], workers: int
+    ) -> None:
+        self.images, self.pairs, self.axis, self.workers = images, pairs, axis, workers
+        self.models: dict[tuple[int, int], NoiseModel | None] = {}
+
+    def measure(
+        self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_]
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return displacement, information and whether there is a proper peak, of the `chosen` links.
+
+        `displacement_px` (chosen, 2) is where to look. What tiles share, and how loud they are, is estimated at the
+        first call, from the links that are `known` (chosen,) to a fraction of a pixel.
+        """
+        whole = np.rint(displacement_px).astype(np.intp)
+        surface = np.zeros((len(chosen), 2 * NEAR + 1, 2 * NEAR + 1))
+        variance = np.zeros(len(chosen))
+        for direction in (0, 1):
+            mine = np.flatnonzero(self.axis[chosen] == direction)
+            if len(mine) == 0:
+                continue
+            for number, image in enumerate(self.images):
+                model = self.models.get((number, direction))
+                if model is None and known[mine].sum() < 3:
+                    continue
+                overlaps = aligned_overlaps(image, self.pairs[chosen[mine]], whole[mine], workers=self.workers)
+                if model is None:
+                    model = noise_model(overlaps, displacement_px[mine], known[mine])
+                    self.models[number, direction] = model
+                if model is None:
+                    continue
+                likelihood, chance = aligned_likelihoods(overlaps, model)
+                surface[mine] += likelihood
+                variance[mine] += chance.astype(np.float64) ** 2
+        inner = surface[:, 1:-1, 1:-1].reshape(len(chosen), -1)
+        px, py = np.unravel_index(inner.argmax(axis=1), (2 * NEAR - 1, 2 * NEAR - 1))
+        px, py = np.clip(px + 1, NEAR - 1, NEAR + 1), np.clip(py + 1, NEAR - 1, NEAR + 1)
+        peak, information, good = _likelihood_peaks(surface, px, py)
+        good &= inner.max(axis=1) > LEAST_ALIGNED_Z * np.sqrt(np.maximum(variance, 1e-30))
+        return whole + peak - NEAR, information, good
+
+
+def _likelihood_peaks(
+    surface: Array, px: NDArray[np.intp], py: NDArray[np.intp]
+) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Return the peak of log-likelihoods near (px, py), its information, and whether it is one."""
+    values = surface[np.arange(len(px))[:, None], px[:, None] + _GRID_X, py[:, None] + _GRID_Y]
+    _, gx, gy, hxx, hxy, hyy = (values @ _QUADRATIC.T).T
+    information = -np.stack([np.stack([hxx, hxy], -1), np.stack([hxy, hyy], -1)], -2)
+    good = (hxx < 0) & (hyy < 0) & (hxx * hyy - hxy**2 > 1e-9)
+    information[~good] = np.eye(2)
+    offset = np.linalg.solve(information, np.stack([gx, gy], -1)[..., None])[..., 0]
+    good &= np.abs(offset).max(axis=1, initial=0) < 1.5
+    information[~good] = 0
+    return np.stack([px, py], 1) + offset, information, good
 
 
 def _refined(evidence: _Evidence, px: NDArray[np.intp], py: NDArray[np.intp]) -> tuple[Array, Array, NDArray[np.bool_]]:
@@ -634,22 +675,42 @@ def _solved(
     features: Array,
     system: LinkSystem,
     beliefs: LinkBeliefs,
-    aligned: Callable[[NDArray[np.intp]], tuple[list[FloatArray], list[FloatArray]]],
+    ruler: _Ruler,
 ) -> TilePositions:
     pairs = evidence.pairs
     rounding = _rounding(evidence, nominal)
     _pick(evidence, beliefs.expected_px, np.einsum("lii->li", beliefs.expected_px2) + PREDICTION_PX2)
     sharp = evidence.accepted & _is_sharp(beliefs)
-    evidence.accepted = sharp
-    _align(evidence, aligned)
     jitter = beliefs.jitter_px
-    # A link that is not sharp counts as what its surface says under the expectation: something, little, or nothing.
-    evidence.shift = np.where(sharp[:, None], evidence.shift, beliefs.shift_px)
-    evidence.information = np.where(sharp[:, None, None], evidence.information, beliefs.information)
-    evidence.accepted = sharp | _says_something(beliefs)
     prior = np.tile(1 / jitter**2, (len(nominal), 1))
-    information = limited_information(evidence.information, FLOOR_PX**2)
-    solution, weight = _robust(system, evidence.shift - rounding, information, evidence.accepted, sharp, prior)
+    # A link that cannot be measured counts as what its surface says under the expectation: something, or nothing.
+    shift, information = beliefs.shift_px.copy(), beliefs.information.copy()
+    telling = _says_something(beliefs)
+    where = np.where(sharp[:, None], evidence.shift, beliefs.believed_px)
+    spread = np.linalg.eigvalsh(beliefs.covariance_px2)[:, 1]
+    measured = np.zeros(len(pairs), bool)
+    measure = sharp | (telling & (spread < ALIGNABLE_PX2))
+    for _ in range(ROUNDS):
+        chosen = np.flatnonzero(measure)
+        found, found_information, good = ruler.measure(chosen, where[chosen] + evidence.nominal[chosen], sharp[chosen])
+        found -= evidence.nominal[chosen]
+        good &= np.abs(found - where[chosen]).max(axis=1, initial=0) < 2
+        kept = chosen[good]
+        shift[kept], information[kept] = found[good], found_information[good]
+        # A clear link that has no peak where it was seen clearly is not believed at all.
+        measured[chosen] = good
+        accepted = measured | telling
+        limited = limited_information(information, FLOOR_PX**2)
+        solution, weight = _robust(system, shift - rounding, limited, accepted, measured, prior)
+        final = system.solve(shift - rounding, limited * weight[:, None, None], prior, with_covariance=True)
+        predicted = final.deviation_px[pairs[:, 1]] - final.deviation_px[pairs[:, 0]] + rounding
+        doubt = np.linalg.eigvalsh(final.link_covariance_px2)[:, 1]
+        off = np.abs(predicted - where).max(axis=1)
+        measure = (doubt < ALIGNABLE_PX2) & (~measured | (weight < 0.5)) & (off > 0.5)
+        where = np.where(measure[:, None], predicted, where)
+        if not measure.any():
+            break
+    evidence.accepted, evidence.shift, information = accepted, shift, limited
     held = np.zeros(len(nominal), bool)
     held[pairs[weight > 0.5].ravel()] = True
     shift = evidence.shift - rounding
