@@ -338,7 +338,13 @@ class NoiseModel:
 
 
 def aligned_overlaps(
-    tiles: FilteredTiles, pairs: NDArray[np.intp], displacement_px: NDArray[np.intp], /, *, workers: int = 2
+    tiles: FilteredTiles,
+    pairs: NDArray[np.intp],
+    displacement_px: NDArray[np.intp],
+    /,
+    *,
+    reach_px: int = NEAR,
+    workers: int = 2,
 ) -> AlignedOverlaps:
     """Return the spectra of overlaps that are aligned to the nearest pixel.
 
@@ -355,6 +361,8 @@ def aligned_overlaps(
         First and second tile of each link.
     displacement_px : ndarray of int, shape (n, 2)
         Position of the second tile against the first, to the nearest pixel.
+    reach_px : int
+        Largest lag that will be looked at.
     workers : int
         Threads of the Fourier transforms.
     """
@@ -363,7 +371,7 @@ def aligned_overlaps(
     size = np.array(tiles.tile_shape)
     n = len(pairs)
     shared = np.maximum(size - np.abs(displacement_px), 4)
-    nx, ny = (int(fft.next_fast_len(int(m) + NEAR, real=True)) for m in shared.max(axis=0, initial=4))
+    nx, ny = (int(fft.next_fast_len(int(m) + reach_px, real=True)) for m in shared.max(axis=0, initial=4))
     rows = np.flatnonzero(np.abs(np.fft.fftfreq(nx)) <= HIGHEST)
     fy = min(int(HIGHEST * ny) + 1, ny // 2 + 1)
     cross = np.zeros((n, len(rows), fy), np.complex64)
@@ -440,8 +448,10 @@ def noise_model(
     )
 
 
-def aligned_likelihoods(overlaps: AlignedOverlaps, model: NoiseModel, /) -> tuple[FloatArray, FloatArray]:
-    """Return the log-likelihood of lags of up to 3 px about the nearest pixel, and its scatter by chance.
+def aligned_likelihoods(
+    overlaps: AlignedOverlaps, model: NoiseModel, /, *, reach_px: int = NEAR
+) -> tuple[FloatArray, FloatArray]:
+    """Return the log-likelihood of lags of up to `reach_px` about the nearest pixel, and its scatter by chance.
 
     The noise's power is that of all links, louder or quieter as the link's highest frequencies are; the signal's power,
     and in which directions it lies, is what is left of the link's own power, averaged over neighbouring frequencies.
@@ -452,10 +462,12 @@ def aligned_likelihoods(overlaps: AlignedOverlaps, model: NoiseModel, /) -> tupl
         From `aligned_overlaps`.
     model : NoiseModel
         From `noise_model`.
+    reach_px : int
+        Largest lag along x and y, at most that of `overlaps`.
 
     Returns
     -------
-    likelihood : ndarray, shape (n, 7, 7), float32
+    likelihood : ndarray, shape (n, 2*reach+1, 2*reach+1), float32
         Logarithm of the likelihood of every lag, up to a constant; lag (0, 0) in the middle. Its curvature at the peak
         is the inverse covariance of the lag. 0 where an overlap is blank.
     chance : ndarray, shape (n,), float32
@@ -470,7 +482,7 @@ def aligned_likelihoods(overlaps: AlignedOverlaps, model: NoiseModel, /) -> tupl
     n, kept_x, kept_y = overlaps.power.shape
     nx, ny = overlaps.padded
     fx, fy = (values.ravel().astype(np.float64) for values in overlaps.frequency)
-    lags = np.arange(-NEAR, NEAR + 1)
+    lags = np.arange(-reach_px, reach_px + 1)
     doubled = np.where(np.arange(kept_y) > 0, 2.0, 1.0) / (nx * ny)
     into_x = np.exp(2j * np.pi * lags[:, None] * fx[None, :]).astype(np.complex64)
     into_y = (np.exp(2j * np.pi * fy[:, None] * lags[None, :]) * doubled[:, None]).astype(np.complex64)
@@ -480,7 +492,7 @@ def aligned_likelihoods(overlaps: AlignedOverlaps, model: NoiseModel, /) -> tupl
     opposite = place[(-overlaps.rows) % nx]
     shared = model.signal[overlaps.ring]
     noise = model.noise[overlaps.ring]
-    likelihood = np.zeros((n, 2 * NEAR + 1, 2 * NEAR + 1), np.float32)
+    likelihood = np.zeros((n, len(lags), len(lags)), np.float32)
     chance = np.zeros(n, np.float32)
     for start in range(0, n, BATCH):
         part = slice(start, min(start + BATCH, n))

@@ -40,6 +40,8 @@ SMOOTH_SIGMA_PX = 2.0
 FLOOR_PX = 0.05
 EMPTY_SHARE = 0.03
 """A tile with much less than this share of the usual contrast is empty, whatever its noise resembles."""
+FAINT_FLOOR = 0.1
+"""An overlap with much less than this share of the usual contrast says little: it shows the halo of an edge nearby."""
 SHARP_PX2 = 0.5
 """A link whose belief varies by less than this has one narrow peak, to be measured to a fraction of a pixel."""
 FAINT_SHARE = 0.1
@@ -51,7 +53,15 @@ LEAST_ALIGNED_Z = 3.0
 ALIGNABLE_PX2 = 1.0
 """Variance of a link's shift, along its worst direction, up to which its overlap can be aligned to the nearest pixel."""
 ROUNDS = 2
-"""How often links are measured where all others expect them."""
+"""How often links without a clear shift are looked for where all others expect them."""
+FAR = 8
+"""Lags that are looked at there."""
+FINDABLE_PX2 = 9.0
+"""Variance of what others expect of a link up to which it is looked for."""
+FAR_TRUST = 0.7
+"""Share of the log-likelihood that counts in the search: the noise of one link is not quite that of all."""
+LEAST_FAR_Z = 4.0
+"""Among so many lags chance reaches higher than `LEAST_ALIGNED_Z`."""
 DOUBT = 4.0
 """Widens the first guess of the stage's variance: where that is too narrow, clear links look like outliers."""
 OUTLIER_CHI2 = 9.21
@@ -233,7 +243,7 @@ def _spectra(
     image: FloatArray, nominal: Array, pairs: NDArray[np.intp], axis: NDArray[np.intp], margin_px: int, workers: int
 ) -> list[CrossSpectra]:
     size = np.array(image.shape[1:])
-    noise_density = _least_contrast(_contrast(image))
+    noise_density = FAINT_FLOOR / EMPTY_SHARE * _least_contrast(_contrast(image))
     displacement = np.rint(nominal[pairs[:, 1]] - nominal[pairs[:, 0]]).astype(np.intp)
     parts = []
     for direction in (0, 1):
@@ -377,11 +387,53 @@ class _Ruler:
             found[again], information[again], good[again] = self._measure(chosen[again], found[again], known[again])
         return found, information, good
 
+    def search(
+        self, chosen: NDArray[np.intp], expected_px: Array, precision: Array
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return the same for links that others expect at `expected_px` with that `precision` (inverse covariance).
+
+        Good are those of which nearly all of the belief lies about one peak.
+        """
+        whole, surface, variance = self._surfaces(chosen, expected_px, np.zeros(len(chosen), bool), FAR)
+        lags = np.arange(-FAR, FAR + 1.0)
+        off = whole[:, None, :] + lags[None, :, None] - expected_px[:, None, :]
+        x, y = off[:, :, 0], off[:, :, 1]
+        belief = FAR_TRUST * surface - precision[:, 0, 1, None, None] * x[:, :, None] * y[:, None, :]
+        belief -= 0.5 * precision[:, 0, 0, None, None] * (x**2)[:, :, None]
+        belief -= 0.5 * precision[:, 1, 1, None, None] * (y**2)[:, None, :]
+        flat = belief.reshape(len(chosen), -1)
+        best = flat.argmax(axis=1)
+        mass = np.exp(flat - flat.max(axis=1, keepdims=True)).reshape(belief.shape)
+        px, py = np.unravel_index(best, belief.shape[1:])
+        near_x = np.abs(np.arange(len(lags))[None, :] - px[:, None]) <= 2
+        near_y = np.abs(np.arange(len(lags))[None, :] - py[:, None]) <= 2
+        near = np.einsum("lxy,lx,ly->l", mass, near_x, near_y, optimize=True)
+        height = surface.reshape(len(chosen), -1)[np.arange(len(chosen)), best]
+        good = (near > 0.95 * mass.sum(axis=(1, 2))) & (height > LEAST_FAR_Z * np.sqrt(np.maximum(variance, 1e-30)))
+        where = whole + np.stack([px, py], 1) - float(FAR)
+        found, information = where.copy(), np.zeros((len(chosen), 2, 2))
+        mine = np.flatnonzero(good)
+        if len(mine):
+            found[mine], information[mine], good[mine] = self.measure(chosen[mine], where[mine], good[mine] & False)
+        return found, information, good
+
     def _measure(
         self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_]
     ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        whole, surface, variance = self._surfaces(chosen, displacement_px, known, NEAR)
+        inner = surface[:, 1:-1, 1:-1].reshape(len(chosen), -1)
+        px, py = np.unravel_index(inner.argmax(axis=1), (2 * NEAR - 1, 2 * NEAR - 1))
+        px, py = np.clip(px + 1, NEAR - 1, NEAR + 1), np.clip(py + 1, NEAR - 1, NEAR + 1)
+        peak, information, good = _likelihood_peaks(surface, px, py)
+        good &= inner.max(axis=1) > LEAST_ALIGNED_Z * np.sqrt(np.maximum(variance, 1e-30))
+        return whole + peak - NEAR, information, good
+
+    def _surfaces(
+        self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_], reach_px: int
+    ) -> tuple[NDArray[np.intp], Array, Array]:
+        """Return to which whole displacements overlaps were cut, log-likelihoods about these, and variance by chance."""
         whole = np.rint(displacement_px).astype(np.intp)
-        surface = np.zeros((len(chosen), 2 * NEAR + 1, 2 * NEAR + 1))
+        surface = np.zeros((len(chosen), 2 * reach_px + 1, 2 * reach_px + 1))
         variance = np.zeros(len(chosen))
         for direction in (0, 1):
             mine = np.flatnonzero(self.axis[chosen] == direction)
@@ -391,21 +443,18 @@ class _Ruler:
                 model = self.models.get((number, direction))
                 if model is None and known[mine].sum() < 3:
                     continue
-                overlaps = aligned_overlaps(image, self.pairs[chosen[mine]], whole[mine], workers=self.workers)
+                overlaps = aligned_overlaps(
+                    image, self.pairs[chosen[mine]], whole[mine], reach_px=reach_px, workers=self.workers
+                )
                 if model is None:
                     model = noise_model(overlaps, displacement_px[mine], known[mine])
                     self.models[number, direction] = model
                 if model is None:
                     continue
-                likelihood, chance = aligned_likelihoods(overlaps, model)
+                likelihood, chance = aligned_likelihoods(overlaps, model, reach_px=reach_px)
                 surface[mine] += likelihood
                 variance[mine] += chance.astype(np.float64) ** 2
-        inner = surface[:, 1:-1, 1:-1].reshape(len(chosen), -1)
-        px, py = np.unravel_index(inner.argmax(axis=1), (2 * NEAR - 1, 2 * NEAR - 1))
-        px, py = np.clip(px + 1, NEAR - 1, NEAR + 1), np.clip(py + 1, NEAR - 1, NEAR + 1)
-        peak, information, good = _likelihood_peaks(surface, px, py)
-        good &= inner.max(axis=1) > LEAST_ALIGNED_Z * np.sqrt(np.maximum(variance, 1e-30))
-        return whole + peak - NEAR, information, good
+        return whole, surface, variance
 
 
 def _likelihood_peaks(
@@ -699,27 +748,27 @@ def _solved(
     where = np.where(sharp[:, None], evidence.shift, beliefs.believed_px)
     spread = np.linalg.eigvalsh(beliefs.covariance_px2)[:, 1]
     measured = np.zeros(len(pairs), bool)
-    measure = sharp | (telling & (spread < ALIGNABLE_PX2))
-    for _ in range(ROUNDS):
-        chosen = np.flatnonzero(measure)
-        found, found_information, good = ruler.measure(chosen, where[chosen] + evidence.nominal[chosen], sharp[chosen])
-        found -= evidence.nominal[chosen]
-        good &= np.abs(found - where[chosen]).max(axis=1, initial=0) < 2
-        kept = chosen[good]
-        shift[kept], information[kept] = found[good], found_information[good]
-        # A clear link that has no peak where it was seen clearly is not believed at all.
-        measured[chosen] = good
+    chosen = np.flatnonzero(sharp | (telling & (spread < ALIGNABLE_PX2)))
+    found = ruler.measure(chosen, where[chosen] + evidence.nominal[chosen], sharp[chosen])
+    for step in range(ROUNDS + 1):
+        at, found_information, good = found[0] - evidence.nominal[chosen], found[1], found[2]
+        good = good & (np.abs(at - where[chosen]).max(axis=1, initial=0) < (2 if step == 0 else FAR))
+        shift[chosen[good]], information[chosen[good]] = at[good], found_information[good]
+        measured[chosen[good]] = True
         accepted = measured | telling
         limited = limited_information(information, FLOOR_PX**2)
         solution, weight = _robust(system, shift - rounding, limited, accepted, measured, prior)
+        if step == ROUNDS:
+            break
         final = system.solve(shift - rounding, limited * weight[:, None, None], prior, with_covariance=True)
         predicted = final.deviation_px[pairs[:, 1]] - final.deviation_px[pairs[:, 0]] + rounding
-        doubt = np.linalg.eigvalsh(final.link_covariance_px2)[:, 1]
-        off = np.abs(predicted - where).max(axis=1)
-        measure = (doubt < ALIGNABLE_PX2) & (~measured | (weight < 0.5)) & (off > 0.5)
-        where = np.where(measure[:, None], predicted, where)
-        if not measure.any():
+        expected, precision = _without_own(predicted, final.link_covariance_px2, shift, limited * weight[:, None, None])
+        doubt = 1 / np.linalg.eigvalsh(precision)[:, 0]
+        chosen = np.flatnonzero((~measured | (weight < 0.5)) & (doubt < FINDABLE_PX2))
+        if len(chosen) == 0:
             break
+        where[chosen] = expected[chosen]
+        found = ruler.search(chosen, expected[chosen] + evidence.nominal[chosen], precision[chosen])
     evidence.accepted, evidence.shift, information = accepted, shift, limited
     held = np.zeros(len(nominal), bool)
     held[pairs[weight > 0.5].ravel()] = True
@@ -750,6 +799,16 @@ def _solved(
         lattice=lattice + slope,
         links=links,
     )
+
+
+def _without_own(predicted: Array, covariance: Array, shift: Array, information: Array) -> tuple[Array, Array]:
+    """Return what all others expect of each link, and how precisely (inverse covariance)."""
+    whole = np.linalg.inv(covariance)
+    precision = whole - information
+    value, vector = np.linalg.eigh(0.5 * (precision + precision.transpose(0, 2, 1)))
+    precision = np.einsum("lij,lj,lkj->lik", vector, np.maximum(value, 1e-3), vector)
+    force = np.einsum("lij,lj->li", whole, predicted) - np.einsum("lij,lj->li", information, shift)
+    return np.linalg.solve(precision, force[..., None])[..., 0], np.asarray(precision, np.float64)
 
 
 def _overrating(residual: Array, information: Array, weight: Array, held: NDArray[np.bool_]) -> Array:
