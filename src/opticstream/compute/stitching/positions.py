@@ -54,9 +54,9 @@ ALIGNABLE_PX2 = 1.0
 """Variance of a link's shift, along its worst direction, up to which its overlap can be aligned to the nearest pixel."""
 ROUNDS = 2
 """How often links without a clear shift are looked for where all others expect them."""
-FAR = 8
+FAR = 12
 """Lags that are looked at there."""
-FINDABLE_PX2 = 9.0
+FINDABLE_PX2 = 36.0
 """Variance of what others expect of a link up to which it is looked for."""
 FAR_TRUST = 0.7
 """Share of the log-likelihood that counts in the search: the noise of one link is not quite that of all."""
