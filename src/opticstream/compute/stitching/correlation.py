@@ -292,8 +292,6 @@ class AlignedOverlaps:
         Mean power of both per frequency and pixel.
     area : ndarray, shape (n,)
         Pixels that count; 0 where the overlap is too small or one of the two is blank.
-    loudness : ndarray, shape (n,)
-        Power at the highest frequencies, where only noise is left.
     rows : ndarray of int, shape (fx,)
         Rows of the whole transform that were kept.
     """
@@ -303,7 +301,6 @@ class AlignedOverlaps:
     cross: NDArray[np.complex64]
     power: FloatArray
     area: FloatArray
-    loudness: FloatArray
     rows: NDArray[np.intp]
 
     @property
@@ -328,13 +325,10 @@ class NoiseModel:
     ----------
     signal, noise : ndarray, shape (rings,), float32
         Estimated from links whose shift is known. `signal` is 0 where nothing is shared.
-    loudness : float
-        Power at the highest frequencies that `noise` belongs to: a link with other speckle has more noise, or less.
     """
 
     signal: FloatArray
     noise: FloatArray
-    loudness: float
 
 
 def aligned_overlaps(
@@ -376,7 +370,7 @@ def aligned_overlaps(
     fy = min(int(HIGHEST * ny) + 1, ny // 2 + 1)
     cross = np.zeros((n, len(rows), fy), np.complex64)
     power = np.zeros((n, len(rows), fy), np.float32)
-    area, loudness = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    area = np.zeros(n, np.float32)
     for start in range(0, n, BATCH):
         part = range(start, min(start + BATCH, n))
         cut = np.zeros((2, len(part), nx, ny), np.float32)
@@ -395,14 +389,12 @@ def aligned_overlaps(
         first, second = (fft.rfft2(one, workers=workers) for one in cut)
         here = slice(part.start, part.stop)
         per_pixel = 0.5 / np.maximum(area[here], 1)
-        top = [one[:, nx // 2 - nx // 10 : nx // 2 + nx // 10 + 1, fy:] for one in (first, second)]
-        loudness[here] = sum((one.real**2 + one.imag**2).mean(axis=(1, 2)) for one in top) * per_pixel
         first, second = first[:, rows, :fy], second[:, rows, :fy]
         np.multiply(first, second.conj(), out=cross[here])
         power[here] = first.real**2 + first.imag**2
         power[here] += second.real**2 + second.imag**2
         power[here] *= per_pixel[:, None, None]
-    return AlignedOverlaps(displacement_px, (nx, ny), cross, power, area, loudness, rows)
+    return AlignedOverlaps(displacement_px, (nx, ny), cross, power, area, rows)
 
 
 def noise_model(
@@ -443,9 +435,7 @@ def noise_model(
         return None
     signal = np.where(clear, np.minimum(signal, 0.98 * both), 0)
     noise = np.maximum(both - signal, 1e-9)
-    return NoiseModel(
-        np.asarray(signal, np.float32), np.asarray(noise, np.float32), float(overlaps.loudness[good].mean())
-    )
+    return NoiseModel(np.asarray(signal, np.float32), np.asarray(noise, np.float32))
 
 
 def aligned_likelihoods(
@@ -453,8 +443,8 @@ def aligned_likelihoods(
 ) -> tuple[FloatArray, FloatArray]:
     """Return the log-likelihood of lags of up to `reach_px` about the nearest pixel, and its scatter by chance.
 
-    The noise's power is that of all links, louder or quieter as the link's highest frequencies are; the signal's power,
-    and in which directions it lies, is what is left of the link's own power, averaged over neighbouring frequencies.
+    The noise's power is that of all links; the signal's power, and in which directions it lies, is what is left of the
+    link's own power, averaged over neighbouring frequencies.
 
     Parameters
     ----------
@@ -492,21 +482,22 @@ def aligned_likelihoods(
     opposite = place[(-overlaps.rows) % nx]
     shared = model.signal[overlaps.ring]
     noise = model.noise[overlaps.ring]
+    usual = shared + noise
     likelihood = np.zeros((n, len(lags), len(lags)), np.float32)
     chance = np.zeros(n, np.float32)
     for start in range(0, n, BATCH):
         part = slice(start, min(start + BATCH, n))
-        power = along_x @ (overlaps.power[part] @ along_y + overlaps.power[part][:, opposite] @ mirrored)
-        loud = np.clip(overlaps.loudness[part] / max(model.loudness, 1e-30), 0.1, 4.0)[:, None, None]
-        own_noise = loud * noise
-        signal = np.maximum(power - own_noise, 0)
+        # Averaged in units of what is usual: the power of correlated speckle falls steeply.
+        ratio = overlaps.power[part] / usual
+        ratio = along_x @ (ratio @ along_y + ratio[:, opposite] @ mirrored)
+        signal = np.maximum(ratio * usual - noise, 0)
         signal *= np.float32(OWN_SHARE)
         signal += np.float32(1 - OWN_SHARE) * shared
         signal *= shared > 0
-        own_noise = own_noise + np.float32(UNLIKE) * signal
+        own_noise = noise + np.float32(UNLIKE) * signal
         weight = signal / (own_noise * (own_noise + 2 * signal))
         likelihood[part] = (into_x @ (overlaps.cross[part] * weight) @ into_y).real
-        expected = (weight * power) ** 2 @ doubled.astype(np.float32)
+        expected = (weight * ratio * usual) ** 2 @ doubled.astype(np.float32)
         chance[part] = overlaps.area[part] * np.sqrt(expected.sum(axis=1) / (nx * ny))
     likelihood[overlaps.area <= 0] = 0
     return likelihood, chance
@@ -538,9 +529,12 @@ def _smoothed(values: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(np.convolve(np.pad(values, 2, mode="edge"), kernel, "valid"), np.float64)
 
 
+RISE = 8
+
+
 def _soft_edge(length: int) -> FloatArray:
     """Return a window that rises and falls over up to 8 px."""
-    rise = min(8, max(length // 4, 1))
+    rise = min(RISE, max(length // 4, 1))
     window = np.ones(length, np.float32)
     flank = np.sin(np.pi / 2 * (np.arange(rise) + 0.5) / rise).astype(np.float32) ** 2
     window[:rise] = flank
