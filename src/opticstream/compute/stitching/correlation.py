@@ -338,6 +338,7 @@ def aligned_overlaps(
     /,
     *,
     reach_px: int = NEAR,
+    part: tuple[float, float] = (0.0, 1.0),
     workers: int = 2,
 ) -> AlignedOverlaps:
     """Return the spectra of overlaps that are aligned to the nearest pixel.
@@ -357,6 +358,8 @@ def aligned_overlaps(
         Position of the second tile against the first, to the nearest pixel.
     reach_px : int
         Largest lag that will be looked at.
+    part : tuple of float
+        From where to where along its longer side an overlap is looked at, as shares of that side.
     workers : int
         Threads of the Fourier transforms.
     """
@@ -365,6 +368,13 @@ def aligned_overlaps(
     size = np.array(tiles.tile_shape)
     n = len(pairs)
     shared = np.maximum(size - np.abs(displacement_px), 4)
+    longer = np.argmax(shared, axis=1)
+    from_px = np.zeros((n, 2), np.intp)
+    to_px = shared.copy()
+    every = np.arange(n)
+    from_px[every, longer] = np.rint(part[0] * shared[every, longer])
+    to_px[every, longer] = np.rint(part[1] * shared[every, longer])
+    shared = to_px - from_px
     nx, ny = (int(fft.next_fast_len(int(m) + reach_px, real=True)) for m in shared.max(axis=0, initial=4))
     rows = np.flatnonzero(np.abs(np.fft.fftfreq(nx)) <= HIGHEST)
     fy = min(int(HIGHEST * ny) + 1, ny // 2 + 1)
@@ -379,6 +389,7 @@ def aligned_overlaps(
             high = np.minimum(size, size + displacement_px[k])
             if np.any(high - low < 4):
                 continue
+            low, high = low + from_px[k], low + to_px[k]
             edge_x, edge_y = _soft_edge(int(high[0] - low[0])), _soft_edge(int(high[1] - low[1]))
             soft = edge_x[:, None] * edge_y[None, :]
             for side, origin in ((0, low), (1, low - displacement_px[k])):
@@ -529,11 +540,11 @@ def _smoothed(values: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(np.convolve(np.pad(values, 2, mode="edge"), kernel, "valid"), np.float64)
 
 
-RISE = 8
+RISE = 4
 
 
 def _soft_edge(length: int) -> FloatArray:
-    """Return a window that rises and falls over up to 8 px."""
+    """Return a window that rises and falls over up to `RISE` px."""
     rise = min(RISE, max(length // 4, 1))
     window = np.ones(length, np.float32)
     flank = np.sin(np.pi / 2 * (np.arange(rise) + 0.5) / rise).astype(np.float32) ** 2

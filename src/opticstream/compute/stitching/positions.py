@@ -424,7 +424,7 @@ class _Ruler:
         inner = surface[:, 1:-1, 1:-1].reshape(len(chosen), -1)
         px, py = np.unravel_index(inner.argmax(axis=1), (2 * NEAR - 1, 2 * NEAR - 1))
         px, py = np.clip(px + 1, NEAR - 1, NEAR + 1), np.clip(py + 1, NEAR - 1, NEAR + 1)
-        peak, information, good = _likelihood_peaks(surface, px, py)
+        peak, information, good = peaks_of_likelihoods(surface, px, py)
         good &= inner.max(axis=1) > LEAST_ALIGNED_Z * np.sqrt(np.maximum(variance, 1e-30))
         return whole + peak - NEAR, information, good
 
@@ -457,10 +457,27 @@ class _Ruler:
         return whole, surface, variance
 
 
-def _likelihood_peaks(
+def peaks_of_likelihoods(
     surface: Array, px: NDArray[np.intp], py: NDArray[np.intp]
 ) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Return the peak of log-likelihoods near (px, py), its information, and whether it is one."""
+    """Return the peak of log-likelihoods near (px, py), its information, and whether it is one.
+
+    Parameters
+    ----------
+    surface : ndarray, shape (n, width, height)
+        Logarithms of likelihoods.
+    px, py : ndarray of int, shape (n,)
+        Their highest values, at least 2 from every edge.
+
+    Returns
+    -------
+    peak : ndarray, shape (n, 2)
+        Where the quadratic through 5 x 5 values is highest, in indices of `surface`.
+    information : ndarray, shape (n, 2, 2)
+        Its negative curvature, the inverse covariance; 0 where there is no proper peak.
+    good : ndarray of bool, shape (n,)
+        Where there is one.
+    """
     values = surface[np.arange(len(px))[:, None], px[:, None] + _GRID_X, py[:, None] + _GRID_Y]
     _, gx, gy, hxx, hxy, hyy = (values @ _QUADRATIC.T).T
     information = -np.stack([np.stack([hxx, hxy], -1), np.stack([hxy, hyy], -1)], -2)
