@@ -83,7 +83,8 @@ class Verdict:
         pattern = f"; {self.pattern}" if self.pattern else ""
         return (
             f"{self.grade}: {self.links_trusted} of {self.links} links hold, residual {self.rms_px:.2f} px RMS and "
-            f"{self.worst_px:.2f} px at worst, {self.tiles_by_stage} of {self.tiles} tiles placed by the stage model{pattern}"
+            f"{self.worst_px:.2f} px at worst, {self.tiles_by_stage} of {self.tiles} tiles placed by the stage model"
+            f"{pattern}"
         )
 
 
@@ -168,7 +169,7 @@ class _Maps:
         if modality not in self._filtered:
             image, lost = _images(self.tiles, modality, self._sigma_px)
             if self._filtered:
-                # Where the first map is empty the others show no tissue either, but a pattern of the instrument perhaps.
+                # Where the first map is empty the others show no tissue either, perhaps a pattern of the instrument.
                 image.values[empty_tiles(next(iter(self._filtered.values())))] = 0
             self._filtered[modality] = image
             self.lost.update(lost)
@@ -240,7 +241,9 @@ def pattern_from_geometry(geometry: FieldGeometry, /) -> str:
     if geometry.turned:
         told.append(f"the scan is turned by {geometry.turn_deg:.2f} degrees against the stage")
     if geometry.bent:
-        told.append(f"overlaps disagree in a pattern: the field of view is distorted by up to {geometry.bend_px:.1f} px")
+        told.append(
+            f"overlaps disagree in a pattern: the field of view is distorted by up to {geometry.bend_px:.1f} px"
+        )
     return "; ".join(told)
 
 

@@ -167,7 +167,11 @@ def _cortex(rng: np.random.Generator, shape: tuple[int, int]) -> FloatArray:
     radial = _oriented(rng, shape, np.arctan2(gy, gx).astype(np.float32), ((1.5, 14, 1.0),))
     cells = _cells(rng, shape, 2500, (1.5, 2.2, 3.0))
     return np.asarray(
-        0.5 * layers + 0.4 * radial + 1.8 * cells - 2 * _tubes(rng, shape, 12, (1.5, 3.0)) + 0.4 * _noise(rng, shape, 6),
+        0.5 * layers
+        + 0.4 * radial
+        + 1.8 * cells
+        - 2 * _tubes(rng, shape, 12, (1.5, 3.0))
+        + 0.4 * _noise(rng, shape, 6),
         np.float32,
     )
 
@@ -289,8 +293,7 @@ def tissue_mosaic(
     turn = np.deg2rad(turn_deg)
     turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])  # from tile to stage
     origin = np.floor(placed.min(axis=0)) - BORDER_PX
-    low, high = placed.min(axis=0) - origin, placed.max(axis=0) - origin
-    shape = tuple(int(np.ceil(n)) for n in high + size + BORDER_PX)
+    shape = tuple(int(np.ceil(n)) for n in placed.max(axis=0) - origin + size + BORDER_PX)
     canvas_shape = (shape[0], shape[1])
     texture = TEXTURES[tissue](rng, canvas_shape)
     fine = texture - ndimage.gaussian_filter(texture, FINE_PX)

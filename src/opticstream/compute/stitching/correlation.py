@@ -8,6 +8,7 @@ on the cross-spectrum, which is computed once and kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -338,7 +339,7 @@ def aligned_overlaps(
     /,
     *,
     reach_px: int = NEAR,
-    part: tuple[float, float] = (0.0, 1.0),
+    span: tuple[float, float] = (0.0, 1.0),
     workers: int = 2,
 ) -> AlignedOverlaps:
     """Return the spectra of overlaps that are aligned to the nearest pixel.
@@ -358,7 +359,7 @@ def aligned_overlaps(
         Position of the second tile against the first, to the nearest pixel.
     reach_px : int
         Largest lag that will be looked at.
-    part : tuple of float
+    span : tuple of float
         From where to where along its longer side an overlap is looked at, as shares of that side.
     workers : int
         Threads of the Fourier transforms.
@@ -372,8 +373,8 @@ def aligned_overlaps(
     from_px = np.zeros((n, 2), np.intp)
     to_px = shared.copy()
     every = np.arange(n)
-    from_px[every, longer] = np.rint(part[0] * shared[every, longer])
-    to_px[every, longer] = np.rint(part[1] * shared[every, longer])
+    from_px[every, longer] = np.rint(span[0] * shared[every, longer])
+    to_px[every, longer] = np.rint(span[1] * shared[every, longer])
     shared = to_px - from_px
     nx, ny = (int(fft.next_fast_len(int(m) + reach_px, real=True)) for m in shared.max(axis=0, initial=4))
     rows = np.flatnonzero(np.abs(np.fft.fftfreq(nx)) <= HIGHEST)
@@ -535,7 +536,7 @@ def _averages(fx: NDArray[np.float64], fy: NDArray[np.float64]) -> tuple[FloatAr
     )
 
 
-def _smoothed(values: NDArray[np.floating]) -> NDArray[np.float64]:
+def _smoothed(values: NDArray[Any]) -> NDArray[np.float64]:
     kernel = np.array([1, 4, 6, 4, 1]) / 16
     return np.asarray(np.convolve(np.pad(values, 2, mode="edge"), kernel, "valid"), np.float64)
 

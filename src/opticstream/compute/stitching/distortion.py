@@ -1,7 +1,7 @@
 """What the overlaps of a mosaic say about its tiles' own geometry: a turned scan, a distorted field of view.
 
-A turn, as any linear distortion that all tiles share, leaves overlaps in agreement; it shows in the lattice alone: steps
-along x lead sideways. A field of view that bends does not: the two tiles of a link see the same tissue at opposite
+A turn, as any linear distortion that all tiles share, leaves overlaps in agreement; it shows in the lattice alone:
+steps along x lead sideways. A field of view that bends does not: the two tiles of a link see the same tissue at opposite
 edges, so their displacement changes along the overlap, in the same way in all overlaps.
 """
 
@@ -63,7 +63,9 @@ class FieldGeometry:
         return self.bend_px > max(BEND_WORTH_TELLING_PX, CERTAIN * self.bend_error_px)
 
 
-def field_geometry(image: FilteredTiles, found: TilePositions, nominal_px: Array, /, *, workers: int = 2) -> FieldGeometry:
+def field_geometry(
+    image: FilteredTiles, found: TilePositions, nominal_px: Array, /, *, workers: int = 2
+) -> FieldGeometry:
     """Return turn and bend of the tiles as their overlaps show them.
 
     Parameters
@@ -135,17 +137,13 @@ def _bend(image: FilteredTiles, found: TilePositions, workers: int) -> tuple[flo
     return float(np.hypot(*bent[worst])), float(error)
 
 
-def _shifts_of_parts(
-    image: FilteredTiles, pairs: NDArray[np.intp], apart: Array, workers: int
-) -> tuple[Array, Array]:
+def _shifts_of_parts(image: FilteredTiles, pairs: NDArray[np.intp], apart: Array, workers: int) -> tuple[Array, Array]:
     """Return shift against `apart` and information of every part of every link, (parts, links, 2) and (.., 2, 2)."""
     whole = np.rint(apart).astype(np.intp)
     model = None
     shifts, informations = [], []
     for number in range(PARTS):
-        overlaps = aligned_overlaps(
-            image, pairs, whole, part=(number / PARTS, (number + 1) / PARTS), workers=workers
-        )
+        overlaps = aligned_overlaps(image, pairs, whole, span=(number / PARTS, (number + 1) / PARTS), workers=workers)
         if model is None:
             model = noise_model(overlaps, apart, np.ones(len(pairs), bool))
         if model is None:
@@ -176,7 +174,9 @@ def _field(u: Array) -> Array:
     x, y = u[..., 0], u[..., 1]
     zero = np.zeros_like(x)
     barrel = (x**2 + y**2) / 2
-    return np.stack([np.stack([x * y, zero, barrel * x], axis=-1), np.stack([zero, x * y, barrel * y], axis=-1)], axis=-2)
+    return np.stack(
+        [np.stack([x * y, zero, barrel * x], axis=-1), np.stack([zero, x * y, barrel * y], axis=-1)], axis=-2
+    )
 
 
 def _design(apart: Array, size: Array) -> Array:

@@ -77,7 +77,9 @@ def _interior(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _shading(level: Array, tissue: NDArray[np.bool_], shape: tuple[int, int]) -> Array:
     """Return the logarithm of the shading: a polynomial over the field, common to all tiles, shrunk by its doubt."""
-    centre = [(np.arange(n) + 0.5) * BLOCK_PX / (0.5 * size) - 1 for n, size in zip(level.shape[1:], shape, strict=True)]
+    centre = [
+        (np.arange(n) + 0.5) * BLOCK_PX / (0.5 * size) - 1 for n, size in zip(level.shape[1:], shape, strict=True)
+    ]
     design = _polynomials(*centre).reshape(-1, tissue[0].size).T
     design, turn = np.linalg.qr(design - design.mean(axis=0))
     terms = design.shape[1]

@@ -51,7 +51,7 @@ PREDICTION_PX2 = 0.5
 LEAST_ALIGNED_Z = 3.0
 """An aligned overlap whose likelihood is not further above chance shows nothing."""
 ALIGNABLE_PX2 = 1.0
-"""Variance of a link's shift, along its worst direction, up to which its overlap can be aligned to the nearest pixel."""
+"""Variance of a link's shift along its worst direction up to which its overlap can be aligned to the nearest pixel."""
 ROUNDS = 2
 """How often links without a clear shift are looked for where all others expect them."""
 FAR = 12
@@ -431,7 +431,7 @@ class _Ruler:
     def _surfaces(
         self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_], reach_px: int
     ) -> tuple[NDArray[np.intp], Array, Array]:
-        """Return to which whole displacements overlaps were cut, log-likelihoods about these, and variance by chance."""
+        """Return the whole displacements that overlaps were cut at, log-likelihoods about these, variance by chance."""
         whole = np.rint(displacement_px).astype(np.intp)
         surface = np.zeros((len(chosen), 2 * reach_px + 1, 2 * reach_px + 1))
         variance = np.zeros(len(chosen))
@@ -486,7 +486,7 @@ def peaks_of_likelihoods(
     offset = np.linalg.solve(information, np.stack([gx, gy], -1)[..., None])[..., 0]
     good &= np.abs(offset).max(axis=1, initial=0) < 1.5
     information[~good] = 0
-    return np.stack([px, py], 1) + offset, information, good
+    return np.asarray(np.stack([px, py], 1) + offset, np.float64), information, np.asarray(good, bool)
 
 
 def _refined(evidence: _Evidence, px: NDArray[np.intp], py: NDArray[np.intp]) -> tuple[Array, Array, NDArray[np.bool_]]:
