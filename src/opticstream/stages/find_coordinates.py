@@ -215,14 +215,21 @@ def _best_positions(
     found = maps.positions(used, settings.margin_px)
     missing = maps.missing
     for further in settings.further_modalities:
-        faint = (found.links.weight > 0.1) & ~found.links.clear
-        if further in used or not tiles.present(further) or not faint.any():
+        if further in used or not tiles.present(further) or not _leaves_faint(found, maps.filtered(modality)):
             continue
         richer = maps.positions((*used, further), settings.margin_px)
         if _median_uncertainty(richer) < _median_uncertainty(found):
             found, used = richer, (*used, further)
     geometry = field_geometry(maps.filtered(modality), found, tiles.nominal_px)
     return found, geometry, missing, used
+
+
+def _leaves_faint(found: TilePositions, image: FilteredTiles) -> bool:
+    """Return whether links say something without being clear, or most links between tiles with tissue say nothing."""
+    links = found.links
+    faint = (links.weight > 0.1) & ~links.clear
+    tissue = ~empty_tiles(image)[links.pairs].any(axis=1)
+    return bool(faint.any() or links.clear[tissue].sum() < 0.5 * tissue.sum())
 
 
 def _median_uncertainty(found: TilePositions) -> float:

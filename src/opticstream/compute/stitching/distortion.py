@@ -1,8 +1,8 @@
 """What the overlaps of a mosaic say about its tiles' own geometry: a turned scan, a distorted field of view.
 
 A turn, as any linear distortion that all tiles share, leaves overlaps in agreement; it shows in the lattice alone:
-steps along x lead sideways. A field of view that bends does not: the two tiles of a link see the same tissue at opposite
-edges, so their displacement changes along the overlap, in the same way in all overlaps.
+steps along x lead sideways. A field of view that bends does not: the two tiles of a link see the same tissue at
+opposite edges, so their displacement changes along the overlap, in the same way in all overlaps.
 """
 
 from __future__ import annotations

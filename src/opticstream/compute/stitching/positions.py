@@ -380,6 +380,8 @@ class _Ruler:
         `displacement_px` (chosen, 2) is where to look. What tiles share, and how loud they are, is estimated at the
         first call, from the links that are `known` (chosen,) to a fraction of a pixel.
         """
+        if len(chosen) == 0:
+            return np.empty((0, 2)), np.empty((0, 2, 2)), np.zeros(0, bool)
         found, information, good = self._measure(chosen, displacement_px, known)
         # Away from the lag that the overlap was cut for, a broad peak is drawn back to it.
         again = np.flatnonzero(good & (np.abs(found - np.rint(displacement_px)).max(axis=1, initial=0) > 0.6))
@@ -441,7 +443,7 @@ class _Ruler:
                 continue
             for number, image in enumerate(self.images):
                 model = self.models.get((number, direction))
-                if model is None and known[mine].sum() < 3:
+                if model is None and not known[mine].any():
                     continue
                 overlaps = aligned_overlaps(
                     image, self.pairs[chosen[mine]], whole[mine], reach_px=reach_px, workers=self.workers
@@ -759,12 +761,13 @@ def _solved(
     sharp = evidence.accepted & _is_sharp(beliefs)
     jitter = beliefs.jitter_px
     prior = np.tile(1 / jitter**2, (len(nominal), 1))
-    # A link that cannot be measured counts as what its surface says under the expectation: something, or nothing.
-    shift, information = beliefs.shift_px.copy(), beliefs.information.copy()
+    # A link that is not sharp counts as what its surface says under the expectation: something, little, or nothing.
+    shift = np.where(sharp[:, None], evidence.shift, beliefs.shift_px)
+    information = np.where(sharp[:, None, None], evidence.information, beliefs.information)
     telling = _says_something(beliefs)
     where = np.where(sharp[:, None], evidence.shift, beliefs.believed_px)
     spread = np.linalg.eigvalsh(beliefs.covariance_px2)[:, 1]
-    measured = np.zeros(len(pairs), bool)
+    measured = sharp.copy()
     chosen = np.flatnonzero(sharp | (telling & (spread < ALIGNABLE_PX2)))
     found = ruler.measure(chosen, where[chosen] + evidence.nominal[chosen], sharp[chosen])
     for step in range(ROUNDS + 1):
