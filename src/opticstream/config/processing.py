@@ -129,8 +129,9 @@ class CoordinateSettings(Settings):
     """Determine coordinates for every slice, not only the first of each illumination."""
     margin_px: int = Field(default=16, ge=1)
     """Largest shift of a tile against its neighbour that is searched, in pixels."""
-    further_modalities: tuple[Literal["mip", "ret", "biref"], ...] = ("ret",)
-    """Maps that are compared beside the AIP where that alone leaves links faint; empty for the AIP alone."""
+    further_modalities: tuple[Literal["mip", "ret", "biref", "surf"], ...] = ("ret", "surf")
+    """Maps that are compared beside the AIP where that alone leaves links faint, each kept if it makes positions surer;
+    empty for the AIP alone."""
     tile_configuration: Path | None = None
     """Fiji `TileConfiguration[.registered].txt` to take positions from (`method = "fiji"`)."""
 

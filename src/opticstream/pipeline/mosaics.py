@@ -260,6 +260,8 @@ def doubts_of_mosaic(coordinates: CoordinatesResult, stitched: MosaicResult, /) 
     doubts = []
     if coordinates.verdict is not None and coordinates.verdict.grade != "good":
         doubts.append(f"coordinates are {coordinates.verdict.sentence}")
+    elif coordinates.verdict is not None and coordinates.verdict.pattern:
+        doubts.append(f"coordinates: {coordinates.verdict.pattern}")
     if stitched.missing_tiles:
         doubts.append(f"stitched without tiles {', '.join(map(str, stitched.missing_tiles))}")
     if stitched.tissue_fraction == 0:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute.stitching.distortion import FieldGeometry, field_geometry
 from opticstream.compute.stitching.grid import usual_overlap_px
 from opticstream.compute.stitching.positions import TilePositions, empty_tiles, positions_from_tiles
 from opticstream.compute.stitching.tilefilter import (
@@ -27,7 +28,7 @@ from opticstream.model.errors import ConfigurationError, InputError, ProcessingE
 from opticstream.model.ids import MosaicId
 from opticstream.stages.mosaic_tiles import LEVELS_IN_DB, MosaicTiles, check_placed, check_template, tiles_of_mosaic
 
-NOT_INTENSITY = frozenset({"ret", "biref"})
+NOT_INTENSITY = frozenset({"ret", "biref", "surf"})
 """Maps without multiplicative speckle: they are compared as they are, not as logarithms."""
 
 
@@ -53,6 +54,11 @@ class Verdict:
         Median standard error of a linked tile.
     jitter_px : tuple of float
         Standard deviation of the stage about its model, along x and y.
+    turn_deg, bend_px : float
+        Angle of the scan against the stage, and largest distortion inside a tile that shift, turn, shear and scale do
+        not explain; NaN where the overlaps do not say.
+    pattern : str
+        What the overlaps show of these beyond doubt, in words; empty where they are as they should be.
     """
 
     grade: Literal["good", "doubtful", "stage only"]
@@ -65,15 +71,20 @@ class Verdict:
     islands: int
     uncertainty_px: float
     jitter_px: tuple[float, float]
+    turn_deg: float = float("nan")
+    bend_px: float = float("nan")
+    pattern: str = ""
 
     @property
     def sentence(self) -> str:
         """One line for people."""
         if self.grade == "stage only":
             return f"no overlap shows texture: all {self.tiles} tiles lie on the nominal grid"
+        pattern = f"; {self.pattern}" if self.pattern else ""
         return (
             f"{self.grade}: {self.links_trusted} of {self.links} links hold, residual {self.rms_px:.2f} px RMS and "
             f"{self.worst_px:.2f} px at worst, {self.tiles_by_stage} of {self.tiles} tiles placed by the stage model"
+            f"{pattern}"
         )
 
 
@@ -135,24 +146,45 @@ def measured_positions(
     ProcessingError
         Every tile is blank.
     """
-    images = []
-    missing: set[int] = set()
-    sigma_px = high_pass_for_overlap(usual_overlap_px(tiles.nominal_px, tile_shape=tiles.tile_shape))
-    for modality in modalities:
-        image, lost = _images(tiles, modality, sigma_px)
-        images.append(image)
-        missing.update(lost)
-    # Where the first map is empty the others show no tissue either, but a pattern of the instrument perhaps.
-    empty = empty_tiles(images[0])
-    for image in images[1:]:
-        image.values[empty] = 0
-    if len(tiles.numbers) > 1 and not any(image.values.any() for image in images):
-        raise ProcessingError(
-            f"{tiles.label}: every tile is blank (constant or NaN in {', '.join(modalities)}), so positions cannot be "
-            'measured; coordinates.method = "nominal" places tiles on the nominal grid'
-        )
-    found = positions_from_tiles(images, tiles.nominal_px, margin_px=margin_px, line_parity=tiles.line_parity)
-    return found, tuple(sorted(missing))
+    maps = _Maps(tiles)
+    return maps.positions(modalities, margin_px), maps.missing
+
+
+class _Maps:
+    """The maps of a mosaic's tiles, each read and filtered once."""
+
+    def __init__(self, tiles: MosaicTiles) -> None:
+        self.tiles = tiles
+        self.lost: set[int] = set()
+        self._filtered: dict[str, FilteredTiles] = {}
+        self._sigma_px = high_pass_for_overlap(usual_overlap_px(tiles.nominal_px, tile_shape=tiles.tile_shape))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Numbers of the tiles without a file, in any map that was looked at."""
+        return tuple(sorted(self.lost))
+
+    def filtered(self, modality: str) -> FilteredTiles:
+        """Return one map of all tiles, ready for correlation."""
+        if modality not in self._filtered:
+            image, lost = _images(self.tiles, modality, self._sigma_px)
+            if self._filtered:
+                # Where the first map is empty the others show no tissue either, perhaps a pattern of the instrument.
+                image.values[empty_tiles(next(iter(self._filtered.values())))] = 0
+            self._filtered[modality] = image
+            self.lost.update(lost)
+        return self._filtered[modality]
+
+    def positions(self, modalities: tuple[str, ...], margin_px: int) -> TilePositions:
+        """Return positions from the evidence of some maps together."""
+        images = [self.filtered(modality) for modality in modalities]
+        tiles = self.tiles
+        if len(tiles.numbers) > 1 and not any(image.values.any() for image in images):
+            raise ProcessingError(
+                f"{tiles.label}: every tile is blank (constant or NaN in {', '.join(modalities)}), so positions cannot "
+                'be measured; coordinates.method = "nominal" places tiles on the nominal grid'
+            )
+        return positions_from_tiles(images, tiles.nominal_px, margin_px=margin_px, line_parity=tiles.line_parity)
 
 
 def _images(tiles: MosaicTiles, modality: str, sigma_px: float) -> tuple[FilteredTiles, list[int]]:
@@ -172,28 +204,58 @@ def _images(tiles: MosaicTiles, modality: str, sigma_px: float) -> tuple[Filtere
 
 def _best_positions(
     tiles: MosaicTiles, modality: str, settings: CoordinateSettings
-) -> tuple[TilePositions, tuple[int, ...], tuple[str, ...]]:
-    """Return positions, tiles without a file, and the maps used: further ones only where the first leaves links faint.
+) -> tuple[TilePositions, FieldGeometry, tuple[int, ...], tuple[str, ...]]:
+    """Return positions, the tiles' own geometry, tiles without a file, and the maps used.
 
-    More than one map is believed where it makes the positions surer by their own account.
+    Further maps are looked at only where the first leaves links faint; each is believed where it makes the positions
+    surer by their own account.
     """
-    found, missing = measured_positions(tiles, modalities=(modality,), margin_px=settings.margin_px)
-    further = tuple(m for m in settings.further_modalities if m != modality and tiles.present(m))
-    faint = (found.links.weight > 0.1) & ~found.links.clear
-    if not further or not faint.any():
-        return found, missing, (modality,)
-    richer, _ = measured_positions(tiles, modalities=(modality, *further), margin_px=settings.margin_px)
-    if _median_uncertainty(richer) < _median_uncertainty(found):
-        return richer, missing, (modality, *further)
-    return found, missing, (modality,)
+    maps = _Maps(tiles)
+    used: tuple[str, ...] = (modality,)
+    found = maps.positions(used, settings.margin_px)
+    missing = maps.missing
+    for further in settings.further_modalities:
+        if further in used or not tiles.present(further) or not _leaves_faint(found, maps.filtered(modality)):
+            continue
+        richer = maps.positions((*used, further), settings.margin_px)
+        if _median_uncertainty(richer) < _median_uncertainty(found):
+            found, used = richer, (*used, further)
+    geometry = field_geometry(maps.filtered(modality), found, tiles.nominal_px)
+    return found, geometry, missing, used
+
+
+def _leaves_faint(found: TilePositions, image: FilteredTiles) -> bool:
+    """Return whether links say something without being clear, or most links between tiles with tissue say nothing."""
+    links = found.links
+    faint = (links.weight > 0.1) & ~links.clear
+    tissue = ~empty_tiles(image)[links.pairs].any(axis=1)
+    return bool(faint.any() or links.clear[tissue].sum() < 0.5 * tissue.sum())
 
 
 def _median_uncertainty(found: TilePositions) -> float:
     return float(np.median(np.hypot(*found.uncertainty_px.T)))
 
 
-def verdict_from_positions(found: TilePositions, /) -> Verdict:
-    """Return the verdict on measured positions."""
+def pattern_from_geometry(geometry: FieldGeometry, /) -> str:
+    """Return in words what overlaps show of the tiles' own geometry; empty where that is as it should be.
+
+    Examples
+    --------
+    >>> pattern_from_geometry(FieldGeometry(0.5, 0.02, 0.1, 0.05))
+    'the scan is turned by 0.50 degrees against the stage'
+    """
+    told = []
+    if geometry.turned:
+        told.append(f"the scan is turned by {geometry.turn_deg:.2f} degrees against the stage")
+    if geometry.bent:
+        told.append(
+            f"overlaps disagree in a pattern: the field of view is distorted by up to {geometry.bend_px:.1f} px"
+        )
+    return "; ".join(told)
+
+
+def verdict_from_positions(found: TilePositions, /, geometry: FieldGeometry | None = None) -> Verdict:
+    """Return the verdict on measured positions, with what the overlaps say of the tiles' `geometry` if it is known."""
     links = found.links
     trusted = links.weight > 0.5
     clear = links.clear
@@ -212,8 +274,13 @@ def verdict_from_positions(found: TilePositions, /) -> Verdict:
         grade = "doubtful"
     jitter = (float(found.jitter_px[0]), float(found.jitter_px[1]))
     islands = len(set(found.island[linked].tolist()))
-    return Verdict(
+    verdict = Verdict(
         grade, rms, worst, len(trusted), int(trusted.sum()), tiles, int((~linked).sum()), islands, uncertainty, jitter
+    )
+    if geometry is None:
+        return verdict
+    return replace(
+        verdict, turn_deg=geometry.turn_deg, bend_px=geometry.bend_px, pattern=pattern_from_geometry(geometry)
     )
 
 
@@ -275,9 +342,9 @@ def find_coordinates(
         uncertainty, by_stage = np.zeros_like(positions), np.zeros(len(positions), bool)
         source["tile_configuration"] = Path(str(settings.tile_configuration)).name
     else:
-        found, missing, used = _best_positions(tiles, modality, settings)
+        found, geometry, missing, used = _best_positions(tiles, modality, settings)
         positions, uncertainty, by_stage = found.positions_px, found.uncertainty_px, found.by_stage_only
-        verdict = verdict_from_positions(found)
+        verdict = verdict_from_positions(found, geometry)
         source |= {"modalities": list(used), "margin_px": settings.margin_px, "verdict": _without_nan(asdict(verdict))}
     tilemap = tilemap_from_positions(tiles, positions, uncertainty, by_stage, source=source)
     outputs: dict[str, Path] = {}

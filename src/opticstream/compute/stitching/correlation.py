@@ -8,6 +8,7 @@ on the cross-spectrum, which is computed once and kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -266,18 +267,82 @@ def likelihood_surfaces(spectra: CrossSpectra, ring_weight: FloatArray, /) -> tu
 
 NEAR = 3
 """Lags that are looked at when the overlap is known to about a pixel."""
+HIGHEST = 0.3
+"""Cycles per pixel along x and along y: beyond, speckle hides every tissue."""
+SMOOTHING = 0.04
+"""Width, in cycles per pixel, over which a link's own power is averaged: about the number of its independent values."""
+OWN_SHARE = 0.7
+"""How much of the signal's power is taken from the link itself; the rest from all links."""
+UNLIKE = 0.03
+"""Share of the signal in which two tiles differ although they show the same: focus, contrast, gain."""
 
 
-def aligned_coefficients(
+@dataclass(frozen=True)
+class AlignedOverlaps:
+    """Spectra of overlaps that are aligned to the nearest pixel, both tiles cut to the rectangle that they share.
+
+    Attributes
+    ----------
+    offset_lag : ndarray of int, shape (n, 2)
+        Displacement that lag (0, 0) stands for.
+    padded : tuple of int
+        Size of the transforms along x and y.
+    cross : ndarray, shape (n, fx, fy), complex64
+        Product of the first overlap's spectrum and the conjugate of the second's, low frequencies only.
+    power : ndarray, shape (n, fx, fy), float32
+        Mean power of both per frequency and pixel.
+    area : ndarray, shape (n,)
+        Pixels that count; 0 where the overlap is too small or one of the two is blank.
+    rows : ndarray of int, shape (fx,)
+        Rows of the whole transform that were kept.
+    """
+
+    offset_lag: NDArray[np.intp]
+    padded: tuple[int, int]
+    cross: NDArray[np.complex64]
+    power: FloatArray
+    area: FloatArray
+    rows: NDArray[np.intp]
+
+    @property
+    def frequency(self) -> tuple[FloatArray, FloatArray]:
+        """Frequencies along x, shape (fx, 1), and along y, shape (1, fy), in cycles per pixel."""
+        fx = np.fft.fftfreq(self.padded[0])[self.rows]
+        fy = np.arange(self.power.shape[2]) / self.padded[1]
+        return np.asarray(fx[:, None], np.float32), np.asarray(fy[None, :], np.float32)
+
+    @property
+    def ring(self) -> NDArray[np.intp]:
+        """Ring of every frequency, shape (fx, fy)."""
+        fx, fy = self.frequency
+        return np.asarray(np.minimum((np.hypot(fx, fy) * (RINGS / np.sqrt(0.5))).astype(np.intp), RINGS - 1))
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """Power per pixel of what overlapping tiles share and of what they do not, by ring of frequency.
+
+    Attributes
+    ----------
+    signal, noise : ndarray, shape (rings,), float32
+        Estimated from links whose shift is known. `signal` is 0 where nothing is shared.
+    """
+
+    signal: FloatArray
+    noise: FloatArray
+
+
+def aligned_overlaps(
     tiles: FilteredTiles,
     pairs: NDArray[np.intp],
     displacement_px: NDArray[np.intp],
-    ring_weight: FloatArray,
     /,
     *,
+    reach_px: int = NEAR,
+    span: tuple[float, float] = (0.0, 1.0),
     workers: int = 2,
-) -> tuple[FloatArray, FloatArray]:
-    """Return the correlation of overlaps that are already aligned to about a pixel, for lags of up to 3 px.
+) -> AlignedOverlaps:
+    """Return the spectra of overlaps that are aligned to the nearest pixel.
 
     Both tiles are cut to the very rectangle that they share, filtered within it, with the same soft edges. The size of
     the overlap then does not change with the lag to first order, which would otherwise push every peak of a speckled
@@ -292,66 +357,196 @@ def aligned_coefficients(
         First and second tile of each link.
     displacement_px : ndarray of int, shape (n, 2)
         Position of the second tile against the first, to the nearest pixel.
-    ring_weight : ndarray, shape (rings,)
-        Frequency weight.
+    reach_px : int
+        Largest lag that will be looked at.
+    span : tuple of float
+        From where to where along its longer side an overlap is looked at, as shares of that side.
     workers : int
         Threads of the Fourier transforms.
-
-    Returns
-    -------
-    coefficient : ndarray, shape (n, 7, 7), float32
-        Correlation coefficient of the weighted overlaps; lag (0, 0) in the middle. 0 where one is blank.
-    samples : ndarray, shape (n,), float32
-        Number of independent samples in each overlap.
     """
     from scipy import fft
 
     size = np.array(tiles.tile_shape)
     n = len(pairs)
-    coefficient = np.zeros((n, 2 * NEAR + 1, 2 * NEAR + 1), np.float32)
-    samples = np.zeros(n, np.float32)
-    if n == 0:
-        return coefficient, samples
-    shared = np.maximum(size - np.abs(displacement_px), 0)
-    nx, ny = (int(fft.next_fast_len(int(m) + NEAR, real=True)) for m in shared.max(axis=0))
-    weight = ring_weight.astype(np.float32)[_rings((nx, ny))]
-    columns = _column_weight(ny) / np.float32(nx * ny)
-    lags = np.arange(-NEAR, NEAR + 1)
-    into_x = np.exp(2j * np.pi / nx * ((lags[:, None] * np.arange(nx)[None, :]) % nx)).astype(np.complex64)
-    into_y = np.exp(2j * np.pi / ny * ((np.arange(ny // 2 + 1)[:, None] * lags[None, :]) % ny)) * columns[:, None]
-    into_y = into_y.astype(np.complex64)
+    shared = np.maximum(size - np.abs(displacement_px), 4)
+    longer = np.argmax(shared, axis=1)
+    from_px = np.zeros((n, 2), np.intp)
+    to_px = shared.copy()
+    every = np.arange(n)
+    from_px[every, longer] = np.rint(span[0] * shared[every, longer])
+    to_px[every, longer] = np.rint(span[1] * shared[every, longer])
+    shared = to_px - from_px
+    nx, ny = (int(fft.next_fast_len(int(m) + reach_px, real=True)) for m in shared.max(axis=0, initial=4))
+    rows = np.flatnonzero(np.abs(np.fft.fftfreq(nx)) <= HIGHEST)
+    fy = min(int(HIGHEST * ny) + 1, ny // 2 + 1)
+    cross = np.zeros((n, len(rows), fy), np.complex64)
+    power = np.zeros((n, len(rows), fy), np.float32)
+    area = np.zeros(n, np.float32)
     for start in range(0, n, BATCH):
         part = range(start, min(start + BATCH, n))
         cut = np.zeros((2, len(part), nx, ny), np.float32)
-        area = np.zeros(len(part), np.float32)
         for row, k in enumerate(part):
             low = np.maximum(displacement_px[k], 0)
             high = np.minimum(size, size + displacement_px[k])
             if np.any(high - low < 4):
                 continue
+            low, high = low + from_px[k], low + to_px[k]
             edge_x, edge_y = _soft_edge(int(high[0] - low[0])), _soft_edge(int(high[1] - low[1]))
             soft = edge_x[:, None] * edge_y[None, :]
-            area[row] = float((soft**2).sum())
             for side, origin in ((0, low), (1, low - displacement_px[k])):
                 patch = tiles.patch(int(pairs[k, side]), origin.tolist(), soft.shape)
                 cut[side, row, : len(edge_x), : len(edge_y)] = patch * soft
+            if cut[0, row].any() and cut[1, row].any():
+                area[k] = float((soft**2).sum())
         first, second = (fft.rfft2(one, workers=workers) for one in cut)
-        powers = [one.real**2 + one.imag**2 for one in (first, second)]
-        energy = [np.einsum("nxy,xy,y->n", power, weight, columns, optimize=True) for power in powers]
-        chance = np.einsum("nxy,nxy,xy,y->n", powers[0], powers[1], weight**2, columns, optimize=True)
-        both = energy[0] * energy[1]
-        good = (both > 0) & (chance > 0) & (area > 0)
-        correlation = (into_x @ (first * second.conj() * weight) @ into_y).real
-        here_rows = np.fromiter(part, np.intp)
-        scale = np.where(good, 1 / np.sqrt(np.where(good, both, 1)), 0)
-        coefficient[here_rows] = np.clip(correlation * scale[:, None, None], -0.995, 0.995)
-        samples[here_rows] = np.where(good, area * both / np.where(good, chance, 1), 0)
-    return coefficient, samples
+        here = slice(part.start, part.stop)
+        per_pixel = 0.5 / np.maximum(area[here], 1)
+        first, second = first[:, rows, :fy], second[:, rows, :fy]
+        np.multiply(first, second.conj(), out=cross[here])
+        power[here] = first.real**2 + first.imag**2
+        power[here] += second.real**2 + second.imag**2
+        power[here] *= per_pixel[:, None, None]
+    return AlignedOverlaps(displacement_px, (nx, ny), cross, power, area, rows)
+
+
+def noise_model(
+    overlaps: AlignedOverlaps, displacement_px: NDArray[np.floating], known: NDArray[np.bool_], /
+) -> NoiseModel | None:
+    """Return what overlaps share and what they do not, from links whose displacement is known; None if that is nothing.
+
+    Parameters
+    ----------
+    overlaps : AlignedOverlaps
+        The overlaps.
+    displacement_px : ndarray, shape (n, 2)
+        Their displacements, to a fraction of a pixel.
+    known : ndarray of bool, shape (n,)
+        Which of the displacements are known.
+    """
+    fx, fy = overlaps.frequency
+    off = displacement_px - overlaps.offset_lag
+    good = np.flatnonzero((overlaps.area > 0) & known)[:120]
+    if len(good) == 0:
+        return None
+    flat = overlaps.ring.ravel()
+    doubled = np.where(fy > 0, 2.0, 1.0) * np.ones_like(fx)
+    cross = np.zeros(flat.shape)
+    power = np.zeros(flat.shape)
+    for k in good:
+        turn = np.exp(2j * np.pi * fx * off[k, 0]) * np.exp(2j * np.pi * fy * off[k, 1])
+        cross += (overlaps.cross[k] * turn).real.ravel() / overlaps.area[k]
+        power += overlaps.power[k].ravel()
+    count = _smoothed(np.bincount(flat, doubled.ravel(), minlength=RINGS))
+    per_value = np.maximum(count, 1e-9) * len(good)
+    signal = _smoothed(np.bincount(flat, cross * doubled.ravel(), minlength=RINGS)) / per_value
+    both = _smoothed(np.bincount(flat, power * doubled.ravel(), minlength=RINGS)) / per_value
+    # Zero padding makes neighbouring frequencies alike: fewer values are independent than there are.
+    independent = per_value * overlaps.area[good].mean() / (overlaps.padded[0] * overlaps.padded[1])
+    clear = signal > 2 * both / np.sqrt(np.maximum(independent, 1))
+    if not clear.any():
+        return None
+    signal = np.where(clear, np.minimum(signal, 0.98 * both), 0)
+    noise = np.maximum(both - signal, 1e-9)
+    return NoiseModel(np.asarray(signal, np.float32), np.asarray(noise, np.float32))
+
+
+def aligned_likelihoods(
+    overlaps: AlignedOverlaps, model: NoiseModel, /, *, reach_px: int = NEAR
+) -> tuple[FloatArray, FloatArray]:
+    """Return the log-likelihood of lags of up to `reach_px` about the nearest pixel, and its scatter by chance.
+
+    The noise's power is that of all links; the signal's power, and in which directions it lies, is what is left of the
+    link's own power, averaged over neighbouring frequencies.
+
+    Parameters
+    ----------
+    overlaps : AlignedOverlaps
+        From `aligned_overlaps`.
+    model : NoiseModel
+        From `noise_model`.
+    reach_px : int
+        Largest lag along x and y, at most that of `overlaps`.
+
+    Returns
+    -------
+    likelihood : ndarray, shape (n, 2*reach+1, 2*reach+1), float32
+        Logarithm of the likelihood of every lag, up to a constant; lag (0, 0) in the middle. Its curvature at the peak
+        is the inverse covariance of the lag. 0 where an overlap is blank.
+    chance : ndarray, shape (n,), float32
+        Standard deviation of `likelihood` between tiles that have nothing in common.
+
+    Notes
+    -----
+    For signal and noise of power S and N the most likely lag maximises the correlation weighted by S / (N^2 + 2 S N)
+    (Hannan, E. J., Thomson, P. J. (1973), Estimating group delay, Biometrika 60), which is in units of the
+    log-likelihood.
+    """
+    n, kept_x, kept_y = overlaps.power.shape
+    nx, ny = overlaps.padded
+    fx, fy = (values.ravel().astype(np.float64) for values in overlaps.frequency)
+    lags = np.arange(-reach_px, reach_px + 1)
+    doubled = np.where(np.arange(kept_y) > 0, 2.0, 1.0) / (nx * ny)
+    into_x = np.exp(2j * np.pi * lags[:, None] * fx[None, :]).astype(np.complex64)
+    into_y = (np.exp(2j * np.pi * fy[:, None] * lags[None, :]) * doubled[:, None]).astype(np.complex64)
+    along_x, along_y, mirrored = _averages(fx, fy)
+    place = np.full(nx, -1, np.intp)
+    place[overlaps.rows] = np.arange(kept_x)
+    opposite = place[(-overlaps.rows) % nx]
+    shared = model.signal[overlaps.ring]
+    noise = model.noise[overlaps.ring]
+    usual = shared + noise
+    likelihood = np.zeros((n, len(lags), len(lags)), np.float32)
+    chance = np.zeros(n, np.float32)
+    for start in range(0, n, BATCH):
+        part = slice(start, min(start + BATCH, n))
+        # Averaged in units of what is usual: the power of correlated speckle falls steeply.
+        ratio = overlaps.power[part] / usual
+        ratio = along_x @ (ratio @ along_y + ratio[:, opposite] @ mirrored)
+        signal = np.maximum(ratio * usual - noise, 0)
+        signal *= np.float32(OWN_SHARE)
+        signal += np.float32(1 - OWN_SHARE) * shared
+        signal *= shared > 0
+        own_noise = noise + np.float32(UNLIKE) * signal
+        weight = signal / (own_noise * (own_noise + 2 * signal))
+        likelihood[part] = (into_x @ (overlaps.cross[part] * weight) @ into_y).real
+        expected = (weight * ratio * usual) ** 2 @ doubled.astype(np.float32)
+        chance[part] = overlaps.area[part] * np.sqrt(expected.sum(axis=1) / (nx * ny))
+    likelihood[overlaps.area <= 0] = 0
+    return likelihood, chance
+
+
+def _averages(fx: NDArray[np.float64], fy: NDArray[np.float64]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the matrices that average power over neighbouring frequencies: along x, along y, and across fy = 0.
+
+    The half of the spectrum that is not kept is the other one turned by 180 degrees.
+    """
+
+    def near(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.exp(-0.5 * ((a[:, None] - b[None, :]) / SMOOTHING) ** 2))
+
+    along_x = near(fx, fx)
+    along_x /= along_x.sum(axis=1, keepdims=True)
+    along_y, mirrored = near(fy, fy), near(-fy, fy)
+    mirrored[0] = 0  # fy = 0 is its own mirror image
+    total = along_y.sum(axis=0) + mirrored.sum(axis=0)
+    return (
+        np.asarray(along_x, np.float32),
+        np.asarray(along_y / total, np.float32),
+        np.asarray(mirrored / total, np.float32),
+    )
+
+
+def _smoothed(values: NDArray[Any]) -> NDArray[np.float64]:
+    kernel = np.array([1, 4, 6, 4, 1]) / 16
+    return np.asarray(np.convolve(np.pad(values, 2, mode="edge"), kernel, "valid"), np.float64)
+
+
+RISE = 4
 
 
 def _soft_edge(length: int) -> FloatArray:
-    """Return a window that rises and falls over up to 8 px."""
-    rise = min(8, max(length // 4, 1))
+    """Return a window that rises and falls over up to `RISE` px."""
+    rise = min(RISE, max(length // 4, 1))
     window = np.ones(length, np.float32)
     flank = np.sin(np.pi / 2 * (np.arange(rise) + 0.5) / rise).astype(np.float32) ** 2
     window[:rise] = flank

@@ -8,7 +8,7 @@ looks at every link again around the position that all others predict. Blank til
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +19,12 @@ from opticstream.compute.blas_threads import one_blas_thread
 from opticstream.compute.stitching.correlation import (
     NEAR,
     CrossSpectra,
-    aligned_coefficients,
+    NoiseModel,
+    aligned_likelihoods,
+    aligned_overlaps,
     cross_spectra,
     likelihood_surfaces,
+    noise_model,
     ring_frequency,
 )
 from opticstream.compute.stitching.grid import neighbour_pairs
@@ -37,12 +40,28 @@ SMOOTH_SIGMA_PX = 2.0
 FLOOR_PX = 0.05
 EMPTY_SHARE = 0.03
 """A tile with much less than this share of the usual contrast is empty, whatever its noise resembles."""
+FAINT_FLOOR = 0.1
+"""An overlap with much less than this share of the usual contrast says little: it shows the halo of an edge nearby."""
 SHARP_PX2 = 0.5
 """A link whose belief varies by less than this has one narrow peak, to be measured to a fraction of a pixel."""
 FAINT_SHARE = 0.1
 """Frequency weights are estimated again where more than this share of links says something without being sharp."""
 PREDICTION_PX2 = 0.5
 """What is added to the expectation's variance before peaks are picked around it."""
+LEAST_ALIGNED_Z = 3.0
+"""An aligned overlap whose likelihood is not further above chance shows nothing."""
+ALIGNABLE_PX2 = 1.0
+"""Variance of a link's shift along its worst direction up to which its overlap can be aligned to the nearest pixel."""
+ROUNDS = 2
+"""How often links without a clear shift are looked for where all others expect them."""
+FAR = 12
+"""Lags that are looked at there."""
+FINDABLE_PX2 = 36.0
+"""Variance of what others expect of a link up to which it is looked for."""
+FAR_TRUST = 0.7
+"""Share of the log-likelihood that counts in the search: the noise of one link is not quite that of all."""
+LEAST_FAR_Z = 4.0
+"""Among so many lags chance reaches higher than `LEAST_ALIGNED_Z`."""
 DOUBT = 4.0
 """Widens the first guess of the stage's variance: where that is too narrow, clear links look like outliers."""
 OUTLIER_CHI2 = 9.21
@@ -199,21 +218,8 @@ def _positions(
         beliefs = _beliefs(evidence, system, nominal, stage)
     del spectra
 
-    def aligned(displacement: NDArray[np.intp]) -> tuple[list[FloatArray], list[FloatArray]]:
-        coefficients, samples = [], []
-        for image, by_axis in zip(images, weights, strict=True):
-            coefficient = np.zeros((len(pairs), 2 * NEAR + 1, 2 * NEAR + 1), np.float32)
-            count = np.zeros(len(pairs), np.float32)
-            for direction, weight in zip(sorted(set(axis.tolist())), by_axis, strict=True):
-                mine = np.flatnonzero(axis == direction)
-                coefficient[mine], count[mine] = aligned_coefficients(
-                    image, pairs[mine], displacement[mine], weight, workers=workers
-                )
-            coefficients.append(coefficient)
-            samples.append(count)
-        return coefficients, samples
-
-    return _solved(evidence, nominal, features, system, beliefs, aligned)
+    ruler = _Ruler(images, pairs, axis, workers)
+    return _solved(evidence, nominal, features, system, beliefs, ruler)
 
 
 def empty_tiles(image: FilteredTiles, /) -> NDArray[np.bool_]:
@@ -237,7 +243,7 @@ def _spectra(
     image: FloatArray, nominal: Array, pairs: NDArray[np.intp], axis: NDArray[np.intp], margin_px: int, workers: int
 ) -> list[CrossSpectra]:
     size = np.array(image.shape[1:])
-    noise_density = _least_contrast(_contrast(image))
+    noise_density = FAINT_FLOOR / EMPTY_SHARE * _least_contrast(_contrast(image))
     displacement = np.rint(nominal[pairs[:, 1]] - nominal[pairs[:, 0]]).astype(np.intp)
     parts = []
     for direction in (0, 1):
@@ -351,25 +357,138 @@ _DESIGN = np.stack(
     axis=1,
 )
 
+_GRID_X, _GRID_Y = _GRID.T.astype(np.intp)
+_NEAR_WEIGHT = np.exp(-(_GRID**2).sum(axis=1) / 2)
+_QUADRATIC = np.linalg.solve((_DESIGN * _NEAR_WEIGHT[:, None]).T @ _DESIGN, (_DESIGN * _NEAR_WEIGHT[:, None]).T)
+"""Coefficients of the quadratic through 5 x 5 values, near ones counting more."""
 
-def _align(
-    evidence: _Evidence, aligned: Callable[[NDArray[np.intp]], tuple[list[FloatArray], list[FloatArray]]]
-) -> None:
-    """Measure every accepted link again on its aligned overlap; what has no proper peak there keeps what it had."""
-    whole = np.rint(evidence.shift).astype(np.intp)
-    coefficients, samples = aligned(evidence.nominal.astype(np.intp) + whole)
-    centre = np.full(len(whole), NEAR)
-    best = np.zeros_like(coefficients[0])
-    for coefficient, count in zip(coefficients, samples, strict=True):
-        best += coefficient * count[:, None, None]
-    near = best[:, 1:-1, 1:-1].reshape(len(whole), -1).argmax(axis=1)
-    px, py = np.unravel_index(near, (2 * NEAR - 1, 2 * NEAR - 1))
-    px, py = np.clip(px + 1, NEAR - 1, NEAR + 1), np.clip(py + 1, NEAR - 1, NEAR + 1)
-    peak, information, good = _quadratic_peaks(coefficients, samples, px, py)
-    shift = whole + peak - centre[:, None]
-    good &= evidence.accepted & (np.abs(shift - evidence.shift).max(axis=1) < 1.5)
-    evidence.shift = np.where(good[:, None], shift, evidence.shift)
-    evidence.information = np.where(good[:, None, None], information, evidence.information)
+
+class _Ruler:
+    """Measures overlaps that are known to about a pixel, to a fraction of one."""
+
+    def __init__(
+        self, images: Sequence[FilteredTiles], pairs: NDArray[np.intp], axis: NDArray[np.intp], workers: int
+    ) -> None:
+        self.images, self.pairs, self.axis, self.workers = images, pairs, axis, workers
+        self.models: dict[tuple[int, int], NoiseModel | None] = {}
+
+    def measure(
+        self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_]
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return displacement, information and whether there is a proper peak, of the `chosen` links.
+
+        `displacement_px` (chosen, 2) is where to look. What tiles share, and how loud they are, is estimated at the
+        first call, from the links that are `known` (chosen,) to a fraction of a pixel.
+        """
+        if len(chosen) == 0:
+            return np.empty((0, 2)), np.empty((0, 2, 2)), np.zeros(0, bool)
+        found, information, good = self._measure(chosen, displacement_px, known)
+        # Away from the lag that the overlap was cut for, a broad peak is drawn back to it.
+        again = np.flatnonzero(good & (np.abs(found - np.rint(displacement_px)).max(axis=1, initial=0) > 0.6))
+        if len(again):
+            found[again], information[again], good[again] = self._measure(chosen[again], found[again], known[again])
+        return found, information, good
+
+    def search(
+        self, chosen: NDArray[np.intp], expected_px: Array, precision: Array
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Return the same for links that others expect at `expected_px` with that `precision` (inverse covariance).
+
+        Good are those of which nearly all of the belief lies about one peak.
+        """
+        whole, surface, variance = self._surfaces(chosen, expected_px, np.zeros(len(chosen), bool), FAR)
+        lags = np.arange(-FAR, FAR + 1.0)
+        off = whole[:, None, :] + lags[None, :, None] - expected_px[:, None, :]
+        x, y = off[:, :, 0], off[:, :, 1]
+        belief = FAR_TRUST * surface - precision[:, 0, 1, None, None] * x[:, :, None] * y[:, None, :]
+        belief -= 0.5 * precision[:, 0, 0, None, None] * (x**2)[:, :, None]
+        belief -= 0.5 * precision[:, 1, 1, None, None] * (y**2)[:, None, :]
+        flat = belief.reshape(len(chosen), -1)
+        best = flat.argmax(axis=1)
+        mass = np.exp(flat - flat.max(axis=1, keepdims=True)).reshape(belief.shape)
+        px, py = np.unravel_index(best, belief.shape[1:])
+        near_x = np.abs(np.arange(len(lags))[None, :] - px[:, None]) <= 2
+        near_y = np.abs(np.arange(len(lags))[None, :] - py[:, None]) <= 2
+        near = np.einsum("lxy,lx,ly->l", mass, near_x, near_y, optimize=True)
+        height = surface.reshape(len(chosen), -1)[np.arange(len(chosen)), best]
+        good = (near > 0.95 * mass.sum(axis=(1, 2))) & (height > LEAST_FAR_Z * np.sqrt(np.maximum(variance, 1e-30)))
+        where = whole + np.stack([px, py], 1) - float(FAR)
+        found, information = where.copy(), np.zeros((len(chosen), 2, 2))
+        mine = np.flatnonzero(good)
+        if len(mine):
+            found[mine], information[mine], good[mine] = self.measure(chosen[mine], where[mine], good[mine] & False)
+        return found, information, good
+
+    def _measure(
+        self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_]
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        whole, surface, variance = self._surfaces(chosen, displacement_px, known, NEAR)
+        inner = surface[:, 1:-1, 1:-1].reshape(len(chosen), -1)
+        px, py = np.unravel_index(inner.argmax(axis=1), (2 * NEAR - 1, 2 * NEAR - 1))
+        px, py = np.clip(px + 1, NEAR - 1, NEAR + 1), np.clip(py + 1, NEAR - 1, NEAR + 1)
+        peak, information, good = peaks_of_likelihoods(surface, px, py)
+        good &= inner.max(axis=1) > LEAST_ALIGNED_Z * np.sqrt(np.maximum(variance, 1e-30))
+        return whole + peak - NEAR, information, good
+
+    def _surfaces(
+        self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_], reach_px: int
+    ) -> tuple[NDArray[np.intp], Array, Array]:
+        """Return the whole displacements that overlaps were cut at, log-likelihoods about these, variance by chance."""
+        whole = np.rint(displacement_px).astype(np.intp)
+        surface = np.zeros((len(chosen), 2 * reach_px + 1, 2 * reach_px + 1))
+        variance = np.zeros(len(chosen))
+        for direction in (0, 1):
+            mine = np.flatnonzero(self.axis[chosen] == direction)
+            if len(mine) == 0:
+                continue
+            for number, image in enumerate(self.images):
+                model = self.models.get((number, direction))
+                if model is None and not known[mine].any():
+                    continue
+                overlaps = aligned_overlaps(
+                    image, self.pairs[chosen[mine]], whole[mine], reach_px=reach_px, workers=self.workers
+                )
+                if model is None:
+                    model = noise_model(overlaps, displacement_px[mine], known[mine])
+                    self.models[number, direction] = model
+                if model is None:
+                    continue
+                likelihood, chance = aligned_likelihoods(overlaps, model, reach_px=reach_px)
+                surface[mine] += likelihood
+                variance[mine] += chance.astype(np.float64) ** 2
+        return whole, surface, variance
+
+
+def peaks_of_likelihoods(
+    surface: Array, px: NDArray[np.intp], py: NDArray[np.intp]
+) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Return the peak of log-likelihoods near (px, py), its information, and whether it is one.
+
+    Parameters
+    ----------
+    surface : ndarray, shape (n, width, height)
+        Logarithms of likelihoods.
+    px, py : ndarray of int, shape (n,)
+        Their highest values, at least 2 from every edge.
+
+    Returns
+    -------
+    peak : ndarray, shape (n, 2)
+        Where the quadratic through 5 x 5 values is highest, in indices of `surface`.
+    information : ndarray, shape (n, 2, 2)
+        Its negative curvature, the inverse covariance; 0 where there is no proper peak.
+    good : ndarray of bool, shape (n,)
+        Where there is one.
+    """
+    values = surface[np.arange(len(px))[:, None], px[:, None] + _GRID_X, py[:, None] + _GRID_Y]
+    _, gx, gy, hxx, hxy, hyy = (values @ _QUADRATIC.T).T
+    information = -np.stack([np.stack([hxx, hxy], -1), np.stack([hxy, hyy], -1)], -2)
+    good = (hxx < 0) & (hyy < 0) & (hxx * hyy - hxy**2 > 1e-9)
+    information[~good] = np.eye(2)
+    offset = np.linalg.solve(information, np.stack([gx, gy], -1)[..., None])[..., 0]
+    good &= np.abs(offset).max(axis=1, initial=0) < 1.5
+    information[~good] = 0
+    return np.asarray(np.stack([px, py], 1) + offset, np.float64), information, np.asarray(good, bool)
 
 
 def _refined(evidence: _Evidence, px: NDArray[np.intp], py: NDArray[np.intp]) -> tuple[Array, Array, NDArray[np.bool_]]:
@@ -634,22 +753,43 @@ def _solved(
     features: Array,
     system: LinkSystem,
     beliefs: LinkBeliefs,
-    aligned: Callable[[NDArray[np.intp]], tuple[list[FloatArray], list[FloatArray]]],
+    ruler: _Ruler,
 ) -> TilePositions:
     pairs = evidence.pairs
     rounding = _rounding(evidence, nominal)
     _pick(evidence, beliefs.expected_px, np.einsum("lii->li", beliefs.expected_px2) + PREDICTION_PX2)
     sharp = evidence.accepted & _is_sharp(beliefs)
-    evidence.accepted = sharp
-    _align(evidence, aligned)
     jitter = beliefs.jitter_px
-    # A link that is not sharp counts as what its surface says under the expectation: something, little, or nothing.
-    evidence.shift = np.where(sharp[:, None], evidence.shift, beliefs.shift_px)
-    evidence.information = np.where(sharp[:, None, None], evidence.information, beliefs.information)
-    evidence.accepted = sharp | _says_something(beliefs)
     prior = np.tile(1 / jitter**2, (len(nominal), 1))
-    information = limited_information(evidence.information, FLOOR_PX**2)
-    solution, weight = _robust(system, evidence.shift - rounding, information, evidence.accepted, sharp, prior)
+    # A link that is not sharp counts as what its surface says under the expectation: something, little, or nothing.
+    shift = np.where(sharp[:, None], evidence.shift, beliefs.shift_px)
+    information = np.where(sharp[:, None, None], evidence.information, beliefs.information)
+    telling = _says_something(beliefs)
+    where = np.where(sharp[:, None], evidence.shift, beliefs.believed_px)
+    spread = np.linalg.eigvalsh(beliefs.covariance_px2)[:, 1]
+    measured = sharp.copy()
+    chosen = np.flatnonzero(sharp | (telling & (spread < ALIGNABLE_PX2)))
+    found = ruler.measure(chosen, where[chosen] + evidence.nominal[chosen], sharp[chosen])
+    for step in range(ROUNDS + 1):
+        at, found_information, good = found[0] - evidence.nominal[chosen], found[1], found[2]
+        good = good & (np.abs(at - where[chosen]).max(axis=1, initial=0) < (2 if step == 0 else FAR))
+        shift[chosen[good]], information[chosen[good]] = at[good], found_information[good]
+        measured[chosen[good]] = True
+        accepted = measured | telling
+        limited = limited_information(information, FLOOR_PX**2)
+        solution, weight = _robust(system, shift - rounding, limited, accepted, measured, prior)
+        if step == ROUNDS:
+            break
+        final = system.solve(shift - rounding, limited * weight[:, None, None], prior, with_covariance=True)
+        predicted = final.deviation_px[pairs[:, 1]] - final.deviation_px[pairs[:, 0]] + rounding
+        expected, precision = _without_own(predicted, final.link_covariance_px2, shift, limited * weight[:, None, None])
+        doubt = 1 / np.linalg.eigvalsh(precision)[:, 0]
+        chosen = np.flatnonzero((~measured | (weight < 0.5)) & (doubt < FINDABLE_PX2))
+        if len(chosen) == 0:
+            break
+        where[chosen] = expected[chosen]
+        found = ruler.search(chosen, expected[chosen] + evidence.nominal[chosen], precision[chosen])
+    evidence.accepted, evidence.shift, information = accepted, shift, limited
     held = np.zeros(len(nominal), bool)
     held[pairs[weight > 0.5].ravel()] = True
     shift = evidence.shift - rounding
@@ -679,6 +819,16 @@ def _solved(
         lattice=lattice + slope,
         links=links,
     )
+
+
+def _without_own(predicted: Array, covariance: Array, shift: Array, information: Array) -> tuple[Array, Array]:
+    """Return what all others expect of each link, and how precisely (inverse covariance)."""
+    whole = np.linalg.inv(covariance)
+    precision = whole - information
+    value, vector = np.linalg.eigh(0.5 * (precision + precision.transpose(0, 2, 1)))
+    precision = np.einsum("lij,lj,lkj->lik", vector, np.maximum(value, 1e-3), vector)
+    force = np.einsum("lij,lj->li", whole, predicted) - np.einsum("lij,lj->li", information, shift)
+    return np.linalg.solve(precision, force[..., None])[..., 0], np.asarray(precision, np.float64)
 
 
 def _overrating(residual: Array, information: Array, weight: Array, held: NDArray[np.bool_]) -> Array:

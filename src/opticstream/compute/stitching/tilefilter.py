@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.blas_threads import one_blas_thread
+from opticstream.compute.stitching.instrument import instrument_gain
 
 FloatArray = NDArray[np.float32]
 
@@ -134,15 +135,19 @@ def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /) -> float:
     float
         The floor in units of the tiles; a tiny positive number where all tiles are zero.
     """
+    share = SOFT_FLOOR * (1 + 30 / speckle_looks(tiles) ** 3)
+    return max(share * tissue_level(tiles), 1e-6)
+
+
+def tissue_level(tiles: Sequence[NDArray[np.floating]], /) -> float:
+    """Return the usual level of tissue: the 80th percentile of the tiles' medians, 0 where nothing is known."""
     medians = []
     for tile in tiles:
         sample = tile[::5, ::5]
         sample = sample[np.isfinite(sample)]
         if sample.size:
             medians.append(float(np.median(sample)))
-    level = float(np.percentile(medians, 80)) if medians else 0.0
-    share = SOFT_FLOOR * (1 + 30 / speckle_looks(tiles) ** 3)
-    return max(share * level, 1e-6)
+    return float(np.percentile(medians, 80)) if medians else 0.0
 
 
 def high_pass_for_overlap(overlap_px: float, /) -> float:
@@ -202,7 +207,8 @@ def filtered_tiles(
     sigma_px: float = LEAST_SIGMA_PX,
     workers: int = 2,
 ) -> FilteredTiles:
-    """Return the tiles ready for correlation: logarithm with a soft floor, minus a Gaussian blur.
+    """Return the tiles ready for correlation: without the instrument's shading and pattern, as a logarithm with a soft
+    floor, minus a Gaussian blur.
 
     Parameters
     ----------
@@ -221,6 +227,7 @@ def filtered_tiles(
         A blank (constant) tile gives zeros.
     """
     floor = np.float32(soft_floor_of_tiles(tiles)) if logarithm else np.float32(0)
+    gain = instrument_gain(tiles, tissue_level(tiles), float(floor)) if logarithm else None
     nx, ny = tiles[0].shape
     basis_x, basis_y = _basis(nx, sigma_px), _basis(ny, sigma_px)
     result = np.empty((len(tiles), nx, ny), np.float32)
@@ -235,6 +242,8 @@ def filtered_tiles(
             out[holes] = 0
         if logarithm:
             np.maximum(out, 0, out=out)
+            if gain is not None:
+                out *= gain
             out += floor
             np.log(out, out=out)
         if holes is not None:
