@@ -253,7 +253,7 @@ class Watcher:
                     for entry in entries:
                         if entry.name.startswith("."):
                             continue
-                        if entry.is_dir():
+                        if _is_folder(entry):
                             self._refuse_folder(prefix + entry.name)
                             # Links come last: a folder is known by its own name rather than by a link to it.
                             place = 0 if entry.is_symlink() else len(folders)
@@ -481,3 +481,11 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or leads to one; a loop of links leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
