@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,7 +64,8 @@ def test_our_own_announcements_are_told_from_copies_after_their_way_through_a_tr
         body = bus._body(event, automatic)
         parameters = rendered(WITH_TRIGGER[0], body, monkeypatch)
         assert received_from(event.event_name(), body["payload"], parameters["source"]).is_automatic is automatic
-    copy = bus._body(event, True) | {"occurred": datetime.now(UTC).isoformat(), "id": str(uuid.uuid4())}
+    later = datetime.now(UTC) + timedelta(seconds=1)
+    copy = bus._body(event, True) | {"occurred": later.isoformat(), "id": str(uuid.uuid4())}
     parameters = rendered(WITH_TRIGGER[0], copy, monkeypatch)
     assert not received_from(event.event_name(), copy["payload"], parameters["source"]).is_automatic
 

@@ -22,6 +22,8 @@ TISSUE_SHARE = 0.4
 """A block is tissue where its mean exceeds this share of the usual level of tissue."""
 MOST_TILES = 80
 """A pattern is known well enough from so many tiles."""
+MOST_GAIN = 3.0
+"""Largest difference of an instrument's gain over the field that is believed, as a natural logarithm: a factor of 20."""
 FINE_PX = 6.0
 """A pattern is what changes over less than this; what changes more slowly is shading."""
 
@@ -55,6 +57,8 @@ def instrument_gain(tiles: Sequence[NDArray[np.floating]], level: float, floor: 
         chosen = whole[np.unique(np.linspace(0, len(whole) - 1, MOST_TILES).astype(int))]
         columns, rows = _pattern([tiles[k] for k in chosen], tissue[chosen], floor)
         gain -= columns[:, None] + rows[None, :]
+    if not np.ptp(gain) < MOST_GAIN:  # no instrument is like that: the tiles do not agree
+        return np.ones(shape, np.float32)
     return np.exp(gain - gain.mean()).astype(np.float32)
 
 
