@@ -23,7 +23,7 @@ TISSUE_SHARE = 0.4
 MOST_TILES = 80
 """A pattern is known well enough from so many tiles."""
 MOST_GAIN = 3.0
-"""Largest difference of an instrument's gain over the field that is believed, as a natural logarithm: a factor of 20."""
+"""Largest difference of an instrument's gain over the field that is believed (natural logarithm): a factor of 20."""
 FINE_PX = 6.0
 """A pattern is what changes over less than this; what changes more slowly is shading."""
 
