@@ -172,7 +172,7 @@ def test_an_array_becomes_a_raw_tile(shared_data, tmp_path):
     )
     source = shared_data / "sdoct_cscan" / "cscan_counts_u16.npy"
     assert call("import", source, file, tmp_path / "raw").exit_code == 0
-    (tile,) = (tmp_path / "raw").iterdir()
+    (tile,) = (tmp_path / "raw").glob("*.nii")
     with SpectralTile.open(tile, SpectralShape(1024, 100, 1, 100)) as opened:
         ((_, counts),) = opened.blocks(100)
         np.testing.assert_array_equal(counts[:, 0], np.load(source))
