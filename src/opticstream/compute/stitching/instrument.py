@@ -20,7 +20,7 @@ BLOCK_PX = 16
 DEGREE = 4
 TISSUE_SHARE = 0.4
 """A block is tissue where its mean exceeds this share of the usual level of tissue."""
-MOST_TILES = 80
+MOST_TILES = 40
 """A pattern is known well enough from so many tiles."""
 MOST_GAIN = 3.0
 """Largest difference of an instrument's gain over the field that is believed (natural logarithm): a factor of 20."""
