@@ -17,10 +17,15 @@ FloatArray = NDArray[np.float32]
 Array = NDArray[np.float64]
 
 BLOCK_PX = 16
-DEGREE = 4
+DEGREE, LOW_DEGREE = 4, 2
+"""Of the polynomial of shading; the lower one where parts of the field were never seen with tissue."""
+LEAST_SEEN = 4
+"""Tiles that must show tissue in a part of the field."""
+MOST_GAIN = 1.6
+"""Logarithm of brightest over darkest part of a field: what is beyond is tissue, not shading."""
 TISSUE_SHARE = 0.4
 """A block is tissue where its mean exceeds this share of the usual level of tissue."""
-MOST_TILES = 80
+MOST_TILES = 40
 """A pattern is known well enough from so many tiles."""
 MOST_GAIN = 3.0
 """Largest difference of an instrument's gain over the field that is believed (natural logarithm): a factor of 20."""
@@ -84,7 +89,8 @@ def _shading(level: Array, tissue: NDArray[np.bool_], shape: tuple[int, int]) ->
     centre = [
         (np.arange(n) + 0.5) * BLOCK_PX / (0.5 * size) - 1 for n, size in zip(level.shape[1:], shape, strict=True)
     ]
-    design = _polynomials(*centre).reshape(-1, tissue[0].size).T
+    degree = DEGREE if tissue.sum(axis=0).min() >= LEAST_SEEN else LOW_DEGREE
+    design = _polynomials(*centre, degree).reshape(-1, tissue[0].size).T
     design, turn = np.linalg.qr(design - design.mean(axis=0))
     terms = design.shape[1]
     use = tissue.reshape(len(level), -1).astype(np.float64)
@@ -111,15 +117,17 @@ def _shading(level: Array, tissue: NDArray[np.bool_], shape: tuple[int, int]) ->
         scatter = inverse @ (force.T @ force) @ inverse
         weight = use / np.maximum(np.abs(residual) / max(2 * spread, 1e-6), 1)
     doubt = np.diag(scatter) * len(use) / max(len(use) - 1, 1)
-    fitted = fitted * np.maximum(1 - 2 * doubt / np.maximum(fitted**2, 1e-12), 0)
+    # A few tiles also know badly how far they disagree.
+    doubt = 2 * (1 + 20 / len(use)) * doubt
+    fitted = fitted * np.maximum(1 - doubt / np.maximum(fitted**2, 1e-12), 0)
     fitted = np.linalg.solve(turn, fitted)
     fine = [np.linspace(-1, 1, n) for n in shape]
-    return np.asarray(np.einsum("k,kxy->xy", fitted, _polynomials(*fine)), np.float64)
+    return np.asarray(np.einsum("k,kxy->xy", fitted, _polynomials(*fine, degree)), np.float64)
 
 
-def _polynomials(x: Array, y: Array) -> Array:
+def _polynomials(x: Array, y: Array, degree: int) -> Array:
     return np.stack(
-        [x[:, None] ** i * y[None, :] ** j for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i) if i + j > 0]
+        [x[:, None] ** i * y[None, :] ** j for i in range(degree + 1) for j in range(degree + 1 - i) if i + j > 0]
     )
 
 

@@ -371,6 +371,23 @@ class _Ruler:
     ) -> None:
         self.images, self.pairs, self.axis, self.workers = images, pairs, axis, workers
         self.models: dict[tuple[int, int], NoiseModel | None] = {}
+        self.usual = [float(np.percentile(_contrast(image.values[:, ::3, ::3]), 75)) for image in images]
+
+    def showing(self, chosen: NDArray[np.intp], displacement_px: Array) -> NDArray[np.intp]:
+        """Return those of the `chosen` links whose two tiles show anything where they overlap, in any image."""
+        whole = np.rint(displacement_px).astype(np.intp)
+        shown = np.zeros(len(chosen), bool)
+        for row, (link, step) in enumerate(zip(chosen, whole, strict=True)):
+            for image, usual in zip(self.images, self.usual, strict=True):
+                size = np.array(image.tile_shape)
+                low, high = np.maximum(step, 0), np.minimum(size, size + step)
+                one, other = self.pairs[link]
+                first = image.values[one, low[0] : high[0] : 3, low[1] : high[1] : 3]
+                low, high = low - step, high - step
+                second = image.values[other, low[0] : high[0] : 3, low[1] : high[1] : 3]
+                if min(first.size, second.size) and min((first**2).mean(), (second**2).mean()) > FAINT_FLOOR * usual:
+                    shown[row] = True
+        return chosen[shown]
 
     def measure(
         self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_]
@@ -784,7 +801,9 @@ def _solved(
         predicted = final.deviation_px[pairs[:, 1]] - final.deviation_px[pairs[:, 0]] + rounding
         expected, precision = _without_own(predicted, final.link_covariance_px2, shift, limited * weight[:, None, None])
         doubt = 1 / np.linalg.eigvalsh(precision)[:, 0]
-        chosen = np.flatnonzero((~measured | (weight < 0.5)) & (doubt < FINDABLE_PX2))
+        moved = np.abs(expected - where).max(axis=1, initial=0) > 1
+        chosen = np.flatnonzero((~measured | (weight < 0.5)) & (doubt < FINDABLE_PX2) & (moved | (step == 0)))
+        chosen = ruler.showing(chosen, expected[chosen] + evidence.nominal[chosen])
         if len(chosen) == 0:
             break
         where[chosen] = expected[chosen]

@@ -119,7 +119,7 @@ def speckle_looks(tiles: Sequence[NDArray[np.floating]], /) -> float:
     return float(np.clip((1 / max(share, 1e-6) - 1) / 2, 0.5, 1000.0))
 
 
-def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /) -> float:
+def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /, level: float | None = None) -> float:
     """Return the level below which tiles count as empty, as a share of the 80th percentile of their medians.
 
     The share is 0.3 for smooth tiles. The fewer looks their speckle has, the higher it is: the logarithm makes the dark
@@ -129,6 +129,8 @@ def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /) -> float:
     ----------
     tiles : sequence of ndarray, shape (x, y)
         Linear, non-negative images; NaN is skipped. A sparse sample of every tile is looked at.
+    level : float, optional
+        Their `tissue_level`, where it is known already.
 
     Returns
     -------
@@ -136,7 +138,7 @@ def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /) -> float:
         The floor in units of the tiles; a tiny positive number where all tiles are zero.
     """
     share = SOFT_FLOOR * (1 + 30 / speckle_looks(tiles) ** 3)
-    return max(share * tissue_level(tiles), 1e-6)
+    return max(share * (tissue_level(tiles) if level is None else level), 1e-6)
 
 
 def tissue_level(tiles: Sequence[NDArray[np.floating]], /) -> float:
@@ -226,8 +228,9 @@ def filtered_tiles(
     FilteredTiles
         A blank (constant) tile gives zeros.
     """
-    floor = np.float32(soft_floor_of_tiles(tiles)) if logarithm else np.float32(0)
-    gain = instrument_gain(tiles, tissue_level(tiles), float(floor)) if logarithm else None
+    level = tissue_level(tiles) if logarithm else 0.0
+    floor = np.float32(soft_floor_of_tiles(tiles, level)) if logarithm else np.float32(0)
+    gain = instrument_gain(tiles, level, float(floor)) if logarithm else None
     nx, ny = tiles[0].shape
     basis_x, basis_y = _basis(nx, sigma_px), _basis(ny, sigma_px)
     result = np.empty((len(tiles), nx, ny), np.float32)
