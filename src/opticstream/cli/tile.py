@@ -197,7 +197,7 @@ def archive_verify(
     else:
         others = len(checked) - len(judged)
         told = f"; {others} have no checksum and are not judged" if others else ""
-        out.print(f"{len(judged) - len(bad)} of {len(judged)} with checksums are whole{told}")
+        out.print(f"{len(judged) - len(bad)} of {len(judged)} copies are whole{told}")
     if bad or not judged:
         raise typer.Exit(FAILED)
 
