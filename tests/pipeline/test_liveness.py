@@ -24,7 +24,7 @@ from opticstream.sim.rig import VirtualRig
 from opticstream.testing.bus import LocalBus
 from opticstream.testing.checksums import tree_checksums
 
-SETTINGS = DeploymentSettings(lease_s=5, attempts=1, stable_s=0, stall_s=0.01)
+SETTINGS = DeploymentSettings(lease_s=5, attempts=1, stable_s=0, stall_s=0.01, sweep_s=0.01)
 FILES = [(mosaic, tile) for mosaic in (1, 2, 3, 4) for tile in (1, 2, 3, 4)]
 """Two slices of two illuminations of 2 x 2 tiles."""
 CHOSEN = [(1, 3)]
