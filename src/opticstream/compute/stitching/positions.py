@@ -44,8 +44,8 @@ FAINT_FLOOR = 0.1
 """An overlap with much less than this share of the usual contrast says little: it shows the halo of an edge nearby."""
 SHARP_PX2 = 0.5
 """A link whose belief varies by less than this has one narrow peak, to be measured to a fraction of a pixel."""
-FAINT_SHARE = 0.1
-"""Frequency weights are estimated again where more than this share of links says something without being sharp."""
+FAINT_SHARE = 0.5
+"""Frequency weights are estimated again where more than this share of the links that say something are not sharp."""
 PREDICTION_PX2 = 0.5
 """What is added to the expectation's variance before peaks are picked around it."""
 LEAST_ALIGNED_Z = 3.0
@@ -210,7 +210,7 @@ def _positions(
     system = LinkSystem(pairs, features, lines_from_positions(nominal, pairs, tile_shape))
     beliefs = _beliefs(evidence, system, nominal, stage)
     telling = _says_something(beliefs)
-    if (telling & ~_is_sharp(beliefs)).sum() > FAINT_SHARE * len(pairs):
+    if (telling & ~_is_sharp(beliefs)).sum() > FAINT_SHARE * telling.sum():
         # The few links that were clear by themselves know the coherence badly; now all know where they are.
         evidence.shift, evidence.accepted = beliefs.believed_px, telling
         weights = [[_likelihood_weight(s, evidence) for s in channel] for channel in spectra]
@@ -373,21 +373,20 @@ class _Ruler:
         self.models: dict[tuple[int, int], NoiseModel | None] = {}
         self.usual = [float(np.percentile(_contrast(image.values[:, ::3, ::3]), 75)) for image in images]
 
-    def showing(self, chosen: NDArray[np.intp], displacement_px: Array) -> NDArray[np.intp]:
-        """Return those of the `chosen` links whose two tiles show anything where they overlap, in any image."""
+    def showing(self, displacement_px: Array) -> NDArray[np.bool_]:
+        """Return the links whose two tiles both show something where they overlap, in any image."""
         whole = np.rint(displacement_px).astype(np.intp)
-        shown = np.zeros(len(chosen), bool)
-        for row, (link, step) in enumerate(zip(chosen, whole, strict=True)):
+        shown = np.zeros(len(self.pairs), bool)
+        for link, ((one, other), step) in enumerate(zip(self.pairs, whole, strict=True)):
             for image, usual in zip(self.images, self.usual, strict=True):
                 size = np.array(image.tile_shape)
                 low, high = np.maximum(step, 0), np.minimum(size, size + step)
-                one, other = self.pairs[link]
                 first = image.values[one, low[0] : high[0] : 3, low[1] : high[1] : 3]
                 low, high = low - step, high - step
                 second = image.values[other, low[0] : high[0] : 3, low[1] : high[1] : 3]
                 if min(first.size, second.size) and min((first**2).mean(), (second**2).mean()) > FAINT_FLOOR * usual:
-                    shown[row] = True
-        return chosen[shown]
+                    shown[link] = True
+        return shown
 
     def measure(
         self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_]
@@ -781,7 +780,9 @@ def _solved(
     # A link that is not sharp counts as what its surface says under the expectation: something, little, or nothing.
     shift = np.where(sharp[:, None], evidence.shift, beliefs.shift_px)
     information = np.where(sharp[:, None, None], evidence.information, beliefs.information)
-    telling = _says_something(beliefs)
+    showing = ruler.showing(beliefs.expected_px + evidence.nominal)
+    telling = _says_something(beliefs) & showing
+    sharp &= showing
     where = np.where(sharp[:, None], evidence.shift, beliefs.believed_px)
     spread = np.linalg.eigvalsh(beliefs.covariance_px2)[:, 1]
     measured = sharp.copy()
@@ -802,8 +803,8 @@ def _solved(
         expected, precision = _without_own(predicted, final.link_covariance_px2, shift, limited * weight[:, None, None])
         doubt = 1 / np.linalg.eigvalsh(precision)[:, 0]
         moved = np.abs(expected - where).max(axis=1, initial=0) > 1
-        chosen = np.flatnonzero((~measured | (weight < 0.5)) & (doubt < FINDABLE_PX2) & (moved | (step == 0)))
-        chosen = ruler.showing(chosen, expected[chosen] + evidence.nominal[chosen])
+        wanted = showing & (~measured | (weight < 0.5)) & (moved | (step == 0))
+        chosen = np.flatnonzero(wanted & (doubt < FINDABLE_PX2))
         if len(chosen) == 0:
             break
         where[chosen] = expected[chosen]
