@@ -48,7 +48,7 @@ def test_links_across_the_edge_of_tissue_are_not_drawn_together():
         short.append(along[partial])
     error = np.concatenate(short)
     assert len(error) > 20
-    assert abs(np.median(error)) < 0.1  # without the shading taken out: -0.15 px
+    assert abs(np.median(error)) < 0.1
 
 
 def test_a_tile_that_hangs_on_one_faint_link_is_found():
