@@ -86,11 +86,11 @@ def _interior(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _shading(level: Array, tissue: NDArray[np.bool_], shape: tuple[int, int]) -> Array:
     """Return the logarithm of the shading: a polynomial over the field, common to all tiles, shrunk by its doubt."""
-    centre = [
+    across, along = (
         (np.arange(n) + 0.5) * BLOCK_PX / (0.5 * size) - 1 for n, size in zip(level.shape[1:], shape, strict=True)
-    ]
+    )
     degree = DEGREE if tissue.sum(axis=0).min() >= LEAST_SEEN else LOW_DEGREE
-    design = _polynomials(*centre, degree).reshape(-1, tissue[0].size).T
+    design = _polynomials(across, along, degree).reshape(-1, tissue[0].size).T
     design, turn = np.linalg.qr(design - design.mean(axis=0))
     terms = design.shape[1]
     use = tissue.reshape(len(level), -1).astype(np.float64)
@@ -121,8 +121,8 @@ def _shading(level: Array, tissue: NDArray[np.bool_], shape: tuple[int, int]) ->
     doubt = 2 * (1 + 20 / len(use)) * doubt
     fitted = fitted * np.maximum(1 - doubt / np.maximum(fitted**2, 1e-12), 0)
     fitted = np.linalg.solve(turn, fitted)
-    fine = [np.linspace(-1, 1, n) for n in shape]
-    return np.asarray(np.einsum("k,kxy->xy", fitted, _polynomials(*fine, degree)), np.float64)
+    fine = _polynomials(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), degree)
+    return np.asarray(np.einsum("k,kxy->xy", fitted, fine), np.float64)
 
 
 def _polynomials(x: Array, y: Array, degree: int) -> Array:
