@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from opticstream.model.errors import DuplicateTileError, InputError, MissingInputError
+from opticstream.model.ids import TileId
 
 TileProblemKind = Literal["missing", "duplicate", "unusable"]
 
@@ -44,6 +46,13 @@ class TileProblem(BaseModel):
         if isinstance(value, dict) and value.get("kind") not in get_args(TileProblemKind):
             return value | {"kind": "unusable"}
         return value
+
+    @classmethod
+    def of_claimants(cls, tile: TileId, names: Iterable[str], keep_one: str, /) -> TileProblem:
+        """Return the problem of a tile that several files claim to be; `keep_one` says where, and by which setting."""
+        claimed = sorted(names)
+        text = f"tile {tile.tile_id} of {tile.mosaic}: {len(claimed)} files claim to be it: {', '.join(claimed)}; "
+        return cls(kind="duplicate", text=text + f"keep one in {keep_one}")
 
     def __str__(self) -> str:
         return self.text

@@ -27,6 +27,7 @@ from opticstream.model.events import (
     number_from,
 )
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
+from opticstream.model.tile_problem import TileProblem
 from opticstream.pipeline.payloads import recorded_fields
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
@@ -368,7 +369,9 @@ def _grammars(project: Project) -> dict[bool, FileNameGrammar]:
     return found
 
 
-def _files_in(project: Project, batch: BatchId, folder: Path) -> tuple[dict[int, str], dict[int, str], dict[int, str]]:
+def _files_in(
+    project: Project, batch: BatchId, folder: Path
+) -> tuple[dict[int, str], dict[int, str], dict[int, TileProblem]]:
     """Return the raw files, spectra and problems of a batch as they lie in a folder now."""
     named: dict[bool, dict[int, list[str]]] = {False: {}, True: {}}
     for base, folders, names in os.walk(folder):
@@ -383,8 +386,7 @@ def _files_in(project: Project, batch: BatchId, folder: Path) -> tuple[dict[int,
                     relative = Path(base, name).relative_to(folder).as_posix()
                     named[companion].setdefault(tile.tile_id, []).append(relative)
     problems = {
-        number: f"tile {number} of mosaic {batch.mosaic_id}: {len(names)} files claim to be it: "
-        f"{', '.join(sorted(names))}; keep one in {folder}"
+        number: TileProblem.of_claimants(TileId(batch.mosaic_id, number), names, str(folder))
         for found in named.values()
         for number, names in sorted(found.items())
         if len(names) > 1

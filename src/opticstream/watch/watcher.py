@@ -446,11 +446,10 @@ class Watcher:
             names.setdefault((file.tile.tile_id, file.companion), []).append(file.name)
         setting = {False: "file_name", True: "spectral_file_name"}
         return {
-            number: TileProblem(
-                kind="duplicate",
-                text=f"tile {number} of mosaic {batch.mosaic_id}: {len(claimed)} files claim to be it: "
-                f"{', '.join(sorted(claimed))}; keep one in {self.folder} "
-                f"(scan.{setting[companion]} = {self._grammars[companion].template!r})",
+            number: TileProblem.of_claimants(
+                TileId(batch.mosaic_id, number),
+                claimed,
+                f"{self.folder} (scan.{setting[companion]} = {self._grammars[companion].template!r})",
             )
             for (number, companion), claimed in names.items()
             if len(claimed) > 1
