@@ -10,8 +10,7 @@ from opticstream.flows.picture import publish_picture
 from opticstream.model.errors import ServerError
 from opticstream.model.events import Event
 from opticstream.notify.log import LogTarget
-from opticstream.pipeline.milestones import milestones, tell_milestones
-from opticstream.pipeline.progress import project_progress
+from opticstream.pipeline.milestones import tell_all, untold_milestones
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stacking import last_update
 
@@ -24,10 +23,10 @@ def show_final_state(
     Idempotent: what is up to date already is left alone.
     """
     target = LogTarget(project.paths.base, say=say)
-    untold = [m for m in milestones(project, project_progress(project)) if not target.was_told(m.key)]
+    untold = untold_milestones(project, target)
     if any(m.sample for m in untold) and (event := last_update(project)) is not None:
         announce([event])
-    tell_milestones(project, target)
+    tell_all(untold, target)
     try:
         publish_picture(project)
     except (ServerError, httpx.HTTPError, OSError) as error:  # the next run, or look, shows it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -92,15 +93,24 @@ def refusal(refused: RefusedEvent, /) -> Milestone:
     return Milestone(refused.key, f"event not understood: {refused.why}", failure=True)
 
 
+def untold_milestones(project: Project, target: Target, /) -> list[Milestone]:
+    """Return every milestone that was not told before."""
+    return [each for each in milestones(project, project_progress(project)) if not target.was_told(each.key)]
+
+
 def tell_milestones(project: Project, target: Target, /) -> int:
-    """Tell every milestone that was not told before, and return how many that were.
+    """Tell every milestone that was not told before, and return how many that were; raises as `tell_all`."""
+    return tell_all(untold_milestones(project, target), target)
+
+
+def tell_all(due: Sequence[Milestone], target: Target, /) -> int:
+    """Tell some milestones and return how many were not told by somebody else meanwhile.
 
     Raises
     ------
     ExceptionGroup
         Some could not be told; all others were, and the next look tries these again.
     """
-    due = [each for each in milestones(project, project_progress(project)) if not target.was_told(each.key)]
     told, problems = 0, []
     for milestone in due:
         try:
