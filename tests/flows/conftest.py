@@ -86,8 +86,24 @@ class InlineWorker:
 
     def flow_runs(self) -> list[dict[str, Any]]:
         """Return all flow runs that the server knows."""
+        return self._all("/flow_runs/filter")
+
+    def artifacts(self, *, of: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+        """Return all artifacts that the server knows, or those of some flow runs; the oldest first."""
+        found = self._all("/artifacts/filter")
+        own = None if of is None else {run["id"] for run in of}
+        chosen = [artifact for artifact in found if own is None or artifact["flow_run_id"] in own]
+        return sorted(chosen, key=lambda artifact: str(artifact["created"]))
+
+    def events(self, name: str, /, *, project: str) -> list[dict[str, Any]]:
+        """Return the latest events of a name and a project."""
+        chosen = {"event": {"name": [name]}, "resource": {"labels": {"project": [project]}}}
+        found: list[dict[str, Any]] = self._ask("POST", "/events/filter", {"filter": chosen, "limit": 50})["events"]
+        return found
+
+    def _all(self, path: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        while page := self._ask("POST", "/flow_runs/filter", {"limit": 200, "offset": len(found), "sort": "ID_DESC"}):
+        while page := self._ask("POST", path, {"limit": 200, "offset": len(found), "sort": "ID_DESC"}):
             found += page
         return found
 

@@ -51,13 +51,6 @@ def start(acquired: Path, folder: Path, name: str) -> Project:
     return project
 
 
-def events_of(worker, name: str, project_name: str) -> list[dict]:
-    """Return the events of a name as the server keeps them."""
-    chosen = {"filter": {"event": {"name": [name]}}, "limit": 50}
-    found = worker._ask("POST", "/events/filter", chosen)["events"]
-    return [event for event in found if event["resource"].get("project") == project_name]
-
-
 def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_server):
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         project = start(acquired, tmp_path, "Whole Chain")
@@ -79,7 +72,7 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert sum(run["name"].startswith("Whole Chain slice") for run in runs) == 1
     assert any(run["name"] == "Whole Chain sample" for run in runs)
 
-    artifacts = worker._ask("POST", "/artifacts/filter", {"limit": 200})
+    artifacts = worker.artifacts(of=runs)
     keys = {artifact["key"] for artifact in artifacts}
     assert any(key.endswith("--parameters") for key in keys)
     assert any(key.endswith("--mosaic-1-progress") for key in keys)
@@ -101,8 +94,8 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert all(mosaic.finished and mosaic.has("volume_uploaded") for mosaic in view.mosaics())
     assert view.slices[1].finished
     assert view.slices[1].has("stacked")
-    latest = worker._ask("POST", "/artifacts/latest/filter", {"limit": 200})
-    tables = {a["key"].rpartition("--")[2]: a["data"] for a in latest if a["key"].startswith("whole-chain")}
+    runs = [run for run in worker.flow_runs() if project_of(run) == "Whole Chain"]
+    tables = {a["key"].rpartition("--")[2]: a["data"] for a in worker.artifacts(of=runs)}
     for mosaic in (1, 2):
         for row in ("maps: stitched", "volumes: stitched", "maps uploaded"):
             assert row in tables[f"mosaic-{mosaic}-progress"]
@@ -110,7 +103,7 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert [(r["slice state"], r["in the sample"], r["slice uploaded"], r["state"]) for r in rows] == [
         ("registered", True, True, "stitched")
     ] * 2
-    stitched = [e["payload"] for e in events_of(worker, "linc.oct.mosaic.stitched", name)]
+    stitched = [e["payload"] for e in worker.events("linc.oct.mosaic.stitched", project=name)]
     assert {p["mosaic_id"]: p["artifacts"]["qc_overlap"] for p in stitched}[1] in keys
     assert all(
         (project.paths.base / path).exists() for p in stitched for path in [p["template"], *p["outputs"].values()]

@@ -45,12 +45,8 @@ def test_what_an_earlier_run_did_not_tell_or_show_is_told_and_shown(finished, wo
         assert {path.name for path in told.iterdir()} >= keys
         before = {path.name: path.read_text() for path in told.iterdir()}
 
-        def sample_was_announced() -> bool:
-            chosen = {"filter": {"event": {"name": ["linc.oct.sample.updated"]}}, "limit": 50}
-            found = worker._ask("POST", "/events/filter", chosen)["events"]
-            return any(event["payload"]["project_name"] == project.config.name for event in found)
-
-        worker.wait_until(sample_was_announced)
+        name = project.config.name
+        worker.wait_until(lambda: bool(worker.events("linc.oct.sample.updated", project=name)))
         lines.clear()
         driver.finish(say=lines.append)
         assert lines == [], "each is told once"

@@ -144,8 +144,8 @@ def test_without_a_known_project_the_server_tells_it(worker, payload, labels, to
     for run in runs:
         assert run["state"]["type"] == "FAILED"
         assert told in run["state"]["message"]
-    artifacts = worker._ask("POST", "/artifacts/filter", {"limit": 200})
-    assert any(a["key"] == "opticstream--event-not-understood" and told in a["data"] for a in artifacts)
+    written = worker.artifacts()
+    assert any(a["key"] == "opticstream--event-not-understood" and told in a["data"] for a in written)
 
 
 def test_parked_uploads_of_which_the_events_come_at_once_are_all_tried_again(project, worker):

@@ -90,8 +90,7 @@ def test_what_was_never_announced_is_found_by_the_second_sweep(
 
 def test_what_is_stuck_is_an_artifact_until_it_is_not(acquired, tmp_path, worker, prefect_server, swept_alone):
     def tables():
-        found = worker._ask("POST", "/artifacts/filter", {"limit": 200})
-        return [json.loads(a["data"]) for a in sorted(found, key=lambda a: a["created"]) if a["key"] == "halted--stuck"]
+        return [json.loads(a["data"]) for a in worker.artifacts() if a["key"] == "halted--stuck"]
 
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         project = registered(acquired, tmp_path, "halted")

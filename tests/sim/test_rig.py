@@ -10,12 +10,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
-from opticstream.config import ProjectConfig
+from opticstream.config import ProjectConfig, load_project
 from opticstream.io.calibration_files import load_calibration
 from opticstream.io.names import FileNameGrammar
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import TileId
+from opticstream.sim.demo import demo_phantom, write_demo
 from opticstream.sim.rig import Misbehaviour, TileWritten, VirtualRig
 from opticstream.sim.settings import PhantomSettings
 from opticstream.sim.tiles import TileSimulator
@@ -116,6 +118,17 @@ def test_the_bytes_follow_from_the_seed_not_from_order_or_company(config: Projec
         assert stored[352:] == counts.tobytes()
     other = TileSimulator(config, SETTINGS.model_copy(update={"seed": 2}))
     assert not np.array_equal(other.tile(TileId(1, 1)), late_first[TileId(1, 1)])
+
+
+def test_the_bytes_do_not_depend_on_how_many_cores_there_are(tmp_path: Path) -> None:
+    project_file, _ = write_demo(tmp_path, slices=1, small=True)  # large enough for BLAS to split its products
+    others = tuple(Misbehaviour("skip", number) for number in range(1, 13) if number != 3)
+    for cores in (1, 2):
+        with threadpool_limits(cores, user_api="blas"):
+            folder = tmp_path / f"{cores}"
+            VirtualRig(load_project(project_file), demo_phantom(slices=1), folder, misbehaviours=others).run()
+    assert len(digests(tmp_path / "1")) == 1
+    assert digests(tmp_path / "1") == digests(tmp_path / "2")
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections import deque
@@ -26,8 +25,7 @@ from opticstream.sim.raw_files import complex_pieces, raw_size, spectral_pieces,
 from opticstream.sim.settings import PhantomSettings
 from opticstream.sim.tiles import TileSimulator
 from opticstream.sim.truth import truth_key, truth_key_in, write_truth
-
-_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+from opticstream.system.cores import one_blas_thread
 
 MisbehaviourKind = Literal["truncate", "duplicate", "skip", "reorder", "rewrite", "stall"]
 
@@ -174,7 +172,14 @@ class VirtualRig:
             )
 
     def run(self, *, progress: Callable[[TileWritten], None] = lambda event: None) -> None:
-        """Write everything; complete files are kept, so that a killed rig can be started again."""
+        """Write everything; complete files are kept, so that a killed rig can be started again.
+
+        The bytes of a tile depend on the settings alone, whichever process makes it, and on how many cores.
+        """
+        with one_blas_thread():
+            self._run(progress)
+
+    def _run(self, progress: Callable[[TileWritten], None]) -> None:
         self.prepare()
         self.raw_folder.mkdir(parents=True, exist_ok=True)
         tiles = self.simulator.tiles()
@@ -262,9 +267,6 @@ class VirtualRig:
         )
         waiting: deque[Future[Path]] = deque()
         rest = iter(enumerate(tiles))
-        # One thread per process: the processes share the cores already. Children read these when they start.
-        before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
         try:
             # A bounded number of tiles is ahead, so that disk and memory stay bounded however long the acquisition is.
             for n, tile in rest:
@@ -274,8 +276,6 @@ class VirtualRig:
             while waiting:
                 yield _blocks_from_file(waiting.popleft().result())
         finally:
-            for name, value in before.items():
-                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
             pool.shutdown(wait=True, cancel_futures=True)
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -337,6 +337,7 @@ _worker: TileSimulator | None = None
 
 def _start_worker(config: ProjectConfig, settings: PhantomSettings) -> None:
     global _worker
+    contextlib.ExitStack().enter_context(one_blas_thread())  # for as long as the process lives
     _worker = TileSimulator(config, settings)
 
 
