@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.blas_threads import one_blas_thread
 from opticstream.compute.stitching.correlation import NEAR, aligned_likelihoods, aligned_overlaps, noise_model
 from opticstream.compute.stitching.positions import TilePositions, peaks_of_likelihoods
 from opticstream.compute.stitching.tilefilter import FilteredTiles
+from opticstream.system.cores import one_blas_thread
 
 Array = NDArray[np.float64]
 

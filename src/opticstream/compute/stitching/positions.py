@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.blas_threads import one_blas_thread
 from opticstream.compute.stitching.correlation import (
     NEAR,
     CrossSpectra,
@@ -31,6 +30,7 @@ from opticstream.compute.stitching.grid import neighbour_pairs
 from opticstream.compute.stitching.propagation import LinkBeliefs, beliefs_from_surfaces, limited_information
 from opticstream.compute.stitching.solver import LinkSystem, Solution, lines_from_positions
 from opticstream.compute.stitching.tilefilter import FilteredTiles
+from opticstream.system.cores import one_blas_thread
 
 Array = NDArray[np.float64]
 FloatArray = NDArray[np.float32]

@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.blas_threads import one_blas_thread
 from opticstream.compute.stitching.instrument import instrument_gain
+from opticstream.system.cores import one_blas_thread
 
 FloatArray = NDArray[np.float32]
 
