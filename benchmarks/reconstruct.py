@@ -96,8 +96,7 @@ def fft_seconds(samples: int, lines: int, threads: int) -> dict[str, float]:
 
         cache.enable()
         libraries["pyfftw"] = lambda: numpy_fft.fft(batch, axis=1)
-    from opticstream.compute.lane_fft import profile_of_strip, split_of, split_rows, split_twiddles_of
-    from opticstream.compute.simd import LANES
+    from opticstream.compute.lanes import LANES, profile_of_strip, split_of, split_rows, split_twiddles_of
 
     if split_of(samples) is not None:
         factors, phasor = split_twiddles_of(samples), np.ones(samples, np.float32)

@@ -14,7 +14,10 @@ from opticstream.compute.jones import (
     retardance_from_jones,
     wrapped_orientation,
 )
-from opticstream.compute.lane_fft import (
+from opticstream.compute.lanes import (
+    LANES,
+    SPARE,
+    median_of,
     profile_of_strip,
     radices_of,
     split_of,
@@ -23,10 +26,8 @@ from opticstream.compute.lane_fft import (
     transform_lanes,
     twiddles_of,
 )
-from opticstream.compute.lane_math import SPARE, median_of
 from opticstream.compute.orientation import axis_window_mean, axis_window_mode
 from opticstream.compute.robust_surface import SurfaceSheet, strongest_rise_near, surface_sheet
-from opticstream.compute.simd import LANES
 from opticstream.compute.spectral import jones_from_spectra, spectral_plan
 from opticstream.compute.spectrum_kernels import groups_needed, spectra_to_strips
 from opticstream.compute.stokes import axis_and_birefringence, retardance_without_noise

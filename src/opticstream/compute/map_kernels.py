@@ -11,7 +11,24 @@ import math
 
 import numpy as np
 
-from opticstream.compute.lane_math import arctangent2, cosine_and_sine, decibel, log2
+from opticstream.compute.lanes import (
+    LANES,
+    absolute,
+    arctangent2,
+    cosine_and_sine,
+    decibel,
+    lanes_maximum,
+    lanes_minimum,
+    load,
+    log2,
+    splat,
+    spread_out,
+    square_root,
+    store,
+    where_equal,
+    where_less,
+    where_less_equal,
+)
 from opticstream.compute.profile_kernels import (
     DEGREES,
     EPS,
@@ -20,20 +37,6 @@ from opticstream.compute.profile_kernels import (
     power_at,
     retardance_of,
     wrapped,
-)
-from opticstream.compute.simd import (
-    LANES,
-    absolute,
-    lanes_maximum,
-    lanes_minimum,
-    load,
-    splat,
-    spread_out,
-    square_root,
-    store,
-    where_equal,
-    where_less,
-    where_less_equal,
 )
 from opticstream.compute.stokes import LEAST_AGREEMENT, START_LIMIT_PX, START_STEP_PX, START_STIFFNESS
 from opticstream.system.compiled import njit

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from opticstream.compute.lane_fft import profile_of_strip, transform_lanes
-from opticstream.compute.lane_math import arctangent2, arctangent_of_ratio, decibel
-from opticstream.compute.simd import (
+from opticstream.compute.lanes import (
     LANES,
+    arctangent2,
+    arctangent_of_ratio,
+    decibel,
     lane_numbers,
     load,
+    profile_of_strip,
     splat,
     spread_out,
     square_root,
     store,
     store_quarters,
     sums_of_quarters,
+    transform_lanes,
     where_less,
     where_less_equal,
 )

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from opticstream.compute.simd import LANES, lanes_maximum, load, splat, spread_out, store, where_less
+from opticstream.compute.lanes import LANES, lanes_maximum, load, splat, spread_out, store, where_less
 from opticstream.system.compiled import njit
 
 _F = np.float32

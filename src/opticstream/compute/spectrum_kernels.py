@@ -12,8 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.lane_math import SPARE, median_of
-from opticstream.compute.simd import LANES, lanes_sum, load, splat, spread_out, store, turn_counts
+from opticstream.compute.lanes import LANES, SPARE, lanes_sum, load, median_of, splat, spread_out, store, turn_counts
 from opticstream.system.compiled import njit
 
 _F = np.float32

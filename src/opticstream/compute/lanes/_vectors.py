@@ -14,7 +14,7 @@ from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import extending, types
 from numba.core import cgutils
 
-from opticstream.compute import plain_simd
+from opticstream.compute.lanes import _plain_vectors as plain_simd
 from opticstream.system.compiled import DISABLED
 
 # numba's own stubs take an intrinsic for the function that makes its code; kernels call what that code does.

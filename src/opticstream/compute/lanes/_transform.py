@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.simd import LANES, load, splat, spread_out, store
+from opticstream.compute.lanes._vectors import LANES, load, splat, spread_out, store
 from opticstream.system.compiled import njit
 
 _R2 = np.float32(np.sqrt(0.5))

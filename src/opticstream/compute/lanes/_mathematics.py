@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from opticstream.compute.simd import (
+from opticstream.compute.lanes._vectors import (
     LANES,
     absolute,
     floor,
