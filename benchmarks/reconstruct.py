@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from opticstream.compute.calibration import positions_from_wavelengths
+from opticstream.compute.reconstruction import positions_from_wavelengths
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.io.nifti_stream import open_volume
 from opticstream.model.ids import TileId

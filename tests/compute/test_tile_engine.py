@@ -5,15 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from opticstream.compute.birefringence import birefringence_slope, birefringence_unwrapped
-from opticstream.compute.enface import attenuation_from_intensity, depth_window, window_maximum, window_mean
-from opticstream.compute.jones import (
-    complex_tile_from_jones,
-    intensity_db_from_jones,
-    orientation_from_jones,
-    retardance_from_jones,
-    wrapped_orientation,
-)
 from opticstream.compute.lanes import (
     LANES,
     SPARE,
@@ -26,17 +17,33 @@ from opticstream.compute.lanes import (
     transform_lanes,
     twiddles_of,
 )
-from opticstream.compute.orientation import axis_window_mean, axis_window_mode
-from opticstream.compute.robust_surface import SurfaceSheet, strongest_rise_near, surface_sheet
-from opticstream.compute.spectral import jones_from_spectra, spectral_plan
-from opticstream.compute.spectrum_kernels import groups_needed, spectra_to_strips
-from opticstream.compute.stokes import axis_and_birefringence, retardance_without_noise
-from opticstream.compute.surface import (
+from opticstream.compute.reconstruction import (
+    SurfaceSheet,
+    attenuation_from_intensity,
+    axis_and_birefringence,
+    axis_window_mean,
+    axis_window_mode,
+    birefringence_slope,
+    birefringence_unwrapped,
+    complex_tile_from_jones,
+    depth_window,
     edge_response,
+    intensity_db_from_jones,
+    jones_from_spectra,
     median_3x3,
+    orientation_from_jones,
+    retardance_from_jones,
+    retardance_without_noise,
+    spectral_plan,
+    strongest_rise_near,
+    surface_sheet,
     unfiltered_surface_from_gradient,
     unfiltered_surface_from_threshold,
+    window_maximum,
+    window_mean,
+    wrapped_orientation,
 )
+from opticstream.compute.spectrum_kernels import groups_needed, spectra_to_strips
 from opticstream.compute.tile_engine import TileEngine, TileOptions
 from opticstream.testing.raw_tiles import fringe_counts
 

@@ -14,7 +14,7 @@ import pytest
 TILE = """
 import json, sys
 import numpy as np
-from opticstream.compute.spectral import spectral_plan
+from opticstream.compute.reconstruction import spectral_plan
 from opticstream.compute.tile_engine import TileEngine, TileOptions
 samples, a_lines, b_lines = 64, 11, 6
 plan = spectral_plan(samples=samples, cut=0)

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from opticstream.compute.spectral import jones_from_spectra, spectral_plan
+from opticstream.compute.reconstruction import jones_from_spectra, spectral_plan
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.model.ids import TileId
 from opticstream.stages.process_tile import process_tile

@@ -233,7 +233,7 @@ def calibrate_wavelength(
 
     Example: opticstream calibrate wavelength m.npz#near m.npz#far --side 1 --side -1 --out klinear.npy
     """
-    from opticstream.compute.calibration_fit import positions_from_mirrors
+    from opticstream.compute.reconstruction import positions_from_mirrors
 
     with errors_shown():
         spectra = _spectra(mirrors, dark)
@@ -263,7 +263,7 @@ def calibrate_dispersion(
     """Estimate the dispersion that makes recordings sharpest and write it (scan.calibration.dispersion_files)."""
     import numpy as np
 
-    from opticstream.compute.calibration_fit import dispersion_from_spectra
+    from opticstream.compute.reconstruction import dispersion_from_spectra
     from opticstream.io.calibration_files import read_vector
 
     with errors_shown():
@@ -322,7 +322,7 @@ def _save(target: Path, values: Any) -> None:
 
 
 def _width(spectrum: Any, positions: Any, phase: Any) -> float:
-    from opticstream.compute.calibration_fit import peak_width_bins
+    from opticstream.compute.reconstruction import peak_width_bins
 
     return round(peak_width_bins(spectrum, positions=positions, dispersion_rad=phase), 2)
 

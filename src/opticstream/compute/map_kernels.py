@@ -38,7 +38,7 @@ from opticstream.compute.profile_kernels import (
     retardance_of,
     wrapped,
 )
-from opticstream.compute.stokes import LEAST_AGREEMENT, START_LIMIT_PX, START_STEP_PX, START_STIFFNESS
+from opticstream.compute.reconstruction import LEAST_AGREEMENT, START_LIMIT_PX, START_STEP_PX, START_STIFFNESS
 from opticstream.system.compiled import njit
 
 _F = np.float32
@@ -194,7 +194,7 @@ def _edges_near(profiles, base, pitch, channels, cut, depth, reverse, taps, cent
 
 @njit(inline="always")
 def _circles(window, length, cosine, sine, sign, offset_deg, step, scale, states, sums, at, ori, biref):
-    """Fit axis and birefringence (see `opticstream.compute.stokes`); maps of size 0 are not wanted.
+    """Fit axis and birefringence as `axis_and_birefringence` does; maps of size 0 are not wanted.
 
     `states` is scratch of shape (n * 3 * LANES,), `sums` of shape ((rates + 3) * 6 * LANES,); `step` is the distance of
     the rates (rad per sample), which `scale` turns into birefringence.
@@ -257,7 +257,7 @@ def _circles(window, length, cosine, sine, sign, offset_deg, step, scale, states
 
 @njit(inline="always")
 def _circle_near(sums, near, middle, step, price):
-    """Return the best rate as a shift in steps and the azimuth as two components; see `opticstream.compute.stokes`."""
+    """Return the best rate as a shift in steps and the azimuth as two components, as `axis_and_birefringence` does."""
     apart = splat(_F(START_STEP_PX))
     before = _best_circle(sums, near, middle, step, splat(_F(0)) - apart)[0]
     here = _best_circle(sums, near, middle, step, splat(_F(0)))[0]
@@ -299,7 +299,7 @@ def _best_circle(sums, near, middle, step, start):
 
 @njit(inline="always")
 def _clean_retardance(window, length, profiles, base, pitch, cut, depth, reverse, block, least_signal, at, out):
-    """Put the mean retardance without noise bias (see `opticstream.compute.stokes`)."""
+    """Put the mean retardance without noise bias, see `retardance_without_noise`."""
     zero, one, two, four = splat(_F(0)), splat(_F(1)), splat(_F(2)), splat(_F(4))
     deep = max(1, depth // 20)
     n1, n2 = zero, zero
@@ -387,7 +387,7 @@ def maps_of_line(
     window, states, sums : arrays
         Scratch of n * 4 * LANES, n * 3 * LANES and (rates + 3) * 6 * LANES elements, n the longest window.
     cosine, sine, rate_step, circle_scale
-        From `opticstream.compute.stokes.rate_tables`; one step of the rates in rad per sample and in birefringence.
+        From `rate_tables`; one step of the rates in rad per sample and in birefringence.
     sign, offset_deg, slope_scale, block, least_signal, step_mm
         Of the orientation, of the slope, of the retardance without noise, of the attenuation.
     surface : array

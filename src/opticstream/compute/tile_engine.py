@@ -18,16 +18,29 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.birefringence import UNWRAP_HALO_PX, UNWRAP_REACH_PX, birefringence_unwrapped
-from opticstream.compute.enface import DepthWindow, depth_window
 from opticstream.compute.lanes import LANES, radices_of, split_of, split_rows, split_twiddles_of, twiddles_of
 from opticstream.compute.map_kernels import maps_of_line
 from opticstream.compute.profile_kernels import profiles_of_line, volumes_of_strip
-from opticstream.compute.robust_surface import CELL_PX, LOOKAHEAD_LINES, NEAR_PX, SurfaceSheet
-from opticstream.compute.spectral import SpectralPlan
+from opticstream.compute.reconstruction import (
+    BLOCK_PX,
+    CELL_PX,
+    LEAST_SIGNAL,
+    LOOKAHEAD_LINES,
+    NEAR_PX,
+    THRESHOLD_SAMPLES,
+    UNWRAP_HALO_PX,
+    UNWRAP_REACH_PX,
+    DepthWindow,
+    SpectralPlan,
+    SurfaceSheet,
+    birefringence_unwrapped,
+    depth_window,
+    edge_taps,
+    median_3x3,
+    rate_tables,
+    rates_of,
+)
 from opticstream.compute.spectrum_kernels import groups_needed, mean_of_lines, spectra_to_strips
-from opticstream.compute.stokes import BLOCK_PX, LEAST_SIGNAL, rate_tables, rates_of
-from opticstream.compute.surface import THRESHOLD_SAMPLES, edge_taps, median_3x3
 
 Floats = NDArray[np.float32]
 Sink = Callable[[int, dict[str, Floats]], None]

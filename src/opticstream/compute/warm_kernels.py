@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from opticstream.compute.spectral import spectral_plan
+from opticstream.compute.reconstruction import spectral_plan
 from opticstream.compute.tile_engine import TileEngine, TileOptions
 
 

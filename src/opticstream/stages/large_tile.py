@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.robust_surface import CELL_PX, LOOKAHEAD_LINES
-from opticstream.compute.spectral import SpectralPlan
+from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, SpectralPlan
 from opticstream.compute.tile_engine import InlineExecutor, TileEngine, TileOptions, Transform, memory_per_b_line
 from opticstream.config.processing import ReconstructionSettings
 from opticstream.io.nifti_stream import VolumeFile, open_volume

@@ -10,24 +10,31 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute import calibration as calibrate
-from opticstream.compute.birefringence import birefringence_slope, birefringence_unwrapped
-from opticstream.compute.enface import (
+from opticstream.compute.reconstruction import (
+    SpectralPlan,
     attenuation_from_intensity,
+    axis_and_birefringence,
+    axis_window_mean,
+    axis_window_mode,
+    birefringence_slope,
+    birefringence_unwrapped,
     depth_window,
-    window_maximum,
-    window_mean,
-)
-from opticstream.compute.jones import intensity_db_from_jones, orientation_from_jones, retardance_from_jones
-from opticstream.compute.orientation import axis_window_mean, axis_window_mode
-from opticstream.compute.robust_surface import strongest_rise_near, surface_sheet
-from opticstream.compute.spectral import SpectralPlan, spectral_plan
-from opticstream.compute.stokes import axis_and_birefringence, retardance_without_noise
-from opticstream.compute.surface import (
     edge_response,
+    intensity_db_from_jones,
     median_3x3,
+    orientation_from_jones,
+    positions_from_chirp,
+    positions_from_phases,
+    positions_from_wavelengths,
+    retardance_from_jones,
+    retardance_without_noise,
+    spectral_plan,
+    strongest_rise_near,
+    surface_sheet,
     unfiltered_surface_from_gradient,
     unfiltered_surface_from_threshold,
+    window_maximum,
+    window_mean,
 )
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.config.processing import EnfaceSettings, ReconstructionSettings
@@ -69,17 +76,14 @@ def _positions(vectors: Calibration) -> NDArray[np.float64] | None:
         return None
     match vectors.method:
         case "wavelengths":
-            return calibrate.positions_from_wavelengths(*vectors.coordinate)
+            return positions_from_wavelengths(*vectors.coordinate)
         case "phase":
             assert vectors.targets is not None
             return np.stack(
-                [
-                    calibrate.positions_from_phases(m, t)
-                    for m, t in zip(vectors.coordinate, vectors.targets, strict=True)
-                ]
+                [positions_from_phases(m, t) for m, t in zip(vectors.coordinate, vectors.targets, strict=True)]
             )
         case "chirp":
-            return np.stack([calibrate.positions_from_chirp(row) for row in vectors.coordinate])
+            return np.stack([positions_from_chirp(row) for row in vectors.coordinate])
         case _:
             return vectors.coordinate
 

@@ -6,8 +6,7 @@ import contextlib
 
 import numpy as np
 
-from opticstream.compute.jones import complex_tile_from_jones, jones_from_complex_tile
-from opticstream.compute.spectral import jones_from_spectra
+from opticstream.compute.reconstruction import complex_tile_from_jones, jones_from_complex_tile, jones_from_spectra
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.raw import ComplexTile, SpectralTile
 from opticstream.stages.archive_tile import ArchiveWriter, open_archive

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.calibration import positions_from_wavelengths
-from opticstream.compute.spectral import jones_from_spectra, spectral_plan
+from opticstream.compute.reconstruction import jones_from_spectra, positions_from_wavelengths, spectral_plan
 from opticstream.config import ProjectConfig, config_from_mapping
 from opticstream.model.ids import TileId
 from opticstream.sim.phantom import Region

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.calibration import validated_positions
+from opticstream.compute.reconstruction._calibration import validated_positions
 
 CUT_PER_PADDING = 24
 """Depth samples next to zero delay that are dropped by default, per unit of zero padding."""
@@ -120,7 +120,7 @@ def spectral_plan(
         What is subtracted from the counts: each B-line's own mean, nothing, or a recorded spectrum (counts, in the
         camera's read-out order).
     positions : array_like, shape (samples,) or (channels, samples), optional
-        Fractional pixels that make the spectrum linear in wavenumber (see `opticstream.compute.calibration`).
+        Fractional pixels that make the spectrum linear in wavenumber (see `positions_from_wavelengths`).
     residual_background : bool
         Subtract the median over the A-lines of a B-line after k-linearization.
     dispersion_rad : array_like, shape (samples,) or (channels, samples), optional

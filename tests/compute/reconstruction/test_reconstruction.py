@@ -5,30 +5,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opticstream.compute.birefringence import birefringence_slope
-from opticstream.compute.calibration import (
+from opticstream.compute.reconstruction import (
+    axis_window_mean,
+    axis_window_mode,
+    birefringence_slope,
+    complex_tile_from_jones,
+    depth_window,
+    intensity_db_from_jones,
+    jones_from_complex_tile,
+    jones_from_spectra,
+    median_3x3,
+    orientation_from_jones,
+    positions_from_wavelengths,
+    retardance_from_jones,
+    spectral_plan,
+    unfiltered_surface_from_gradient,
+    unfiltered_surface_from_threshold,
+    window_maximum,
+    window_mean,
+    wrapped_orientation,
+)
+from opticstream.compute.reconstruction._calibration import (
     positions_from_chirp,
     positions_from_coordinate,
     positions_from_phases,
-    positions_from_wavelengths,
     validated_positions,
 )
-from opticstream.compute.enface import depth_window, window_maximum, window_mean
-from opticstream.compute.jones import (
-    complex_tile_from_jones,
-    intensity_db_from_jones,
-    jones_from_complex_tile,
-    orientation_from_jones,
-    retardance_from_jones,
-    wrapped_orientation,
-)
-from opticstream.compute.orientation import axis_window_mean, axis_window_mode
-from opticstream.compute.spectral import jones_from_spectra, spectral_plan, spectral_window
-from opticstream.compute.surface import (
-    median_3x3,
-    unfiltered_surface_from_gradient,
-    unfiltered_surface_from_threshold,
-)
+from opticstream.compute.reconstruction._spectral import spectral_window
 from opticstream.testing.raw_tiles import fringe_counts
 from opticstream.testing.reconstruction_reference import (
     jones_reference,

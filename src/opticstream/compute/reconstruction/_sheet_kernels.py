@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc, no-any-return, operator, arg-type"
-"""Compiled inner loops of `opticstream.compute.robust_surface`, for tiles that stream."""
+"""Compiled inner loops of `opticstream.compute.reconstruction._robust_surface`, for tiles that stream."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def edges_of_cells(intensity, taps, half, out):
 
 @njit(nogil=True, cache=True)
 def trend_of_cells(around, design, ridge, scales_px, trend, count):
-    """Fit a quadratic surface around every cell of the middle row (see `opticstream.compute.robust_surface`).
+    """Fit a quadratic surface around every cell of the middle row (see `_robust_surface`).
 
     Parameters
     ----------

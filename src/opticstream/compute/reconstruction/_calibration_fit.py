@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.calibration import positions_from_coordinate
+from opticstream.compute.reconstruction._calibration import positions_from_coordinate
 
 Array = NDArray[np.float64]
 NEAREST_BIN = 12

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from opticstream.compute.calibration_fit import (
+from opticstream.compute.reconstruction import (
     dispersion_from_spectra,
-    fringe_phase,
+    jones_from_spectra,
     positions_from_mirrors,
-    sharpness,
+    spectral_plan,
 )
-from opticstream.compute.spectral import jones_from_spectra, spectral_plan
+from opticstream.compute.reconstruction._calibration_fit import fringe_phase, sharpness
 
 
 def _width(profile):

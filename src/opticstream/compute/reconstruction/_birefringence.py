@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.enface import DepthWindow
+from opticstream.compute.reconstruction._enface import DepthWindow
 
 UNWRAP_SIGMA_PX = (1.0, 1.0, 3.0)
 UNWRAP_HALO_PX = 3

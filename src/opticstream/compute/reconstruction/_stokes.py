@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.enface import DepthWindow
-from opticstream.compute.jones import wrapped_orientation
+from opticstream.compute.reconstruction._enface import DepthWindow
+from opticstream.compute.reconstruction._jones import wrapped_orientation
 
 LARGEST_BIREFRINGENCE = 6e-3
 """Beyond that of tendon; the search ends here."""
@@ -102,7 +102,7 @@ def axis_and_birefringence(
     --------
     Retardance that folds twice within the window:
 
-    >>> from opticstream.compute.enface import depth_window
+    >>> from opticstream.compute.reconstruction._enface import depth_window
     >>> retardance = 2 * np.pi * 0.004 * 2.5 / 1.3 * np.arange(100)
     >>> jones = np.stack([np.sin(retardance) * np.exp(2j * np.deg2rad(30)), np.cos(retardance)])
     >>> jones = jones.reshape(2, 1, 1, 100).astype(np.complex64)

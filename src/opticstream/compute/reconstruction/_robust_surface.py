@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.surface import EDGE_HALF_WIDTH_PX, edge_response, edge_taps
+from opticstream.compute.reconstruction._surface import EDGE_HALF_WIDTH_PX, edge_response, edge_taps
 
 CELL_PX = 4
 DEPTH_STEP_PX = 2
@@ -96,7 +96,7 @@ class SurfaceSheet:
         self._trend_and_count = _trend_and_count
         self._rivals = _rivals
         if compiled:
-            from opticstream.compute import sheet_kernels
+            from opticstream.compute.reconstruction import _sheet_kernels as sheet_kernels
 
             cost = np.float32(COST_DB_PER_PX * DEPTH_STEP_PX)
             taps = edge_taps().astype(np.float32)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from opticstream.compute.enface import depth_window
-from opticstream.compute.stokes import axis_and_birefringence
+from opticstream.compute.reconstruction import axis_and_birefringence, depth_window
 from opticstream.testing.tile_phantom import one_tile_config, tile_from_phantom, uniform_white_matter
 
 STEP_UM, WAVELENGTH_UM = 2.5, 1.3
