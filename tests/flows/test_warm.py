@@ -60,7 +60,7 @@ def test_prefect_is_there_already(launcher, tmp_path):
 def test_the_kernels_of_large_tiles_are_compiled_before_the_first_one_comes(launcher, tmp_path):
     script = tmp_path / "told_compiled.py"
     script.write_text(
-        "import sys\nkernels = sys.modules.get('opticstream.compute.map_kernels')\n"
+        "import sys\nkernels = sys.modules.get('opticstream.compute.tile_engine._map_kernels')\n"
         "print(len(kernels.maps_of_line.signatures) if kernels else 0)\n"
     )
     end = time.monotonic() + 240  # numba may have to compile

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from opticstream.compute import tile_engine
+from opticstream.compute.tile_engine import TileEngine
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import TileId
@@ -63,8 +63,8 @@ def test_affinity_and_the_threads_setting_are_honoured(tmp_path, monkeypatch):
     assert stage.available_threads(2) == 2
     before = threading.active_count()
     seen = []
-    kernel = tile_engine.profiles_of_line
-    monkeypatch.setattr(tile_engine, "profiles_of_line", lambda *a: seen.append(threading.active_count()) or kernel(*a))
+    analyse = TileEngine._analyse
+    monkeypatch.setattr(TileEngine, "_analyse", lambda *a: seen.append(threading.active_count()) or analyse(*a))
     _run(tmp_path, monkeypatch, "one", _scan(b_lines=2))
     assert set(seen) == {before}
 
@@ -74,7 +74,7 @@ def _peak_bytes(folder, *, raw_format, a_lines, b_lines, budget_gb, volumes=Fals
     script = """
 import json, sys
 from pathlib import Path
-from opticstream.compute.warm_kernels import warm_kernels
+from opticstream.compute.tile_engine import warm_kernels
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.model.ids import TileId
 from opticstream.stages.process_tile import process_tile
@@ -97,7 +97,7 @@ process_tile(raw, TileId(1, 1), scan=scan, processing=processing, out_dir=folder
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(json.dumps({"peak": int(status["VmHWM"].split()[0]) * 1024, "bytes": size}))
 """
-    from opticstream.compute.warm_kernels import warm_kernels
+    from opticstream.compute.tile_engine import warm_kernels
 
     warm_kernels()  # so that the process finds everything compiled: the compiler's memory is not the tile's
     folder.mkdir()

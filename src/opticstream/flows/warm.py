@@ -151,7 +151,7 @@ def serve(address: Path, /) -> None:
 
 
 def _warm_kernels() -> None:
-    from opticstream.compute.warm_kernels import warm_kernels  # imports the compiler
+    from opticstream.compute.tile_engine import warm_kernels  # imports the compiler
 
     warm_kernels()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from opticstream.compute.reconstruction import spectral_plan
-from opticstream.compute.tile_engine import TileEngine, TileOptions
+from opticstream.compute.tile_engine._engine import TileEngine, TileOptions
 
 
 def warm_kernels() -> None:

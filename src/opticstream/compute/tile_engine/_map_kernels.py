@@ -29,7 +29,8 @@ from opticstream.compute.lanes import (
     where_less,
     where_less_equal,
 )
-from opticstream.compute.profile_kernels import (
+from opticstream.compute.reconstruction import LEAST_AGREEMENT, START_LIMIT_PX, START_STEP_PX, START_STIFFNESS
+from opticstream.compute.tile_engine._profile_kernels import (
     DEGREES,
     EPS,
     intensity_at,
@@ -38,7 +39,6 @@ from opticstream.compute.profile_kernels import (
     retardance_of,
     wrapped,
 )
-from opticstream.compute.reconstruction import LEAST_AGREEMENT, START_LIMIT_PX, START_STEP_PX, START_STIFFNESS
 from opticstream.system.compiled import njit
 
 _F = np.float32
@@ -379,7 +379,7 @@ def maps_of_line(
     Parameters
     ----------
     profiles, cut, depth, reverse
-        As for `opticstream.compute.profile_kernels.profiles_of_line`.
+        As for `profiles_of_line`.
     start, stop : arrays, shape (n_strips * LANES,)
         Depth indices of the windows, both ends included.
     centre, taps, reach_px, padded

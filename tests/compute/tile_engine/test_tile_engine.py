@@ -43,8 +43,8 @@ from opticstream.compute.reconstruction import (
     window_mean,
     wrapped_orientation,
 )
-from opticstream.compute.spectrum_kernels import groups_needed, spectra_to_strips
 from opticstream.compute.tile_engine import TileEngine, TileOptions
+from opticstream.compute.tile_engine._spectrum_kernels import groups_needed, spectra_to_strips
 from opticstream.testing.raw_tiles import fringe_counts
 
 

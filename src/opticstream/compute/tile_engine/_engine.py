@@ -19,8 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.lanes import LANES, radices_of, split_of, split_rows, split_twiddles_of, twiddles_of
-from opticstream.compute.map_kernels import maps_of_line
-from opticstream.compute.profile_kernels import profiles_of_line, volumes_of_strip
 from opticstream.compute.reconstruction import (
     BLOCK_PX,
     CELL_PX,
@@ -40,7 +38,9 @@ from opticstream.compute.reconstruction import (
     rate_tables,
     rates_of,
 )
-from opticstream.compute.spectrum_kernels import groups_needed, mean_of_lines, spectra_to_strips
+from opticstream.compute.tile_engine._map_kernels import maps_of_line
+from opticstream.compute.tile_engine._profile_kernels import profiles_of_line, volumes_of_strip
+from opticstream.compute.tile_engine._spectrum_kernels import groups_needed, mean_of_lines, spectra_to_strips
 
 Floats = NDArray[np.float32]
 Sink = Callable[[int, dict[str, Floats]], None]
