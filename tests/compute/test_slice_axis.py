@@ -120,8 +120,7 @@ def test_real_fibre_directions_survive_two_beams_and_a_turned_picture(shared_dat
     import tifffile
 
     from opticstream.compute.axis import projections_from_axis
-    from opticstream.compute.orientation_field import resample_image, resample_orientation
-    from opticstream.compute.plane_map import PlaneMap
+    from opticstream.compute.registration import PlaneMap, resample_image, resample_orientation
 
     direction = tifffile.imread(shared_data / "fibre_directions" / "cluster_dir_1.tiff").T.astype(float)
     mean = tifffile.imread(shared_data / "fibre_directions" / "cluster_avg.tiff").T.astype(float)

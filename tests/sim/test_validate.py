@@ -127,8 +127,7 @@ def test_slices_in_each_others_place_are_found(perfect: ProjectConfig, truth_fol
 
 
 def test_aligned_slices_are_followed_to_where_they_lie(perfect: ProjectConfig, truth_folder: Path) -> None:
-    from opticstream.compute.orientation_field import resample_orientation
-    from opticstream.compute.slice_alignment import rigid_map
+    from opticstream.compute.registration import resample_orientation, rigid_map
 
     truth, paths = Truth.load(truth_folder), paths_of(perfect)
     own = np.array(read_nifti(paths.mosaic_product(MosaicId(3), "ori")))

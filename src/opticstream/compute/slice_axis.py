@@ -14,9 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.axis import AxisField, axis_from_projections
-from opticstream.compute.orientation_field import resample_image, resample_orientation, smooth_orientation
-from opticstream.compute.plane_map import Freedom, PlaneMap
-from opticstream.compute.registration import Registration, register_images
+from opticstream.compute.registration import (
+    Freedom,
+    PlaneMap,
+    Registration,
+    register_images,
+    resample_image,
+    resample_orientation,
+    smooth_orientation,
+)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.axis import beam_frames
-from opticstream.compute.orientation_field import resample_image, resample_orientation
-from opticstream.compute.plane_map import PlaneMap
 from opticstream.compute.pyramid_blocks import ValueKind
+from opticstream.compute.registration import PlaneMap, resample_image, resample_orientation
 from opticstream.io.atomic import atomic_folder
 from opticstream.io.slice_store import SliceStore
 from opticstream.io.volume_reading import volume_reader, volume_voxel_um

@@ -17,10 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.orientation_field import resample_image, resample_orientation
-from opticstream.compute.plane_map import PlaneMap
 from opticstream.compute.pyramid_blocks import ValueKind
-from opticstream.compute.slice_alignment import SlicePose, next_pose, turned_axis
+from opticstream.compute.registration import (
+    PlaneMap,
+    SlicePose,
+    next_pose,
+    resample_image,
+    resample_orientation,
+    turned_axis,
+)
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import nifti_geometry, read_nifti

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from opticstream.compute.plane_map import Freedom, PlaneMap
-from opticstream.compute.registration import register_images
+from opticstream.compute.registration._plane_map import Freedom, PlaneMap
+from opticstream.compute.registration._registration import register_images
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.plane_map import PlaneMap
+from opticstream.compute.registration._plane_map import PlaneMap
 
 _ROWS = 512
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.detail_alignment import DetailPair
-from opticstream.compute.orientation_field import resample_image
-from opticstream.compute.plane_map import PlaneMap
+from opticstream.compute.registration._detail_alignment import DetailPair
+from opticstream.compute.registration._plane_map import PlaneMap
+from opticstream.compute.registration._resampling import resample_image
 
 
 def significance(pairs: Sequence[DetailPair], mapping: PlaneMap, /, *, away_px: tuple[int, ...] = (30, 45)) -> float:

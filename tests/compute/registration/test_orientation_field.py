@@ -7,13 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opticstream.compute.orientation_field import (
-    resample_image,
-    resample_orientation,
-    smooth_orientation,
-    wrap_orientation,
-)
-from opticstream.compute.plane_map import PlaneMap, rotation_from_matrix
+from opticstream.compute.registration import PlaneMap, resample_image, resample_orientation, smooth_orientation
+from opticstream.compute.registration._plane_map import rotation_from_matrix
+from opticstream.compute.registration._resampling import wrap_orientation
 from opticstream.testing.slice_phantom import Picture, make_slice
 
 

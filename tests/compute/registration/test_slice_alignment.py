@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opticstream.compute.plane_map import PlaneMap
 from opticstream.compute.pyramid_blocks import halved
-from opticstream.compute.slice_alignment import SlicePose, next_pose, rigid_map, turned_axis
+from opticstream.compute.registration import PlaneMap, SlicePose, next_pose, rigid_map, turned_axis
 from opticstream.testing.slice_phantom import make_slice
 
 STILL = SlicePose(PlaneMap.identity())

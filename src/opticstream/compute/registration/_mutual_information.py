@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.plane_map import Freedom, PlaneMap, rotation_from_matrix
+from opticstream.compute.registration._plane_map import Freedom, PlaneMap, rotation_from_matrix
 
 Image = NDArray[np.float32]
 

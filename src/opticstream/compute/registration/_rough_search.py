@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.orientation_field import resample_image
-from opticstream.compute.plane_map import PlaneMap
+from opticstream.compute.registration._plane_map import PlaneMap
+from opticstream.compute.registration._resampling import resample_image
 
 Image = NDArray[np.float32]
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.detail_alignment import DetailPair, bent, locally_normalised, sharpened
-from opticstream.compute.mutual_information import refined_mapping
-from opticstream.compute.orientation_field import resample_image
-from opticstream.compute.plane_map import Freedom, PlaneMap
-from opticstream.compute.registration_checks import block_residuals, significance
-from opticstream.compute.rough_search import rough_mappings, shrunk
+from opticstream.compute.registration._checks import block_residuals, significance
+from opticstream.compute.registration._detail_alignment import DetailPair, bent, locally_normalised, sharpened
+from opticstream.compute.registration._mutual_information import refined_mapping
+from opticstream.compute.registration._plane_map import Freedom, PlaneMap
+from opticstream.compute.registration._resampling import resample_image
+from opticstream.compute.registration._rough_search import rough_mappings, shrunk
 
 Image = NDArray[np.float32]
 

@@ -1,0 +1,22 @@
+"""Mappings between pictures of one slice or of neighbouring slices: finding, judging and applying them."""
+
+from __future__ import annotations
+
+from opticstream.compute.registration._plane_map import Freedom, PlaneMap
+from opticstream.compute.registration._registration import Registration, register_images
+from opticstream.compute.registration._resampling import resample_image, resample_orientation, smooth_orientation
+from opticstream.compute.registration._slice_alignment import SlicePose, next_pose, rigid_map, turned_axis
+
+__all__ = [
+    "Freedom",
+    "PlaneMap",
+    "Registration",
+    "SlicePose",
+    "next_pose",
+    "register_images",
+    "resample_image",
+    "resample_orientation",
+    "rigid_map",
+    "smooth_orientation",
+    "turned_axis",
+]
