@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from opticstream.compute.stitching.grid import neighbour_pairs
+from opticstream.compute.stitching import neighbour_pairs
 from opticstream.testing.synthetic_mosaic import SyntheticMosaic, position_errors, synthetic_mosaic
 from opticstream.testing.tissue_mosaic import TEXTURES, TissueMosaic, placement_errors, tissue_mosaic
 

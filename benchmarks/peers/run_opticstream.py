@@ -5,9 +5,7 @@ import sys
 
 import numpy as np
 
-from opticstream.compute.stitching.grid import usual_overlap_px
-from opticstream.compute.stitching.positions import positions_from_tiles
-from opticstream.compute.stitching.tilefilter import filtered_tiles, high_pass_for_overlap
+from opticstream.compute.stitching import filtered_tiles, high_pass_for_overlap, positions_from_tiles, usual_overlap_px
 
 tiles = np.load(sys.argv[1])
 task = json.loads(open(sys.argv[2]).read())

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from opticstream.compute.stitching.weights import canvas_from_positions
+from opticstream.compute.stitching import canvas_from_positions
 from opticstream.model.errors import InputError
 from opticstream.stages.find_focus import focus_for_volume, read_focus
 from opticstream.stages.reconstruction import read_surface

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opticstream.compute.stitching.seams import Seam
+from opticstream.compute.stitching import Seam
 from opticstream.stages.captions import TEXT, with_lines_below, with_title
 from opticstream.stages.find_coordinates import measured_positions
 from opticstream.stages.mosaic_qc import overlap_picture, write_links_picture

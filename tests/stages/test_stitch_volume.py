@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opticstream.compute.stitching.fusion import MosaicSum
-from opticstream.compute.stitching.weights import canvas_from_positions, overlap_widths, tile_weight
+from opticstream.compute.stitching import MosaicSum, canvas_from_positions, overlap_widths, tile_weight
 from opticstream.config.processing import CoordinateSettings, VolumeSettings
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.omezarr import StoreWriter, read_attributes, read_volume, store_layout

@@ -11,14 +11,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.distortion import FieldGeometry, field_geometry
-from opticstream.compute.stitching.grid import usual_overlap_px
-from opticstream.compute.stitching.positions import TilePositions, empty_tiles, positions_from_tiles
-from opticstream.compute.stitching.tilefilter import (
+from opticstream.compute.stitching import (
+    FieldGeometry,
     FilteredTiles,
+    TilePositions,
     amplitude_from_db,
+    empty_tiles,
+    field_geometry,
     filtered_tiles,
     high_pass_for_overlap,
+    positions_from_tiles,
+    usual_overlap_px,
 )
 from opticstream.config import ScanSettings
 from opticstream.config.processing import CoordinateSettings

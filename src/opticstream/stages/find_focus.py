@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.focus import ConfocalPeak, FocusFit, confocal_peak, focus_from_overlaps
-from opticstream.compute.stitching.grid import neighbour_pairs
-from opticstream.compute.stitching.weights import canvas_from_positions
+from opticstream.compute.stitching import (
+    ConfocalPeak,
+    FocusFit,
+    canvas_from_positions,
+    confocal_peak,
+    focus_from_overlaps,
+    neighbour_pairs,
+)
 from opticstream.config import ScanSettings
 from opticstream.config.processing import FocusSettings
 from opticstream.io.images import TileVolume

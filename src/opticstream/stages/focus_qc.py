@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.focus import FocusFit
-from opticstream.compute.stitching.seams import shared_slices
+from opticstream.compute.stitching import FocusFit, shared_slices
 from opticstream.io.images import TileVolume
 from opticstream.io.pictures import CIVIDIS, GREY, Picture, colours_from_unit, reduced, write_jpeg
 from opticstream.stages.captions import TEXT, Words, with_lines_below, with_title

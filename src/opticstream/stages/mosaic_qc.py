@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.fusion import MosaicSum
-from opticstream.compute.stitching.positions import TilePositions
-from opticstream.compute.stitching.seams import Seam, parity_colours
-from opticstream.compute.stitching.weights import canvas_from_positions, overlap_widths, tile_weight
+from opticstream.compute.stitching import (
+    MosaicSum,
+    Seam,
+    TilePositions,
+    canvas_from_positions,
+    overlap_widths,
+    parity_colours,
+    tile_weight,
+)
 from opticstream.io.pictures import GREY, Picture, colours_from_unit, reduced, write_jpeg
 from opticstream.stages.captions import TEXT, Words, with_lines_below
 from opticstream.stages.mosaic_tiles import MosaicTiles

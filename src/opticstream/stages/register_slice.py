@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.axis import AxisField, AxisFlag
-from opticstream.compute.registration import Registration
-from opticstream.compute.slice_axis import (
+from opticstream.compute.axis import (
     AlignedIllumination,
+    AxisField,
+    AxisFlag,
     IlluminationImages,
     SliceAxis,
     aligned_map,
     slice_axis_from_illuminations,
 )
-from opticstream.compute.stitching.mask import tissue_mask
+from opticstream.compute.registration import Registration
+from opticstream.compute.stitching import tissue_mask
 from opticstream.config.processing import MaskSettings, RegistrationSettings
 from opticstream.io import orientation_pictures as pictures
 from opticstream.io.atomic import write_bytes, write_text

@@ -11,12 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.fusion import MosaicSum, is_blank
-from opticstream.compute.stitching.grid import neighbour_pairs
-from opticstream.compute.stitching.mask import tissue_mask
-from opticstream.compute.stitching.seams import Seam, seams_from_tiles
-from opticstream.compute.stitching.shading import common_shading
-from opticstream.compute.stitching.weights import Canvas, canvas_from_positions, overlap_widths, tile_weight
+from opticstream.compute.stitching import (
+    Canvas,
+    MosaicSum,
+    Seam,
+    canvas_from_positions,
+    common_shading,
+    is_blank,
+    neighbour_pairs,
+    overlap_widths,
+    seams_from_tiles,
+    tile_weight,
+    tissue_mask,
+)
 from opticstream.config import ScanSettings
 from opticstream.config.processing import EnfaceSettings, MaskSettings, StitchSettings
 from opticstream.io.atomic import write_text

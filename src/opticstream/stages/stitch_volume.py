@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream import __version__
-from opticstream.compute.stitching.weights import Canvas, canvas_from_positions, overlap_widths, ramp
+from opticstream.compute.stitching import Canvas, canvas_from_positions, overlap_widths, ramp
 from opticstream.config import ScanSettings
 from opticstream.config.processing import VolumeSettings
 from opticstream.io.geometry import SAME_SIZE, Geometry

@@ -173,7 +173,7 @@ def test_images_that_cannot_be_registered_are_named(change: Any, message: str) -
 
 def test_every_process_finds_the_same_bits() -> None:
     code = (
-        "from opticstream.testing.slice_phantom import make_slice; from opticstream.compute.registration._registration import "
+        "from opticstream.testing.slice_phantom import make_slice; from opticstream.compute.registration import "
         "register_images; p = make_slice(seed=1).beams; "
         "r = register_images(p[0].birefringence, p[1].birefringence); "
         "print(r.mapping.matrix.tobytes().hex(), r.mapping.offset.tobytes().hex())"

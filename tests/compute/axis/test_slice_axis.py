@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opticstream.compute.axis import AxisFlag
-from opticstream.compute.slice_axis import IlluminationImages, slice_axis_from_illuminations
+from opticstream.compute.axis import AxisFlag, IlluminationImages, slice_axis_from_illuminations
 from opticstream.testing.slice_phantom import Picture, SlicePhantom, axial_error_deg, make_slice
 
 TILTED = Picture(tilt_deg=-15.0, rotation_deg=3.0, shift_px=(12.0, -8.0), shape=(190, 170), scale=(0.97, 1.0))

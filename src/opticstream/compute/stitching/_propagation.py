@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.solver import LinkSystem
+from opticstream.compute.stitching._solver import LinkSystem
 
 Array = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.axis import AxisField, axis_from_projections
+from opticstream.compute.axis._axis import AxisField, axis_from_projections
 from opticstream.compute.registration import (
     Freedom,
     PlaneMap,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.tilefilter import cosine_blur_basis
+from opticstream.compute.stitching._tilefilter import cosine_blur_basis
 
 FloatArray = NDArray[np.float32]
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.correlation import NEAR, aligned_likelihoods, aligned_overlaps, noise_model
-from opticstream.compute.stitching.positions import TilePositions, peaks_of_likelihoods
-from opticstream.compute.stitching.tilefilter import FilteredTiles
+from opticstream.compute.stitching._correlation import NEAR, aligned_likelihoods, aligned_overlaps, noise_model
+from opticstream.compute.stitching._peaks import peaks_of_likelihoods
+from opticstream.compute.stitching._solution import TilePositions
+from opticstream.compute.stitching._tilefilter import FilteredTiles
 from opticstream.system.cores import one_blas_thread
 
 Array = NDArray[np.float64]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opticstream.compute.stitching.correlation import NoiseModel, aligned_likelihoods, aligned_overlaps, noise_model
-from opticstream.compute.stitching.distortion import field_geometry
-from opticstream.compute.stitching.instrument import instrument_gain
-from opticstream.compute.stitching.positions import positions_from_tiles
-from opticstream.compute.stitching.tilefilter import filtered_tiles, high_pass_for_overlap, tissue_level
+from opticstream.compute.stitching import field_geometry, filtered_tiles, high_pass_for_overlap, positions_from_tiles
+from opticstream.compute.stitching._correlation import NoiseModel, aligned_likelihoods, aligned_overlaps, noise_model
+from opticstream.compute.stitching._instrument import instrument_gain
+from opticstream.compute.stitching._tilefilter import tissue_level
 from opticstream.testing.tissue_mosaic import TEXTURES, placement_errors, tissue_mosaic
 
 SMALL = {"columns": 6, "rows": 6, "tile_shape": (240, 240)}

@@ -270,7 +270,7 @@ def _solve(
     angle: NDArray[Any], seen: NDArray[Any], valid: NDArray[np.bool_], frames: NDArray[np.float64], threads: int
 ) -> tuple[Float, Float, Float]:
     """Return solutions (pixels, 2, 3), costs (pixels, 2), spreads (pixels, 2, 2); NaN without values of two beams."""
-    from opticstream.compute import _axis_kernels as kernels
+    from opticstream.compute.axis import _kernels as kernels
 
     solve: Any = kernels.solve_pixels
     pixels = angle.shape[1]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.tilefilter import FilteredTiles
+from opticstream.compute.stitching._tilefilter import FilteredTiles
 
 FloatArray = NDArray[np.float32]
 BATCH = 24

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.stitching.instrument import instrument_gain
+from opticstream.compute.stitching._instrument import instrument_gain
 from opticstream.system.cores import one_blas_thread
 
 FloatArray = NDArray[np.float32]

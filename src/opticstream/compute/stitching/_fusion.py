@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.stitching.weights import Canvas
+from opticstream.compute.stitching._weights import Canvas
 
 FloatArray = NDArray[np.float32]
 Kind = Literal["scalar", "axial"]
@@ -168,7 +168,7 @@ def fuse_tiles(
     --------
     Two axes 20 degrees apart across the wrap of an axis meet in the middle, not at 0:
 
-    >>> from opticstream.compute.stitching.weights import canvas_from_positions
+    >>> from opticstream.compute.stitching._weights import canvas_from_positions
     >>> canvas = canvas_from_positions([(0, 0), (0, 0)], tile_shape=(2, 1))
     >>> tiles = np.array([[[80.0], [81.0]], [[-80.0], [-79.0]]])
     >>> fuse_tiles(tiles, canvas, [np.ones((2, 1), np.float32)] * 2, kind="axial").round(3).ravel().tolist()

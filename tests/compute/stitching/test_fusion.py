@@ -7,20 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opticstream.compute.stitching.focus import (
+from opticstream.compute.stitching import (
+    MosaicSum,
+    canvas_from_positions,
+    common_shading,
     confocal_peak,
+    filtered_tiles,
     focus_from_overlaps,
-    monomials,
-    polynomial_surface,
+    neighbour_pairs,
+    overlap_widths,
+    ramp,
+    seams_from_tiles,
+    tile_weight,
+    tissue_mask,
 )
-from opticstream.compute.stitching.fusion import MosaicSum, fuse_tiles, placed_between_pixels
-from opticstream.compute.stitching.grid import neighbour_pairs
-from opticstream.compute.stitching.mask import tissue_mask
-from opticstream.compute.stitching.seams import seams_from_tiles
-from opticstream.compute.stitching.shading import common_shading
-from opticstream.compute.stitching.tilefilter import filtered_tiles
+from opticstream.compute.stitching._focus import monomials, polynomial_surface
+from opticstream.compute.stitching._fusion import fuse_tiles, placed_between_pixels
 from opticstream.compute.stitching.volume import angle_from_components, halved, halved_axis
-from opticstream.compute.stitching.weights import canvas_from_positions, overlap_widths, ramp, tile_weight
 
 SHAPE = (30, 24)
 

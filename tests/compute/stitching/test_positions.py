@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from opticstream.compute.stitching.correlation import NoiseModel, aligned_likelihoods, aligned_overlaps, ring_frequency
-from opticstream.compute.stitching.grid import neighbour_pairs, nominal_positions
-from opticstream.compute.stitching.positions import positions_from_tiles
-from opticstream.compute.stitching.propagation import GRID_VARIANCE_PX2, beliefs_from_surfaces
-from opticstream.compute.stitching.solver import LinkSystem, lines_from_positions
-from opticstream.compute.stitching.tilefilter import filtered_tiles, high_pass_for_overlap
+from opticstream.compute.stitching import filtered_tiles, high_pass_for_overlap, neighbour_pairs, positions_from_tiles
+from opticstream.compute.stitching._correlation import NoiseModel, aligned_likelihoods, aligned_overlaps, ring_frequency
+from opticstream.compute.stitching._grid import nominal_positions
+from opticstream.compute.stitching._propagation import GRID_VARIANCE_PX2, beliefs_from_surfaces
+from opticstream.compute.stitching._solver import LinkSystem, lines_from_positions
 from opticstream.testing.synthetic_mosaic import position_errors, synthetic_mosaic
 
 

@@ -1,0 +1,31 @@
+"""The fibre axis in space from what several beams see of it."""
+
+from __future__ import annotations
+
+from opticstream.compute.axis._axis import (
+    AxisField,
+    AxisFlag,
+    axis_from_projections,
+    beam_frames,
+    projections_from_axis,
+)
+from opticstream.compute.axis._slice_axis import (
+    AlignedIllumination,
+    IlluminationImages,
+    SliceAxis,
+    aligned_map,
+    slice_axis_from_illuminations,
+)
+
+__all__ = [
+    "AlignedIllumination",
+    "AxisField",
+    "AxisFlag",
+    "IlluminationImages",
+    "SliceAxis",
+    "aligned_map",
+    "axis_from_projections",
+    "beam_frames",
+    "projections_from_axis",
+    "slice_axis_from_illuminations",
+]

@@ -1,0 +1,23 @@
+"""Volume stitching: blocks of many tiles blended plane by plane, with the first pyramid levels.
+
+A face of its own, as importing it loads the compiler. Volumes are arrays (z, y, x) in C order here: that is the order
+of the bytes on disk, in tiles and in stores.
+"""
+
+from __future__ import annotations
+
+from opticstream.compute.stitching.volume._blend import BlockTiles, blend_axial, blend_scalar
+from opticstream.compute.stitching.volume._halving import angle_from_components, halved, halved_axis
+from opticstream.compute.stitching.volume._runs import Runs, runs_from_shift, shift_from_focus
+
+__all__ = [
+    "BlockTiles",
+    "Runs",
+    "angle_from_components",
+    "blend_axial",
+    "blend_scalar",
+    "halved",
+    "halved_axis",
+    "runs_from_shift",
+    "shift_from_focus",
+]

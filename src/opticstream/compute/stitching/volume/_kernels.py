@@ -1,0 +1,207 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+"""Compiled inner loops of the blend and of the halving, over planes (z) of a block."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from opticstream.system.compiled import njit
+
+
+@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def _cos_sin(angle_deg):
+    """Return cos and sin of twice an angle in degrees; error below 3e-7."""
+    u = angle_deg * np.float32(1 / 90)
+    u = u - np.float32(2) * np.floor(u * np.float32(0.5) + np.float32(0.5))  # period 180 degrees: u in [-1, 1)
+    h = u * np.float32(1.5707963267948966)  # half of the doubled angle
+    q = h * h
+    s = h * (
+        np.float32(1)
+        + q
+        * (
+            np.float32(-1.6666667e-1)
+            + q
+            * (
+                np.float32(8.3333310e-3)
+                + q * (np.float32(-1.9840874e-4) + q * (np.float32(2.7525562e-6) + q * np.float32(-2.3889859e-8)))
+            )
+        )
+    )
+    c = np.float32(1) + q * (
+        np.float32(-0.5)
+        + q
+        * (
+            np.float32(4.1666638e-2)
+            + q * (np.float32(-1.3888378e-3) + q * (np.float32(2.4760495e-5) + q * np.float32(-2.6051615e-7)))
+        )
+    )
+    return np.float32(1) - np.float32(2) * s * s, np.float32(2) * s * c
+
+
+@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def _angle(c, s):
+    """Return half of atan2(s, c) in degrees, in (-90, 90]."""
+    angle = np.float32(math.atan2(s, c)) * np.float32(28.64788975654116)
+    return np.float32(90) if angle <= np.float32(-90) else angle
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def blend_planes(out, sine, tiles, runs, out_z0, z0, z1):
+    """Blend planes z0..z1 of a block; returns how many voxels were missing, at least whether any was.
+
+    Scalar data where `sine` is None; else axis angles into components, `out` takes the cosine. The choice is made when
+    this is compiled: each kind has a loop of its own.
+    """
+    missing = 0
+    inputs, depth0, place, rows, weight = tiles
+    row_start, start, stop, shift = runs
+    height, width = out.shape[1], out.shape[2]
+    for z in range(z0, z1):
+        plane = out[z]
+        plane[:, :] = np.float32(0)
+        if sine is None:
+            other = plane
+        else:
+            other = sine[z]
+            other[:, :] = np.float32(0)
+        for k in range(inputs.shape[0]):
+            data = inputs[k]
+            y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
+            for y in range(rows[k]):
+                ty = first + y
+                for r in range(row_start[ty], row_start[ty + 1]):
+                    depth = out_z0 + z + shift[r] - depth0
+                    a = max(start[r], -x0)
+                    b = min(stop[r], width - x0)
+                    if a >= b:
+                        continue
+                    if depth < 0 or depth >= data.shape[0]:
+                        missing += b - a
+                        continue
+                    # Pieces that begin at 0: the loops below are then compiled to vector instructions.
+                    source = data[depth, y, a:b]
+                    w = weight[k, y, a:b]
+                    target = plane[y0 + y, x0 + a : x0 + b]
+                    if sine is None:
+                        for x in range(b - a):
+                            target[x] += w[x] * source[x]
+                    else:
+                        target_s = other[y0 + y, x0 + a : x0 + b]
+                        for x in range(b - a):
+                            c, s = _cos_sin(source[x])
+                            target[x] += w[x] * c
+                            target_s[x] += w[x] * s
+        for y in range(height):
+            row = plane[y]
+            odd = 0
+            for x in range(width):
+                odd |= row[x] * np.float32(0) != np.float32(0)  # NaN or infinity
+            missing += odd
+    return missing
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def blend_planes_partial(out, sine, tiles, runs, out_z0, z0, z1, total, lost):
+    """Blend planes where voxels may be missing; where one is, divide by the weights that are there.
+
+    A voxel that lacks nothing gets the very value of `blend_planes`: results do not depend on how blocks are cut.
+    """
+    inputs, depth0, place, rows, weight = tiles
+    row_start, start, stop, shift = runs
+    height, width = out.shape[1], out.shape[2]
+    for z in range(z0, z1):
+        plane = out[z]
+        plane[:, :] = np.float32(0)
+        if sine is None:
+            other = plane
+        else:
+            other = sine[z]
+            other[:, :] = np.float32(0)
+        total[:, :] = np.float32(0)
+        lost[:, :] = False
+        for k in range(inputs.shape[0]):
+            data = inputs[k]
+            y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
+            for y in range(rows[k]):
+                ty = first + y
+                for r in range(row_start[ty], row_start[ty + 1]):
+                    depth = out_z0 + z + shift[r] - depth0
+                    a = max(start[r], -x0)
+                    b = min(stop[r], width - x0)
+                    if depth < 0 or depth >= data.shape[0]:
+                        for x in range(a, b):
+                            lost[y0 + y, x0 + x] = True
+                        continue
+                    for x in range(a, b):
+                        value = data[depth, y, x]
+                        if not np.isfinite(value):
+                            lost[y0 + y, x0 + x] = True
+                            continue
+                        w = weight[k, y, x]
+                        total[y0 + y, x0 + x] += w
+                        if sine is None:
+                            plane[y0 + y, x0 + x] += w * value
+                        else:
+                            c, s = _cos_sin(value)
+                            plane[y0 + y, x0 + x] += w * c
+                            other[y0 + y, x0 + x] += w * s
+        for y in range(height):
+            for x in range(width):
+                if not lost[y, x]:
+                    continue
+                weights = total[y, x] if total[y, x] > np.float32(0) else np.float32(np.nan)
+                plane[y, x] /= weights
+                if sine is not None:
+                    other[y, x] /= weights
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def blank_planes(out, covered, z0, z1):
+    for z in range(z0, z1):
+        for y in range(out.shape[1]):
+            for x in range(out.shape[2]):
+                if not covered[y, x]:
+                    out[z, y, x] = np.float32(np.nan)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def angles_of_planes(cosine, sine, z0, z1):
+    """Replace components by the angle, in the array of the cosine; NaN where both are 0."""
+    for z in range(z0, z1):
+        for y in range(cosine.shape[1]):
+            for x in range(cosine.shape[2]):
+                c, s = cosine[z, y, x], sine[z, y, x]
+                cosine[z, y, x] = np.float32(np.nan) if c == 0 and s == 0 else _angle(c, s)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def halve_planes(volume, result, z0, z1):
+    """Write means over 2 x 2 x 2 voxels, NaN left out, to planes z0..z1 of `result`."""
+    depth, height, width = volume.shape
+    for z in range(z0, z1):
+        for y in range(result.shape[1]):
+            inside = 2 * z + 1 < depth and 2 * y + 1 < height
+            whole = width // 2 if inside else 0
+            if inside:
+                a, b = volume[2 * z, 2 * y], volume[2 * z, 2 * y + 1]
+                c, d = volume[2 * z + 1, 2 * y], volume[2 * z + 1, 2 * y + 1]
+                row = result[z, y]
+                for x in range(whole):
+                    i = 2 * x
+                    row[x] = (
+                        (a[i] + a[i + 1]) + (b[i] + b[i + 1]) + (c[i] + c[i + 1]) + (d[i] + d[i + 1])
+                    ) * np.float32(0.125)
+            for x in range(result.shape[2]):
+                if x < whole and result[z, y, x] == result[z, y, x]:
+                    continue
+                total, count = np.float32(0), np.float32(0)
+                for i in range(2 * z, min(2 * z + 2, depth)):
+                    for j in range(2 * y, min(2 * y + 2, height)):
+                        for m in range(2 * x, min(2 * x + 2, width)):
+                            value = volume[i, j, m]
+                            if value == value:
+                                total += value
+                                count += np.float32(1)
+                result[z, y, x] = total / count if count > 0 else np.float32(np.nan)
