@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.pyramid_blocks import ValueKind, halved
+from opticstream.compute.pyramid import ValueKind, halved
 from opticstream.io.atomic import write_text
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.volume_reading import BlockReader

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.axis import beam_frames
-from opticstream.compute.pyramid_blocks import ValueKind
+from opticstream.compute.pyramid import ValueKind
 from opticstream.compute.registration import PlaneMap, resample_image, resample_orientation
 from opticstream.io.atomic import atomic_folder
 from opticstream.io.slice_store import SliceStore

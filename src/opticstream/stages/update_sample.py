@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.pyramid_blocks import ValueKind
+from opticstream.compute.pyramid import ValueKind
 from opticstream.compute.registration import (
     PlaneMap,
     SlicePose,

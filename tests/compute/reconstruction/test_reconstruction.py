@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opticstream.compute import axial
 from opticstream.compute.reconstruction import (
     axis_window_mean,
     axis_window_mode,
@@ -23,7 +24,6 @@ from opticstream.compute.reconstruction import (
     unfiltered_surface_from_threshold,
     window_maximum,
     window_mean,
-    wrapped_orientation,
 )
 from opticstream.compute.reconstruction._calibration import (
     positions_from_chirp,
@@ -109,7 +109,7 @@ def test_volumes_agree_with_the_formulas_where_there_is_signal():
     strong &= (expected["R3D"] > 1) & (expected["R3D"] < 89)
     assert np.abs(intensity_db_from_jones(jones) - expected["dBI"])[strong].max() < 0.01
     assert np.abs(retardance_from_jones(jones) - expected["R3D"])[strong].max() < 0.01
-    turned = wrapped_orientation(orientation_from_jones(jones) - expected["O3D"])
+    turned = axial.wrap(orientation_from_jones(jones) - expected["O3D"])
     assert np.abs(turned)[strong].max() < 0.01
 
 
@@ -156,7 +156,7 @@ def test_maps_agree_with_the_formulas(offset, depth, seed):
     np.testing.assert_allclose(window_mean(window.take(volumes["dBI"]), valid), expected["aip"], rtol=1e-5)
     np.testing.assert_array_equal(window_maximum(window.take(volumes["dBI"]), valid), expected["mip"])
     np.testing.assert_allclose(window_mean(r, valid), expected["ret"], rtol=1e-5)
-    np.testing.assert_allclose(wrapped_orientation(axis_window_mean(o, valid) - expected["ori"]), 0, atol=1e-3)
+    np.testing.assert_allclose(axial.wrap(axis_window_mean(o, valid) - expected["ori"]), 0, atol=1e-3)
     np.testing.assert_array_equal(axis_window_mode(o, valid), expected["ori_histogram"])
     slope = birefringence_slope(r, valid, depth_step_um=2.5, wavelength_um=1.3)
     np.testing.assert_allclose(slope, expected["biref"], atol=1e-7, rtol=1e-4)
@@ -172,7 +172,7 @@ def test_turning_the_sample_turns_the_axis(offset, flip, turn):
     turned[0] *= np.exp((-2j if flip else 2j) * np.radians(turn)).astype(np.complex64)
     before = orientation_from_jones(jones, phase_offset_deg=offset, flip_phase=flip)
     after = orientation_from_jones(turned, phase_offset_deg=offset, flip_phase=flip)
-    np.testing.assert_allclose(wrapped_orientation(after - before - turn + 0.0), 0, atol=1e-3)
+    np.testing.assert_allclose(axial.wrap(after - before - turn + 0.0), 0, atol=1e-3)
     assert after.max() <= 90
     assert after.min() > -90
 

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opticstream.compute import axial
 from opticstream.compute.registration import PlaneMap, resample_image, resample_orientation, smooth_orientation
 from opticstream.compute.registration._plane_map import rotation_from_matrix
-from opticstream.compute.registration._resampling import wrap_orientation
 from opticstream.testing.slice_phantom import Picture, make_slice
 
 
-def axial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.abs(wrap_orientation(np.asarray(a, float) - np.asarray(b, float)))
+def apart_deg(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.abs(axial.wrap(np.asarray(a, float) - np.asarray(b, float)))
 
 
 def turned_map(angle_deg: float, shape: tuple[int, int]) -> PlaneMap:
@@ -29,20 +29,20 @@ def turned_map(angle_deg: float, shape: tuple[int, int]) -> PlaneMap:
 def test_turning_the_picture_turns_the_axes(angle: float, value: float) -> None:
     shape = (15, 15)
     out = resample_orientation(np.full(shape, value), turned_map(angle, shape), shape=shape)
-    assert axial(out[7, 7], value - angle) < 1e-3
+    assert apart_deg(out[7, 7], value - angle) < 1e-3
 
 
 def test_axes_on_both_sides_of_the_seam_do_not_average_to_the_opposite() -> None:
     image = np.array([[89.0, 89.0], [-89.0, -89.0]])
     half = PlaneMap(np.eye(2), np.array([0.5, 0.0]))
-    assert axial(resample_orientation(image, half, shape=(1, 2)), 90.0).max() < 1e-3
+    assert apart_deg(resample_orientation(image, half, shape=(1, 2)), 90.0).max() < 1e-3
 
 
 def test_birefringence_weighs_the_axes() -> None:
     image = np.array([[0.0], [60.0]])
     half = PlaneMap(np.eye(2), np.array([0.5, 0.0]))
     weighted = resample_orientation(image, half, shape=(1, 1), weight=np.array([[1e-3], [1e-6]]))
-    assert axial(weighted, 0.0).max() < 0.1
+    assert apart_deg(weighted, 0.0).max() < 0.1
 
 
 @pytest.mark.parametrize("shear", [0.0, 0.15])
@@ -52,12 +52,12 @@ def test_a_rotated_and_sheared_phantom_comes_back_onto_itself(shear: float) -> N
     fixed, moving = phantom.beams
     mapping = PlaneMap(moving.matrix, moving.offset)
     out = resample_orientation(moving.orientation_deg, mapping, shape=(200, 160), weight=moving.birefringence)
-    error = axial(out, fixed.orientation_deg)[np.isfinite(out) & (fixed.birefringence > 3e-4)]
+    error = apart_deg(out, fixed.orientation_deg)[np.isfinite(out) & (fixed.birefringence > 3e-4)]
     assert error.size > 5000
     assert np.median(error) < 0.5
     assert np.quantile(error, 0.95) < 3
     # Without turning the axes back they are wrong by the rotation.
-    naive = axial(resample_image(moving.orientation_deg, mapping, shape=(200, 160)), fixed.orientation_deg)
+    naive = apart_deg(resample_image(moving.orientation_deg, mapping, shape=(200, 160)), fixed.orientation_deg)
     assert np.nanmedian(naive) > 15
 
 
@@ -67,7 +67,7 @@ def test_there_and_back_again_changes_nothing() -> None:
     mapping = PlaneMap(np.array([[0.97, -0.2], [0.25, 1.02]]), np.array([3.0, -2.0]))
     there = resample_orientation(angle, mapping.inverse(), shape=(260, 220))
     back = resample_orientation(there, mapping, shape=angle.shape)
-    error = axial(back, angle)[20:-20, 20:-20]
+    error = apart_deg(back, angle)[20:-20, 20:-20]
     assert np.nanmedian(error) < 0.5
 
 
@@ -100,7 +100,7 @@ def test_a_bent_mapping_turns_axes_where_it_bends() -> None:
     swirl = np.stack([(np.cos(t) - 1) * x - np.sin(t) * y, np.sin(t) * x + (np.cos(t) - 1) * y]).astype(np.float32)
     bent = PlaneMap(np.eye(2), np.zeros(2), swirl)
     out = resample_orientation(np.full(shape, 30.0), bent, shape=shape)
-    assert axial(out[15:25, 15:25], 20.0).max() < 1e-3
+    assert apart_deg(out[15:25, 15:25], 20.0).max() < 1e-3
 
 
 def test_scaled_mappings_agree_at_pixel_centres() -> None:
@@ -119,9 +119,9 @@ def test_mirrors_are_refused() -> None:
 
 def test_smoothing_averages_axes_not_numbers() -> None:
     rng = np.random.default_rng(0)
-    angle = wrap_orientation(88 + 10 * rng.normal(size=(60, 60)))
+    angle = axial.wrap(88 + 10 * rng.normal(size=(60, 60)))
     smoothed, weight = smooth_orientation(angle, np.ones((60, 60)), sigma_px=3)
-    assert np.median(axial(smoothed, 88)) < 2
+    assert np.median(apart_deg(smoothed, 88)) < 2
     np.testing.assert_allclose(weight, 1, atol=1e-5)
     untouched, _ = smooth_orientation(angle, np.ones((60, 60)), sigma_px=0)
     np.testing.assert_allclose(untouched, angle, atol=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opticstream.compute.pyramid_blocks import halved
+from opticstream.compute.pyramid import halved
 from opticstream.compute.registration import PlaneMap, SlicePose, next_pose, rigid_map, turned_axis
 from opticstream.testing.slice_phantom import make_slice
 

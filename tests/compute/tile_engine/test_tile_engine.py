@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from opticstream.compute import axial
 from opticstream.compute.lanes import (
     LANES,
     SPARE,
@@ -41,7 +42,6 @@ from opticstream.compute.reconstruction import (
     unfiltered_surface_from_threshold,
     window_maximum,
     window_mean,
-    wrapped_orientation,
 )
 from opticstream.compute.tile_engine import TileEngine, TileOptions
 from opticstream.compute.tile_engine._spectrum_kernels import groups_needed, spectra_to_strips
@@ -181,7 +181,7 @@ def test_the_engine_agrees_with_the_plain_chain(spectral, further, channels, a_l
     if channels == 2:
         strong &= np.abs(volumes["R3D"] - 45) < 44
         assert np.abs(got_volumes["R3D"] - volumes["R3D"])[strong].max() < 0.01
-        assert np.abs(wrapped_orientation(got_volumes["O3D"] - volumes["O3D"]))[strong].max() < 0.02
+        assert np.abs(axial.wrap(got_volumes["O3D"] - volumes["O3D"]))[strong].max() < 0.02
         assert got_volumes["O3D"].min() > -90
         assert got_volumes["O3D"].max() <= 90
     assert (got["surfraw"] != maps["surfraw"]).mean() < 0.02  # a tie may fall the other way

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from opticstream.compute import axial
 from opticstream.system.cores import available_cores
 
 Float = NDArray[np.float32]
@@ -141,8 +142,7 @@ def projections_from_axis(
     unit = r / np.linalg.norm(r, axis=-1, keepdims=True)
     frames = beam_frames(np.atleast_1d(tilt_deg), tilt_axis_deg=tilt_axis_deg)
     seen = np.einsum("nij,...j->n...i", frames[:, :2], unit)
-    angle = np.degrees(np.arctan2(seen[..., 1], seen[..., 0]))
-    angle = angle - 180.0 * np.ceil((angle - 90.0) / 180.0)
+    angle = axial.wrap(np.degrees(np.arctan2(seen[..., 1], seen[..., 0])))
     return angle, np.asarray(birefringence, float) * (seen**2).sum(-1)
 
 
@@ -411,11 +411,12 @@ def _select(
             | (np.isfinite(birefringence_sd) & (birefringence < min_significance * birefringence_sd))
         )
         known = enough & ~low
-        axis = _without_sign(np.where(known[..., None], r / birefringence[..., None], np.nan))
-        inplane = np.degrees(np.arctan2(axis[..., 1], axis[..., 0]))
-        inplane = inplane - 180.0 * np.ceil((inplane - 90.0) / 180.0)
+        axis = axial.without_sign(np.where(known[..., None], r / birefringence[..., None], np.nan))
+        inplane = axial.wrap(np.degrees(np.arctan2(axis[..., 1], axis[..., 0])))
         thruplane = np.degrees(np.arcsin(np.clip(axis[..., 2], -1, 1)))
-        other_axis = _without_sign(np.where(known[..., None], other / np.sqrt((other**2).sum(-1))[..., None], np.nan))
+        other_axis = axial.without_sign(
+            np.where(known[..., None], other / np.sqrt((other**2).sum(-1))[..., None], np.nan)
+        )
         flags = np.zeros(enough.shape, np.uint8)
         for flag, where in (
             (AxisFlag.NO_DATA, ~enough),
@@ -441,10 +442,3 @@ def _select(
         flags=flags,
         alternative=other_axis.astype(np.float32),
     )
-
-
-def _without_sign(axis: NDArray[Any]) -> NDArray[Any]:
-    """Return the axes turned so that x >= 0, and y > 0 where x = 0, and z >= 0 where both are."""
-    x, y, z = axis[..., 0], axis[..., 1], axis[..., 2]
-    down = (x < 0) | ((x == 0) & ((y < 0) | ((y == 0) & (z < 0))))
-    return np.where(down[..., None], -axis, axis) + 0.0

@@ -10,6 +10,7 @@ from opticstream.compute.lanes._mathematics import (
     decibel,
     log2,
     median_of,
+    wrapped,
 )
 from opticstream.compute.lanes._transform import (
     profile_of_strip,
@@ -72,4 +73,5 @@ __all__ = [
     "where_equal",
     "where_less",
     "where_less_equal",
+    "wrapped",
 ]

@@ -48,6 +48,14 @@ def log2(x):
 
 
 @njit(inline="always")
+def wrapped(angle):
+    """Return angles of axes, -270 < angle <= 270 degrees, brought to (-90, 90]."""
+    turn, right = splat(_F(180)), splat(_F(90))
+    angle = where_less(right, angle, angle - turn, angle)
+    return where_less_equal(angle, splat(_F(-90)), angle + turn, angle)
+
+
+@njit(inline="always")
 def decibel(power):
     """Return 10 log10 of positive powers."""
     return log2(power) * splat(_TEN_LOG10_2)

@@ -34,7 +34,6 @@ from opticstream.compute.reconstruction._jones import (
     jones_from_complex_tile,
     orientation_from_jones,
     retardance_from_jones,
-    wrapped_orientation,
 )
 from opticstream.compute.reconstruction._orientation import axis_window_mean, axis_window_mode
 from opticstream.compute.reconstruction._robust_surface import (
@@ -115,5 +114,4 @@ __all__ = [
     "unfiltered_surface_from_threshold",
     "window_maximum",
     "window_mean",
-    "wrapped_orientation",
 ]

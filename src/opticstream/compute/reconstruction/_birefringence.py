@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute import axial
 from opticstream.compute.reconstruction._enface import DepthWindow
 
 UNWRAP_SIGMA_PX = (1.0, 1.0, 3.0)
@@ -58,9 +59,9 @@ def stokes_from_retardance(
 
     The components are `sin 2R cos 2O`, `sin 2R sin 2O`, `cos 2R`; unlike the angles they can be averaged.
     """
-    twice_r, twice_o = np.deg2rad(2 * retardance_deg), np.deg2rad(2 * orientation_deg)
-    ring = np.sin(twice_r)
-    return np.stack([ring * np.cos(twice_o), ring * np.sin(twice_o), np.cos(twice_r)]).astype(np.float32)
+    cosine, sine = axial.components(orientation_deg)
+    down, ring = axial.components(retardance_deg)  # doubled as well: these angles go round a circle of the sphere
+    return np.stack([ring * cosine, ring * sine, down]).astype(np.float32)
 
 
 def gaussian_smoothed(

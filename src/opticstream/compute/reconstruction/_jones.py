@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute import axial
+
 EPS32 = float(np.finfo(np.float32).eps)
 """Smallest intensity and amplitude that is told from zero; -69.2 dB."""
 
@@ -73,20 +75,8 @@ def orientation_from_jones(
     _two_channels(jones)
     difference = np.angle(jones[0] * jones[1].conj())
     sign = -1.0 if flip_phase else 1.0
-    offset = np.remainder(np.float64(phase_offset_deg) + 90, 180) - 90  # small numbers keep float32 precise
-    return wrapped_orientation(difference * np.float32(sign * 90 / np.pi) + np.float32(offset))
-
-
-def wrapped_orientation(orientation_deg: NDArray[Any], /) -> NDArray[np.float32]:
-    """Return orientations wrapped to (-90, 90].
-
-    Examples
-    --------
-    >>> wrapped_orientation(np.array([-90.0, 100.0, 270.0])).tolist()
-    [90.0, -80.0, 90.0]
-    """
-    turns = np.ceil((orientation_deg - 90) / 180)
-    return np.asarray(orientation_deg - 180 * turns, dtype=np.float32)
+    offset = np.float32(axial.offset_within_half_turn(phase_offset_deg))
+    return np.asarray(axial.wrap(difference * np.float32(sign * 90 / np.pi) + offset), np.float32)
 
 
 def complex_tile_from_jones(jones: NDArray[np.complex64], /) -> NDArray[np.float32]:

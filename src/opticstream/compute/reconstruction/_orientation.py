@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute import axial
+
 
 def axis_window_mean(orientation_deg: NDArray[Any], valid: NDArray[np.bool_], /) -> NDArray[np.float32]:
     """Return the axial (180-degree periodic) mean over the valid samples along the last axis, in (-90, 90]."""
-    angle = np.deg2rad(2 * orientation_deg)
-    y = np.where(valid, np.sin(angle), 0).sum(axis=-1, dtype=np.float64)
-    x = np.where(valid, np.cos(angle), 0).sum(axis=-1, dtype=np.float64)
-    mean = np.degrees(0.5 * np.arctan2(y, x))
-    return np.asarray(np.where(mean <= -90, mean + 180, mean), dtype=np.float32)
+    return axial.mean(orientation_deg, where=valid).astype(np.float32)
 
 
 def axis_window_mode(orientation_deg: NDArray[Any], valid: NDArray[np.bool_], /) -> NDArray[np.float32]:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute import axial
 from opticstream.compute.reconstruction._enface import DepthWindow
-from opticstream.compute.reconstruction._jones import wrapped_orientation
 
 LARGEST_BIREFRINGENCE = 6e-3
 """Beyond that of tendon; the search ends here."""
@@ -125,7 +125,8 @@ def axis_and_birefringence(
     price = START_STIFFNESS * length / np.maximum(agreement, LEAST_AGREEMENT) ** 2
     rate, psi = _circle_near(sums, np.clip(best, 1, len(rates) - 2), float(rates[1]), price)
     sign = -1.0 if flip_phase else 1.0
-    orientation = wrapped_orientation(np.degrees(sign * psi / 2) + np.remainder(phase_offset_deg + 90, 180) - 90)
+    turn_deg = np.float64(axial.offset_within_half_turn(phase_offset_deg))  # the sum in double precision
+    orientation = np.asarray(axial.wrap(np.degrees(sign * psi / 2) + turn_deg), np.float32)
     birefringence = rate * (wavelength_um / (4 * np.pi * depth_step_um))
     return orientation, np.asarray(birefringence, dtype=np.float32)
 

@@ -10,21 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from opticstream.compute import axial
 from opticstream.compute.registration._plane_map import PlaneMap
 
 _ROWS = 512
-
-
-def wrap_orientation(angle_deg: ArrayLike, /) -> NDArray[np.float64]:
-    """Return angles of axes brought to (-90, 90] degrees.
-
-    Examples
-    --------
-    >>> wrap_orientation([-90.0, 135.0])
-    array([ 90., -45.])
-    """
-    angle = np.asarray(angle_deg, float)
-    return np.asarray(angle - 180.0 * np.ceil((angle - 90.0) / 180.0))
 
 
 def resample_image(
@@ -87,15 +76,13 @@ def resample_orientation(
     >>> resample_orientation(np.full((3, 3), 60.0), turned, shape=(3, 3))[1, 1]
     np.float32(-30.0)
     """
-    angle = np.radians(2 * np.asarray(orientation_deg, np.float32))
-    planes = np.stack([np.cos(angle), np.sin(angle)])
+    planes = np.stack(axial.components(np.asarray(orientation_deg, np.float32)))
     if weight is not None:
         scale = np.asarray(weight, np.float32)
         planes *= np.where(scale > 0, scale, np.nan)
     cosine, sine = _resample_planes(planes, mapping, shape, False)
-    turned = 0.5 * np.degrees(np.arctan2(sine, cosine)) - mapping.local_rotation_deg(shape)
-    out: NDArray[np.float32] = wrap_orientation(turned).astype(np.float32)
-    return out
+    turned = axial.angle_from_components(cosine, sine) - mapping.local_rotation_deg(shape)
+    return np.asarray(axial.wrap(np.asarray(turned, float)), np.float32)
 
 
 def smooth_orientation(
@@ -120,9 +107,9 @@ def smooth_orientation(
     angle = np.asarray(orientation_deg, np.float32)
     scale = np.asarray(weight, np.float32)
     if sigma_px == 0:
-        return wrap_orientation(angle).astype(np.float32), scale
+        return axial.wrap(angle.astype(float)).astype(np.float32), scale
     valid = np.isfinite(angle) & np.isfinite(scale)
-    turned = np.radians(2 * np.where(valid, angle, 0))
+    cosine, sine = axial.components(np.where(valid, angle, 0))
     amount = np.where(valid, np.maximum(scale, 0), 0)
 
     def blur(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -131,9 +118,9 @@ def smooth_orientation(
 
     norm = np.maximum(blur(valid.astype(np.float32)), 1e-6)
     mean = blur(np.where(valid, scale, 0)) / norm
-    axis = 0.5 * np.degrees(np.arctan2(blur(amount * np.sin(turned)), blur(amount * np.cos(turned))))
+    axis = axial.angle_from_components(blur(amount * cosine), blur(amount * sine))
     return (
-        np.where(valid, wrap_orientation(axis), np.nan).astype(np.float32),
+        np.where(valid, axial.wrap(axis.astype(float)), np.nan).astype(np.float32),
         np.where(valid, mean, np.nan).astype(np.float32),
     )
 

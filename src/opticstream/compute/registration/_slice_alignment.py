@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from opticstream.compute import axial
 from opticstream.compute.registration._plane_map import Freedom, PlaneMap
 from opticstream.compute.registration._registration import register_images
 
@@ -106,7 +107,7 @@ def next_pose(
 
 
 def turned_axis(axis: ArrayLike, angle_deg: float, /) -> np.ndarray:
-    """Return axis vectors (..., 3) turned back by an in-plane angle, x >= 0.
+    """Return axis vectors (..., 3) turned back by an in-plane angle, without sign.
 
     Examples
     --------
@@ -117,5 +118,4 @@ def turned_axis(axis: ArrayLike, angle_deg: float, /) -> np.ndarray:
     t = np.radians(angle_deg)
     x = vectors[..., 0] * np.cos(t) + vectors[..., 1] * np.sin(t)
     y = -vectors[..., 0] * np.sin(t) + vectors[..., 1] * np.cos(t)
-    turned = np.stack([x, y, vectors[..., 2]], axis=-1)
-    return np.where((x < 0)[..., None], -turned, turned) + 0.0
+    return axial.without_sign(np.stack([x, y, vectors[..., 2]], axis=-1))

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute import axial
 from opticstream.compute.stitching._weights import Canvas
 
 FloatArray = NDArray[np.float32]
@@ -33,14 +34,11 @@ def is_blank(tile: NDArray[np.floating], /) -> bool:
     return not np.isfinite(tile).any()
 
 
-def axial_components(angle_deg: NDArray[np.floating], /) -> tuple[FloatArray, FloatArray]:
-    """Return ``cos 2t`` and ``sin 2t`` of axis angles in degrees; NaN stays NaN."""
-    doubled = np.asarray(angle_deg, np.float32) * np.float32(np.pi / 90)
-    return np.cos(doubled), np.sin(doubled)
-
-
 def axis_from_components(cosine: NDArray[np.floating], sine: NDArray[np.floating], /) -> FloatArray:
-    """Return the axis angle in degrees, in (-90, 90], of doubled-angle components; NaN where both are 0."""
+    """Return the axis angle in degrees, in (-90, 90], of doubled-angle components; NaN where both are 0.
+
+    In single precision throughout, as volumes are blended.
+    """
     angle = np.asarray(np.arctan2(sine, cosine), np.float32) * np.float32(90 / np.pi)
     angle = np.where(angle <= -90, np.float32(90), angle)
     return np.where((cosine == 0) & (sine == 0), np.float32(np.nan), angle)
@@ -104,7 +102,9 @@ class MosaicSum:
         if is_blank(tile):
             return
         values: Sequence[FloatArray]
-        values = axial_components(tile) if self.kind == "axial" else (np.asarray(tile, np.float32),)
+        values = (
+            axial.components(np.asarray(tile, np.float32)) if self.kind == "axial" else (np.asarray(tile, np.float32),)
+        )
         fraction = self.canvas.fraction[index]
         if fraction.any():
             values = [placed_between_pixels(v, fraction) for v in values]

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute import axial
 from opticstream.compute.lanes import LANES, radices_of, split_of, split_rows, split_twiddles_of, twiddles_of
 from opticstream.compute.reconstruction import (
     BLOCK_PX,
@@ -248,7 +249,7 @@ class TileEngine:
         self._rates = rates_of(depth=window, depth_step_um=options.depth_step_um, wavelength_um=options.wavelength_um)
         self._cosine, self._sine = rate_tables(self._rates, depth=window, offset=options.offset)
         sign = -1.0 if options.flip_phase else 1.0
-        offset = float(np.remainder(np.float64(options.phase_offset_deg) + 90, 180) - 90)
+        offset = axial.offset_within_half_turn(options.phase_offset_deg)
         self._sign, self._offset_deg = np.float32(sign), np.float32(offset)
         self._spectral = None if plan is None else _spectral_arrays(plan)
         self._scratch: SimpleQueue[_Scratch] = SimpleQueue()

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from opticstream.compute._axial_kernels import wrapped as wrapped_angle
 from opticstream.compute.lanes import (
     LANES,
     absolute,
@@ -28,6 +29,7 @@ from opticstream.compute.lanes import (
     where_equal,
     where_less,
     where_less_equal,
+    wrapped,
 )
 from opticstream.compute.reconstruction import LEAST_AGREEMENT, START_LIMIT_PX, START_STEP_PX, START_STIFFNESS
 from opticstream.compute.tile_engine._profile_kernels import (
@@ -37,7 +39,6 @@ from opticstream.compute.tile_engine._profile_kernels import (
     place_of,
     power_at,
     retardance_of,
-    wrapped,
 )
 from opticstream.system.compiled import njit
 
@@ -134,8 +135,7 @@ def _axis_modes(window, length, sign, offset_deg, at, out):
             i = k * _ROW + lane
             re1, im1, re2, im2 = window[i], window[i + _IM1], window[i + _RE2], window[i + _IM2]
             angle = _F(math.atan2(im1 * re2 - re1 * im2, re1 * re2 + im1 * im2))
-            value = _F(sign) * _F(0.5) * DEGREES * angle + offset_deg
-            value -= _F(180) * _F(math.ceil((value - _F(90)) / _F(180)))
+            value = wrapped_angle(_F(sign) * _F(0.5) * DEGREES * angle + offset_deg)
             bins[min(179, max(0, math.floor(value + _F(90))))] += 1
         out[at + lane] = _F(np.argmax(bins)) - _F(89.5)
 

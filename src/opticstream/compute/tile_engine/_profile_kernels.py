@@ -26,6 +26,7 @@ from opticstream.compute.lanes import (
     transform_lanes,
     where_less,
     where_less_equal,
+    wrapped,
 )
 from opticstream.system.compiled import njit
 
@@ -155,14 +156,6 @@ def retardance_of(power_1, power_2):
     eps = splat(EPS)
     co = square_root(power_2)
     return splat(DEGREES) * arctangent_of_ratio(square_root(power_1), where_less(co, eps, eps, co))
-
-
-@njit(inline="always")
-def wrapped(angle):
-    """Wrap angles with -270 < angle <= 270 to (-90, 90]."""
-    turn, right = splat(_F(180)), splat(_F(90))
-    angle = where_less(right, angle, angle - turn, angle)
-    return where_less_equal(angle, splat(_F(-90)), angle + turn, angle)
 
 
 @njit(inline="always")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute import axial
 from opticstream.compute.stitching.volume import _kernels as kernels
 
 FloatArray = NDArray[np.float32]
@@ -32,9 +33,7 @@ def halved(
 
 def halved_axis(angle_deg: FloatArray, /, *, pool: ThreadPoolExecutor | None = None) -> FloatArray:
     """Return axis angles (degrees) at half the resolution: axial means over 2 x 2 x 2 voxels, NaN left out."""
-    doubled = np.deg2rad(angle_deg) * 2
-    cosine = halved(np.cos(doubled).astype(np.float32), pool=pool)
-    sine = halved(np.sin(doubled).astype(np.float32), pool=pool)
+    cosine, sine = (halved(part.astype(np.float32), pool=pool) for part in axial.components(angle_deg))
     return angle_from_components(cosine, sine, pool=pool)
 
 

@@ -3,48 +3,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+from opticstream.compute._axial_kernels import components, half_angle
 from opticstream.system.compiled import njit
-
-
-@njit(cache=True, nogil=True, inline="always", error_model="numpy")
-def _cos_sin(angle_deg):
-    """Return cos and sin of twice an angle in degrees; error below 3e-7."""
-    u = angle_deg * np.float32(1 / 90)
-    u = u - np.float32(2) * np.floor(u * np.float32(0.5) + np.float32(0.5))  # period 180 degrees: u in [-1, 1)
-    h = u * np.float32(1.5707963267948966)  # half of the doubled angle
-    q = h * h
-    s = h * (
-        np.float32(1)
-        + q
-        * (
-            np.float32(-1.6666667e-1)
-            + q
-            * (
-                np.float32(8.3333310e-3)
-                + q * (np.float32(-1.9840874e-4) + q * (np.float32(2.7525562e-6) + q * np.float32(-2.3889859e-8)))
-            )
-        )
-    )
-    c = np.float32(1) + q * (
-        np.float32(-0.5)
-        + q
-        * (
-            np.float32(4.1666638e-2)
-            + q * (np.float32(-1.3888378e-3) + q * (np.float32(2.4760495e-5) + q * np.float32(-2.6051615e-7)))
-        )
-    )
-    return np.float32(1) - np.float32(2) * s * s, np.float32(2) * s * c
-
-
-@njit(cache=True, nogil=True, inline="always", error_model="numpy")
-def _angle(c, s):
-    """Return half of atan2(s, c) in degrees, in (-90, 90]."""
-    angle = np.float32(math.atan2(s, c)) * np.float32(28.64788975654116)
-    return np.float32(90) if angle <= np.float32(-90) else angle
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -90,7 +52,7 @@ def blend_planes(out, sine, tiles, runs, out_z0, z0, z1):
                     else:
                         target_s = other[y0 + y, x0 + a : x0 + b]
                         for x in range(b - a):
-                            c, s = _cos_sin(source[x])
+                            c, s = components(source[x])
                             target[x] += w[x] * c
                             target_s[x] += w[x] * s
         for y in range(height):
@@ -144,7 +106,7 @@ def blend_planes_partial(out, sine, tiles, runs, out_z0, z0, z1, total, lost):
                         if sine is None:
                             plane[y0 + y, x0 + x] += w * value
                         else:
-                            c, s = _cos_sin(value)
+                            c, s = components(value)
                             plane[y0 + y, x0 + x] += w * c
                             other[y0 + y, x0 + x] += w * s
         for y in range(height):
@@ -173,7 +135,7 @@ def angles_of_planes(cosine, sine, z0, z1):
         for y in range(cosine.shape[1]):
             for x in range(cosine.shape[2]):
                 c, s = cosine[z, y, x], sine[z, y, x]
-                cosine[z, y, x] = np.float32(np.nan) if c == 0 and s == 0 else _angle(c, s)
+                cosine[z, y, x] = np.float32(np.nan) if c == 0 and s == 0 else half_angle(c, s)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

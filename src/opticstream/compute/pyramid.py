@@ -7,6 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from opticstream.compute import axial
+
+__all__ = ["ValueKind", "halved"]
+
 ValueKind = Literal["scalar", "axial", "vector", "label"]
 """Scalar values; angles of axes in degrees (180-degree periodic); unit axis vectors without sign along the last array
 axis; labels (masks, flag bits), which are never averaged."""
@@ -47,9 +51,8 @@ def halved(block: ArrayLike, factors: tuple[int, int, int], /, *, kind: ValueKin
     if kind == "vector":
         return _main_direction(boxes)
     if kind == "axial":
-        turned = np.radians(2 * boxes)
-        axis = 0.5 * np.degrees(np.arctan2(_mean(np.sin(turned)), _mean(np.cos(turned))))
-        return np.asarray(axis, values.dtype)
+        cosine, sine = axial.components(boxes)
+        return np.asarray(axial.angle_from_components(_mean(cosine), _mean(sine)), values.dtype)
     return np.asarray(_mean(boxes), values.dtype)
 
 
@@ -75,8 +78,5 @@ def _main_direction(boxes: NDArray[Any]) -> NDArray[Any]:
     known = np.isfinite(dyads).all((-2, -1))
     direction = np.full((*known.shape, 3), np.nan)
     if known.any():
-        main = np.linalg.eigh(dyads[known])[1][..., -1]
-        x, y, z = main[:, 0], main[:, 1], main[:, 2]
-        down = (x < 0) | ((x == 0) & ((y < 0) | ((y == 0) & (z < 0))))
-        direction[known] = np.where(down[:, None], -main, main) + 0.0
+        direction[known] = axial.without_sign(np.linalg.eigh(dyads[known])[1][..., -1])
     return direction.astype(boxes.dtype)

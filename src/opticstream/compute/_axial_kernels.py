@@ -1,0 +1,55 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+"""What `opticstream.compute.axial` does, one angle at a time in single precision, for use inside compiled kernels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from opticstream.system.compiled import njit
+
+_F = np.float32
+
+
+@njit(inline="always")
+def wrapped(angle_deg):
+    """Return an angle brought to (-90, 90] degrees."""
+    return angle_deg - _F(180) * _F(math.ceil((angle_deg - _F(90)) / _F(180)))
+
+
+@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def components(angle_deg):
+    """Return cos and sin of twice an angle in degrees; error below 3e-7."""
+    u = angle_deg * np.float32(1 / 90)
+    u = u - np.float32(2) * np.floor(u * np.float32(0.5) + np.float32(0.5))  # period 180 degrees: u in [-1, 1)
+    h = u * np.float32(1.5707963267948966)  # half of the doubled angle
+    q = h * h
+    s = h * (
+        np.float32(1)
+        + q
+        * (
+            np.float32(-1.6666667e-1)
+            + q
+            * (
+                np.float32(8.3333310e-3)
+                + q * (np.float32(-1.9840874e-4) + q * (np.float32(2.7525562e-6) + q * np.float32(-2.3889859e-8)))
+            )
+        )
+    )
+    c = np.float32(1) + q * (
+        np.float32(-0.5)
+        + q
+        * (
+            np.float32(4.1666638e-2)
+            + q * (np.float32(-1.3888378e-3) + q * (np.float32(2.4760495e-5) + q * np.float32(-2.6051615e-7)))
+        )
+    )
+    return np.float32(1) - np.float32(2) * s * s, np.float32(2) * s * c
+
+
+@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def half_angle(c, s):
+    """Return half of atan2(s, c) in degrees, in (-90, 90]."""
+    angle = np.float32(math.atan2(s, c)) * np.float32(28.64788975654116)
+    return np.float32(90) if angle <= np.float32(-90) else angle

@@ -1,0 +1,96 @@
+"""Angles of axes, which have no sign: 0 and 180 degrees are one axis.
+
+Such angles are not additive, their doubled unit vectors are: whatever averages or interpolates axes does so on
+`components` and turns the result back with `angle_from_components`. Compiled kernels use `_axial_kernels`, and
+`opticstream.compute.lanes.wrapped` for vectors of A-lines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["angle_from_components", "components", "mean", "offset_within_half_turn", "without_sign", "wrap"]
+
+
+def wrap(angle_deg: ArrayLike, /) -> NDArray[Any]:
+    """Return angles of axes brought to (-90, 90] degrees, in the precision they come in; NaN stays NaN.
+
+    Examples
+    --------
+    >>> wrap([-90.0, 135.0])
+    array([ 90., -45.])
+    """
+    angle = np.asarray(angle_deg)
+    return np.asarray(angle - 180 * np.ceil((angle - 90) / 180))
+
+
+def offset_within_half_turn(offset_deg: float, /) -> float:
+    """Return an offset of axes brought to [-90, 90) degrees, so that sums in single precision stay exact.
+
+    Examples
+    --------
+    >>> offset_within_half_turn(100.0), offset_within_half_turn(90.0)
+    (-80.0, -90.0)
+    """
+    return float(np.remainder(np.float64(offset_deg) + 90, 180) - 90)
+
+
+def components(angle_deg: ArrayLike, /) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return ``cos 2t`` and ``sin 2t`` of angles in degrees, in the precision they come in; NaN stays NaN."""
+    doubled = np.radians(2 * np.asarray(angle_deg))
+    return np.cos(doubled), np.sin(doubled)
+
+
+def angle_from_components(cosine: ArrayLike, sine: ArrayLike, /) -> NDArray[Any]:
+    """Return the angle in degrees of doubled-angle components of any length, within -90..90; 0 where both are 0.
+
+    -90 comes from components that are rounded: whoever promises (-90, 90] takes `wrap` of it.
+    """
+    return np.asarray(0.5 * np.degrees(np.arctan2(sine, cosine)))
+
+
+def mean(angle_deg: ArrayLike, /, *, where: ArrayLike = True, axis: int = -1) -> NDArray[np.float64]:
+    """Return the mean axis along an array axis.
+
+    Parameters
+    ----------
+    angle_deg : array_like, shape (..., n)
+        Angles in degrees; any multiple of 180 may be added.
+    where : array_like of bool, shape (..., n)
+        Angles that count; the others may be NaN.
+    axis : int
+        Array axis that is averaged over.
+
+    Returns
+    -------
+    ndarray, shape of `angle_deg` without `axis`
+        In (-90, 90]; 0 where no angle counts.
+
+    Examples
+    --------
+    >>> float(mean([170.0, 20.0]).round(6))
+    5.0
+    """
+    cosine, sine = components(angle_deg)
+    y = np.where(where, sine, 0).sum(axis=axis, dtype=np.float64)
+    x = np.where(where, cosine, 0).sum(axis=axis, dtype=np.float64)
+    angle = angle_from_components(x, y)
+    return np.where(angle <= -90, angle + 180, angle)
+
+
+def without_sign(axis: ArrayLike, /) -> NDArray[Any]:
+    """Return axes in space, (..., 3), turned so that x >= 0, and y >= 0 where x = 0, and z >= 0 where both are.
+
+    Examples
+    --------
+    >>> without_sign([[-1.0, 0.0, 2.0], [0.0, -1.0, 1.0]])
+    array([[ 1.,  0., -2.],
+           [ 0.,  1., -1.]])
+    """
+    vectors = np.asarray(axis)
+    x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
+    down = (x < 0) | ((x == 0) & ((y < 0) | ((y == 0) & (z < 0))))
+    return np.where(down[..., None], -vectors, vectors) + 0.0
