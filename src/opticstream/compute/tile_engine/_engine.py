@@ -39,6 +39,22 @@ from opticstream.compute.reconstruction import (
     rate_tables,
     rates_of,
 )
+from opticstream.compute.tile_engine._arguments import (
+    Circles,
+    Depths,
+    EdgeFilter,
+    LineMaps,
+    LineResults,
+    LineVolumes,
+    MapConstants,
+    MapScratch,
+    Orientation,
+    ProfileScratch,
+    RiseNear,
+    SpectralTransform,
+    Strip,
+    Windows,
+)
 from opticstream.compute.tile_engine._map_kernels import maps_of_line
 from opticstream.compute.tile_engine._profile_kernels import profiles_of_line, volumes_of_strip
 from opticstream.compute.tile_engine._spectrum_kernels import groups_needed, mean_of_lines, spectra_to_strips
@@ -92,13 +108,8 @@ class _Scratch:
     strips: Floats
     recorded: Floats
     background: Floats
-    work: Floats
-    other: Floats
-    intensity: Floats
-    padded: Floats
-    window: Floats
-    states: Floats
-    sums: Floats
+    profiles: ProfileScratch
+    maps: MapScratch
 
 
 @dataclass(slots=True)
@@ -109,10 +120,7 @@ class _Spectral:
     fraction: list[Floats]
     groups: int
     reference: Floats
-    phasor_re: Floats
-    phasor_im: Floats
-    radices: NDArray[np.int64]
-    twiddles: Floats
+    transform: SpectralTransform
 
 
 @dataclass(slots=True)
@@ -130,6 +138,7 @@ _IN_FLIGHT = 3
 _NOTHING = np.empty(0, np.float32)
 _NO_TABLE = np.empty((0, 0), np.float32)
 _NO_STRIPS = np.empty((0, 0, 0), np.float32)
+_NO_TRANSFORM = SpectralTransform(_NO_TABLE, _NO_TABLE, np.empty(0, np.int64), _NOTHING)
 
 
 def _aligned(*shape: int) -> Floats:
@@ -246,11 +255,21 @@ class TileEngine:
         self._volumes = deque(self._empty_volumes(block) for _ in range(_IN_FLIGHT)) if options.volumes else deque()
         self._taps = edge_taps().astype(np.float32)
         window = min(options.depth, depth - 1)
-        self._rates = rates_of(depth=window, depth_step_um=options.depth_step_um, wavelength_um=options.wavelength_um)
-        self._cosine, self._sine = rate_tables(self._rates, depth=window, offset=options.offset)
+        step_um, wavelength_um = options.depth_step_um, options.wavelength_um
+        rates = rates_of(depth=window, depth_step_um=step_um, wavelength_um=wavelength_um)
+        scale = float(rates[1]) * wavelength_um / (4 * np.pi * step_um)
+        tables = rate_tables(rates, depth=window, offset=options.offset)
+        self._circles = Circles(*tables, step=rates[1], scale=np.float32(scale))
+        self._constants = MapConstants(
+            slope_scale=np.float32(wavelength_um / 360 / step_um),
+            block=BLOCK_PX,
+            least_signal=LEAST_SIGNAL,
+            step_mm=np.float32(step_um / 1000),
+        )
+        self._depths = Depths(cut, depth, not options.flip_z)
         sign = -1.0 if options.flip_phase else 1.0
         offset = axial.offset_within_half_turn(options.phase_offset_deg)
-        self._sign, self._offset_deg = np.float32(sign), np.float32(offset)
+        self._orientation = Orientation(np.float32(sign), np.float32(offset))
         self._spectral = None if plan is None else _spectral_arrays(plan)
         self._scratch: SimpleQueue[_Scratch] = SimpleQueue()
         for _ in range(max(1, threads)):
@@ -269,19 +288,25 @@ class TileEngine:
             samples, length = self._plan.samples, self._plan.transform_length
             rows = split_rows(length) if split_of(length) else length
             recorded = self._spectral.groups * 2 * LANES * self._width
-        n_rates, longest = self._cosine.shape
+        n_rates, longest = self._circles.cosine.shape
+        padded = _aligned((depth + 2 * self._taps.size) * LANES)
         return _Scratch(
             # one more row per strip, so that strips do not fall into the same places of the cache
             strips=_aligned(self.channels, self._n_strips, (samples + 1) * LANES) if samples else _NO_STRIPS,
             recorded=_aligned(recorded),
             background=_aligned(samples),
-            work=_aligned(rows * 2 * LANES),
-            other=_aligned(rows * 2 * LANES),
-            intensity=_aligned((depth + 3) * LANES),
-            padded=_aligned((depth + 2 * self._taps.size) * LANES),
-            window=_aligned(longest * 4 * LANES),
-            states=_aligned(longest * 3 * LANES),
-            sums=_aligned((n_rates + 3) * 6 * LANES),
+            profiles=ProfileScratch(
+                work=_aligned(rows * 2 * LANES),
+                other=_aligned(rows * 2 * LANES),
+                intensity=_aligned((depth + 3) * LANES),
+                padded=padded,
+            ),
+            maps=MapScratch(
+                padded=padded,
+                window=_aligned(longest * 4 * LANES),
+                states=_aligned(longest * 3 * LANES),
+                sums=_aligned((n_rates + 3) * 6 * LANES),
+            ),
         )
 
     # -- in
@@ -409,36 +434,35 @@ class TileEngine:
 
     def _analyse(self, strips: Floats, y: int, volumes: dict[str, Floats], scratch: _Scratch) -> None:
         """Profiles, intensity, edges and volumes of one B-line; without `strips` its profiles are there already."""
-        options, arrays = self.options, self._spectral
+        options = self.options
         a_lines, b_lines, depth = self.shape
         slot = self._slot(y)
         at_once = isinstance(options.surface, str) and options.surface == "gradient_threshold"
+        edges = EdgeFilter(
+            wanted=isinstance(options.surface, str) and self._sheet is None,
+            taps=self._taps,
+            threshold_db=np.float32(options.surface_threshold_db if at_once else np.inf),
+            first_samples=THRESHOLD_SAMPLES,
+        )
+        results = LineResults(
+            cells=self._cells[y % len(self._cells)] if self._sheet is not None else _NO_TABLE,
+            surface=self._raw_surface[y],
+            floor_db=self._floor[y],
+            section_x=self.section_x if y == b_lines // 2 else _NO_TABLE,
+            section_y=self.section_y[y],
+        )
+        flat = (volumes[name].reshape(-1) if name in volumes else _NOTHING for name in ("dBI", "R3D", "O3D"))
         profiles_of_line(
             strips,
-            *((_NO_TABLE, _NO_TABLE) if arrays is None else (arrays.phasor_re, arrays.phasor_im)),
-            scratch.work,
-            scratch.other,
-            np.empty(0, np.int64) if arrays is None else arrays.radices,
-            _NOTHING if arrays is None else arrays.twiddles,
+            _NO_TRANSFORM if self._spectral is None else self._spectral.transform,
             slot,
             a_lines,
-            self.cut,
-            depth,
-            not options.flip_z,
-            scratch.intensity,
-            self._cells[y % len(self._cells)] if self._sheet is not None else _NO_TABLE,
-            isinstance(options.surface, str) and self._sheet is None,
-            self._taps,
-            np.float32(options.surface_threshold_db if at_once else np.inf),
-            THRESHOLD_SAMPLES,
-            scratch.padded,
-            self._raw_surface[y],
-            self._floor[y],
-            self.section_x if y == b_lines // 2 else _NO_TABLE,
-            self.section_y[y],
-            self._sign,
-            self._offset_deg,
-            *(volumes[name].reshape(-1) if name in volumes else _NOTHING for name in ("dBI", "R3D", "O3D")),
+            self._depths,
+            edges,
+            self._orientation,
+            scratch.profiles,
+            results,
+            LineVolumes(*flat),
         )
         if "complex" in volumes:
             profiles = slot.reshape(self._n_strips, self.channels, -1, 2, LANES)[:, :, self.cut : self.cut + depth]
@@ -479,16 +503,14 @@ class TileEngine:
         begin = self._emitted - first
         self._surface[self._emitted : stop, :a_lines] = filtered[begin : begin + stop - self._emitted]
 
-    def _window(self, y: int) -> tuple[Floats, Floats]:
+    def _window(self, y: int) -> Windows:
         depth = self.shape[2]
         start = np.clip(np.rint(self._surface[y]) + np.float32(self.options.offset), 0, depth - 1).astype(np.float32)
-        return start, np.minimum(start + np.float32(self.options.depth), np.float32(depth - 1))
+        return Windows(start, np.minimum(start + np.float32(self.options.depth), np.float32(depth - 1)))
 
     def _make_maps(self, y: int) -> None:
         options = self.options
         depth = self.shape[2]
-        start, stop = self._window(y)
-        circle_scale = float(self._rates[1]) * options.wavelength_um / (4 * np.pi * options.depth_step_um)
 
         def wanted(name: str, method: str) -> Floats:
             chosen = {
@@ -498,47 +520,36 @@ class TileEngine:
             }
             return self.maps[name][y] if name in self.maps and chosen[name] == method else _NOTHING
 
-        intensity = (_NOTHING, _NOTHING)
+        aip, mip = _NOTHING, _NOTHING
         if "aip" in self.maps or "mip" in self.maps:
             spare = np.empty(self._width, np.float32)
             aip, mip = (self.maps[name][y] if name in self.maps else spare for name in ("aip", "mip"))
-            intensity = (aip, mip)
+        maps = LineMaps(
+            surface=self._raw_surface[y] if self._sheet is not None else _NOTHING,
+            aip=aip,
+            mip=mip,
+            mean_ret=wanted("ret", "mean"),
+            mean_ori=wanted("ori", "mean"),
+            slope=wanted("biref", "slope"),
+            mode_ori=wanted("ori", "histogram"),
+            circle_ori=wanted("ori", "stokes"),
+            circle_biref=wanted("biref", "stokes"),
+            clean_ret=wanted("ret", "stokes"),
+            mus=self.maps["mus"][y] if "mus" in self.maps else _NOTHING,
+        )
+        near_surface = RiseNear(np.clip(np.rint(self._surface[y]), 0, depth - 1), self._taps, NEAR_PX)
         scratch = self._scratch.get()
         try:
             maps_of_line(
                 self._slot(y),
-                self.cut,
-                depth,
-                not options.flip_z,
-                start,
-                stop,
-                np.clip(np.rint(self._surface[y]), 0, depth - 1),
-                self._taps,
-                NEAR_PX,
-                scratch.padded,
-                scratch.window,
-                self._cosine,
-                self._sine,
-                scratch.states,
-                scratch.sums,
-                self._sign,
-                self._offset_deg,
-                np.float32(options.wavelength_um / 360 / options.depth_step_um),
-                self._rates[1],
-                np.float32(circle_scale),
-                BLOCK_PX,
-                LEAST_SIGNAL,
-                np.float32(options.depth_step_um / 1000),
-                self._raw_surface[y] if self._sheet is not None else _NOTHING,
-                *intensity,
-                wanted("ret", "mean"),
-                wanted("ori", "mean"),
-                wanted("biref", "slope"),
-                wanted("ori", "histogram"),
-                wanted("ori", "stokes"),
-                wanted("biref", "stokes"),
-                wanted("ret", "stokes"),
-                self.maps["mus"][y] if "mus" in self.maps else _NOTHING,
+                self._depths,
+                self._window(y),
+                near_surface,
+                self._circles,
+                self._orientation,
+                self._constants,
+                scratch.maps,
+                maps,
             )
         finally:
             self._scratch.put(scratch)
@@ -554,27 +565,23 @@ class TileEngine:
         top = max(0, int(window.index.min()) - UNWRAP_REACH_PX)
         bottom = min(depth, int(window.index.max()) + 1 + UNWRAP_REACH_PX)
         slab = {name: np.empty((bottom - top, last - first, a_lines), np.float32) for name in ("R3D", "O3D")}
+        volumes = LineVolumes(_NOTHING, slab["R3D"].reshape(-1), slab["O3D"].reshape(-1))
+        skipped = top if options.flip_z else depth - bottom
+        depths = Depths(self.cut + skipped, bottom - top, not options.flip_z)
         nothing = np.empty((bottom - top) * LANES, np.float32)
         for y in range(first, last):
             for strip in range(self._n_strips):
                 slot = self._slot(y)
                 pitch = slot.shape[2]
                 volumes_of_strip(
-                    slot.reshape(-1),
-                    strip * self.channels * pitch,
-                    pitch,
+                    Strip(slot.reshape(-1), strip * self.channels * pitch, pitch, self.channels),
                     nothing,
-                    self.cut + (top if options.flip_z else depth - bottom),
-                    bottom - top,
-                    not options.flip_z,
-                    self._sign,
-                    self._offset_deg,
+                    depths,
+                    self._orientation,
                     (y - first) * a_lines + strip * LANES,
                     (last - first) * a_lines,
                     min(LANES, a_lines - strip * LANES),
-                    _NOTHING,
-                    slab["R3D"].reshape(-1),
-                    slab["O3D"].reshape(-1),
+                    volumes,
                 )
         values = birefringence_unwrapped(
             slab["R3D"].transpose(2, 1, 0),
@@ -640,8 +647,14 @@ def _spectral_arrays(plan: SpectralPlan) -> _Spectral:
         fraction=fraction,
         groups=max(groups_needed(left) for left in index),
         reference=np.ascontiguousarray(reference),
-        phasor_re=np.ascontiguousarray(phasor.real),
-        phasor_im=np.ascontiguousarray(phasor.imag),
-        radices=np.array(radices, np.int64),
-        twiddles=split_twiddles_of(plan.transform_length) if split else twiddles_of(radices) if radices else _NOTHING,
+        transform=SpectralTransform(
+            phasor_re=np.ascontiguousarray(phasor.real),
+            phasor_im=np.ascontiguousarray(phasor.imag),
+            radices=np.array(radices, np.int64),
+            twiddles=split_twiddles_of(plan.transform_length)
+            if split
+            else twiddles_of(radices)
+            if radices
+            else _NOTHING,
+        ),
     )

@@ -32,12 +32,14 @@ from opticstream.compute.lanes import (
     wrapped,
 )
 from opticstream.compute.reconstruction import LEAST_AGREEMENT, START_LIMIT_PX, START_STEP_PX, START_STIFFNESS
+from opticstream.compute.tile_engine._arguments import Strip
 from opticstream.compute.tile_engine._profile_kernels import (
     DEGREES,
     EPS,
-    intensity_at,
+    intensity_of_sample,
     place_of,
     power_at,
+    power_of_sample,
     retardance_of,
 )
 from opticstream.system.compiled import njit
@@ -50,20 +52,21 @@ _RE1, _IM1, _RE2, _IM2, _ROW = 0, LANES, 2 * LANES, 3 * LANES, 4 * LANES  # plac
 
 
 @njit(inline="always")
-def _lay_out(profiles, base, pitch, channels, cut, depth, reverse, start, at, window):
+def _lay_out(strip, depths, start, at, window):
     """Put the windows of a strip, from element `at` of `start` on, into `window`, shape (n * 4 * LANES,).
 
     A window that would leave the A-line repeats its last sample.
     """
+    profiles, pitch = strip.profiles, strip.pitch
     n = window.size // _ROW
     for lane in range(LANES):
         first = int(start[at + lane])
         for k in range(n):
-            i = base + place_of(min(first + k, depth - 1), cut, depth, reverse) + lane
+            i = strip.base + place_of(min(first + k, depths.depth - 1), depths) + lane
             o = k * _ROW + lane
             window[o] = profiles[i]
             window[o + LANES] = profiles[i + LANES]
-            if channels == 2:
+            if strip.channels == 2:
                 window[o + 2 * LANES] = profiles[i + pitch]
                 window[o + 3 * LANES] = profiles[i + pitch + LANES]
 
@@ -86,7 +89,7 @@ def _intensity_maps(window, length, channels, at, aip, mip):
 
 
 @njit(inline="always")
-def _mean_maps(window, length, sign, offset_deg, slope_scale, at, ret, ori, biref):
+def _mean_maps(window, length, orientation, slope_scale, at, ret, ori, biref):
     """Put mean retardance, axial mean and slope; maps of size 0 are not wanted."""
     zero, one = splat(_F(0)), splat(_F(1))
     middle = length * splat(_F(0.5))
@@ -117,7 +120,7 @@ def _mean_maps(window, length, sign, offset_deg, slope_scale, at, ret, ori, bire
         store(ret, at, sum_r / length)
     if ori.size > 0:
         angle = arctangent2(sum_s, sum_c)
-        store(ori, at, wrapped(splat(_F(sign) * _F(0.5) * DEGREES) * angle + splat(offset_deg)))
+        store(ori, at, wrapped(splat(_F(orientation.sign) * _F(0.5) * DEGREES) * angle + splat(orientation.offset_deg)))
     if biref.size > 0:
         safe = where_less(m, one, one, m)
         spread = szz - sz * sz / safe
@@ -126,7 +129,7 @@ def _mean_maps(window, length, sign, offset_deg, slope_scale, at, ret, ori, bire
 
 
 @njit(inline="always")
-def _axis_modes(window, length, sign, offset_deg, at, out):
+def _axis_modes(window, length, orientation, at, out):
     """Put the centre of the fullest 1-degree bin of orientation over the window."""
     bins = np.empty(180, np.int32)
     for lane in range(LANES):
@@ -135,31 +138,29 @@ def _axis_modes(window, length, sign, offset_deg, at, out):
             i = k * _ROW + lane
             re1, im1, re2, im2 = window[i], window[i + _IM1], window[i + _RE2], window[i + _IM2]
             angle = _F(math.atan2(im1 * re2 - re1 * im2, re1 * re2 + im1 * im2))
-            value = wrapped_angle(_F(sign) * _F(0.5) * DEGREES * angle + offset_deg)
+            value = wrapped_angle(_F(orientation.sign) * _F(0.5) * DEGREES * angle + orientation.offset_deg)
             bins[min(179, max(0, math.floor(value + _F(90))))] += 1
         out[at + lane] = _F(np.argmax(bins)) - _F(89.5)
 
 
 @njit(inline="always")
-def _attenuation(profiles, base, pitch, channels, cut, depth, reverse, start, length, step_mm, at, out):
+def _attenuation(strip, depths, start, length, step_mm, at, out):
     """Put the mean attenuation coefficient (1/mm) over the window."""
     zero, one = splat(_F(0)), splat(_F(1))
+    depth = depths.depth
     stop = start + length
     deep = max(1, depth // 20)
     floor = zero
     for z in range(depth - deep, depth):
-        i = base + place_of(z, cut, depth, reverse)
-        floor = floor + power_at(profiles, i)
-        if channels == 2:
-            floor = floor + power_at(profiles, i + pitch)
+        i = strip.base + place_of(z, depths)
+        floor = floor + power_at(strip.profiles, i)
+        if strip.channels == 2:
+            floor = floor + power_at(strip.profiles, i + strip.pitch)
     floor = floor * splat(_F(1.0 / deep))
     below, total = zero, zero
     for back in range(depth):
         z = depth - 1 - back
-        i = base + place_of(z, cut, depth, reverse)
-        power = power_at(profiles, i)
-        if channels == 2:
-            power = power + power_at(profiles, i + pitch)
+        power = power_of_sample(strip, z, depths)
         signal = where_less(power, floor, zero, power - floor)
         safe = where_less(zero, below, below, one)
         mu = where_less(zero, below, log2(one + signal / safe), zero)
@@ -171,14 +172,16 @@ def _attenuation(profiles, base, pitch, channels, cut, depth, reverse, start, le
 
 
 @njit(inline="always")
-def _edges_near(profiles, base, pitch, channels, cut, depth, reverse, taps, centre, reach_px, padded, at, surface):
+def _edges_near(strip, depths, near_surface, padded, at, surface):
     """Put the depth of the strongest rise within `reach_px` of `centre`."""
+    taps, reach_px, depth = near_surface.taps, near_surface.reach_px, depths.depth
+    centre = load(near_surface.centre, at)
     reach, half = taps.size, 5
     z_first = max(half, int(lanes_minimum(centre)) - reach_px)
     z_last = min(depth - half, int(lanes_maximum(centre)) + reach_px)
     for z in range(z_first - reach, z_last + reach):
-        i = base + place_of(min(max(z, 0), depth - 1), cut, depth, reverse)
-        store(padded, (z - z_first + reach) * LANES, intensity_at(profiles, i, pitch, channels))
+        intensity = intensity_of_sample(strip, min(max(z, 0), depth - 1), depths)
+        store(padded, (z - z_first + reach) * LANES, intensity)
     best, where, near = splat(-_INF), centre, splat(_F(reach_px))
     for z in range(z_first, z_last + 1):
         i = (z - z_first + reach) * LANES
@@ -193,14 +196,11 @@ def _edges_near(profiles, base, pitch, channels, cut, depth, reverse, taps, cent
 
 
 @njit(inline="always")
-def _circles(window, length, cosine, sine, sign, offset_deg, step, scale, states, sums, at, ori, biref):
-    """Fit axis and birefringence as `axis_and_birefringence` does; maps of size 0 are not wanted.
-
-    `states` is scratch of shape (n * 3 * LANES,), `sums` of shape ((rates + 3) * 6 * LANES,); `step` is the distance of
-    the rates (rad per sample), which `scale` turns into birefringence.
-    """
-    n_rates, n = cosine.shape
-    cosines, sines = cosine.reshape(-1), sine.reshape(-1)
+def _circles(window, length, circles, orientation, scratch, at, ori, biref):
+    """Fit axis and birefringence as `axis_and_birefringence` does; maps of size 0 are not wanted."""
+    n_rates, n = circles.cosine.shape
+    cosines, sines = circles.cosine.reshape(-1), circles.sine.reshape(-1)
+    states, sums = scratch.states, scratch.sums
     zero, one, two = splat(_F(0)), splat(_F(1)), splat(_F(2))
     total = zero
     for k in range(n):
@@ -246,13 +246,13 @@ def _circles(window, length, cosine, sine, sign, offset_deg, step, scale, states
     agreement = best / some
     agreement = where_less(agreement, least, least, agreement)
     price = splat(_F(START_STIFFNESS)) * total / (agreement * agreement)
-    shift, axis_1, axis_2 = _circle_near(sums, near, middle, step, price)
+    shift, axis_1, axis_2 = _circle_near(sums, near, middle, circles.step, price)
     if biref.size > 0:
         rate = middle + shift
-        store(biref, at, where_less(rate, zero, zero, rate) * splat(scale))
+        store(biref, at, where_less(rate, zero, zero, rate) * splat(circles.scale))
     if ori.size > 0:
         angle = arctangent2(axis_2, axis_1)
-        store(ori, at, wrapped(splat(_F(sign) * _F(0.5) * DEGREES) * angle + splat(offset_deg)))
+        store(ori, at, wrapped(splat(_F(orientation.sign) * _F(0.5) * DEGREES) * angle + splat(orientation.offset_deg)))
 
 
 @njit(inline="always")
@@ -298,15 +298,16 @@ def _best_circle(sums, near, middle, step, start):
 
 
 @njit(inline="always")
-def _clean_retardance(window, length, profiles, base, pitch, cut, depth, reverse, block, least_signal, at, out):
+def _clean_retardance(window, length, strip, depths, block, least_signal, at, out):
     """Put the mean retardance without noise bias, see `retardance_without_noise`."""
     zero, one, two, four = splat(_F(0)), splat(_F(1)), splat(_F(2)), splat(_F(4))
+    depth = depths.depth
     deep = max(1, depth // 20)
     n1, n2 = zero, zero
     for z in range(depth - deep, depth):
-        i = base + place_of(z, cut, depth, reverse)
-        n1 = n1 + power_at(profiles, i)
-        n2 = n2 + power_at(profiles, i + pitch)
+        i = strip.base + place_of(z, depths)
+        n1 = n1 + power_at(strip.profiles, i)
+        n2 = n2 + power_at(strip.profiles, i + strip.pitch)
     n1, n2 = n1 / splat(_F(deep)), n2 / splat(_F(deep))
     floor = (n1 + n2) * splat(_F(1) + _F(least_signal))
     total, total_seen, seen = zero, zero, zero
@@ -338,109 +339,45 @@ def _clean_retardance(window, length, profiles, base, pitch, cut, depth, reverse
 
 
 @njit(nogil=True, cache=True)
-def maps_of_line(
-    profiles,
-    cut,
-    depth,
-    reverse,
-    start,
-    stop,
-    centre,
-    taps,
-    reach_px,
-    padded,
-    window,
-    cosine,
-    sine,
-    states,
-    sums,
-    sign,
-    offset_deg,
-    slope_scale,
-    rate_step,
-    circle_scale,
-    block,
-    least_signal,
-    step_mm,
-    surface,
-    aip,
-    mip,
-    mean_ret,
-    mean_ori,
-    slope,
-    mode_ori,
-    circle_ori,
-    circle_biref,
-    clean_ret,
-    mus,
-):
-    """Put the maps of one B-line, each of shape (n_strips * LANES,); those of size 0 are not wanted.
+def maps_of_line(profiles, depths, windows, near_surface, circles, orientation, constants, scratch, maps):
+    """Put the maps of one B-line.
 
     Parameters
     ----------
-    profiles, cut, depth, reverse
-        As for `profiles_of_line`.
-    start, stop : arrays, shape (n_strips * LANES,)
-        Depth indices of the windows, both ends included.
-    centre, taps, reach_px, padded
-        For `surface`: whole depth indices of shape (n_strips * LANES,), edge filter, distance, scratch.
-    window, states, sums : arrays
-        Scratch of n * 4 * LANES, n * 3 * LANES and (rates + 3) * 6 * LANES elements, n the longest window.
-    cosine, sine, rate_step, circle_scale
-        From `rate_tables`; one step of the rates in rad per sample and in birefringence.
-    sign, offset_deg, slope_scale, block, least_signal, step_mm
-        Of the orientation, of the slope, of the retardance without noise, of the attenuation.
-    surface : array
-        Strongest rise near `centre`.
-    aip, mip : arrays
-        Mean and maximum intensity.
-    mean_ret, clean_ret : arrays
-        Retardance, the mean of its samples and without noise bias.
-    mean_ori, mode_ori, circle_ori : arrays
-        Orientation, axial mean, fullest bin, and of the best circle.
-    slope, circle_biref : arrays
-        Birefringence, from the slope and of the best circle.
-    mus : array
-        Attenuation coefficient.
+    profiles : array, shape (n_strips, channels, bins * 2 * LANES)
+        Complex profiles.
+    depths, windows : Depths, Windows
+        Which bins are depth samples, and which of these the maps are made of.
+    near_surface, circles, orientation, constants : RiseNear, Circles, Orientation, MapConstants
+        For single maps.
+    scratch : MapScratch
+        Memory.
+    maps : LineMaps, output
+        What is wanted.
     """
     n_strips, channels, pitch = profiles.shape
     flat = profiles.reshape(-1)
+    window = scratch.window
     lengths = np.empty(LANES, np.float32)
-    for strip in range(n_strips):
-        base, at = strip * channels * pitch, strip * LANES
-        low = load(start, at)
-        length = load(stop, at) - low + splat(_F(1))
+    for number in range(n_strips):
+        strip, at = Strip(flat, number * channels * pitch, pitch, channels), number * LANES
+        low = load(windows.start, at)
+        length = load(windows.stop, at) - low + splat(_F(1))
         store(lengths, 0, length)
-        if surface.size > 0:
-            _edges_near(
-                flat, base, pitch, channels, cut, depth, reverse, taps, load(centre, at), reach_px, padded, at, surface
-            )
-        _lay_out(flat, base, pitch, channels, cut, depth, reverse, start, at, window)
-        if aip.size > 0:
-            _intensity_maps(window, length, channels, at, aip, mip)
-        if mean_ret.size > 0 or mean_ori.size > 0 or slope.size > 0:
-            _mean_maps(window, length, sign, offset_deg, slope_scale, at, mean_ret, mean_ori, slope)
-        if mode_ori.size > 0:
-            _axis_modes(window, lengths, sign, offset_deg, at, mode_ori)
-        if circle_ori.size > 0 or circle_biref.size > 0:
-            _circles(
-                window,
-                length,
-                cosine,
-                sine,
-                sign,
-                offset_deg,
-                rate_step,
-                circle_scale,
-                states,
-                sums,
-                at,
-                circle_ori,
-                circle_biref,
-            )
-        if clean_ret.size > 0:
-            _clean_retardance(
-                window, length, flat, base, pitch, cut, depth, reverse, block, least_signal, at, clean_ret
-            )
-        if mus.size > 0:
-            _attenuation(flat, base, pitch, channels, cut, depth, reverse, low, length, step_mm, at, mus)
+        if maps.surface.size > 0:
+            _edges_near(strip, depths, near_surface, scratch.padded, at, maps.surface)
+        _lay_out(strip, depths, windows.start, at, window)
+        if maps.aip.size > 0:
+            _intensity_maps(window, length, channels, at, maps.aip, maps.mip)
+        if maps.mean_ret.size > 0 or maps.mean_ori.size > 0 or maps.slope.size > 0:
+            scale = constants.slope_scale
+            _mean_maps(window, length, orientation, scale, at, maps.mean_ret, maps.mean_ori, maps.slope)
+        if maps.mode_ori.size > 0:
+            _axis_modes(window, lengths, orientation, at, maps.mode_ori)
+        if maps.circle_ori.size > 0 or maps.circle_biref.size > 0:
+            _circles(window, length, circles, orientation, scratch, at, maps.circle_ori, maps.circle_biref)
+        if maps.clean_ret.size > 0:
+            block, least = constants.block, constants.least_signal
+            _clean_retardance(window, length, strip, depths, block, least, at, maps.clean_ret)
+        if maps.mus.size > 0:
+            _attenuation(strip, depths, low, length, constants.step_mm, at, maps.mus)

@@ -28,6 +28,7 @@ from opticstream.compute.lanes import (
     where_less_equal,
     wrapped,
 )
+from opticstream.compute.tile_engine._arguments import Strip
 from opticstream.system.compiled import njit
 
 _F = np.float32
@@ -44,45 +45,55 @@ def power_at(profiles, at):
 
 
 @njit(inline="always")
-def place_of(z, cut, depth, reverse):
+def place_of(z, depths):
     """Return where, within the profiles of a strip and channel, depth sample z begins."""
-    return 2 * LANES * (cut + (depth - 1 - z if reverse else z))
+    return 2 * LANES * (depths.cut + (depths.depth - 1 - z if depths.reverse else z))
 
 
 @njit(inline="always")
-def intensity_at(profiles, at, pitch, channels):
-    """Return the intensity in dB where the first channel begins at element `at`, the second `pitch` further on."""
+def power_of_sample(strip, z, depths):
+    """Return the power of a depth sample, both channels together."""
+    at = strip.base + place_of(z, depths)
+    power = power_at(strip.profiles, at)
+    if strip.channels == 2:
+        power = power + power_at(strip.profiles, at + strip.pitch)
+    return power
+
+
+@njit(inline="always")
+def intensity_of_sample(strip, z, depths):
+    """Return the intensity in dB of a depth sample."""
     floor = splat(EPS)
-    power = power_at(profiles, at)
-    if channels == 2:
-        power = power + power_at(profiles, at + pitch)
+    power = power_of_sample(strip, z, depths)
     return decibel(where_less(power, floor, floor, power))
 
 
 @njit(inline="always")
-def _profile_by_passes(strip, phasor_re, phasor_im, work, other, radices, twiddles, out):
+def _profile_by_passes(spectra, phasor_re, phasor_im, transform, scratch, out):
     """Do what `profile_of_strip` does, for any length that `radices_of` knows."""
+    work = scratch.work
     zero = splat(_F(0))
     for p in range(phasor_re.size):
-        x = load(strip, p * LANES)
+        x = load(spectra, p * LANES)
         store(work, 2 * p * LANES, x * spread_out(phasor_re, p))
         store(work, (2 * p + 1) * LANES, x * spread_out(phasor_im, p))
     for i in range(2 * phasor_re.size * LANES, work.size, LANES):
         store(work, i, zero)
-    transform_lanes(work, other, out, radices, twiddles)
+    transform_lanes(work, scratch.other, out, transform.radices, transform.twiddles)
 
 
 @njit(inline="always")
-def _intensity_of_strip(profiles, base, pitch, channels, cut, depth, reverse, lanes, out, cells, cell):
+def _intensity_of_strip(strip, depths, lanes, out, cells, cell):
     """Put the intensity in dB into `out`, and its sums over 4 A-lines into `cells` from row `cell` on."""
+    depth = depths.depth
     inside = where_less(lane_numbers(), splat(_F(lanes)), splat(_F(1)), splat(_F(0)))
     row = cells.shape[1]
     sums = cells.reshape(-1)
     for z in range(0, depth, 4):  # scratch and cells have room for a few samples more
-        a = intensity_at(profiles, base + place_of(z, cut, depth, reverse), pitch, channels)
-        b = intensity_at(profiles, base + place_of(min(z + 1, depth - 1), cut, depth, reverse), pitch, channels)
-        c = intensity_at(profiles, base + place_of(min(z + 2, depth - 1), cut, depth, reverse), pitch, channels)
-        d = intensity_at(profiles, base + place_of(min(z + 3, depth - 1), cut, depth, reverse), pitch, channels)
+        a = intensity_of_sample(strip, z, depths)
+        b = intensity_of_sample(strip, min(z + 1, depth - 1), depths)
+        c = intensity_of_sample(strip, min(z + 2, depth - 1), depths)
+        d = intensity_of_sample(strip, min(z + 3, depth - 1), depths)
         store(out, z * LANES, a)
         store(out, (z + 1) * LANES, b)
         store(out, (z + 2) * LANES, c)
@@ -103,13 +114,9 @@ def _floor_of_strip(intensity, depth):
 
 
 @njit
-def _edges_of_strip(intensity, depth, taps, threshold_db, first_samples, padded, surface, at):
-    """Put the strongest rise of every A-line of a strip into `surface`, from element `at` on.
-
-    Tap k of the antisymmetric edge filter weighs sample z + k against z - 1 - k. Where the mean of the first samples
-    reaches `threshold_db` (+inf: never), the surface is the first sample that does. `padded` is scratch of shape
-    ((depth + 2 * taps) * LANES,).
-    """
+def _edges_of_strip(intensity, depth, edges, padded, surface, at):
+    """Put the strongest rise of every A-line of a strip into `surface`, from element `at` on."""
+    taps, first_samples = edges.taps, edges.first_samples
     reach = taps.size
     half = 5
     zero, one = splat(_F(0)), splat(_F(1))
@@ -117,7 +124,7 @@ def _edges_of_strip(intensity, depth, taps, threshold_db, first_samples, padded,
         store(padded, k * LANES, load(intensity, 0))
         store(padded, (reach + depth + k) * LANES, load(intensity, (depth - 1) * LANES))
     positive, early, first = zero, zero, splat(_F(-1))
-    level = splat(threshold_db)
+    level = splat(edges.threshold_db)
     for z in range(depth):
         x = load(intensity, z * LANES)
         store(padded, (reach + z) * LANES, x)
@@ -170,24 +177,19 @@ def _keep(out, at, value, lanes, spare):
 
 
 @njit(nogil=True, cache=True)
-def volumes_of_strip(
-    profiles, base, pitch, intensity, cut, depth, reverse, sign, offset_deg, at, step, lanes, dbi, r3d, o3d
-):
-    """Put a strip into volumes whose depth planes are `step` elements apart, beginning at element `at`.
-
-    Profiles begin at element `base`, those of the second channel `pitch` further on. `offset_deg` lies within -90..90;
-    volumes of size 0 are not wanted.
-    """
+def volumes_of_strip(strip, intensity, depths, orientation, at, step, lanes, volumes):
+    """Put a strip into volumes whose depth planes are `step` elements apart, beginning at element `at`."""
+    profiles, dbi, r3d, o3d = strip.profiles, volumes.dbi, volumes.r3d, volumes.o3d
     spare = np.empty(LANES, np.float32)
-    half = splat(_F(sign) * _F(0.5) * DEGREES)
-    offset = splat(offset_deg)
-    for z in range(depth):
+    half = splat(_F(orientation.sign) * _F(0.5) * DEGREES)
+    offset = splat(orientation.offset_deg)
+    for z in range(depths.depth):
         place = at + z * step
         if dbi.size > 0:
             _keep(dbi, place, load(intensity, z * LANES), lanes, spare)
         if r3d.size > 0 or o3d.size > 0:
-            i = base + place_of(z, cut, depth, reverse)
-            j = i + pitch
+            i = strip.base + place_of(z, depths)
+            j = i + strip.pitch
             re1, im1, re2, im2 = (
                 load(profiles, i),
                 load(profiles, i + LANES),
@@ -202,115 +204,50 @@ def volumes_of_strip(
 
 
 @njit(nogil=True, cache=True)
-def profiles_of_line(
-    strips,
-    phasor_re,
-    phasor_im,
-    work,
-    other,
-    radices,
-    twiddles,
-    profiles,
-    a_lines,
-    cut,
-    depth,
-    reverse,
-    intensity,
-    cells,
-    find_edges,
-    taps,
-    threshold_db,
-    first_samples,
-    padded,
-    surface,
-    floor_db,
-    section_x,
-    section_y,
-    sign,
-    offset_deg,
-    dbi,
-    r3d,
-    o3d,
-):
+def profiles_of_line(strips, transform, profiles, a_lines, depths, edges, orientation, scratch, results, volumes):
     """Transform the spectra of a B-line, and make of the profiles all that needs no other B-line.
 
     Parameters
     ----------
     strips : array, shape (channels, n_strips, samples * LANES or more)
         Spectra; of size 0 where `profiles` holds the profiles already.
-    phasor_re, phasor_im : arrays, shape (channels, samples)
-        Window and dispersion.
-    work, other, radices, twiddles : arrays
-        For the transform; `radices` of size 0 for `profile_of_strip`.
+    transform : SpectralTransform
+        What is done to them.
     profiles : array, shape (n_strips, channels, bins * 2 * LANES), output
         Complex profiles.
-    a_lines, cut, depth, reverse
-        Number of A-lines; first bin that is kept, number of those, whether the last of them comes first.
-    intensity : array, shape ((depth + 3) * LANES,)
-        Scratch.
-    cells : array, shape (cells, depth + 3 or more), output
-        Sums of the intensity over 4 A-lines; of shape (0, 0) where not wanted.
-    find_edges : bool
-        Whether `surface` is wanted.
-    taps, threshold_db, first_samples, padded
-        For the edges, see `_edges_of_strip`.
-    surface, floor_db : arrays, shape (n_strips * LANES,), output
-        Depth index of the strongest rise, mean intensity of the deepest twentieth.
-    section_x, section_y : arrays, shapes (a_lines, depth) and (depth,), output
-        Intensity of the whole B-line and of its middle A-line; of size 0 where not wanted.
-    sign, offset_deg, dbi, r3d, o3d
-        As for `volumes_of_strip`; volumes of one B-line, depth slowest.
+    a_lines : int
+        Number of A-lines.
+    depths, edges, orientation, scratch : Depths, EdgeFilter, Orientation, ProfileScratch
+        Which bins are kept, how the surface is sought, convention of the orientation, memory.
+    results, volumes : LineResults, LineVolumes, output
+        What is made of the profiles.
     """
     n_strips, channels, pitch = profiles.shape
     flat = profiles.reshape(-1)
-    for strip in range(n_strips):
+    intensity, depth = scratch.intensity, depths.depth
+    for number in range(n_strips):
         if strips.size > 0:
             for c in range(channels):
-                if radices.size == 0:
-                    profile_of_strip(strips[c, strip], phasor_re[c], phasor_im[c], work, twiddles, profiles[strip, c])
+                spectra, out = strips[c, number], profiles[number, c]
+                re, im = transform.phasor_re[c], transform.phasor_im[c]
+                if transform.radices.size == 0:
+                    profile_of_strip(spectra, re, im, scratch.work, transform.twiddles, out)
                 else:
-                    _profile_by_passes(
-                        strips[c, strip],
-                        phasor_re[c],
-                        phasor_im[c],
-                        work,
-                        other,
-                        radices,
-                        twiddles,
-                        profiles[strip, c],
-                    )
-        base = strip * channels * pitch
-        first = strip * LANES
+                    _profile_by_passes(spectra, re, im, transform, scratch, out)
+        strip = Strip(flat, number * channels * pitch, pitch, channels)
+        first = number * LANES
         lanes = min(LANES, a_lines - first)
-        _intensity_of_strip(
-            flat, base, pitch, channels, cut, depth, reverse, lanes, intensity, cells, strip * (LANES // 4)
-        )
-        store(floor_db, first, _floor_of_strip(intensity, depth))
-        if find_edges:
-            _edges_of_strip(intensity, depth, taps, threshold_db, first_samples, padded, surface, first)
-        if section_x.size > 0:
+        _intensity_of_strip(strip, depths, lanes, intensity, results.cells, number * (LANES // 4))
+        store(results.floor_db, first, _floor_of_strip(intensity, depth))
+        if edges.wanted:
+            _edges_of_strip(intensity, depth, edges, scratch.padded, results.surface, first)
+        if results.section_x.size > 0:
             for lane in range(lanes):
                 for z in range(depth):
-                    section_x[first + lane, z] = intensity[z * LANES + lane]
+                    results.section_x[first + lane, z] = intensity[z * LANES + lane]
         middle = a_lines // 2 - first
-        if section_y.size > 0 and 0 <= middle < LANES:
+        if results.section_y.size > 0 and 0 <= middle < LANES:
             for z in range(depth):
-                section_y[z] = intensity[z * LANES + middle]
-        if dbi.size > 0 or r3d.size > 0 or o3d.size > 0:
-            volumes_of_strip(
-                flat,
-                base,
-                pitch,
-                intensity,
-                cut,
-                depth,
-                reverse,
-                sign,
-                offset_deg,
-                first,
-                a_lines,
-                lanes,
-                dbi,
-                r3d,
-                o3d,
-            )
+                results.section_y[z] = intensity[z * LANES + middle]
+        if volumes.dbi.size > 0 or volumes.r3d.size > 0 or volumes.o3d.size > 0:
+            volumes_of_strip(strip, intensity, depths, orientation, first, a_lines, lanes, volumes)
