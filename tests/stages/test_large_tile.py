@@ -128,26 +128,6 @@ def test_memory_stays_within_the_default_budget_for_large_tiles(tmp_path, raw_fo
     assert peak < 1e9
 
 
-@pytest.mark.parametrize("fft", ["numpy", "scipy"])
-def test_another_library_gives_the_same_tile(tmp_path, monkeypatch, fft):
-    import nibabel as nib
-
-    maps = {
-        name: np.asanyarray(nib.load(_run(tmp_path, monkeypatch, name, _scan(), fft=name).outputs["aip"].path).dataobj)
-        for name in ("native", fft)
-    }
-    np.testing.assert_allclose(maps[fft], maps["native"], atol=1e-3)
-
-
-def test_a_library_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    pytest.importorskip("numba")
-    try:
-        import pyfftw  # noqa: F401
-    except ImportError:
-        with pytest.raises(ConfigurationError, match='fft = "pyfftw" is not installed'):
-            _run(tmp_path, monkeypatch, "out", _scan(b_lines=2), fft="pyfftw")
-
-
 def test_lengths_with_large_prime_factors_are_reconstructed(tmp_path, monkeypatch):
     result = _run(tmp_path, monkeypatch, "out", _scan(samples=2 * 97, b_lines=3))
     assert result.outputs["dBI"].bytes == 352 + 4 * 20 * 3 * (97 - 24)

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, SpectralPlan
-from opticstream.compute.tile_engine import InlineExecutor, TileEngine, TileOptions, Transform, memory_per_b_line
-from opticstream.config.processing import ReconstructionSettings
+from opticstream.compute.tile_engine import InlineExecutor, TileEngine, TileOptions, memory_per_b_line
 from opticstream.io.nifti_stream import VolumeFile, open_volume
 from opticstream.io.raw import ComplexTile, SpectralTile
 from opticstream.model.errors import ConfigurationError
@@ -57,35 +56,6 @@ def options_from_job(job: TileJob, /) -> TileOptions:
         depth_step_um=1000 * depth_step_mm(job.scan, settings),
         wavelength_um=job.scan.wavelength_um,
     )
-
-
-def transform_from_settings(settings: ReconstructionSettings, /) -> Transform | None:
-    """Return the Fourier transform of the chosen library; None is our own.
-
-    Raises
-    ------
-    ConfigurationError
-        The library is not installed.
-    """
-    try:
-        match settings.fft:
-            case "native":
-                return None
-            case "numpy":
-                return np.fft.fft
-            case "scipy":
-                from scipy.fft import fft
-
-                return fft
-            case "pyfftw":
-                from importlib import import_module  # an extra that is not installed with us
-
-                fftw: Transform = import_module("pyfftw.interfaces.numpy_fft").fft
-                return fftw
-    except ImportError as error:
-        raise ConfigurationError(
-            f'processing.reconstruction.fft = "{settings.fft}" is not installed: {error}'
-        ) from error
 
 
 def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
@@ -176,7 +146,6 @@ def _engine(
         block=block,
         executor=pool or InlineExecutor(),
         threads=job.threads,
-        fft=transform_from_settings(job.processing.reconstruction),
         sink=sink,
     )
 

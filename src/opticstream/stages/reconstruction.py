@@ -41,6 +41,7 @@ from opticstream.config.processing import EnfaceSettings, ReconstructionSettings
 from opticstream.io.calibration_files import Calibration, load_calibration
 from opticstream.io.raw import SpectralShape
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError
+from opticstream.stages.spectral_transform import transform_from_settings
 
 
 def plan_from_settings(scan: ScanSettings, settings: ReconstructionSettings, /) -> SpectralPlan:
@@ -50,7 +51,10 @@ def plan_from_settings(scan: ScanSettings, settings: ReconstructionSettings, /) 
     ------
     CalibrationError
         A calibration file is absent, damaged, or holds something impossible; names file, value and setting.
+    ConfigurationError
+        The library of `processing.reconstruction.fft` is not installed.
     """
+    fft = transform_from_settings(settings)
     vectors = load_calibration(scan, needs_background=settings.background == "file")
     try:
         return spectral_plan(
@@ -64,6 +68,7 @@ def plan_from_settings(scan: ScanSettings, settings: ReconstructionSettings, /) 
             window=settings.window,
             zero_padding=settings.zero_padding,
             cut=settings.cut,
+            fft=fft,
         )
     except ValueError as error:
         raise CalibrationError(

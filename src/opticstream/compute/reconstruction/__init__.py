@@ -44,7 +44,7 @@ from opticstream.compute.reconstruction._robust_surface import (
     strongest_rise_near,
     surface_sheet,
 )
-from opticstream.compute.reconstruction._spectral import SpectralPlan, jones_from_spectra, spectral_plan
+from opticstream.compute.reconstruction._spectral import SpectralPlan, Transform, jones_from_spectra, spectral_plan
 from opticstream.compute.reconstruction._stokes import (
     BLOCK_PX,
     LEAST_AGREEMENT,
@@ -82,6 +82,7 @@ __all__ = [
     "DepthWindow",
     "SpectralPlan",
     "SurfaceSheet",
+    "Transform",
     "attenuation_from_intensity",
     "axis_and_birefringence",
     "axis_window_mean",

@@ -6,6 +6,7 @@ chain, which the compiled engine must reproduce.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +68,10 @@ def _per_channel(values: ArrayLike, channels: int, samples: int, what: str) -> N
     return np.broadcast_to(array, (channels, samples))
 
 
+Transform = Callable[[NDArray[np.complex64]], NDArray[np.complexfloating[Any, Any]]]
+"""Fourier transform along the last axis, shape (n, length); from any library."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SpectralPlan:
     """What is done to every spectrum of a tile; made by `spectral_plan`."""
@@ -84,6 +89,8 @@ class SpectralPlan:
     """Window times exp(-1j phi), shape (channels, samples)."""
     zero_padding: int
     cut: int
+    fft: Transform | None = None
+    """Another library's transform; None is the one that suits best whoever carries out the plan."""
 
     @property
     def transform_length(self) -> int:
@@ -107,6 +114,7 @@ def spectral_plan(
     window: WindowName = "none",
     zero_padding: int = 1,
     cut: int | None = None,
+    fft: Transform | None = None,
 ) -> SpectralPlan:
     """Return the plan of a reconstruction.
 
@@ -127,6 +135,8 @@ def spectral_plan(
         Phase `phi` over the linear samples; the spectra are multiplied by exp(-1j phi).
     window, zero_padding, cut
         Spectral window; factor by which spectra are lengthened with zeros; depth samples dropped at zero delay.
+    fft : callable, optional
+        Another library's Fourier transform, for tiles of every size.
 
     Raises
     ------
@@ -168,6 +178,7 @@ def spectral_plan(
         phasor=phasor,
         zero_padding=zero_padding,
         cut=cut,
+        fft=fft,
     )
 
 
@@ -241,7 +252,11 @@ def _profiles_from_b_line(counts: NDArray[Any], plan: SpectralPlan, channel: int
         spectra = left
     if plan.residual_background:
         spectra = spectra - median_over_lines(spectra)
-    if plan.phasor is not None:
+    if plan.fft is not None:
+        padded = np.zeros((len(spectra), plan.transform_length), np.complex64)
+        padded[:, : plan.samples] = spectra if plan.phasor is None else spectra * plan.phasor[channel]
+        profiles = plan.fft(padded)
+    elif plan.phasor is not None:
         spectra = spectra * plan.phasor[channel]
         profiles = np.fft.fft(spectra, n=plan.transform_length, axis=1)
     else:  # real input: half the work, the same bins

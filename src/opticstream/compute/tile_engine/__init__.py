@@ -6,9 +6,8 @@ from opticstream.compute.tile_engine._engine import (
     InlineExecutor,
     TileEngine,
     TileOptions,
-    Transform,
     memory_per_b_line,
 )
 from opticstream.compute.tile_engine._warm_kernels import warm_kernels
 
-__all__ = ["InlineExecutor", "TileEngine", "TileOptions", "Transform", "memory_per_b_line", "warm_kernels"]
+__all__ = ["InlineExecutor", "TileEngine", "TileOptions", "memory_per_b_line", "warm_kernels"]

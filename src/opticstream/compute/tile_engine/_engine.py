@@ -32,6 +32,7 @@ from opticstream.compute.reconstruction import (
     DepthWindow,
     SpectralPlan,
     SurfaceSheet,
+    Transform,
     birefringence_unwrapped,
     depth_window,
     edge_taps,
@@ -62,9 +63,6 @@ from opticstream.compute.tile_engine._spectrum_kernels import groups_needed, mea
 Floats = NDArray[np.float32]
 Sink = Callable[[int, dict[str, Floats]], None]
 """Gets (first B-line, blocks of shape (z, b, x) by product); their memory is used again once it has returned."""
-
-Transform = Callable[[NDArray[np.complex64]], NDArray[np.complexfloating[Any, Any]]]
-"""Fourier transform along the last axis, shape (n, length); from any library."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,14 +176,12 @@ class TileEngine:
     depth, cut : int
         Depth samples that are kept, and those dropped before them.
     plan : SpectralPlan, optional
-        Needed for `add_spectra`.
+        Needed for `add_spectra`. Where it brings no transform (`plan.fft`) ours is taken, which works on LANES A-lines
+        at once; lengths with prime factors above 5 go to NumPy.
     block : int
         Largest number of B-lines per call.
     executor, threads
         Where the work is done, and on how many threads at once.
-    fft : callable, optional
-        Another library's transform. By default our own, which works on LANES A-lines at once; lengths with prime
-        factors above 5 go to NumPy.
     sink : callable, optional
         Gets the volumes.
 
@@ -208,7 +204,6 @@ class TileEngine:
         block: int = 16,
         executor: Executor | None = None,
         threads: int = 1,
-        fft: Transform | None = None,
         sink: Sink | None = None,
     ) -> None:
         self.options = options
@@ -218,8 +213,8 @@ class TileEngine:
         self._plan = plan
         self._executor = executor or InlineExecutor()
         self._sink = sink
-        self._fft = fft
-        if fft is None and plan is not None and not supports(plan.transform_length):
+        self._fft = None if plan is None else plan.fft
+        if self._fft is None and plan is not None and not supports(plan.transform_length):
             self._fft = np.fft.fft
         self._n_strips = -(-a_lines // LANES)
         self._width = self._n_strips * LANES
