@@ -108,7 +108,7 @@ def limit_seconds(folder: Path, store: Path, scratch: Path) -> float:
     """Return the time to read every input byte once and write every output byte once, at the same time."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from opticstream.io.omezarr import LevelArrays, read_attributes, read_volume, store_layout
+    from opticstream.io.zarr import LevelArrays, read_attributes, read_volume, store_layout
 
     attributes = read_attributes(store)
     levels = len(attributes["ome"]["multiscales"][0]["datasets"])

@@ -24,7 +24,7 @@ from opticstream.io.raw import ComplexTile, SpectralShape, SpectralTile, packed1
 from opticstream.io.reading import reading_errors
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
 from opticstream.io.tilemap import TileMap, TilePlace, read_tilemap, write_template
-from opticstream.io.volume_reading import volume_reader, volume_voxel_um
+from opticstream.io.zarr import volume_reader, volume_voxel_um
 from opticstream.model.errors import FileFormatError, InputError, MissingInputError, OpticStreamError, StateError
 from opticstream.model.ids import BatchId
 from opticstream.stages.archive_tile import archive_tile, verify_archive

@@ -17,10 +17,9 @@ import pytest
 from opticstream.io.atomic import write_bytes, write_text
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.nifti import write_nifti
-from opticstream.io.omezarr import StoreWriter, store_layout
 from opticstream.io.orientation_pictures import write_picture
 from opticstream.io.pictures import write_jpeg, write_tiff
-from opticstream.io.slice_store import SliceStore
+from opticstream.io.zarr import SliceStore, StoreWriter, store_layout
 from opticstream.pipeline.failures import is_transient, kind_of
 
 NOISE = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)

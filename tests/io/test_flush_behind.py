@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from opticstream.io.flush_behind import FlushBehind
-from opticstream.io.omezarr import StoreWriter, read_volume, store_layout
+from opticstream.io.zarr import StoreWriter, read_volume, store_layout
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opticstream.io.images import TileVolume, image_geometry, read_image
-from opticstream.io.omezarr import multiscales_metadata, store_layout
-from opticstream.io.volume_reading import volume_reader, volume_voxel_um
+from opticstream.io.zarr import multiscales_metadata, store_layout, volume_reader, volume_voxel_um
 from opticstream.model.errors import OpticStreamError
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from opticstream.config import config_from_mapping
 from opticstream.io.nifti import read_nifti
-from opticstream.io.volume_reading import volume_reader
+from opticstream.io.zarr import volume_reader
 from opticstream.model.errors import InputError, StateError
 from opticstream.model.events import MosaicVolumeStitched
 from opticstream.model.ids import MosaicId, SampleId, SliceId

@@ -216,8 +216,7 @@ def test_any_number_of_illuminations(tmp_path: Path, beams: int) -> None:
 
 
 def test_volumes_follow_where_that_is_asked_for(phantom: SlicePhantom, tmp_path: Path) -> None:
-    from opticstream.io.slice_store import SliceStore
-    from opticstream.io.volume_reading import volume_reader
+    from opticstream.io.zarr import SliceStore, volume_reader
 
     normal, tilted = write_maps(tmp_path, phantom)
     source = np.repeat(phantom.beams[1].intensity[:, :, None], 8, axis=2)

@@ -17,8 +17,8 @@ import pytest
 from opticstream.compute.stitching import MosaicSum, canvas_from_positions, overlap_widths, tile_weight
 from opticstream.config.processing import CoordinateSettings, VolumeSettings
 from opticstream.io.nifti import read_nifti, write_nifti
-from opticstream.io.omezarr import StoreWriter, read_attributes, read_volume, store_layout
 from opticstream.io.tilemap import read_tilemap
+from opticstream.io.zarr import StoreWriter, read_attributes, read_volume, store_layout
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, TileSizeError
 from opticstream.stages.find_coordinates import find_coordinates
 from opticstream.stages.stitch_volume import _BlockWorker, dask_executor, stitch_volume
@@ -270,19 +270,19 @@ import json, sys, time
 from pathlib import Path
 from opticstream.config.processing import VolumeSettings
 from opticstream.config.scan import IlluminationSettings, ScanSettings
-from opticstream.io import omezarr
+from opticstream.io import zarr
 from opticstream.io.tilemap import read_tilemap
 from opticstream.model.errors import StateError
 from opticstream.model.ids import MosaicId
 from opticstream.stages.mosaic_tiles import tiles_of_mosaic
 from opticstream.stages.stitch_volume import BASE_BYTES, stitch_modality
 folder, out, wait_s = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-note = omezarr.StoreWriter.note_finished
+note = zarr.StoreWriter.note_finished
 def slow(self, block):
     note(self, block)
     print("finished", block, flush=True)
     time.sleep(wait_s)
-omezarr.StoreWriter.note_finished = slow
+zarr.StoreWriter.note_finished = slow
 scan = ScanSettings(samples=64, b_lines=64, grid_size_y=2, tile_overlap=30, scan_order="column by column",
                     illuminations=(IlluminationSettings(name="normal", columns=3, a_lines=72),))
 tiles = tiles_of_mosaic(MosaicId(1), scan=scan, folder=folder / "mosaic-01" / "processed", modalities=("dBI",))
@@ -481,9 +481,9 @@ def test_memory_stays_within_the_budget_for_a_mosaic_twenty_times_larger(tmp_pat
 def test_a_full_disk_leaves_nothing_under_the_final_name(case, tmp_path, monkeypatch):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    from opticstream.io import omezarr
+    from opticstream.io import zarr
 
-    write = omezarr.LevelArrays.write
+    write = zarr.LevelArrays.write
 
     def full(self, level, corner, data):
         with open("/dev/full", "wb") as disk:
@@ -491,7 +491,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(case, tmp_path, monkeyp
             disk.flush()
         return write(self, level, corner, data)
 
-    monkeypatch.setattr(omezarr.LevelArrays, "write", full)
+    monkeypatch.setattr(zarr.LevelArrays, "write", full)
     with pytest.raises(OSError, match="No space left"):
         stitched(case, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")] == []

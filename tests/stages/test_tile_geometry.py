@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from opticstream.cli.stitch import app
 from opticstream.io.nifti import nifti_geometry
-from opticstream.io.zarr_images import open_zarr_image
+from opticstream.io.zarr import open_zarr_image
 from opticstream.model.errors import InputError
 from opticstream.stages.mosaic_tiles import check_placed, tiles_from_configuration
 from opticstream.stages.tile_geometry import USUAL_VOXEL_MM, geometry_of_tiles

@@ -10,8 +10,7 @@ import pytest
 
 from opticstream.config.processing import SampleSettings
 from opticstream.io.nifti import read_nifti, write_nifti
-from opticstream.io.slice_store import SliceStore
-from opticstream.io.volume_reading import volume_reader
+from opticstream.io.zarr import SliceStore, volume_reader
 from opticstream.model.errors import InputError, MissingInputError, StateError
 from opticstream.stages.update_sample import SampleInput, UpdatedSample, update_sample
 from opticstream.testing.checksums import tree_checksums

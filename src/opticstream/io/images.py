@@ -16,7 +16,7 @@ from opticstream.io.nifti_header import NiftiHeader, check_real, read_nifti_head
 from opticstream.io.reading import check_regular_file, reading_errors
 from opticstream.io.tiff import read_tiff
 from opticstream.io.tiff_resolution import tiff_geometry
-from opticstream.io.zarr_images import open_zarr_image, readable_zarr
+from opticstream.io.zarr import open_zarr_image, readable_zarr
 from opticstream.model.errors import FileFormatError, MissingInputError
 from opticstream.system.disk import read_at
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io.nifti import read_nifti, voxel_size_mm
-from opticstream.io.volume_reading import volume_reader, volume_voxel_um
+from opticstream.io.zarr import volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, MissingInputError
 
 Array = NDArray[np.float64]

@@ -14,8 +14,7 @@ from opticstream.compute.axis import beam_frames
 from opticstream.compute.pyramid import ValueKind
 from opticstream.compute.registration import PlaneMap, resample_image, resample_orientation
 from opticstream.io.atomic import atomic_folder
-from opticstream.io.slice_store import SliceStore
-from opticstream.io.volume_reading import volume_reader, volume_voxel_um
+from opticstream.io.zarr import SliceStore, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError
 
 _KINDS: dict[str, ValueKind] = {"O3D": "axial"}

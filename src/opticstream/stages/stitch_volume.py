@@ -24,7 +24,8 @@ from opticstream.config.processing import VolumeSettings
 from opticstream.io.geometry import SAME_SIZE, Geometry
 from opticstream.io.images import TileVolume
 from opticstream.io.nifti import map_from_nifti
-from opticstream.io.omezarr import (
+from opticstream.io.tilemap import TileMap, read_tilemap
+from opticstream.io.zarr import (
     IN_PASS_LEVELS,
     LevelArrays,
     StoreLayout,
@@ -33,7 +34,6 @@ from opticstream.io.omezarr import (
     store_layout,
     was_finished,
 )
-from opticstream.io.tilemap import TileMap, read_tilemap
 from opticstream.model.errors import ConfigurationError, InputError, TileSizeError
 from opticstream.model.ids import MosaicId
 from opticstream.stages.find_focus import focus_for_volume
@@ -200,7 +200,7 @@ def stitch_modality(
 
     With `geometry` voxel size and the place of position (0, 0) are those; else the depth step is that of the tiles'
     files where they give one, and the first voxel lies at 0.
-    With `leave_note` a store that an earlier run has finished and left a note of (`omezarr.remove_notes`) is kept.
+    With `leave_note` a store that an earlier run has finished and left a note of (`zarr.remove_notes`) is kept.
     """
     tiles.require(modality)
     threads = threads or available_cores()

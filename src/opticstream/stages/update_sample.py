@@ -30,8 +30,7 @@ from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import nifti_geometry, read_nifti
 from opticstream.io.nifti_stack import blank_slice, put_slice
-from opticstream.io.slice_store import SliceStore, planes_of_slice
-from opticstream.io.volume_reading import volume_reader, volume_voxel_um
+from opticstream.io.zarr import SliceStore, planes_of_slice, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, MissingInputError, StateError
 from opticstream.system.locks import locked
 
@@ -415,7 +414,8 @@ def _pose_facts(pose: SlicePose | None) -> dict[str, Any]:
 
 
 def _preview(new: SampleInput, ledger: _Ledger) -> Path | None:
-    from opticstream.io.sample_picture import sample_views, write_sample_picture
+    from opticstream.io.sample_picture import write_sample_picture
+    from opticstream.io.zarr import sample_views
 
     stores = {
         name: path

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import write_nifti
-from opticstream.io.slice_store import SliceStore
+from opticstream.io.zarr import SliceStore
 from opticstream.model.events import SliceReady
 from opticstream.model.ids import MosaicId, SliceId
 from opticstream.pipeline.project import Project

@@ -1,7 +1,8 @@
-"""Blocks and voxel size of an OME-Zarr volume, whoever wrote it; callers get (x, y, z)."""
+"""Volumes in OME-Zarr stores: blocks, voxel size, whole levels and attributes; callers get (x, y, z)."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.io.zarr_images import open_zarr_image, readable_zarr
-from opticstream.model.errors import FileFormatError
+from opticstream.io.zarr._files import file_store
+from opticstream.io.zarr._images import open_zarr_image, readable_zarr
+from opticstream.model.errors import FileFormatError, MissingInputError
 
 BlockReader = Callable[[slice, slice], NDArray[Any]]
 """Returns the block (x, y, depth[, c]) of a slice for ranges of x and y."""
@@ -50,3 +52,36 @@ def volume_voxel_um(path: Path, /) -> tuple[float, float, float]:
         raise FileFormatError(f"{path}: has no voxel size along x, y and z; expected an OME-Zarr with a scale")
     x, y, z = (float(f"{1000 * size:.6g}") for size in geometry.voxel_size_mm)
     return x, y, z
+
+
+def read_volume(path: Path, /, *, level: int = 0) -> NDArray[np.float32]:
+    """Return one level of a store, shape (x, y, z).
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        There is no store, or it is not what its name says.
+    """
+    import tensorstore as ts
+
+    if not path.exists():
+        raise MissingInputError(f"{path}: no such store")
+    driver = "zarr3" if (path / "zarr.json").exists() else "zarr"
+    try:
+        array = ts.open({"driver": driver, "kvstore": file_store(path / str(level))}).result()
+        return np.asarray(array.read().result()).transpose(2, 1, 0)
+    except ValueError as error:
+        raise FileFormatError(f"{path}: level {level} cannot be read: {error}") from error
+
+
+def read_attributes(path: Path, /) -> dict[str, Any]:
+    """Return the attributes of a store: ``ome`` (or ``multiscales``) and ``opticstream``."""
+    group = path / "zarr.json"
+    try:
+        if group.exists():
+            return dict(json.loads(group.read_bytes())["attributes"])
+        return dict(json.loads((path / ".zattrs").read_bytes()))
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: no OME-Zarr store") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{path}: its metadata cannot be read: {error}") from error

@@ -14,7 +14,7 @@ import numpy as np
 from opticstream.io.geometry import Geometry, geometry_from_sizes
 from opticstream.io.nifti_header import check_real
 from opticstream.io.reading import reading_errors
-from opticstream.io.zarr_files import file_store
+from opticstream.io.zarr._files import file_store
 from opticstream.model.errors import FileFormatError, MissingInputError
 
 _MM_OF_UNIT = {

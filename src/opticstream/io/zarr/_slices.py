@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from opticstream.compute.pyramid import ValueKind, halved
 from opticstream.io.atomic import write_text
 from opticstream.io.disk_errors import disk_errors
-from opticstream.io.volume_reading import BlockReader
-from opticstream.io.zarr_files import file_store
+from opticstream.io.zarr._files import file_store
+from opticstream.io.zarr._reading import BlockReader
 from opticstream.model.errors import FileFormatError
 
 _CHUNK = 128

@@ -1,0 +1,39 @@
+"""Zarr and OME-Zarr: layout of stores, writing, reading.
+
+Stores of volumes (`store_layout`, `StoreWriter`), stores of a sample that grow by one slice at a time (`SliceStore`),
+and images of whoever wrote them (`open_zarr_image`, `volume_reader`).
+"""
+
+from __future__ import annotations
+
+from opticstream.io.zarr._images import ZarrImage, open_zarr_image, readable_zarr
+from opticstream.io.zarr._layout import IN_PASS_LEVELS, SHARD, StoreLayout, Version, multiscales_metadata, store_layout
+from opticstream.io.zarr._reading import BlockReader, read_attributes, read_volume, volume_reader, volume_voxel_um
+from opticstream.io.zarr._slices import SliceStore, planes_of_slice
+from opticstream.io.zarr._views import SampleViews, sample_views
+from opticstream.io.zarr._writing import LevelArrays, StoreWriter, remove_notes, was_finished
+
+__all__ = [
+    "IN_PASS_LEVELS",
+    "SHARD",
+    "BlockReader",
+    "LevelArrays",
+    "SampleViews",
+    "SliceStore",
+    "StoreLayout",
+    "StoreWriter",
+    "Version",
+    "ZarrImage",
+    "multiscales_metadata",
+    "open_zarr_image",
+    "planes_of_slice",
+    "read_attributes",
+    "read_volume",
+    "readable_zarr",
+    "remove_notes",
+    "sample_views",
+    "store_layout",
+    "volume_reader",
+    "volume_voxel_um",
+    "was_finished",
+]
