@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from opticstream.compute.axis import beam_frames
 from opticstream.compute.pyramid import ValueKind
-from opticstream.compute.registration import PlaneMap, resample_image, resample_orientation
+from opticstream.compute.registration import PlaneMap, Slant, resample_image, resample_orientation, resampled_blocks
 from opticstream.io.atomic import atomic_folder
 from opticstream.io.zarr import SliceStore, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError
@@ -68,46 +65,16 @@ def resample_volume(
     kind = _KINDS.get(modality, "scalar")
     with atomic_folder(target) as temporary:
         store = SliceStore(temporary, size[2], voxel, kind, name=target.name)
-        store.put(0, shape, _reader(read, size, mapping, kind, voxel, shape, tilt))
+        resample = resample_orientation if kind == "axial" else resample_image
+        slant = _slant(tilt, size[2], voxel)
+        store.put(0, shape, resampled_blocks(read, mapping, size=size, resample=resample, slant=slant))
     return target
 
 
-def _reader(
-    read: Callable[[slice, slice], NDArray[Any]],
-    size: tuple[int, int, int],
-    mapping: PlaneMap,
-    kind: ValueKind,
-    voxel: tuple[float, float, float],
-    shape: tuple[int, int],
-    tilt: BeamTilt | None,
-) -> Callable[[slice, slice], NDArray[Any]]:
-    depth = np.arange(size[2], dtype=float)
-    along, sideways = depth, np.zeros((size[2], 2))
-    if tilt is not None and tilt.tilt_deg:
-        beam = beam_frames(tilt.tilt_deg, tilt_axis_deg=tilt.tilt_axis_deg)[2]
-        along = depth / beam[2]
-        sideways = -np.outer(depth * voxel[2], beam[:2] / beam[2] / np.array(voxel[:2]))
-    move = resample_orientation if kind == "axial" else resample_image
-
-    def block(xs: slice, ys: slice) -> NDArray[np.float32]:
-        out_shape = (xs.stop - xs.start, ys.stop - ys.start)
-        corners = np.array([[x, y] for x in (xs.start, xs.stop - 1) for y in (ys.start, ys.stop - 1)], float)
-        slack = np.abs(mapping.displacement).max() if mapping.displacement is not None else 0.0
-        reach = np.concatenate([mapping.points(corners + sideways[k]) for k in (0, -1)])
-        low = np.maximum(np.floor(reach.min(0) - slack).astype(int) - 1, 0)
-        high = np.minimum(np.ceil(reach.max(0) + slack).astype(int) + 2, size[:2])
-        if (high <= low).any():
-            return np.full((*out_shape, 1), np.nan, np.float32)
-        part = read(slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1]))).astype(np.float32)
-        bend = mapping.displacement[:, xs, ys] if mapping.displacement is not None else None
-        planes = []
-        for z in range(size[2]):
-            start = mapping.points(np.array([xs.start, ys.start]) + sideways[z]) - low
-            local = PlaneMap(mapping.matrix, start, bend)
-            # The nearest plane will do: planes lie closer together than anything that changes with depth.
-            index = round(along[z])
-            plane = part[:, :, index] if index < size[2] else np.full(part.shape[:2], np.nan, np.float32)
-            planes.append(move(plane, local, shape=out_shape))
-        return np.stack(planes, axis=2)
-
-    return block
+def _slant(tilt: BeamTilt | None, planes: int, voxel: tuple[float, float, float]) -> Slant | None:
+    """Return where planes of equal depth in the tissue lie in a volume whose z axis is the beam."""
+    if tilt is None or not tilt.tilt_deg:
+        return None
+    depth = np.arange(planes, dtype=float)
+    beam = beam_frames(tilt.tilt_deg, tilt_axis_deg=tilt.tilt_axis_deg)[2]
+    return Slant(depth / beam[2], -np.outer(depth * voxel[2], beam[:2] / beam[2] / np.array(voxel[:2])))

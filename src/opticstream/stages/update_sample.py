@@ -24,6 +24,7 @@ from opticstream.compute.registration import (
     next_pose,
     resample_image,
     resample_orientation,
+    resampled_blocks,
     turned_axis,
 )
 from opticstream.config.processing import SampleSettings
@@ -308,33 +309,10 @@ def _put_volumes(new: SampleInput, pose: SlicePose | None, names: Collection[str
         planes = max(1, round(new.slice_thickness_um / voxel[2]))
         shape, read = volume_reader(path)
         if pose is not None:
-            read = _moved_reader(name, shape, read, pose)
+            resample = resample_orientation if _kind(name) == "axial" else resample_image
+            read = resampled_blocks(read, pose.mapping, size=shape, resample=resample)
         store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, _kind(name))
         store.put(new.slice_id - 1, shape[:2], read)
-
-
-def _moved_reader(
-    name: str,
-    shape: tuple[int, int, int],
-    read: Callable[[slice, slice], NDArray[Any]],
-    pose: SlicePose,
-) -> Callable[[slice, slice], NDArray[Any]]:
-    """Return a reader of a volume in its pose: each block gathers what it needs, plane by plane."""
-
-    def moved(xs: slice, ys: slice) -> NDArray[Any]:
-        corners = np.array([[x, y] for x in (xs.start, xs.stop - 1) for y in (ys.start, ys.stop - 1)], float)
-        where = pose.mapping.points(corners)
-        low = np.maximum(np.floor(where.min(0)).astype(int) - 1, 0)
-        high = np.minimum(np.ceil(where.max(0)).astype(int) + 2, shape[:2])
-        size = (xs.stop - xs.start, ys.stop - ys.start)
-        if (high <= low).any():
-            return np.full((*size, 1), np.nan, np.float32)
-        part = read(slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
-        local = PlaneMap(pose.mapping.matrix, pose.mapping.points([float(xs.start), float(ys.start)]) - low)
-        move = resample_orientation if _kind(name) == "axial" else resample_image
-        return np.stack([move(part[:, :, z], local, shape=size) for z in range(part.shape[2])], axis=2)
-
-    return moved
 
 
 def _moved(name: str, image: NDArray[Any], pose: SlicePose) -> NDArray[Any]:

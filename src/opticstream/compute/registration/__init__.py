@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from opticstream.compute.registration._blocks import Slant, resampled_blocks
 from opticstream.compute.registration._plane_map import Freedom, PlaneMap
 from opticstream.compute.registration._registration import Registration, register_images
 from opticstream.compute.registration._resampling import resample_image, resample_orientation, smooth_orientation
@@ -11,11 +12,13 @@ __all__ = [
     "Freedom",
     "PlaneMap",
     "Registration",
+    "Slant",
     "SlicePose",
     "next_pose",
     "register_images",
     "resample_image",
     "resample_orientation",
+    "resampled_blocks",
     "rigid_map",
     "smooth_orientation",
     "turned_axis",

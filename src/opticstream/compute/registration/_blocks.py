@@ -1,0 +1,86 @@
+"""A moving volume on the pixels of the fixed one, block by block, so that neither needs to be in memory as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from opticstream.compute.registration._plane_map import PlaneMap
+
+BlockReader = Callable[[slice, slice], NDArray[Any]]
+"""Returns the block (x, y, z) of a volume for ranges of x and y."""
+
+
+class PlaneResampler(Protocol):
+    """Brings one plane onto the fixed pixels, as `resample_image` and `resample_orientation` do."""
+
+    def __call__(self, image: ArrayLike, mapping: PlaneMap, /, *, shape: tuple[int, int]) -> NDArray[np.float32]: ...
+
+
+class Slant(NamedTuple):
+    """Where the planes of the result lie in the moving volume."""
+
+    plane: NDArray[np.float64]
+    """Depth index of each, shape (planes,); the nearest plane is taken, and nothing below the last."""
+    sideways_px: NDArray[np.float64]
+    """By how much each is moved against the mapping, in fixed pixels, shape (planes, 2); grows or falls throughout."""
+
+
+def resampled_blocks(
+    read: BlockReader,
+    mapping: PlaneMap,
+    /,
+    *,
+    size: tuple[int, int, int],
+    resample: PlaneResampler,
+    slant: Slant | None = None,
+) -> BlockReader:
+    """Return a reader of a moving volume on the fixed pixels.
+
+    Parameters
+    ----------
+    read : callable
+        Reads the moving volume.
+    mapping : PlaneMap
+        From fixed to moving pixel coordinates.
+    size : (int, int, int)
+        Size (x, y, z) of the moving volume.
+    resample : callable
+        What is done to each plane.
+    slant : Slant, optional
+        Planes of the result that are no planes of the moving volume.
+
+    Returns
+    -------
+    callable
+        Gives blocks of float32 with as many planes as the moving volume has; where a block lies beside that volume, a
+        single plane of NaN.
+    """
+    planes = np.arange(size[2], dtype=float)
+    plane, sideways = (planes, np.zeros((size[2], 2))) if slant is None else slant
+
+    def block(xs: slice, ys: slice) -> NDArray[np.float32]:
+        shape = (xs.stop - xs.start, ys.stop - ys.start)
+        corners = np.array([[x, y] for x in (xs.start, xs.stop - 1) for y in (ys.start, ys.stop - 1)], float)
+        bend = None if mapping.displacement is None else mapping.displacement[:, xs, ys]
+        slack = 0.0 if mapping.displacement is None else np.abs(mapping.displacement).max()
+        reach = np.concatenate([mapping.points(corners + sideways[k]) for k in (0, -1)])
+        low = np.maximum(np.floor(reach.min(0) - slack).astype(int) - 1, 0)
+        high = np.minimum(np.ceil(reach.max(0) + slack).astype(int) + 2, size[:2])
+        if (high <= low).any():
+            return np.full((*shape, 1), np.nan, np.float32)
+        part = read(slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
+        nothing = np.full(part.shape[:2], np.nan, np.float32)
+        made = []
+        for z in range(size[2]):
+            start = mapping.points(np.array([xs.start, ys.start]) + sideways[z]) - low
+            # The nearest plane will do: planes lie closer together than anything that changes with depth.
+            index = round(plane[z])
+            image = part[:, :, index] if index < size[2] else nothing
+            made.append(resample(image, PlaneMap(mapping.matrix, start, bend), shape=shape))
+        return np.stack(made, axis=2)
+
+    return block
