@@ -126,8 +126,9 @@ class InlineWorker:
         since = [time.monotonic()]
 
         def quiet() -> bool:
-            busy = any(run["state"]["type"] in ("SCHEDULED", "PENDING", "RUNNING") for run in self.flow_runs())
-            if busy or any(thread.is_alive() for thread in self._threads):
+            # Counted at the server: to send all runs of all tests before, twice a second, keeps it from anything else.
+            unfinished = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}}
+            if self._ask("POST", "/flow_runs/count", unfinished) or any(thread.is_alive() for thread in self._threads):
                 since[0] = time.monotonic()
             return time.monotonic() - since[0] > quiet_s
 

@@ -112,7 +112,6 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert {"mosaic-001.stitched", "mosaic-002.stitched", "slice-001.registered"} <= set(told)
 
 
-@pytest.mark.slow  # turning a trigger off and on again is not seen at once by the server: to be found out
 @pytest.mark.parametrize("removed", WITHOUT)
 def test_without_one_trigger_the_chain_stops_exactly_there(acquired, tmp_path, worker, prefect_server, removed):
     reached, not_reached = WITHOUT[removed]
