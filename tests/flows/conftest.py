@@ -18,6 +18,10 @@ from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from opticstream.flows.deployments import DEPLOYMENTS, POOLS, runner_deployments
+from opticstream.flows.events import announce_automatically
+from opticstream.flows.queues import is_queued
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.sweep import Sweeper
 
 
 class InlineWorker:
@@ -84,6 +88,10 @@ class InlineWorker:
                 return
         raise AssertionError(f"{deployment} has no trigger")
 
+    def triggered_deployments(self) -> set[str]:
+        """Return the ids of the deployments that have a trigger."""
+        return {str(self._deployments[deployment.name]) for deployment in DEPLOYMENTS if deployment.events}
+
     def flow_runs(self) -> list[dict[str, Any]]:
         """Return all flow runs that the server knows."""
         return self._all("/flow_runs/filter")
@@ -107,8 +115,19 @@ class InlineWorker:
             found += page
         return found
 
-    def wait_until(self, done: Callable[[], bool], /, *, timeout_s: float = 900.0) -> None:
+    def wait_until(
+        self, done: Callable[[], bool], /, *, sweeps: Project | None = None, timeout_s: float = 900.0
+    ) -> None:
         """Wait until something has come true.
+
+        Parameters
+        ----------
+        done : callable
+            Returns whether it has.
+        sweeps : Project, optional
+            Swept meanwhile, as by who feeds it: a server that is too busy to start the run of a trigger loses it.
+        timeout_s : float
+            How long to wait at most, in seconds.
 
         Raises
         ------
@@ -116,7 +135,11 @@ class InlineWorker:
             It did not in time.
         """
         end = time.monotonic() + timeout_s
+        sweeper = None if sweeps is None else Sweeper(sweeps, 30.0, announce_automatically, is_queued)
         while not done():
+            if sweeper is not None:
+                with temporary_settings({PREFECT_API_URL: self.api_url}):
+                    sweeper.sweep()
             if time.monotonic() > end:
                 raise AssertionError(f"not within {timeout_s:g} s; errors: {self.errors}")
             time.sleep(0.5)
@@ -126,8 +149,9 @@ class InlineWorker:
         since = [time.monotonic()]
 
         def quiet() -> bool:
-            busy = any(run["state"]["type"] in ("SCHEDULED", "PENDING", "RUNNING") for run in self.flow_runs())
-            if busy or any(thread.is_alive() for thread in self._threads):
+            # Counted at the server: to send all runs of all tests before, twice a second, keeps it from anything else.
+            unfinished = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}}
+            if self._ask("POST", "/flow_runs/count", unfinished) or any(thread.is_alive() for thread in self._threads):
                 since[0] = time.monotonic()
             return time.monotonic() - since[0] > quiet_s
 

@@ -17,7 +17,6 @@ from opticstream.flows.picture import picture_is_current
 from opticstream.flows.prefect_state import OCT_STATE_SERVICE
 from opticstream.flows.queues import unfinished_runs
 from opticstream.model.ids import BatchId, MosaicId, SampleId, SliceId
-from opticstream.pipeline.milestones import milestones
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.state.mirror import oct_state_from_facts
@@ -39,8 +38,8 @@ WITHOUT = {
 }
 
 
-def start(acquired: Path, folder: Path, name: str) -> Project:
-    """Register a copy of the small acquisition as a project of its own and announce its batches."""
+def start(acquired: Path, folder: Path, name: str) -> Driver:
+    """Register a copy of the small acquisition as a project of its own, announce its batches, and return its driver."""
     shutil.copytree(acquired, folder, dirs_exist_ok=True)
     config = load_project(folder / "project.toml", overrides={"project_name": name})
     save_parameters(config)
@@ -48,17 +47,16 @@ def start(acquired: Path, folder: Path, name: str) -> Project:
     driver = Driver(project, Watcher(folder / "raw", config.scan, stable_s=0))
     driver.step()
     driver.step()
-    return project
+    return driver
 
 
 def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_server):
     with temporary_settings({PREFECT_API_URL: prefect_server}):
-        project = start(acquired, tmp_path, "Whole Chain")
-        worker.wait_until(lambda: is_finished(project, project.facts.snapshot()))
-        worker.wait_until(lambda: picture_is_current(project))
-        told = project.paths.base / "state" / "notified"
-        worker.wait_until(lambda: all((told / m.key).exists() for m in milestones(project, project_progress(project))))
-        worker.wait_until(lambda: unfinished_runs("Whole Chain") == [])
+        driver = start(acquired, tmp_path, "Whole Chain")
+        project = driver.project
+        worker.wait_until(lambda: is_finished(project, project.facts.snapshot()), sweeps=project)
+        driver.finish()
+        assert unfinished_runs("Whole Chain") == []
         assert load_parameters("Whole Chain") == project.config
     assert worker.errors == []
     progress = project_progress(project)
@@ -68,9 +66,11 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     runs = [run for run in worker.flow_runs() if project_of(run) == "Whole Chain"]
     assert {run["created_by"]["type"] for run in runs} == {"AUTOMATION"}
     assert all(run["state"]["type"] == "COMPLETED" for run in runs)
-    assert sum(run["name"].startswith("Whole Chain mosaic") for run in runs) == 6 + 2 + 2  # batches, maps, volumes
-    assert sum(run["name"].startswith("Whole Chain slice") for run in runs) == 1
-    assert any(run["name"] == "Whole Chain sample" for run in runs)
+    computing = {(run["name"], run["deployment_id"]) for run in runs}
+    assert sum(name.startswith("Whole Chain mosaic") for name, _ in computing) == 6 + 2 + 2  # batches, maps, volumes
+    assert sum(name.startswith("Whole Chain slice") for name, _ in computing) == 1
+    assert any(name == "Whole Chain sample" for name, _ in computing)
+    assert {run["deployment_id"] for run in runs} == worker.triggered_deployments(), "each trigger has started its flow"
 
     artifacts = worker.artifacts(of=runs)
     keys = {artifact["key"] for artifact in artifacts}
@@ -88,7 +88,7 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert kept == computing, "runs that only look do not keep the same parameters over and over"
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         name, facts, layout = project.config.name, project.facts, project.layout
-        worker.wait_until(lambda: picture_is_current(project))
+        assert picture_is_current(project)
         view = OCT_STATE_SERVICE.peek_project(name)
     assert view == oct_state_from_facts(name, facts, layout).to_view()
     assert all(mosaic.finished and mosaic.has("volume_uploaded") for mosaic in view.mosaics())
@@ -112,15 +112,14 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert {"mosaic-001.stitched", "mosaic-002.stitched", "slice-001.registered"} <= set(told)
 
 
-@pytest.mark.slow  # turning a trigger off and on again is not seen at once by the server: to be found out
 @pytest.mark.parametrize("removed", WITHOUT)
 def test_without_one_trigger_the_chain_stops_exactly_there(acquired, tmp_path, worker, prefect_server, removed):
     reached, not_reached = WITHOUT[removed]
     worker.set_enabled(removed, False)
     try:
         with temporary_settings({PREFECT_API_URL: prefect_server}):
-            project = start(acquired, tmp_path, f"without-{removed}")
-        worker.wait_until(lambda: all(project.facts.has(*fact) for fact in reached))
+            project = start(acquired, tmp_path, f"without-{removed}").project
+        worker.wait_until(lambda: all(project.facts.has(*fact) for fact in reached), sweeps=project)
         worker.wait_until_quiet()
     finally:
         worker.set_enabled(removed, True)

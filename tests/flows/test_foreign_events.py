@@ -156,7 +156,7 @@ def test_parked_uploads_of_which_the_events_come_at_once_are_all_tried_again(pro
     payload = {"project_name": project.config.name, "mosaic_id": 1}
     for batch in batches:
         emit(worker, "linc.oct.batch.archived", {**payload, "batch_id": batch.batch_id})
-    worker.wait_until(lambda: project.facts.reached(batches, "uploaded"))
+    worker.wait_until(lambda: project.facts.reached(batches, "uploaded"), sweeps=project)
     assert all(withdrawn(project, batch) for batch in batches)
 
 

@@ -87,7 +87,7 @@ def test_flow_runs_of_a_run_use_its_parameters_to_the_end_of_the_chain(server, a
     driver = Driver(project, Watcher(tmp_path / "raw", config.scan, stable_s=0))
     driver.step()
     driver.step()
-    worker.wait_until(lambda: is_finished(project, project.facts.snapshot()))
+    worker.wait_until(lambda: is_finished(project, project.facts.snapshot()), sweeps=project)
     worker.wait_until_quiet()
     assert worker.errors == []
     assert project_progress(project).failures == ()

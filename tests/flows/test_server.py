@@ -54,3 +54,34 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
     (tmp_path / "prefect.db").write_text("this is no database")
     with pytest.raises(ServerError, match="did not start"):
         EmbeddedServer(tmp_path).start()
+
+
+REMEMBERED = """
+from prefect.settings import get_current_settings, PREFECT_LOGGING_LEVEL, temporary_settings
+from prefect.settings.base import PrefectBaseSettings
+from opticstream.flows.server_process import remember_rendered_settings
+settings = get_current_settings()
+plain, key = settings.to_environment_variables(exclude_unset=True), settings.hash_key()
+calls = []
+render = PrefectBaseSettings.to_environment_variables
+PrefectBaseSettings.to_environment_variables = lambda self, **k: calls.append(self) or render(self, **k)
+remember_rendered_settings()
+assert settings.to_environment_variables(exclude_unset=True) == plain
+assert settings.hash_key() == key
+once = len(calls)
+assert settings.hash_key() == key and settings.to_environment_variables(exclude_unset=True) == plain
+assert len(calls) == once > 0
+with temporary_settings({PREFECT_LOGGING_LEVEL: "CRITICAL"}):
+    assert get_current_settings().hash_key() != key
+"""
+
+
+def test_a_server_renders_its_settings_once_and_to_the_same(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", REMEMBERED],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HOME": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -23,6 +23,8 @@ while not facts.reached(items, "processed"):
     for item in items:
         if facts.has(item, "processed"):
             continue
+        if item is items[-1] and not Path(sys.argv[1], "all-killed").exists():
+            continue  # there is work until the last kill, however slow the machine is
         claim = facts.claim(item, lease_s=5)
         if claim is None:
             continue
@@ -55,14 +57,14 @@ def test_workers_killed_at_random_moments_finish_everything_exactly_once(tmp_pat
     children = [start() for _ in range(workers)]
     try:
         killed = 0
-        while killed < kills and not facts.reached(batches, "processed"):
+        while killed < kills:
             time.sleep(random.uniform(0.0, 0.12))
             victim = random.randrange(workers)
             children[victim].send_signal(signal.SIGKILL)
             children[victim].communicate()
             children[victim] = start()
             killed += 1
-        assert killed >= min(3, kills)
+        (tmp_path / "all-killed").touch()
         for child in children:
             child.communicate(timeout=120)
             assert child.returncode == 0

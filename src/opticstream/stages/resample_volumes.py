@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from opticstream.compute.axis import beam_frames
-from opticstream.compute.pyramid import ValueKind
-from opticstream.compute.registration import PlaneMap, Slant, resample_image, resample_orientation, resampled_blocks
+from opticstream.compute.registration import PlaneMap, Slant, resampled, resampled_blocks
 from opticstream.io.atomic import atomic_folder
 from opticstream.io.zarr import SliceStore, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError
-
-_KINDS: dict[str, ValueKind] = {"O3D": "axial"}
+from opticstream.model.modalities import described
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def resample_volume(
     mapping : PlaneMap
         From fixed to moving pixels, as the registration of the en face maps found it.
     modality : str
-        `O3D` is resampled as axes and turned with the picture; anything else linearly.
+        Angles of axes are resampled as axes and turned with the picture, numbers linearly.
     shape : (int, int)
         Size of the fixed mosaic.
     tilt : BeamTilt, optional
@@ -62,10 +61,10 @@ def resample_volume(
     voxel = volume_voxel_um(source)
     if mapping.displacement is not None and mapping.displacement.shape[1:] != shape:
         raise InputError(f"{source}: displacement of {mapping.displacement.shape[1:]} px for a mosaic of {shape} px")
-    kind = _KINDS.get(modality, "scalar")
+    volume = described(modality)
     with atomic_folder(target) as temporary:
-        store = SliceStore(temporary, size[2], voxel, kind, name=target.name)
-        resample = resample_orientation if kind == "axial" else resample_image
+        store = SliceStore(temporary, size[2], voxel, volume.kind, name=target.name)
+        resample = functools.partial(resampled, how=volume.resampling)
         slant = _slant(tilt, size[2], voxel)
         store.put(0, shape, resampled_blocks(read, mapping, size=size, resample=resample, slant=slant))
     return target

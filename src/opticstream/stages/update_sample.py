@@ -7,6 +7,7 @@ The ledger `slices.json` says which slices the stacks hold, from which input, an
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,33 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.pyramid import ValueKind
-from opticstream.compute.registration import (
-    PlaneMap,
-    SlicePose,
-    next_pose,
-    resample_image,
-    resample_orientation,
-    resampled_blocks,
-    turned_axis,
-)
+from opticstream.compute.registration import PlaneMap, SlicePose, next_pose, resampled, resampled_blocks
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import nifti_geometry, read_nifti
 from opticstream.io.nifti_stack import blank_slice, put_slice
 from opticstream.io.zarr import SliceStore, planes_of_slice, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, MissingInputError, StateError
+from opticstream.model.modalities import described_stack
 from opticstream.system.locks import locked
-
-_KINDS: dict[str, ValueKind] = {
-    "ori": "axial",
-    "inplane": "axial",
-    "thruplane": "axial",
-    "O3D": "axial",
-    "axis": "vector",
-    "mask": "label",
-    "flags": "label",
-}
 
 
 @dataclass(frozen=True)
@@ -230,10 +213,6 @@ def _fingerprints(new: SampleInput) -> dict[str, str]:
     return prints
 
 
-def _kind(name: str) -> ValueKind:
-    return _KINDS.get(name.rsplit("_", 1)[-1], "scalar")
-
-
 def _map(path: Path) -> NDArray[Any]:
     """Return a map as (x, y) or (x, y, 3)."""
     array = read_nifti(path)
@@ -266,7 +245,7 @@ def _put_maps(new: SampleInput, pose: SlicePose | None, names: Collection[str]) 
                     )
             else:
                 voxel = (_clean(x_mm * 1000), _clean(y_mm * 1000), new.slice_thickness_um)
-                store = SliceStore(target, 1, voxel, _kind(name), str(image.dtype))
+                store = SliceStore(target, 1, voxel, described_stack(name).kind, str(image.dtype))
                 store.put(new.slice_id - 1, (image.shape[0], image.shape[1]), _image_reader(image))
 
 
@@ -309,23 +288,16 @@ def _put_volumes(new: SampleInput, pose: SlicePose | None, names: Collection[str
         planes = max(1, round(new.slice_thickness_um / voxel[2]))
         shape, read = volume_reader(path)
         if pose is not None:
-            resample = resample_orientation if _kind(name) == "axial" else resample_image
+            resample = functools.partial(resampled, how=described_stack(name).resampling)
             read = resampled_blocks(read, pose.mapping, size=shape, resample=resample)
-        store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, _kind(name))
+        store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, described_stack(name).kind)
         store.put(new.slice_id - 1, shape[:2], read)
 
 
 def _moved(name: str, image: NDArray[Any], pose: SlicePose) -> NDArray[Any]:
     """Return a map in its pose in the sample."""
-    kind, shape = _kind(name), (image.shape[0], image.shape[1])
-    if kind == "vector":
-        parts = [resample_image(image[..., c], pose.mapping, shape=shape, nearest=True) for c in range(3)]
-        return turned_axis(np.stack(parts, -1), pose.mapping.rotation_deg).astype(np.float32)
-    if kind == "label":
-        return np.nan_to_num(resample_image(image, pose.mapping, shape=shape, nearest=True)).astype(image.dtype)
-    if kind == "axial" and not name.endswith("thruplane"):
-        return resample_orientation(image, pose.mapping, shape=shape)
-    return resample_image(image, pose.mapping, shape=shape, nearest=name.endswith("thruplane"))
+    moved = resampled(image, pose.mapping, how=described_stack(name).resampling, shape=(image.shape[0], image.shape[1]))
+    return np.nan_to_num(moved).astype(image.dtype) if described_stack(name).kind == "label" else moved
 
 
 def _pose(new: SampleInput, ledger: _Ledger) -> SlicePose | None:
@@ -402,10 +374,10 @@ def _preview(new: SampleInput, ledger: _Ledger) -> Path | None:
         if form == "zarr" and planes_of_slice(path) == 1
     }
     wanted = [n for n in stores if n.endswith(f"_{new.settings.align_on}")] or [
-        n for n in stores if _kind(n) == "scalar"
+        n for n in stores if described_stack(n).kind == "scalar"
     ]
     chosen = {name: stores[name] for name in wanted[:1]}
-    chosen |= {name: path for name, path in stores.items() if _kind(name) == "vector"}
+    chosen |= {name: path for name, path in stores.items() if described_stack(name).kind == "vector"}
     present = ledger.present()
     if not chosen or not present:
         return None

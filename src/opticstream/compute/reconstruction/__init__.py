@@ -35,6 +35,7 @@ from opticstream.compute.reconstruction._jones import (
     orientation_from_jones,
     retardance_from_jones,
 )
+from opticstream.compute.reconstruction._map_source import Floats, MapFunction, MapSource, TileProfiles
 from opticstream.compute.reconstruction._orientation import axis_window_mean, axis_window_mode
 from opticstream.compute.reconstruction._robust_surface import (
     CELL_PX,
@@ -80,8 +81,12 @@ __all__ = [
     "UNWRAP_HALO_PX",
     "UNWRAP_REACH_PX",
     "DepthWindow",
+    "Floats",
+    "MapFunction",
+    "MapSource",
     "SpectralPlan",
     "SurfaceSheet",
+    "TileProfiles",
     "Transform",
     "attenuation_from_intensity",
     "axis_and_birefringence",

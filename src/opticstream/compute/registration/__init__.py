@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opticstream.compute.registration._blocks import Slant, resampled_blocks
+from opticstream.compute.registration._by_kind import resampled
 from opticstream.compute.registration._plane_map import Freedom, PlaneMap
 from opticstream.compute.registration._registration import Registration, register_images
 from opticstream.compute.registration._resampling import resample_image, resample_orientation, smooth_orientation
@@ -18,6 +19,7 @@ __all__ = [
     "register_images",
     "resample_image",
     "resample_orientation",
+    "resampled",
     "resampled_blocks",
     "rigid_map",
     "smooth_orientation",

@@ -7,7 +7,15 @@ from opticstream.compute.tile_engine._engine import (
     TileEngine,
     TileOptions,
     memory_per_b_line,
+    memory_per_function_line,
 )
 from opticstream.compute.tile_engine._warm_kernels import warm_kernels
 
-__all__ = ["InlineExecutor", "TileEngine", "TileOptions", "memory_per_b_line", "warm_kernels"]
+__all__ = [
+    "InlineExecutor",
+    "TileEngine",
+    "TileOptions",
+    "memory_per_b_line",
+    "memory_per_function_line",
+    "warm_kernels",
+]

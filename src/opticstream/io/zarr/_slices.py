@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.pyramid import ValueKind, halved
+from opticstream.compute.pyramid import halved
 from opticstream.io.atomic import write_text
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.zarr._files import file_store
 from opticstream.io.zarr._reading import BlockReader
 from opticstream.model.errors import FileFormatError
+from opticstream.model.modalities import ValueKind
 
 _CHUNK = 128
 _MEMORY_BYTES = 64 * 2**20

@@ -1,0 +1,48 @@
+"""The process of an embedded Prefect server: ``python -m opticstream.flows.server_process --host H --port N``.
+
+It is ``prefect server start`` with one thing remembered. For every flow run that a trigger starts, Prefect 3.8 asks for
+its application by the hash of its settings and sets up its logging, and renders all its settings twice for it: 0.4 s in
+which the server, one thread, does nothing else. In a server process the settings never change.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections import OrderedDict
+from typing import Any
+
+_REMEMBERED = 64
+
+
+def remember_rendered_settings() -> None:
+    """Let Prefect's settings be rendered as environment variables once per object, in this process."""
+    try:
+        from prefect.settings.base import PrefectBaseSettings
+
+        render = PrefectBaseSettings.to_environment_variables
+    except (ImportError, AttributeError):  # another Prefect than the one that this was written for: it works as it does
+        return
+    # The object is kept beside what it rendered to, so that no other object gets its identity meanwhile.
+    known: OrderedDict[tuple[int, tuple[Any, ...]], tuple[PrefectBaseSettings, dict[str, str]]] = OrderedDict()
+
+    def rendered(self: PrefectBaseSettings, *args: Any, **options: Any) -> dict[str, str]:
+        key = (id(self), (*args, *sorted(options.items())))
+        if key not in known:
+            known[key] = (self, render(self, *args, **options))
+            if len(known) > _REMEMBERED:
+                known.popitem(last=False)
+        return dict(known[key][1])
+
+    PrefectBaseSettings.to_environment_variables = rendered  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Start the server with the options of the command line."""
+    remember_rendered_settings()
+    sys.argv[:] = ["prefect", "server", "start", *sys.argv[1:]]
+    runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
