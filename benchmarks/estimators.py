@@ -21,7 +21,7 @@ import numpy as np
 
 from opticstream.config import ProcessingSettings
 from opticstream.sim.validate import axial_difference_deg
-from opticstream.stages.reconstruction import arrays_from_jones
+from opticstream.stages.reconstruction import arrays_from_jones, options_from_settings
 from opticstream.testing.tile_phantom import (
     TilePhantom,
     one_tile_config,
@@ -48,7 +48,7 @@ def made(tile: TilePhantom, config: Any, modality: str, **enface: Any) -> np.nda
     """Return one map of a tile, made as the settings say."""
     settings = config.processing.enface.model_copy(update={"modalities": (modality,), **enface})
     processing: ProcessingSettings = config.processing.model_copy(update={"enface": settings})
-    return arrays_from_jones(tile.jones, scan=config.scan, processing=processing).maps[modality]
+    return arrays_from_jones(tile.jones, options_from_settings(config.scan, processing)).maps[modality]
 
 
 def estimator_errors(size: int, seeds: int) -> list[dict[str, Any]]:

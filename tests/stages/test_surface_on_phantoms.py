@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from opticstream.config.processing import EnfaceSettings
-from opticstream.stages.reconstruction import arrays_from_jones
+from opticstream.stages.reconstruction import arrays_from_jones, options_from_settings
 from opticstream.testing.tile_phantom import one_tile_config, tile_from_phantom, vessels_and_bubbles
 
 CONFIG = one_tile_config(a_lines=72, b_lines=64)
@@ -19,7 +19,7 @@ def surface_errors(method: str, *, scattering_db: float, bubbles_per_mm2: float)
     for seed in SEEDS:
         phantom = vessels_and_bubbles(bubbles_per_mm2=bubbles_per_mm2, scattering_db=scattering_db, seed=seed)
         tile = tile_from_phantom(CONFIG, phantom)
-        made = arrays_from_jones(tile.jones, scan=CONFIG.scan, processing=processing)
+        made = arrays_from_jones(tile.jones, options_from_settings(CONFIG.scan, processing))
         errors.append(np.abs(made.maps["surf"] - tile.surface)[tile.tissue])
     return np.concatenate(errors)
 

@@ -65,15 +65,15 @@ def makes(name: str, /, *, compiled: bool = False) -> Callable[[Function], Funct
     return keep
 
 
-def maps_of_tile(source: MapSource, enface: EnfaceSettings, /) -> dict[str, Floats]:
-    """Return the maps that the settings ask for, by name, without the surface.
+def functions_in_numpy(enface: EnfaceSettings, /) -> dict[str, MapFunction]:
+    """Return the functions of the maps that the settings ask for, by name, without the surface.
 
     Raises
     ------
     ConfigurationError
         One of them has no maker.
     """
-    return {name: maker.function(source, enface) for name, maker in _wanted(enface)}
+    return {name: _bound(maker.function, enface) for name, maker in _wanted(enface)}
 
 
 def functions_without_kernel(enface: EnfaceSettings, /) -> dict[str, MapFunction]:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, SpectralPlan
+from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, SpectralPlan, TileOptions
 from opticstream.compute.tile_engine import (
     InlineExecutor,
     TileEngine,
-    TileOptions,
     memory_per_b_line,
     memory_per_function_line,
 )
 from opticstream.io.nifti_stream import VolumeFile, open_volume
 from opticstream.io.raw import ComplexTile, SpectralTile
 from opticstream.model.errors import ConfigurationError
-from opticstream.model.modalities import described, volume_names
+from opticstream.model.modalities import described
 from opticstream.stages.archive_tile import ArchiveWriter, open_archive
-from opticstream.stages.enface_maps import functions_without_kernel
-from opticstream.stages.reconstruction import Reconstructed, TileJob, depth_step_mm, plan_from_settings
+from opticstream.stages.reconstruction import Reconstructed, TileJob, options_from_job, plan_from_settings
 from opticstream.stages.tile_qc import Saturation
 
 _LARGEST_BLOCK = 16
@@ -34,37 +31,6 @@ _ARCHIVE_BYTES = 128 << 20
 """Raw bytes that may wait for the compressor."""
 _BASE_BYTES = 250 << 20
 """What the process takes before any tile: interpreter, libraries, compiled kernels."""
-
-
-def options_from_job(job: TileJob, /) -> TileOptions:
-    """Return what the engine has to make."""
-    settings, enface = job.processing.reconstruction, job.processing.enface
-    if job.given_surface is not None:
-        surface: Any = job.given_surface
-    elif isinstance(enface.surface, int):
-        surface = np.full((job.a_lines, job.b_lines), enface.surface, np.float32)
-    else:
-        surface = "gradient" if enface.surface == "find" else enface.surface
-    volumes = [name for name in job.targets if name in volume_names()]
-    if "complex" in job.targets and job.scan.raw_format != "complex":
-        volumes.append("complex")
-    return TileOptions(
-        surface=surface,
-        surface_threshold_db=enface.surface_threshold_db,
-        offset=enface.offset,
-        depth=enface.depth,
-        maps=enface.modalities,
-        functions=functions_without_kernel(enface),
-        volumes=tuple(volumes),
-        orientation_method=enface.orientation_method,
-        birefringence_method=enface.birefringence_method,
-        retardance_method=enface.retardance_method,
-        flip_z=settings.flip_z,
-        flip_phase=settings.flip_phase,
-        phase_offset_deg=settings.phase_offset_deg,
-        depth_step_um=1000 * depth_step_mm(job.scan, settings),
-        wavelength_um=job.scan.wavelength_um,
-    )
 
 
 def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
@@ -107,7 +73,7 @@ def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
 
 def reconstruct_in_blocks(job: TileJob, /) -> Reconstructed:
     """Read a tile once, archive and reconstruct it, write its volumes, and return the rest."""
-    options = options_from_job(job)
+    options = options_from_job(job, compiled=True)
     with contextlib.ExitStack() as stack:
         pool: ThreadPoolExecutor | None = None
         if job.threads > 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from opticstream.compute.reconstruction import (
     MapSource,
     SpectralPlan,
+    TileOptions,
     TileProfiles,
+    complex_tile_from_jones,
     depth_window,
     edge_response,
     median_3x3,
@@ -26,12 +29,12 @@ from opticstream.compute.reconstruction import (
     unfiltered_surface_from_threshold,
 )
 from opticstream.config import ProcessingSettings, ScanSettings
-from opticstream.config.processing import EnfaceSettings, ReconstructionSettings
+from opticstream.config.processing import ReconstructionSettings
 from opticstream.io.calibration_files import Calibration, load_calibration
 from opticstream.io.raw import SpectralShape
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError
 from opticstream.model.modalities import polarized, volume_names
-from opticstream.stages.enface_maps import maps_of_tile
+from opticstream.stages.enface_maps import functions_in_numpy, functions_without_kernel
 from opticstream.stages.spectral_transform import transform_from_settings
 
 
@@ -94,7 +97,7 @@ def _calibration_files(scan: ScanSettings) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileArrays:
-    """All real products of one tile, arrays (x, y[, z]) float32."""
+    """All products of one tile, arrays (x, y[, z]) float32."""
 
     volumes: dict[str, NDArray[np.float32]]
     maps: dict[str, NDArray[np.float32]]
@@ -121,32 +124,93 @@ def check_polarization(scan: ScanSettings, processing: ProcessingSettings, /) ->
         )
 
 
-def arrays_from_jones(
-    jones: NDArray[np.complex64],
-    /,
-    *,
+def options_from_settings(
     scan: ScanSettings,
     processing: ProcessingSettings,
+    /,
+    *,
+    volumes: Sequence[str] = (),
     given_surface: NDArray[np.float32] | None = None,
-) -> TileArrays:
-    """Return volumes and maps of complex profiles, shape (channels, x, y, z), depth as the spectrum gives it."""
+    compiled: bool = False,
+) -> TileOptions:
+    """Return what is to be made of the profiles of a tile, whatever its size.
+
+    Parameters
+    ----------
+    scan, processing
+        Settings.
+    volumes : sequence of str
+        Volumes that are wanted.
+    given_surface : ndarray, shape (x, y), optional
+        Surface as depth indices, instead of what the settings say.
+    compiled : bool
+        Leave out the functions of those maps that the compiled engine has kernels for.
+
+    Raises
+    ------
+    ConfigurationError
+        One of the maps has no maker.
+    """
     settings, enface = processing.reconstruction, processing.enface
-    if not settings.flip_z:
-        jones = jones[..., ::-1]
-    profiles = TileProfiles(
-        jones=jones,
+    surface: Any = given_surface
+    if surface is None:
+        surface = "gradient" if enface.surface == "find" else enface.surface
+    return TileOptions(
+        surface=surface,
+        surface_threshold_db=enface.surface_threshold_db,
+        offset=enface.offset,
+        depth=enface.depth,
+        maps=enface.modalities,
+        functions=functions_without_kernel(enface) if compiled else functions_in_numpy(enface),
+        volumes=tuple(volumes),
+        orientation_method=enface.orientation_method,
+        birefringence_method=enface.birefringence_method,
+        retardance_method=enface.retardance_method,
+        flip_z=settings.flip_z,
+        flip_phase=settings.flip_phase,
+        phase_offset_deg=settings.phase_offset_deg,
         depth_step_um=1000 * depth_step_mm(scan, settings),
         wavelength_um=scan.wavelength_um,
-        phase_offset_deg=settings.phase_offset_deg,
-        flip_phase=settings.flip_phase,
+    )
+
+
+def options_from_job(job: TileJob, /, *, compiled: bool) -> TileOptions:
+    """Return what is to be made of a tile: `options_from_settings` with the volumes that have a place to go.
+
+    Raises
+    ------
+    ConfigurationError
+        One of the maps has no maker.
+    """
+    volumes = [name for name in job.targets if name in volume_names()]
+    if "complex" in job.targets and job.scan.raw_format != "complex":
+        volumes.append("complex")
+    return options_from_settings(
+        job.scan, job.processing, volumes=volumes, given_surface=job.given_surface, compiled=compiled
+    )
+
+
+def arrays_from_jones(jones: NDArray[np.complex64], options: TileOptions, /) -> TileArrays:
+    """Return volumes and maps of complex profiles, shape (channels, x, y, z), depth as the spectrum gives it."""
+    profiles = TileProfiles(
+        jones=jones if options.flip_z else jones[..., ::-1],
+        depth_step_um=options.depth_step_um,
+        wavelength_um=options.wavelength_um,
+        phase_offset_deg=options.phase_offset_deg,
+        flip_phase=options.flip_phase,
     )
     intensity = profiles.intensity_db
-    raw_surface, surface, confidence = _surfaces(intensity, enface, given_surface)
-    window = depth_window(surface, depth_samples=intensity.shape[2], offset=enface.offset, depth=enface.depth)
-    maps = maps_of_tile(MapSource(profiles, window, enface.offset), enface) | {"surf": surface, "surfraw": raw_surface}
+    raw_surface, surface, confidence = _surfaces(intensity, options)
+    window = depth_window(surface, depth_samples=intensity.shape[2], offset=options.offset, depth=options.depth)
+    source = MapSource(profiles, window, options.offset)
+    maps = {name: function(source) for name, function in options.functions.items()}
+    maps |= {"surf": surface, "surfraw": raw_surface}
     return TileArrays(
-        {name: _volume(profiles, name) for name in settings.volume_modalities},
-        {name: maps[name] for name in dict.fromkeys((*enface.modalities, "surf", "surfraw"))},
+        {
+            name: complex_tile_from_jones(jones) if name == "complex" else _volume(profiles, name)
+            for name in options.volumes
+        },
+        {name: maps[name] for name in dict.fromkeys((*options.maps, "surf", "surfraw"))},
         confidence,
         intensity[:, intensity.shape[1] // 2],
         intensity[intensity.shape[0] // 2],
@@ -166,20 +230,20 @@ def _volume(profiles: TileProfiles, name: str) -> NDArray[np.float32]:
 
 
 def _surfaces(
-    intensity: NDArray[np.float32], enface: EnfaceSettings, given: NDArray[np.float32] | None
+    intensity: NDArray[np.float32], options: TileOptions
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Return the unfiltered surface, the surface, and its confidence."""
     sure = np.ones(intensity.shape[:2], np.float32)
-    if given is not None:
-        return given, given, sure
-    if isinstance(enface.surface, int):
-        flat = np.full(intensity.shape[:2], min(enface.surface, intensity.shape[2] - 1), np.float32)
+    if isinstance(options.surface, int):
+        flat = np.full(intensity.shape[:2], min(options.surface, intensity.shape[2] - 1), np.float32)
         return flat, flat, sure
-    if enface.surface == "robust":
+    if not isinstance(options.surface, str):
+        return options.surface, options.surface, sure
+    if options.surface == "robust":
         surface, confidence = surface_sheet(intensity)
         return strongest_rise_near(edge_response(intensity), surface), surface, confidence
-    if enface.surface == "gradient_threshold":
-        raw = unfiltered_surface_from_threshold(intensity, threshold_db=enface.surface_threshold_db)
+    if options.surface == "gradient_threshold":
+        raw = unfiltered_surface_from_threshold(intensity, threshold_db=options.surface_threshold_db)
     else:
         raw = unfiltered_surface_from_gradient(intensity)
     return raw, median_3x3(raw), sure

@@ -6,12 +6,18 @@ import contextlib
 
 import numpy as np
 
-from opticstream.compute.reconstruction import complex_tile_from_jones, jones_from_complex_tile, jones_from_spectra
+from opticstream.compute.reconstruction import jones_from_complex_tile, jones_from_spectra
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.raw import ComplexTile, SpectralTile
 from opticstream.model.modalities import described
 from opticstream.stages.archive_tile import ArchiveWriter, open_archive
-from opticstream.stages.reconstruction import Reconstructed, TileJob, arrays_from_jones, plan_from_settings
+from opticstream.stages.reconstruction import (
+    Reconstructed,
+    TileJob,
+    arrays_from_jones,
+    options_from_job,
+    plan_from_settings,
+)
 from opticstream.stages.tile_qc import Saturation
 
 _BLOCK_BYTES = 16 << 20
@@ -57,16 +63,13 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
             raw_bytes = reader.file_bytes
             if writer is not None:
                 raw_sha256 = writer.finish()
-    arrays = arrays_from_jones(jones, scan=scan, processing=processing, given_surface=job.given_surface)
+    arrays = arrays_from_jones(jones, options_from_job(job, compiled=False))
     job.progress(0.8)
     written = {}
     for name, path in job.targets.items():
-        if name == "complex" and scan.raw_format != "complex":
-            data = complex_tile_from_jones(jones)
-        elif name in arrays.volumes:
-            data = arrays.volumes[name]
-        else:
+        if name not in arrays.volumes:
             continue
+        data = arrays.volumes[name]
         content = write_map(path, data, voxel_size_mm=job.voxel_size_mm, description=described(name).tile_header)
         written[name] = len(content)
     return Reconstructed(

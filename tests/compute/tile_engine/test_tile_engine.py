@@ -8,6 +8,7 @@ import pytest
 from opticstream.compute import axial
 from opticstream.compute.lanes import LANES
 from opticstream.compute.reconstruction import (
+    TileOptions,
     attenuation_from_intensity,
     axis_and_birefringence,
     axis_window_mean,
@@ -31,7 +32,7 @@ from opticstream.compute.reconstruction import (
     window_maximum,
     window_mean,
 )
-from opticstream.compute.tile_engine import TileEngine, TileOptions
+from opticstream.compute.tile_engine import TileEngine
 from opticstream.compute.tile_engine._spectrum_kernels import groups_needed, spectra_to_strips
 from opticstream.testing.raw_tiles import fringe_counts
 

@@ -14,8 +14,8 @@ import pytest
 TILE = """
 import json, sys
 import numpy as np
-from opticstream.compute.reconstruction import spectral_plan
-from opticstream.compute.tile_engine import TileEngine, TileOptions
+from opticstream.compute.reconstruction import TileOptions, spectral_plan
+from opticstream.compute.tile_engine import TileEngine
 samples, a_lines, b_lines = 64, 11, 6
 plan = spectral_plan(samples=samples, cut=0)
 found = {}

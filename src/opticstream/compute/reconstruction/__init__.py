@@ -36,6 +36,7 @@ from opticstream.compute.reconstruction._jones import (
     retardance_from_jones,
 )
 from opticstream.compute.reconstruction._map_source import Floats, MapFunction, MapSource, TileProfiles
+from opticstream.compute.reconstruction._options import TileOptions
 from opticstream.compute.reconstruction._orientation import axis_window_mean, axis_window_mode
 from opticstream.compute.reconstruction._robust_surface import (
     CELL_PX,
@@ -86,6 +87,7 @@ __all__ = [
     "MapSource",
     "SpectralPlan",
     "SurfaceSheet",
+    "TileOptions",
     "TileProfiles",
     "Transform",
     "attenuation_from_intensity",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from opticstream.compute.tile_engine._engine import (
     InlineExecutor,
     TileEngine,
-    TileOptions,
     memory_per_b_line,
     memory_per_function_line,
 )
@@ -14,7 +13,6 @@ from opticstream.compute.tile_engine._warm_kernels import warm_kernels
 __all__ = [
     "InlineExecutor",
     "TileEngine",
-    "TileOptions",
     "memory_per_b_line",
     "memory_per_function_line",
     "warm_kernels",

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,10 @@ from opticstream.compute.reconstruction import (
     UNWRAP_HALO_PX,
     UNWRAP_REACH_PX,
     DepthWindow,
-    MapFunction,
     MapSource,
     SpectralPlan,
     SurfaceSheet,
+    TileOptions,
     TileProfiles,
     Transform,
     birefringence_unwrapped,
@@ -67,30 +67,6 @@ from opticstream.model.modalities import SURFACE
 Floats = NDArray[np.float32]
 Sink = Callable[[int, dict[str, Floats]], None]
 """Gets (first B-line, blocks of shape (z, b, x) by product); their memory is used again once it has returned."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TileOptions:
-    """What is made of the profiles of a tile."""
-
-    surface: Literal["gradient", "gradient_threshold", "robust"] | Floats = "gradient"
-    """Method, or a surface of shape (x, y)."""
-    surface_threshold_db: float = 55.0
-    offset: int = 0
-    depth: int = 80
-    maps: tuple[str, ...] = ("aip", "mip", "ret", "ori", "biref")
-    functions: Mapping[str, MapFunction] = field(default_factory=dict)
-    """Functions, in NumPy, of those maps that have no kernel here; each is given one B-line at a time."""
-    volumes: tuple[str, ...] = ()
-    """Of dBI, R3D, O3D and complex."""
-    orientation_method: Literal["stokes", "mean", "histogram"] = "stokes"
-    birefringence_method: Literal["stokes", "slope", "unwrap"] = "stokes"
-    retardance_method: Literal["stokes", "mean"] = "stokes"
-    flip_z: bool = True
-    flip_phase: bool = False
-    phase_offset_deg: float = 100.0
-    depth_step_um: float = 2.5
-    wavelength_um: float = 1.3
 
 
 class InlineExecutor(Executor):
@@ -244,7 +220,8 @@ class TileEngine:
         self._raw_surface = np.zeros((b_lines, self._width), np.float32)
         self._surface = np.zeros((b_lines, self._width), np.float32)
         if not isinstance(options.surface, str):
-            self._raw_surface[:, :a_lines] = self._surface[:, :a_lines] = options.surface.T
+            given = min(options.surface, depth - 1) if isinstance(options.surface, int) else options.surface.T
+            self._raw_surface[:, :a_lines] = self._surface[:, :a_lines] = given
         self._confidence = np.ones((b_lines, self._width), np.float32)
         self._n_cells = -(-a_lines // CELL_PX)
         kept = CELL_PX + 2 * block if self._sheet is not None else 0

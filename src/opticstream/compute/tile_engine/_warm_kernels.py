@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from opticstream.compute.reconstruction import spectral_plan
-from opticstream.compute.tile_engine._engine import TileEngine, TileOptions
+from opticstream.compute.reconstruction import TileOptions, spectral_plan
+from opticstream.compute.tile_engine._engine import TileEngine
 from opticstream.model.modalities import volume_names
 
 

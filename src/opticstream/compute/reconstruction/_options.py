@@ -1,0 +1,33 @@
+"""What is made of the profiles of a tile, small or large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from opticstream.compute.reconstruction._map_source import Floats, MapFunction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileOptions:
+    """What is made of the profiles of a tile."""
+
+    surface: Literal["gradient", "gradient_threshold", "robust"] | int | Floats = "gradient"
+    """Method; one depth index for all A-lines, or the last where it lies deeper; or a surface of shape (x, y)."""
+    surface_threshold_db: float = 55.0
+    offset: int = 0
+    depth: int = 80
+    maps: tuple[str, ...] = ("aip", "mip", "ret", "ori", "biref")
+    functions: Mapping[str, MapFunction] = field(default_factory=dict)
+    """Functions, in NumPy, of maps; the compiled engine needs those alone that it has no kernel for."""
+    volumes: tuple[str, ...] = ()
+    """Of dBI, R3D, O3D and complex."""
+    orientation_method: Literal["stokes", "mean", "histogram"] = "stokes"
+    birefringence_method: Literal["stokes", "slope", "unwrap"] = "stokes"
+    retardance_method: Literal["stokes", "mean"] = "stokes"
+    flip_z: bool = True
+    flip_phase: bool = False
+    phase_offset_deg: float = 100.0
+    depth_step_um: float = 2.5
+    wavelength_um: float = 1.3
