@@ -71,7 +71,7 @@ class RedoPlan:
             event = ready_event(self.project, item)
             parameters = {"parameters": dict(self.project.parameters)}
             return None if event is None else event.model_copy(update=parameters)
-        if step.claimed_on_sample and isinstance(item, SliceId):
+        if isinstance(item, SliceId) and not step.starts_work:  # follows the registration, or the lack of one
             return stacking_event(self.project, item)
         return self.project.event(step.started_by[0], item)
 
