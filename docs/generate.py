@@ -1,5 +1,6 @@
 """Writes the generated pages of `docs/reference/` anew: all keys from the settings, all events from their classes,
-all steps from the chain."""
+all steps from the chain, all modalities from their table.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from opticstream.flows.deployments import DEPLOYMENTS
 from opticstream.flows.events import MOST_BYTES
 from opticstream.model.chain import GATES, STEPS
 from opticstream.model.events import ALL_EVENTS, Event
+from opticstream.model.modalities import MODALITIES, Modality
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -113,7 +115,59 @@ def chain_page() -> str:
 
 _WHOSE = {"own": "its own", "parts": "its parts'", "first part": "its first part's"}
 
-PAGES = {"project-file.md": project_file_page, "events.md": events_page, "chain.md": chain_page}
+
+def modalities_page() -> str:
+    """Return the page on all modalities: what they hold, where they are made, how they are treated and shown."""
+    lines = [
+        "# Modalities",
+        "",
+        "Generated from `model/modalities.py`; `make docs` writes it anew.",
+        "[Add a modality](../how-to/add-a-modality.md) tells how to add one. Names are the last part of file names.",
+        "",
+        "The same value has the same colour in every mosaic of every project; ranges are those of mosaics. Axes are",
+        "blended as (cos 2t, sin 2t), in overlaps and in pyramids; on other pixels axes and vectors turn with the",
+        "picture, but for the through-plane angle, which is no direction in the image. Intensities are compared as",
+        "logarithms for the positions of tiles, other maps as they are.",
+        "",
+        "| name | meaning | unit | made as | kind | blends by | resampled | channels | intensity | colours | range |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += ["| " + " | ".join(_modality_row(known)) + " |" for known in MODALITIES.values()]
+    return "\n".join(lines) + "\n"
+
+
+def _modality_row(known: Modality) -> list[str]:
+    meaning = f"{known.meaning}; of the registration: {known.in_slice}" if known.in_slice else known.meaning
+    if not known.has_pictures:
+        colours, limits = "", ""
+    elif known.colours == "directions":
+        colours, limits = "\\|x\\|, \\|y\\|, \\|z\\| as red, green, blue", ""
+    elif known.colours == "wheel":
+        after = f", brightness by {' or else '.join(known.brightness_from)}" if known.brightness_from else ""
+        colours, limits = f"hue: 0 red, 60 green, 120 blue{after}", known.display.text
+    else:
+        colours, limits = known.colours, known.display.text
+    return [
+        f"`{known.name}`",
+        meaning,
+        known.unit,
+        ", ".join(known.made),
+        known.kind,
+        known.blend,
+        known.resampling,
+        str(known.channels),
+        "levels in dB" if known.in_db else "yes" if known.intensity else "",
+        colours,
+        limits,
+    ]
+
+
+PAGES = {
+    "project-file.md": project_file_page,
+    "events.md": events_page,
+    "chain.md": chain_page,
+    "modalities.md": modalities_page,
+}
 
 if __name__ == "__main__":
     REFERENCE.mkdir(exist_ok=True)

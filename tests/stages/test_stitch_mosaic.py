@@ -23,6 +23,7 @@ from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, w
 from opticstream.io.tilemap import read_tilemap
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, ProcessingError, TileSizeError
 from opticstream.model.ids import MosaicId
+from opticstream.model.modalities import MODALITIES as MODALITY_TABLE
 from opticstream.stages.find_coordinates import find_coordinates
 from opticstream.stages.find_focus import find_focus, read_focus
 from opticstream.stages.stitch_mosaic import stitch_mosaic
@@ -149,6 +150,16 @@ def test_fiji_can_go_on_from_the_registered_positions(case):
     assert [t.position_px for t in tiles] == [p.position_px for p in made.tilemap.places]
 
 
+def test_tiles_and_mosaics_name_the_same_unit(case):
+    coordinates(case)
+    made = mosaic(case)
+    for modality in MODALITIES:
+        unit = MODALITY_TABLE[modality].unit
+        header = nib.load(made.outputs[modality]).header["descrip"].item().decode()
+        assert header == f"{modality}, {unit}; NaN: no data"
+        assert MODALITY_TABLE[modality].tile_header.endswith(f", {unit}")
+
+
 def test_missing_tiles_are_listed_and_placed_by_the_stage(case):
     case.file(4, "aip").unlink()
     made = coordinates(case)
@@ -180,6 +191,48 @@ def test_retardance_helps_where_the_intensity_leaves_links_faint(tmp_path):
         assert found.source["modalities"] == ["aip", *further]
     assert worst["ret",] < 2.5  # 0.8 to 1.9 px by seed
     assert worst[()] > 2.5  # the stage alone leaves 3.6 to 15 px by seed
+
+
+def test_the_surface_helps_where_the_intensity_leaves_links_faint(tmp_path):
+    """Its texture is that of the block face; slope and bend of the field, the same in every tile, must not mislead."""
+    made = make_case(tmp_path, columns=4, rows=3, tile_shape=(120, 110), products=("aip", "surf"), seed=6)
+    rng = np.random.default_rng(0)
+    for tile in range(1, 13):
+        clean = 10 ** ((read_nifti(made.file(tile, "aip")) - 60) / 20)
+        faint = np.maximum(clean, 1e-3) ** 0.15 * rng.exponential(size=clean.shape)
+        height = read_nifti(made.file(tile, "surf")) + 2 * np.log(np.maximum(clean, 1e-3))
+        seen = np.rint(height + rng.normal(0, 1.5, clean.shape))  # whole samples, as surfaces are
+        write_nifti(made.file(tile, "aip"), (60 + 20 * np.log10(np.maximum(faint, 1e-3))).astype(np.float32))
+        write_nifti(made.file(tile, "surf"), seen.astype(np.float32))
+    everywhere = np.ones(12, bool)
+    worst = {}
+    for further in ((), ("surf",)):
+        found = coordinates(made, further_modalities=further, force_refresh_coordinates=True)
+        places = np.array([p.position_px for p in found.tilemap.places])
+        worst[further] = position_errors(places, made.truth.true_px, everywhere).max()
+        assert found.tilemap.source["modalities"] == ["aip", *further]
+    assert found.verdict.grade == "good"
+    assert worst["surf",] < 2.5
+    assert worst[()] > 2.5
+
+
+@pytest.mark.parametrize(
+    ("modality", "as_logarithm"),
+    [("aip", True), ("image", True), ("a name of my own", True), ("ret", False), ("surf", False), ("R3D", False)],
+)
+def test_only_intensities_are_compared_as_logarithms(tmp_path, monkeypatch, modality, as_logarithm):
+    """Also where tiles are given by hand: retardance of volumes is no more an intensity than that of maps."""
+    from opticstream.stages import find_coordinates as stage
+    from opticstream.stages.mosaic_tiles import tiles_from_configuration
+
+    made = make_case(tmp_path, products=("aip",))
+    listed = [ConfiguredTile(made.file(tile, "aip").name, (50.0 * (tile - 1), 0.0)) for tile in (1, 2)]
+    tiles = tiles_from_configuration(write_tile_configuration(made.tiles / "T.txt", listed), modality=modality)
+    seen = []
+    original = stage.filtered_tiles
+    monkeypatch.setattr(stage, "filtered_tiles", lambda *a, **k: seen.append(k["logarithm"]) or original(*a, **k))
+    stage.measured_positions(tiles, modalities=(modality,), margin_px=4)
+    assert seen == [as_logarithm]
 
 
 def test_a_map_that_is_not_needed_is_not_looked_at(case):

@@ -20,6 +20,7 @@ from opticstream.cli.console import (
     text_column,
 )
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError, OpticStreamError
+from opticstream.model.modalities import enface_names
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Project file (TOML).", show_default=False)]
 
@@ -29,7 +30,7 @@ def tile(
     config: ConfigOption,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path(),
     modalities: Annotated[
-        str | None, typer.Option(help="Maps to make, with commas between: aip,mip,ret,ori,biref,surf,mus.")
+        str | None, typer.Option(help=f"Maps to make, with commas between: {','.join(enface_names())}.")
     ] = None,
     no_volumes: Annotated[bool, typer.Option("--no-volumes", help="Do not write dBI, R3D and O3D.")] = False,
     complex_out: Annotated[bool, typer.Option("--complex-out", help="Also write the complex tile.")] = False,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-ValueKind = Literal["scalar", "axial", "vector", "label"]
-"""Scalar values; angles of axes in degrees (180-degree periodic); unit axis vectors without sign along the last array
-axis; labels (masks, flag bits), which are never averaged."""
+from opticstream.model.modalities import ValueKind
 
 
 def halved(block: ArrayLike, factors: tuple[int, int, int], /, *, kind: ValueKind = "scalar") -> NDArray[Any]:

@@ -17,6 +17,8 @@ from opticstream.compute.axis import AxisField, axis_from_projections
 from opticstream.compute.orientation_field import resample_image, resample_orientation, smooth_orientation
 from opticstream.compute.plane_map import Freedom, PlaneMap
 from opticstream.compute.registration import Registration, register_images
+from opticstream.compute.resampling import resampled
+from opticstream.model.modalities import described
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,8 @@ def aligned_map(
     shape: tuple[int, int],
     weight: ArrayLike | None = None,
 ) -> NDArray[np.float32]:
-    """Return a moving map on the fixed pixels: `ori` as axes, `mask` by nearest pixel, others linearly."""
-    if modality == "ori":
-        return resample_orientation(image, mapping, shape=shape, weight=weight)
-    return resample_image(image, mapping, shape=shape, nearest=modality == "mask")
+    """Return a moving map on the fixed pixels, resampled as the table of modalities says."""
+    return resampled(image, mapping, how=described(modality).resampling, shape=shape, weight=weight)
 
 
 def _check(item: IlluminationImages) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from opticstream.compute.birefringence import UNWRAP_HALO_PX, UNWRAP_REACH_PX, b
 from opticstream.compute.enface import DepthWindow, depth_window
 from opticstream.compute.lane_fft import radices_of, split_of, split_rows, split_twiddles_of, twiddles_of
 from opticstream.compute.map_kernels import maps_of_line
+from opticstream.compute.map_source import MapFunction, MapSource, TileProfiles
 from opticstream.compute.profile_kernels import profiles_of_line, volumes_of_strip
 from opticstream.compute.robust_surface import CELL_PX, LOOKAHEAD_LINES, NEAR_PX, SurfaceSheet
 from opticstream.compute.simd import LANES
@@ -29,6 +30,7 @@ from opticstream.compute.spectral import SpectralPlan
 from opticstream.compute.spectrum_kernels import groups_needed, mean_of_lines, spectra_to_strips
 from opticstream.compute.stokes import BLOCK_PX, LEAST_SIGNAL, rate_tables, rates_of
 from opticstream.compute.surface import THRESHOLD_SAMPLES, edge_taps, median_3x3
+from opticstream.model.modalities import SURFACE
 
 Floats = NDArray[np.float32]
 Sink = Callable[[int, dict[str, Floats]], None]
@@ -48,6 +50,8 @@ class TileOptions:
     offset: int = 0
     depth: int = 80
     maps: tuple[str, ...] = ("aip", "mip", "ret", "ori", "biref")
+    functions: Mapping[str, MapFunction] = field(default_factory=dict)
+    """Functions, in NumPy, of those maps that have no kernel here; each is given one B-line at a time."""
     volumes: tuple[str, ...] = ()
     """Of dBI, R3D, O3D and complex."""
     orientation_method: Literal["stokes", "mean", "histogram"] = "stokes"
@@ -142,6 +146,13 @@ def memory_per_b_line(
     return 2 * raw + _IN_FLIGHT * (profiles + volumes * padded * samples * zero_padding * 2)
 
 
+def memory_per_function_line(a_lines: int, channels: int, depth: int, /) -> int:
+    """Return the bytes that maps without a kernel take while they are made of one B-line."""
+    return (
+        a_lines * depth * (8 * channels + 4 * 12)
+    )  # profiles; volumes and samples of the window as floats and doubles
+
+
 class TileEngine:
     """Takes the B-lines of one tile in order and makes its products.
 
@@ -225,7 +236,7 @@ class TileEngine:
         self.section_y = np.zeros((b_lines, depth), np.float32)
         """Intensity (dB) of the middle A-line of every B-line, shape (y, z)."""
         self._floor = np.zeros((b_lines, self._width), np.float32)
-        self.maps = {name: np.zeros((b_lines, self._width), np.float32) for name in options.maps if name != "surf"}
+        self.maps = {name: np.zeros((b_lines, self._width), np.float32) for name in options.maps if name != SURFACE}
         self._received = self._emitted = 0
         self._block: _Block | None = None
         self._mapping: deque[list[Future[Any]]] = deque()
@@ -529,6 +540,33 @@ class TileEngine:
             )
         finally:
             self._scratch.put(scratch)
+
+        if options.functions:
+            source = self._source(y)
+            for name, function in options.functions.items():
+                self.maps[name][y, : self.shape[0]] = function(source)[:, 0]
+
+    def _source(self, y: int) -> MapSource:
+        """Return one B-line as maps in NumPy take it."""
+        options = self.options
+        a_lines, _, depth = self.shape
+        slot = self._slot(y).reshape(self._n_strips, self.channels, -1, 2, LANES)[:, :, self.cut : self.cut + depth]
+        real, imaginary = slot.transpose(3, 1, 0, 4, 2).reshape(2, self.channels, 1, self._width, depth)[
+            ..., :a_lines, :
+        ]
+        jones = np.empty((self.channels, a_lines, 1, depth), np.complex64)
+        jones.real, jones.imag = real.swapaxes(1, 2), imaginary.swapaxes(1, 2)
+        profiles = TileProfiles(
+            jones=jones if options.flip_z else jones[..., ::-1],
+            depth_step_um=options.depth_step_um,
+            wavelength_um=options.wavelength_um,
+            phase_offset_deg=options.phase_offset_deg,
+            flip_phase=options.flip_phase,
+        )
+        window = depth_window(
+            self._surface[y, :a_lines, np.newaxis], depth_samples=depth, offset=options.offset, depth=options.depth
+        )
+        return MapSource(profiles, window, options.offset)
 
     def _unwrap(self, rows: Sequence[int]) -> None:
         """Replace the birefringence of some B-lines by that of retardance unwrapped in 3-D, slab by slab."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from opticstream.compute.spectral import spectral_plan
 from opticstream.compute.tile_engine import TileEngine, TileOptions
+from opticstream.model.modalities import volume_names
 
 
 def warm_kernels() -> None:
@@ -15,7 +16,7 @@ def warm_kernels() -> None:
     """
     samples, a_lines, b_lines = 64, 5, 5
     plan = spectral_plan(samples=samples, cut=0)
-    volumes = ("dBI", "R3D", "O3D")
+    volumes = volume_names()
     engine = TileEngine(
         TileOptions(surface="robust", volumes=volumes),
         a_lines=a_lines,

@@ -10,11 +10,12 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from opticstream.config.base import Settings
-
-EnfaceModality = Literal["aip", "mip", "ret", "ori", "biref", "surf", "mus"]
-VolumeModality = Literal["dBI", "R3D", "O3D"]
-POLARIZATION_MODALITIES = frozenset({"ret", "ori", "biref", "R3D", "O3D"})
-"""Products that need two polarization channels."""
+from opticstream.config.modality_names import (
+    EnfaceModality,
+    FurtherModality,
+    LevelModality,
+    VolumeModality,
+)
 
 
 def _surface(value: int | str) -> int | str:
@@ -129,7 +130,7 @@ class CoordinateSettings(Settings):
     """Determine coordinates for every slice, not only the first of each illumination."""
     margin_px: int = Field(default=16, ge=1)
     """Largest shift of a tile against its neighbour that is searched, in pixels."""
-    further_modalities: tuple[Literal["mip", "ret", "biref", "surf"], ...] = ("ret", "surf")
+    further_modalities: tuple[FurtherModality, ...] = ("ret", "surf")
     """Maps that are compared beside the AIP where that alone leaves links faint, each kept if it makes positions surer;
     empty for the AIP alone."""
     tile_configuration: Path | None = None
@@ -150,7 +151,7 @@ class FocusSettings(Settings):
 class MaskSettings(Settings):
     """Tissue mask of a mosaic."""
 
-    made_from: Literal["aip", "mip", ""] = "aip"
+    made_from: LevelModality = "aip"
     """Map that the mask of the stitched maps and volumes is made from; empty: they are not masked. The registration
     has its own key, `processing.registration.mask_file_type`."""
     threshold_db: dict[str, float] = Field(default={"normal": 60.0, "tilted": 55.0})
@@ -221,7 +222,7 @@ class RegistrationSettings(Settings):
     """Axes less certain than this are flagged."""
     min_birefringence: float = Field(default=1e-5, ge=0)
     """Below this birefringence the axis is not determined and left out."""
-    mask_file_type: Literal["aip", "mip", ""] = "aip"
+    mask_file_type: LevelModality = "aip"
     """Map that the mask for the registration is made from, with the threshold of `processing.mask`: mosaics are
     compared only where both masks hold tissue. Empty: without a mask."""
     resample_volumes: bool = False

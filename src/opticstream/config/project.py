@@ -8,8 +8,9 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from opticstream.config.base import Settings
-from opticstream.config.processing import POLARIZATION_MODALITIES, ProcessingSettings
+from opticstream.config.processing import ProcessingSettings
 from opticstream.config.scan import ScanSettings
+from opticstream.model.modalities import polarized
 
 
 class ProjectSettings(Settings):
@@ -48,7 +49,7 @@ class ProjectConfig(Settings):
                 ("processing.reconstruction.volume_modalities", processing.reconstruction.volume_modalities),
                 ("processing.volume.modalities", processing.volume.modalities),
             ):
-                refused = sorted(POLARIZATION_MODALITIES.intersection(wanted))
+                refused = polarized(wanted)
                 if refused:
                     raise ValueError(f"{key} asks for {refused}, which need two channels, but scan.channels = 1")
         if processing.reconstruction.background == "file" and scan.calibration.background_file is None:

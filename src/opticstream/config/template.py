@@ -10,10 +10,12 @@ import tomlkit
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from opticstream.config.modality_names import OneOf
 from opticstream.config.overrides import models_in
 from opticstream.config.processing import ProcessingSettings
 from opticstream.config.project import ProjectConfig, ProjectSettings
 from opticstream.config.scan import CalibrationSettings, IlluminationSettings, ScanSettings
+from opticstream.model.modalities import polarized
 
 _WIDTH = 100
 
@@ -85,18 +87,25 @@ def recording_project(*, project_name: str, samples: int, channels: int, a_lines
         "",
     ]
     if channels == 1:
+        defaults = ProcessingSettings()
         lines += [
             "[processing.enface]",
-            'modalities = ["aip", "mip", "surf"]',
+            f"modalities = {_of_one_channel(defaults.enface.modalities)}",
             "",
             "[processing.reconstruction]",
-            'volume_modalities = ["dBI"]',
+            f"volume_modalities = {_of_one_channel(defaults.reconstruction.volume_modalities)}",
             "",
             "[processing.volume]",
-            'modalities = ["dBI"]',
+            f"modalities = {_of_one_channel(defaults.volume.modalities)}",
             "",
         ]
     return "\n".join(lines)
+
+
+def _of_one_channel(modalities: tuple[str, ...]) -> str:
+    """Return, as TOML, those of some modalities that one polarization channel is enough for."""
+    refused = polarized(modalities)
+    return tomlkit.item([name for name in modalities if name not in refused]).as_string()
 
 
 def _table(path: str, kind: type[BaseModel], values: BaseModel, title: str) -> list[str]:
@@ -148,7 +157,13 @@ def reference(kind: type[BaseModel] = ProjectConfig, /, *, path: str = "") -> st
 def _row(name: str, field: FieldInfo) -> str:
     default = "required" if field.is_required() else f"`{_shown(field.get_default(call_default_factory=True))}`"
     meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-    return f"| `{name}` | {_type_name(field.annotation)} | {default} | {meaning} |"
+    marks = [mark for mark in field.metadata if isinstance(mark, OneOf)]
+    kind = _names(marks[0]) if marks else _type_name(field.annotation)
+    return f"| `{name}` | {kind} | {default} | {meaning} |"
+
+
+def _names(mark: OneOf) -> str:
+    return " or ".join(f'`"{choice}"`' for choice in mark.choices())
 
 
 def _shown(value: object) -> str:
@@ -171,6 +186,9 @@ def _type_name(annotation: Any) -> str:
     if origin is dict:
         return "table"
     if hasattr(annotation, "__metadata__"):
+        marks = [mark for mark in annotation.__metadata__ if isinstance(mark, OneOf)]
+        if marks:
+            return _names(marks[0])
         return _type_name(get_args(annotation)[0])
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}.get(
         getattr(annotation, "__name__", str(annotation)), getattr(annotation, "__name__", str(annotation))

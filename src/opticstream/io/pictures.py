@@ -1,25 +1,12 @@
 """Pictures of maps: the same value has the same colour in every mosaic of every project.
 
-Pictures show x to the right and y downwards. The colour maps are fixed here, by modality, and listed in
-`docs/explanation/stitching.md`:
-
-========  =====================================================  ======================================
-modality  colours                                                range
-========  =====================================================  ======================================
-aip, mip  grey                                                   1st to 99.8th percentile of the tissue
-ret       dark blue - teal - yellow (perceptually even)          0 to 90 degrees
-ori       hue, a full turn over 180 degrees: 0 red, 60 green,    brightness by retardance, else intensity
-          120 blue
-biref     black - purple - orange - pale yellow                  0 to the 99th percentile, at most 0.01
-surf      dark blue - grey - yellow                              1st to 99th percentile
-mus       black - purple - orange - pale yellow                  1st to 99th percentile
-mask      black, white                                           0, 1
-========  =====================================================  ======================================
+Pictures show x to the right and y downwards. Which colours and which range a modality has stands in the table of
+modalities (`docs/reference/modalities.md`); what those colours are stands here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path, write_bytes
 from opticstream.io.encoded_pictures import encoded_picture, needs_bigtiff
-from opticstream.io.orientation_pictures import hue_colours
+from opticstream.io.orientation_pictures import axis_colours, hue_colours
+from opticstream.model.modalities import Colours, described
 
 Picture = NDArray[np.uint8]
 
@@ -46,9 +34,13 @@ CIVIDIS = (
     (195, 179, 105), (225, 204, 85), (253, 231, 55),
 )  # fmt: skip
 
-_MAPS: dict[str, tuple[tuple[int, int, int], ...]] = {
-    "aip": GREY, "mip": GREY, "ret": VIRIDIS, "biref": INFERNO, "surf": CIVIDIS, "mus": INFERNO, "mask": GREY,
-}  # fmt: skip
+COLOURS: Mapping[Colours, tuple[tuple[int, int, int], ...]] = {
+    "grey": GREY,
+    "viridis": VIRIDIS,
+    "inferno": INFERNO,
+    "cividis": CIVIDIS,
+}
+"""Colours by name, from the lowest to the highest value; `wheel` is `hue_colours`, `directions` is `axis_colours`."""
 
 BACKGROUND = (0, 0, 0)
 """Colour of pixels without a value."""
@@ -77,10 +69,9 @@ def display_range(
     modality: str, image: NDArray[Any], /, *, mask: NDArray[np.bool_] | None = None
 ) -> tuple[float, float]:
     """Return the values of the darkest and the brightest colour of a modality's picture."""
-    if modality == "ret":
-        return 0.0, 90.0
-    if modality == "mask":
-        return 0.0, 1.0
+    limits = described(modality).display
+    if limits.low is not None and limits.high is not None:
+        return limits.low, limits.high
     step = max(1, int(np.sqrt(image.size / 1e6)))
     sample = image[::step, ::step]
     good = np.isfinite(sample)
@@ -90,10 +81,13 @@ def display_range(
     values = sample[good]
     if values.size == 0:
         return 0.0, 1.0
-    if modality == "biref":
-        return 0.0, float(min(max(np.percentile(values, 99), 1e-6), 0.01))
-    high_percentile = 99.8 if modality in ("aip", "mip") else 99.0
-    low, high = np.percentile(values, [1.0, high_percentile])
+    low, high = np.percentile(values, [1.0, limits.high_percentile])
+    if limits.high is not None:
+        high = limits.high
+    if limits.low is not None:
+        low = limits.low
+        high = max(high, low if limits.least_high is None else limits.least_high)
+        high = high if limits.most_high is None else min(high, limits.most_high)
     return float(low), float(high if high > low else low + 1)
 
 
@@ -112,30 +106,32 @@ def picture_of_map(
     ----------
     modality : str
         Name that chooses the colours; an unknown one is shown in grey.
-    image : ndarray, shape (x, y)
-        Values; degrees for `ori`. NaN is black.
+    image : ndarray, shape (x, y), or (x, y, 3) for vectors
+        Values; degrees for angles of axes. NaN is black.
     mask : ndarray of bool, shape (x, y), optional
         Pixels outside are black, and do not count for the range.
     brightness : ndarray, shape (x, y), optional
-        For `ori`: retardance (degrees) or any positive level; shown relative to its 98th percentile.
+        For angles and vectors: retardance (degrees) or any positive level; shown relative to its 98th percentile.
     limits : tuple of float, optional
         Range instead of the modality's own.
     """
     values = np.asarray(image, np.float32)
     if mask is not None:
-        values = np.where(mask, values, np.float32(np.nan))
-    if modality == "ori":
+        values = np.where(mask if values.ndim == 2 else mask[..., None], values, np.float32(np.nan))
+    colours_of = described(modality).colours
+    if colours_of in ("wheel", "directions"):
         level: ArrayLike = 1.0
         if brightness is not None:
             light = np.asarray(brightness, np.float32)
-            good = np.isfinite(light) & np.isfinite(values)
+            good = np.isfinite(light) & (np.isfinite(values) if values.ndim == 2 else np.isfinite(values).all(axis=-1))
             top = float(np.percentile(light[good], 98)) if good.any() else 1.0
             low = float(np.percentile(light[good], 2)) if good.any() and light[good].min() < 0 else 0.0
             level = np.clip((light - low) / max(top - low, 1e-12), 0, 1)
-        colours = np.rint(hue_colours(values, brightness=level) * 255).astype(np.uint8)
+        draw = hue_colours if colours_of == "wheel" else axis_colours
+        colours = np.rint(draw(values, brightness=level) * 255).astype(np.uint8)
         return np.ascontiguousarray(colours.transpose(1, 0, 2))
     low, high = limits or display_range(modality, values, mask=mask)
-    colours = colours_from_unit((values - low) / (high - low), _MAPS.get(modality, GREY))
+    colours = colours_from_unit((values - low) / (high - low), COLOURS[colours_of])
     return np.ascontiguousarray(colours.transpose(1, 0, 2))
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.pyramid_blocks import ValueKind, halved
+from opticstream.compute.pyramid_blocks import halved
 from opticstream.io.atomic import write_text
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.volume_reading import BlockReader
 from opticstream.io.zarr_files import file_store
 from opticstream.model.errors import FileFormatError
+from opticstream.model.modalities import ValueKind
 
 _CHUNK = 128
 _MEMORY_BYTES = 64 * 2**20

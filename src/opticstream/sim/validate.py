@@ -29,6 +29,7 @@ from opticstream.io.nifti import read_nifti
 from opticstream.io.paths import ProjectPaths
 from opticstream.model.errors import InputError, MissingInputError
 from opticstream.model.ids import MosaicId, TileId
+from opticstream.model.modalities import MODALITIES
 from opticstream.sim.truth_reader import MosaicTruth, Truth
 from opticstream.sim.validate_sample import plane_of_stack, stacked_slices
 
@@ -81,7 +82,7 @@ UNITS = {
     "stacked orientation": "deg",
     "slice offset": "px",
 }
-"""Every quantity, in the order of the table, with its unit."""
+"""Every quantity, in the order of the report, with the unit of its errors; the unit of a map may be another one."""
 
 
 @dataclass(frozen=True)
@@ -371,25 +372,24 @@ class _Validation:
         item = MosaicId(mosaic.mosaic_id).key
         wanted = set(self.config.processing.enface.modalities)
         for modality, quantity in (("ret", "retardance"), ("ori", "orientation"), ("biref", "birefringence")):
-            if modality not in wanted or self.config.scan.channels == 1:
+            described = MODALITIES[modality]
+            if modality not in wanted or self.config.scan.channels < described.channels:
                 continue
             found = self._stitched(mosaic, modality)
             x, y = self._frame(mosaic, found.shape)
             inside, known = mosaic.at("inside", x, y)
             apparent, _ = mosaic.at("apparent_birefringence", x, y)
             compared = known & (inside > 0) & self._masked(mosaic, found.shape)
-            true, _ = mosaic.at(
-                {"ret": "visible_retardance", "ori": "visible_orientation"}.get(modality, "visible_birefringence"), x, y
-            )
-            if modality == "ret":
-                error = np.abs(found - true)
-            elif modality == "ori":
+            true, _ = mosaic.at(f"visible_{quantity}", x, y)
+            if described.is_axial:
                 error = axial_difference_deg(found, true)
                 compared &= apparent >= self.rules.min_apparent
-            else:
+            elif UNITS[quantity] == "%":
                 with np.errstate(divide="ignore", invalid="ignore"):
                     error = 100 * np.abs(found / true - 1)
                 compared &= np.minimum(apparent, true) >= self.rules.min_apparent
+            else:
+                error = np.abs(found - true)
             error = np.where(compared, error, np.nan)
             self.errors.add(quantity, item, error, self._regions(mosaic, x, y, apparent))
             self.errors.map(quantity, item, error)

@@ -21,15 +21,14 @@ from opticstream.compute.stitching.tilefilter import (
     high_pass_for_overlap,
 )
 from opticstream.config import ScanSettings
+from opticstream.config.modality_names import FIRST_COMPARED
 from opticstream.config.processing import CoordinateSettings
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
 from opticstream.io.tilemap import TileMap, TilePlace, read_tilemap, write_template
 from opticstream.model.errors import ConfigurationError, InputError, ProcessingError
 from opticstream.model.ids import MosaicId
-from opticstream.stages.mosaic_tiles import LEVELS_IN_DB, MosaicTiles, check_placed, check_template, tiles_of_mosaic
-
-NOT_INTENSITY = frozenset({"ret", "biref", "surf"})
-"""Maps without multiplicative speckle: they are compared as they are, not as logarithms."""
+from opticstream.model.modalities import described
+from opticstream.stages.mosaic_tiles import MosaicTiles, check_placed, check_template, tiles_of_mosaic
 
 
 @dataclass(frozen=True)
@@ -188,18 +187,22 @@ class _Maps:
 
 
 def _images(tiles: MosaicTiles, modality: str, sigma_px: float) -> tuple[FilteredTiles, list[int]]:
-    """Return one map of all tiles, filtered, and the tiles that lack it."""
+    """Return one map of all tiles, filtered, and the tiles that lack it.
+
+    Intensities are compared as logarithms, maps without multiplicative speckle as they are.
+    """
     tiles.require(modality)
+    known = described(modality)
     stack, missing = [], []
     for number in tiles.numbers:
         image = tiles.read(number, modality)
         if image is None:
             missing.append(number)
             image = np.full(tiles.tile_shape, np.nan, np.float32)
-        elif modality in LEVELS_IN_DB:
+        elif known.in_db:
             image = amplitude_from_db(image)
         stack.append(image)
-    return filtered_tiles(stack, logarithm=modality not in NOT_INTENSITY, sigma_px=sigma_px), missing
+    return filtered_tiles(stack, logarithm=known.intensity, sigma_px=sigma_px), missing
 
 
 def _best_positions(
@@ -293,7 +296,7 @@ def find_coordinates(
     tiles_folder: Path,
     template_path: Path,
     qc_folder: Path | None = None,
-    modality: str = "aip",
+    modality: str = FIRST_COMPARED,
 ) -> CoordinatesResult:
     """Find the positions of a mosaic's tiles and write the illumination's template, or return the one that is there.
 

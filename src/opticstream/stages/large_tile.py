@@ -11,13 +11,22 @@ from numpy.typing import NDArray
 
 from opticstream.compute.robust_surface import CELL_PX, LOOKAHEAD_LINES
 from opticstream.compute.spectral import SpectralPlan
-from opticstream.compute.tile_engine import InlineExecutor, TileEngine, TileOptions, Transform, memory_per_b_line
+from opticstream.compute.tile_engine import (
+    InlineExecutor,
+    TileEngine,
+    TileOptions,
+    Transform,
+    memory_per_b_line,
+    memory_per_function_line,
+)
 from opticstream.config.processing import ReconstructionSettings
 from opticstream.io.nifti_stream import VolumeFile, open_volume
 from opticstream.io.raw import ComplexTile, SpectralTile
 from opticstream.model.errors import ConfigurationError
+from opticstream.model.modalities import described, volume_names
 from opticstream.stages.archive_tile import ArchiveWriter, open_archive
-from opticstream.stages.reconstruction import UNITS, Reconstructed, TileJob, depth_step_mm, plan_from_settings
+from opticstream.stages.enface_maps import functions_without_kernel
+from opticstream.stages.reconstruction import Reconstructed, TileJob, depth_step_mm, plan_from_settings
 from opticstream.stages.tile_qc import Saturation
 
 _LARGEST_BLOCK = 16
@@ -39,7 +48,7 @@ def options_from_job(job: TileJob, /) -> TileOptions:
         surface = np.full((job.a_lines, job.b_lines), enface.surface, np.float32)
     else:
         surface = "gradient" if enface.surface == "find" else enface.surface
-    volumes = [name for name in job.targets if name in ("dBI", "R3D", "O3D")]
+    volumes = [name for name in job.targets if name in volume_names()]
     if "complex" in job.targets and job.scan.raw_format != "complex":
         volumes.append("complex")
     return TileOptions(
@@ -48,6 +57,7 @@ def options_from_job(job: TileJob, /) -> TileOptions:
         offset=enface.offset,
         depth=enface.depth,
         maps=enface.modalities,
+        functions=functions_without_kernel(enface),
         volumes=tuple(volumes),
         orientation_method=enface.orientation_method,
         birefringence_method=enface.birefringence_method,
@@ -113,7 +123,8 @@ def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
     ahead = (LOOKAHEAD_LINES + CELL_PX if robust else 2) + (6 if options.birefringence_method == "unwrap" else 0)
     maps = (len(options.maps) + 5) * job.a_lines * job.b_lines * 4
     archive = _ARCHIVE_BYTES if job.archive else 0
-    fixed = _BASE_BYTES + profiles * ahead + maps + job.threads * profiles + archive
+    in_numpy = job.threads * memory_per_function_line(job.a_lines, scan.channels, depth) if options.functions else 0
+    fixed = _BASE_BYTES + profiles * ahead + maps + job.threads * profiles + archive + in_numpy
     budget = settings.memory_budget_gb * 1e9
     lines = int((budget - fixed) // per_line)
     if lines < 1:
@@ -146,7 +157,7 @@ def _volume_files(job: TileJob, options: TileOptions, depth: int, stack: context
                 job.targets[name],
                 (width, job.b_lines, depth),
                 voxel_size_mm=job.voxel_size_mm,
-                description=UNITS[name],
+                description=described(name).tile_header,
             )
         )
         for name, width in widths.items()

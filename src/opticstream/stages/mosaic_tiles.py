@@ -18,11 +18,6 @@ from opticstream.model.errors import InputError, MissingInputError, TileSizeErro
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.layout import ScanPattern
 
-LEVELS_IN_DB = frozenset({"aip", "mip", "dBI"})
-"""Modalities that are logarithmic already."""
-AXIAL = frozenset({"ori", "O3D"})
-"""Modalities that are angles of an axis, in degrees."""
-
 
 @dataclass(frozen=True)
 class MosaicTiles:

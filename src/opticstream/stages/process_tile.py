@@ -13,10 +13,10 @@ from opticstream.io.atomic import write_bytes
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
 from opticstream.model.ids import TileId
+from opticstream.model.modalities import described
 from opticstream.stages.archive_tile import checksum_path
 from opticstream.stages.companion import read_spectra
 from opticstream.stages.reconstruction import (
-    UNITS,
     Reconstructed,
     TileJob,
     check_polarization,
@@ -181,7 +181,9 @@ def process_tile(
         outputs["complex"] = OutputFile(targets["complex"], source.stat().st_size)
     for name, image in done.maps.items():
         if name in targets:
-            content = write_map(targets[name], image, voxel_size_mm=job.voxel_size_mm, description=UNITS[name])
+            content = write_map(
+                targets[name], image, voxel_size_mm=job.voxel_size_mm, description=described(name).tile_header
+            )
             outputs[name] = OutputFile(targets[name], len(content), hashlib.sha256(content).hexdigest())
     figures = figures_from_maps(
         done.maps,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute import calibration as calibrate
-from opticstream.compute.birefringence import birefringence_slope, birefringence_unwrapped
-from opticstream.compute.enface import (
-    attenuation_from_intensity,
-    depth_window,
-    window_maximum,
-    window_mean,
-)
-from opticstream.compute.jones import intensity_db_from_jones, orientation_from_jones, retardance_from_jones
-from opticstream.compute.orientation import axis_window_mean, axis_window_mode
+from opticstream.compute.enface import depth_window
+from opticstream.compute.map_source import MapSource, TileProfiles
 from opticstream.compute.robust_surface import strongest_rise_near, surface_sheet
 from opticstream.compute.spectral import SpectralPlan, spectral_plan
-from opticstream.compute.stokes import axis_and_birefringence, retardance_without_noise
 from opticstream.compute.surface import (
     edge_response,
     median_3x3,
@@ -34,6 +25,8 @@ from opticstream.config.processing import EnfaceSettings, ReconstructionSettings
 from opticstream.io.calibration_files import Calibration, load_calibration
 from opticstream.io.raw import SpectralShape
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError
+from opticstream.model.modalities import polarized, volume_names
+from opticstream.stages.enface_maps import maps_of_tile
 
 
 def plan_from_settings(scan: ScanSettings, settings: ReconstructionSettings, /) -> SpectralPlan:
@@ -113,10 +106,7 @@ def depth_step_mm(scan: ScanSettings, settings: ReconstructionSettings, /) -> fl
 
 def check_polarization(scan: ScanSettings, processing: ProcessingSettings, /) -> None:
     """Raise ConfigurationError where products that need two channels are asked of one."""
-    from opticstream.config.processing import POLARIZATION_MODALITIES
-
-    wanted = {*processing.enface.modalities, *processing.reconstruction.volume_modalities}
-    refused = sorted(POLARIZATION_MODALITIES & wanted)
+    refused = polarized((*processing.enface.modalities, *processing.reconstruction.volume_modalities))
     if scan.channels == 1 and refused:
         raise ConfigurationError(
             f"{refused} need two channels, but scan.channels = 1 "
@@ -136,32 +126,36 @@ def arrays_from_jones(
     settings, enface = processing.reconstruction, processing.enface
     if not settings.flip_z:
         jones = jones[..., ::-1]
-    intensity = intensity_db_from_jones(jones)
-    volumes = {"dBI": intensity}
-    made_with = {
-        "ret": enface.retardance_method,
-        "ori": enface.orientation_method,
-        "biref": enface.birefringence_method,
-    }
-    polarization: set[str] = {name for name in settings.volume_modalities if name != "dBI"}
-    polarization |= {name for name in enface.modalities if made_with.get(name, "stokes") != "stokes"}
-    if polarization:
-        volumes["R3D"] = retardance_from_jones(jones)
-        volumes["O3D"] = orientation_from_jones(
-            jones, phase_offset_deg=settings.phase_offset_deg, flip_phase=settings.flip_phase
-        )
+    profiles = TileProfiles(
+        jones=jones,
+        depth_step_um=1000 * depth_step_mm(scan, settings),
+        wavelength_um=scan.wavelength_um,
+        phase_offset_deg=settings.phase_offset_deg,
+        flip_phase=settings.flip_phase,
+    )
+    intensity = profiles.intensity_db
     raw_surface, surface, confidence = _surfaces(intensity, enface, given_surface)
-    maps = _maps(jones, volumes, surface, scan, processing)
-    maps["surf"] = surface
-    maps["surfraw"] = raw_surface
+    window = depth_window(surface, depth_samples=intensity.shape[2], offset=enface.offset, depth=enface.depth)
+    maps = maps_of_tile(MapSource(profiles, window, enface.offset), enface) | {"surf": surface, "surfraw": raw_surface}
     return TileArrays(
-        {name: volumes[name] for name in settings.volume_modalities},
+        {name: _volume(profiles, name) for name in settings.volume_modalities},
         {name: maps[name] for name in dict.fromkeys((*enface.modalities, "surf", "surfraw"))},
         confidence,
         intensity[:, intensity.shape[1] // 2],
         intensity[intensity.shape[0] // 2],
         float(np.median(intensity[..., -max(1, intensity.shape[2] // 20) :].mean(axis=2))),
     )
+
+
+def _volume(profiles: TileProfiles, name: str) -> NDArray[np.float32]:
+    match name:
+        case "dBI":
+            return profiles.intensity_db
+        case "R3D":
+            return profiles.retardance_deg
+        case "O3D":
+            return profiles.orientation_deg
+    raise ValueError(f"{name!r} is not a volume that a tile has; expected one of {volume_names()}")
 
 
 def _surfaces(
@@ -182,55 +176,6 @@ def _surfaces(
     else:
         raw = unfiltered_surface_from_gradient(intensity)
     return raw, median_3x3(raw), sure
-
-
-def _maps(
-    jones: NDArray[np.complex64],
-    volumes: dict[str, NDArray[np.float32]],
-    surface: NDArray[np.float32],
-    scan: ScanSettings,
-    processing: ProcessingSettings,
-) -> dict[str, NDArray[np.float32]]:
-    enface = processing.enface
-    step_mm = depth_step_mm(scan, processing.reconstruction)
-    intensity = volumes["dBI"]
-    window = depth_window(surface, depth_samples=intensity.shape[2], offset=enface.offset, depth=enface.depth)
-    valid = window.valid
-    scale = {"depth_step_um": 1000 * step_mm, "wavelength_um": scan.wavelength_um}
-
-    @functools.cache
-    def circle() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        settings = processing.reconstruction
-        return axis_and_birefringence(
-            jones,
-            window,
-            offset=enface.offset,
-            phase_offset_deg=settings.phase_offset_deg,
-            flip_phase=settings.flip_phase,
-            **scale,
-        )
-
-    make: dict[str, Callable[[], NDArray[np.float32]]] = {
-        "aip": lambda: window_mean(window.take(intensity), valid),
-        "mip": lambda: window_maximum(window.take(intensity), valid),
-        "ret": lambda: (
-            retardance_without_noise(jones, window)
-            if enface.retardance_method == "stokes"
-            else window_mean(window.take(volumes["R3D"]), valid)
-        ),
-        "ori": lambda: {
-            "stokes": lambda: circle()[0],
-            "mean": lambda: axis_window_mean(window.take(volumes["O3D"]), valid),
-            "histogram": lambda: axis_window_mode(window.take(volumes["O3D"]), valid),
-        }[enface.orientation_method](),
-        "biref": lambda: {
-            "stokes": lambda: circle()[1],
-            "slope": lambda: birefringence_slope(window.take(volumes["R3D"]), valid, **scale),
-            "unwrap": lambda: birefringence_unwrapped(volumes["R3D"], volumes["O3D"], window, **scale),
-        }[enface.birefringence_method](),
-        "mus": lambda: attenuation_from_intensity(intensity, window, depth_step_mm=step_mm),
-    }
-    return {name: make[name]() for name in enface.modalities if name != "surf"}
 
 
 def read_surface(path: Path, shape: tuple[int, int], /) -> NDArray[np.float32]:
@@ -311,20 +256,3 @@ class Reconstructed:
     raw_bytes: int
     raw_sha256: str | None
     saturated_fraction: float
-
-
-UNITS: dict[str, str] = {
-    "dBI": "intensity, dB",
-    "R3D": "retardance, degrees 0..90",
-    "O3D": "optic axis orientation, degrees (-90..90]",
-    "aip": "average intensity projection, dB",
-    "mip": "maximum intensity projection, dB",
-    "ret": "mean retardance, degrees",
-    "ori": "optic axis orientation, degrees (-90..90]",
-    "biref": "apparent birefringence, dimensionless",
-    "mus": "attenuation coefficient, 1/mm",
-    "surf": "tissue surface, depth index from 0",
-    "surfraw": "tissue surface before filtering, depth index from 0",
-    "complex": "Re J1, Im J1, Re J2, Im J2 along x, depth reversed",
-}
-"""What each product holds, as written into its header."""

@@ -29,13 +29,13 @@ from opticstream.io.encoded_pictures import reduction_note
 from opticstream.io.geometry import SAME_DIRECTION, SAME_SIZE, Geometry, voxel_text
 from opticstream.io.nifti import long_axis_notes, map_from_nifti, nifti_geometry, write_nifti
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError
+from opticstream.model.modalities import described, mosaic_names
 from opticstream.stages.resample_volumes import BeamTilt, resample_volume
 from opticstream.state.manifest import write_manifest
 
 _DETAILS = ("aip",)
 """Maps that sharpen the registration where both illuminations have them."""
 
-_MODALITIES = frozenset({"aip", "mip", "ret", "ori", "biref", "surf", "mus", "mask"})
 _LARGEST_BIREFRINGENCE = 0.5
 """No tissue comes near it; the median of a map above it means that the map holds something else."""
 
@@ -296,9 +296,10 @@ def _difference(one: Geometry, other: Geometry) -> str:
 
 def _check_names(mosaic: SliceMosaic, slice_id: int) -> None:
     """Refuse a map whose file name says that it is one of another modality."""
+    known = mosaic_names()
     for modality, path in mosaic.maps.items():
         named = path.name.split(".")[0].rsplit("_", 1)[-1]
-        if named in _MODALITIES and modality in _MODALITIES and named != modality:
+        if named in known and modality in known and named != modality:
             raise InputError(
                 f"slice {slice_id}: {path} is given as the {modality} map of the {mosaic.name} illumination, its "
                 f"name says {named}"
@@ -503,24 +504,25 @@ def _write_aligned_maps(
     for mosaic, item, image in zip(mosaics[1:], illuminations[1:], result.aligned[1:], strict=True):
         if image.registration is None or not image.registration.good:
             continue
-        for modality in sorted(mosaic.maps.keys() | ({"mask"} if item.mask is not None else set())):
+        mapping = image.registration.mapping
+        aligned = {"ori": image.orientation_deg, "biref": image.birefringence}
+        if item.mask is not None:
+            aligned["mask"] = aligned_map("mask", item.mask.astype(np.float32), mapping, shape=shape)
+        for modality in sorted(mosaic.maps.keys() | aligned.keys()):
+            data: NDArray[Any]
             path = mosaic.maps.get(modality)
-            if modality == "biref":
-                aligned = image.birefringence
-            elif modality == "ori":
-                aligned = image.orientation_deg
-            elif modality == "mask" and item.mask is not None:
-                source = item.mask.astype(np.float32)
-                aligned = aligned_map(modality, source, image.registration.mapping, shape=shape)
+            if modality in aligned:
+                data = aligned[modality]
             elif path is not None and path.is_file():
                 source = _image(path)
                 if source.shape != item.birefringence.shape:
                     raise InputError(f"{path}: shape {source.shape}, but biref {item.birefringence.shape}")
-                aligned = aligned_map(modality, source, image.registration.mapping, shape=shape)
+                data = aligned_map(modality, source, mapping, shape=shape)
             else:
                 continue
+            if described(modality).kind == "label":
+                data = np.nan_to_num(data).astype(np.uint8)
             product = f"{mosaic.name}_{modality}"
-            data: NDArray[Any] = np.nan_to_num(aligned).astype(np.uint8) if modality == "mask" else aligned
             outputs[product] = write_nifti(
                 names(product, ".nii.gz"), data[..., None], geometry=geometry, description=f"{modality}, registered"
             )
@@ -549,16 +551,18 @@ def _write_aligned_volumes(names: _Names, mosaics: Sequence[SliceMosaic], result
 
 
 def _write_axis(names: _Names, axis: AxisField, geometry: Geometry) -> dict[str, Path]:
-    def nifti(product: str, data: NDArray[Any], description: str) -> Path:
-        return write_nifti(names(product, ".nii.gz"), data, geometry=geometry, description=description)
+    def nifti(product: str, data: NDArray[Any]) -> Path:
+        return write_nifti(
+            names(product, ".nii.gz"), data, geometry=geometry, description=described(product).slice_header
+        )
 
     outputs = {
-        "axis": nifti("axis", axis.axis[:, :, None, :], "fibre axis, unit vector along the image's x, y, z"),
-        "inplane": nifti("inplane", axis.inplane_deg[..., None], "in-plane angle, degrees"),
-        "thruplane": nifti("thruplane", axis.thruplane_deg[..., None], "through-plane angle, degrees"),
-        "biref": nifti("biref", axis.birefringence[..., None], "true birefringence"),
-        "uncertainty": nifti("uncertainty", axis.uncertainty_deg[..., None], "axis standard deviation, degrees"),
-        "flags": nifti("flags", axis.flags[..., None], "sum of AxisFlag bits"),
+        "axis": nifti("axis", axis.axis[:, :, None, :]),
+        "inplane": nifti("inplane", axis.inplane_deg[..., None]),
+        "thruplane": nifti("thruplane", axis.thruplane_deg[..., None]),
+        "biref": nifti("biref", axis.birefringence[..., None]),
+        "uncertainty": nifti("uncertainty", axis.uncertainty_deg[..., None]),
+        "flags": nifti("flags", axis.flags[..., None]),
     }
     common: dict[str, NDArray[Any]] = {
         "birefringence": axis.birefringence,

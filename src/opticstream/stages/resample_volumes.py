@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.axis import beam_frames
-from opticstream.compute.orientation_field import resample_image, resample_orientation
 from opticstream.compute.plane_map import PlaneMap
-from opticstream.compute.pyramid_blocks import ValueKind
+from opticstream.compute.resampling import resampled
 from opticstream.io.atomic import atomic_folder
 from opticstream.io.slice_store import SliceStore
 from opticstream.io.volume_reading import volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError
-
-_KINDS: dict[str, ValueKind] = {"O3D": "axial"}
+from opticstream.model.modalities import Resampling, described
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def resample_volume(
     mapping : PlaneMap
         From fixed to moving pixels, as the registration of the en face maps found it.
     modality : str
-        `O3D` is resampled as axes and turned with the picture; anything else linearly.
+        Angles of axes are resampled as axes and turned with the picture, numbers linearly.
     shape : (int, int)
         Size of the fixed mosaic.
     tilt : BeamTilt, optional
@@ -67,10 +65,10 @@ def resample_volume(
     voxel = volume_voxel_um(source)
     if mapping.displacement is not None and mapping.displacement.shape[1:] != shape:
         raise InputError(f"{source}: displacement of {mapping.displacement.shape[1:]} px for a mosaic of {shape} px")
-    kind = _KINDS.get(modality, "scalar")
+    volume = described(modality)
     with atomic_folder(target) as temporary:
-        store = SliceStore(temporary, size[2], voxel, kind, name=target.name)
-        store.put(0, shape, _reader(read, size, mapping, kind, voxel, shape, tilt))
+        store = SliceStore(temporary, size[2], voxel, volume.kind, name=target.name)
+        store.put(0, shape, _reader(read, size, mapping, volume.resampling, voxel, shape, tilt))
     return target
 
 
@@ -78,7 +76,7 @@ def _reader(
     read: Callable[[slice, slice], NDArray[Any]],
     size: tuple[int, int, int],
     mapping: PlaneMap,
-    kind: ValueKind,
+    how: Resampling,
     voxel: tuple[float, float, float],
     shape: tuple[int, int],
     tilt: BeamTilt | None,
@@ -89,7 +87,6 @@ def _reader(
         beam = beam_frames(tilt.tilt_deg, tilt_axis_deg=tilt.tilt_axis_deg)[2]
         along = depth / beam[2]
         sideways = -np.outer(depth * voxel[2], beam[:2] / beam[2] / np.array(voxel[:2]))
-    move = resample_orientation if kind == "axial" else resample_image
 
     def block(xs: slice, ys: slice) -> NDArray[np.float32]:
         out_shape = (xs.stop - xs.start, ys.stop - ys.start)
@@ -109,7 +106,7 @@ def _reader(
             # The nearest plane will do: planes lie closer together than anything that changes with depth.
             index = round(along[z])
             plane = part[:, :, index] if index < size[2] else np.full(part.shape[:2], np.nan, np.float32)
-            planes.append(move(plane, local, shape=out_shape))
+            planes.append(resampled(plane, local, how=how, shape=out_shape))
         return np.stack(planes, axis=2)
 
     return block

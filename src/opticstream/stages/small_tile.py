@@ -10,8 +10,9 @@ from opticstream.compute.jones import complex_tile_from_jones, jones_from_comple
 from opticstream.compute.spectral import jones_from_spectra
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.raw import ComplexTile, SpectralTile
+from opticstream.model.modalities import described
 from opticstream.stages.archive_tile import ArchiveWriter, open_archive
-from opticstream.stages.reconstruction import UNITS, Reconstructed, TileJob, arrays_from_jones, plan_from_settings
+from opticstream.stages.reconstruction import Reconstructed, TileJob, arrays_from_jones, plan_from_settings
 from opticstream.stages.tile_qc import Saturation
 
 _BLOCK_BYTES = 16 << 20
@@ -67,7 +68,7 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
             data = arrays.volumes[name]
         else:
             continue
-        content = write_map(path, data, voxel_size_mm=job.voxel_size_mm, description=UNITS[name])
+        content = write_map(path, data, voxel_size_mm=job.voxel_size_mm, description=described(name).tile_header)
         written[name] = len(content)
     return Reconstructed(
         maps=arrays.maps,

@@ -26,20 +26,11 @@ from opticstream.io.pictures import picture_of_map, reduced, write_jpeg, write_t
 from opticstream.io.tilemap import TileMap, read_tilemap
 from opticstream.model.errors import ProcessingError
 from opticstream.model.ids import MosaicId
-from opticstream.stages.mosaic_tiles import AXIAL, LEVELS_IN_DB, MosaicTiles, check_template, tiles_of_mosaic
+from opticstream.model.modalities import described
+from opticstream.stages.mosaic_tiles import MosaicTiles, check_template, tiles_of_mosaic
 
 Progress = Callable[[float], None]
 PREVIEW_PX = 4000
-
-UNITS = {
-    "aip": "dB",
-    "mip": "dB",
-    "ret": "degrees",
-    "ori": "degrees, axial, (-90, 90]",
-    "biref": "dimensionless",
-    "surf": "depth index",
-    "mus": "1/mm",
-}
 
 
 @dataclass(frozen=True)
@@ -221,13 +212,13 @@ def stitch_maps(
         if tissue is not None:
             image = np.where(tissue, image, np.float32(np.nan))
         outputs |= _write_map(modality, image, folder, stem, geometry, stitch.formats)
-        # The orientation's picture takes its brightness from retardance or intensity, so it waits for them.
+        # The picture of a map of axes may take its brightness from another map, so pictures wait for all of them.
         images[modality] = reduced(image, PREVIEW_PX)
         report((done + 1) / (len(order) + 1))
     if "jpeg" in stitch.formats:
-        light = images.get("ret", images.get("aip", images.get("mip")))
         for modality, small in images.items():
-            picture = picture_of_map(modality, small, brightness=light if modality == "ori" else None)
+            light = next((images[name] for name in described(modality).brightness_from if name in images), None)
+            picture = picture_of_map(modality, small, brightness=light)
             outputs[f"{modality}_jpg"] = write_jpeg(folder / f"{stem}_{modality}.jpg", picture)
     outputs["seams"] = _write_seams(seams, tiles, folder / f"{stem}_seams.json")
     report(1.0)
@@ -248,12 +239,13 @@ def _fused(
 ) -> tuple[NDArray[np.float32], dict[int, NDArray[np.float32]], NDArray[np.bool_]]:
     """Return the mosaic of one modality, the tiles as they went in, and where any of them lies."""
     raw = {n: tile for n in tiles.numbers if (tile := tiles.read(n, modality)) is not None}
-    if shading and modality in LEVELS_IN_DB | {"image"}:
-        in_db = modality in LEVELS_IN_DB
+    known = described(modality)
+    if shading and known.intensity:
+        in_db = known.in_db
         pattern = common_shading(list(raw.values()), multiplicative=not in_db)
         flat = np.maximum(pattern, np.float32(0.05))
         raw = {n: np.asarray(tile - pattern if in_db else tile / flat, np.float32) for n, tile in raw.items()}
-    total = MosaicSum(canvas, "axial" if modality in AXIAL else "scalar")
+    total = MosaicSum(canvas, "axial" if known.is_axial else "scalar")
     for index, number in enumerate(tiles.numbers):
         if number in raw:
             total.add(index, raw[number], weights[index])
@@ -285,7 +277,7 @@ def _write_map(
             base.with_name(base.name + ".nii.gz"),
             image,
             geometry=geometry,
-            description=f"{modality}, {UNITS.get(modality, 'as in the tiles')}; NaN: no data",
+            description=described(modality).mosaic_header,
         )
     }
     if "tiff" in formats:
@@ -303,7 +295,9 @@ def _write_mask(
     stitch: StitchSettings,
 ) -> dict[str, Path]:
     path, picture_path = _mask_paths(folder, stem)
-    outputs = {"mask": write_nifti(path, tissue.astype(np.uint8), geometry=geometry, description="1: tissue")}
+    outputs = {
+        "mask": write_nifti(path, tissue.astype(np.uint8), geometry=geometry, description=described("mask").unit)
+    }
     if "jpeg" in stitch.formats:
         picture = picture_of_map("mask", reduced(tissue, PREVIEW_PX))
         outputs["mask_jpg"] = write_jpeg(picture_path, picture)

@@ -36,8 +36,9 @@ from opticstream.io.omezarr import (
 from opticstream.io.tilemap import TileMap, read_tilemap
 from opticstream.model.errors import ConfigurationError, InputError, TileSizeError
 from opticstream.model.ids import MosaicId
+from opticstream.model.modalities import described
 from opticstream.stages.find_focus import focus_for_volume
-from opticstream.stages.mosaic_tiles import AXIAL, MosaicTiles, check_template, tiles_of_mosaic
+from opticstream.stages.mosaic_tiles import MosaicTiles, check_template, tiles_of_mosaic
 from opticstream.state.manifest import manifest_path, write_manifest
 from opticstream.system.cores import available_cores
 
@@ -221,7 +222,7 @@ def stitch_modality(
         settings,
         budget,
         canvas,
-        axial=modality in AXIAL,
+        axial=described(modality).is_axial,
         reach=_shift_range(focus),
     )
     notes: tuple[str, ...] = ()
@@ -241,7 +242,9 @@ def stitch_modality(
         if not manifest_path(path).is_file():
             write_manifest(path, threads=threads)
         return VolumeResult({modality: path}, (shape[2], shape[1], shape[0]), {}, shards, notes=notes)
-    job = _Job(volumes, tiles, canvas, positions, focus, mask, modality in AXIAL, z_start, layout, plan, threads)
+    job = _Job(
+        volumes, tiles, canvas, positions, focus, mask, described(modality).is_axial, z_start, layout, plan, threads
+    )
     with StoreWriter(path, layout, name=name, provenance=provenance, threads=threads) as store:
         resumed, superseded = len(store.finished), store.superseded
         # One thread goes ahead through the files, roughly in the order of the blocks: what it reads is in memory when

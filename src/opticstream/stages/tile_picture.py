@@ -1,8 +1,8 @@
 """The quality picture of a tile: cross-sections with the surface drawn over them, and the maps in fixed colours.
 
 Drawn pixel by pixel with NumPy and packed by Pillow, in some ten milliseconds; a plotting library would take longer
-than the tile itself. Colours mean the same in every tile: intensity from the noise up to 45 dB above it, retardance
-0..90 degrees, birefringence 0..3e-3, and orientation on a colour circle, dim where no tissue is.
+than the tile itself. Colours mean the same in every tile: intensity from the noise up to 45 dB above it, orientation on
+the colour wheel of all pictures, dim where no tissue is, other maps in the range that the table of modalities gives.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io.encoded_pictures import encoded_picture
+from opticstream.io.orientation_pictures import hue_colours
+from opticstream.model.modalities import MODALITIES, Modality, described
 from opticstream.stages.tile_qc import TISSUE_ABOVE_NOISE_DB
 
 Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
 
 INTENSITY_RANGE_DB = 45.0
-RETARDANCE_RANGE_DEG = (0.0, 90.0)
-BIREFRINGENCE_RANGE = (0.0, 3e-3)
 LARGEST_SIDE_PX = 400
 _GAP = 6
 _SURFACE_COLOUR = (255, 80, 40)
@@ -41,7 +41,7 @@ def heat(values: Floats, low: float, high: float, /) -> Picture:
 
 
 def hue(orientation_deg: Floats, brightness: Floats, /) -> Picture:
-    """Return axes as colours: red along x, and once round the colour circle for 180 degrees.
+    """Return axes in the colours of every other picture of axes: red along x, once round the wheel for 180 degrees.
 
     Examples
     --------
@@ -49,9 +49,7 @@ def hue(orientation_deg: Floats, brightness: Floats, /) -> Picture:
     >>> bool((same[0] == same[1]).all())
     True
     """
-    turn = np.deg2rad(2 * np.nan_to_num(orientation_deg))[..., np.newaxis]
-    wave = 0.5 + 0.5 * np.cos(turn - np.array([0, 2, 4], np.float32) * np.float32(np.pi / 3))
-    return np.asarray(255 * wave * np.clip(brightness, 0, 1)[..., np.newaxis], dtype=np.uint8)
+    return np.rint(255 * hue_colours(orientation_deg, brightness=brightness)).astype(np.uint8)
 
 
 def _shrunk(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -80,11 +78,25 @@ def _row(panels: list[Picture]) -> Picture:
     return np.concatenate(parts, axis=1)
 
 
+def _panel(known: Modality, image: Floats, noise_db: float, bright_db: float, tissue: Floats) -> Picture:
+    if known.is_axial:
+        return hue(image, tissue)
+    match known.tile_range:
+        case "above noise":
+            low, high = noise_db, bright_db
+        case (low, high):
+            pass
+        case _:
+            finite = image[np.isfinite(image)]
+            low, high = (float(finite.min()) - 1, float(finite.max()) + 1) if finite.size else (0.0, 1.0)
+    return (grey if known.intensity else heat)(image, low, high)
+
+
 def tile_picture(maps: dict[str, Floats], section_x: Floats, section_y: Floats, /, *, noise_db: float) -> bytes:
     """Return the quality picture of a tile as JPEG.
 
     Top: intensity along the middle B-line and across it (depth downwards) with the surface in orange. Below, x to the
-    right and y downwards: average intensity, surface, orientation, retardance, birefringence, as far as they were made.
+    right and y downwards: the maps that the table of modalities gives a `tile_range`, as far as they were made.
 
     Parameters
     ----------
@@ -103,18 +115,14 @@ def tile_picture(maps: dict[str, Floats], section_x: Floats, section_y: Floats, 
         _section(section_y, surface[x // 2], low, high),
     ]
     small = {name: _shrunk(np.asarray(image, np.float32)) for name, image in maps.items()}
-    panels = []
     tissue = np.ones(small["surf"].shape, np.float32)
     if "aip" in small:
-        panels.append(grey(small["aip"], low, high))
         tissue = np.where(small["aip"] >= noise_db + TISSUE_ABOVE_NOISE_DB, 1, 0.25).astype(np.float32)
-    panels.append(heat(small["surf"], float(small["surf"].min()) - 1, float(small["surf"].max()) + 1))
-    if "ori" in small:
-        panels.append(hue(small["ori"], tissue))
-    if "ret" in small:
-        panels.append(heat(small["ret"], *RETARDANCE_RANGE_DEG))
-    if "biref" in small:
-        panels.append(heat(small["biref"], *BIREFRINGENCE_RANGE))
+    panels = [
+        _panel(described(name), small[name], low, high, tissue)
+        for name in MODALITIES
+        if name in small and described(name).tile_range is not None
+    ]
     rows = [_row(sections), _row([panel.swapaxes(0, 1) for panel in panels])]
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=24) for row in rows]

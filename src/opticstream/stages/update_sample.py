@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.orientation_field import resample_image, resample_orientation
 from opticstream.compute.plane_map import PlaneMap
-from opticstream.compute.pyramid_blocks import ValueKind
-from opticstream.compute.slice_alignment import SlicePose, next_pose, turned_axis
+from opticstream.compute.resampling import resampled
+from opticstream.compute.slice_alignment import SlicePose, next_pose
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import nifti_geometry, read_nifti
@@ -28,17 +27,8 @@ from opticstream.io.nifti_stack import blank_slice, put_slice
 from opticstream.io.slice_store import SliceStore, planes_of_slice
 from opticstream.io.volume_reading import volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, MissingInputError, StateError
+from opticstream.model.modalities import described_stack
 from opticstream.system.locks import locked
-
-_KINDS: dict[str, ValueKind] = {
-    "ori": "axial",
-    "inplane": "axial",
-    "thruplane": "axial",
-    "O3D": "axial",
-    "axis": "vector",
-    "mask": "label",
-    "flags": "label",
-}
 
 
 @dataclass(frozen=True)
@@ -225,10 +215,6 @@ def _fingerprints(new: SampleInput) -> dict[str, str]:
     return prints
 
 
-def _kind(name: str) -> ValueKind:
-    return _KINDS.get(name.rsplit("_", 1)[-1], "scalar")
-
-
 def _map(path: Path) -> NDArray[Any]:
     """Return a map as (x, y) or (x, y, 3)."""
     array = read_nifti(path)
@@ -261,7 +247,7 @@ def _put_maps(new: SampleInput, pose: SlicePose | None, names: Collection[str]) 
                     )
             else:
                 voxel = (_clean(x_mm * 1000), _clean(y_mm * 1000), new.slice_thickness_um)
-                store = SliceStore(target, 1, voxel, _kind(name), str(image.dtype))
+                store = SliceStore(target, 1, voxel, described_stack(name).kind, str(image.dtype))
                 store.put(new.slice_id - 1, (image.shape[0], image.shape[1]), _image_reader(image))
 
 
@@ -305,7 +291,7 @@ def _put_volumes(new: SampleInput, pose: SlicePose | None, names: Collection[str
         shape, read = volume_reader(path)
         if pose is not None:
             read = _moved_reader(name, shape, read, pose)
-        store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, _kind(name))
+        store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, described_stack(name).kind)
         store.put(new.slice_id - 1, shape[:2], read)
 
 
@@ -316,6 +302,7 @@ def _moved_reader(
     pose: SlicePose,
 ) -> Callable[[slice, slice], NDArray[Any]]:
     """Return a reader of a volume in its pose: each block gathers what it needs, plane by plane."""
+    how = described_stack(name).resampling
 
     def moved(xs: slice, ys: slice) -> NDArray[Any]:
         corners = np.array([[x, y] for x in (xs.start, xs.stop - 1) for y in (ys.start, ys.stop - 1)], float)
@@ -327,23 +314,16 @@ def _moved_reader(
             return np.full((*size, 1), np.nan, np.float32)
         part = read(slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
         local = PlaneMap(pose.mapping.matrix, pose.mapping.points([float(xs.start), float(ys.start)]) - low)
-        move = resample_orientation if _kind(name) == "axial" else resample_image
-        return np.stack([move(part[:, :, z], local, shape=size) for z in range(part.shape[2])], axis=2)
+        planes = [resampled(part[:, :, z], local, how=how, shape=size) for z in range(part.shape[2])]
+        return np.stack(planes, axis=2)
 
     return moved
 
 
 def _moved(name: str, image: NDArray[Any], pose: SlicePose) -> NDArray[Any]:
     """Return a map in its pose in the sample."""
-    kind, shape = _kind(name), (image.shape[0], image.shape[1])
-    if kind == "vector":
-        parts = [resample_image(image[..., c], pose.mapping, shape=shape, nearest=True) for c in range(3)]
-        return turned_axis(np.stack(parts, -1), pose.mapping.rotation_deg).astype(np.float32)
-    if kind == "label":
-        return np.nan_to_num(resample_image(image, pose.mapping, shape=shape, nearest=True)).astype(image.dtype)
-    if kind == "axial" and not name.endswith("thruplane"):
-        return resample_orientation(image, pose.mapping, shape=shape)
-    return resample_image(image, pose.mapping, shape=shape, nearest=name.endswith("thruplane"))
+    moved = resampled(image, pose.mapping, how=described_stack(name).resampling, shape=(image.shape[0], image.shape[1]))
+    return np.nan_to_num(moved).astype(image.dtype) if described_stack(name).kind == "label" else moved
 
 
 def _pose(new: SampleInput, ledger: _Ledger) -> SlicePose | None:
@@ -419,10 +399,10 @@ def _preview(new: SampleInput, ledger: _Ledger) -> Path | None:
         if form == "zarr" and planes_of_slice(path) == 1
     }
     wanted = [n for n in stores if n.endswith(f"_{new.settings.align_on}")] or [
-        n for n in stores if _kind(n) == "scalar"
+        n for n in stores if described_stack(n).kind == "scalar"
     ]
     chosen = {name: stores[name] for name in wanted[:1]}
-    chosen |= {name: path for name, path in stores.items() if _kind(name) == "vector"}
+    chosen |= {name: path for name, path in stores.items() if described_stack(name).kind == "vector"}
     present = ledger.present()
     if not chosen or not present:
         return None

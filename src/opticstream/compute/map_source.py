@@ -1,0 +1,79 @@
+"""What an en face map is made from: complex profiles, what follows from them, and the window below the surface.
+
+A map is a function of a `MapSource` alone and looks at every A-line by itself, so that a tile may be handed over whole
+or B-line by B-line. Everything that several maps need is computed when the first of them asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.enface import DepthWindow
+from opticstream.compute.jones import intensity_db_from_jones, orientation_from_jones, retardance_from_jones
+from opticstream.compute.stokes import axis_and_birefringence
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TileProfiles:
+    """Complex profiles of A-lines, and their volumes, which are computed once when they are asked for."""
+
+    jones: NDArray[np.complex64]
+    """Shape (channels, x, y, z), depth downwards."""
+    depth_step_um: float
+    wavelength_um: float
+    phase_offset_deg: float = 100.0
+    flip_phase: bool = False
+
+    @cached_property
+    def intensity_db(self) -> Floats:
+        """Intensity in dB, shape (x, y, z)."""
+        return intensity_db_from_jones(self.jones)
+
+    @cached_property
+    def retardance_deg(self) -> Floats:
+        """Retardance in degrees, 0..90, shape (x, y, z); two channels needed."""
+        return retardance_from_jones(self.jones)
+
+    @cached_property
+    def orientation_deg(self) -> Floats:
+        """Optic axis orientation in degrees, (-90, 90], shape (x, y, z); two channels needed."""
+        return orientation_from_jones(self.jones, phase_offset_deg=self.phase_offset_deg, flip_phase=self.flip_phase)
+
+
+@dataclass(frozen=True, eq=False)
+class MapSource:
+    """Profiles of A-lines and the window below the surface that maps look at."""
+
+    profiles: TileProfiles
+    window: DepthWindow
+    offset: int = 0
+    """Start of the window below the surface, in depth samples."""
+
+    @cached_property
+    def circle(self) -> tuple[Floats, Floats]:
+        """Orientation (degrees) and birefringence of the circle on which polarization states go, each (x, y)."""
+        profiles = self.profiles
+        return axis_and_birefringence(
+            profiles.jones,
+            self.window,
+            offset=self.offset,
+            phase_offset_deg=profiles.phase_offset_deg,
+            flip_phase=profiles.flip_phase,
+            depth_step_um=profiles.depth_step_um,
+            wavelength_um=profiles.wavelength_um,
+        )
+
+    def inside(self, volume: Floats, /) -> Floats:
+        """Return the samples of a volume (x, y, z) in the window, shape (x, y, n); `window.valid` tells which count."""
+        return self.window.take(volume)
+
+
+MapFunction = Callable[[MapSource], Floats]
+"""Returns one map, shape (x, y), of the A-lines that it is given."""
