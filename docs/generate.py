@@ -1,5 +1,5 @@
 """Writes the generated pages of `docs/reference/` anew: all keys from the settings, all events from their classes,
-all modalities from their table.
+all steps from the chain, all modalities from their table.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from pathlib import Path
 from opticstream.config.template import reference
 from opticstream.flows.deployments import DEPLOYMENTS
 from opticstream.flows.events import MOST_BYTES
+from opticstream.model.chain import GATES, STEPS
 from opticstream.model.events import ALL_EVENTS, Event
 from opticstream.model.modalities import MODALITIES, Modality
 
@@ -72,6 +73,49 @@ def _field(event: type[Event], name: str) -> str:
     return f"`{name}`" if name in needed else f"*`{name}`*"
 
 
+def chain_page() -> str:
+    """Return the page on the steps of the chain, with a drawing of it."""
+    lines = [
+        "# The chain",
+        "",
+        "Generated from the table of steps (`model/chain.py`); `make docs` writes it anew. How a step is added stands in",
+        "[add a stage](../how-to/add-a-stage.md).",
+        "",
+        "| step | on a | due after | made from | leads to | parked as | claim | started by | announces |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for step in STEPS:
+        sources = ", ".join(f"{_WHOSE[source.whose]} `{source.fact}`" for source in step.made_from) or "raw files"
+        started = ", ".join(f"`{kind.hierarchy}.{kind.state}`" for kind in step.started_by)
+        told = [*step.announces, *([step.announces_failure] if step.announces_failure else [])]
+        announced = ", ".join(f"`{kind.hierarchy}.{kind.state}`" for kind in told)
+        claim = f"`{step.claim}`" + (" of the sample" if step.claimed_on_sample else "")
+        parked = ", ".join(f"`{fact}`" for fact in step.ends if fact != step.done)
+        lines.append(
+            f"| {step.name} | {step.hierarchy} | `{step.after}` | {sources} | `{step.done}` | {parked} | {claim} "
+            f"| {started} | {announced} |"
+        )
+    lines += ["", "```mermaid", "flowchart LR"]
+    for number, step in enumerate(STEPS):
+        lines.append(f'  s{number}["{step.name} ({step.hierarchy})"]')
+    for gate in GATES:
+        lines.append(f'  g{gate.hierarchy}{{{{"{gate.hierarchy} {gate.fact}"}}}}')
+    for number, step in enumerate(STEPS):
+        for gate in GATES:
+            if step.hierarchy != gate.hierarchy and gate.made_from[0].fact in step.ends:
+                lines.append(f"  s{number} --> g{gate.hierarchy}")
+            if step.starts_work and step.hierarchy == gate.hierarchy:
+                lines.append(f"  g{gate.hierarchy} --> s{number}")
+        for other, before in enumerate(STEPS):
+            facts = {source.fact for source in step.made_from if source.whose == "own"}
+            if before.hierarchy == step.hierarchy and facts & {before.done, *before.side_results}:
+                lines.append(f"  s{other} --> s{number}")
+    return "\n".join([*lines, "```"]) + "\n"
+
+
+_WHOSE = {"own": "its own", "parts": "its parts'", "first part": "its first part's"}
+
+
 def modalities_page() -> str:
     """Return the page on all modalities: what they hold, where they are made, how they are treated and shown."""
     lines = [
@@ -118,7 +162,12 @@ def _modality_row(known: Modality) -> list[str]:
     ]
 
 
-PAGES = {"project-file.md": project_file_page, "events.md": events_page, "modalities.md": modalities_page}
+PAGES = {
+    "project-file.md": project_file_page,
+    "events.md": events_page,
+    "chain.md": chain_page,
+    "modalities.md": modalities_page,
+}
 
 if __name__ == "__main__":
     REFERENCE.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ from opticstream.flows import oct as flows
 from opticstream.flows.events import SENDER
 from opticstream.flows.sweep import sweep
 from opticstream.model import events as catalogue
+from opticstream.model.chain import STEPS, Step
 from opticstream.model.events import Event
 
 POOLS = ("tile", "stitch", "register", "upload", "state")
@@ -38,73 +39,39 @@ class Deployment:
         return str(self.flow.name)
 
 
-_FAILED = (
-    catalogue.TileFailed,
-    catalogue.BatchFailed,
-    catalogue.MosaicFailed,
-    catalogue.SliceFailed,
-    catalogue.SampleFailed,
-)
-_FLAGGED = (catalogue.TileFlagged, catalogue.MosaicFlagged, catalogue.SliceFlagged)
+def _steps(flow: Flow[..., Any]) -> list[Step]:
+    return [step for step in STEPS if step.flow == flow.name]
+
+
+def _computing(flow: Flow[..., Any], *, collapse: bool = False) -> Deployment:
+    """Return the deployment of a flow that does steps of the chain: their pool, and what starts any of them."""
+    steps = _steps(flow)
+    (pool,) = {step.pool for step in steps}
+    started_by = dict.fromkeys(kind for step in steps for kind in step.started_by)
+    return Deployment(flow, pool, tuple(started_by), collapse=collapse)
+
+
+def _told(*hierarchies: str) -> tuple[type[Event], ...]:
+    """Return the announcements of the steps on some kinds of items, failures included."""
+    steps = [step for step in STEPS if step.hierarchy in hierarchies]
+    kinds = [kind for step in steps for kind in (*step.announces, step.announces_failure) if kind is not None]
+    return tuple(dict.fromkeys(kinds))
+
+
+_FAILED = tuple(kind for kind in catalogue.ALL_EVENTS if kind.state == "failed")
+_FLAGGED = tuple(kind for kind in catalogue.ALL_EVENTS if kind.state == "flagged")
+_MILESTONES = (catalogue.BatchProcessed, catalogue.MosaicStitched, catalogue.SliceRegistered, catalogue.SampleUpdated)
 
 DEPLOYMENTS: tuple[Deployment, ...] = (
-    Deployment(flows.process_batch, "tile", (catalogue.BatchReady,)),
-    Deployment(
-        flows.batch_state,
-        "state",
-        (catalogue.BatchArchived, catalogue.BatchProcessed, catalogue.BatchUploaded, catalogue.BatchFailed),
-        collapse=True,
-    ),
-    Deployment(flows.stitch_mosaic, "stitch", (catalogue.MosaicReady,)),
-    Deployment(flows.stitch_volume, "stitch", (catalogue.MosaicStitched,)),
-    Deployment(
-        flows.slice_state,
-        "state",
-        (
-            catalogue.MosaicStitched,
-            catalogue.MosaicVolumeStitched,
-            catalogue.MosaicUploaded,
-            catalogue.MosaicVolumeUploaded,
-            catalogue.MosaicFailed,
-            catalogue.SliceRegistered,
-            catalogue.SliceUploaded,
-            catalogue.SliceFailed,
-            catalogue.SampleUpdated,
-            catalogue.SampleFailed,
-        ),
-        collapse=True,
-    ),
-    Deployment(flows.register_slice, "register", (catalogue.SliceReady,)),
-    Deployment(
-        flows.update_sample,
-        "register",
-        # A slice of one illumination is ready and no more; one whose registration failed goes on without its axes.
-        (catalogue.SliceReady, catalogue.SliceRegistered, catalogue.SliceFailed, catalogue.MosaicVolumeStitched),
-    ),
-    Deployment(
-        flows.upload,
-        "upload",
-        (
-            catalogue.BatchArchived,
-            catalogue.MosaicStitched,
-            catalogue.MosaicVolumeStitched,
-            catalogue.SliceRegistered,
-        ),
-        collapse=True,
-    ),
-    Deployment(
-        flows.notify,
-        "state",
-        (
-            catalogue.BatchProcessed,
-            catalogue.MosaicStitched,
-            catalogue.SliceRegistered,
-            catalogue.SampleUpdated,
-            *_FAILED,
-            *_FLAGGED,
-        ),
-        collapse=True,
-    ),
+    _computing(flows.process_batch),
+    Deployment(flows.batch_state, "state", _told("batch"), collapse=True),
+    _computing(flows.stitch_mosaic),
+    _computing(flows.stitch_volume),
+    Deployment(flows.slice_state, "state", _told("mosaic", "slice"), collapse=True),
+    _computing(flows.register_slice),
+    _computing(flows.update_sample),
+    _computing(flows.upload, collapse=True),
+    Deployment(flows.notify, "state", (*_MILESTONES, *_FAILED, *_FLAGGED), collapse=True),
     Deployment(sweep, "state", (), periodic=True),
 )
 

@@ -28,7 +28,8 @@ from opticstream.flows.incoming import (
     take,
 )
 from opticstream.flows.parameters import keep_parameters
-from opticstream.model.events import BatchReady, Event, MosaicReady, MosaicStitched, SampleUpdated, SliceReady
+from opticstream.model.chain import Step
+from opticstream.model.events import Event, MosaicStitched, SampleUpdated, SliceReady
 from opticstream.model.ids import ItemId, SampleId
 from opticstream.pipeline.failures import describe, is_transient, kind_of
 from opticstream.pipeline.jobs import (
@@ -37,7 +38,6 @@ from opticstream.pipeline.jobs import (
     STITCH_MOSAIC,
     STITCH_VOLUME,
     UPDATE_SAMPLE,
-    UPLOAD,
     Attempt,
 )
 from opticstream.pipeline.project import Project
@@ -106,14 +106,23 @@ def _attempt(project: Project, item: ItemId, stage: str) -> Attempt:
     return attempt
 
 
+def _compute(
+    step: Step, work: Callable[..., Iterable[Event]], event: Any, overrides: dict[str, Any] | None, source: Any
+) -> tuple[Project, list[Event]]:
+    """Do a step of the chain on the item of an event, announce what comes of it, and return that with the project."""
+    project, taken = _taken(step.started_by[0], event, source, overrides)
+    events = list(work(project, taken, attempt=_attempt(project, taken.item, step.name)))
+    announce_automatically(events)
+    return project, events
+
+
 @flow(name="process-batch", flow_run_name=run_name)
 @refusals_told
 def process_batch(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Reconstruct and archive the tiles of a batch."""
-    from opticstream.pipeline.batches import process_batch as work
+    from opticstream.pipeline import batches
 
-    project, ready = _taken(BatchReady, event, source, overrides)
-    announce_automatically(work(project, ready, attempt=_attempt(project, ready.item, PROCESS_BATCH.name)))
+    _compute(PROCESS_BATCH, batches.process_batch, event, overrides, source)
 
 
 @flow(name="stitch-mosaic", flow_run_name=run_name)
@@ -121,11 +130,9 @@ def process_batch(event: Any = None, overrides: dict[str, Any] | None = None, so
 def stitch_mosaic(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Find or reuse the coordinates of a mosaic and stitch its en face maps."""
     from opticstream.flows.picture import publish_mosaic_quality
-    from opticstream.pipeline.mosaics import stitch_mosaic as work
+    from opticstream.pipeline import mosaics
 
-    project, ready = _taken(MosaicReady, event, source, overrides)
-    events = work(project, ready, attempt=_attempt(project, ready.item, STITCH_MOSAIC.name))
-    announce_automatically(events)
+    project, events = _compute(STITCH_MOSAIC, mosaics.stitch_mosaic, event, overrides, source)
     for happened in events:
         if isinstance(happened, MosaicStitched):
             publish_mosaic_quality(project, happened)
@@ -135,20 +142,18 @@ def stitch_mosaic(event: Any = None, overrides: dict[str, Any] | None = None, so
 @refusals_told
 def stitch_volume(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Stitch the volumes of a mosaic."""
-    from opticstream.pipeline.mosaics import stitch_volume as work
+    from opticstream.pipeline import mosaics
 
-    project, stitched = _taken(MosaicStitched, event, source, overrides)
-    announce_automatically(work(project, stitched, attempt=_attempt(project, stitched.item, STITCH_VOLUME.name)))
+    _compute(STITCH_VOLUME, mosaics.stitch_volume, event, overrides, source)
 
 
 @flow(name="register-slice", flow_run_name=run_name)
 @refusals_told
 def register_slice(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Register the illuminations of a slice and find its fibre axes."""
-    from opticstream.pipeline.slices import register_slice as work
+    from opticstream.pipeline import slices
 
-    project, ready = _taken(SliceReady, event, source, overrides)
-    announce_automatically(work(project, ready, attempt=_attempt(project, ready.item, REGISTER_SLICE.name)))
+    _compute(REGISTER_SLICE, slices.register_slice, event, overrides, source)
 
 
 @flow(name="update-sample", flow_run_name=run_name)
@@ -158,14 +163,14 @@ def update_sample(
 ) -> None:
     """Add the slices that wait for it, and volumes that came later, to the sample's stacks."""
     from opticstream.flows.picture import publish_sample_preview
-    from opticstream.pipeline.stacking import update_sample as work
+    from opticstream.pipeline import stacking
 
     taken = _looked_at(event_name, payload, source, occurred)
     project = taken.project
     announce_automatically(taken.release())
 
     def look() -> Iterator[Event]:
-        for happened in work(project, attempt=_attempt(project, SampleId(), UPDATE_SAMPLE.name)):
+        for happened in stacking.update_sample(project, attempt=_attempt(project, SampleId(), UPDATE_SAMPLE.name)):
             yield happened
             if isinstance(happened, SampleUpdated):
                 publish_sample_preview(project, happened)
@@ -211,7 +216,7 @@ def upload(event_name: str, occurred: datetime, payload: Any = None, window_s: f
     announce_automatically(taken.release())
 
     def look(project: Project) -> Iterable[Event]:
-        return upload_pending(project, attempt=_attempt(project, taken.event.item, UPLOAD.name))
+        return upload_pending(project, attempt=_attempt(project, taken.event.item, "upload"))
 
     for project in concerned(taken):
         _look_until(occurred, window_s, partial(look, project))

@@ -37,6 +37,8 @@ class Made(StrEnum):
     VOLUME = "volume of a tile"
     """Chosen in `processing.reconstruction.volume_modalities`; stitched if `processing.volume.modalities` has it."""
     TILE = "by-product of a tile"
+    FIELD = "map of the field of view"
+    """One for each illumination."""
     MOSAIC = "map of a mosaic"
     SLICE = "result of the registration"
     HAND = "given by hand"
@@ -118,6 +120,8 @@ class Modality:
     """With `wheel`: maps that may give the brightness in pictures of mosaics; the first of them that was made does."""
     resampled: Resampling | None = None
     """Where it is not resampled as others of its kind are."""
+    header: str = ""
+    """Description in the header of a file, where it is not meaning and unit."""
     in_slice: str = ""
     """Meaning of the registration's own map of that name, where it differs."""
 
@@ -159,7 +163,7 @@ class Modality:
     @property
     def tile_header(self) -> str:
         """Description in the header of a tile's file."""
-        return f"{self.meaning}, {self.unit}" if self.unit else self.meaning
+        return self.header or (f"{self.meaning}, {self.unit}" if self.unit else self.meaning)
 
     @property
     def mosaic_header(self) -> str:
@@ -260,6 +264,14 @@ _ENTRIES = (
         made=(Made.MOSAIC, Made.HAND),
         kind="label",
         display=DisplayRange(0.0, 1.0),
+    ),
+    Modality(
+        name="focus",
+        meaning="depth shift of the A-lines of a tile",
+        unit="depth samples",
+        made=(Made.FIELD,),
+        colours="cividis",
+        header="focus: depth shift in samples",
     ),
     Modality(name="image", meaning="image", unit="as in the tiles", made=(Made.HAND,), intensity=True),
     Modality(

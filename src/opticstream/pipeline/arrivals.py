@@ -79,7 +79,7 @@ def take_again(project: Project, batch: BatchId, tiles: Iterable[TileId], found:
         event = _with_former_files(found, ready_event(project, batch))
         project.facts.replace(batch, "ready", {"detail": {"event": event.payload()}}, why=why)
         plan = RedoPlan(project)
-        plan.redo_batch(batch, archive=True)
+        plan.redo(PROCESS_BATCH, batch, side_results=True)
         apply_plan(project, plan, reason=why)
     return plan.announce
 

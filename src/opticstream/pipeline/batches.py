@@ -10,7 +10,6 @@ from opticstream.config import parameters_hash
 from opticstream.model.errors import ChangingInputError, MissingInputError
 from opticstream.model.events import (
     BatchArchived,
-    BatchFailed,
     BatchProcessed,
     BatchReady,
     Event,
@@ -18,7 +17,17 @@ from opticstream.model.events import (
     TileFlagged,
 )
 from opticstream.model.ids import TileId
-from opticstream.pipeline.jobs import PROCESS_BATCH, Attempt, Done, Failed, Result, once, park, perform
+from opticstream.pipeline.jobs import (
+    PROCESS_BATCH,
+    Attempt,
+    Done,
+    Result,
+    announcements,
+    failure_event,
+    once,
+    park,
+    perform,
+)
 from opticstream.pipeline.parameters import tile_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.settled_files import result_of_settled_files
@@ -66,14 +75,12 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
         )
 
     outcome = perform(project, batch, PROCESS_BATCH, compute)
-    if isinstance(outcome, Failed):
-        return [project.event(BatchFailed, batch, reason=outcome.reason)]
     if not isinstance(outcome, Done):
-        return []
-    return [*announcements(project, event, outcome.result), *flagged]
+        return announcements(project, batch, PROCESS_BATCH, outcome)
+    return [*_announcements_of_result(project, event, outcome.result), *flagged]
 
 
-def announcements(project: Project, event: BatchReady, result: Result, /) -> list[Event]:
+def _announcements_of_result(project: Project, event: BatchReady, result: Result, /) -> list[Event]:
     """Return the events that tell of a processed batch."""
     batch, detail = event.batch, result.detail
     events: list[Event] = []
@@ -88,7 +95,7 @@ def announcements(project: Project, event: BatchReady, result: Result, /) -> lis
     ]
     if len(reasons) == len(detail["tiles"]):
         events.append(
-            project.event(BatchFailed, batch, reason=f"every tile failed; first: {next(iter(reasons.values()))}")
+            failure_event(project, batch, PROCESS_BATCH, f"every tile failed; first: {next(iter(reasons.values()))}")
         )
     return events
 

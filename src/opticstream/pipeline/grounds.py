@@ -12,65 +12,32 @@ from pathlib import Path
 from typing import Any
 
 from opticstream.config import parameters_hash
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
-from opticstream.pipeline.parameters import (
-    StageSettings,
-    mosaic_settings,
-    sample_settings,
-    shared_part,
-    slice_settings,
-    tile_settings,
-    told_today,
-    volume_settings,
-)
+from opticstream.model.chain import chain, sources_of
+from opticstream.model.ids import ItemId, TileId
+from opticstream.pipeline.bindings import binding_of
+from opticstream.pipeline.parameters import StageSettings, shared_part, told_today
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import may_determine_template
-from opticstream.pipeline.templates import determined_focus
 from opticstream.state import FactsView, Grounds
 from opticstream.state.durable import create_exclusively
 
 ReadGrounds = Callable[[ItemId, str], Grounds | None]
-_PUBLISHED_FROM = {"volume_uploaded": "volume_stitched"}
-_UPLOADED_FROM = {"batch": "archived", "mosaic": "stitched", "slice": "registered"}
 
 
 def settings_of(
     project: Project, item: ItemId, fact: str, /, *, facts: FactsView | None = None
 ) -> StageSettings | None:
     """Return the settings that a result, or the failure to reach it, rests on now; None where none matter."""
-    config = project.config
-    match item, fact:
-        case ((BatchId() | TileId()), ("processed" | "failed")):
-            return tile_settings(config, project.layout.illumination_index(item.mosaic))
-        case MosaicId(), ("stitched" | "failed"):
-            finds_focus = may_determine_template(project, item, facts or project.facts) or determined_focus(
-                project, item
-            )
-            return mosaic_settings(config, project.layout.illumination_index(item), finds_focus=finds_focus)
-        case MosaicId(), ("volume_stitched" | "volume_failed"):
-            return volume_settings(config)
-        case SliceId(), ("registered" | "axis_failed"):
-            return slice_settings(config)
-        case SliceId(), ("stacked" | "stack_failed"):
-            return sample_settings(config)
-    return None
+    step = chain().step_of(item, fact)
+    settings = None if step is None else binding_of(step).settings
+    if step is None or settings is None or (not isinstance(item, TileId) and fact not in (step.done, step.failed)):
+        return None
+    return settings(project, item, facts or project.facts)
 
 
 def upstream_of(project: Project, item: ItemId, fact: str, /) -> list[tuple[ItemId, str]]:
     """Return the results that a result is made from, as (item, fact); those that do not stand are missing in it."""
-    layout = project.layout
-    match item, fact:
-        case MosaicId(), "stitched":
-            return [(batch, "processed") for batch in layout.batches(item)]
-        case MosaicId(), "volume_stitched":
-            return [(item, "stitched")]
-        case SliceId(), ("registered" | "axis_failed"):
-            return [(mosaic, "stitched") for mosaic in layout.mosaics(item)]
-        case SliceId(), "stacked":
-            return [(item, "registered"), (layout.mosaics(item)[0], "stitched")]
-        case _, ("uploaded" | "volume_uploaded"):
-            return [(item, _PUBLISHED_FROM.get(fact) or _UPLOADED_FROM[item.hierarchy])]
-    return []
+    step = None if isinstance(item, TileId) else chain().step_of(item, fact)
+    return [] if step is None else sources_of(step, item, project.layout)
 
 
 def inputs_hash(project: Project, item: ItemId, fact: str, /, *, read: ReadGrounds | None = None) -> str | None:

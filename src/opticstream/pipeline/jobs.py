@@ -1,7 +1,7 @@
 """The protocol of all work: look, claim, look again, compute, check the claim, record, announce; park what fails.
 
-A job is done once however often and wherever it is asked for. What differs between jobs is named in `Job`; what they
-compute is a function that returns what to record.
+A step of the chain is done once however often and wherever it is asked for. What differs between steps is named in
+`opticstream.model.chain`; what they compute is a function that returns what to record.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from opticstream.model.chain import STEPS, Step
 from opticstream.model.errors import ClaimLost, ProcessingError
+from opticstream.model.events import Event
 from opticstream.model.ids import ItemId
 from opticstream.pipeline.failures import describe, is_transient, kind_of
 from opticstream.pipeline.grounds import inputs_hash, keep_settings, settings_of
@@ -36,30 +38,7 @@ def once(name: str, step: Callable[[], R], /) -> R:
     return step()
 
 
-@dataclass(frozen=True)
-class Job:
-    """One kind of work on one kind of item."""
-
-    name: str
-    """Stage, as people are told."""
-    claim: str
-    """Claim that keeps others out."""
-    done: str
-    """Fact that the work leads to."""
-    failed: str | None = None
-    """Fact that parks the work; None where its own module decides about failures."""
-    tried_again: bool = False
-    """Whether a transient error of the whole is left to the sweep, until it has come OPTICSTREAM_ATTEMPTS times in a
-    row; without, only the steps inside are tried again."""
-
-
-PROCESS_BATCH = Job("process batch", "started", "processed", "failed", tried_again=True)
-STITCH_MOSAIC = Job("stitch mosaic", "started", "stitched", "failed")
-STITCH_VOLUME = Job("stitch volume", "volume_started", "volume_stitched", "volume_failed")
-REGISTER_SLICE = Job("register slice", "started", "registered", "axis_failed")
-UPDATE_SAMPLE = Job("update sample", "started", "updated")
-UPLOAD = Job("upload", "upload_started", "uploaded", "upload_failed")
-UPLOAD_VOLUME = Job("upload volume", "volume_upload_started", "volume_uploaded", "volume_upload_failed")
+PROCESS_BATCH, STITCH_MOSAIC, STITCH_VOLUME, REGISTER_SLICE, UPDATE_SAMPLE = STEPS[:5]
 
 
 @dataclass(frozen=True)
@@ -110,8 +89,8 @@ class Skipped:
 Outcome = Done | Failed | Skipped
 
 
-def perform(project: Project, item: ItemId, job: Job, compute: Callable[[Claim], Result], /) -> Outcome:
-    """Do a job unless it is done, parked, or in somebody else's hands.
+def perform(project: Project, item: ItemId, job: Step, compute: Callable[[Claim], Result], /) -> Outcome:
+    """Do a step unless it is done, parked, or in somebody else's hands.
 
     Parameters
     ----------
@@ -119,7 +98,7 @@ def perform(project: Project, item: ItemId, job: Job, compute: Callable[[Claim],
         Where the facts stand.
     item : ItemId
         What to work on.
-    job : Job
+    job : Step
         Which work.
     compute : callable
         Does the work and returns what to record; it may ask the claim whether it still holds.
@@ -180,6 +159,34 @@ def perform(project: Project, item: ItemId, job: Job, compute: Callable[[Claim],
         return Done(result) if recorded else Skipped("recorded by somebody else meanwhile")
 
 
+def announcements(project: Project, item: ItemId, step: Step, outcome: Outcome, /, **fields: Any) -> list[Event]:
+    """Return what is to be announced of what `perform` did: the end of the step, its failure, or nothing.
+
+    Parameters
+    ----------
+    project, item, step, outcome
+        As given to `perform`, and as returned by it.
+    **fields
+        Of the announcement of its end, besides those that layout and flag files know.
+    """
+    match outcome:
+        case Failed():
+            return [failure_event(project, item, step, outcome.reason)]
+        case Done():
+            return [project.event(step.announces[0], item, **fields)]
+        case Skipped():
+            return []
+
+
+def failure_event(project: Project, item: ItemId, step: Step, reason: str, /) -> Event:
+    """Return the announcement that a step on an item has failed."""
+    kind = step.announces_failure
+    assert kind is not None, f"{step.name} has no announcement of its failure"
+    if "stage" in kind.model_fields:
+        return project.event(kind, item, stage=step.name, reason=reason)
+    return project.event(kind, item, reason=reason if step.starts_work else f"{step.name}: {reason}")
+
+
 def park(
     project: Project,
     item: ItemId,
@@ -219,7 +226,7 @@ def park(
     return reason
 
 
-def _settled(project: Project, item: ItemId, job: Job) -> str | None:
+def _settled(project: Project, item: ItemId, job: Step) -> str | None:
     known = project.facts.facts_of(item)
     if job.done in known:
         return f"already {job.done}"
@@ -228,13 +235,13 @@ def _settled(project: Project, item: ItemId, job: Job) -> str | None:
     return None
 
 
-def _is_tried_again(project: Project, item: ItemId, job: Job, error: Exception) -> bool:
+def _is_tried_again(project: Project, item: ItemId, job: Step, error: Exception) -> bool:
     if not (job.tried_again and is_transient(error)):
         return False
     return project.facts.claims.failures(item, job.claim) + 1 < project.deployment.attempts
 
 
-def _refuse_after_crashes(project: Project, item: ItemId, job: Job) -> None:
+def _refuse_after_crashes(project: Project, item: ItemId, job: Step) -> None:
     """Park work that has taken its process down again and again, instead of trying for ever."""
     crashed = project.facts.claims.crashes(item, job.claim)
     if crashed >= project.deployment.crashes:

@@ -6,16 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from opticstream.model.events import (
-    Event,
-    MosaicFailed,
-    MosaicFlagged,
-    MosaicReady,
-    MosaicStitched,
-    MosaicVolumeStitched,
-)
+from opticstream.model.chain import Step
+from opticstream.model.events import Event, MosaicFlagged, MosaicReady, MosaicStitched
 from opticstream.model.ids import MosaicId
-from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME, Attempt, Done, Failed, Result, once, perform
+from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME, Attempt, Done, Result, announcements, once, perform
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import RedoPlan, apply_plan
 from opticstream.pipeline.rules import is_settled, may_determine_template, waits_for_focus, waits_for_template
@@ -85,18 +79,10 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
         )
 
     outcome = perform(project, mosaic, STITCH_MOSAIC, compute)
-    if isinstance(outcome, Failed):
-        failed = project.event(MosaicFailed, mosaic, stage=STITCH_MOSAIC.name, reason=outcome.reason)
-        return [failed, *_released(project, mosaic), *others]
-    if not isinstance(outcome, Done):
-        return []
-    detail = outcome.result.detail
-    events: list[Event] = [
-        project.event(MosaicStitched, mosaic, template=detail["template"], outputs=detail["products"]),
-        *_released(project, mosaic),
-        *others,
-    ]
-    if doubts := detail["doubts"]:
+    events = announcements(project, mosaic, STITCH_MOSAIC, outcome)
+    if events:
+        events += [*_released(project, mosaic), *others]
+    if isinstance(outcome, Done) and (doubts := outcome.result.detail["doubts"]):
         events.append(project.event(MosaicFlagged, mosaic, reasons=tuple(doubts)))
     return events
 
@@ -187,12 +173,12 @@ def _take_back_others(project: Project, mosaic: MosaicId) -> list[Event]:
     """
     illumination = project.illumination(mosaic).name
     plan = RedoPlan(project)
-    shared: list[tuple[Path, str, Callable[[MosaicId], None]]] = []
+    shared: list[tuple[Path, str, Step]] = []
     if determined_template(project, mosaic) and not project.config.processing.coordinates.force_refresh_coordinates:
-        shared.append((project.paths.tilemap(illumination), "stitched", plan.redo_mosaic))
+        shared.append((project.paths.tilemap(illumination), "stitched", STITCH_MOSAIC))
     if determined_focus(project, mosaic) and not project.config.processing.focus.force_refresh:
-        shared.append((project.paths.focus(illumination), "volume_stitched", plan.redo_volume))
-    for path, fact, redo in shared:
+        shared.append((project.paths.focus(illumination), "volume_stitched", STITCH_VOLUME))
+    for path, fact, step in shared:
         if not path.exists():
             continue
         now = project.facts.file_record(path)
@@ -200,7 +186,7 @@ def _take_back_others(project: Project, mosaic: MosaicId) -> list[Event]:
             record = project.facts.read(other, fact)
             used = next((file for file in record.inputs if file.path == now.path), None) if record else None
             if used is not None and used.sha256 not in (None, now.sha256) and not plan.takes_back(other, fact):
-                redo(other)
+                plan.redo(step, other)
     apply_plan(project, plan, reason=f"{mosaic} has renewed what it rests on")
     return plan.announce
 
@@ -295,12 +281,7 @@ def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attemp
             detail={"products": {name: project.paths.relative(path) for name, path in made.outputs.items()}},
         )
 
-    outcome = perform(project, mosaic, STITCH_VOLUME, compute)
-    if isinstance(outcome, Failed):
-        return [project.event(MosaicFailed, mosaic, stage=STITCH_VOLUME.name, reason=outcome.reason)]
-    if not isinstance(outcome, Done):
-        return []
-    return [project.event(MosaicVolumeStitched, mosaic, outputs=outcome.result.detail["products"])]
+    return announcements(project, mosaic, STITCH_VOLUME, perform(project, mosaic, STITCH_VOLUME, compute))
 
 
 def _stitch_volume(project: Project, mosaic: MosaicId) -> VolumeResult:

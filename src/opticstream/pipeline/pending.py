@@ -6,35 +6,18 @@ at the facts first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 
+from opticstream.model.chain import Step, chain
 from opticstream.model.errors import StateError
-from opticstream.model.events import (
-    BatchArchived,
-    BatchProcessed,
-    BatchReady,
-    Event,
-    MosaicReady,
-    MosaicStitched,
-    MosaicVolumeStitched,
-    SliceReady,
-    SliceRegistered,
-)
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId
-from opticstream.pipeline.jobs import PROCESS_BATCH, REGISTER_SLICE, STITCH_MOSAIC, STITCH_VOLUME, UPDATE_SAMPLE, Job
+from opticstream.model.events import BatchProcessed, BatchReady, Event, MosaicStitched
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId
+from opticstream.pipeline.bindings import binding_of, due_items
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import (
-    BATCH_ENDED,
-    REGISTRATION_ENDED,
-    has_all_batches,
-    is_settled,
-    may_register,
-    waits_for_focus,
-    waits_for_template,
-)
+from opticstream.pipeline.rules import BATCH_ENDED, has_all_batches, is_settled, may_register
 from opticstream.pipeline.run_parameters import event_of
 from opticstream.pipeline.stacking import stacking_event, unstacked
-from opticstream.pipeline.uploads import upload_queue
 from opticstream.state import FactsSnapshot
 
 _READY_FIELDS = ("raw_folder", "files", "spectra", "problems", "parameters")
@@ -44,15 +27,18 @@ _READY_FIELDS = ("raw_folder", "files", "spectra", "problems", "parameters")
 def pending_announcements(project: Project, /, snapshot: FactsSnapshot | None = None) -> list[Event]:
     """Return the announcements that something waits for, in the order of the pipeline.
 
-    Work that somebody holds a living claim on is left out, and so is work that is parked.
+    Work that somebody holds a living claim on is left out, and so is work that is parked. Of the queues that one run
+    takes whole only the head is announced.
     """
     snapshot = project.facts.snapshot() if snapshot is None else snapshot
-    events: list[Event] = []
-    events += _batches(project, snapshot)
-    events += _mosaics(project, snapshot)
-    events += _slices(project, snapshot)
-    events += _uploads(project, snapshot)
-    return events
+    computing = [step for step in chain().steps if not step.publishes]
+    publishing = [step for step in chain().steps if step.publishes]
+    events = [
+        *(event for step in computing for event in _of_step(project, step, snapshot)),
+        *_of_gates(project, snapshot),
+        *itertools.islice((event for step in publishing for event in _of_step(project, step, snapshot)), 1),
+    ]
+    return list({(type(event), event.item): event for event in events}.values())
 
 
 def ready_event(project: Project, batch: BatchId, /) -> BatchReady | None:
@@ -75,73 +61,43 @@ def ready_event(project: Project, batch: BatchId, /) -> BatchReady | None:
         return None
 
 
-def _idle(project: Project, item: ItemId, job: Job) -> bool:
-    holder = project.facts.holder(item, job.claim)
+def _of_step(project: Project, step: Step, snapshot: FactsSnapshot) -> Iterator[Event]:
+    """Yield the announcements of a step that is due, and that nobody is at."""
+    if step.claimed_on_sample:
+        waiting = unstacked(project, snapshot)
+        if waiting and _idle(project, SampleId(), step):
+            yield stacking_event(project, waiting[0])  # one run takes all that wait
+        return
+    waits = binding_of(step).waits
+    for item in due_items(project, step, snapshot, snapshot.items(step.hierarchy)):
+        if waits(project, item, snapshot) or not _idle(project, item, step):
+            continue
+        if step.started_by[0] is not BatchReady:
+            yield event_of(project, step.started_by[0], item)
+        elif isinstance(item, BatchId) and (event := ready_event(project, item)) is not None:
+            yield event
+
+
+def _idle(project: Project, item: ItemId, step: Step) -> bool:
+    holder = project.facts.holder(item, step.claim)
     return holder is None or holder.state != "alive"
 
 
-def _batches(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
-    told: set[MosaicId] = set()
+def _of_gates(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
+    """Yield what makes a state flow look at a mosaic or a slice that is ready, and not recorded as that."""
+    told: set[ItemId] = set()
     for item in snapshot.items("batch"):
         assert isinstance(item, BatchId)
-        if not snapshot.reached([item], *BATCH_ENDED):
-            event = ready_event(project, item)
-            if event is not None and _idle(project, item, PROCESS_BATCH):
-                yield event
-        elif (
-            item.mosaic not in told
-            and not snapshot.has(item.mosaic, "ready")
-            and has_all_batches(project, item.mosaic, snapshot)
-        ):
-            told.add(item.mosaic)
+        mosaic = item.mosaic
+        if mosaic in told or snapshot.has(mosaic, "ready") or not snapshot.reached([item], *BATCH_ENDED):
+            continue
+        if has_all_batches(project, mosaic, snapshot):
+            told.add(mosaic)
             yield event_of(project, BatchProcessed, item)
-
-
-def _mosaics(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
     for item in snapshot.items("mosaic"):
         assert isinstance(item, MosaicId)
-        if not is_settled(snapshot, item):
-            if (
-                snapshot.has(item, "ready")
-                and not waits_for_template(project, item, snapshot)
-                and _idle(project, item, STITCH_MOSAIC)
-            ):
-                yield event_of(project, MosaicReady, item)
-            continue
         slice_id = project.layout.slice_of(item)
-        unannounced_slice = not snapshot.has(slice_id, "ready") and may_register(project, slice_id, snapshot)
-        unstitched_volume = (
-            project.config.stitches_volumes
-            and snapshot.has(item, "stitched")
-            and not snapshot.has(item, "volume_stitched")
-            and not snapshot.has(item, "volume_failed")
-            and not waits_for_focus(project, item, snapshot)
-            and _idle(project, item, STITCH_VOLUME)
-        )
-        if unannounced_slice or unstitched_volume:
+        if snapshot.has(slice_id, "ready") or not is_settled(snapshot, item):
+            continue
+        if may_register(project, slice_id, snapshot):
             yield event_of(project, MosaicStitched, item)
-
-
-def _slices(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
-    for item in snapshot.items("slice"):
-        assert isinstance(item, SliceId)
-        settled = snapshot.facts_of(item) & REGISTRATION_ENDED
-        if snapshot.has(item, "ready") and not settled and _idle(project, item, REGISTER_SLICE):
-            yield event_of(project, SliceReady, item)
-    waiting = unstacked(project, snapshot)
-    if waiting and _idle(project, SampleId(), UPDATE_SAMPLE):
-        yield stacking_event(project, waiting[0])  # one run takes all that wait
-
-
-def _uploads(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
-    """Announce the head of the queue only: one run takes all of it."""
-    announce: dict[str, Callable[[ItemId], Event]] = {
-        "archived": lambda item: event_of(project, BatchArchived, item),
-        "stitched": lambda item: event_of(project, MosaicStitched, item),
-        "volume_stitched": lambda item: event_of(project, MosaicVolumeStitched, item),
-        "registered": lambda item: event_of(project, SliceRegistered, item),
-    }
-    for item, fact, job, _event in upload_queue(snapshot):
-        if _idle(project, item, job):
-            yield announce[fact](item)
-            return

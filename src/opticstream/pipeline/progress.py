@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from opticstream.model.chain import Step, chain
 from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
+from opticstream.pipeline.bindings import binding_of, due_items
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import BATCH_ENDED, REGISTRATION_ENDED, has_all_batches, may_register
+from opticstream.pipeline.rules import has_all_batches, may_register
 from opticstream.pipeline.stacking import unstacked
 from opticstream.state import FactsSnapshot
 from opticstream.state.vocabulary import is_failure
@@ -46,6 +48,8 @@ class MosaicProgress:
     volume: str
     """State of its volumes: none, stitching, stitched or failed."""
     uploaded: bool
+    steps: dict[str, str]
+    """State of each step of the chain on the mosaic, by the step's name: due, under way, done, failed or empty."""
 
     @property
     def percent(self) -> float:
@@ -63,6 +67,8 @@ class SliceProgress:
     reason: str = ""
     stacked: bool = False
     uploaded: bool = False
+    steps: dict[str, str] = field(default_factory=dict)
+    """State of each step of the chain on the slice, by the step's name."""
 
 
 @dataclass(frozen=True)
@@ -121,24 +127,10 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
     A mosaic of which columns are still missing does not count as unfinished: nothing more can be done for it now.
     """
     layout = project.layout
-    for item in snapshot.items():
-        known = snapshot.facts_of(item)
-        match item:
-            case BatchId():
-                if "ready" in known and known.isdisjoint(BATCH_ENDED):
-                    return False
-                if "archived" in known and not known & {"uploaded", "upload_failed"}:
-                    return False
-            case MosaicId():
-                if "ready" in known and not known & {"stitched", "failed"}:
-                    return False
-                if "stitched" in known and not _mosaic_finished(project, known):
-                    return False
-            case SliceId():
-                if "ready" in known and not known & REGISTRATION_ENDED:
-                    return False
-                if "registered" in known and not known & {"uploaded", "upload_failed"}:
-                    return False
+    for step in chain().steps:
+        items = snapshot.items(step.hierarchy)
+        if not step.claimed_on_sample and any(due_items(project, step, snapshot, items)):
+            return False
     mosaics = {_mosaic_of(item) for item in snapshot.items("batch")}
     for mosaic in mosaics:
         if has_all_batches(project, mosaic, snapshot) and not snapshot.has(mosaic, "ready"):
@@ -147,14 +139,6 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
         if may_register(project, slice_id, snapshot) and not snapshot.has(slice_id, "ready"):
             return False
     return not unstacked(project, snapshot)  # last: volumes that came late are looked up in the sample's ledger
-
-
-def _mosaic_finished(project: Project, known: frozenset[str]) -> bool:
-    if not known & {"uploaded", "upload_failed"}:
-        return False
-    if not project.config.stitches_volumes or "volume_failed" in known:
-        return True
-    return "volume_stitched" in known and bool(known & {"volume_uploaded", "volume_upload_failed"})
 
 
 def _mosaic_of(item: ItemId) -> MosaicId:
@@ -185,7 +169,21 @@ def _mosaic_progress(project: Project, snapshot: FactsSnapshot, mosaic: MosaicId
             volume, volume
         ),
         uploaded="uploaded" in known,
+        steps=_steps(project, snapshot, mosaic),
     )
+
+
+def _steps(project: Project, snapshot: FactsSnapshot, item: ItemId) -> dict[str, str]:
+    known = snapshot.facts_of(item)
+
+    def state(step: Step) -> str:
+        if not known.isdisjoint(step.ends):
+            return "done" if step.done in known else "failed"
+        if step.claim in known and not step.claimed_on_sample:
+            return "under way"
+        return "due" if step.after in known and binding_of(step).wanted(project) else ""
+
+    return {step.name: state(step) for step in chain().of(item.hierarchy)}
 
 
 def _slice_progress(project: Project, snapshot: FactsSnapshot, slice_id: SliceId) -> SliceProgress:
@@ -199,4 +197,5 @@ def _slice_progress(project: Project, snapshot: FactsSnapshot, slice_id: SliceId
         reason=str(detail.get("reason", "")),
         stacked="stacked" in known,
         uploaded="uploaded" in known,
+        steps=_steps(project, snapshot, slice_id),
     )

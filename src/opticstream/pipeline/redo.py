@@ -9,27 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from opticstream.model.events import (
-    BatchArchived,
-    Event,
-    MosaicReady,
-    MosaicStitched,
-    MosaicVolumeStitched,
-    SliceReady,
-)
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
+from opticstream.model.chain import ORDER, Gate, Step, chain, lift, parts_of
+from opticstream.model.events import BatchReady, Event
+from opticstream.model.ids import BatchId, ItemId, SliceId
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import REGISTRATION_ENDED
 from opticstream.pipeline.run_parameters import take_over
 from opticstream.pipeline.stacking import stacking_event
-
-PUBLISHED = ("uploaded", "upload_failed", "volume_uploaded", "volume_upload_failed")
-_VOLUME_RESULTS = ("volume_stitched", "volume_failed", "volume_uploaded", "volume_upload_failed")
-_MAP_RESULTS = ("stitched", "failed", "waiting", "uploaded", "upload_failed")
-_STACK_RESULTS = ("stacked", "stack_failed")
-_SLICE_RESULTS = (*sorted(REGISTRATION_ENDED), *_STACK_RESULTS, *PUBLISHED)
-_ORDER = {"sample": 0, "slice": 1, "mosaic": 2, "batch": 3, "tile": 4}
 
 
 @dataclass
@@ -42,84 +28,75 @@ class RedoPlan:
     refused: list[str] = field(default_factory=list)
     """What cannot be done again, and why."""
 
-    def redo_batch(self, batch: BatchId, /, *, archive: bool, alone: bool = False) -> None:
-        """Have a batch processed again, and all that rests on it.
+    def redo(self, step: Step, item: ItemId, /, *, alone: bool = False, side_results: bool = False) -> None:
+        """Have a step on an item done again, and all that rests on it.
 
         Parameters
         ----------
-        batch : BatchId
-            The batch; its good tiles of the same settings and raw files are not computed again.
-        archive : bool
-            Its archive copies change, too.
+        step : Step
+            The step; of a batch, good tiles of the same settings and raw files are not computed again.
+        item : ItemId
+            What the step works on.
         alone : bool
-            Nothing else rests on what changes.
+            Nothing else rests on what changes; it is published again all the same.
+        side_results : bool
+            What the step records on the way changes, too, such as the archive copies of a batch.
         """
-        event = ready_event(self.project, batch)
+        event = self._event(step, item)
         if event is None:
             why = "it was never announced, so its raw folder is unknown; `opticstream run` finds it"
-            self.refused.append(f"{batch}: {why}")
+            self.refused.append(f"{item}: {why}")
             return
-        self._take_back(batch, ("processed", "failed", *(("archived", *PUBLISHED) if archive else ())))
-        if not alone:
-            self._take_back(batch.mosaic, ("ready", *_MAP_RESULTS, *_VOLUME_RESULTS))
-            self._redo_slice_of(batch.mosaic)
-        self.announce.append(event.model_copy(update={"parameters": dict(self.project.parameters)}))
-
-    def redo_mosaic(self, mosaic: MosaicId, /, *, alone: bool = False) -> None:
-        """Have a mosaic stitched again, and all that rests on it unless `alone`."""
-        self._take_back(mosaic, (*_MAP_RESULTS, *(() if alone else _VOLUME_RESULTS)))
-        if not alone:
-            self._redo_slice_of(mosaic)
-        if not self.takes_back(mosaic, "ready"):
-            self._announce(self.project.event(MosaicReady, mosaic))
-
-    def redo_volume(self, mosaic: MosaicId, /) -> None:
-        """Have the volumes of a mosaic stitched again; the stacks take them when they are there."""
-        self._take_back(mosaic, _VOLUME_RESULTS)
-        if not self.takes_back(mosaic, "stitched"):
-            self._announce(self.project.event(MosaicStitched, mosaic))
-
-    def redo_slice(self, slice_id: SliceId, /) -> None:
-        """Have a slice registered again, and stacked."""
-        self._take_back(slice_id, _SLICE_RESULTS)
-        if not self.takes_back(slice_id, "ready"):
-            self._announce(self.project.event(SliceReady, slice_id))
-
-    def redo_stack(self, slice_id: SliceId, /) -> None:
-        """Have a slice put into the sample's stacks again."""
-        registers = any(self.takes_back(slice_id, fact) for fact in REGISTRATION_ENDED)
-        event = None if registers else stacking_event(self.project, slice_id)
-        self._take_back(slice_id, _STACK_RESULTS)
-        if event is not None:
-            self._announce(event)
-
-    def redo_publication(self, item: ItemId, fact: str, /) -> None:
-        """Have a result published again, unless it is done again anyway."""
-        if self.takes_back(item, fact):
-            return
-        self._take_back(item, (fact,))
-        if isinstance(item, BatchId):
-            self._announce(self.project.event(BatchArchived, item))
-        elif isinstance(item, MosaicId):
-            kind = MosaicVolumeStitched if fact in ("volume_uploaded", "volume_upload_failed") else MosaicStitched
-            self._announce(self.project.event(kind, item))
-        elif isinstance(item, SliceId):
-            self._announce(stacking_event(self.project, item))
+        due = not self.takes_back(item, step.after) and not self._is_taken_back(step, item)
+        self._take_back_with_dependents(
+            item, (*step.ends, *step.waits, *(step.side_results if side_results else ())), alone=alone
+        )
+        if due and event not in self.announce:
+            self.announce.append(event)
 
     def takes_back(self, item: ItemId, fact: str, /) -> bool:
         """Return whether the plan takes a fact back."""
         return (item, fact) in self.withdraw
 
-    def _redo_slice_of(self, mosaic: MosaicId) -> None:
-        self._take_back(self.project.layout.slice_of(mosaic), ("ready", *_SLICE_RESULTS))
+    def _is_taken_back(self, step: Step, item: ItemId) -> bool:
+        """Return whether the step is done again anyway, after what it is made from."""
+        before = [step] if step.publishes else []
+        if step.claimed_on_sample:  # the end of the item's own work announces it
+            before = [other for other in chain().of(step.hierarchy) if other.starts_work]
+        return any(self.takes_back(item, fact) for one in before for fact in one.ends)
+
+    def _event(self, step: Step, item: ItemId) -> Event | None:
+        """Return the announcement that has a step done, None where nobody knows what it was."""
+        if isinstance(item, BatchId) and step.started_by[0] is BatchReady:
+            event = ready_event(self.project, item)
+            parameters = {"parameters": dict(self.project.parameters)}
+            return None if event is None else event.model_copy(update=parameters)
+        if isinstance(item, SliceId) and not step.starts_work:  # follows the registration, or the lack of one
+            return stacking_event(self.project, item)
+        return self.project.event(step.started_by[0], item)
+
+    def _take_back_with_dependents(self, item: ItemId, facts: tuple[str, ...], *, alone: bool) -> None:
+        """Take facts of an item back, and the results and gates that are made from them."""
+        self._take_back(item, facts)
+        for one in chain().dependents(item.hierarchy, facts):
+            if alone and not (isinstance(one, Step) and one.publishes):
+                continue
+            resting = lift(item, one.hierarchy, self.project.layout)
+            if self._rests_on(one, resting, item, facts):
+                theirs = (*one.ends, *one.waits) if isinstance(one, Step) else (one.fact,)
+                self._take_back_with_dependents(resting, theirs, alone=False)
+
+    def _rests_on(self, one: Step | Gate, resting: ItemId, item: ItemId, facts: tuple[str, ...]) -> bool:
+        """Return whether something is made from this very item: some are made from the first part only."""
+        parts = parts_of(resting, self.project.layout)
+        return any(
+            source.fact in facts and (item == resting or source.whose == "parts" or item in parts[:1])
+            for source in one.made_from
+        )
 
     def _take_back(self, item: ItemId, facts: Iterable[str]) -> None:
         known = self.project.facts.facts_of(item)
         self.withdraw += [(item, fact) for fact in facts if fact in known and not self.takes_back(item, fact)]
-
-    def _announce(self, event: Event) -> None:
-        if event not in self.announce:
-            self.announce.append(event)
 
 
 def apply_plan(project: Project, plan: RedoPlan, /, *, reason: str) -> int:
@@ -129,5 +106,5 @@ def apply_plan(project: Project, plan: RedoPlan, /, *, reason: str) -> int:
     that opened the project, with its parameters.
     """
     take_over(project, [event.item for event in plan.announce])
-    ordered = sorted(plan.withdraw, key=lambda key: (_ORDER[key[0].hierarchy], key[0].key, key[1] == "ready"))
+    ordered = sorted(plan.withdraw, key=lambda key: (ORDER[key[0].hierarchy], key[0].key, key[1] == "ready"))
     return sum(project.facts.withdraw(item, fact, reason=reason) for item, fact in ordered)

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from opticstream.model import events as catalogue
+from opticstream.model.chain import chain, lift
 from opticstream.model.errors import StateError
 from opticstream.model.events import BatchReady, Event
 from opticstream.model.ids import ItemId, SliceId, TileId
 from opticstream.pipeline.incoming import Received
+from opticstream.pipeline.jobs import PROCESS_BATCH
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import RedoPlan, apply_plan
@@ -70,49 +71,17 @@ def _plan(plan: RedoPlan, event: Event, received: Received) -> Iterator[str]:
     def parked(about: ItemId, fact: str) -> bool:
         return project.facts.has(about, fact) and _is_later(project, about, fact, received)
 
-    match event:
-        case BatchReady():
-            yield from _plan_batch(plan, event, received)
-        case catalogue.BatchArchived() if parked(item, "upload_failed"):
-            plan.redo_publication(item, "upload_failed")
-            yield "upload failed"
-        case catalogue.MosaicReady() if parked(item, "failed"):
-            plan.redo_mosaic(event.mosaic)
-            yield "stitching failed"
-        case catalogue.MosaicStitched():
-            if parked(item, "volume_failed"):
-                plan.redo_volume(event.mosaic)
-                yield "stitching of the volumes failed"
-            if parked(item, "upload_failed"):
-                plan.redo_publication(item, "upload_failed")
-                yield "upload failed"
-        case catalogue.MosaicVolumeStitched():
-            if parked(item, "volume_upload_failed"):
-                plan.redo_publication(item, "volume_upload_failed")
-                yield "upload of the volumes failed"
-            yield from _plan_stack(plan, project.layout.slice_of(event.mosaic), received)
-        case catalogue.SliceReady():
-            ended = [fact for fact in ("failed", "axis_failed") if parked(item, fact)]
-            if parked(item, "skipped") and len(good_mosaics(project, event.slice)) > 1:
-                ended.append("skipped")
-            if ended:
-                plan.redo_slice(event.slice)
-                yield f"registration {ended[0].replace('_', ' ')}"
-            yield from _plan_stack(plan, event.slice, received)
-        case catalogue.SliceRegistered():
-            if parked(item, "upload_failed"):
-                plan.redo_publication(item, "upload_failed")
-                yield "upload failed"
-            yield from _plan_stack(plan, event.slice, received)
-        case catalogue.SliceFailed():
-            yield from _plan_stack(plan, event.slice, received)
-
-
-def _plan_stack(plan: RedoPlan, slice_id: SliceId, received: Received) -> Iterator[str]:
-    project = plan.project
-    if project.facts.has(slice_id, "stack_failed") and _is_later(project, slice_id, "stack_failed", received):
-        plan.redo_stack(slice_id)
-        yield f"{slice_id} could not be added to the sample"
+    if isinstance(event, BatchReady):
+        yield from _plan_batch(plan, event, received)
+        return
+    for step in chain().started_by(type(event)):
+        about = lift(item, step.hierarchy, project.layout)
+        ended = [fact for fact in step.ends if fact != step.done and parked(about, fact)]
+        if ended == ["skipped"] and not (isinstance(about, SliceId) and len(good_mosaics(project, about)) > 1):
+            continue  # the reason why it was skipped still holds
+        if ended:
+            plan.redo(step, about)
+            yield step.failure
 
 
 def _plan_batch(plan: RedoPlan, event: BatchReady, received: Received) -> Iterator[str]:
@@ -128,7 +97,7 @@ def _plan_batch(plan: RedoPlan, event: BatchReady, received: Received) -> Iterat
         elif "processed" in known and _has_changed(project, event, tile):
             reasons.append(f"the raw file of {tile} has changed")
     if reasons:
-        plan.redo_batch(batch, archive=True)
+        plan.redo(PROCESS_BATCH, batch, side_results=True)
         yield from reasons
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
+from opticstream.model.chain import Step, chain, lift
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, TileId
 from opticstream.pipeline.progress import Failure, failures
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.redo import PUBLISHED, RedoPlan, apply_plan
+from opticstream.pipeline.redo import RedoPlan, apply_plan
 
 __all__ = ["apply_plan", "retry_plan"]
 
@@ -30,30 +31,18 @@ def retry_plan(project: Project, /, *, only: Iterable[ItemId] | None = None) -> 
     parked = [
         f for f in failures(project, project.facts.snapshot()) if chosen is None or _is_inside(project, f, chosen)
     ]
-    for batch in sorted({batch for f in parked if (batch := _unprocessed(project, f)) is not None}):
-        plan.redo_batch(batch, archive=True)
-    for failure in parked:
-        match failure.item, failure.fact:
-            case MosaicId() as mosaic, "volume_failed":
-                plan.redo_volume(mosaic)
-            case MosaicId() as mosaic, "failed":
-                plan.redo_mosaic(mosaic)
-    for failure in parked:
-        if isinstance(failure.item, SliceId) and failure.fact in ("failed", "axis_failed"):
-            plan.redo_slice(failure.item)
-    for failure in parked:
-        if failure.fact in PUBLISHED:
-            plan.redo_publication(failure.item, failure.fact)
-        elif isinstance(failure.item, SliceId) and failure.fact == "stack_failed":
-            plan.redo_stack(failure.item)
+    for step in chain().steps:
+        items = {item for failure in parked if (item := _parked_in(project, step, failure)) is not None}
+        for item in sorted(items, key=lambda one: one.key):
+            plan.redo(step, item, side_results=True)
     return plan
 
 
-def _unprocessed(project: Project, failure: Failure) -> BatchId | None:
-    """Return the batch that a parked tile or batch has processed again; None for other failures."""
-    if isinstance(failure.item, TileId):
-        return project.layout.batch_of(failure.item)
-    return failure.item if isinstance(failure.item, BatchId) and failure.fact == "failed" else None
+def _parked_in(project: Project, step: Step, failure: Failure) -> ItemId | None:
+    """Return the item whose step is done again for a failure; for a tile its batch. None if another step has failed."""
+    if chain().step_of(failure.item, failure.fact) is not step:
+        return None
+    return lift(failure.item, step.hierarchy, project.layout)
 
 
 def _is_inside(project: Project, failure: Failure, chosen: set[ItemId]) -> bool:

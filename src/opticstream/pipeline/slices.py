@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opticstream.model.events import Event, SliceFailed, SliceFlagged, SliceReady, SliceRegistered
+from opticstream.model.events import Event, SliceFlagged, SliceReady
 from opticstream.model.ids import MosaicId, SliceId
-from opticstream.pipeline.jobs import REGISTER_SLICE, Attempt, Done, Failed, Result, once, perform
+from opticstream.pipeline.jobs import REGISTER_SLICE, Attempt, Done, Result, announcements, failure_event, once, perform
 from opticstream.pipeline.products import stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import good_mosaics
@@ -69,19 +69,15 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         )
 
     outcome = perform(project, slice_id, REGISTER_SLICE, compute)
-    if isinstance(outcome, Failed):
-        return [project.event(SliceFailed, slice_id, stage=REGISTER_SLICE.name, reason=outcome.reason)]
     if not isinstance(outcome, Done):
-        return []
+        return announcements(project, slice_id, REGISTER_SLICE, outcome)
     if fact := outcome.result.fact:
         if len(project.layout.mosaics(slice_id)) < 2 and fact == "skipped":
             return []  # nothing has failed: such a project has nothing to register
         reason = str(outcome.result.detail["reason"])
         told = f"skipped: {reason}" if fact == "skipped" else reason
-        return [project.event(SliceFailed, slice_id, stage=REGISTER_SLICE.name, reason=told)]
-    events: list[Event] = [
-        project.event(SliceRegistered, slice_id, outputs=outcome.result.detail["products"]),
-    ]
+        return [failure_event(project, slice_id, REGISTER_SLICE, told)]
+    events = announcements(project, slice_id, REGISTER_SLICE, outcome)
     if doubts := outcome.result.detail["doubts"]:
         events.append(project.event(SliceFlagged, slice_id, reasons=tuple(doubts)))
     return events

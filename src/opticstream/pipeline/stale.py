@@ -8,27 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
+from opticstream.model.chain import chain
+from opticstream.model.ids import BatchId, ItemId, MosaicId
 from opticstream.pipeline.grounds import changed_settings, inputs_hash, settings_of
 from opticstream.pipeline.parameters import shared_part
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.redo import PUBLISHED, RedoPlan
+from opticstream.pipeline.redo import RedoPlan
 from opticstream.state import FactsSnapshot, FileRecord, Grounds
 from opticstream.state.raw_files import ChangedRawFile, changed_raw_files
 from opticstream.state.record import path_from_name, sha256_of_path
 
-_LOOKED_AT = (
-    ("batch", ("processed", "failed")),
-    ("mosaic", ("stitched", "failed")),
-    ("mosaic", ("volume_stitched", "volume_failed")),
-    ("slice", ("registered", "axis_failed")),
-    ("slice", ("stacked", "stack_failed")),
-    ("batch", ("uploaded",)),
-    ("mosaic", ("uploaded", "volume_uploaded")),
-    ("slice", ("uploaded",)),
-)
-"""Results and failures that rest on something, in the order of the chain."""
 _MOST_FILES = 3
 """Raw files that are named for each batch."""
 
@@ -72,9 +62,9 @@ def stale_results(project: Project, snapshot: FactsSnapshot | None = None, /) ->
     look = _Look(project, snapshot)
     return [
         stale
-        for hierarchy, facts in _LOOKED_AT
-        for item in snapshot.items(hierarchy)
-        for fact in facts
+        for step in chain().steps
+        for item in snapshot.items(step.hierarchy)
+        for fact in ((step.done,) if step.publishes or step.failed is None else (step.done, step.failed))
         if snapshot.has(item, fact) and (stale := look.at(item, fact)) is not None
     ]
 
@@ -155,24 +145,17 @@ def stale_plan(project: Project, stale: Iterable[Stale], /) -> RedoPlan:
     """
     plan = RedoPlan(project)
     for one in stale:
-        match one.item, one.fact:
-            case BatchId() as batch, ("processed" | "failed"):
-                if missing := _missing_raw_file(project, batch):
-                    plan.refused.append(f"{batch} stays as it is: {missing} is gone, and it is made from it")
-                    continue
-                has_failures = one.fact == "failed" or bool(_failed_tiles(project, batch))
-                changes_archive = has_failures or one.raw_files_changed
-                plan.redo_batch(batch, archive=changes_archive, alone=one.alone)
-            case MosaicId() as mosaic, ("stitched" | "failed"):
-                plan.redo_mosaic(mosaic, alone=one.alone)
-            case MosaicId() as mosaic, ("volume_stitched" | "volume_failed"):
-                plan.redo_volume(mosaic)
-            case SliceId() as slice_id, ("registered" | "axis_failed"):
-                plan.redo_slice(slice_id)
-            case SliceId() as slice_id, ("stacked" | "stack_failed"):
-                plan.redo_stack(slice_id)
-            case _ if one.fact in PUBLISHED:
-                plan.redo_publication(one.item, one.fact)
+        step = chain().step_of(one.item, one.fact)
+        if step is None:
+            continue
+        changes_archive = False
+        if isinstance(one.item, BatchId) and not step.publishes:
+            if missing := _missing_raw_file(project, one.item):
+                plan.refused.append(f"{one.item} stays as it is: {missing} is gone, and it is made from it")
+                continue
+            has_failures = one.fact == "failed" or bool(_failed_tiles(project, one.item))
+            changes_archive = has_failures or one.raw_files_changed
+        plan.redo(step, one.item, alone=one.alone, side_results=changes_archive)
     return plan
 
 

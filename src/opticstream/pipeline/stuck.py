@@ -7,22 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from opticstream.model.chain import chain
 from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId
-from opticstream.pipeline.jobs import PROCESS_BATCH, REGISTER_SLICE, STITCH_MOSAIC, STITCH_VOLUME, Job
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.rules import BATCH_ENDED, REGISTRATION_ENDED, is_settled, waits_for_template
+from opticstream.pipeline.rules import BATCH_ENDED, is_settled, waits_for_template
 from opticstream.state import FactsSnapshot
 from opticstream.state.facts import utc_now
 
-_WORK: dict[str, tuple[tuple[Job, frozenset[str]], ...]] = {
-    "batch": ((PROCESS_BATCH, frozenset(BATCH_ENDED)),),
-    "mosaic": (
-        (STITCH_MOSAIC, frozenset({"stitched", "failed"})),
-        (STITCH_VOLUME, frozenset({"volume_stitched", "volume_failed"})),
-    ),
-    "slice": ((REGISTER_SLICE, REGISTRATION_ENDED),),
-}
 _PATIENCE_SWEEPS = 5.0
 """Sweeps that something may be ready before it counts as stuck: the first one announces it again."""
 
@@ -92,15 +84,16 @@ def _missing_templates(project: Project, snapshot: FactsSnapshot) -> Iterator[St
 
 def _stopped_work(project: Project, snapshot: FactsSnapshot, now: datetime) -> Iterator[Stuck]:
     patience = timedelta(seconds=_PATIENCE_SWEEPS * project.deployment.sweep_s)
-    for hierarchy, works in _WORK.items():
+    for hierarchy in ("batch", "mosaic", "slice"):
+        steps = [step for step in chain().of(hierarchy) if not step.publishes and not step.claimed_on_sample]
         for item in snapshot.items(hierarchy):
-            for job, ended in works:
-                if snapshot.facts_of(item) & ended:
+            for job in steps:
+                if not snapshot.facts_of(item).isdisjoint(job.ends):
                     continue
                 holder = project.facts.holder(item, job.claim) if snapshot.has(item, job.claim) else None
                 if holder is not None and holder.state == "dead":
                     yield Stuck(item, "lease dead", f"{job.name}: {holder}; nobody has taken it over yet")
-                elif job.claim == "started" and (holder is None or holder.state == "released"):
+                elif job.starts_work and (holder is None or holder.state == "released"):
                     ready = _time_of(project, item, "ready")
                     waits = isinstance(item, MosaicId) and snapshot.has(item, "waiting")
                     if ready is not None and now - ready > patience and not waits:

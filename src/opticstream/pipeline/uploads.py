@@ -10,59 +10,34 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from opticstream.model.chain import Step, chain
 from opticstream.model.errors import StateError
-from opticstream.model.events import (
-    BatchFailed,
-    BatchUploaded,
-    Event,
-    MosaicFailed,
-    MosaicUploaded,
-    MosaicVolumeUploaded,
-    SliceFailed,
-    SliceUploaded,
-)
+from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
-from opticstream.pipeline.jobs import UPLOAD, UPLOAD_VOLUME, Attempt, Done, Failed, Job, Result, once, perform
+from opticstream.pipeline.bindings import due_items
+from opticstream.pipeline.jobs import Attempt, Result, announcements, once, perform
 from opticstream.pipeline.project import Project
 from opticstream.publish.local import link_into_mosaic, publish_locally
 from opticstream.state import Claim, FactsSnapshot, FileRecord
 
-_QUEUES: tuple[tuple[str, str, Job, type[Event]], ...] = (
-    ("batch", "archived", UPLOAD, BatchUploaded),
-    ("mosaic", "stitched", UPLOAD, MosaicUploaded),
-    ("mosaic", "volume_stitched", UPLOAD_VOLUME, MosaicVolumeUploaded),
-    ("slice", "registered", UPLOAD, SliceUploaded),
-)
 
-
-def upload_queue(snapshot: FactsSnapshot, /) -> list[tuple[ItemId, str, Job, type[Event]]]:
-    """Return what waits for publication: (item, fact that made it ready, job, event that announces the end)."""
+def upload_queue(project: Project, snapshot: FactsSnapshot, /) -> list[tuple[ItemId, Step]]:
+    """Return what waits for publication, with the step that publishes it."""
     return [
-        (item, fact, job, event)
-        for hierarchy, fact, job, event in _QUEUES
-        for item in snapshot.items(hierarchy)
-        if snapshot.has(item, fact) and not snapshot.facts_of(item) & {job.done, job.failed}
+        (item, step)
+        for step in chain().steps
+        if step.publishes
+        for item in due_items(project, step, snapshot, snapshot.items(step.hierarchy))
     ]
 
 
 def upload_pending(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
     """Publish everything that waits, and yield what is to be announced as it happens."""
-    for item, fact, job, event in upload_queue(project.facts.snapshot()):
-        if not project.facts.has(item, fact):  # withdrawn meanwhile
+    for item, step in upload_queue(project, project.facts.snapshot()):
+        if not project.facts.has(item, step.after):  # withdrawn meanwhile
             continue
-        work = partial(_upload, project, item, fact, attempt)
-        outcome = perform(project, item, job, work)
-        if isinstance(outcome, Done):
-            yield project.event(event, item)
-        elif isinstance(outcome, Failed):
-            yield _failure(project, item, job, outcome.reason)
-
-
-def _failure(project: Project, item: ItemId, job: Job, reason: str) -> Event:
-    if isinstance(item, BatchId):
-        return project.event(BatchFailed, item, reason=f"{job.name}: {reason}")
-    kind = MosaicFailed if isinstance(item, MosaicId) else SliceFailed
-    return project.event(kind, item, stage=job.name, reason=reason)
+        work = partial(_upload, project, item, step.after, attempt)
+        yield from announcements(project, item, step, perform(project, item, step, work))
 
 
 def _upload(project: Project, item: ItemId, fact: str, attempt: Attempt, _claim: Claim) -> Result:

@@ -24,6 +24,7 @@ from opticstream.io.nifti import map_from_nifti, write_nifti
 from opticstream.io.tilemap import read_tilemap
 from opticstream.model.errors import InputError
 from opticstream.model.ids import MosaicId
+from opticstream.model.modalities import described
 from opticstream.stages.mosaic_tiles import MosaicTiles, check_template, tiles_of_mosaic
 
 BELIEVED = 0.9
@@ -208,7 +209,7 @@ def _written(
     peak: ConfocalPeak | None = None,
     constant: float = 0.0,
 ) -> FocusResult:
-    write_nifti(path, surface, voxel_size_mm=voxel, description="focus: depth shift in samples")
+    write_nifti(path, surface, voxel_size_mm=voxel, description=described("focus").tile_header)
     return FocusResult(
         path,
         False,

@@ -29,7 +29,7 @@ from opticstream.state.record import (
     checked_content,
     grounds_from_head,
 )
-from opticstream.state.vocabulary import FACTS, check_claim, check_fact, is_claim
+from opticstream.state.vocabulary import check_claim, check_fact, facts_of, is_claim
 from opticstream.system.disk import sync_path
 from opticstream.system.host import HostIdentity
 
@@ -252,7 +252,7 @@ class Facts:
 
     def facts_of(self, item: ItemId, /) -> frozenset[str]:
         """Return all facts that have been recorded about `item`."""
-        return frozenset(fact for fact in FACTS[item.hierarchy] if self.path(item, fact).exists())
+        return frozenset(fact for fact in facts_of(item.hierarchy) if self.path(item, fact).exists())
 
     def reached(self, items: Iterable[ItemId], /, *facts: str) -> bool:
         """Return whether each of `items` has at least one of `facts`; true of no items at all."""

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from opticstream.model.chain import chain
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
-from opticstream.state.vocabulary import FACTS
 
 STATE_FOLDER = "state"
 TILES_FOLDER = "tiles"
@@ -23,7 +23,6 @@ WITHDRAWN_FOLDER = "withdrawn"
 JOURNAL_FOLDER = "journal"
 
 _MOSAIC_FOLDER = re.compile(r"mosaic-(\d{2,})")
-_KNOWN = {hierarchy: frozenset(facts) for hierarchy, facts in FACTS.items()}
 
 
 def flag_folder(item: ItemId, /) -> Path:
@@ -134,7 +133,7 @@ def _scan_root(folder: Path) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
     for entry in _entries(folder):
         stem, dot, fact = entry.name.partition(".")
         hierarchy, _, number = stem.partition("-")
-        if not dot or fact not in _KNOWN.get(hierarchy, ()):
+        if not dot or fact not in chain().known.get(hierarchy, ()):
             continue
         if stem == "sample":
             yield SampleId(), fact, entry
@@ -147,7 +146,7 @@ def _scan_root(folder: Path) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
 def _scan_numbered(
     folder: Path, hierarchy: str, make: type[BatchId] | type[TileId], mosaic_id: int
 ) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
-    known = _KNOWN[hierarchy]
+    known = chain().known[hierarchy]
     prefix = f"{hierarchy}-"
     items: dict[str, ItemId] = {}
     for entry in _entries(folder):

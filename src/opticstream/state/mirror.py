@@ -20,7 +20,7 @@ from opticstream.state.facts import Facts
 from opticstream.state.flags import Stamp, stamp_flags
 from opticstream.state.oct_state import OCTBatchState, OCTProjectState, OCTStateService, OCTWork
 from opticstream.state.tree import shortened
-from opticstream.state.vocabulary import FACTS, is_failure
+from opticstream.state.vocabulary import facts_of, is_failure
 
 _UNSETTLED_NS = 3_000_000_000
 """Age that a flag must have, beside the newest one, for its time to tell it from its successor: file systems give
@@ -183,7 +183,10 @@ def _mirror_item(state: OCTProjectState, facts: Facts, layout: AcquisitionLayout
     before = None if found is None else _own_fields(found)
     stamps = look.stamps.get(item, {})
     attempts, failure = 0, None
-    for fact in FACTS[item.hierarchy]:
+    kept = frozenset(target.facts())
+    for fact in facts_of(item.hierarchy):
+        if fact not in kept:  # of a step that is only being tried, see `opticstream.model.chain.extended`
+            continue
         if fact not in stamps:
             target.unmark(fact)
             continue

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opticstream.model.chain import ORDER, chain, whole_of
 from opticstream.model.errors import StateError
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
+from opticstream.model.ids import BatchId, ItemId, SampleId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.state.claims import DEFAULT_LEASE_S
 from opticstream.state.facts import Facts, FactsSnapshot
@@ -27,17 +28,6 @@ from opticstream.system.temporaries import temporary_beside
 _KEPT_OF_TARGET = frozenset({"ready"})
 """What led to the work of the item itself still holds, and announces it again."""
 _KEPT_OF_BATCH = frozenset({"ready"})
-_PUBLISHED = frozenset({"uploaded", "volume_uploaded"})
-_PARTS_OF_SAMPLE = frozenset({"stacked", "stack_failed"})
-_NEVER_REMOVED = _PUBLISHED | {"archived"}
-_ORDER = {"sample": 0, "slice": 1, "mosaic": 2, "batch": 3, "tile": 4}
-_MAIN_CLAIMS: Mapping[str, tuple[str, ...]] = {
-    "sample": ("started",),
-    "slice": ("started",),
-    "mosaic": ("started", "volume_started"),
-    "batch": ("started",),
-    "tile": (),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +100,9 @@ def plan_reset(facts: Facts, item: ItemId, /, layout: AcquisitionLayout, *, down
     targets = set(_with_parts(item, snapshot, layout))
     chosen = {(i, f) for i in targets for f in snapshot.facts_of(i) if f not in _kept(i, is_target=True)}
     if isinstance(item, SampleId):  # its stacks hold a part of every slice
-        chosen |= {(i, f) for i in snapshot.items("slice") for f in snapshot.facts_of(i) & _PARTS_OF_SAMPLE}
+        for step in chain().steps:
+            if step.claimed_on_sample:
+                chosen |= {(i, f) for i in snapshot.items(step.hierarchy) for f in snapshot.facts_of(i) & {*step.ends}}
     resting: set[tuple[ItemId, str]] = set()
     while True:
         everything = chosen | resting
@@ -121,11 +113,11 @@ def plan_reset(facts: Facts, item: ItemId, /, layout: AcquisitionLayout, *, down
         resting |= found
     if downstream:
         chosen |= resting
-    ordered = sorted(chosen, key=lambda key: (_ORDER[key[0].hierarchy], key[0].key, is_claim(key[1]), key[1]))
+    ordered = sorted(chosen, key=lambda key: (ORDER[key[0].hierarchy], key[0].key, is_claim(key[1]), key[1]))
     outputs = {file: key for key in ordered if key in records for file in records[key].outputs}
     vouched = {file.path for key, record in records.items() if key not in chosen for file in record.outputs}
     remove = {file.path for file, key in outputs.items() if _goes(file, key, item) and file.path not in vouched}
-    published = {file.path for file, key in outputs.items() if key[1] in _PUBLISHED}
+    published = {file.path for file, key in outputs.items() if key[1] in chain().published}
     return ResetPlan(
         target=item,
         downstream=downstream,
@@ -167,7 +159,7 @@ def apply_reset(
             raise StateError(f"something has happened to {plan.target} since this reset was planned; plan it again")
         withdrawn = sum(facts.withdraw(item, fact, reason=reason) for item, fact in plan.withdraw)
         for item in plan.items:
-            for work in _MAIN_CLAIMS[item.hierarchy]:  # the claims of this reset have made these flags anew
+            for work in chain().claims(item.hierarchy):  # the claims of this reset have made these flags anew
                 if (item, work) not in plan.withdraw:
                     facts.withdraw(item, work, reason=reason)
         if remove_files:
@@ -201,26 +193,12 @@ def _resting_on(
     records: Mapping[tuple[ItemId, str], FactRecord],
     layout: AcquisitionLayout,
 ) -> Iterator[tuple[ItemId, str]]:
-    above: set[ItemId] = set()
-    for item in items:
-        above |= set(_above(item, layout))
+    above = {whole for item in items if (whole := whole_of(item, layout)) is not None}
     for item in above:
         yield from ((item, fact) for fact in snapshot.facts_of(item) if fact not in _kept(item, is_target=False))
     for (item, _), record in records.items():
         if item not in items and not going.isdisjoint(_names_in(record)):
             yield from ((item, fact) for fact in snapshot.facts_of(item) if fact not in _kept(item, is_target=True))
-
-
-def _above(item: ItemId, layout: AcquisitionLayout) -> Iterator[ItemId]:
-    match item:
-        case TileId():
-            yield layout.batch_of(item)
-        case BatchId():
-            yield item.mosaic
-        case MosaicId():
-            yield layout.slice_of(item)
-        case SliceId():
-            yield SampleId()
 
 
 def _names_in(record: FactRecord) -> Iterator[str]:
@@ -242,13 +220,13 @@ def _texts_in(value: Any) -> Iterator[str]:
 def _goes(file: FileRecord, key: tuple[ItemId, str], target: ItemId) -> bool:
     if isinstance(key[0], SampleId) and not isinstance(target, SampleId):
         return False  # the stacks hold the other slices, too; the new part takes the place of the old one
-    return ":" not in file.path and key[1] not in _NEVER_REMOVED
+    return ":" not in file.path and key[1] not in chain().published | chain().side_results
 
 
 def _claims_of(plan: ResetPlan, facts: Facts) -> Iterator[tuple[ItemId, str]]:
     for item in plan.items:
         known = [fact for fact in facts.facts_of(item) if is_claim(fact)]
-        for work in dict.fromkeys([*_MAIN_CLAIMS[item.hierarchy], *sorted(known)]):
+        for work in dict.fromkeys([*chain().claims(item.hierarchy), *sorted(known)]):
             yield item, work
 
 

@@ -6,48 +6,16 @@ A fact is an adjective or participle in a file name (``batch-001.processed``). A
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
+from opticstream.model.chain import STEPS, Chain, chain
 from opticstream.model.ids import ItemId
 
-FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "sample": ("started", "updated"),
-        "slice": (
-            "ready",
-            "started",
-            "registered",
-            "axis_failed",
-            "skipped",
-            "failed",
-            "stacked",
-            "stack_failed",
-            "upload_started",
-            "uploaded",
-            "upload_failed",
-        ),
-        "mosaic": (
-            "waiting",
-            "ready",
-            "started",
-            "stitched",
-            "failed",
-            "volume_started",
-            "volume_stitched",
-            "volume_failed",
-            "upload_started",
-            "uploaded",
-            "upload_failed",
-            "volume_upload_started",
-            "volume_uploaded",
-            "volume_upload_failed",
-        ),
-        "batch": ("ready", "started", "archived", "processed", "failed", "upload_started", "uploaded", "upload_failed"),
-        "tile": ("processed", "failed"),
-    }
-)
+FACTS = Chain(STEPS).facts
 """Facts of each hierarchy, in the order in which they usually come about."""
+
+
+def facts_of(hierarchy: str, /) -> tuple[str, ...]:
+    """Return the facts of one kind of item, in the order in which they usually come about."""
+    return chain().facts[hierarchy]
 
 
 def is_claim(fact: str, /) -> bool:
@@ -83,7 +51,7 @@ def check_fact(item: ItemId, fact: str, /) -> str:
         ...
     ValueError: tile 1 of mosaic 1 cannot be 'stitched'; facts of a tile are processed, failed
     """
-    known = FACTS[item.hierarchy]
+    known = facts_of(item.hierarchy)
     if fact not in known:
         raise ValueError(f"{item} cannot be {fact!r}; facts of a {item.hierarchy} are {', '.join(known)}")
     return fact
@@ -92,6 +60,6 @@ def check_fact(item: ItemId, fact: str, /) -> str:
 def check_claim(item: ItemId, work: str, /) -> str:
     """Return `work`, refused when it is not a claim that items of this kind know."""
     if not is_claim(check_fact(item, work)):
-        claims = [fact for fact in FACTS[item.hierarchy] if is_claim(fact)]
+        claims = [fact for fact in facts_of(item.hierarchy) if is_claim(fact)]
         raise ValueError(f"{work!r} of {item} is a fact, not a claim; claims of a {item.hierarchy}: {claims}")
     return work

@@ -10,13 +10,16 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opticstream.config import config_from_mapping
 from opticstream.model import events as catalogue
+from opticstream.model.chain import chain
 from opticstream.model.events import Event
 from opticstream.pipeline import batches, looks, mosaics, slices, stacking, uploads
+from opticstream.pipeline.bindings import binding_of
 from opticstream.pipeline.incoming import Received, event_from_received
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.project import Project
@@ -179,6 +182,9 @@ class LocalBus:
                 steps.append(lambda _e: looks.look_at_mosaics(project))
             case catalogue.SliceReady():
                 steps.append(lambda _e: slices.register_slice(project, event))
+        for tried in chain().started_by(type(event)):  # a step that has no flow yet is done by the bus itself
+            if (work := binding_of(tried).work) is not None and not tried.flow:
+                steps.append(partial(work, project))
         if isinstance(event, _STACKED):
             steps.append(lambda _e: stacking.update_sample(project))
         if isinstance(event, _PUBLISHED):

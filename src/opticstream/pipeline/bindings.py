@@ -1,0 +1,93 @@
+"""What is bound to the steps of the chain: the settings of their results, when they are wanted, and what they wait for.
+
+A step that is not named here rests on no settings, is always wanted once it is due, and waits for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from opticstream.model.chain import Step
+from opticstream.model.events import Event
+from opticstream.model.ids import BatchId, ItemId, MosaicId, TileId
+from opticstream.pipeline.parameters import (
+    StageSettings,
+    mosaic_settings,
+    sample_settings,
+    slice_settings,
+    tile_settings,
+    volume_settings,
+)
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.rules import may_determine_template, waits_for_focus, waits_for_template
+from opticstream.pipeline.templates import determined_focus
+from opticstream.state import FactsView
+
+SettingsOf = Callable[[Project, ItemId, FactsView], StageSettings]
+Waits = Callable[[Project, ItemId, FactsView], bool]
+Work = Callable[[Project, Event], Iterable[Event]]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What the pipeline knows of a step besides the chain's table."""
+
+    settings: SettingsOf | None = None
+    """Returns the settings that a result of the step rests on now."""
+    wanted: Callable[[Project], bool] = lambda _project: True
+    """Whether the project's settings ask for the step."""
+    waits: Waits = lambda _project, _item, _facts: False
+    """Whether the step has to wait for a result of another item, although it is due."""
+    work: Work | None = None
+    """Does the step for the event that starts it, where no flow does."""
+
+
+def _settings_of_tile(project: Project, item: ItemId, _facts: FactsView) -> StageSettings:
+    assert isinstance(item, BatchId | TileId)
+    return tile_settings(project.config, project.layout.illumination_index(item.mosaic))
+
+
+def _settings_of_mosaic(project: Project, item: ItemId, facts: FactsView) -> StageSettings:
+    assert isinstance(item, MosaicId)
+    finds_focus = may_determine_template(project, item, facts) or determined_focus(project, item)
+    return mosaic_settings(project.config, project.layout.illumination_index(item), finds_focus=finds_focus)
+
+
+def _waits_for_template(project: Project, item: ItemId, facts: FactsView) -> bool:
+    assert isinstance(item, MosaicId)
+    return waits_for_template(project, item, facts)
+
+
+def _waits_for_focus(project: Project, item: ItemId, facts: FactsView) -> bool:
+    assert isinstance(item, MosaicId)
+    return waits_for_focus(project, item, facts)
+
+
+BINDINGS: dict[str, Binding] = {
+    "process batch": Binding(settings=_settings_of_tile),
+    "stitch mosaic": Binding(settings=_settings_of_mosaic, waits=_waits_for_template),
+    "stitch volume": Binding(
+        settings=lambda project, _item, _facts: volume_settings(project.config),
+        wanted=lambda project: project.config.stitches_volumes,
+        waits=_waits_for_focus,
+    ),
+    "register slice": Binding(settings=lambda project, _item, _facts: slice_settings(project.config)),
+    "update sample": Binding(settings=lambda project, _item, _facts: sample_settings(project.config)),
+}
+"""By the name of the step."""
+
+
+def binding_of(step: Step, /) -> Binding:
+    """Return what is bound to a step."""
+    return BINDINGS.get(step.name, Binding())
+
+
+def due_items(project: Project, step: Step, facts: FactsView, items: Iterable[ItemId], /) -> Iterator[ItemId]:
+    """Yield those of some items of a step's kind on which the step is due and has not come to an end."""
+    if not binding_of(step).wanted(project):
+        return
+    for item in items:
+        known = facts.facts_of(item)
+        if step.after in known and known.isdisjoint(step.ends):
+            yield item
