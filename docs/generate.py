@@ -78,7 +78,7 @@ def chain_page() -> str:
     lines = [
         "# The chain",
         "",
-        "Generated from the table of steps (`model/chain.py`); `make docs` writes it anew. How a step is added stands in",
+        "Generated from the steps in `model/chain.py`; `make docs` writes it anew. How a step is added stands in",
         "[add a stage](../how-to/add-a-stage.md).",
         "",
         "| step | on a | due after | made from | leads to | parked as | claim | started by | announces |",

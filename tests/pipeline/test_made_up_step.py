@@ -1,4 +1,4 @@
-"""A step that is put into the chain's table runs, is stale, parked, retried, reset and shown, without any other change."""
+"""A step in the table of the chain runs, is stale, parked, retried, reset and shown, without any other change."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from opticstream.pipeline.redo import apply_plan
 from opticstream.pipeline.retry import retry_plan
 from opticstream.pipeline.stale import stale_plan, stale_results
 from opticstream.pipeline.stuck import stuck_items
+from opticstream.state.facts import Facts
 from opticstream.state.mirror import oct_state_from_facts
 from opticstream.state.reset import apply_reset, plan_reset
 from opticstream.state.vocabulary import is_claim, is_failure
+from opticstream.system.host import HostIdentity
 from opticstream.testing.bus import LocalBus
 
 MOSAIC = MosaicId(1)
@@ -182,11 +184,11 @@ def test_a_dead_holder_of_it_is_stuck(bus):
     bus.run()
     project = bus.project
     project.facts.withdraw(MOSAIC, "counted", reason="test")
-    claim = project.facts.claim(MOSAIC, "count_started", lease_s=0.05)
-    assert claim is not None
-    claim.abandon() if hasattr(claim, "abandon") else None
-    found = {(one.item, one.what) for one in stuck_items(project)}
-    assert found <= {(MOSAIC, "lease dead")}
+    identity = HostIdentity.current()
+    dead = HostIdentity("opal", 2**22 + 1, identity.boot_id, identity.pid_namespace, process_start=1)
+    Facts(project.facts.project_dir, host=dead).claim(MOSAIC, "count_started")
+    assert [(one.item, one.what) for one in stuck_items(project)] == [(MOSAIC, "lease dead")]
+    assert project_progress(project).mosaics[0].steps["count pixels"] == "under way"
 
 
 def test_the_facts_of_every_step_are_called_what_they_are():
