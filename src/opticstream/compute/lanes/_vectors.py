@@ -14,14 +14,14 @@ from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import extending, types
 from numba.core import cgutils
 
-from opticstream.compute.lanes import _plain_vectors as plain_simd
+from opticstream.compute.lanes import _plain_vectors as plain
 from opticstream.system.compiled import DISABLED
 
 # numba's own stubs take an intrinsic for the function that makes its code; kernels call what that code does.
 _numba: Any = extending
 intrinsic, overload, register_model, models = _numba.intrinsic, _numba.overload, _numba.register_model, _numba.models
 
-LANES = plain_simd.LANES if DISABLED else 16 if binding.get_host_cpu_features().get("avx512f") else 8
+LANES = plain.LANES if DISABLED else 16 if binding.get_host_cpu_features().get("avx512f") else 8
 """A-lines per vector: one AVX-512 register, or two of AVX or four of SSE/NEON for 8."""
 
 _FLOAT = ir.FloatType()
@@ -367,4 +367,4 @@ if DISABLED:
         "where_less_equal", "where_equal", "mantissa_and_exponent", "lanes_sum", "lanes_minimum", "lanes_maximum",
         "turn_counts", "sums_of_quarters", "store_quarters", "keep_between",
     ):  # fmt: skip
-        globals()[_name] = getattr(plain_simd, _name)
+        globals()[_name] = getattr(plain, _name)
