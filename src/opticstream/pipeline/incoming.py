@@ -20,6 +20,7 @@ from opticstream.io.names import FileNameGrammar
 from opticstream.model.errors import EventError, FileNameError, StateError
 from opticstream.model.events import (
     EVENT_OF_NAME,
+    RESOURCE_ID,
     BatchReady,
     Event,
     SampleFailed,
@@ -220,7 +221,8 @@ def _number(name: str, given: Mapping[str, Any], labels: Mapping[str, str]) -> i
 
 def _after_project(labels: Mapping[str, str]) -> str:
     """Return the part of a resource's id that names the item; a project's name may hold anything."""
-    id_, project = labels.get("prefect.resource.id", ""), labels.get("project", "")
+    id_ = next((value for label, value in labels.items() if label.endswith(RESOURCE_ID)), "")
+    project = labels.get("project", "")
     return id_.rpartition(project)[2] if project and project in id_ else id_
 
 
