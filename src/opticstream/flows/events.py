@@ -61,7 +61,7 @@ def announce(events: Iterable[Event], /, *, automatic: bool = False) -> int:
             if attempt:
                 time.sleep(_FIRST_WAIT_S * 2**attempt)
             try:
-                client._client.post("/events", json=bodies).raise_for_status()
+                client.request("POST", "/events", json=bodies).raise_for_status()
                 return len(bodies)
             except (httpx.HTTPError, OSError) as error:
                 problem = error

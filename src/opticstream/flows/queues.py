@@ -15,9 +15,7 @@ from opticstream.model.events import Event
 def is_queued(event: Event, /) -> bool:
     """Return whether a run of a flow that the event starts waits in the server's queue."""
     try:
-        return bool(
-            flows_started_by(type(event)) & queued_deployments(str(PREFECT_API_URL.value()), headers=_credentials())
-        )
+        queued = queued_deployments(str(PREFECT_API_URL.value()), headers=_credentials())
     except httpx.HTTPError:
         return True  # the server is busy or away; announcing would not reach it either
     return not flows_started_by(type(event)).isdisjoint(queued)
