@@ -140,6 +140,20 @@ def nifti_layout_from_bytes(head: bytes, /, *, name: str = "header") -> NiftiLay
     ------
     FileFormatError
         These bytes are no NIfTI header, or one of complex, RGB or other data, or of numbers that are to be scaled.
+
+    Examples
+    --------
+    A length that did not fit into 16 bits has overflown, and is handed on as it stands:
+
+    >>> head = bytearray(352)
+    >>> struct.pack_into("<i", head, 0, 348)
+    >>> struct.pack_into("<8h", head, 40, 2, 2048, -1, 1, 1, 1, 1, 1)
+    >>> struct.pack_into("<h", head, 70, 512)
+    >>> struct.pack_into("<f", head, 108, 352.0)
+    >>> head[344:347] = b"n+1"
+    >>> layout = nifti_layout_from_bytes(bytes(head))
+    >>> layout.shape, str(layout.dtype), layout.offset
+    ((2048, -1), 'uint16', 352)
     """
     fields, count = _fields_from_bytes(head, name)
     offset, code = _whole_offset(fields, name), int(fields["datatype"])

@@ -68,7 +68,15 @@ def samples_from_packed12(packed: NDArray[np.uint8], /) -> NDArray[np.uint16]:
 
 
 def packed12_from_samples(samples: NDArray[Any], /) -> NDArray[np.uint8]:
-    """Return the packed bytes of an even number of samples below 4096; the inverse of `samples_from_packed12`."""
+    """Return the packed bytes of an even number of samples below 4096; the inverse of `samples_from_packed12`.
+
+    Examples
+    --------
+    The nibbles in the middle byte are not in the order of the samples:
+
+    >>> packed12_from_samples(np.array([0xABC, 0x123])).tobytes().hex(" ")
+    'bc 3a 12'
+    """
     pairs = np.asarray(samples, np.uint16).reshape(-1, 2)
     packed = np.empty((pairs.shape[0], 3), np.uint8)
     packed[:, 0] = pairs[:, 0] & 0xFF

@@ -23,6 +23,16 @@ class RawNames:
         Template of spectra beside complex tiles, as in `scan.spectral_file_name`.
     layout : AcquisitionLayout
         Which tiles there are.
+
+    Examples
+    --------
+    >>> from opticstream.model.layout import IlluminationLayout
+    >>> layout = AcquisitionLayout((IlluminationLayout("normal", 4, 3),))
+    >>> names = RawNames("mosaic_{mosaic:03d}_image_{tile:04d}.nii", "mosaic_{mosaic:03d}_raw_{tile:04d}.nii", layout)
+    >>> names.meaning("day 2/mosaic_001_image_0007.nii"), names.meaning("mosaic_001_raw_0007.nii")
+    ((TileId(mosaic_id=1, tile_id=7), False), (TileId(mosaic_id=1, tile_id=7), True))
+    >>> names.meaning("notes.txt") is None
+    True
     """
 
     def __init__(self, file_name: str, spectral_file_name: str | None, layout: AcquisitionLayout, /) -> None:
