@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,34 @@ def test_milestones_carry_what_targets_need(project):
     assert stitched.idempotency_key == "p/mosaic-001.stitched"
     assert (failed.level, failed.title) == ("failure", "mosaic 2: failed")
     assert "no template" in failed.text
+
+
+def test_looks_at_the_same_time_tell_a_target_each_milestone_once(project):
+    told: list[str] = []
+
+    class Slow(MadeUpTarget):
+        def tell(self, milestone, /):
+            told.append(milestone.key)
+            gate.wait(0.02)
+
+    gate = threading.Event()
+    due = reached(project)
+    looks = [
+        threading.Thread(target=Notifier(project.paths.base, [Slow("slow")], on_failure=pytest.fail).tell, args=(due,))
+        for _ in range(4)
+    ]
+    for look in looks:
+        look.start()
+    for look in looks:
+        look.join()
+    assert sorted(told) == sorted(KEYS)
+
+
+def test_a_target_that_cannot_be_opened_fails_alone(project, monkeypatch):
+    monkeypatch.setattr("opticstream.notify.file.open_target", None)
+    deployment = DeploymentSettings(notify_targets=[{"kind": "file"}, {"kind": "log"}])
+    said: list[str] = []
+    warnings: list[str] = []
+    project = Project.open(project.config, deployment=deployment)
+    assert tell_milestones(project, notifier(project, say=said.append, warn=warnings.append)) == 3
+    assert len(said) == len(warnings) == 3
