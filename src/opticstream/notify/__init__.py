@@ -5,7 +5,7 @@ A target is one module, named as its kind in the settings; see `docs/how-to/add-
 
 from opticstream.notify.milestone import Level, Link, Milestone
 from opticstream.notify.notifier import Notifier, NotTold
+from opticstream.notify.opening import open_targets
 from opticstream.notify.target import Target, TargetContext
-from opticstream.notify.targets import open_targets
 
 __all__ = ["Level", "Link", "Milestone", "NotTold", "Notifier", "Target", "TargetContext", "open_targets"]
