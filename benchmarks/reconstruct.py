@@ -10,7 +10,8 @@ Compared within one run, medians over the repeats, page cache warm:
 * a plain vectorised float64 chain (NumPy and SciPy, `opticstream.testing`: interp1d, median, fft, gaussian_filter1d,
   `gradient`, mean retardance, axial mean, slope) on a few B-lines, in memory, and extrapolated. It reads no file, and
   its estimators are the cheaper ones;
-* the bare complex64 transforms by the fastest library that is installed, ours included, on the same cores;
+* the bare complex64 transforms by each library that is installed, ours included, on the same cores; ducc0 and pyfftw
+  are no dependencies, and their rows say so where they are missing;
 * writing the bytes of the volumes to the same disk, synced, as ours are;
 * the archive pass against gzip level 3 (on a part of the file, extrapolated).
 
@@ -21,10 +22,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -51,6 +54,7 @@ from opticstream.testing.reconstruction_reference import (
 )
 
 LINE_RATE_HZ = 76_000
+_PLANNING = threading.Lock()  # the planner of FFTW serves one thread at a time
 
 
 def median_s(action: Callable[[], Any], repeats: int) -> float:
@@ -82,8 +86,11 @@ def write_tile(path: Path, samples: int, a_lines: int, b_lines: int) -> None:
             file.write(blocks[line % 8].tobytes())
 
 
-def fft_seconds(samples: int, lines: int, threads: int) -> dict[str, float]:
-    """Return seconds per transform of each library, on `threads` threads that work on lines of their own."""
+def fft_seconds(samples: int, lines: int, threads: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the wall and the processor seconds for `lines` transforms of each library, on `threads` threads.
+
+    NaN for a library that is not installed.
+    """
     rng = np.random.default_rng(0)
     batch = (rng.normal(size=(256, samples)) + 1j * rng.normal(size=(256, samples))).astype(np.complex64)
     libraries: dict[str, Callable[[], Any]] = {"numpy": lambda: np.fft.fft(batch, axis=1)}
@@ -91,11 +98,27 @@ def fft_seconds(samples: int, lines: int, threads: int) -> dict[str, float]:
         import scipy.fft
 
         libraries["scipy"] = lambda: scipy.fft.fft(batch, axis=1)
+    if find_spec("ducc0"):
+        import ducc0
+
+        libraries["ducc0"] = lambda: ducc0.fft.c2c(batch, axes=(1,), nthreads=1)
     if find_spec("pyfftw"):
+        import pyfftw
         from pyfftw.interfaces import cache, numpy_fft
 
         cache.enable()
         libraries["pyfftw"] = lambda: numpy_fft.fft(batch, axis=1)
+        plans = threading.local()
+
+        def planned() -> None:  # as whoever tunes for speed uses it: measured plans, aligned memory, one a thread
+            if not hasattr(plans, "fft"):
+                source, goal = (pyfftw.empty_aligned(batch.shape, np.complex64) for _ in range(2))
+                with _PLANNING:
+                    plans.fft = pyfftw.FFTW(source, goal, axes=(1,), flags=("FFTW_MEASURE",))
+            plans.fft.input_array[...] = batch
+            plans.fft.execute()
+
+        libraries["pyfftw, planned"] = planned
     from opticstream.compute.lanes import LANES, profile_of_strip, split_of, split_rows, split_twiddles_of
 
     if split_of(samples) is not None:
@@ -108,18 +131,31 @@ def fft_seconds(samples: int, lines: int, threads: int) -> dict[str, float]:
                 profile_of_strip(strip, phasor, phasor, work, factors, out)
 
         libraries["opticstream"] = ours
-    seconds = {}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in libraries}
+    jobs = 4 * threads
     with ThreadPoolExecutor(threads) as pool:
-        for name, action in libraries.items():
-            action()
-            jobs = 4 * threads
-
-            def together(action: Callable[[], Any] = action, jobs: int = jobs) -> None:
+        for turn in range(10):  # in turns, so that other work on the machine meets all of them
+            for name, action in libraries.items():
+                begin, begin_cpu = time.perf_counter(), time.process_time()
                 for future in [pool.submit(action) for _ in range(jobs)]:
                     future.result()
+                if turn:  # in the first one every thread plans, compiles and warms up
+                    times[name].append((time.perf_counter() - begin, time.process_time() - begin_cpu))
+    share = lines / (256 * jobs)
+    missing = [name for name in ("ducc0", "pyfftw") if name not in libraries]
+    wall, processor = (
+        {name: statistics.median(pair[which] for pair in pairs) * share for name, pairs in times.items()}
+        | dict.fromkeys(missing, math.nan)
+        for which in (0, 1)
+    )
+    return wall, processor
 
-            seconds[name] = median_s(together, 5) / (256 * jobs) * lines
-    return seconds
+
+def print_transforms(wall: dict[str, float], processor: dict[str, float]) -> None:
+    ours = processor.get("opticstream", math.nan)
+    for name, value in wall.items():
+        shown = f"{value:7.3f} s  processor {processor[name]:7.3f} s, {processor[name] / ours:5.2f} x ours"
+        print(f"transforms alone, {name:16} {'not installed' if math.isnan(value) else shown}")
 
 
 def vectorised_seconds(counts: np.ndarray, wavelengths: np.ndarray, dispersion: np.ndarray) -> float:
@@ -136,11 +172,16 @@ def main() -> int:
     for name, value in (("samples", 2048), ("a-lines", 350), ("b-lines", 350), ("threads", 0), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--folder", type=Path, default=None, help="where the tile and its products go")
+    parser.add_argument("--transforms-only", action="store_true", help="compare the bare transforms and nothing else")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     threads = available_threads(options.threads)
     samples, a_lines, b_lines = options.samples, options.a_lines, options.b_lines
     report: dict[str, Any] = {"samples": samples, "a_lines": a_lines, "b_lines": b_lines, "threads": threads}
+
+    if options.transforms_only:
+        print_transforms(*fft_seconds(samples, 2 * a_lines * b_lines, threads))
+        return 0
 
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -207,10 +248,11 @@ def main() -> int:
         counts = np.memmap(raw, "<u2", "r", 352, (b_lines, 2, a_lines, samples))[:few]
         report["float64_numpy_s"] = vectorised_seconds(np.array(counts), wavelengths, dispersion) * b_lines / few
         report["float64_note"] = f"measured on {few} B-lines and extrapolated"
-        ffts = fft_seconds(samples, 2 * a_lines * b_lines, threads)
+        ffts, report["fft_processor_s"] = fft_seconds(samples, 2 * a_lines * b_lines, threads)
         report["fft_s"] = ffts
-        fastest = min(ffts.values())
-        report["fft_fastest_other_s"] = min(value for name, value in ffts.items() if name != "opticstream")
+        measured = {name: value for name, value in ffts.items() if not math.isnan(value)}
+        fastest = min(measured.values())
+        report["fft_fastest_other_s"] = min(value for name, value in measured.items() if name != "opticstream")
 
         depth = samples // 2 - 24
         plane = np.zeros((depth, 16, a_lines), np.float32)
@@ -267,10 +309,9 @@ def main() -> int:
         print(json.dumps(report, indent=1))
         return 0
     for key, value in report.items():
-        if key not in ("goals", "fft_s"):
+        if key not in ("goals", "fft_s", "fft_processor_s"):
             print(f"{key:28} {value:.3f}" if isinstance(value, float) else f"{key:28} {value}")
-    for name, value in report["fft_s"].items():
-        print(f"transforms alone, {name:12} {value:.3f} s")
+    print_transforms(report["fft_s"], report["fft_processor_s"])
     for name, value in report["goals"].items():
         print(f"{name:66} {value:.2f}")
     return 0

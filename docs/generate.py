@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opticstream.config.template import reference
+from opticstream.config import DeploymentSettings
+from opticstream.config.deployment import variable_of
+from opticstream.config.overrides import models_in
+from opticstream.config.template import reference, shown_default, type_name
 from opticstream.flows.deployments import DEPLOYMENTS
 from opticstream.flows.events import MOST_BYTES
 from opticstream.model.chain import GATES, STEPS
@@ -28,6 +31,39 @@ def project_file_page() -> str:
         "`force_refresh_coordinates`, `save_volumes`, `project_name`, `project_base_path`, `archive_path` and\n"
         "`subject_id`.\n\n" + reference()
     )
+
+
+def deployment_page() -> str:
+    """Return the page on the environment variables of a host, and on the targets of notifications."""
+    lines = [
+        "# Deployment settings",
+        "",
+        "Generated from the settings; `make docs` writes it anew. They say how and where the pipeline runs on a host,",
+        "and are read from environment variables by every command and flow run on that host.",
+        "",
+        "| variable | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    fields = DeploymentSettings.model_fields
+    for name, field in fields.items():
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        listed = "list of targets" if name == "notify_targets" else type_name(field.annotation)
+        default = '[{"kind": "log"}]' if name == "notify_targets" else shown_default(field.default)
+        lines.append(f"| `{variable_of(name)}` | {listed} | `{default}` | {meaning} |")
+    lines += [
+        "",
+        "## Targets of notifications",
+        "",
+        "`OPTICSTREAM_NOTIFY_TARGETS` holds a list of targets, as JSON or TOML. Each target is told each milestone and",
+        "failure once. One that fails stops no other and parks no work; it is told again by the next look or sweep. A",
+        "target that is new to a project is told everything that was reached before.",
+        "[Add a target](../how-to/add-a-target.md) tells how to write another kind.",
+        "",
+    ]
+    for kind in models_in(fields["notify_targets"].annotation):
+        title = f'kind = "{kind.model_fields["kind"].default}"'
+        lines += [reference(kind, path="notify_targets").replace("`[notify_targets]`", f"`{title}`")]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def events_page() -> str:
@@ -164,6 +200,7 @@ def _modality_row(known: Modality) -> list[str]:
 
 PAGES = {
     "project-file.md": project_file_page,
+    "deployment.md": deployment_page,
     "events.md": events_page,
     "chain.md": chain_page,
     "modalities.md": modalities_page,

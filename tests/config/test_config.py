@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from opticstream.config import OptionText, config_from_mapping, load_project, parameters_hash
+from opticstream.config import DeploymentSettings, OptionText, config_from_mapping, load_project, parameters_hash
+from opticstream.config.notify_targets import NotifyTarget
 from opticstream.config.overrides import differences, flat_parameter_path, value_at
 from opticstream.config.template import project_template, reference
 from opticstream.model.errors import ConfigurationError
+from opticstream.notify import TargetContext, open_targets
 
 MINIMAL = {"project": {"project_name": "p", "project_base_path": "out"}}
 
@@ -281,3 +284,49 @@ def test_differences_on_top_of_the_old_settings_give_the_new_ones(changes):
     assert config_from_mapping(before.model_dump(mode="json"), overrides=found) == after
     back = differences(after.model_dump(mode="json"), before.model_dump(mode="json"))
     assert config_from_mapping(after.model_dump(mode="json"), overrides=back) == before
+
+
+class TestNotifyTargets:
+    """`OPTICSTREAM_NOTIFY_TARGETS` holds JSON or TOML, and a wrong value is refused with its place."""
+
+    @staticmethod
+    def read(monkeypatch, text: str):
+        monkeypatch.setenv("OPTICSTREAM_NOTIFY_TARGETS", text)
+        return DeploymentSettings().notify_targets
+
+    def test_the_log_is_told_by_default(self):
+        assert [(t.kind, t.target_name) for t in DeploymentSettings().notify_targets] == [("log", "log")]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '[{"kind": "log"}, {"kind": "file", "name": "a", "path": "/x/y.jsonl"}]',
+            '[{ kind = "log" }, { kind = "file", name = "a", path = "/x/y.jsonl" }]',
+        ],
+    )
+    def test_targets_are_read_from_the_environment(self, monkeypatch, text):
+        log, file = self.read(monkeypatch, text)
+        assert (log.target_name, file.target_name, file.path) == ("log", "a", Path("/x/y.jsonl"))
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("log, file", "OPTICSTREAM_NOTIFY_TARGETS = log, file: expected a list of targets in JSON or TOML"),
+            ('[{"kind": "slak"}]', r"NOTIFY_TARGETS\[0\]: unknown kind 'slak'; expected one of 'log', 'file'"),
+            ('[{"path": "x"}]', r"NOTIFY_TARGETS\[0\]: has no `kind`"),
+            ('[{"kind": "log"}, {"kind": "file", "file": "x"}]', r"NOTIFY_TARGETS\[1\].file = x: there is no such"),
+            ('[{"kind": "file", "name": "A b"}]', r"NOTIFY_TARGETS\[0\].name = A b: String should match pattern"),
+            ('[{"kind": "file"}, {"kind": "file"}]', "2 targets have the name 'file'; give each a `name` of its own"),
+            ('[{"kind": "file", "name": "log"}]', "a target of kind 'file' cannot have the name 'log'"),
+            ('{"kind": "log"}', "NOTIFY_TARGETS: "),
+        ],
+    )
+    def test_a_wrong_value_is_refused_with_its_place(self, monkeypatch, text, words):
+        with pytest.raises(ConfigurationError, match=words):
+            self.read(monkeypatch, text)
+
+    def test_every_kind_has_a_module_that_opens_it(self, tmp_path):
+        for kind in get_args(get_args(NotifyTarget)[0]):
+            (target,) = open_targets([kind()], TargetContext(tmp_path, print))
+            assert type(target).__module__ == f"opticstream.notify.{kind().kind}"
+            assert target.name == kind().kind

@@ -24,7 +24,7 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ["project-file.md", "events.md", "chain.md", "modalities.md"])
+@pytest.mark.parametrize("name", ["project-file.md", "deployment.md", "events.md", "chain.md", "modalities.md"])
 def test_generated_pages_are_up_to_date(name):
     written = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
     assert written == generator().PAGES[name](), "run `make docs`"

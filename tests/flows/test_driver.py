@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
@@ -11,6 +12,7 @@ from opticstream.config import DeploymentSettings, load_project
 from opticstream.flows.driver import Driver
 from opticstream.model.errors import MissingInputError, ServerError
 from opticstream.model.ids import BatchId, MosaicId
+from opticstream.pipeline.milestones import notifier, tell_milestones
 from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.sweep import Sweeper
@@ -197,6 +199,22 @@ def test_late_files_wait_while_somebody_works_on_their_batch(acquisition):
         assert driver.waits_for_files()
     driver.step()
     assert [event.event_name() for event in bus.seen[seen:]] == ["linc.oct.batch.ready"]
+
+
+def test_what_a_target_could_not_be_told_is_told_by_a_sweep_of_the_driver(acquisition):
+    settings = DeploymentSettings(sweep_s=0.01, notify_targets=[{"kind": "file"}])
+    project = Project.open(load_project(acquisition / "project.toml"), deployment=settings)
+    project.facts.record(MosaicId(1), "failed", {"detail": {"reason": "no template"}})
+    told = project.paths.base / "milestones.jsonl"
+    told.mkdir()  # in the way
+    tell_milestones(project, notifier(project, say=print, warn=print))
+    driver = driver_of(project, acquisition / "raw", Bus())
+    driver.step()
+    told.rmdir()
+    while not told.is_file() or not told.read_text().endswith("\n"):
+        driver.step()
+        time.sleep(0.02)
+    assert [json.loads(line)["key"] for line in told.read_text().splitlines()] == ["small/mosaic-001.failed-1"]
 
 
 def test_a_raw_folder_that_was_never_there_is_an_error(acquisition, project):

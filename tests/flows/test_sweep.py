@@ -17,6 +17,7 @@ from opticstream.flows.driver import Driver
 from opticstream.flows.parameters import registered_projects, save_parameters
 from opticstream.flows.sweep import sweep
 from opticstream.model.ids import BatchId, MosaicId, SliceId
+from opticstream.pipeline.milestones import notifier, tell_milestones
 from opticstream.pipeline.progress import is_finished
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stale import stale_results
@@ -107,6 +108,25 @@ def test_what_is_stuck_is_an_artifact_until_it_is_not(acquired, tmp_path, worker
         project.facts.withdraw(MosaicId(3), "waiting", reason="test")
         sweep()
         assert tables()[-1] == []
+
+
+def test_what_a_target_could_not_be_told_is_told_by_the_sweep(
+    acquired, tmp_path, worker, prefect_server, swept_alone, monkeypatch
+):
+    monkeypatch.setenv("OPTICSTREAM_NOTIFY_TARGETS", '[{"kind": "file"}, {"kind": "log"}]')
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        project = registered(acquired, tmp_path, "Not Told")
+        project.facts.record(MosaicId(1), "failed", {"detail": {"reason": "no template"}})
+        told = project.paths.base / "milestones.jsonl"
+        told.mkdir()  # in the way
+        warnings: list[str] = []
+        tell_milestones(project, notifier(project, say=print, warn=warnings.append))
+        assert len(warnings) == 1
+        swept_alone("Not Told")
+        assert sweep(return_state=True).is_completed()
+        told.rmdir()
+        assert sweep(return_state=True).is_completed()
+    assert [json.loads(line)["key"] for line in told.read_text().splitlines()] == ["Not Told/mosaic-001.failed-1"]
 
 
 def test_run_stale_does_again_what_a_changed_setting_concerns(acquired, tmp_path, worker, prefect_server, monkeypatch):

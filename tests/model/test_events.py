@@ -71,8 +71,8 @@ def test_the_kind_of_a_problem_chooses_the_error_and_its_text_does_not(kind, err
 def test_resources_carry_project_hierarchy_and_ids_as_labels():
     event = SliceReady(**COMMON, slice_id=4, mosaic_ids=(7, 8))
     assert event.resource() == {
-        "prefect.resource.id": "linc.oct.p.slice-004",
-        "prefect.resource.name": "p: slice 4",
+        "resource.id": "linc.oct.p.slice-004",
+        "resource.name": "p: slice 4",
         "project": "p",
         "hierarchy": "slice",
         "slice_id": "4",

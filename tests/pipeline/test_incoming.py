@@ -18,6 +18,7 @@ from opticstream.pipeline.milestones import milestones
 from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.refused import refuse, refused_events
+from opticstream.watch import Watcher
 
 ITEMS = {
     "sample": SampleId(),
@@ -224,6 +225,20 @@ def test_what_people_read_may_be_missing(project):
     assert isinstance(updated, SampleUpdated)
     assert (updated.slice_id, updated.slices) == (3, (1, 3))
     assert isinstance(understood(project, "slice.ready", {"mosaic_id": 4}), SliceReady)
+
+
+def test_a_linked_folder_is_searched_for_an_event_as_it_is_by_the_watcher(project, raw, tmp_path):
+    (raw / "sub").rename(tmp_path / "elsewhere")
+    (raw / "day 2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(raw)
+    event = understood(project, "batch.ready", {"mosaic_id": 3, "batch_id": 2, "raw_folder": str(raw)})
+    assert event.files == {
+        3: "mosaic_003_image_0003_spectral_0000.nii",
+        4: "day 2/mosaic_003_image_0004_spectral_0000.nii",
+    }
+    watcher = Watcher(raw, project.config.scan, stable_s=0, stall_s=0, unfinished_s=0, live=False)
+    found = {one.batch: one.files for _ in range(3) for one in watcher.poll()}
+    assert found[BatchId(3, 2)] == event.files
 
 
 def test_only_what_occurs_when_the_pipeline_announced_it_is_automatic():

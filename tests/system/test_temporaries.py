@@ -54,7 +54,7 @@ def test_what_another_host_writes_is_removed_only_when_it_has_stood_still_for_lo
     elsewhere = HostIdentity("elsewhere", 1, "another boot", me.pid_namespace, 1)
     with monkeypatch.context() as there:
         there.setattr(HostIdentity, "current", classmethod(lambda _cls: elsewhere))
-        there.setattr("opticstream.system.temporaries.os.getpid", lambda: 1)
+        there.setattr("opticstream.system.temporary_names.os.getpid", lambda: 1)
         theirs = temporary_beside(tmp_path / "volume.nii")
     theirs.write_text("half")
     assert not writer_is_dead(theirs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from opticstream.config.notify_targets import LogTargetSettings, NotifyTargets
 from opticstream.model.errors import ConfigurationError
 
 
@@ -26,10 +28,7 @@ class DeploymentSettings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problems = "; ".join(
-                f"OPTICSTREAM_{'_'.join(map(str, p['loc'])).upper()} = {p['input']}: {p['msg']}" for p in error.errors()
-            )
-            raise ConfigurationError(problems) from error
+            raise ConfigurationError("; ".join(map(_described, error.errors()))) from error
 
     home: Path = Path("~/.opticstream")
     """Folder of the embedded server's database and logs."""
@@ -66,3 +65,38 @@ class DeploymentSettings(BaseSettings):
     """Deaths of the process in the middle of one piece of work after which that work is parked as failed."""
     retry_delay_s: float = Field(default=2.0, ge=0)
     """Wait before the second try, in seconds; doubled each time, with jitter."""
+    notify_targets: Annotated[NotifyTargets, NoDecode] = (LogTargetSettings(),)
+    """Who is told of milestones and failures: a list in JSON or TOML, such as
+    `[{"kind": "log"}, {"kind": "file", "path": "milestones.jsonl"}]`. The same on every host that serves the pool
+    `state`."""
+
+
+def variable_of(name: str, /) -> str:
+    """Return the environment variable of a setting.
+
+    Examples
+    --------
+    >>> variable_of("lease_s")
+    'OPTICSTREAM_LEASE_S'
+    """
+    return f"OPTICSTREAM_{name.upper()}"
+
+
+def _described(problem: Mapping[str, Any]) -> str:
+    """Return one line on a variable that is not possible; a place in a list is told as in `NOTIFY_TARGETS[1].path`."""
+    variable, *inner = problem["loc"] or ("",)
+    # Behind a place in a list stands the kind of target, which is no key.
+    parts = [part for before, part in zip([None, *inner], inner, strict=False) if not isinstance(before, int)]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    given, context = problem["input"], problem.get("ctx", {})
+    match problem["type"]:
+        case "union_tag_invalid":
+            message = f"unknown kind {context['tag']!r}; expected one of {context['expected_tags']}"
+        case "union_tag_not_found":
+            message = "has no `kind`"
+        case "extra_forbidden":
+            message = "there is no such setting"
+        case _:
+            message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(given, Mapping | list | tuple | BaseModel) else f" = {given}"
+    return f"{variable_of(str(variable))}{place}{shown}: {message}"

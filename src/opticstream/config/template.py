@@ -155,10 +155,10 @@ def reference(kind: type[BaseModel] = ProjectConfig, /, *, path: str = "") -> st
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    default = "required" if field.is_required() else f"`{_shown(field.get_default(call_default_factory=True))}`"
+    default = "required" if field.is_required() else f"`{shown_default(field.get_default(call_default_factory=True))}`"
     meaning = " ".join((field.description or "").split()).replace("|", "\\|")
     marks = [mark for mark in field.metadata if isinstance(mark, OneOf)]
-    kind = _names(marks[0]) if marks else _type_name(field.annotation)
+    kind = _names(marks[0]) if marks else type_name(field.annotation)
     return f"| `{name}` | {kind} | {default} | {meaning} |"
 
 
@@ -166,30 +166,32 @@ def _names(mark: OneOf) -> str:
     return " or ".join(f'`"{choice}"`' for choice in mark.choices())
 
 
-def _shown(value: object) -> str:
+def shown_default(value: object, /) -> str:
+    """Return a default as the reference shows it."""
     if value is None:
         return "none"
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_shown, value)) + "]"
+        return "[" + ", ".join(map(shown_default, value)) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _type_name(annotation: Any) -> str:
+def type_name(annotation: Any, /) -> str:
+    """Return the type of a setting in plain words."""
     origin = get_origin(annotation)
     if origin is not None and str(origin).endswith("Literal"):
         return " or ".join(f"`{v!r}`".replace("'", '"') for v in get_args(annotation))
     if origin is Union or str(origin) == "<class 'types.UnionType'>":
-        return " or ".join(_type_name(a) for a in get_args(annotation) if a is not type(None))
+        return " or ".join(type_name(a) for a in get_args(annotation) if a is not type(None))
     if origin is tuple:
         inner = [a for a in get_args(annotation) if a is not Ellipsis]
-        return f"list of {_type_name(inner[0])}"
+        return f"list of {type_name(inner[0])}"
     if origin is dict:
         return "table"
     if hasattr(annotation, "__metadata__"):
         marks = [mark for mark in annotation.__metadata__ if isinstance(mark, OneOf)]
         if marks:
             return _names(marks[0])
-        return _type_name(get_args(annotation)[0])
+        return type_name(get_args(annotation)[0])
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}.get(
         getattr(annotation, "__name__", str(annotation)), getattr(annotation, "__name__", str(annotation))
     )

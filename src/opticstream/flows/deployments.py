@@ -1,4 +1,4 @@
-"""Which flow is started by which events, in which pool: one table, from which deployments and triggers are made."""
+"""Which flow runs in which pool, and the deployments and triggers that follow; `started_by` has the events."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from prefect.types.entrypoint import EntrypointType
 
 from opticstream.flows import oct as flows
 from opticstream.flows.events import SENDER
+from opticstream.flows.started_by import STARTED_BY
 from opticstream.flows.sweep import sweep
-from opticstream.model import events as catalogue
-from opticstream.model.chain import STEPS, Step
+from opticstream.model.chain import STEPS
 from opticstream.model.events import Event
 
 POOLS = ("tile", "stitch", "register", "upload", "state")
@@ -28,7 +28,6 @@ class Deployment:
 
     flow: Flow[..., Any]
     pool: str
-    events: tuple[type[Event], ...]
     collapse: bool = False
     """Events of a project within the window share one run, which looks at the facts until the window has passed."""
     periodic: bool = False
@@ -38,41 +37,29 @@ class Deployment:
     def name(self) -> str:
         return str(self.flow.name)
 
-
-def _steps(flow: Flow[..., Any]) -> list[Step]:
-    return [step for step in STEPS if step.flow == flow.name]
+    @property
+    def events(self) -> tuple[type[Event], ...]:
+        """Events that start it."""
+        return STARTED_BY.get(self.name, ())
 
 
 def _computing(flow: Flow[..., Any], *, collapse: bool = False) -> Deployment:
-    """Return the deployment of a flow that does steps of the chain: their pool, and what starts any of them."""
-    steps = _steps(flow)
-    (pool,) = {step.pool for step in steps}
-    started_by = dict.fromkeys(kind for step in steps for kind in step.started_by)
-    return Deployment(flow, pool, tuple(started_by), collapse=collapse)
+    """Return the deployment of a flow that does steps of the chain, in their pool."""
+    (pool,) = {step.pool for step in STEPS if step.flow == flow.name}
+    return Deployment(flow, pool, collapse=collapse)
 
-
-def _told(*hierarchies: str) -> tuple[type[Event], ...]:
-    """Return the announcements of the steps on some kinds of items, failures included."""
-    steps = [step for step in STEPS if step.hierarchy in hierarchies]
-    kinds = [kind for step in steps for kind in (*step.announces, step.announces_failure) if kind is not None]
-    return tuple(dict.fromkeys(kinds))
-
-
-_FAILED = tuple(kind for kind in catalogue.ALL_EVENTS if kind.state == "failed")
-_FLAGGED = tuple(kind for kind in catalogue.ALL_EVENTS if kind.state == "flagged")
-_MILESTONES = (catalogue.BatchProcessed, catalogue.MosaicStitched, catalogue.SliceRegistered, catalogue.SampleUpdated)
 
 DEPLOYMENTS: tuple[Deployment, ...] = (
     _computing(flows.process_batch),
-    Deployment(flows.batch_state, "state", _told("batch"), collapse=True),
+    Deployment(flows.batch_state, "state", collapse=True),
     _computing(flows.stitch_mosaic),
     _computing(flows.stitch_volume),
-    Deployment(flows.slice_state, "state", _told("mosaic", "slice"), collapse=True),
+    Deployment(flows.slice_state, "state", collapse=True),
     _computing(flows.register_slice),
     _computing(flows.update_sample),
     _computing(flows.upload, collapse=True),
-    Deployment(flows.notify, "state", (*_MILESTONES, *_FAILED, *_FLAGGED), collapse=True),
-    Deployment(sweep, "state", (), periodic=True),
+    Deployment(flows.notify, "state", collapse=True),
+    Deployment(sweep, "state", periodic=True),
 )
 
 _ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)

@@ -6,6 +6,7 @@ and `run` ends when nothing goes on any longer, saying what was left undone.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +17,11 @@ from opticstream.flows.events import announce_automatically
 from opticstream.flows.final_state import show_final_state
 from opticstream.flows.queues import is_queued, unfinished_runs
 from opticstream.io.atomic import remove_stale_temporaries
-from opticstream.model.errors import InputError, ServerError
+from opticstream.model.errors import InputError, OpticStreamError, ServerError
 from opticstream.model.events import BatchReady, Event
 from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.arrivals import end_waiting, repaired_tiles, take_again
+from opticstream.pipeline.milestones import notifier, tell_again
 from opticstream.pipeline.pending import pending_announcements, ready_event
 from opticstream.pipeline.progress import ProjectProgress, is_finished, project_progress
 from opticstream.pipeline.project import Project
@@ -32,6 +34,7 @@ from opticstream.state.vocabulary import is_claim
 from opticstream.watch import FoundBatch, IncompleteBatch, Watcher
 
 Announce = Callable[[Iterable[Event]], object]
+_log = logging.getLogger(__name__)
 
 RUN_STALL_S = 60.0
 """Longest time that `run` waits for the missing tiles of a column, in seconds: nobody writes to its folder any more."""
@@ -73,6 +76,8 @@ class Driver:
         self._unrecorded: list[FoundBatch] = []
         self._progress: ProjectProgress | None = None
         self._next_sweep = 0.0
+        self._next_telling = 0.0
+        self._telling: threading.Thread | None = None
         self._has_seen_folder = False
         self._parked: tuple[TileId, ...] = ()
         self._taken: dict[TileId, str] = {}
@@ -135,7 +140,17 @@ class Driver:
             with self._bearing_trouble():
                 self._end_waiting()
                 self.sweeper.sweep()
+        if now >= self._next_telling and not (self._telling and self._telling.is_alive()):
+            self._next_telling = now + self.project.deployment.sweep_s
+            self._telling = threading.Thread(target=self._tell_again, daemon=True)  # a target may be slow to answer
+            self._telling.start()
         return announced
+
+    def _tell_again(self) -> None:
+        try:
+            tell_again(self.project, notifier(self.project, say=_log.info, warn=_log.warning))
+        except (OpticStreamError, OSError) as error:  # the next sweep tries again
+            _log.warning("targets could not be told what is left to tell: %s", error)
 
     @contextmanager
     def _bearing_trouble(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ import httpx
 from prefect.client.orchestration import get_client
 
 from opticstream.model.errors import EventError, ServerError
-from opticstream.model.events import Event
+from opticstream.model.events import RESOURCE_ID, RESOURCE_NAME, Event
 from opticstream.pipeline.incoming import ANNOUNCED
 
 _ATTEMPTS = 6
@@ -27,6 +27,8 @@ SENDER = "sender"
 """Label of the pipeline's own announcements: events of other programs never share a window with them."""
 _FOUND_BY_READERS = ("files", "spectra", "problems", "outputs", "artifacts")
 """Fields that whoever reads the event finds in the flag files or the raw folder, where they are missing."""
+_OF_PREFECT = {RESOURCE_ID: "prefect.resource.id", RESOURCE_NAME: "prefect.resource.name"}
+"""Labels of a resource that have names of their own at Prefect."""
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +61,7 @@ def announce(events: Iterable[Event], /, *, automatic: bool = False) -> int:
             if attempt:
                 time.sleep(_FIRST_WAIT_S * 2**attempt)
             try:
-                client._client.post("/events", json=bodies).raise_for_status()
+                client.request("POST", "/events", json=bodies).raise_for_status()
                 return len(bodies)
             except (httpx.HTTPError, OSError) as error:
                 problem = error
@@ -80,7 +82,7 @@ def _body(event: Event, automatic: bool) -> dict[str, Any]:
         "id": str(uuid.uuid4()),
         "occurred": occurred,
         "event": event.event_name(),
-        "resource": event.resource() | label,
+        "resource": {_OF_PREFECT.get(key, key): value for key, value in event.resource().items()} | label,
         "related": [],
         "payload": _payload(event),
     }

@@ -9,8 +9,8 @@ import httpx
 from opticstream.flows.picture import publish_picture
 from opticstream.model.errors import ServerError
 from opticstream.model.events import Event
-from opticstream.notify.log import LogTarget
-from opticstream.pipeline.milestones import tell_all, untold_milestones
+from opticstream.pipeline.milestones import milestones, notifier
+from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stacking import last_update
 
@@ -22,11 +22,11 @@ def show_final_state(
 
     Idempotent: what is up to date already is left alone.
     """
-    target = LogTarget(project.paths.base, say=say)
-    untold = untold_milestones(project, target)
-    if any(m.sample for m in untold) and (event := last_update(project)) is not None:
+    look = notifier(project, say=say, warn=say)
+    reached = milestones(project, project_progress(project))
+    if any(one.fact == "stacked" for one in look.never_told(reached)) and (event := last_update(project)) is not None:
         announce([event])
-    tell_all(untold, target)
+    look.tell(reached)
     try:
         publish_picture(project)
     except (ServerError, httpx.HTTPError, OSError) as error:  # the next run, or look, shows it

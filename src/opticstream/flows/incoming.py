@@ -22,9 +22,8 @@ from opticstream.flows.parameters import load_parameters, registered_projects
 from opticstream.flows.prefect_state import PrefectApi
 from opticstream.model.errors import ConfigurationError, EventError
 from opticstream.model.events import PREFIX, BatchReady, Event
-from opticstream.notify.log import LogTarget
 from opticstream.pipeline.incoming import Received, event_from_received, kind_of_event
-from opticstream.pipeline.milestones import refusal
+from opticstream.pipeline.milestones import notifier, refusal
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.reemission import release, remember_batch
 from opticstream.pipeline.refused import refuse
@@ -210,7 +209,8 @@ def _tell(received: Received, error: EventError, project: Project | None) -> Non
     """Tell people of an announcement that was refused: in the project where it is known, and at the server."""
     if project is not None:
         refused = refuse(project, received, error)
-        LogTarget(project.paths.base, say=get_run_logger().error).tell(refusal(refused))
+        logger = get_run_logger()
+        notifier(project, say=logger.error, warn=logger.warning).tell([refusal(project, refused)])
     text = f"The event **{received.name}** (id `{received.id}`) could not be understood:\n\n> {error}\n"
     key = f"opticstream--{_ARTIFACT}" if project is None else artifact_key(project.config.name, _ARTIFACT)
     create_markdown_artifact(key=key, markdown=text, description=str(error))

@@ -43,7 +43,7 @@ from opticstream.pipeline.jobs import (
 from opticstream.pipeline.project import Project
 
 if TYPE_CHECKING:
-    from opticstream.pipeline.milestones import Target
+    from opticstream.notify import Notifier
 
 R = TypeVar("R")
 E = TypeVar("E", bound=Event)
@@ -228,18 +228,19 @@ def upload(event_name: str, occurred: datetime, payload: Any = None, window_s: f
 @flow(name="notify")
 @refusals_told
 def notify(event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None) -> None:
-    """Tell people of milestones and failures, each once."""
-    from opticstream.notify.log import LogTarget
+    """Tell people of milestones and failures, each target once."""
+    from opticstream.pipeline.milestones import notifier
 
-    say = get_run_logger().info
+    logger = get_run_logger()
     for project in concerned(_looked_at(event_name, payload, source, occurred)):
-        _look_until(occurred, window_s, partial(_told, project, LogTarget(project.paths.base, say=say)))
+        look = notifier(project, say=logger.info, warn=logger.warning)
+        _look_until(occurred, window_s, partial(_told, project, look))
 
 
-def _told(project: Project, target: Target) -> Iterable[Event]:
+def _told(project: Project, notifier: Notifier) -> Iterable[Event]:
     from opticstream.pipeline.milestones import tell_milestones
 
-    tell_milestones(project, target)
+    tell_milestones(project, notifier)
     return ()
 
 

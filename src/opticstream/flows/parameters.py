@@ -82,7 +82,7 @@ def registered_projects() -> list[ProjectConfig]:
         offset = 0
         while True:
             body = {"variables": {"name": {"like_": _SUFFIX}}, "limit": _PAGE, "offset": offset}
-            page = client._client.post("/variables/filter", json=body).json()
+            page = client.request("POST", "/variables/filter", json=body).json()
             found += [v["name"] for v in page if v["name"].endswith(_SUFFIX) and "--" not in v["name"]]
             if len(page) < _PAGE:
                 break

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, cast
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
@@ -105,7 +105,7 @@ class PrefectApi:
             The server refused or did not answer.
         """
         try:
-            return _client(os.getpid(), self.url)._client.request(method, path, json=body)
+            return _client(os.getpid(), self.url).request(method, cast(Any, path), json=body)
         except httpx.HTTPStatusError as error:
             if error.response.status_code in also:
                 return error.response

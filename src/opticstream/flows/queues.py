@@ -8,18 +8,17 @@ import httpx
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
 
 from opticstream.flows.leftovers import queued_deployments, runs_of_project
+from opticstream.flows.started_by import flows_started_by
 from opticstream.model.events import Event
 
 
 def is_queued(event: Event, /) -> bool:
     """Return whether a run of a flow that the event starts waits in the server's queue."""
-    from opticstream.flows.deployments import DEPLOYMENTS
-
-    started = {deployment.name for deployment in DEPLOYMENTS if type(event) in deployment.events}
     try:
-        return bool(started & queued_deployments(str(PREFECT_API_URL.value()), headers=_credentials()))
+        queued = queued_deployments(str(PREFECT_API_URL.value()), headers=_credentials())
     except httpx.HTTPError:
         return True  # the server is busy or away; announcing would not reach it either
+    return not flows_started_by(type(event)).isdisjoint(queued)
 
 
 def unfinished_runs(project_name: str, /) -> list[str]:

@@ -1,4 +1,6 @@
-"""The periodic sweep over all registered projects: lost announcements are repeated, what is stuck is told."""
+"""The periodic sweep over all registered projects: lost announcements are repeated, what is stuck is reported,
+and targets are told what they could not be told before.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from opticstream.flows.events import announce_automatically
 from opticstream.flows.parameters import registered_projects
 from opticstream.flows.picture import publish_picture, publish_stuck
 from opticstream.flows.queues import is_queued
+from opticstream.pipeline.milestones import notifier, tell_again
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stuck import stuck_items
 from opticstream.pipeline.sweep import Sweeper, keep_memory_of_sweeps, memory_of_sweeps
@@ -45,5 +48,6 @@ def _sweep_project(config: ProjectConfig, settings: DeploymentSettings) -> None:
     stuck = stuck_items(project)
     for one in stuck:
         logger.warning("%s: %s, %s: %s", config.name, one.item, one.what, one.why)
+    tell_again(project, notifier(project, say=logger.info, warn=logger.warning))
     publish_stuck(project, stuck)
     publish_picture(project)  # facts of which no event tells, or whose event was lost, are seen here at the latest

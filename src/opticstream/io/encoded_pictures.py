@@ -30,7 +30,15 @@ def reduction_step(shape: tuple[int, ...], /) -> int:
 
 
 def reduction_note(name: str, shape: tuple[int, ...], /) -> str:
-    """Return what is to be told of a JPEG picture that is thinned; empty where it is not."""
+    """Return what is to be told of a JPEG picture that is thinned; empty where it is not.
+
+    Examples
+    --------
+    >>> reduction_note("aip.jpg", (500, 700))
+    ''
+    >>> reduction_note("aip.jpg", (20_000, 70_000))
+    'aip.jpg is reduced 4 times: 70000 x 20000 px are more than a JPEG can usefully hold'
+    """
     step = reduction_step(shape)
     if step == 1:
         return ""

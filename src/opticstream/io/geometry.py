@@ -70,7 +70,13 @@ class Geometry:
         return x, y, z
 
     def says(self) -> str:
-        """Return in words where the axes of the array point, e.g. ``x to left, y to anterior, z to superior``."""
+        """Return in words where the axes of the array point.
+
+        Examples
+        --------
+        >>> Geometry(np.diag([-0.01, 0.01, 0.003, 1.0]), sized=True, positioned=True).says()
+        'x to left, y to anterior, z to superior'
+        """
         words = []
         for name, column in zip("xyz"[: self.axes], self.directions.T, strict=False):
             axis = int(np.abs(column).argmax())
@@ -123,6 +129,17 @@ def geometry_from_sizes(
     ------
     FileFormatError
         A size is not above 0, or a number is not finite.
+
+    Examples
+    --------
+    A size alone does not place the image; only an origin does:
+
+    >>> geometry_from_sizes([0.01, 0.01, 0.003], name="a.tif").positioned
+    False
+    >>> geometry_from_sizes([0.01, 0.01, 0.0], name="a.tif")
+    Traceback (most recent call last):
+        ...
+    opticstream.model.errors.FileFormatError: a.tif: gives a voxel size of 0.01 x 0.01 x 0 mm; expected numbers above 0
     """
     sizes = np.asarray(size_mm, float)
     origin = np.zeros(3) if origin_mm is None else np.asarray(origin_mm, float)

@@ -21,6 +21,9 @@ LONGEST_AXIS_NIFTI1 = 32767
 
 _MM_OF_UNIT = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
 """Unknown, metre, millimetre, micrometre; unknown counts as mm, as other programs take it."""
+_LONGEST_HEADER = 1 << 20
+_OF_RAW_TILES = frozenset({2, 4, 8, 16, 64, 256, 512, 768})
+"""Codes of the types that raw tiles may hold: whole numbers of up to 32 bits, float32 and float64."""
 _MOST_DEFLATE = 1032
 """No deflate stream holds more bytes than this for each of its own."""
 
@@ -111,6 +114,66 @@ def nifti_header_from_bytes(head: bytes, /, *, name: str) -> NiftiHeader:
     FileFormatError
         These are no bytes of a header of a single-file image of real numbers.
     """
+    fields, count = _fields_from_bytes(head, name)
+    slope, intercept = scaling_from_fields(float(fields["scl_slope"]), float(fields["scl_inter"]), name=name)
+    return NiftiHeader(
+        name, _shape(fields, name), _dtype(fields, name), _offset(fields, name, count), slope, intercept, fields
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NiftiLayout:
+    """Where the numbers of a raw tile are and what they look like, as acquisition software writes it."""
+
+    dtype: np.dtype[Any]
+    offset: int
+    shape: tuple[int, ...]
+    """Lengths as the header gives them, first axis fastest; acquisition software is sloppy with them."""
+
+
+def nifti_layout_from_bytes(head: bytes, /, *, name: str = "header") -> NiftiLayout:
+    """Return where the numbers of a raw tile lie, from the first bytes of its file (at least 352, or 544 for NIfTI-2).
+
+    The axes may say anything: whoever reads the tile knows what it must hold.
+
+    Raises
+    ------
+    FileFormatError
+        These bytes are no NIfTI header, or one of complex, RGB or other data, or of numbers that are to be scaled.
+
+    Examples
+    --------
+    A length that did not fit into 16 bits has overflown, and is handed on as it stands:
+
+    >>> head = bytearray(352)
+    >>> struct.pack_into("<i", head, 0, 348)
+    >>> struct.pack_into("<8h", head, 40, 2, 2048, -1, 1, 1, 1, 1, 1)
+    >>> struct.pack_into("<h", head, 70, 512)
+    >>> struct.pack_into("<f", head, 108, 352.0)
+    >>> head[344:347] = b"n+1"
+    >>> layout = nifti_layout_from_bytes(bytes(head))
+    >>> layout.shape, str(layout.dtype), layout.offset
+    ((2048, -1), 'uint16', 352)
+    """
+    fields, count = _fields_from_bytes(head, name)
+    offset, code = _whole_offset(fields, name), int(fields["datatype"])
+    if not count <= offset <= _LONGEST_HEADER:
+        raise FileFormatError(f"{name}: vox_offset {offset} is outside {count}..{_LONGEST_HEADER}")
+    if code not in _OF_RAW_TILES:
+        raise FileFormatError(f"{name}: NIfTI data type code {code} is none of {sorted(_OF_RAW_TILES)}")
+    scaling = float(fields["scl_slope"]), float(fields["scl_inter"])
+    if not math.isnan(scaling[0]) and scaling[0] != 0 and scaling != (1.0, 0.0):
+        raise FileFormatError(
+            f"{name}: its header scales the numbers (scl_slope {scaling[0]:g}, scl_inter {scaling[1]:g}); a raw tile "
+            "holds them as they are: expected slope 1 and intercept 0, or slope 0"
+        )
+    dim = [int(n) for n in fields["dim"]]
+    axes = dim[0] if 1 <= dim[0] <= 7 else 7
+    return NiftiLayout(_dtype(fields, name), offset, tuple(dim[1 : axes + 1]))
+
+
+def _fields_from_bytes(head: bytes, name: str) -> tuple[Any, int]:
+    """Return the fields of a header as they stand in a file, and how many bytes they take (348 or 540)."""
     import nibabel as nib
 
     for order in "<>":
@@ -126,10 +189,7 @@ def nifti_header_from_bytes(head: bytes, /, *, name: str) -> NiftiHeader:
         raise FileFormatError(f"{name}: a NIfTI header whose data lie in another file (.hdr/.img)")
     if magic[:2] != b"n+":
         raise FileFormatError(f"{name}: no NIfTI header (magic {magic[:4]!r}, expected n+1 or n+2)")
-    slope, intercept = scaling_from_fields(float(fields["scl_slope"]), float(fields["scl_inter"]), name=name)
-    return NiftiHeader(
-        name, _shape(fields, name), _dtype(fields, name), _offset(fields, name, count), slope, intercept, fields
-    )
+    return fields, count
 
 
 def scaling_from_fields(slope: float, intercept: float, /, *, name: str) -> tuple[float, float]:
@@ -198,14 +258,18 @@ def check_real(dtype: np.dtype[Any], /, *, name: str) -> None:
 
 
 def _offset(fields: Any, name: str, header_bytes: int) -> int:
-    value = float(fields["vox_offset"])
-    if not math.isfinite(value) or value != int(value):
-        raise FileFormatError(f"{name}: vox_offset {value:g} is no position in a file")
     least = header_bytes + 4
-    offset = int(value) or least
+    offset = _whole_offset(fields, name) or least
     if offset < least:
         raise FileFormatError(f"{name}: vox_offset {offset} lies inside the header, which takes {least} bytes")
     return offset
+
+
+def _whole_offset(fields: Any, name: str) -> int:
+    value = float(fields["vox_offset"])
+    if not math.isfinite(value) or value != int(value):
+        raise FileFormatError(f"{name}: vox_offset {value:g} is no position in a file")
+    return int(value)
 
 
 def _geometry(header: NiftiHeader) -> Geometry:

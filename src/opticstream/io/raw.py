@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,24 +18,12 @@ from typing import IO, Any, Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.io.nifti_header import nifti_layout_from_bytes
 from opticstream.io.reading import check_regular_file, error_of_system
 from opticstream.model.errors import FileFormatError, TileSizeError
 from opticstream.system.disk import read_at
 
 Tap = Callable[[memoryview], None]
-
-_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}
-_MAX_HEADER = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class NiftiLayout:
-    """Where the numbers of a NIfTI file are and what they look like."""
-
-    dtype: np.dtype[Any]
-    offset: int
-    shape: tuple[int, ...]
-    """Lengths as the header gives them, first axis fastest; acquisition software is sloppy with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,48 +48,6 @@ class SpectralShape:
         )
 
 
-def nifti_layout_from_bytes(header: bytes, /, *, name: str = "header") -> NiftiLayout:
-    """Return where the data of a single-file NIfTI-1 or NIfTI-2 image lie, from its first bytes (at least 352 or 544).
-
-    Raises
-    ------
-    FileFormatError
-        These bytes are no NIfTI header, or one of complex, RGB or other data, or of numbers that are to be scaled.
-    """
-    for order in "<>":
-        if len(header) >= 348 and struct.unpack_from(order + "i", header)[0] == 348:
-            dim = struct.unpack_from(order + "8h", header, 40)
-            code = struct.unpack_from(order + "h", header, 70)[0]
-            offset_value = struct.unpack_from(order + "f", header, 108)[0]
-            scaling = struct.unpack_from(order + "2f", header, 112)
-            if not math.isfinite(offset_value) or offset_value != int(offset_value):
-                raise FileFormatError(f"{name}: vox_offset {offset_value} is no position in a file")
-            minimum, offset, magic = 348, int(offset_value), header[344:348]
-            break
-        if len(header) >= 540 and struct.unpack_from(order + "i", header)[0] == 540:
-            dim = struct.unpack_from(order + "8q", header, 16)
-            code = struct.unpack_from(order + "h", header, 12)[0]
-            offset = struct.unpack_from(order + "q", header, 168)[0]
-            scaling = struct.unpack_from(order + "2d", header, 176)
-            minimum, magic = 540, header[4:8]
-            break
-    else:
-        raise FileFormatError(f"{name}: no NIfTI header ({len(header)} bytes, starting {header[:4].hex() or 'empty'})")
-    if magic[:2] == b"ni":
-        raise FileFormatError(f"{name}: a NIfTI header whose data lie in another file (.hdr/.img)")
-    if not minimum <= offset <= _MAX_HEADER:
-        raise FileFormatError(f"{name}: vox_offset {offset} is outside {minimum}..{_MAX_HEADER}")
-    if code not in _DTYPES:
-        raise FileFormatError(f"{name}: NIfTI data type code {code} is none of {sorted(_DTYPES)}")
-    if not math.isnan(scaling[0]) and scaling[0] != 0 and scaling != (1.0, 0.0):
-        raise FileFormatError(
-            f"{name}: its header scales the numbers (scl_slope {scaling[0]:g}, scl_inter {scaling[1]:g}); a raw tile "
-            "holds them as they are: expected slope 1 and intercept 0, or slope 0"
-        )
-    axes = dim[0] if 1 <= dim[0] <= 7 else 7
-    return NiftiLayout(np.dtype(order + _DTYPES[code]), offset, tuple(int(n) for n in dim[1 : axes + 1]))
-
-
 def samples_from_packed12(packed: NDArray[np.uint8], /) -> NDArray[np.uint16]:
     """Return the 12-bit samples of packed bytes: three bytes hold two samples.
 
@@ -123,7 +68,15 @@ def samples_from_packed12(packed: NDArray[np.uint8], /) -> NDArray[np.uint16]:
 
 
 def packed12_from_samples(samples: NDArray[Any], /) -> NDArray[np.uint8]:
-    """Return the packed bytes of an even number of samples below 4096; the inverse of `samples_from_packed12`."""
+    """Return the packed bytes of an even number of samples below 4096; the inverse of `samples_from_packed12`.
+
+    Examples
+    --------
+    The nibbles in the middle byte are not in the order of the samples:
+
+    >>> packed12_from_samples(np.array([0xABC, 0x123])).tobytes().hex(" ")
+    'bc 3a 12'
+    """
     pairs = np.asarray(samples, np.uint16).reshape(-1, 2)
     packed = np.empty((pairs.shape[0], 3), np.uint8)
     packed[:, 0] = pairs[:, 0] & 0xFF

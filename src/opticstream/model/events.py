@@ -19,6 +19,8 @@ from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, 
 from opticstream.model.tile_problem import TileProblem
 
 PREFIX = "linc.oct"
+RESOURCE_ID, RESOURCE_NAME = "resource.id", "resource.name"
+"""Id and name of an event's item among its labels; an event bus may put a prefix of its own before them."""
 _log = logging.getLogger(__name__)
 
 
@@ -78,10 +80,10 @@ class Event(BaseModel):
         raise NotImplementedError
 
     def resource(self) -> dict[str, str]:
-        """Return the resource of the event: an id and labels that triggers can match."""
+        """Return what names the item on the event bus: an id, a name, and labels that triggers can match."""
         labels = {
-            "prefect.resource.id": f"{PREFIX}.{self.project_name}.{self.item.key.replace('/', '.')}",
-            "prefect.resource.name": f"{self.project_name}: {self.item}",
+            RESOURCE_ID: f"{PREFIX}.{self.project_name}.{self.item.key.replace('/', '.')}",
+            RESOURCE_NAME: f"{self.project_name}: {self.item}",
             "project": self.project_name,
             "hierarchy": self.hierarchy,
         }

@@ -1,1 +1,11 @@
-"""Those who are told: today a log in the project; chat targets come behind the same two methods."""
+"""Telling people of milestones: what is told (`Milestone`), who is told (`Target`), what was told (`Notifier`).
+
+A target is one module, named as its kind in the settings; see `docs/how-to/add-a-target.md`.
+"""
+
+from opticstream.notify.milestone import Level, Link, Milestone
+from opticstream.notify.notifier import Notifier, NotTold
+from opticstream.notify.opening import open_targets
+from opticstream.notify.target import Target, TargetContext
+
+__all__ = ["Level", "Link", "Milestone", "NotTold", "Notifier", "Target", "TargetContext", "open_targets"]

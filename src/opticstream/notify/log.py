@@ -1,50 +1,27 @@
-"""Milestones as lines of a log, in the project folder and wherever the caller logs."""
+"""Milestones as lines of a log: wherever the caller logs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Protocol
 
-
-class Told(Protocol):
-    """What the log needs of a milestone."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def failure(self) -> bool: ...
+from opticstream.config.notify_targets import LogTargetSettings
+from opticstream.notify.memory import line_of
+from opticstream.notify.milestone import Milestone
+from opticstream.notify.target import Target, TargetContext
 
 
 class LogTarget:
-    """Writes each milestone once to ``state/notified/{key}`` and says it.
+    """Says each milestone as one line; see `Target`."""
 
-    Parameters
-    ----------
-    base : Path
-        The project's folder.
-    say : callable
-        Takes one line, for example a logger's `info`.
-    """
-
-    def __init__(self, base: Path, /, *, say: Callable[[str], object]) -> None:
-        self.folder = base / "state" / "notified"
+    def __init__(self, name: str, say: Callable[[str], object], /) -> None:
+        self.name = name
         self._say = say
 
-    def was_told(self, key: str, /) -> bool:
-        """Return whether a milestone was told already."""
-        return (self.folder / key).exists()
+    def tell(self, milestone: Milestone, /) -> None:
+        """Say the line."""
+        self._say(line_of(milestone))
 
-    def tell(self, milestone: Told, /) -> bool:
-        """Tell a milestone; False if somebody else has just told it."""
-        from opticstream.state.durable import create_exclusively
 
-        line = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {'FAILED ' if milestone.failure else ''}{milestone.text}\n"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not create_exclusively(self.folder / milestone.key, line.encode(errors="backslashreplace")):
-            return False
-        self._say(line.rstrip())
-        return True
+def open_target(settings: LogTargetSettings, context: TargetContext, /) -> Target:
+    """Return the target that settings of kind `log` name."""
+    return LogTarget(settings.target_name, context.say)

@@ -24,6 +24,7 @@ _PERMANENT_OS_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, N
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 PROCESS_DIED = "process died"
+NOT_TOLD = "not told"
 SUGGESTIONS: Mapping[str, str] = MappingProxyType(
     {
         "missing input": "put the files back where they were found, or have the tiles acquired again; then retry",
@@ -42,6 +43,7 @@ SUGGESTIONS: Mapping[str, str] = MappingProxyType(
         "state": "`opticstream state verify` tells which facts are damaged or deny each other",
         "claim lost": "the host was stopped or cut off for longer than OPTICSTREAM_LEASE_S; nothing was lost",
         PROCESS_DIED: "look at that host's memory and system log: its processes were killed; the work was taken over",
+        NOT_TOLD: "look at the target in OPTICSTREAM_NOTIFY_TARGETS and at what it writes to; the sweep tries again",
         "unexpected": "this looks like a fault of the program: report it with the message",
         "unknown": "see `opticstream history` of the item",
     }

@@ -7,8 +7,8 @@ names no item, is refused with one line.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +17,11 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from opticstream.io.names import FileNameGrammar
-from opticstream.model.errors import EventError, FileNameError, StateError
+from opticstream.io.raw_folder import RawNames, raw_files_below
+from opticstream.model.errors import EventError, FileNameError, InputError, StateError
 from opticstream.model.events import (
     EVENT_OF_NAME,
+    RESOURCE_ID,
     BatchReady,
     Event,
     SampleFailed,
@@ -220,7 +222,8 @@ def _number(name: str, given: Mapping[str, Any], labels: Mapping[str, str]) -> i
 
 def _after_project(labels: Mapping[str, str]) -> str:
     """Return the part of a resource's id that names the item; a project's name may hold anything."""
-    id_, project = labels.get("prefect.resource.id", ""), labels.get("project", "")
+    id_ = next((value for label, value in labels.items() if label.endswith(RESOURCE_ID)), "")
+    project = labels.get("project", "")
     return id_.rpartition(project)[2] if project and project in id_ else id_
 
 
@@ -335,7 +338,7 @@ def _given_files(
     if isinstance(said, Mapping):
         pairs = [(number_from(number), str(name)) for number, name in said.items()]
     elif isinstance(said, list | tuple):
-        grammar = _grammars(project)[companion]
+        grammar = _raw_names(project).grammars[companion]
         pairs = [(_tile_of(grammar, str(name)), str(name)) for name in said]
     else:
         raise ValueError(f"files: expected the raw file of each tile number, got {said!r}")
@@ -361,30 +364,26 @@ def _relative(folder: Path, name: str) -> str:
     return next((each for each in candidates if (folder / each).exists()), candidates[0])
 
 
-def _grammars(project: Project) -> dict[bool, FileNameGrammar]:
+def _raw_names(project: Project) -> RawNames:
     scan = project.config.scan
-    found = {False: project.grammar}
-    if scan.spectral_file_name is not None:
-        found[True] = FileNameGrammar(scan.spectral_file_name, project.layout)
-    return found
+    return RawNames(scan.file_name, scan.spectral_file_name, project.layout)
 
 
 def _files_in(
     project: Project, batch: BatchId, folder: Path
 ) -> tuple[dict[int, str], dict[int, str], dict[int, TileProblem]]:
-    """Return the raw files, spectra and problems of a batch as they lie in a folder now."""
+    """Return the raw files, spectra and problems of a batch as they lie in a folder now; none where it is away."""
     named: dict[bool, dict[int, list[str]]] = {False: {}, True: {}}
-    for base, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            for companion, grammar in _grammars(project).items():
-                try:
-                    tile = None if name.startswith(".") else grammar.tile_from_name(name)
-                except FileNameError:
-                    continue
-                if tile is not None and project.layout.batch_of(tile) == batch:
-                    relative = Path(base, name).relative_to(folder).as_posix()
-                    named[companion].setdefault(tile.tile_id, []).append(relative)
+    raw_names = _raw_names(project)
+    with contextlib.suppress(InputError):
+        for name, _ in raw_files_below(folder):
+            try:
+                meant = raw_names.meaning(name)
+            except FileNameError:
+                continue
+            if meant is not None and project.layout.batch_of(meant[0]) == batch:
+                tile, companion = meant
+                named[companion].setdefault(tile.tile_id, []).append(name)
     problems = {
         number: TileProblem.of_claimants(TileId(batch.mosaic_id, number), names, str(folder))
         for found in named.values()

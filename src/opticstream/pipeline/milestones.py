@@ -1,84 +1,89 @@
-"""Milestones: the facts that people are told, each exactly once, whoever looks first."""
+"""Milestones: the facts that people are told, each target exactly once, whoever looks first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 from opticstream.model.errors import StateError
-from opticstream.model.ids import MosaicId, SliceId
+from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId
+from opticstream.notify import Level, Milestone, Notifier, NotTold, TargetContext, open_targets
+from opticstream.pipeline.failures import NOT_TOLD
 from opticstream.pipeline.products import recorded_products
-from opticstream.pipeline.progress import MILESTONES_PERCENT, ProjectProgress, project_progress
+from opticstream.pipeline.progress import (
+    MILESTONES_PERCENT,
+    Failure,
+    MosaicProgress,
+    ProjectProgress,
+    SliceProgress,
+    project_progress,
+)
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.refused import RefusedEvent, refused_events
 
-
-@dataclass(frozen=True)
-class Milestone:
-    """Something that people are told."""
-
-    key: str
-    """Names the milestone; one key is told once."""
-    text: str
-    picture: Path | None = None
-    failure: bool = False
-    sample: bool = False
-    """Whether it tells of the sample's stacks."""
-
-
-class Target(Protocol):
-    """Someone who is told."""
-
-    def was_told(self, key: str, /) -> bool:
-        """Return whether a milestone was told already."""
-        ...
-
-    def tell(self, milestone: Milestone, /) -> bool:
-        """Tell a milestone; False if somebody else has just told it."""
-        ...
+Say = Callable[[str], object]
 
 
 def milestones(project: Project, progress: ProjectProgress, /) -> list[Milestone]:
     """Return every milestone that a project has reached, oldest kind first."""
-    reached: list[Milestone] = []
-    for mosaic in progress.mosaics:
-        where = f"mosaic {mosaic.mosaic_id} (slice {mosaic.slice_id}, {mosaic.illumination})"
-        done = mosaic.tiles_processed + mosaic.tiles_failed
-        passed = [percent for percent in MILESTONES_PERCENT if mosaic.percent >= percent]
-        reached += [
-            Milestone(
-                f"mosaic-{mosaic.mosaic_id:03d}.tiles-{percent}",
-                f"{where}: {percent} % of tiles processed ({done} of {mosaic.total_tiles})",
-            )
-            for percent in passed[-1:]
-        ]
-        if mosaic.state == "stitched":
-            preview = project.paths.mosaic_product(MosaicId(mosaic.mosaic_id), "aip", ".jpg")
-            reached.append(Milestone(f"mosaic-{mosaic.mosaic_id:03d}.stitched", f"{where}: stitched", preview))
-    for slice_ in progress.slices:
-        if slice_.state == "registered":
-            picture = _axis_picture(project, SliceId(slice_.slice_id))
-            key = f"slice-{slice_.slice_id:03d}.registered"
-            reached.append(Milestone(key, f"slice {slice_.slice_id}: registered", picture))
-        elif slice_.state == "skipped":
-            key = f"slice-{slice_.slice_id:03d}.skipped"
-            reached.append(Milestone(key, f"slice {slice_.slice_id}: not registered: {slice_.reason}"))
-        if slice_.stacked:
-            preview = project.paths.sample_preview
-            key = f"slice-{slice_.slice_id:03d}.stacked"
-            reached.append(Milestone(key, f"slice {slice_.slice_id}: in the sample's stacks", preview, sample=True))
-    reached += [
-        Milestone(
-            f"{failure.item.key.replace('/', '.')}.{failure.fact}-{failure.attempts}",
-            f"{failure.item} {failure.fact}: {failure.reason}",
-            failure=True,
-        )
-        for failure in progress.failures
+    return [
+        *(one for mosaic in progress.mosaics for one in _of_mosaic(project, mosaic)),
+        *(one for slice_ in progress.slices for one in _of_slice(project, slice_)),
+        *(_of_failure(project, failure) for failure in progress.failures),
+        *(refusal(project, refused) for refused in refused_events(project)),
     ]
-    reached += [refusal(refused) for refused in refused_events(project)]
-    return reached
+
+
+def _of_mosaic(project: Project, mosaic: MosaicProgress) -> Iterator[Milestone]:
+    item = MosaicId(mosaic.mosaic_id)
+    where = f"mosaic {mosaic.mosaic_id} (slice {mosaic.slice_id}, {mosaic.illumination})"
+    done = mosaic.tiles_processed + mosaic.tiles_failed
+    passed = [percent for percent in MILESTONES_PERCENT if mosaic.percent >= percent]
+    for percent in passed[-1:]:
+        text = f"{where}: {percent} % of tiles processed ({done} of {mosaic.total_tiles})"
+        yield _milestone(project, item, f"tiles-{percent}", text, title=f"{item}: {percent} % of tiles")
+    if mosaic.state == "stitched":
+        preview = project.paths.mosaic_product(item, "aip", ".jpg")
+        yield _milestone(project, item, "stitched", f"{where}: stitched", picture=preview)
+
+
+def _of_slice(project: Project, slice_: SliceProgress) -> Iterator[Milestone]:
+    item = SliceId(slice_.slice_id)
+    if slice_.state == "registered":
+        picture = _axis_picture(project, item)
+        yield _milestone(project, item, "registered", f"slice {slice_.slice_id}: registered", picture=picture)
+    elif slice_.state == "skipped":
+        text = f"slice {slice_.slice_id}: not registered: {slice_.reason}"
+        yield _milestone(project, item, "skipped", text, title=f"{item}: not registered", level="warning")
+    if slice_.stacked:
+        text = f"slice {slice_.slice_id}: in the sample's stacks"
+        yield _milestone(project, item, "stacked", text, picture=project.paths.sample_preview)
+
+
+def _of_failure(project: Project, failure: Failure) -> Milestone:
+    return Milestone(
+        key=f"{failure.item.key.replace('/', '.')}.{failure.fact}-{failure.attempts}",
+        project=project.config.name,
+        item=failure.item,
+        fact=failure.fact,
+        title=f"{failure.item}: {failure.fact}",
+        text=f"{failure.item} {failure.fact}: {failure.reason}",
+        level="failure",
+    )
+
+
+def _milestone(
+    project: Project,
+    item: ItemId,
+    fact: str,
+    text: str,
+    *,
+    title: str | None = None,
+    level: Level = "info",
+    picture: Path | None = None,
+) -> Milestone:
+    pictures = () if picture is None else (picture,)
+    return Milestone(f"{item.key}.{fact}", project.config.name, item, fact, title or text, text, level, pictures)
 
 
 def _axis_picture(project: Project, slice_id: SliceId) -> Path | None:
@@ -88,35 +93,51 @@ def _axis_picture(project: Project, slice_id: SliceId) -> Path | None:
         return None
 
 
-def refusal(refused: RefusedEvent, /) -> Milestone:
+def refusal(project: Project, refused: RefusedEvent, /) -> Milestone:
     """Return what people are told of an announcement that could not be understood."""
-    return Milestone(refused.key, f"event not understood: {refused.why}", failure=True)
+    return Milestone(
+        key=refused.key,
+        project=project.config.name,
+        item=None,
+        fact="refused",
+        title=f"event {refused.name} not understood",
+        text=f"event not understood: {refused.why}",
+        level="failure",
+    )
 
 
-def untold_milestones(project: Project, target: Target, /) -> list[Milestone]:
-    """Return every milestone that was not told before."""
-    return [each for each in milestones(project, project_progress(project)) if not target.was_told(each.key)]
+def notifier(project: Project, /, *, say: Say, warn: Say) -> Notifier:
+    """Return a notifier of the targets in this host's settings, for one look at the project.
 
-
-def tell_milestones(project: Project, target: Target, /) -> int:
-    """Tell every milestone that was not told before, and return how many that were; raises as `tell_all`."""
-    return tell_all(untold_milestones(project, target), target)
-
-
-def tell_all(due: Sequence[Milestone], target: Target, /) -> int:
-    """Tell some milestones and return how many were not told by somebody else meanwhile.
-
-    Raises
-    ------
-    ExceptionGroup
-        Some could not be told; all others were, and the next look tries these again.
+    Parameters
+    ----------
+    project : Project
+        What the targets are told about.
+    say : callable
+        Takes the lines of the target `log`.
+    warn : callable
+        Takes a line about each milestone that a target could not be told. The first failure of each also stands in the
+        journal.
     """
-    told, problems = 0, []
-    for milestone in due:
-        try:
-            told += target.tell(milestone)
-        except Exception as error:
-            problems.append(error)
-    if problems:
-        raise ExceptionGroup(f"{len(problems)} of {len(due)} milestones could not be told", problems)
-    return told
+
+    def on_failure(failure: NotTold) -> None:
+        warn(f"{failure}; the next look tries again")
+        if failure.is_new:
+            # Under the sample: nothing has happened to the item itself.
+            stage = f"notify {failure.target}"
+            project.facts.journal.failed(SampleId(), None, why=str(failure), kind=NOT_TOLD, stage=stage)
+
+    targets = open_targets(project.deployment.notify_targets, TargetContext(project.paths.base, say))
+    return Notifier(project.paths.base, targets, on_failure=on_failure)
+
+
+def tell_milestones(project: Project, notifier: Notifier, /) -> int:
+    """Tell each target every milestone that it was not told before, and return how often something was told."""
+    return notifier.tell(milestones(project, project_progress(project)))
+
+
+def tell_again(project: Project, notifier: Notifier, /) -> int:
+    """Tell targets what they could not be told earlier, and return how often something was told."""
+    if not notifier.has_untold():
+        return 0
+    return notifier.tell_again(milestones(project, project_progress(project)))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from opticstream.system.lacking import NOT_ALLOWED, is_unsupported, tell_once
-from opticstream.system.temporaries import temporary_beside
+from opticstream.system.temporary_names import temporary_beside
 
 T = TypeVar("T")
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import importlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -79,14 +80,24 @@ def try_lock(path: Path, /) -> FileLock | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, /) -> Iterator[None]:
-    """Hold the lock on a file inside a `with` block, waiting for it as long as another process holds it."""
-    wait_s = _FIRST_WAIT_S
+def locked(path: Path, /, *, timeout_s: float = math.inf) -> Iterator[FileLock]:
+    """Hold the lock on a file inside a `with` block, waiting for it as long as another process holds it.
+
+    Raises
+    ------
+    TimeoutError
+        Another process held it for all of `timeout_s`.
+    OSError
+        The file cannot be made or opened.
+    """
+    wait_s, end = _FIRST_WAIT_S, time.monotonic() + timeout_s
     while (lock := try_lock(path)) is None:
+        if time.monotonic() >= end:
+            raise TimeoutError(f"{path}: another process has held the lock for {timeout_s:g} s")
         time.sleep(wait_s)
         wait_s = min(1.5 * wait_s, _LONGEST_WAIT_S)
     try:
-        yield
+        yield lock
     finally:
         lock.release()
 

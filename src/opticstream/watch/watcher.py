@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from opticstream.config import ScanSettings
-from opticstream.io.names import FileNameGrammar
 from opticstream.io.raw import ComplexTile, SpectralShape, SpectralTile
-from opticstream.model.errors import FileNameError, InputError, MissingInputError
+from opticstream.io.raw_folder import RawNames, raw_files_below
+from opticstream.model.errors import FileNameError, InputError
 from opticstream.model.ids import BatchId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.model.tile_problem import TileProblem
@@ -130,9 +130,7 @@ class Watcher:
         self.strangers: dict[str, str] = {}
         """Files that follow the name template but say something impossible, with the reason."""
         self._scan = scan
-        self._grammars = {False: FileNameGrammar(scan.file_name, self.layout)}
-        if scan.spectral_file_name is not None:
-            self._grammars[True] = FileNameGrammar(scan.spectral_file_name, self.layout)
+        self._names = RawNames(scan.file_name, scan.spectral_file_name, self.layout)
         self._stable_s = stable_s
         self._stall_s = stall_s
         self._unfinished_s = stall_s if unfinished_s is None else unfinished_s
@@ -164,7 +162,7 @@ class Watcher:
         """
         now = self._clock()
         present = set()
-        for name, entry in self._entries():
+        for name, entry in raw_files_below(self.folder, on_folder=self._refuse_folder):
             present.add(name)
             if name not in self._ignored:
                 self._see(name, entry, now)
@@ -227,7 +225,7 @@ class Watcher:
         """
         files = [f for f in self._by_batch.get(self.layout.batch_of(tile), {}).values() if f.tile == tile]
         kinds = sorted(f.companion for f in files)
-        if kinds != sorted(self._grammars) or not all(f.complete for f in files):
+        if kinds != sorted(self._names.grammars) or not all(f.complete for f in files):
             return None
         return tuple(f.name for f in sorted(files, key=lambda f: f.companion))
 
@@ -239,33 +237,6 @@ class Watcher:
     def found_again(self, batch: BatchId, /) -> FoundBatch:
         """Return a batch that was handed on before as it is now."""
         return self._finish(batch)
-
-    def _entries(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Yield every file below the raw folder, also through links to folders: each folder once, loops or not."""
-        folders = [("", str(self.folder))]
-        seen: set[tuple[int, int]] = set()
-        while folders:
-            prefix, path = folders.pop()
-            try:
-                with os.scandir(path) as entries:
-                    if _was_seen(path, seen):
-                        continue
-                    for entry in entries:
-                        if entry.name.startswith("."):
-                            continue
-                        if _is_folder(entry):
-                            self._refuse_folder(prefix + entry.name)
-                            # Links come last: a folder is known by its own name rather than by a link to it.
-                            place = 0 if entry.is_symlink() else len(folders)
-                            folders.insert(place, (f"{prefix}{entry.name}/", entry.path))
-                        else:
-                            yield prefix + entry.name, entry
-            except FileNotFoundError:
-                if not prefix:
-                    raise MissingInputError(f"{self.folder}: there is no such folder of raw files") from None
-            except OSError as error:
-                if not prefix:
-                    raise InputError(f"{self.folder}: cannot be read: {error.strerror}") from error
 
     def _refuse_folder(self, name: str) -> None:
         """Tell of a folder that has the name of a tile; what lies in it is looked at as in any other."""
@@ -312,19 +283,12 @@ class Watcher:
         self._changed_s[batch] = self._folder_changed_s = now
 
     def _meaning(self, name: str) -> tuple[TileId, bool] | None:
-        """Return the tile that a file name means and whether it is the companion of a complex one; None for others."""
-        for companion, grammar in self._grammars.items():
-            try:
-                tile = grammar.tile_from_name(name.rpartition("/")[2])
-            except FileNameError as error:
-                self.strangers[name] = str(error)
-                return None
-            if tile is not None and not _is_utf8(name):
-                self.strangers[name] = "the name of its folder is not valid UTF-8, and events cannot hold it; rename it"
-                return None
-            if tile is not None:
-                return tile, companion
-        return None
+        """Return what a file name means, None for files of others; names that say something impossible are kept."""
+        try:
+            return self._names.meaning(name)
+        except FileNameError as error:
+            self.strangers[name] = str(error)
+            return None
 
     def _problem(self, file: RawFile) -> str | None:
         """Return why a file that stands still cannot be processed; reads its header and a compressed file's end."""
@@ -419,7 +383,7 @@ class Watcher:
         return tuple(
             tile.tile_id
             for tile in self.layout.tiles(batch)
-            if not all((tile, companion) in present for companion in self._grammars)
+            if not all((tile, companion) in present for companion in self._names.grammars)
         )
 
     def _end(self, batch: BatchId) -> None:
@@ -431,7 +395,7 @@ class Watcher:
         named: dict[bool, dict[int, str]] = {False: {}, True: {}}
         for file in sorted(self._by_batch.get(batch, {}).values(), key=lambda f: f.tile.tile_id):
             named[file.companion][file.tile.tile_id] = file.name
-        wanted = "raw and spectral file" if len(self._grammars) > 1 else "raw file"
+        wanted = "raw and spectral file" if len(self._names.grammars) > 1 else "raw file"
         problems = {
             tile: TileProblem(
                 kind="missing", text=f"tile {tile} of mosaic {batch.mosaic_id}: no {wanted} came in {self.folder}"
@@ -449,7 +413,7 @@ class Watcher:
             number: TileProblem.of_claimants(
                 TileId(batch.mosaic_id, number),
                 claimed,
-                f"{self.folder} (scan.{setting[companion]} = {self._grammars[companion].template!r})",
+                f"{self.folder} (scan.{setting[companion]} = {self._names.grammars[companion].template!r})",
             )
             for (number, companion), claimed in names.items()
             if len(claimed) > 1
@@ -462,29 +426,3 @@ class Watcher:
             tuple(f.problem or f.name for f in self._by_batch[batch].values() if not f.complete),
             now - self._changed_s.get(batch, now),
         )
-
-
-def _was_seen(path: str, seen: set[tuple[int, int]]) -> bool:
-    """Return whether a folder was searched already, by another name; note that it is."""
-    status = os.stat(path)
-    key = (status.st_dev, status.st_ino)
-    if key in seen:
-        return status.st_ino != 0
-    seen.add(key)
-    return False
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder, or leads to one; a loop of links leads nowhere."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False

@@ -93,6 +93,16 @@ def unwrapped_retardance(
     """Return retardance that keeps growing with depth past the fold at 90 degrees, shape (x, y, z).
 
     Polarization states are smoothed in 3-D; the retardance is the sum of the absolute changes of the smoothed one.
+
+    Examples
+    --------
+    What is measured folds back at 90 degrees, and the axis jumps by 90 there; 150 degrees look like 30:
+
+    >>> true = np.arange(120) * np.float32(1.5)
+    >>> measured, axis = np.where(true > 90, 180 - true, true), np.where(true > 90, -60, 30).astype(np.float32)
+    >>> volumes = [np.broadcast_to(one, (9, 9, 120)).copy() for one in (measured, axis)]
+    >>> float(measured[100]), round(float(unwrapped_retardance(*volumes)[4, 4, 100]))
+    (30.0, 150)
     """
     return _growing(_smoothed_retardance(retardance_deg, orientation_deg, sigma_px))
 

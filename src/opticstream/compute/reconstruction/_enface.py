@@ -79,6 +79,16 @@ def attenuation_from_intensity(
     -------
     ndarray, shape (x, y)
         Attenuation in 1/mm, not less than 0.
+
+    Examples
+    --------
+    Light that is attenuated by 4 per millimetre falls by 8 in a depth of one, because it goes both ways:
+
+    >>> depth_mm = np.arange(600) * 0.0025
+    >>> intensity_db = (10 * np.log10(np.exp(-8 * depth_mm) + 1e-9))[None, None].astype(np.float32)
+    >>> window = depth_window([[50]], depth_samples=600, depth=80)
+    >>> attenuation_from_intensity(intensity_db, window, depth_step_mm=0.0025).round(1).tolist()
+    [[4.0]]
     """
     linear = np.power(10, intensity_db.astype(np.float64) / 10)
     floor = linear[..., -max(1, linear.shape[-1] // 20) :].mean(axis=-1, keepdims=True)

@@ -103,6 +103,14 @@ def jones_from_complex_tile(tile: NDArray[np.floating[Any]], /, *, channels: int
     ------
     ValueError
         The length along x is no multiple of `2 * channels`.
+
+    Examples
+    --------
+    Along x follow the real parts of all A-lines, then the imaginary ones; depth runs backwards in the file:
+
+    >>> tile = np.array([[3, 1], [4, 2]], np.float32)[:, None]
+    >>> jones_from_complex_tile(tile, channels=1).tolist()
+    [[[[(1+2j), (3+4j)]]]]
     """
     a_lines, rest = divmod(tile.shape[0], 2 * channels)
     if rest or not a_lines:

@@ -49,6 +49,16 @@ def edge_response(intensity_db: NDArray[np.float32], /) -> NDArray[np.float32]:
     ----------
     intensity_db : ndarray, shape (..., z)
         Intensity in dB.
+
+    Examples
+    --------
+    The answer is largest where the brighter medium begins, and smaller than the step of 30 dB, which is smoothed:
+
+    >>> intensity_db = np.full((1, 40), 10, np.float32)
+    >>> intensity_db[:, 20:] = 40
+    >>> response = edge_response(intensity_db)
+    >>> int(response.argmax()), round(float(response.max()))
+    (20, 11)
     """
     half, radius = EDGE_HALF_WIDTH_PX, SMOOTHING_RADIUS_PX
     depth = intensity_db.shape[-1]

@@ -1,0 +1,84 @@
+"""Who is told of milestones: one class of settings for each kind of target.
+
+The kind is also the name of the module that tells: `opticstream.notify.file` is the target of kind ``file``.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from opticstream.config.base import Settings
+
+
+class NotifyTargetSettings(Settings):
+    """What the settings of every kind of target have."""
+
+    kind: str
+    """Kind of the target."""
+    name: str = Field(default="", pattern=r"^[a-z0-9_]*$")
+    """Names the target where the project keeps what it was told; default: the kind. Small letters, digits and `_`."""
+
+    @property
+    def target_name(self) -> str:
+        """Name of the target, one of a kind on this host."""
+        return self.name or self.kind
+
+
+class LogTargetSettings(NotifyTargetSettings):
+    """A line in the log of the run, and at the terminal of `run` and `watch`."""
+
+    kind: Literal["log"] = "log"
+    """Kind of the target."""
+
+
+class FileTargetSettings(NotifyTargetSettings):
+    """A line of JSON at the end of a file, for programs that follow it."""
+
+    kind: Literal["file"] = "file"
+    """Kind of the target."""
+    path: Path = Path("milestones.jsonl")
+    """The file; a relative path starts at the folder of the project. Several projects may share one."""
+
+
+NotifyTarget = Annotated[LogTargetSettings | FileTargetSettings, Field(discriminator="kind")]
+"""The settings of one target. A new kind of target joins this union."""
+
+
+def _from_text(value: Any) -> Any:
+    """Return the list that an environment variable holds, as JSON or TOML."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        pass
+    try:
+        tables = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        tables = {}
+    if set(tables) != {"value"}:
+        raise ValueError('expected a list of targets in JSON or TOML, such as [{"kind": "log"}, {"kind": "file"}]')
+    return tables["value"]
+
+
+def _with_names_of_their_own(targets: tuple[NotifyTargetSettings, ...]) -> tuple[NotifyTargetSettings, ...]:
+    names = [target.target_name for target in targets]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{names.count(repeated[0])} targets have the name {repeated[0]!r}; give each a `name` of its own"
+        )
+    for target in targets:
+        if target.target_name == "log" and target.kind != "log":
+            raise ValueError(f"a target of kind {target.kind!r} cannot have the name 'log'; give it another `name`")
+    return targets
+
+
+NotifyTargets = Annotated[
+    tuple[NotifyTarget, ...], BeforeValidator(_from_text), AfterValidator(_with_names_of_their_own)
+]
+"""The targets of a host, each with a name of its own."""

@@ -1,0 +1,80 @@
+"""What each target was told, and what it could not be told yet: small files in the project, one for each milestone.
+
+``state/notified/{target}/{key}`` says that a target was told, with the line that stands for the milestone in the log;
+``state/untold/{target}/{key}`` that it could not be, and why. The folder of the target that is named ``log`` is
+``state/notified`` itself, as it was when there was no other target.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from opticstream.notify.milestone import Milestone
+from opticstream.state.durable import create_exclusively, replace_whole
+
+_LOG = "log"
+
+
+def line_of(milestone: Milestone, /) -> str:
+    """Return a milestone as one line of a log, with the time (UTC)."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {'FAILED ' if milestone.failure else ''}{milestone.text}"
+
+
+class Memory:
+    """What the targets of a project were told.
+
+    Parameters
+    ----------
+    base : Path
+        Folder of the project.
+    """
+
+    def __init__(self, base: Path, /) -> None:
+        self._told = base / "state" / "notified"
+        self._untold = base / "state" / "untold"
+
+    def told(self, target: str, /) -> frozenset[str]:
+        """Return the keys of the milestones that a target was told."""
+        return _names_in(self._told_folder(target))
+
+    def untold(self, target: str, /) -> frozenset[str]:
+        """Return the keys of the milestones that a target could not be told when that was last tried."""
+        return _names_in(self._untold / target)
+
+    def was_told(self, target: str, key: str, /) -> bool:
+        """Return whether a target was told a milestone."""
+        return (self._told_folder(target) / key).exists()
+
+    def record_told(self, target: str, milestone: Milestone, /) -> None:
+        """Record that a target was told a milestone."""
+        create_exclusively(self._told_folder(target) / milestone.key, _bytes(line_of(milestone)))
+        self.forget_untold(target, milestone.key)
+
+    def record_untold(self, target: str, milestone: Milestone, why: str, /) -> None:
+        """Record that a target could not be told a milestone."""
+        replace_whole(self._untold / target / milestone.key, _bytes(why))
+
+    def forget_untold(self, target: str, key: str, /) -> None:
+        """Forget that a target could not be told a milestone."""
+        (self._untold / target / key).unlink(missing_ok=True)
+
+    def lock_file(self, target: str, /) -> Path:
+        """Return the file to lock while a target is told; its folder is made if need be."""
+        self._told.mkdir(parents=True, exist_ok=True)
+        return self._told / f".{target}.lock"
+
+    def _told_folder(self, target: str) -> Path:
+        return self._told if target == _LOG else self._told / target
+
+
+def _names_in(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(name for name in os.listdir(folder) if not name.startswith("."))
+    except FileNotFoundError:
+        return frozenset()
+
+
+def _bytes(line: str) -> bytes:
+    return f"{line}\n".encode(errors="backslashreplace")
