@@ -88,7 +88,7 @@ def lanes_maximum(a):
 
 
 def turn_counts(counts, at, stride, last, zero, zero_at, out, to, step):
-    """Lay `LANES` A-lines side by side: one vector per sample, less the background; see `simd.turn_counts`."""
+    """Lay `LANES` A-lines side by side: one vector per sample, less the background; see `_vectors.turn_counts`."""
     samples = 2 * LANES if counts.dtype == np.uint16 else LANES
     rows = [at + min(r, last) * stride for r in range(LANES)]
     for i in range(samples):
