@@ -68,14 +68,14 @@ class TestTheTable:
 class TestWhatOthersTakeFromIt:
     def test_every_kind_is_halved_and_resampled(self):
         from opticstream.compute.pyramid import halved
-        from opticstream.compute.registration import PlaneMap, resampled
+        from opticstream.compute.registration import PlanarTransform, resampled
 
         image = np.arange(12.0).reshape(4, 3)
         for kind, rules in KINDS.items():
             values = np.stack([image, image, image], -1) / 20 if kind == "vector" else image
             block = values[:, :, None]
             assert halved(block, (2, 1, 1), kind=kind).shape[:3] == (2, 3, 1)
-            moved = resampled(values, PlaneMap.identity(), how=rules.resampling, shape=(4, 3))
+            moved = resampled(values, PlanarTransform.identity(), how=rules.resampling, shape=(4, 3))
             assert moved.shape == values.shape
             np.testing.assert_allclose(moved, values, atol=1e-5)
 

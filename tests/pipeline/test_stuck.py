@@ -59,7 +59,7 @@ def test_columns_that_never_came_are_told_when_the_acquisition_has_moved_on_or_s
     assert found.why.endswith("; 1 are missing")
     project.facts.record(BatchId(2, 1), "ready")
     (found,) = stuck_items(project)
-    assert found.why == "columns 1 never came whole, and mosaic 2 has begun"
+    assert found.why == "columns 1 are incomplete although mosaic 2 has started"
 
 
 def test_a_mosaic_without_its_template_is_told(project):

@@ -204,11 +204,11 @@ def test_aligned_slices_come_to_lie_over_each_other(tmp_path: Path) -> None:
     assert poses["2"]["pose"]["failure"] == ""
 
 
-@pytest.mark.parametrize(("leash", "expected"), [(0.0, [0, 3, 6, 9]), (0.2, [0, 2.4, 4.32, 5.86])])
+@pytest.mark.parametrize(("pullback", "expected"), [(0.0, [0, 3, 6, 9]), (0.2, [0, 2.4, 4.32, 5.86])])
 def test_the_leash_keeps_a_chain_of_slices_from_drifting_away(
-    tmp_path: Path, leash: float, expected: list[float]
+    tmp_path: Path, pullback: float, expected: list[float]
 ) -> None:
-    settings = SampleSettings(align="translation", align_leash=leash, formats=("nifti",))
+    settings = SampleSettings(align="translation", align_leash=pullback, formats=("nifti",))
     for slice_id in (1, 2, 3, 4):
         image = np.roll(PHANTOM.beams[0].intensity, 3 * (slice_id - 1), 0)
         path = write_nifti(tmp_path / f"a{slice_id}.nii.gz", image, voxel_size_mm=(0.01, 0.01, 1.0))

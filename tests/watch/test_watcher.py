@@ -115,8 +115,8 @@ def test_strangers_are_ignored_and_impossible_names_are_told(tmp_path, watcher, 
     put(tmp_path, 99)
     watcher.poll()
     assert watcher.known_batches() == set()
-    assert list(watcher.strangers) == ["mosaic_001_image_0099_0.raw"]
-    assert "outside the 2 x 2 grid" in watcher.strangers["mosaic_001_image_0099_0.raw"]
+    assert list(watcher.rejected_names) == ["mosaic_001_image_0099_0.raw"]
+    assert "outside the 2 x 2 grid" in watcher.rejected_names["mosaic_001_image_0099_0.raw"]
 
 
 def test_an_incomplete_column_that_stalls_is_told_once(tmp_path, watcher, clock):
@@ -326,7 +326,7 @@ def test_a_tile_below_a_folder_whose_name_is_not_utf8_is_told_and_not_taken(tmp_
     folder.mkdir()
     put(folder, 1)
     assert watcher.poll() == []
-    assert "UTF-8" in watcher.strangers["d\udcff/mosaic_001_image_0001_0.raw"]
+    assert "UTF-8" in watcher.rejected_names["d\udcff/mosaic_001_image_0001_0.raw"]
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -507,7 +507,7 @@ def test_the_watch_goes_on_whatever_lies_under_the_name_of_a_tile(tmp_path, cloc
     if kind in ("pipe", "socket", "link to a device"):
         assert odd in [name for one in found for name in one.files.values()]
     if kind == "folder":
-        assert "a folder with the name of a tile" in watcher.strangers[odd]
+        assert "a folder with the name of a tile" in watcher.rejected_names[odd]
 
 
 def test_a_file_that_vanishes_between_listing_and_opening_stops_nothing(tmp_path, watcher, clock, monkeypatch):

@@ -148,15 +148,15 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
                 over = _Acquired(driver, accept_incomplete) if not live else (lambda: False)
                 progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5, check=check)
         incomplete = driver.incomplete()
-        strangers = driver.watcher.strangers
+        rejected_names = driver.watcher.rejected_names
         undone = driver.undone
-        failed = bool(progress.failures or incomplete or strangers or undone or not progress.mosaics)
+        failed = bool(progress.failures or incomplete or rejected_names or undone or not progress.mosaics)
         if as_json:
             print_json(
                 progress.as_dict()
                 | {
                     "incomplete": [str(i) for i in incomplete],
-                    "refused_names": strangers,
+                    "refused_names": rejected_names,
                     "undone": undone,
                     "parameters": dict(chosen.overrides),
                     "failed": failed,
@@ -220,7 +220,7 @@ def _report(config: ProjectConfig, driver: Driver, failures: int, undone: list[s
         err.print(styled("incomplete", "yellow"), str(state))
     for line in undone:
         err.print(styled("not done", "red"), line)
-    for name, reason in sorted(driver.watcher.strangers.items()):
+    for name, reason in sorted(driver.watcher.rejected_names.items()):
         err.print(styled("refused", "yellow"), f"{name}: {reason}")
     if not driver.watcher.known_batches() and not found_before:
         err.print(

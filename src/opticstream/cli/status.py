@@ -82,8 +82,8 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
 
     Needs no server. Exit status 1 if anything is parked as failed.
     """
-    from opticstream.pipeline.doubts import doubts
     from opticstream.pipeline.progress import project_progress
+    from opticstream.pipeline.quality_flags import doubts
     from opticstream.pipeline.refused import SHOWN_FOR, refused_events
     from opticstream.pipeline.stale import stale_results
     from opticstream.pipeline.stuck import stuck_items

@@ -97,7 +97,7 @@ class EnfaceSettings(Settings):
 
 
 class QualitySettings(Settings):
-    """Limits beyond which a tile is flagged and people are told; no result changes by them."""
+    """Limits beyond which a tile is flagged for review; they never change a result."""
 
     saturated_fraction: float = Field(default=1e-3, ge=0, le=1)
     """Largest share of samples at the camera's full scale; more distort the spectra."""

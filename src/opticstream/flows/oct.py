@@ -185,7 +185,7 @@ def batch_state(
 ) -> None:
     """Count the batches of the project's mosaics and announce the mosaics that are ready."""
     from opticstream.flows.picture import publish_picture
-    from opticstream.pipeline.looks import look_at_batches
+    from opticstream.pipeline.fan_in import look_at_batches
 
     for project in concerned(_looked_at(event_name, payload, source, occurred)):
         _look_until(occurred, window_s, partial(look_at_batches, project))
@@ -199,7 +199,7 @@ def slice_state(
 ) -> None:
     """Look at the mosaics of the project's slices and announce the slices that are ready."""
     from opticstream.flows.picture import publish_picture
-    from opticstream.pipeline.looks import look_at_mosaics
+    from opticstream.pipeline.fan_in import look_at_mosaics
 
     for project in concerned(_looked_at(event_name, payload, source, occurred)):
         _look_until(occurred, window_s, partial(look_at_mosaics, project))

@@ -45,7 +45,7 @@ _PRELOADED = (
     "opticstream.flows.picture",
     "opticstream.notify.log",
     "opticstream.pipeline.batches",
-    "opticstream.pipeline.looks",
+    "opticstream.pipeline.fan_in",
     "opticstream.pipeline.milestones",
     "opticstream.pipeline.mosaics",
     "opticstream.pipeline.slices",

@@ -57,7 +57,8 @@ class FileNameGrammar:
                 continue
             if name not in _NUMBERS | _WORDS:
                 raise ConfigurationError(
-                    f"scan.file_name: {self.template!r} has the field {{{name}}}; known are {sorted(_NUMBERS | _WORDS)}"
+                    f"scan.file_name: {self.template!r} has the field {{{name}}}; expected one of "
+                    f"{sorted(_NUMBERS | _WORDS)}"
                 )
             if name in seen:
                 pattern += f"(?P={name})"

@@ -54,13 +54,13 @@ class RawNames:
         FileNameError
             The name follows a template and says something impossible, or lies in a folder whose name no event can hold.
         """
-        for companion, grammar in self.grammars.items():
+        for is_spectra, grammar in self.grammars.items():
             tile = grammar.tile_from_name(name.rpartition("/")[2])
             if tile is None:
                 continue
             if not _is_utf8(name):
                 raise FileNameError("the name of its folder is not valid UTF-8, and events cannot hold it; rename it")
-            return tile, companion
+            return tile, is_spectra
         return None
 
 

@@ -287,7 +287,7 @@ def _raw_files(project: Project, batch: BatchId, given: Mapping[str, Any]) -> di
     if given.get("files"):
         found["files"] = _given_files(project, batch, folder, given["files"])
         if given.get("spectra"):
-            found["spectra"] = _given_files(project, batch, folder, given["spectra"], companion=True)
+            found["spectra"] = _given_files(project, batch, folder, given["spectra"], is_spectra=True)
         return found
     files, spectra, problems = _files_in(project, batch, folder)
     if not files and recorded is not None:
@@ -332,19 +332,19 @@ def _neighbours(project: Project, batch: BatchId) -> Iterator[BatchReady]:
 
 
 def _given_files(
-    project: Project, batch: BatchId, folder: Path, said: Any, *, companion: bool = False
+    project: Project, batch: BatchId, folder: Path, said: Any, *, is_spectra: bool = False
 ) -> dict[int, str]:
     """Return raw files by tile number from a mapping, or from a list of names that follow the grammar."""
     if isinstance(said, Mapping):
         pairs = [(number_from(number), str(name)) for number, name in said.items()]
     elif isinstance(said, list | tuple):
-        grammar = _raw_names(project).grammars[companion]
+        grammar = _raw_names(project).grammars[is_spectra]
         pairs = [(_tile_of(grammar, str(name)), str(name)) for name in said]
     else:
         raise ValueError(f"files: expected the raw file of each tile number, got {said!r}")
     tiles = {tile.tile_id for tile in project.layout.tiles(batch)}
-    if strangers := sorted(number for number, _ in pairs if number not in tiles):
-        raise ValueError(f"files: expected tiles {', '.join(map(str, sorted(tiles)))} of {batch}, got {strangers}")
+    if unexpected := sorted(number for number, _ in pairs if number not in tiles):
+        raise ValueError(f"files: expected tiles {', '.join(map(str, sorted(tiles)))} of {batch}, got {unexpected}")
     return {number: _relative(folder, name) for number, name in pairs}
 
 
@@ -382,8 +382,8 @@ def _files_in(
             except FileNameError:
                 continue
             if meant is not None and project.layout.batch_of(meant[0]) == batch:
-                tile, companion = meant
-                named[companion].setdefault(tile.tile_id, []).append(name)
+                tile, is_spectra = meant
+                named[is_spectra].setdefault(tile.tile_id, []).append(name)
     problems = {
         number: TileProblem.of_claimants(TileId(batch.mosaic_id, number), names, str(folder))
         for found in named.values()

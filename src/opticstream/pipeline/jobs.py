@@ -15,8 +15,8 @@ from opticstream.model.chain import STEPS, Step
 from opticstream.model.errors import ClaimLost, ProcessingError
 from opticstream.model.events import Event
 from opticstream.model.ids import ItemId
+from opticstream.pipeline.dependencies import inputs_hash, keep_settings, settings_of
 from opticstream.pipeline.failures import describe, is_transient, kind_of
-from opticstream.pipeline.grounds import inputs_hash, keep_settings, settings_of
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.run_parameters import detail_of_parameters
 from opticstream.state import Claim, FileRecord

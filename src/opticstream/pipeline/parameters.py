@@ -1,7 +1,7 @@
 """The settings that matter to each result, and no others, as one hash that its fact carries.
 
 A result rests on the settings of its own stage and on the results before it, so changing a setting makes exactly the
-results stale whose stage it belongs to, and through them what rests on those (`opticstream.pipeline.grounds`).
+results stale whose stage it belongs to, and through them what rests on those (`opticstream.pipeline.dependencies`).
 """
 
 from __future__ import annotations

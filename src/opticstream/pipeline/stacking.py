@@ -13,7 +13,7 @@ from opticstream.io.atomic import atomic_folder
 from opticstream.model.errors import InputError, StateError
 from opticstream.model.events import Event, SampleFailed, SampleUpdated, SliceReady, SliceRegistered
 from opticstream.model.ids import MosaicId, SampleId, SliceId
-from opticstream.pipeline.grounds import inputs_hash, keep_settings
+from opticstream.pipeline.dependencies import inputs_hash, keep_settings
 from opticstream.pipeline.jobs import UPDATE_SAMPLE, Attempt, once, park
 from opticstream.pipeline.parameters import sample_settings
 from opticstream.pipeline.products import recorded_products, stitched_maps, stitched_volumes

@@ -10,7 +10,7 @@ from typing import Any
 
 from opticstream.model.chain import chain
 from opticstream.model.ids import BatchId, ItemId, MosaicId
-from opticstream.pipeline.grounds import changed_settings, inputs_hash, settings_of
+from opticstream.pipeline.dependencies import changed_settings, inputs_hash, settings_of
 from opticstream.pipeline.parameters import shared_part
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project

@@ -1,4 +1,4 @@
-"""What does not go on, and why: dead holders, columns that never came whole, missing templates, nobody at work."""
+"""What does not go on, and why: dead holders, incomplete columns, missing templates, nobody at work."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _incomplete_columns(project: Project, snapshot: FactsSnapshot, now: datetime
             continue
         columns = ", ".join(str(batch.batch_id) for batch in absent)
         if last is not None and mosaic < last:
-            yield Stuck(mosaic, "columns incomplete", f"columns {columns} never came whole, and {last} has begun")
+            yield Stuck(mosaic, "columns incomplete", f"columns {columns} are incomplete although {last} has started")
             continue
         times = [_time_of(project, batch, "ready") for batch in project.layout.batches(mosaic)]
         latest = max((time for time in times if time is not None), default=now)

@@ -20,8 +20,8 @@ from opticstream.sim.fields import Grid
 from opticstream.sim.instrument import Spectrometer
 from opticstream.sim.optics import apparent_from_axis, beam_frame, rotate_in_plane
 from opticstream.sim.phantom import FaceMaps, Sample, TissueMaps
+from opticstream.sim.scan_stage import Placement, Stage
 from opticstream.sim.settings import Corner, PhantomSettings
-from opticstream.sim.stage import Placement, Stage
 
 Array = NDArray[np.float64]
 Fields = NDArray[np.complex64]

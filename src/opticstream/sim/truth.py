@@ -36,7 +36,7 @@ from opticstream.io.nifti import write_nifti
 from opticstream.model.ids import MosaicId, SliceId
 from opticstream.sim._kernels import visible_maps
 from opticstream.sim.optics import rotate_in_plane
-from opticstream.sim.stage import Placement, nominal_position_px
+from opticstream.sim.scan_stage import Placement, nominal_position_px
 from opticstream.sim.tiles import NOMINAL_FIRST_BIN, BeamView, TileSimulator
 
 TRUTH_FILE = "truth.json"

@@ -14,8 +14,8 @@ from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described
+from opticstream.stages.archive_spectra import read_spectra
 from opticstream.stages.archive_tile import checksum_path
-from opticstream.stages.companion import read_spectra
 from opticstream.stages.reconstruction import (
     Reconstructed,
     TileJob,

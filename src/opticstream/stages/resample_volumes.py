@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from opticstream.compute.axis import beam_frames
-from opticstream.compute.registration import PlaneMap, Slant, resampled, resampled_blocks
+from opticstream.compute.registration import PlanarTransform, Slant, resampled, resampled_blocks
 from opticstream.io.atomic import atomic_folder
 from opticstream.io.zarr import SliceStore, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError
@@ -27,7 +27,7 @@ class BeamTilt:
 def resample_volume(
     source: Path,
     target: Path,
-    mapping: PlaneMap,
+    mapping: PlanarTransform,
     /,
     *,
     modality: str,
@@ -40,7 +40,7 @@ def resample_volume(
     ----------
     source, target : Path
         OME-Zarr of the moving illumination, and the one to make; it appears only when complete.
-    mapping : PlaneMap
+    mapping : PlanarTransform
         From fixed to moving pixels, as the registration of the en face maps found it.
     modality : str
         Angles of axes are resampled as axes and turned with the picture, numbers linearly.

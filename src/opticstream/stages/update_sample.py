@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.registration import PlaneMap, SlicePose, next_pose, resampled, resampled_blocks
+from opticstream.compute.registration import PlanarTransform, SlicePose, next_pose, resampled, resampled_blocks
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import nifti_geometry, read_nifti
@@ -304,7 +304,7 @@ def _pose(new: SampleInput, ledger: _Ledger) -> SlicePose | None:
     """Return the pose of the slice from its nearest neighbour in the stacks; None without alignment."""
     if new.settings.align == "none":
         return None
-    still = SlicePose(PlaneMap.identity())
+    still = SlicePose(PlanarTransform.identity())
     name = next((n for n in new.maps if n.endswith(f"_{new.settings.align_on}")), None)
     if name is None:
         raise InputError(
@@ -324,7 +324,7 @@ def _pose(new: SampleInput, ledger: _Ledger) -> SlicePose | None:
         _map(new.maps[name]),
         still,
         freedom=new.settings.align,
-        leash=new.settings.align_leash,
+        pullback=new.settings.align_leash,
         steps=abs(nearest - new.slice_id),
     )
     if not pose.failure:
@@ -346,13 +346,13 @@ def _stacked_map(new: SampleInput, name: str, slice_id: int) -> NDArray[np.float
 
 
 def _pose_from_facts(facts: Mapping[str, Any]) -> SlicePose:
-    mapping = PlaneMap(np.array(facts["matrix"], float), np.array(facts["offset"], float))
+    mapping = PlanarTransform(np.array(facts["matrix"], float), np.array(facts["offset"], float))
     residual = facts["residual_px"]
     return SlicePose(mapping, float("nan") if residual is None else residual, facts["confidence"], facts["failure"])
 
 
 def _pose_facts(pose: SlicePose | None) -> dict[str, Any]:
-    pose = pose or SlicePose(PlaneMap.identity())
+    pose = pose or SlicePose(PlanarTransform.identity())
     return {
         "matrix": pose.mapping.matrix.tolist(),
         "offset": pose.mapping.offset.tolist(),

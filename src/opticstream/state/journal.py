@@ -113,7 +113,7 @@ class Journal:
     ) -> None:
         """Append an entry. An unknown event is refused; a journal that cannot be written is only logged."""
         if event not in EVENTS:
-            raise ValueError(f"the journal knows no event {event!r}; known are {', '.join(EVENTS)}")
+            raise ValueError(f"unknown event {event!r} for the journal; expected one of {', '.join(EVENTS)}")
         now = self._clock()
         entry = JournalEntry(
             now,

@@ -216,7 +216,8 @@ def path_from_name(name: str, roots: Mapping[str, Path], /) -> Path:
     if not colon:
         return roots[PROJECT_ROOT] / name
     if root not in roots:
-        raise StateError(f"{name!r} lies in {root!r}, which this host does not know; known are {', '.join(roots)}")
+        known = ", ".join(roots)
+        raise StateError(f"{name!r} lies in {root!r}, which this host does not know; expected one of {known}")
     return roots[root] / relative
 
 

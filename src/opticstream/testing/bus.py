@@ -18,7 +18,7 @@ from opticstream.config import config_from_mapping
 from opticstream.model import events as catalogue
 from opticstream.model.chain import chain
 from opticstream.model.events import Event
-from opticstream.pipeline import batches, looks, mosaics, slices, stacking, uploads
+from opticstream.pipeline import batches, fan_in, mosaics, slices, stacking, uploads
 from opticstream.pipeline.bindings import binding_of
 from opticstream.pipeline.incoming import Received, event_from_received
 from opticstream.pipeline.pending import pending_announcements
@@ -172,14 +172,14 @@ class LocalBus:
                 | catalogue.BatchUploaded()
                 | catalogue.BatchFailed()
             ):
-                steps.append(lambda _e: looks.look_at_batches(project))
+                steps.append(lambda _e: fan_in.look_at_batches(project))
             case catalogue.MosaicReady():
                 steps.append(lambda _e: mosaics.stitch_mosaic(project, event))
             case catalogue.MosaicStitched():
                 steps.append(lambda _e: mosaics.stitch_volume(project, event))
-                steps.append(lambda _e: looks.look_at_mosaics(project))
+                steps.append(lambda _e: fan_in.look_at_mosaics(project))
             case catalogue.MosaicVolumeStitched() | catalogue.MosaicFailed():
-                steps.append(lambda _e: looks.look_at_mosaics(project))
+                steps.append(lambda _e: fan_in.look_at_mosaics(project))
             case catalogue.SliceReady():
                 steps.append(lambda _e: slices.register_slice(project, event))
         for tried in chain().started_by(type(event)):  # a step that has no flow yet is done by the bus itself

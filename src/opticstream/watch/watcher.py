@@ -45,7 +45,7 @@ class RawFile:
     mtime_ns: int
     since_s: float
     """When it was first seen with this size and time, by the watcher's clock."""
-    companion: bool = False
+    is_spectra: bool = False
     """Whether it holds the spectra beside a complex tile."""
     complete: bool = False
     problem: str | None = None
@@ -127,7 +127,7 @@ class Watcher:
     ) -> None:
         self.folder = Path(folder)
         self.layout: AcquisitionLayout = scan.layout
-        self.strangers: dict[str, str] = {}
+        self.rejected_names: dict[str, str] = {}
         """Files that follow the name template but say something impossible, with the reason."""
         self._scan = scan
         self._names = RawNames(scan.file_name, scan.spectral_file_name, self.layout)
@@ -224,10 +224,10 @@ class Watcher:
         Current for tiles of batches that wait, and for those that `look_again_at` named.
         """
         files = [f for f in self._by_batch.get(self.layout.batch_of(tile), {}).values() if f.tile == tile]
-        kinds = sorted(f.companion for f in files)
+        kinds = sorted(f.is_spectra for f in files)
         if kinds != sorted(self._names.grammars) or not all(f.complete for f in files):
             return None
-        return tuple(f.name for f in sorted(files, key=lambda f: f.companion))
+        return tuple(f.name for f in sorted(files, key=lambda f: f.is_spectra))
 
     def quiet_s(self, batch: BatchId, /) -> float:
         """Return the time since anything of a batch has changed, in seconds; infinite where nothing has come."""
@@ -240,8 +240,8 @@ class Watcher:
 
     def _refuse_folder(self, name: str) -> None:
         """Tell of a folder that has the name of a tile; what lies in it is looked at as in any other."""
-        if name not in self.strangers and self._meaning(name) is not None:
-            self.strangers[name] = f"{name}: a folder with the name of a tile, expected a file"
+        if name not in self.rejected_names and self._meaning(name) is not None:
+            self.rejected_names[name] = f"{name}: a folder with the name of a tile, expected a file"
 
     def _see(self, name: str, entry: os.DirEntry[str], now: float) -> None:
         file = self._files.get(name)
@@ -258,9 +258,9 @@ class Watcher:
             return
         if file is None:
             assert meant is not None
-            tile, companion = meant
+            tile, is_spectra = meant
             batch = self.layout.batch_of(tile)
-            file = RawFile(name, tile, batch, status.st_size, status.st_mtime_ns, now, companion)
+            file = RawFile(name, tile, batch, status.st_size, status.st_mtime_ns, now, is_spectra)
             self._files[name] = file
             self._by_batch.setdefault(batch, {})[name] = file
             self._has_changed(batch, now)
@@ -287,7 +287,7 @@ class Watcher:
         try:
             return self._names.meaning(name)
         except FileNameError as error:
-            self.strangers[name] = str(error)
+            self.rejected_names[name] = str(error)
             return None
 
     def _problem(self, file: RawFile) -> str | None:
@@ -296,7 +296,7 @@ class Watcher:
         a_lines, b_lines = self._scan.tile_shape(index)
         setting = f"scan.illuminations[{index}]"
         path = self.folder / file.name
-        raw_format = self._scan.spectral_format if file.companion else self._scan.raw_format
+        raw_format = self._scan.spectral_format if file.is_spectra else self._scan.raw_format
         try:
             if raw_format == "complex":
                 channels = self._scan.channels
@@ -379,11 +379,11 @@ class Watcher:
 
     def _missing(self, batch: BatchId) -> tuple[int, ...]:
         """Return the tiles for which a file is missing."""
-        present = {(f.tile, f.companion) for f in self._by_batch.get(batch, {}).values()}
+        present = {(f.tile, f.is_spectra) for f in self._by_batch.get(batch, {}).values()}
         return tuple(
             tile.tile_id
             for tile in self.layout.tiles(batch)
-            if not all((tile, companion) in present for companion in self._names.grammars)
+            if not all((tile, is_spectra) in present for is_spectra in self._names.grammars)
         )
 
     def _end(self, batch: BatchId) -> None:
@@ -394,7 +394,7 @@ class Watcher:
         self._end(batch)
         named: dict[bool, dict[int, str]] = {False: {}, True: {}}
         for file in sorted(self._by_batch.get(batch, {}).values(), key=lambda f: f.tile.tile_id):
-            named[file.companion][file.tile.tile_id] = file.name
+            named[file.is_spectra][file.tile.tile_id] = file.name
         wanted = "raw and spectral file" if len(self._names.grammars) > 1 else "raw file"
         problems = {
             tile: TileProblem(
@@ -407,15 +407,15 @@ class Watcher:
     def _duplicates(self, batch: BatchId) -> dict[int, TileProblem]:
         names: dict[tuple[int, bool], list[str]] = {}
         for file in self._by_batch.get(batch, {}).values():
-            names.setdefault((file.tile.tile_id, file.companion), []).append(file.name)
+            names.setdefault((file.tile.tile_id, file.is_spectra), []).append(file.name)
         setting = {False: "file_name", True: "spectral_file_name"}
         return {
             number: TileProblem.of_claimants(
                 TileId(batch.mosaic_id, number),
                 claimed,
-                f"{self.folder} (scan.{setting[companion]} = {self._names.grammars[companion].template!r})",
+                f"{self.folder} (scan.{setting[is_spectra]} = {self._names.grammars[is_spectra].template!r})",
             )
-            for (number, companion), claimed in names.items()
+            for (number, is_spectra), claimed in names.items()
             if len(claimed) > 1
         }
 

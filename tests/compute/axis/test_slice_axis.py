@@ -119,7 +119,7 @@ def test_real_fibre_directions_survive_two_beams_and_a_turned_picture(shared_dat
     import tifffile
 
     from opticstream.compute.axis import projections_from_axis
-    from opticstream.compute.registration import PlaneMap, resample_image, resample_orientation
+    from opticstream.compute.registration import PlanarTransform, resample_image, resample_orientation
 
     direction = tifffile.imread(shared_data / "fibre_directions" / "cluster_dir_1.tiff").T.astype(float)
     mean = tifffile.imread(shared_data / "fibre_directions" / "cluster_avg.tiff").T.astype(float)
@@ -132,7 +132,7 @@ def test_real_fibre_directions_survive_two_beams_and_a_turned_picture(shared_dat
     turn = np.radians(4.0)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     middle = (np.array(direction.shape) - 1) / 2
-    there = PlaneMap(matrix, middle - matrix @ middle)
+    there = PlanarTransform(matrix, middle - matrix @ middle)
     # The second picture is turned: its pixels come by the inverse, its axes turn along.
     moving_angle = resample_orientation(angle[1], there.inverse(), shape=direction.shape, weight=seen[1])
     moving_seen = resample_image(np.where(known, seen[1], np.nan), there.inverse(), shape=direction.shape)

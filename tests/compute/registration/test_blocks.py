@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opticstream.compute.registration import (
-    PlaneMap,
+    PlanarTransform,
     Slant,
     resample_image,
     resample_orientation,
@@ -21,14 +21,14 @@ def _volume():
     return np.random.default_rng(0).uniform(-89, 89, SIZE).astype(np.float32)
 
 
-def _mapping(*, bent: bool) -> PlaneMap:
+def _mapping(*, bent: bool) -> PlanarTransform:
     turn = np.radians(7.0)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     bend = None
     if bent:
         x, y = np.meshgrid(np.arange(SHAPE[0]), np.arange(SHAPE[1]), indexing="ij")
         bend = np.stack([1.5 * np.sin(x / 9), 2.0 * np.cos(y / 11)]).astype(np.float32)
-    return PlaneMap(matrix, np.array([3.5, -2.25]), bend)
+    return PlanarTransform(matrix, np.array([3.5, -2.25]), bend)
 
 
 def _joined(read, step):
@@ -60,7 +60,7 @@ def test_a_slant_takes_other_planes_from_beside():
     volume = np.arange(np.prod(SIZE), dtype=np.float32).reshape(SIZE)
     slant = Slant(np.array([0.0, 1.4, 2.8, 4.2]), np.outer(np.arange(4.0), [2.0, -1.0]))
     read = resampled_blocks(
-        lambda xs, ys: volume[xs, ys], PlaneMap.identity(), size=SIZE, resample=resample_image, slant=slant
+        lambda xs, ys: volume[xs, ys], PlanarTransform.identity(), size=SIZE, resample=resample_image, slant=slant
     )
     block = read(slice(10, 20), slice(10, 20))
     for plane, index in enumerate((0, 1, 3)):
@@ -76,7 +76,7 @@ def test_blocks_read_no_more_than_they_need_and_nothing_beside_the_volume():
         asked.append((xs, ys))
         return volume[xs, ys]
 
-    moved = resampled_blocks(read, PlaneMap(np.eye(2), np.array([5.0, 0.0])), size=SIZE, resample=resample_image)
+    moved = resampled_blocks(read, PlanarTransform(np.eye(2), np.array([5.0, 0.0])), size=SIZE, resample=resample_image)
     moved(slice(10, 20), slice(10, 20))
     assert asked == [(slice(14, 26), slice(9, 21))]
     assert np.isnan(moved(slice(100, 110), slice(0, 10))).all()

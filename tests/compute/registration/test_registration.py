@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opticstream.compute.registration import PlaneMap, register_images
+from opticstream.compute.registration import PlanarTransform, register_images
 from opticstream.compute.registration._rough_search import correlation_peaks
 from opticstream.testing.slice_phantom import BeamMaps, Picture, make_slice, mapping_error_px
 
@@ -130,7 +130,7 @@ def test_bending_follows_what_an_affine_mapping_cannot() -> None:
     free = register_images(fixed.birefringence, bent[0], bend_sigma_px=12, **options)  # type: ignore[arg-type]
     assert free.mapping.displacement is not None
 
-    def error(mapping: PlaneMap) -> float:
+    def error(mapping: PlanarTransform) -> float:
         found = mapping.coordinates(SHAPE)
         true = np.stack([x, y]) + bend  # to first order
         return float(np.median(np.linalg.norm(found - true, axis=0)[15:-15, 15:-15]))
@@ -150,7 +150,7 @@ def test_a_known_start_replaces_the_search() -> None:
     picture = Picture(tilt_deg=-15.0, rotation_deg=12.0, shift_px=(20, 10))
     phantom = make_slice((Picture(), picture), seed=12)
     moving = phantom.beams[1]
-    start = PlaneMap(moving.matrix, moving.offset + 3)
+    start = PlanarTransform(moving.matrix, moving.offset + 3)
     result = registered(phantom, start=start)
     assert np.median(errors(result, moving)) < 0.5
 

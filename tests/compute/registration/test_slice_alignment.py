@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from opticstream.compute.pyramid import halved
-from opticstream.compute.registration import PlaneMap, SlicePose, next_pose, rigid_map, turned_axis
+from opticstream.compute.registration import PlanarTransform, SlicePose, next_pose, rigid_map, turned_axis
 from opticstream.testing.slice_phantom import make_slice
 
-STILL = SlicePose(PlaneMap.identity())
+STILL = SlicePose(PlanarTransform.identity())
 FACE = make_slice(seed=40).beams[0].intensity
 
 
 def test_a_step_is_found_and_chained() -> None:
     shifted = np.roll(FACE, (3, -5), (0, 1))
-    first = next_pose(FACE, shifted, STILL, leash=0.0)
+    first = next_pose(FACE, shifted, STILL, pullback=0.0)
     np.testing.assert_allclose(first.mapping.offset, [3, -5], atol=0.3)
-    second = next_pose(shifted, np.roll(shifted, (2, 1), (0, 1)), first, leash=0.0)
+    second = next_pose(shifted, np.roll(shifted, (2, 1), (0, 1)), first, pullback=0.0)
     np.testing.assert_allclose(second.mapping.offset, [5, -4], atol=0.6)
 
 
@@ -33,7 +33,7 @@ def test_the_leash_bounds_what_small_errors_add_up_to() -> None:
     assert np.linalg.norm(free) > 50
     assert max(walks) < 6
     # The stage's own rule is the same: one step of it.
-    pose = next_pose(FACE, np.roll(FACE, (10, 0), (0, 1)), STILL, leash=0.05)
+    pose = next_pose(FACE, np.roll(FACE, (10, 0), (0, 1)), STILL, pullback=0.05)
     np.testing.assert_allclose(
         pose.mapping.points((np.array(FACE.shape) - 1) / 2) - (np.array(FACE.shape) - 1) / 2, [9.5, 0], atol=0.3
     )

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from opticstream.compute.axis._axis import AxisField, axis_from_projections
 from opticstream.compute.registration import (
     Freedom,
-    PlaneMap,
+    PlanarTransform,
     Registration,
     register_images,
     resample_image,
@@ -166,7 +166,7 @@ def slice_axis_from_illuminations(
 def aligned_map(
     modality: str,
     image: ArrayLike,
-    mapping: PlaneMap,
+    mapping: PlanarTransform,
     /,
     *,
     shape: tuple[int, int],

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.registration._plane_map import PlaneMap
+from opticstream.compute.registration._planar_transform import PlanarTransform
 
 BlockReader = Callable[[slice, slice], NDArray[Any]]
 """Returns the block (x, y, z) of a volume for ranges of x and y."""
@@ -17,7 +17,9 @@ BlockReader = Callable[[slice, slice], NDArray[Any]]
 class PlaneResampler(Protocol):
     """Brings one plane onto the fixed pixels, as `resample_image` and `resample_orientation` do."""
 
-    def __call__(self, image: ArrayLike, mapping: PlaneMap, /, *, shape: tuple[int, int]) -> NDArray[np.float32]: ...
+    def __call__(
+        self, image: ArrayLike, mapping: PlanarTransform, /, *, shape: tuple[int, int]
+    ) -> NDArray[np.float32]: ...
 
 
 class Slant(NamedTuple):
@@ -31,7 +33,7 @@ class Slant(NamedTuple):
 
 def resampled_blocks(
     read: BlockReader,
-    mapping: PlaneMap,
+    mapping: PlanarTransform,
     /,
     *,
     size: tuple[int, int, int],
@@ -44,7 +46,7 @@ def resampled_blocks(
     ----------
     read : callable
         Reads the moving volume.
-    mapping : PlaneMap
+    mapping : PlanarTransform
         From fixed to moving pixel coordinates.
     size : (int, int, int)
         Size (x, y, z) of the moving volume.
@@ -80,7 +82,7 @@ def resampled_blocks(
             # The nearest plane will do: planes lie closer together than anything that changes with depth.
             index = round(plane[z])
             image = part[:, :, index] if index < size[2] else nothing
-            made.append(resample(image, PlaneMap(mapping.matrix, start, bend), shape=shape))
+            made.append(resample(image, PlanarTransform(mapping.matrix, start, bend), shape=shape))
         return np.stack(made, axis=2)
 
     return block

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.registration._plane_map import PlaneMap
+from opticstream.compute.registration._planar_transform import PlanarTransform
 from opticstream.compute.registration._resampling import resample_image, resample_orientation
 from opticstream.compute.registration._slice_alignment import turned_axis
 from opticstream.model.modalities import Resampling
@@ -13,7 +13,7 @@ from opticstream.model.modalities import Resampling
 
 def resampled(
     image: ArrayLike,
-    mapping: PlaneMap,
+    mapping: PlanarTransform,
     /,
     *,
     how: Resampling,
@@ -26,7 +26,7 @@ def resampled(
     ----------
     image : array_like, shape (x, y), or (x, y, 3) for vectors
         Moving map; NaN is no value.
-    mapping : PlaneMap
+    mapping : PlanarTransform
         From fixed to moving pixel coordinates.
     how : Resampling
         From the table of modalities.
@@ -44,7 +44,7 @@ def resampled(
     --------
     Two axes 20 degrees apart across the wrap of an axis meet at 90 degrees, two numbers in the middle, at 0:
 
-    >>> halfway = PlaneMap(np.eye(2), np.array([0.5, 0.0]))
+    >>> halfway = PlanarTransform(np.eye(2), np.array([0.5, 0.0]))
     >>> pair = np.array([[80.0], [-80.0]])
     >>> [float(resampled(pair, halfway, how=how, shape=(1, 1))[0, 0].round(3)) for how in ("axes", "linear")]
     [90.0, 0.0]

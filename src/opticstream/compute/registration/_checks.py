@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.registration._detail_alignment import DetailPair
-from opticstream.compute.registration._plane_map import PlaneMap
+from opticstream.compute.registration._planar_transform import PlanarTransform
 from opticstream.compute.registration._resampling import resample_image
 
 
-def significance(pairs: Sequence[DetailPair], mapping: PlaneMap, /, *, away_px: tuple[int, ...] = (30, 45)) -> float:
+def significance(
+    pairs: Sequence[DetailPair], mapping: PlanarTransform, /, *, away_px: tuple[int, ...] = (30, 45)
+) -> float:
     """Return by how many standard deviations registered maps agree better than the same maps shifted far away.
 
     Unrelated images reach about 4, because the mapping was chosen among many; related ones 10 and more. NaN where there
@@ -46,7 +48,7 @@ def significance(pairs: Sequence[DetailPair], mapping: PlaneMap, /, *, away_px: 
 
 
 def block_residuals(
-    pairs: Sequence[DetailPair], mapping: PlaneMap, /, *, pixel_px: int = 1, blocks: int = 6, reach: int = 12
+    pairs: Sequence[DetailPair], mapping: PlanarTransform, /, *, pixel_px: int = 1, blocks: int = 6, reach: int = 12
 ) -> tuple[float, float]:
     """Return the median leftover shift of blocks of registered images, and the share of blocks that agree.
 
@@ -54,7 +56,7 @@ def block_residuals(
     ----------
     pairs : sequence of (fixed, moving)
         Locally normalised maps.
-    mapping : PlaneMap
+    mapping : PlanarTransform
         From fixed to moving pixels of these maps.
     pixel_px : int
         Size of their pixels in px of the full images; the shift is returned in these.

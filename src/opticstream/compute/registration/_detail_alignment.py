@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.registration._plane_map import Freedom, PlaneMap
+from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform
 from opticstream.compute.registration._resampling import resample_image
 
 Image = NDArray[np.float32]
@@ -59,14 +59,16 @@ def locally_normalised(
     return np.where(valid, difference / np.maximum(spread + floor, 1e-12), np.nan).astype(np.float32)
 
 
-def sharpened(pairs: Sequence[DetailPair], mapping: PlaneMap, /, *, freedom: Freedom = "affine") -> PlaneMap:
+def sharpened(
+    pairs: Sequence[DetailPair], mapping: PlanarTransform, /, *, freedom: Freedom = "affine"
+) -> PlanarTransform:
     """Return the mapping nearby that makes the pairs agree best; the given one where nothing better is found.
 
     Parameters
     ----------
     pairs : sequence of DetailPair
         All fixed ones of one shape, all moving ones of one shape.
-    mapping : PlaneMap
+    mapping : PlanarTransform
         Start, right within a few pixels.
     freedom : {"translation", "rigid", "affine"}
         What may change.
@@ -102,7 +104,7 @@ def sharpened(pairs: Sequence[DetailPair], mapping: PlaneMap, /, *, freedom: Fre
             u, _, v = np.linalg.svd(linear)
             linear = u @ v
         shift = np.array([step[0], step[3]])
-        mapping = PlaneMap(
+        mapping = PlanarTransform(
             mapping.matrix @ linear, mapping.matrix @ (centre - linear @ centre + shift) + mapping.offset
         )
         if float(np.abs(step).max()) < _ENOUGH_PX:
@@ -111,14 +113,16 @@ def sharpened(pairs: Sequence[DetailPair], mapping: PlaneMap, /, *, freedom: Fre
     return mapping if moved < _ENOUGH_PX * 4 else best
 
 
-def bent(pairs: Sequence[DetailPair], mapping: PlaneMap, /, *, sigma_px: float, steps: int = 8) -> PlaneMap:
+def bent(
+    pairs: Sequence[DetailPair], mapping: PlanarTransform, /, *, sigma_px: float, steps: int = 8
+) -> PlanarTransform:
     """Return the mapping with a smooth displacement that makes the pairs agree better.
 
     Parameters
     ----------
     pairs : sequence of DetailPair
         All fixed ones of one shape, all moving ones of one shape.
-    mapping : PlaneMap
+    mapping : PlanarTransform
         Affine mapping, right within a few pixels.
     sigma_px : float
         Scale below which nothing bends.
@@ -134,7 +138,7 @@ def bent(pairs: Sequence[DetailPair], mapping: PlaneMap, /, *, sigma_px: float, 
     for _ in range(steps):
         h = np.zeros((5, *shape), np.float32)
         for fixed, moving in pairs:
-            current = PlaneMap(mapping.matrix, mapping.offset, displacement)
+            current = PlanarTransform(mapping.matrix, mapping.offset, displacement)
             terms = _linearised(fixed, resample_image(moving, current, shape=shape))
             if terms is None:
                 continue
@@ -151,7 +155,7 @@ def bent(pairs: Sequence[DetailPair], mapping: PlaneMap, /, *, sigma_px: float, 
         displacement = np.stack([ndimage.gaussian_filter(d, 0.5 * sigma_px, mode="nearest") for d in displacement])
         if float(np.abs(step).max()) < 4 * _ENOUGH_PX:
             break
-    return PlaneMap(mapping.matrix, mapping.offset, displacement)
+    return PlanarTransform(mapping.matrix, mapping.offset, displacement)
 
 
 def _free_directions(freedom: Freedom) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.registration._plane_map import Freedom, PlaneMap, rotation_from_matrix
+from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform, rotation_from_matrix
 
 Image = NDArray[np.float32]
 
@@ -33,9 +33,9 @@ def refined_mapping(
     fixed_valid: NDArray[np.bool_],
     moving: Image,
     moving_valid: NDArray[np.bool_],
-    starts: list[PlaneMap],
+    starts: list[PlanarTransform],
     freedom: Freedom,
-) -> tuple[PlaneMap, float, float]:
+) -> tuple[PlanarTransform, float, float]:
     """Return the mapping of highest mutual information, and the information before and after."""
     import SimpleITK as sitk  # noqa: N813  (the name its users know)
 
@@ -47,7 +47,7 @@ def refined_mapping(
     centre = (np.array(fixed.shape) - 1) / 2
     largest = max(*fixed.shape, *moving.shape)
 
-    def run(mapping: PlaneMap, kind: Freedom, shrinks: list[int], steps: int) -> tuple[PlaneMap, float]:
+    def run(mapping: PlanarTransform, kind: Freedom, shrinks: list[int], steps: int) -> tuple[PlanarTransform, float]:
         method = sitk.ImageRegistrationMethod()
         method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
         method.SetMetricSamplingStrategy(method.NONE)
@@ -69,7 +69,7 @@ def refined_mapping(
         method.Execute(*images)
         return _from_itk(transform, kind, centre), -float(method.GetMetricValue())
 
-    def information(mapping: PlaneMap) -> float:
+    def information(mapping: PlanarTransform) -> float:
         method = sitk.ImageRegistrationMethod()
         method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
         method.SetMetricFixedMask(masks[0])
@@ -83,11 +83,11 @@ def refined_mapping(
 
 
 def _best(
-    run: Any, information: Any, starts: list[PlaneMap], freedom: Freedom, largest: int
-) -> tuple[PlaneMap, float, float]:
+    run: Any, information: Any, starts: list[PlanarTransform], freedom: Freedom, largest: int
+) -> tuple[PlanarTransform, float, float]:
     """Refine every start on the coarsest copies, then the best one to the end."""
     coarse = [s for s in (16, 8, 4) if largest / s >= 40] or [2 if largest >= 80 else 1]
-    tried: list[tuple[float, PlaneMap]] = []
+    tried: list[tuple[float, PlanarTransform]] = []
     for mapping in starts:
         try:
             found, value = run(mapping, freedom, coarse[-1:], 60)
@@ -95,7 +95,7 @@ def _best(
             continue
         tried.append((value, found))
     if not tried:
-        best = starts[0] if starts else PlaneMap.identity()
+        best = starts[0] if starts else PlanarTransform.identity()
         return best, float("nan"), float("nan")
     value, best = max(tried, key=lambda item: item[0])
     try:
@@ -107,7 +107,7 @@ def _best(
         return best, float("nan"), value
 
 
-def _to_itk(sitk: Any, mapping: PlaneMap, kind: Freedom, centre: NDArray[np.float64]) -> Any:
+def _to_itk(sitk: Any, mapping: PlanarTransform, kind: Freedom, centre: NDArray[np.float64]) -> Any:
     """Return the mapping as an ITK transform about `centre`; freedom that the kind lacks is kept as a fixed part."""
     if kind == "affine":
         transform = sitk.AffineTransform(2)
@@ -126,9 +126,9 @@ def _to_itk(sitk: Any, mapping: PlaneMap, kind: Freedom, centre: NDArray[np.floa
     return transform
 
 
-def _from_itk(transform: Any, kind: Freedom, centre: NDArray[np.float64]) -> PlaneMap:
+def _from_itk(transform: Any, kind: Freedom, centre: NDArray[np.float64]) -> PlanarTransform:
     """Return an ITK transform as a mapping."""
     if kind == "translation":
-        return PlaneMap(np.eye(2), np.array(transform.GetOffset(), float))
+        return PlanarTransform(np.eye(2), np.array(transform.GetOffset(), float))
     matrix = np.array(transform.GetMatrix(), float).reshape(2, 2)
-    return PlaneMap(matrix, centre + np.array(transform.GetTranslation(), float) - matrix @ centre)
+    return PlanarTransform(matrix, centre + np.array(transform.GetTranslation(), float) - matrix @ centre)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from opticstream.compute.registration._checks import block_residuals, significance
 from opticstream.compute.registration._detail_alignment import DetailPair, bent, locally_normalised, sharpened
 from opticstream.compute.registration._mutual_information import refined_mapping
-from opticstream.compute.registration._plane_map import Freedom, PlaneMap
+from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform
 from opticstream.compute.registration._resampling import resample_image
 from opticstream.compute.registration._rough_search import rough_mappings, shrunk
 
@@ -29,7 +29,7 @@ Image = NDArray[np.float32]
 class Registration:
     """A mapping from fixed to moving pixels and what speaks for it."""
 
-    mapping: PlaneMap
+    mapping: PlanarTransform
     """Mapping from fixed to moving pixel coordinates."""
     residual_px: float
     """Median leftover shift of the blocks that can be compared, in fixed px; NaN if there are none."""
@@ -116,7 +116,7 @@ def register_images(
     min_confidence: float = 0.5,
     max_residual_px: float = 3.0,
     max_pixels: int = 1_500_000,
-    start: PlaneMap | None = None,
+    start: PlanarTransform | None = None,
 ) -> Registration:
     """Return the mapping from `fixed` to `moving` that makes them one image.
 
@@ -142,7 +142,7 @@ def register_images(
         Limits of the verdict.
     max_pixels : int
         Larger images are halved until they are smaller; the mapping is in pixels of the full size all the same.
-    start : PlaneMap, optional
+    start : PlanarTransform, optional
         A known rough mapping; replaces the search.
 
     Returns
@@ -199,10 +199,10 @@ def register_images(
     )
 
 
-def _rounded(mapping: PlaneMap) -> PlaneMap:
+def _rounded(mapping: PlanarTransform) -> PlanarTransform:
     """Return the mapping to a millionth of a pixel, so that the last bits of a sum do not reach any file."""
     displacement = mapping.displacement
-    return PlaneMap(
+    return PlanarTransform(
         np.round(mapping.matrix, 9),
         np.round(mapping.offset, 6),
         None if displacement is None else np.round(displacement, 4),
@@ -237,7 +237,7 @@ def _judge(
     fixed_valid: NDArray[np.bool_],
     moving: Image,
     moving_valid: NDArray[np.bool_],
-    mapping: PlaneMap,
+    mapping: PlanarTransform,
     *,
     residual: float,
     confidence: float,

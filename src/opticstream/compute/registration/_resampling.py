@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute import axial
-from opticstream.compute.registration._plane_map import PlaneMap
+from opticstream.compute.registration._planar_transform import PlanarTransform
 
 _ROWS = 512
 
 
 def resample_image(
-    image: ArrayLike, mapping: PlaneMap, /, *, shape: tuple[int, int], nearest: bool = False
+    image: ArrayLike, mapping: PlanarTransform, /, *, shape: tuple[int, int], nearest: bool = False
 ) -> NDArray[np.float32]:
     """Return `image` (moving) on the pixel grid of the fixed image.
 
@@ -25,7 +25,7 @@ def resample_image(
     ----------
     image : array_like, shape (x, y)
         Moving image; NaN is no value.
-    mapping : PlaneMap
+    mapping : PlanarTransform
         From fixed to moving pixel coordinates.
     shape : (int, int)
         Shape of the fixed image.
@@ -42,7 +42,7 @@ def resample_image(
 
 def resample_orientation(
     orientation_deg: ArrayLike,
-    mapping: PlaneMap,
+    mapping: PlanarTransform,
     /,
     *,
     shape: tuple[int, int],
@@ -56,7 +56,7 @@ def resample_orientation(
     ----------
     orientation_deg : array_like, shape (x, y)
         Orientation in degrees in the axes of the moving image; NaN is no value.
-    mapping : PlaneMap
+    mapping : PlanarTransform
         From fixed to moving pixel coordinates.
     shape : (int, int)
         Shape of the fixed image.
@@ -72,7 +72,7 @@ def resample_orientation(
     --------
     The moving image is the fixed one turned by 90 degrees, so its x axis is the fixed y axis:
 
-    >>> turned = PlaneMap(np.array([[0.0, -1.0], [1.0, 0.0]]), np.array([2.0, 0.0]))
+    >>> turned = PlanarTransform(np.array([[0.0, -1.0], [1.0, 0.0]]), np.array([2.0, 0.0]))
     >>> resample_orientation(np.full((3, 3), 60.0), turned, shape=(3, 3))[1, 1]
     np.float32(-30.0)
     """
@@ -126,7 +126,7 @@ def smooth_orientation(
 
 
 def _resample_planes(
-    planes: NDArray[np.float32], mapping: PlaneMap, shape: tuple[int, int], nearest: bool
+    planes: NDArray[np.float32], mapping: PlanarTransform, shape: tuple[int, int], nearest: bool
 ) -> NDArray[np.float32]:
     """Resample planes (n, x, y) that share their pixels without value; blocks of rows bound the memory."""
     from scipy.ndimage import map_coordinates as _map

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.registration._plane_map import PlaneMap
+from opticstream.compute.registration._planar_transform import PlanarTransform
 from opticstream.compute.registration._resampling import resample_image
 
 Image = NDArray[np.float32]
@@ -40,14 +40,14 @@ def rough_mappings(
     scale_guess: tuple[float, float],
     max_rotation_deg: float,
     keep: int = 3,
-) -> list[PlaneMap]:
+) -> list[PlanarTransform]:
     """Return the best few mappings among all shifts at some rotations, on copies of about 96 pixels."""
     factor = max(1, round(max(*fixed.shape, *moving.shape) / 96))
     small_fixed, small_fixed_valid = shrunk(fixed, fixed_valid, factor)
     small_moving, small_moving_valid = shrunk(moving, moving_valid, factor)
     steps = max(1, round(max_rotation_deg / 2.0))
     scales = {(1.0, 1.0), scale_guess}
-    candidates: list[tuple[float, PlaneMap]] = []
+    candidates: list[tuple[float, PlanarTransform]] = []
     for scale in sorted(scales):
         for angle in np.linspace(-max_rotation_deg, max_rotation_deg, 2 * steps + 1):
             t = np.radians(angle)
@@ -57,14 +57,14 @@ def rough_mappings(
             offset = (np.array(small_moving.shape) - 1) / 2 - matrix @ ((size - 1) / 2)
             turned = resample_image(
                 np.where(small_moving_valid, small_moving, np.nan),
-                PlaneMap(matrix, offset),
+                PlanarTransform(matrix, offset),
                 shape=(int(size[0]), int(size[1])),
             )
             for score, shift in correlation_peaks(small_fixed, small_fixed_valid, turned, count=2):
                 # fixed pixel p lies at p - shift of the turned image
-                candidates.append((score, PlaneMap(matrix, offset - matrix @ shift)))
+                candidates.append((score, PlanarTransform(matrix, offset - matrix @ shift)))
     candidates.sort(key=lambda item: -item[0])
-    chosen: list[PlaneMap] = []
+    chosen: list[PlanarTransform] = []
     for _, mapping in candidates:
         centre = (np.array(small_fixed.shape) - 1) / 2
         if all(np.linalg.norm(mapping.points(centre) - other.points(centre)) > 4 for other in chosen):

@@ -1,4 +1,4 @@
-"""Where consecutive block faces lie over each other: a chain of rigid steps with a leash against drift.
+"""Where consecutive block faces lie over each other: a chain of rigid steps with a pullback against drift.
 
 Each step has an error; summed over a hundred slices they walk away although every single one looks right. The stage
 brings the block back to the same place, so poses are pulled a little towards "not moved" at every step, which bounds
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from opticstream.compute import axial
-from opticstream.compute.registration._plane_map import Freedom, PlaneMap
+from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform
 from opticstream.compute.registration._registration import register_images
 
 
@@ -21,7 +21,7 @@ from opticstream.compute.registration._registration import register_images
 class SlicePose:
     """Place of a slice in the sample."""
 
-    mapping: PlaneMap
+    mapping: PlanarTransform
     """From pixels of the sample to pixels of the slice."""
     residual_px: float = 0.0
     """Leftover shift against the neighbour."""
@@ -31,7 +31,7 @@ class SlicePose:
     """Why the step was not believed; the neighbour's pose is used then."""
 
 
-def rigid_map(angle_deg: float, shift_px: ArrayLike, centre_px: ArrayLike, /) -> PlaneMap:
+def rigid_map(angle_deg: float, shift_px: ArrayLike, centre_px: ArrayLike, /) -> PlanarTransform:
     """Return the mapping that turns by an angle about a centre and then shifts.
 
     Examples
@@ -42,7 +42,7 @@ def rigid_map(angle_deg: float, shift_px: ArrayLike, centre_px: ArrayLike, /) ->
     t = np.radians(angle_deg)
     matrix = np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]])
     centre = np.asarray(centre_px, float)
-    return PlaneMap(matrix, centre + np.asarray(shift_px, float) - matrix @ centre)
+    return PlanarTransform(matrix, centre + np.asarray(shift_px, float) - matrix @ centre)
 
 
 def next_pose(
@@ -52,7 +52,7 @@ def next_pose(
     /,
     *,
     freedom: Freedom = "rigid",
-    leash: float = 0.05,
+    pullback: float = 0.05,
     sigma_px: float = 2.0,
     steps: int = 1,
 ) -> SlicePose:
@@ -66,12 +66,12 @@ def next_pose(
         Pose of the neighbour.
     freedom : {"translation", "rigid"}
         Freedom of a step.
-    leash : float
+    pullback : float
         Share of the pose that is taken back at each step; 0 lets it drift.
     sigma_px : float
         Smoothing before the comparison.
     steps : int
-        Slices between the two, for the leash.
+        Slices between the two, for the pullback.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def next_pose(
             sigma_px=sigma_px,
             min_confidence=0.4,
             max_residual_px=6.0,
-            start=PlaneMap.identity(),
+            start=PlanarTransform.identity(),
         )
         if not step.good:
             step = register_images(
@@ -100,8 +100,8 @@ def next_pose(
     matrix = step.mapping.matrix @ before.matrix
     offset = step.mapping.matrix @ before.offset + step.mapping.offset
     centre = (np.array(np.asarray(image).shape) - 1) / 2
-    chained = PlaneMap(matrix, offset)
-    keep = (1.0 - leash) ** steps
+    chained = PlanarTransform(matrix, offset)
+    keep = (1.0 - pullback) ** steps
     pose = rigid_map(chained.rotation_deg * keep, (chained.points(centre) - centre) * keep, centre)
     return SlicePose(pose, step.residual_px, step.confidence)
 

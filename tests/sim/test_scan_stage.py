@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from opticstream.model.ids import MosaicId, TileId
+from opticstream.sim.scan_stage import Stage, nominal_position_px
 from opticstream.sim.settings import StageSettings
-from opticstream.sim.stage import Stage, nominal_position_px
 from opticstream.testing.small_phantom import STILL_STAGE, small_project_config
 
 SCAN = small_project_config(grid_size_y=6, illuminations=[

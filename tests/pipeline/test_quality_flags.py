@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from opticstream.cli import app
 from opticstream.config import load_project
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
-from opticstream.pipeline.doubts import Doubt, doubts
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.quality_flags import Doubt, doubts
 
 BLANK = "91 % of the A-lines show no tissue (processing.quality.blank_fraction)"
 

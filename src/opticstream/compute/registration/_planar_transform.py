@@ -17,7 +17,7 @@ Freedom = Literal["translation", "rigid", "affine"]
 
 
 @dataclass(frozen=True)
-class PlaneMap:
+class PlanarTransform:
     """A mapping of the plane from fixed to moving pixel coordinates, ``matrix @ (p + displacement(p)) + offset``."""
 
     matrix: NDArray[np.float64]
@@ -28,27 +28,27 @@ class PlaneMap:
     """Displacement in fixed px, shape (2, x, y) of the fixed image; None: none."""
 
     @staticmethod
-    def identity() -> PlaneMap:
-        return PlaneMap(np.eye(2), np.zeros(2))
+    def identity() -> PlanarTransform:
+        return PlanarTransform(np.eye(2), np.zeros(2))
 
     def points(self, points: ArrayLike, /) -> NDArray[np.float64]:
         """Return the moving coordinates of fixed points, shape (..., 2); the displacement is left out."""
         mapped: NDArray[np.float64] = np.asarray(points, float) @ self.matrix.T + self.offset
         return mapped
 
-    def inverse(self) -> PlaneMap:
+    def inverse(self) -> PlanarTransform:
         """Return the mapping from moving to fixed coordinates; only without a displacement."""
         if self.displacement is not None:
             raise ValueError("a mapping with a displacement has no inverse in closed form")
         inverse: NDArray[np.float64] = np.asarray(np.linalg.inv(self.matrix), np.float64)
-        return PlaneMap(inverse, -inverse @ self.offset)
+        return PlanarTransform(inverse, -inverse @ self.offset)
 
     @property
     def rotation_deg(self) -> float:
         """Angle by which the mapping turns a direction, see `rotation_from_matrix`."""
         return rotation_from_matrix(self.matrix)
 
-    def scaled(self, factor: float, /, *, shape: tuple[int, int] | None = None) -> PlaneMap:
+    def scaled(self, factor: float, /, *, shape: tuple[int, int] | None = None) -> PlanarTransform:
         """Return the mapping in pixels that are `factor` times smaller; pixel centres stay centres.
 
         `shape`, of the fixed image in the new pixels, is needed where there is a displacement.
@@ -65,7 +65,9 @@ class PlaneMap:
             displacement = np.stack(
                 [ndimage.map_coordinates(d, where, order=1, mode="nearest") * np.float32(factor) for d in displacement]
             )
-        return PlaneMap(self.matrix, self.offset * factor - self.matrix @ (shift * one) + shift * one, displacement)
+        return PlanarTransform(
+            self.matrix, self.offset * factor - self.matrix @ (shift * one) + shift * one, displacement
+        )
 
     @property
     def is_plausible(self) -> bool:
