@@ -375,9 +375,10 @@ def whole_of(item: ItemId, layout: AcquisitionLayout, /) -> ItemId | None:
 
     Examples
     --------
-    >>> layout = AcquisitionLayout.from_grids([(4, 3), (5, 3)])
+    >>> from opticstream.model.layout import IlluminationLayout
+    >>> layout = AcquisitionLayout((IlluminationLayout("normal", 4, 3), IlluminationLayout("tilted", 5, 3)))
     >>> str(whole_of(MosaicId(4), layout)), str(whole_of(SliceId(2), layout))
-    ('slice 2', 'the sample')
+    ('slice 2', 'sample')
     """
     match item:
         case TileId():
@@ -407,7 +408,8 @@ def lift(item: ItemId, hierarchy: str, layout: AcquisitionLayout, /) -> ItemId:
 
     Examples
     --------
-    >>> layout = AcquisitionLayout.from_grids([(4, 3), (5, 3)])
+    >>> from opticstream.model.layout import IlluminationLayout
+    >>> layout = AcquisitionLayout((IlluminationLayout("normal", 4, 3), IlluminationLayout("tilted", 5, 3)))
     >>> str(lift(BatchId(4, 2), "slice", layout))
     'slice 2'
     """
