@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from opticstream.config import load_project
 from opticstream.model.chain import Source, Step, chain, extended
 from opticstream.model.errors import ProcessingError
 from opticstream.model.events import Event, MosaicEvent, MosaicFailed, MosaicStitched
-from opticstream.model.ids import MosaicId
+from opticstream.model.ids import MosaicId, SliceId
 from opticstream.pipeline.bindings import BINDINGS, Binding
 from opticstream.pipeline.failures import describe
 from opticstream.pipeline.jobs import STITCH_MOSAIC, Result, announcements, perform
@@ -85,10 +86,22 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
         yield counter
 
 
+@pytest.fixture(scope="module")
+def finished(acquired: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small project that was finished before anybody thought of the step; not to be changed."""
+    folder = Path(shutil.copytree(acquired, tmp_path_factory.mktemp("finished") / "small"))
+    bus = LocalBus(Project.open(load_project(folder / "project.toml")))
+    bus.feed(folder / "raw")
+    bus.run()
+    return folder
+
+
 @pytest.fixture
-def bus(acquisition: Path, counter: Counter) -> LocalBus:
-    bus = LocalBus(Project.open(load_project(acquisition / "project.toml")))
-    bus.feed(acquisition / "raw")
+def bus(finished: Path, tmp_path: Path, counter: Counter) -> LocalBus:
+    """A bus of a copy of the finished project, to which stitched mosaics are announced again."""
+    folder = Path(shutil.copytree(finished, tmp_path / "small"))
+    bus = LocalBus(Project.open(load_project(folder / "project.toml")))
+    bus.announce(bus.project.event(MosaicStitched, mosaic) for mosaic in bus.project.layout.mosaics(SliceId(1)))
     return bus
 
 
@@ -107,15 +120,12 @@ def test_it_runs_is_announced_and_shown(bus):
 
 
 def test_without_its_event_it_is_pending_until_the_sweep(bus):
-    bus.lose = lambda event: isinstance(event, MosaicStitched)
-    bus.run()
     project = bus.project
-    assert not project.facts.has(MOSAIC, "counted")
     assert not is_finished(project, project.facts.snapshot())
     assert project_progress(project).mosaics[0].steps["count pixels"] == "due"
     assert MosaicStitched in {type(event) for event in pending_announcements(project)}
-    bus.lose = lambda event: False
-    bus.run_until_nothing_is_pending()
+    later = LocalBus(project)
+    later.run_until_nothing_is_pending()
     assert project.facts.has(MOSAIC, "counted")
 
 

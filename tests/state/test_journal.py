@@ -74,7 +74,7 @@ def test_history_of_a_mosaic_can_include_its_batches(tmp_path):
 
 
 def test_an_unknown_event_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no event 'eaten'"):
+    with pytest.raises(ValueError, match="unknown event 'eaten'"):
         journal(tmp_path).write("eaten", SliceId(1))
 
 
