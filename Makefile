@@ -29,9 +29,10 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The server's tests begin in the order of the folders, so that the longest one (tests/chaos/test_kills.py) is not the last.
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not server"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "server and not slow" -W default tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "server and not slow" -W default tests
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not server"
