@@ -12,15 +12,15 @@ from opticstream.testing.chaos.lab import Lab
 from opticstream.testing.chaos.outcome import Outcome, differences, temporaries
 from opticstream.testing.chaos.schedule import STAGES, VICTIMS, Strike, strikes_for_projects
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(2400)]
 
 PROJECTS = 8
 LONG = strikes_for_projects(7, 72, projects=PROJECTS)
 SHORT = [
     Strike("tile", "rig", 0.5),
     Strike("tile", "run", 0.3),
-    Strike("batch", "server", 0.5),
-    Strike("mosaic", "worker", 0.6),
+    Strike("batch", "worker", 0.5),
+    Strike("mosaic", "server", 0.6),
     Strike("volume", "run", 0.7),
     Strike("axis", "host", 0.5),
     Strike("sample", "watch", 0.1),

@@ -37,6 +37,9 @@ WITHOUT = {
     "upload": ([(SLICE, "stacked"), (MOSAIC, "volume_stitched")], [(BATCH, "uploaded"), (MOSAIC, "uploaded")]),
 }
 
+_QUICK = ("process-batch", "batch-state", "stitch-mosaic")
+"""Those that the chain reaches soon; the others take a minute and more each."""
+
 
 def start(acquired: Path, folder: Path, name: str) -> Driver:
     """Register a copy of the small acquisition as a project of its own, announce its batches, and return its driver."""
@@ -112,7 +115,9 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert {"mosaic-001.stitched", "mosaic-002.stitched", "slice-001.registered"} <= set(told)
 
 
-@pytest.mark.parametrize("removed", WITHOUT)
+@pytest.mark.parametrize(
+    "removed", [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT]
+)
 def test_without_one_trigger_the_chain_stops_exactly_there(acquired, tmp_path, worker, prefect_server, removed):
     reached, not_reached = WITHOUT[removed]
     worker.set_enabled(removed, False)

@@ -23,7 +23,7 @@ from opticstream.testing.chaos.lab import Lab, Service, kill
 from opticstream.testing.chaos.outcome import Outcome, checksums
 from opticstream.testing.chaos.schedule import Stage, Strike
 
-LIMIT_S = 420.0
+LIMIT_S = 1500.0
 """Longest time from the start to the end of a project, in seconds."""
 _LOOK_S = 0.01
 _DYING_S = 5.0
