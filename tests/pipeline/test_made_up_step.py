@@ -139,6 +139,7 @@ def test_it_is_parked_told_and_retried(bus, counter):
     }
     assert [failure.fact for failure in project_progress(project).failures] == ["count_failed"] * 2
     assert project.facts.has(MOSAIC, "volume_stitched"), "nothing else rests on it"
+    assert stale_results(project) == [], "it is parked, and what it would be made from has not changed"
     counter.broken = False
     plan = retry_plan(project)
     assert set(plan.withdraw) == {(MosaicId(n), "count_failed") for n in (1, 2)}
