@@ -129,6 +129,12 @@ def test_the_bytes_do_not_depend_on_how_many_cores_there_are(tmp_path: Path) -> 
             VirtualRig(load_project(project_file), demo_phantom(slices=1), folder, misbehaviours=others).run()
     assert len(digests(tmp_path / "1")) == 1
     assert digests(tmp_path / "1") == digests(tmp_path / "2")
+    with threadpool_limits(2, user_api="blas"):
+        rig = VirtualRig(
+            load_project(project_file), demo_phantom(slices=1), tmp_path / "ahead", misbehaviours=others, workers=2
+        )
+        rig.run()
+    assert digests(tmp_path / "1") == digests(tmp_path / "ahead"), "made ahead by processes of their own"
 
 
 @pytest.mark.slow

@@ -337,7 +337,6 @@ _worker: TileSimulator | None = None
 
 def _start_worker(config: ProjectConfig, settings: PhantomSettings) -> None:
     global _worker
-    contextlib.ExitStack().enter_context(one_blas_thread())  # for as long as the process lives
     _worker = TileSimulator(config, settings)
 
 
@@ -349,9 +348,10 @@ def _make_tile(tile: TileId, path: Path) -> Path:
         path, mode="w+", dtype=np.uint16, shape=(b_lines, _worker.scan.channels, a_lines, _worker.scan.samples)
     )
     start = 0
-    for block in _worker.spectra(tile):
-        out[start : start + len(block)] = block
-        start += len(block)
+    with one_blas_thread():
+        for block in _worker.spectra(tile):
+            out[start : start + len(block)] = block
+            start += len(block)
     out.flush()
     return path
 
