@@ -7,9 +7,10 @@ import os
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import numpy  # noqa: F401  (its linear algebra is to be loaded before it is looked for)
-from threadpoolctl import ThreadpoolController
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
 _inside = 0
@@ -28,7 +29,11 @@ def available_cores() -> int:
 
 @lru_cache(maxsize=1)
 def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # a search through all loaded libraries, which takes milliseconds
+    """Return the libraries of NumPy that can be limited: searched for once, and only where somebody limits them."""
+    import numpy  # noqa: F401  (what is not loaded yet is not found)
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 @contextlib.contextmanager
