@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from opticstream.model.chain import STEPS, Step
+from opticstream.model.chain import STEPS, Chain, Step
 from opticstream.model.errors import ClaimLost, ProcessingError
 from opticstream.model.events import Event
 from opticstream.model.ids import ItemId
@@ -38,7 +38,12 @@ def once(name: str, step: Callable[[], R], /) -> R:
     return step()
 
 
-PROCESS_BATCH, STITCH_MOSAIC, STITCH_VOLUME, REGISTER_SLICE, UPDATE_SAMPLE = STEPS[:5]
+_chain = Chain(STEPS)
+PROCESS_BATCH = _chain.named("process batch", "batch")
+STITCH_MOSAIC = _chain.named("stitch mosaic", "mosaic")
+STITCH_VOLUME = _chain.named("stitch volume", "mosaic")
+REGISTER_SLICE = _chain.named("register slice", "slice")
+UPDATE_SAMPLE = _chain.named("update sample", "slice")
 
 
 @dataclass(frozen=True)

@@ -87,17 +87,17 @@ def _stopped_work(project: Project, snapshot: FactsSnapshot, now: datetime) -> I
     for hierarchy in ("batch", "mosaic", "slice"):
         steps = [step for step in chain().of(hierarchy) if not step.publishes and not step.claimed_on_sample]
         for item in snapshot.items(hierarchy):
-            for job in steps:
-                if not snapshot.facts_of(item).isdisjoint(job.ends):
+            for step in steps:
+                if not snapshot.facts_of(item).isdisjoint(step.ends):
                     continue
-                holder = project.facts.holder(item, job.claim) if snapshot.has(item, job.claim) else None
+                holder = project.facts.holder(item, step.claim) if snapshot.has(item, step.claim) else None
                 if holder is not None and holder.state == "dead":
-                    yield Stuck(item, "lease dead", f"{job.name}: {holder}; nobody has taken it over yet")
-                elif job.starts_work and (holder is None or holder.state == "released"):
+                    yield Stuck(item, "lease dead", f"{step.name}: {holder}; nobody has taken it over yet")
+                elif step.starts_work and (holder is None or holder.state == "released"):
                     ready = _time_of(project, item, "ready")
                     waits = isinstance(item, MosaicId) and snapshot.has(item, "waiting")
                     if ready is not None and now - ready > patience and not waits:
-                        why = f"{job.name}: ready since {ready:%Y-%m-%d %H:%M}, and no worker has taken it up"
+                        why = f"{step.name}: ready since {ready:%Y-%m-%d %H:%M}, and no worker has taken it up"
                         yield Stuck(item, "not started", why)
 
 
