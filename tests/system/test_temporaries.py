@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from opticstream.system.host import HostIdentity
-from opticstream.system.temporaries import remove_stale_temporaries, temporary_beside, writer_is_dead
+from opticstream.system.temporaries import remove_stale_temporaries
+from opticstream.system.temporary_names import temporary_beside, writer_is_dead
 
 WRITER = """
 import sys, time

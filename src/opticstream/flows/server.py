@@ -27,7 +27,8 @@ from opticstream.model.errors import ServerError
 from opticstream.system.disk import replace
 from opticstream.system.host import HostIdentity
 from opticstream.system.locks import FileLock, has_record_locks, try_lock
-from opticstream.system.temporaries import remove_stale_temporaries, temporary_beside
+from opticstream.system.temporaries import remove_stale_temporaries
+from opticstream.system.temporary_names import temporary_beside
 
 START_TIMEOUT_S = 120.0
 HOME_VARIABLE = "OPTICSTREAM_SESSION_HOME"

@@ -13,12 +13,8 @@ from pathlib import Path
 
 from opticstream.io.disk_errors import disk_errors
 from opticstream.system.disk import remove, replace, sync_path
-from opticstream.system.temporaries import (
-    TEMPORARY_MARK,
-    is_temporary,
-    remove_stale_temporaries,
-    temporary_beside,
-)
+from opticstream.system.temporaries import remove_stale_temporaries
+from opticstream.system.temporary_names import TEMPORARY_MARK, is_temporary, temporary_beside
 
 __all__ = [
     "TEMPORARY_MARK",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from opticstream.system.temporaries import TEMPORARY_MARK
+from opticstream.system.temporary_names import TEMPORARY_MARK
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CODE = re.compile(r"os_error_code='(\d+)'")

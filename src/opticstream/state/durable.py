@@ -13,7 +13,7 @@ from pathlib import Path
 
 from opticstream.system.disk import replace, sync_handle, sync_path, take_name
 from opticstream.system.lacking import tell_once
-from opticstream.system.temporaries import temporary_beside
+from opticstream.system.temporary_names import temporary_beside
 
 
 def create_exclusively(path: Path, data: bytes, /, *, fsync: bool = True) -> bool:

@@ -23,7 +23,7 @@ from opticstream.state.claims import DEFAULT_LEASE_S
 from opticstream.state.facts import Facts, FactsSnapshot
 from opticstream.state.record import FactRecord, FileRecord, path_from_name
 from opticstream.state.vocabulary import is_claim
-from opticstream.system.temporaries import temporary_beside
+from opticstream.system.temporary_names import temporary_beside
 
 _KEPT_OF_TARGET = frozenset({"ready"})
 """What led to the work of the item itself still holds, and announces it again."""

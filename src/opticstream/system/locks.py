@@ -21,7 +21,7 @@ from typing import Any
 from opticstream.system.disk import time_of_server_s
 from opticstream.system.host import HostIdentity
 from opticstream.system.lacking import is_unsupported, tell_once
-from opticstream.system.temporaries import temporary_beside
+from opticstream.system.temporary_names import temporary_beside
 
 fcntl: Any = None  # Windows has none
 with contextlib.suppress(ImportError):

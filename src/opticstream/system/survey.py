@@ -9,7 +9,7 @@ from pathlib import Path
 
 from opticstream.system.disk import remove
 from opticstream.system.locks import has_locks
-from opticstream.system.temporaries import temporary_beside
+from opticstream.system.temporary_names import temporary_beside
 
 
 def missing_features(folder: Path, /) -> list[str]:

@@ -1,6 +1,6 @@
 """What killed writers have left of outputs that were still being written.
 
-Names of such outputs are made in `opticstream.system.temporary_names`, which is known here as well.
+Names of such outputs are made in `opticstream.system.temporary_names`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,8 @@ from pathlib import Path
 from opticstream.system.disk import time_of_server_s
 from opticstream.system.temporary_names import (
     TEMPORARY_MARK,
-    is_temporary,
-    shortened,
-    temporary_beside,
     writer_is_dead,
 )
-
-__all__ = [
-    "STALE_AFTER_S",
-    "TEMPORARY_MARK",
-    "is_temporary",
-    "remove_stale_temporaries",
-    "shortened",
-    "temporary_beside",
-    "writer_is_dead",
-]
 
 STALE_AFTER_S = 3600.0
 """Seconds without a change after which the temporary of a writer that cannot be seen counts as left behind."""
@@ -36,7 +23,7 @@ STALE_AFTER_S = 3600.0
 def remove_stale_temporaries(folder: Path, /, *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
     """Remove what killed writers left anywhere below `folder`, and return it.
 
-    Only names that this module makes are touched: at once when their writer is seen to have ended, otherwise when
+    Only temporary names are touched: at once when their writer is seen to have ended, otherwise when
     nothing in them has changed for `older_than_s` seconds by the clock of their own file system.
     """
     removed = []

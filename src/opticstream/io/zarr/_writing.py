@@ -23,7 +23,7 @@ from opticstream.io.zarr._layout import StoreLayout, array_spec, multiscales_met
 from opticstream.model.errors import StateError
 from opticstream.system.disk import replace
 from opticstream.system.locks import FileLock, has_locks, try_lock
-from opticstream.system.temporaries import shortened
+from opticstream.system.temporary_names import shortened
 
 _JOURNAL = "opticstream-journal"
 
