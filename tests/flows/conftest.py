@@ -17,11 +17,27 @@ from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from opticstream.flows.deployments import DEPLOYMENTS, POOLS, runner_deployments
+from opticstream.config import DeploymentSettings
+from opticstream.flows.deploying import deploy
+from opticstream.flows.deployments import DEPLOYMENTS
 from opticstream.flows.events import announce_automatically
 from opticstream.flows.queues import is_queued
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.sweep import Sweeper
+
+
+def ask_again_if_busy(http: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """Ask a server, again if it is too busy: on SQLite it says 503 now and then."""
+    for attempt in range(10):
+        try:
+            answer = http.request(method, path, json=body)
+            if answer.status_code < 500:
+                return answer.raise_for_status().json() if answer.content else None
+        except httpx.TransportError:
+            if attempt == 9:
+                raise
+        time.sleep(0.3 * (attempt + 1))
+    raise AssertionError(f"{method} {path}: the server stayed busy")
 
 
 class InlineWorker:
@@ -49,9 +65,8 @@ class InlineWorker:
         import asyncio
 
         async def register() -> None:
-            for pool in POOLS:
-                for deployment in await runner_deployments(pool, collapse_s=self.collapse_s):
-                    self._deployments[str(deployment.name)] = await deployment.aapply()
+            settings = DeploymentSettings(collapse_s=self.collapse_s)
+            self._deployments.update((await deploy(settings, sweeps=False)).ids)
 
         with temporary_settings({PREFECT_API_URL: self.api_url}):
             asyncio.run(register())
@@ -67,17 +82,8 @@ class InlineWorker:
         self._http.close()
 
     def _ask(self, method: str, path: str, body: dict[str, Any]) -> Any:
-        """Ask the server, again if it is too busy: on SQLite it says 503 now and then."""
-        for attempt in range(10):
-            try:
-                answer = self._http.request(method, path, json=body)
-                if answer.status_code < 500:
-                    return answer.raise_for_status().json() if answer.content else None
-            except httpx.TransportError:
-                if attempt == 9:
-                    raise
-            time.sleep(0.3 * (attempt + 1))
-        raise AssertionError(f"{method} {path}: the server stayed busy")
+        """Ask the server."""
+        return ask_again_if_busy(self._http, method, path, body)
 
     def set_enabled(self, deployment: str, enabled: bool, /) -> None:
         """Turn the trigger of a deployment on or off."""

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
 
 from opticstream.flows.warm import PYTHON_VARIABLE, SOCKET_VARIABLE, warm_starts
+from opticstream.flows.worker_type import LAUNCHER_VARIABLE, WarmJobConfiguration
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm starts are for Linux")
 
@@ -20,18 +23,26 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm starts are
 def launcher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("w")
     with warm_starts(folder):
-        from prefect.runner import _starter_engine
-
-        yield _starter_engine.get_sys_executable()
+        yield os.environ[LAUNCHER_VARIABLE]
 
 
 def environment(**changes):
     return {**os.environ, **changes}
 
 
-def test_prefects_runner_asks_for_the_launcher(launcher):
+def test_a_worker_of_our_type_starts_flow_runs_with_the_launcher_and_others_do_not(launcher, monkeypatch):
     assert Path(launcher).name.startswith("warm-")
     assert Path(os.environ[SOCKET_VARIABLE]).exists()
+    assert command_of_a_run() == f"{launcher} -m prefect.engine"
+    assert command_of_a_run(command="sleep 1") == "sleep 1", "a command of the pool stays"
+    monkeypatch.delenv(LAUNCHER_VARIABLE)
+    assert command_of_a_run() == f"{sys.executable} -m prefect.engine"
+
+
+def command_of_a_run(**configured):
+    configuration = WarmJobConfiguration(**configured)
+    configuration.prepare_for_flow_run(FlowRun(flow_id=uuid.uuid4(), name="run"))
+    return configuration.command
 
 
 def test_a_module_runs_with_the_callers_arguments_environment_folder_and_output(launcher, tmp_path):

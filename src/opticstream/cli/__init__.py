@@ -62,6 +62,7 @@ app.command("register", rich_help_panel=_FILES)(register.register)
 app.command("sample", rich_help_panel=_FILES)(register.sample)
 app.command("up", rich_help_panel=_HOSTS)(serve.up)
 app.command("server", rich_help_panel=_HOSTS)(serve.server)
+app.command("deploy", rich_help_panel=_HOSTS)(serve.deploy)
 app.command("worker", rich_help_panel=_HOSTS)(serve.worker)
 
 

@@ -1,18 +1,19 @@
-"""`up`, `server` and `worker`: the long-running parts, on one machine or on several."""
+"""`up`, `server`, `deploy` and `worker`: the long-running parts, on one machine or on several."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from opticstream.cli.console import err, errors_shown, out, styled
+from opticstream.cli.console import JsonOption, err, errors_shown, out, print_json, styled
 from opticstream.cli.run import HomeOption
 from opticstream.config import DeploymentSettings
-from opticstream.model.errors import ServerError
+from opticstream.model.errors import ConfigurationError, ServerError
 
 
 def up(home: HomeOption = None) -> None:
@@ -51,25 +52,86 @@ def server(
     os.execv(sys.executable, command)
 
 
+def deploy(
+    as_json: JsonOption = False,
+    yaml: Annotated[
+        Path | None,
+        typer.Option("--yaml", help="Write a file for `prefect deploy --all` instead, and touch no server."),
+    ] = None,
+) -> None:
+    """Bring work pools, deployments and triggers of the server at OPTICSTREAM_API_URL up to date with this package.
+
+    Once after each installation of another version; it may be repeated at any time. Workers need the package and no
+    source code. A limit that was changed in Prefect's page stays, unless OPTICSTREAM_TILE_LIMIT and others are set.
+    """
+    with errors_shown():
+        settings = DeploymentSettings()
+        if yaml is not None:
+            from opticstream.flows.prefect_yaml import write_prefect_yaml
+
+            write_prefect_yaml(yaml, settings)
+            if as_json:
+                print_json({"file": str(yaml)})
+            else:
+                out.print(f"wrote {yaml}")
+            return
+        _talk_to_server(settings)
+        import asyncio
+
+        from opticstream.flows.deploying import deploy as deploy_to_server
+
+        done = asyncio.run(deploy_to_server(settings))
+        if as_json:
+            print_json({"pools": done.pools, "deployments": done.deployments, "removed": list(done.removed)})
+            return
+        rows = [("pool", *row) for row in done.pools.items()]
+        rows += [("deployment", *row) for row in done.deployments.items()]
+        rows += [("deployment", name, "removed") for name in done.removed]
+        for kind, name, state in rows:
+            out.print(f"{kind:10}  {name:16}  {state}")
+
+
 def worker(
     pools: Annotated[
-        list[str], typer.Option("--pool", help="Pool to serve; give it several times. Default: all pools.")
+        list[str],
+        typer.Option("--pool", help="Pools to serve, with commas between them or several times. Default: all."),
     ] = [],  # noqa: B006
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Flow runs of a pool at a time on this host. Default: the pool's limit.")
+    ] = None,
+    cpus: Annotated[
+        str | None, typer.Option(help="Processors that this host gives to the pools, such as 0-7,16. Default: all.")
+    ] = None,
 ) -> None:
-    """Run the flows of some pools on this host, for the server at OPTICSTREAM_API_URL.
+    """Run the flows of some pools on this host, for the server at OPTICSTREAM_API_URL, until Ctrl-C.
 
-    Pools: tile, stitch, register, upload, state.
+    Pools: tile, stitch, register, upload, state. `opticstream deploy` makes them, once.
     """
+    with errors_shown():
+        settings = DeploymentSettings()
+        home = _talk_to_server(settings)
+        from opticstream.flows.workers import checked_pools, serve
+        from opticstream.system.cores import keep_to_processors
+
+        chosen = checked_pools(pools)
+        if cpus is not None:
+            try:
+                keep_to_processors(cpus)
+            except ValueError as error:
+                raise ConfigurationError(f"--cpus {cpus}: {error}") from error
+        serve(chosen, settings, home=home, limit=limit)
+
+
+def _talk_to_server(settings: DeploymentSettings) -> Path:
+    """Point this process at the server of OPTICSTREAM_API_URL and return the folder of our settings."""
     from opticstream.flows.server import is_healthy
     from opticstream.flows.surroundings import client_environment, keep_off_proxies, prepared_home
 
-    with errors_shown():
-        settings = DeploymentSettings()
-        if not settings.api_url or not is_healthy(settings.api_url):
-            raise ServerError(f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
-        home = prepared_home(settings.home)
-        keep_off_proxies(os.environ, settings.api_url)
-        os.environ.update(client_environment(home, settings.api_url))
-        from opticstream.flows.workers import main
-
-        main(pools)
+    if not settings.api_url:
+        raise ConfigurationError("OPTICSTREAM_API_URL is not set; set it to the address of a server's API")
+    if not is_healthy(settings.api_url):
+        raise ServerError(f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
+    home = prepared_home(settings.home)
+    keep_off_proxies(os.environ, settings.api_url)
+    os.environ.update(client_environment(home, settings.api_url))
+    return home

@@ -35,15 +35,19 @@ class DeploymentSettings(BaseSettings):
     api_url: str | None = None
     """Address of the Prefect server's API; default: the embedded one."""
     tile_limit: int = Field(default=2, ge=1)
-    """Batches processed at a time on this host."""
+    """Batches processed at a time, on all hosts together."""
     stitch_limit: int = Field(default=1, ge=1)
-    """Mosaics stitched at a time on this host."""
+    """Mosaics stitched at a time, on all hosts together."""
     register_limit: int = Field(default=1, ge=1)
-    """Slices registered at a time on this host."""
+    """Slices registered at a time, on all hosts together."""
     upload_limit: int = Field(default=1, ge=1)
-    """Upload runs at a time on this host."""
+    """Upload runs at a time, on all hosts together."""
     state_limit: int = Field(default=4, ge=1)
-    """State and notification runs at a time on this host."""
+    """State and notification runs at a time, on all hosts together."""
+    warm_starts: bool = True
+    """Flow runs are forked from a process that has everything imported; otherwise each starts an interpreter."""
+    worker_poll_s: float = Field(default=1.0, gt=0)
+    """Time between two questions of a worker for flow runs, in seconds."""
     lease_s: float = Field(default=300.0, gt=0)
     """Lease of a claim, in seconds; a runner that has not renewed it for so long is taken for dead."""
     poll_s: float = Field(default=2.0, gt=0)

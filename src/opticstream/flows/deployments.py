@@ -19,7 +19,8 @@ from opticstream.flows.sweep import sweep
 from opticstream.model.chain import STEPS
 from opticstream.model.events import Event
 
-POOLS = ("tile", "stitch", "register", "upload", "state")
+TAG = "opticstream"
+"""Tag by which deployments of this package are known at a server."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,11 @@ def trigger_of(deployment: Deployment, /, *, collapse_s: float) -> DeploymentEve
     )
 
 
-async def runner_deployments(
-    pool: str, /, *, collapse_s: float, sweep_s: float | None = None
-) -> list[RunnerDeployment]:
-    """Return the Prefect deployments of one pool.
+async def runner_deployments(*, collapse_s: float, sweep_s: float | None = None) -> list[RunnerDeployment]:
+    """Return the Prefect deployments of all flows, each in its work pool.
 
     Parameters
     ----------
-    pool : str
-        One of `POOLS`.
     collapse_s : float
         Window in which events share a run, in seconds.
     sweep_s : float, optional
@@ -133,13 +130,13 @@ async def runner_deployments(
             interval=sweep_s if deployment.periodic else None,
             # A sweep that takes longer than the time between two: the next one would find the same.
             concurrency_limit=_ONE_AT_A_TIME if deployment.periodic else None,
-            tags=["opticstream", f"pool:{pool}"],
+            tags=[TAG],
+            work_pool_name=deployment.pool,
             # A module path, not a file path: the flow is found wherever the package is installed.
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         for deployment in DEPLOYMENTS
-        if deployment.pool == pool
     ]
 
 
-__all__ = ["DEPLOYMENTS", "POOLS", "Deployment", "runner_deployments", "trigger_of"]
+__all__ = ["DEPLOYMENTS", "TAG", "Deployment", "runner_deployments", "trigger_of"]

@@ -1,12 +1,12 @@
-"""Flow runs that an earlier life of an embedded server has left: dead ones that look alive, and stale queue entries.
+"""Flow runs that an earlier life of a server or a worker has left: dead ones that look alive, and stale queue entries.
 
-After a crash the flag files tell what is to be done, and the first sweep announces it. What the old queue holds would
-only do the same again, so it is cancelled. Does not import Prefect.
+After a crash of an embedded server the flag files tell what is to be done, and the first sweep announces it. What the
+old queue holds would only do the same again, so it is cancelled. Does not import Prefect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -36,6 +36,58 @@ def cancel_leftovers(api_url: str, /) -> int:
                 cancelled += 1
 
 
+def crash_runs_of_workers(
+    api_url: str,
+    names: Collection[str],
+    /,
+    *,
+    is_gone: Callable[[int], bool] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Mark the unfinished flow runs of workers that have ended as crashed, and return their names.
+
+    A worker that was killed cannot say so itself: without this its runs would stay ``Running`` for ever. What they were
+    for goes on meanwhile, because leases of claims decide, not states of flow runs.
+
+    Parameters
+    ----------
+    api_url : str
+        The server.
+    names : collection of str
+        Names of the workers.
+    is_gone : callable, optional
+        Says of a process id whether that process has ended; by default all have.
+    headers : mapping, optional
+        Say who asks, where that matters.
+    """
+    crashed: list[str] = []
+    if not names:
+        return crashed
+    with _client(api_url, headers) as client:
+        for run in list(_unfinished(client, ["PENDING", "RUNNING", "CANCELLING"])):
+            worker = (run.get("labels") or {}).get("prefect.worker.name")
+            pid = run.get("infrastructure_pid") or ""
+            if worker not in names or (is_gone is not None and pid.isdigit() and not is_gone(int(pid))):
+                continue
+            message = f"its worker {worker} has ended; another run takes the work up"
+            body = {"state": {"type": "CRASHED", "message": message}, "force": True}
+            client.post(f"/flow_runs/{run['id']}/set_state", json=body).raise_for_status()
+            crashed.append(run["name"])
+    return crashed
+
+
+def lost_workers(api_url: str, pools: Iterable[str], /, *, headers: Mapping[str, str] | None = None) -> set[str]:
+    """Return the names of the workers of some pools from which the server has heard nothing for a while."""
+    with _client(api_url, headers) as client:
+        lost: set[str] = set()
+        for pool in pools:
+            query = {"workers": {"status": {"any_": ["OFFLINE"]}}}
+            answer = client.post(f"/work_pools/{pool}/workers/filter", json=query)
+            if answer.status_code != httpx.codes.NOT_FOUND:
+                lost.update(worker["name"] for worker in answer.raise_for_status().json())
+    return lost
+
+
 def queued_deployments(api_url: str, /, *, headers: Mapping[str, str] | None = None) -> set[str]:
     """Return the names of deployments for which runs wait to be started; `headers` say who asks, where that matters."""
     with _client(api_url, headers) as client:
@@ -51,15 +103,8 @@ def queued_deployments(api_url: str, /, *, headers: Mapping[str, str] | None = N
 
 def runs_of_project(api_url: str, project_name: str, /, *, headers: Mapping[str, str] | None = None) -> list[str]:
     """Return the names of the flow runs that events of a project have started and that have not ended."""
-    found: list[str] = []
     with _client(api_url, headers) as client:
-        for offset in range(0, 100_000, _PAGE):
-            query = {"flow_runs": {"state": {"type": {"any_": _OPEN_STATES}}}, "limit": _PAGE, "offset": offset}
-            runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
-            found += [run["name"] for run in runs if project_of(run) == project_name]
-            if len(runs) < _PAGE:
-                break
-    return found
+        return [run["name"] for run in _unfinished(client, _OPEN_STATES) if project_of(run) == project_name]
 
 
 def project_of(run: Mapping[str, Any], /) -> object:
@@ -67,6 +112,16 @@ def project_of(run: Mapping[str, Any], /) -> object:
     parameters = run.get("parameters") or {}
     payload = parameters.get("payload") or parameters.get("event") or {}
     return payload.get("project_name") if isinstance(payload, dict) else None
+
+
+def _unfinished(client: httpx.Client, states: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the flow runs in some states."""
+    for offset in range(0, 100_000, _PAGE):
+        query = {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": _PAGE, "offset": offset}
+        runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
+        yield from runs
+        if len(runs) < _PAGE:
+            return
 
 
 def _client(api_url: str, headers: Mapping[str, str] | None = None) -> httpx.Client:

@@ -15,7 +15,7 @@ from opticstream.model.events import Event
 def is_queued(event: Event, /) -> bool:
     """Return whether a run of a flow that the event starts waits in the server's queue."""
     try:
-        queued = queued_deployments(str(PREFECT_API_URL.value()), headers=_credentials())
+        queued = queued_deployments(str(PREFECT_API_URL.value()), headers=credentials())
     except httpx.HTTPError:
         return True  # the server is busy or away; announcing would not reach it either
     return not flows_started_by(type(event)).isdisjoint(queued)
@@ -24,12 +24,12 @@ def is_queued(event: Event, /) -> bool:
 def unfinished_runs(project_name: str, /) -> list[str]:
     """Return the names of the flow runs of a project that wait or run; empty where the server does not answer."""
     try:
-        return runs_of_project(str(PREFECT_API_URL.value()), project_name, headers=_credentials())
+        return runs_of_project(str(PREFECT_API_URL.value()), project_name, headers=credentials())
     except httpx.HTTPError:
         return []
 
 
-def _credentials() -> dict[str, str]:
+def credentials() -> dict[str, str]:
     """Return the header by which a server that asks for it knows us, as Prefect's own clients send it."""
     if key := PREFECT_API_KEY.value():
         return {"Authorization": f"Bearer {_plain(key)}"}

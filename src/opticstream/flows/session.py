@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,13 +39,13 @@ Say = Callable[[str], object]
 
 
 class WorkerProcess:
-    """A worker process that serves pools, ended with everything that it started."""
+    """A process that serves all pools of an embedded server, ended with everything that it started."""
 
-    def __init__(self, server: EmbeddedServer, /, *, pools: Sequence[str] = (), sweeps: bool = False) -> None:
+    def __init__(self, server: EmbeddedServer, /, *, sweeps: bool = False) -> None:
         self.home = server.home
         self.log = self.home / "workers.log"
         self._server = server
-        self._arguments = [*pools, *([] if sweeps else ["--no-sweep"])]
+        self._arguments = [] if sweeps else ["--no-sweep"]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

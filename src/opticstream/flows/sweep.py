@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import time
 
+import httpx
 from prefect import flow, get_run_logger
+from prefect.settings import PREFECT_API_URL
 
 from opticstream.config import DeploymentSettings, ProjectConfig
 from opticstream.flows.events import announce_automatically
+from opticstream.flows.leftovers import crash_runs_of_workers, lost_workers
 from opticstream.flows.parameters import registered_projects
 from opticstream.flows.picture import publish_picture, publish_stuck
-from opticstream.flows.queues import is_queued
+from opticstream.flows.pools import POOLS
+from opticstream.flows.queues import credentials, is_queued
 from opticstream.pipeline.milestones import notifier, tell_again
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stuck import stuck_items
@@ -24,6 +28,7 @@ def sweep() -> None:
     """Announce again what is ready and not started in any project, and report what is stuck."""
     logger = get_run_logger()
     settings = DeploymentSettings()
+    _crash_runs_of_lost_workers()
     for config in registered_projects():
         if not config.base_path.is_dir():
             logger.info("%s: %s cannot be seen from this host", config.name, config.base_path)
@@ -32,6 +37,18 @@ def sweep() -> None:
             _sweep_project(config, settings)
         except Exception as error:  # one project must not keep the others from being swept
             logger.exception("%s could not be swept: %s", config.name, error)
+
+
+def _crash_runs_of_lost_workers() -> None:
+    """Mark the flow runs of workers that the server has not heard from for a while as crashed."""
+    logger = get_run_logger()
+    try:
+        api_url = str(PREFECT_API_URL.value())
+        lost = lost_workers(api_url, POOLS, headers=credentials())
+        for name in crash_runs_of_workers(api_url, lost, headers=credentials()):
+            logger.warning("flow run %s was left by a worker that has ended", name)
+    except httpx.HTTPError as error:  # a busy server; the next sweep asks again
+        logger.warning("flow runs of lost workers were not looked for: %s", error)
 
 
 def _sweep_project(config: ProjectConfig, settings: DeploymentSettings) -> None:

@@ -1,10 +1,11 @@
 """Warm starts: flow runs are forked from a process that has everything imported.
 
 A fresh interpreter spends two to three seconds of processor time on importing Prefect and the numerics, for every
-flow run. Here one process (`python -m opticstream.flows.warm SOCKET`) imports once and waits; Prefect's runner starts
-a small launcher (`warm_launcher.py`) where it would start an interpreter; the launcher hands over its environment,
-arguments and output, a child is forked that does exactly what the interpreter would have done, and the launcher ends
-as the child ends. Where the warm process cannot be reached, the launcher starts an interpreter as usual.
+flow run. Here one process (`python -m opticstream.flows.warm SOCKET`) imports once and waits; a worker of our type
+(`worker_type.py`) starts a small launcher (`warm_launcher.py`) where a process worker would start an interpreter; the
+launcher hands over its environment, arguments and output, a child is forked that does exactly what the interpreter
+would have done, and the launcher ends as the child ends. Where the warm process cannot be reached, the launcher starts
+an interpreter as usual.
 
 The compiled kernels of large tiles are made ready in the same way: a child at low priority compiles what numba has not
 cached, and the warm process then loads it. A tile that comes before that waits for its own compilation.
@@ -12,6 +13,7 @@ cached, and the warm process then loads it. A tile that comes before that waits 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -25,9 +27,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from opticstream.flows.server import die_with_parent
+from opticstream.flows.worker_type import LAUNCHER_VARIABLE
 from opticstream.system.lacking import tell_once_of_host
 from opticstream.system.places import can_run_programs
 
@@ -59,7 +61,7 @@ _PRELOADED = (
 
 @contextmanager
 def warm_starts(folder: Path, /) -> Iterator[None]:
-    """Let Prefect's runners in this process start flow runs from a warm process.
+    """Let the workers of this process start flow runs from a warm process.
 
     Parameters
     ----------
@@ -74,11 +76,6 @@ def warm_starts(folder: Path, /) -> Iterator[None]:
         tell_once_of_host(f"flow runs start slowly: no program may run in {folder}, or its path is too long (TMPDIR)")
         yield
         return
-    import importlib
-
-    # Prefect's runner has no setting for the interpreter that it starts; this name of its module is what it asks.
-    starter: Any = importlib.import_module("prefect.runner._starter_engine")
-
     process = subprocess.Popen(
         [sys.executable, "-m", "opticstream.flows.warm", str(address)],
         stdin=subprocess.DEVNULL,
@@ -91,14 +88,13 @@ def warm_starts(folder: Path, /) -> Iterator[None]:
     end = time.monotonic() + _START_TIMEOUT_S
     while not address.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
-    original = starter.get_sys_executable
-    os.environ[SOCKET_VARIABLE] = str(address)
-    os.environ[PYTHON_VARIABLE] = sys.executable
-    starter.get_sys_executable = lambda: str(launcher)
+    told = {LAUNCHER_VARIABLE: str(launcher), SOCKET_VARIABLE: str(address), PYTHON_VARIABLE: sys.executable}
+    os.environ.update(told)
     try:
         yield
     finally:
-        starter.get_sys_executable = original
+        for name in told:
+            del os.environ[name]
         process.terminate()
         process.wait()
         for path in (address, launcher):
@@ -111,6 +107,10 @@ def serve(address: Path, /) -> None:
 
     for name in _PRELOADED:
         importlib.import_module(name)
+    _complete_models()
+    # What is loaded by now stays: collections of garbage in the children neither visit nor copy it.
+    gc.collect()
+    gc.freeze()
     children: dict[int, socket.socket] = {}
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -148,6 +148,18 @@ def serve(address: Path, /) -> None:
                 with _quietly():
                     connection.sendall(json.dumps({"code": code}).encode() + b"\n")
                 connection.close()
+
+
+def _complete_models() -> None:
+    """Build the validators of Prefect's models, which are otherwise built when they are first used: in every child."""
+    from pydantic import BaseModel
+
+    models: list[type[BaseModel]] = [BaseModel]
+    while models:
+        found = models.pop()
+        models += found.__subclasses__()
+        if found.__module__.startswith("prefect.") and not found.__pydantic_complete__:
+            found.model_rebuild(raise_errors=False)
 
 
 def _warm_kernels() -> None:
@@ -205,6 +217,7 @@ def _become(order: dict[str, object], files: list[int], connection: socket.socke
     """Be the interpreter that the launcher stands for; does not return."""
     code: object = 1
     try:
+        die_with_parent()  # which ends with the worker: no flow run outlives its worker
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         connection.close()

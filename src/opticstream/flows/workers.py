@@ -1,48 +1,107 @@
-"""Workers: one process that serves the flows of some pools, each pool with its own limit."""
+"""Workers: one process that serves some work pools, each as a Prefect worker of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from prefect.runner import Runner
+from prefect.settings import PREFECT_API_URL, PREFECT_WORKER_QUERY_SECONDS, temporary_settings
+from prefect.workers.process import ProcessWorker
 
 from opticstream.config import DeploymentSettings
-from opticstream.flows.deployments import POOLS, runner_deployments
+from opticstream.flows.deploying import deploy, missing_pools
+from opticstream.flows.leftovers import crash_runs_of_workers
+from opticstream.flows.pools import POOLS
+from opticstream.flows.queues import credentials
+from opticstream.flows.server import HOME_VARIABLE
 from opticstream.flows.warm import warm_starts
+from opticstream.flows.worker_type import WarmWorker
+from opticstream.model.errors import ConfigurationError, ServerError
+from opticstream.system.host import HostIdentity
+from opticstream.system.locks import FileLock, try_lock
 from opticstream.system.places import can_run_programs
 
 NO_SWEEP = "--no-sweep"
 """Argument of the process that says that its starter sweeps itself."""
-_QUERY_S = 1.0
-"""Time between two questions for scheduled runs, in seconds."""
 
 
-def pool_limits(settings: DeploymentSettings, /) -> dict[str, int]:
-    """Return how many runs of each pool this host takes at a time."""
-    return {pool: int(getattr(settings, f"{pool}_limit")) for pool in POOLS}
+def checked_pools(names: Sequence[str], /) -> list[str]:
+    """Return the pools that are named, also several in one word with commas between them; all where none is named.
 
+    Raises
+    ------
+    ConfigurationError
+        There is no pool of such a name.
 
-async def serve_pools(pools: Iterable[str], settings: DeploymentSettings, /, *, sweeps: bool = True) -> None:
-    """Register the deployments of some pools and run what is scheduled for them, until cancelled.
-
-    Without `sweeps` none are scheduled: the process that feeds the project sweeps itself.
+    Examples
+    --------
+    >>> checked_pools(["tile,stitch", "upload"])
+    ['tile', 'stitch', 'upload']
     """
-    sweep_s = settings.sweep_s if sweeps else None
-    limits = pool_limits(settings)
-    runners = []
-    for pool in pools:
-        runner = Runner(name=f"opticstream-{pool}", limit=limits[pool], query_seconds=_QUERY_S, pause_on_shutdown=False)
-        for deployment in await runner_deployments(pool, collapse_s=settings.collapse_s, sweep_s=sweep_s):
-            await runner.aadd_deployment(deployment)
-        runners.append(runner)
+    chosen = [name.strip() for names_ in names for name in names_.split(",") if name.strip()] or list(POOLS)
+    if unknown := sorted(set(chosen) - set(POOLS)):
+        raise ConfigurationError(f"--pool {', '.join(unknown)}: no such pool; pools are {', '.join(POOLS)}")
+    return list(dict.fromkeys(chosen))
+
+
+def worker_name(pool: str, /) -> str:
+    """Return the name by which people know the worker of a pool on this host."""
+    return f"{HostIdentity.current().host} {pool}".replace("/", "-").replace("%", "-")
+
+
+async def serve_pools(pools: Sequence[str], settings: DeploymentSettings, /, *, limit: int | None = None) -> None:
+    """Run what is scheduled in some pools, until this is cancelled or the process is told to end.
+
+    Parameters
+    ----------
+    pools : sequence of str
+        Of `POOLS`.
+    settings : DeploymentSettings
+        Whether starts are warm.
+    limit : int, optional
+        Flow runs of each pool at a time on this host; by default only the pool's own limit holds.
+
+    Raises
+    ------
+    ServerError
+        The server has no such pool.
+    """
+    if missing := await missing_pools(list(pools)):
+        raise ServerError(f"the server has no work pool {', '.join(missing)}; run `opticstream deploy` once")
+    kind = WarmWorker if settings.warm_starts else ProcessWorker
+    workers = [
+        kind(pool, name=worker_name(pool), limit=limit, prefetch_seconds=0, create_pool_if_not_found=False)
+        for pool in pools
+    ]
+    crash_runs_of_workers(
+        str(PREFECT_API_URL.value()), {worker.name for worker in workers}, is_gone=_is_gone, headers=credentials()
+    )
     _say("ready")
-    await asyncio.gather(*(runner.start() for runner in runners))
+    task = asyncio.gather(*(worker.start(printer=_ignored) for worker in workers))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await task
+
+
+def _is_gone(pid: int) -> bool:
+    """Return whether no process has this id; another worker of this host, of another home, may have a run under way."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _ignored(*_words: object) -> None:
+    pass
 
 
 def _say(line: str) -> None:
@@ -63,19 +122,71 @@ def _launcher_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="opticstream-", dir=os.getcwd())
 
 
-def main(pools: Sequence[str] = (), *, sweeps: bool = True) -> None:
-    """Serve pools, all of them if none is named, until the process is told to end."""
-    chosen = list(pools or POOLS)
-    if unknown := sorted(set(chosen) - set(POOLS)):
-        raise SystemExit(f"there is no pool {unknown}; pools are {', '.join(POOLS)}")
+@contextmanager
+def _started_warm(settings: DeploymentSettings) -> Iterator[None]:
+    if not settings.warm_starts:
+        yield
+        return
+    with _launcher_folder() as folder, warm_starts(Path(folder)):
+        yield
+
+
+@contextmanager
+def _only_worker_of(pools: Sequence[str], home: Path) -> Iterator[None]:
+    """Keep a second worker of this home off the same pools: Prefect would take the two for one.
+
+    Raises
+    ------
+    ServerError
+        Another process serves one of the pools.
+    """
+    locks: list[FileLock] = []
+    try:
+        for pool in pools:
+            lock = try_lock(home / f"worker-{pool}.lock")
+            if lock is None:
+                raise ServerError(
+                    f"pool {pool} is served by another worker of {home} on this host; end that one first, or give this "
+                    "one another OPTICSTREAM_HOME"
+                )
+            locks.append(lock)
+        yield
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _poll_setting(settings: DeploymentSettings) -> AbstractContextManager[object]:
+    """Let workers ask for runs as often as our settings say, unless Prefect's own variable is set."""
+    if "PREFECT_WORKER_QUERY_SECONDS" in os.environ:
+        return nullcontext()
+    return temporary_settings({PREFECT_WORKER_QUERY_SECONDS: settings.worker_poll_s})
+
+
+def serve(pools: Sequence[str], settings: DeploymentSettings, /, *, home: Path, limit: int | None = None) -> None:
+    """Serve pools until the process is told to end; `limit` as in `serve_pools`.
+
+    Raises
+    ------
+    ServerError
+        A pool is missing at the server, or another worker of this home serves it.
+    """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with (
         contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError),
-        _launcher_folder() as folder,
-        warm_starts(Path(folder)),
+        _only_worker_of(pools, home),
+        _started_warm(settings),
+        _poll_setting(settings),
     ):
-        asyncio.run(serve_pools(chosen, DeploymentSettings(), sweeps=sweeps))
+        asyncio.run(serve_pools(pools, settings, limit=limit))
+
+
+def main() -> None:
+    """Deploy to an embedded server and serve all its pools: the process that a session starts."""
+    settings = DeploymentSettings()
+    asyncio.run(deploy(settings, sweeps=NO_SWEEP not in sys.argv))
+    serve(POOLS, settings, home=Path(os.environ[HOME_VARIABLE]))
 
 
 if __name__ == "__main__":
-    main([name for name in sys.argv[1:] if name != NO_SWEEP], sweeps=NO_SWEEP not in sys.argv)
+    main()

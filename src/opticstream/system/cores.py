@@ -27,6 +27,39 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def keep_to_processors(which: str, /) -> None:
+    """Let this process, and those that it starts, run on some processors only.
+
+    Parameters
+    ----------
+    which : str
+        Numbers and ranges as the kernel writes them, such as ``0-7,16``.
+
+    Raises
+    ------
+    ValueError
+        This is no such list, a processor is not there, or the operating system has no such setting.
+
+    Examples
+    --------
+    >>> keep_to_processors("0-x")
+    Traceback (most recent call last):
+    ...
+    ValueError: expected processor numbers and ranges such as 0-7,16
+    """
+    try:
+        ranges = [[int(end) for end in part.split("-")] for part in which.split(",")]
+        chosen = {number for first, *last in ranges for number in range(first, (last or [first])[0] + 1)}
+    except (ValueError, TypeError):
+        chosen = set()
+    if not chosen or not hasattr(os, "sched_setaffinity"):
+        reason = "expected processor numbers and ranges such as 0-7,16"
+        raise ValueError(reason if not chosen else "this operating system cannot keep a process to some processors")
+    if absent := sorted(chosen - os.sched_getaffinity(0)):
+        raise ValueError(f"this process has no processor {', '.join(map(str, absent))}")
+    os.sched_setaffinity(0, chosen)
+
+
 @lru_cache(maxsize=1)
 def _libraries() -> ThreadpoolController:
     """Return the libraries of NumPy that can be limited: searched for once, and only where somebody limits them."""

@@ -1,0 +1,323 @@
+"""Work pools and workers as other programs see them: at the server's own interface, with real worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import httpx
+import pytest
+import yaml
+from prefect.client.schemas.objects import StateType
+from prefect.deployments.runner import RunnerDeployment
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from tests.flows.conftest import ask_again_if_busy
+
+from opticstream.config import DeploymentSettings
+from opticstream.flows.deploying import deploy
+from opticstream.flows.deployments import DEPLOYMENTS, TAG
+from opticstream.flows.pools import POOLS
+from opticstream.flows.server import EmbeddedServer
+from opticstream.flows.workers import checked_pools
+from opticstream.model.errors import ConfigurationError
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
+
+FLOWS = """
+import os, time
+from pathlib import Path
+from prefect import flow
+
+@flow
+def told(mark, seconds=0.0):
+    print("said by the flow")
+    Path(mark).write_text(f"{os.getpid()} {os.getcwd()} {os.environ.get('COLOUR')}")
+    time.sleep(seconds)
+    if seconds < 0.001 and "fail" in mark:
+        raise ValueError("wanted")
+
+@flow
+def gone(mark):
+    Path(mark).write_text("x")
+    os._exit(7)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server of these tests alone: their workers serve all of its pools."""
+    with (
+        EmbeddedServer(tmp_path_factory.mktemp("pools")) as server,
+        temporary_settings({PREFECT_API_URL: server.api_url}),
+    ):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def api(server):
+    with httpx.Client(base_url=server.api_url, timeout=30, trust_env=False) as client:
+        yield partial(ask_again_if_busy, client)
+
+
+def deployed(**changed):
+    return asyncio.run(deploy(DeploymentSettings(**changed)))
+
+
+def pools_of(api):
+    return {pool["name"]: pool for pool in api("POST", "/work_pools/filter", {})}
+
+
+def test_the_server_has_the_pools_and_every_deployment_is_in_its_own(server, api):
+    done = deployed()
+    assert set(done.pools) == set(POOLS)
+    assert {name: pool["type"] for name, pool in pools_of(api).items()} == dict.fromkeys(POOLS, "opticstream")
+    assert {name: pool["concurrency_limit"] for name, pool in pools_of(api).items()} == {
+        "tile": 2, "stitch": 1, "register": 1, "upload": 1, "state": 4,
+    }  # fmt: skip
+    found = {one["name"]: one["work_pool_name"] for one in api("POST", "/deployments/filter", {})}
+    assert found == {deployment.name: deployment.pool for deployment in DEPLOYMENTS}
+
+
+def test_a_second_time_nothing_changes_and_no_trigger_is_made_anew(server, api):
+    deployed()
+    before = sorted(one["id"] for one in api("POST", "/automations/filter", {}))
+    done = deployed()
+    assert set(done.pools.values()) | set(done.deployments.values()) == {"unchanged"}
+    assert sorted(one["id"] for one in api("POST", "/automations/filter", {})) == before
+
+
+def test_what_has_changed_is_brought_up_to_date(server, api):
+    deployed()
+    done = deployed(collapse_s=7.0)
+    assert done.deployments["upload"] == "updated"
+    assert done.deployments["process-batch"] == "unchanged"
+    deployed()
+
+
+def test_a_trigger_that_somebody_has_deleted_comes_back(server, api):
+    done = deployed()
+    (lost,) = api("GET", f"/automations/related-to/prefect.deployment.{done.ids['notify']}")
+    api("DELETE", f"/automations/{lost['id']}")
+    assert deployed().deployments["notify"] == "updated"
+    assert len(api("GET", f"/automations/related-to/prefect.deployment.{done.ids['notify']}")) == 1
+
+
+def test_a_limit_that_was_changed_in_the_page_stays_unless_the_environment_sets_it(server, api, monkeypatch):
+    deployed()
+    api("PATCH", "/work_pools/tile", {"concurrency_limit": 5})
+    assert deployed().pools["tile"] == "unchanged"
+    assert pools_of(api)["tile"]["concurrency_limit"] == 5
+    monkeypatch.setenv("OPTICSTREAM_TILE_LIMIT", "3")
+    assert deployed().pools["tile"] == "updated"
+    assert pools_of(api)["tile"]["concurrency_limit"] == 3
+
+
+def test_a_deployment_of_an_earlier_version_is_removed_and_those_of_others_stay(server, api):
+    deployed()
+    flow = api("POST", "/flows/", {"name": "old"})["id"]
+    old = api("POST", "/deployments/", {"flow_id": flow, "name": "process-column", "tags": [TAG]})["id"]
+    trigger = {"type": "event", "expect": ["linc.oct.column.ready"], "posture": "Reactive", "threshold": 1, "within": 0}
+    api("POST", "/automations/", {
+        "name": "of the old one", "trigger": trigger, "owner_resource": f"prefect.deployment.{old}",
+        "actions": [{"type": "run-deployment", "deployment_id": old}],
+    })  # fmt: skip
+    api("POST", "/deployments/", {"flow_id": flow, "name": "of somebody else"})
+    assert deployed().removed == ("process-column",)
+    names = {one["name"] for one in api("POST", "/deployments/filter", {})}
+    assert "of somebody else" in names
+    assert "process-column" not in names
+    assert "of the old one" not in [one["name"] for one in api("POST", "/automations/filter", {})]
+
+
+def test_prefect_deploys_the_same_from_the_written_file(server, api, tmp_path):
+    deployed()
+    api("DELETE", f"/deployments/{deployed().ids['upload']}")
+    environment = {**os.environ, **server.environment, "OPTICSTREAM_API_URL": server.api_url}
+    file = tmp_path / "prefect.yaml"
+    cli = [sys.executable, "-m", "opticstream", "deploy", "--yaml", str(file)]
+    subprocess.run(cli, env=environment, check=True, cwd=tmp_path)
+    assert len(yaml.safe_load(file.read_text())["deployments"]) == len(DEPLOYMENTS)
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+    done = subprocess.run(prefect, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {one["name"]: one for one in api("POST", "/deployments/filter", {}) if TAG in one["tags"]}
+    assert {name: one["work_pool_name"] for name, one in found.items()} == {d.name: d.pool for d in DEPLOYMENTS}
+    by_file = _triggers(api)
+    deployed()  # replaces what the file made
+    assert by_file == _triggers(api)
+
+
+def _triggers(api):
+    """Return what starts each deployment, and with which parameters."""
+    names = {one["id"]: one["name"] for one in api("POST", "/deployments/filter", {})}
+    return {
+        names[action["deployment_id"]]: (
+            sorted(one["trigger"]["expect"]), one["trigger"]["within"], sorted(one["trigger"]["for_each"]),
+            json.dumps(action["parameters"], sort_keys=True),
+        )
+        for one in api("POST", "/automations/filter", {})
+        for action in one["actions"]
+        if action["deployment_id"] in names
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [([], list(POOLS)), (["upload", "tile"], ["upload", "tile"]), (["tile,stitch", "tile"], ["tile", "stitch"])],
+)
+def test_a_worker_serves_the_pools_that_are_named_and_else_all(said, meant):
+    assert checked_pools(said) == meant
+
+
+def test_an_unknown_pool_is_refused_with_the_names_of_the_known_ones():
+    with pytest.raises(ConfigurationError, match="gpu: no such pool; pools are tile, stitch, register, upload, state"):
+        checked_pools(["gpu"])
+
+
+class Workers:
+    """Worker processes of the command line, and flows to run in their pools."""
+
+    def __init__(self, server, api, folder):
+        self.server, self.api, self.folder = server, api, folder
+        (folder / "flows_of_test.py").write_text(FLOWS)
+        self.environment = {
+            **os.environ, "OPTICSTREAM_API_URL": server.api_url, "OPTICSTREAM_HOME": str(folder / "home"),
+            "PYTHONPATH": str(folder), "COLOUR": "red", "OPTICSTREAM_WORKER_POLL_S": "0.5",
+        }  # fmt: skip
+        self.processes = []
+        deployed()
+
+    def start(self, *arguments, **environment):
+        command = [sys.executable, "-m", "opticstream", "worker", *arguments]
+        process = subprocess.Popen(
+            command, env=self.environment | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.processes.append(process)
+        return process
+
+    def ready(self, *arguments, **environment):
+        process = self.start(*arguments, **environment)
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        return process
+
+    def submit(self, name, **parameters):
+        deployment = RunnerDeployment(
+            name=name, flow_name=name, entrypoint=f"flows_of_test.{name}", work_pool_name="state",
+            enforce_parameter_schema=False,
+        )  # fmt: skip
+        id_ = asyncio.run(deployment.aapply())
+        return self.api("POST", f"/deployments/{id_}/create_flow_run", {"parameters": parameters})["id"]
+
+    def run(self, id_):
+        return self.api("GET", f"/flow_runs/{id_}")
+
+    def wait(self, id_, *states, timeout_s=240):
+        end = time.monotonic() + timeout_s
+        while (run := self.run(id_))["state"]["type"] not in states:
+            assert time.monotonic() < end, f"{run['state']}"
+            time.sleep(0.2)
+        return run
+
+    def end(self):
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def workers(server, api, tmp_path):
+    workers = Workers(server, api, tmp_path)
+    yield workers
+    workers.end()
+
+
+def wait_for(path, timeout_s=240):
+    end = time.monotonic() + timeout_s
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.1)
+    return path.read_text()
+
+
+@pytest.mark.parametrize("warm", ["true", "false"])
+def test_a_worker_runs_what_is_scheduled_and_keeps_what_prefect_promises(workers, tmp_path, warm):
+    worker = workers.ready("--pool", "state", OPTICSTREAM_WARM_STARTS=warm)
+    done = workers.submit("told", mark=str(tmp_path / "done"))
+    failed = workers.submit("told", mark=str(tmp_path / "fail"))
+    gone = workers.submit("gone", mark=str(tmp_path / "gone"))
+    ended = [workers.wait(id_, "COMPLETED", "FAILED", "CRASHED") for id_ in (done, failed, gone)]
+    assert [run["state"]["type"] for run in ended] == ["COMPLETED", "FAILED", "CRASHED"]
+    assert "wanted" in ended[1]["state"]["message"]
+    assert "7" in ended[2]["state"]["message"], "the exit code is told"
+    assert ended[0]["labels"]["prefect.worker.type"] == ("opticstream" if warm == "true" else "process")
+    _pid, folder, colour = wait_for(tmp_path / "done").split()
+    assert colour == "red"
+    assert folder != os.getcwd()
+    logs = workers.api("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [failed]}}})
+    assert any("wanted" in log["message"] for log in logs), "the logs of the run are at the server"
+    worker.terminate()
+    assert worker.wait(60) == 0
+
+
+def test_a_cancelled_run_ends(workers, tmp_path):
+    workers.ready("--pool", "state")
+    id_ = workers.submit("told", mark=str(tmp_path / "mark"), seconds=600)
+    pid = int(wait_for(tmp_path / "mark").split()[0])
+    workers.api("POST", f"/flow_runs/{id_}/set_state", {"state": {"type": StateType.CANCELLING.value}})
+    assert workers.wait(id_, "CANCELLED", "CRASHED", "FAILED", "COMPLETED")["state"]["type"] == "CANCELLED"
+    assert _is_gone(pid)
+
+
+def test_no_run_outlives_a_worker_that_was_killed(workers, tmp_path):
+    worker = workers.ready("--pool", "state")
+    id_ = workers.submit("told", mark=str(tmp_path / "mark"), seconds=600)
+    pid = int(wait_for(tmp_path / "mark").split()[0])
+    workers.wait(id_, "RUNNING")
+    worker.send_signal(signal.SIGKILL)
+    assert _is_gone(pid)
+
+
+def test_runs_that_were_killed_with_their_worker_are_marked_as_crashed_by_the_next_one(workers, tmp_path):
+    worker = workers.ready("--pool", "state")
+    id_ = workers.submit("told", mark=str(tmp_path / "mark"), seconds=600)
+    pid = int(wait_for(tmp_path / "mark").split()[0])
+    workers.wait(id_, "RUNNING")
+    worker.send_signal(signal.SIGSTOP)  # so that it does not tell the server of the death of its run
+    os.kill(pid, signal.SIGKILL)
+    worker.send_signal(signal.SIGKILL)
+    assert _is_gone(pid)
+    assert workers.run(id_)["state"]["type"] == "RUNNING", "nobody is there to tell the server"
+    workers.ready("--pool", "state")
+    assert "has ended" in workers.wait(id_, "CRASHED")["state"]["message"]
+
+
+def test_a_second_worker_of_the_same_pool_and_home_is_refused(workers):
+    workers.ready("--pool", "upload")
+    second = workers.start("--pool", "tile,upload")
+    assert second.wait(120) == 1
+    assert "pool upload is served by another worker" in second.stderr.read()
+
+
+def test_a_missing_pool_is_told_with_what_to_do(workers, api):
+    api("DELETE", "/work_pools/upload")
+    worker = workers.start("--pool", "upload")
+    assert worker.wait(120) == 1
+    assert "no work pool upload; run `opticstream deploy` once" in worker.stderr.read()
+
+
+def _is_gone(pid, timeout_s=60):
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
