@@ -2,9 +2,9 @@
 
 It is ``prefect server start`` with two things changed. What is loaded when the server has started stays out of the
 garbage collector, which otherwise stops the server's one thread for a third of a second to visit 300,000 objects. And
-one thing is remembered: for every flow run that a trigger starts, Prefect 3.8 asks for
-its application by the hash of its settings and sets up its logging, and renders all its settings twice for it: 0.4 s in
-which the server, one thread, does nothing else. In a server process the settings never change.
+one thing is remembered: for every flow run that a trigger starts, Prefect 3.8 asks for its application by the hash of
+its settings and sets up its logging, and renders all its settings twice for it: 0.4 s in which the server, one thread,
+does nothing else. In a server process the settings never change.
 """
 
 from __future__ import annotations
