@@ -11,8 +11,13 @@ import os
 import shlex
 from typing import Any
 
+import anyio
+import httpx
+from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
+_WAIT_S = 5.0
+"""Wait after the server has not answered, in seconds."""
 LAUNCHER_VARIABLE = "OPTICSTREAM_WARM_LAUNCHER"
 """Set in the process of a worker that has a warm process: the program that stands in for an interpreter."""
 
@@ -29,9 +34,38 @@ class WarmJobConfiguration(ProcessJobConfiguration):
 
 
 class WarmWorker(ProcessWorker):
-    """A process worker of which flow runs start without importing anything."""
+    """A process worker of which flow runs start without importing anything.
+
+    It waits for a server that is away, however long: Prefect's ends after a minute and a half, and its runs with it.
+    """
 
     type = "opticstream"
     job_configuration = WarmJobConfiguration
     _description = "Runs flow runs as processes that are forked from one that has everything imported and compiled."
     _display_name = "OpticStream"
+    _is_cut_off = False
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Start what is scheduled; nothing while the server does not answer."""
+        try:
+            found = await super().get_and_submit_flow_runs()
+        except httpx.HTTPError as error:
+            await self._wait(error)
+            return []
+        if self._is_cut_off:
+            self._is_cut_off = False
+            self._logger.info("the server answers again")
+        return found
+
+    async def sync_with_backend(self) -> None:
+        """Tell the server that this worker lives, when it answers."""
+        try:
+            await super().sync_with_backend()
+        except httpx.HTTPError as error:
+            await self._wait(error)
+
+    async def _wait(self, error: httpx.HTTPError) -> None:
+        if not self._is_cut_off:
+            self._is_cut_off = True
+            self._logger.warning("the server does not answer (%s: %s); waiting", type(error).__name__, error)
+        await anyio.sleep(_WAIT_S)

@@ -191,6 +191,8 @@ class Lab:
         project, raw = str(self.folder / PROJECT_FILE), str(self.folder / "raw")
         (self.folder / "raw").mkdir(exist_ok=True)
         phantom = ["--phantom", str(self.folder / PHANTOM_FILE), "--truth", str(self.folder / "truth")]
+        self._deploy = [sys.executable, "-m", "opticstream", "deploy"]
+        self._environment, self._is_deployed = environment, False
         self.workers = [
             Service(
                 f"worker {number}",
@@ -231,9 +233,16 @@ class Lab:
         if self.rig.starts or all("ready\n" in worker.log_tail() for worker in self.workers):
             self.rig.supervise()
         waiting = [service for service in (*self.workers, self.watch) if service.pid is None]
-        if waiting and self.server.is_healthy():
+        if waiting and self.server.is_healthy() and self._deployed():
             for service in waiting:
                 service.supervise()
+
+    def _deployed(self) -> bool:
+        """Make pools and deployments, once; False where the server went away meanwhile."""
+        if not self._is_deployed:
+            done = subprocess.run(self._deploy, env=self._environment, capture_output=True, check=False)
+            self._is_deployed = done.returncode == 0
+        return self._is_deployed
 
     def processes(self) -> list[int]:
         """Return every process on this machine that works for this lab, whoever started it."""
