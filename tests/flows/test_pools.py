@@ -246,7 +246,7 @@ def wait_for(path, timeout_s=240):
     return path.read_text()
 
 
-@pytest.mark.parametrize("warm", ["true", "false"])
+@pytest.mark.parametrize("warm", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_a_worker_runs_what_is_scheduled_and_keeps_what_prefect_promises(workers, tmp_path, warm):
     worker = workers.ready("--pool", "state", OPTICSTREAM_WARM_STARTS=warm)
     done = workers.submit("told", mark=str(tmp_path / "done"))

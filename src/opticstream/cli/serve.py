@@ -13,6 +13,7 @@ import typer
 from opticstream.cli.console import JsonOption, err, errors_shown, out, print_json, styled
 from opticstream.cli.run import HomeOption
 from opticstream.config import DeploymentSettings
+from opticstream.flows.surroundings import prepared_home
 from opticstream.model.errors import ConfigurationError, ServerError
 
 
@@ -39,17 +40,25 @@ def up(home: HomeOption = None) -> None:
 
 
 def server(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 4200,
+    host: Annotated[str, typer.Option(help="Address to listen on; no other is listened on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 4200,
 ) -> None:
-    """Run a Prefect server in the foreground, for workers on several hosts.
+    """Run a Prefect server in the foreground, for workers on several hosts, until Ctrl-C.
 
-    The database and message settings are Prefect's own environment variables; see the deployment guide.
+    It keeps its database in OPTICSTREAM_HOME. PREFECT_SERVER_... variables of the environment win: for PostgreSQL,
+    Redis and passwords.
     """
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED", "false")
-    os.execv(sys.executable, command)
+    from opticstream.flows.server import settings_of_shared_server
+
+    with errors_shown():
+        home = prepared_home(DeploymentSettings().home)
+        for name, (value, why) in settings_of_shared_server(home, os.environ).items():
+            os.environ[name] = value
+            err.print(styled(f"{name}={value}  {why}", "dim"))
+        out.print(f"address   OPTICSTREAM_API_URL=http://{host}:{port}/api")
+        sys.stdout.flush()
+        module = "opticstream.flows.server_process"
+        os.execv(sys.executable, [sys.executable, "-m", module, "--host", host, "--port", str(port)])
 
 
 def deploy(
@@ -125,7 +134,7 @@ def worker(
 def _talk_to_server(settings: DeploymentSettings) -> Path:
     """Point this process at the server of OPTICSTREAM_API_URL and return the folder of our settings."""
     from opticstream.flows.server import is_healthy
-    from opticstream.flows.surroundings import client_environment, keep_off_proxies, prepared_home
+    from opticstream.flows.surroundings import client_environment, keep_off_proxies
 
     if not settings.api_url:
         raise ConfigurationError("OPTICSTREAM_API_URL is not set; set it to the address of a server's API")

@@ -251,3 +251,32 @@ def rebuild(project: ProjectArgument, home: HomeOption = None, as_json: JsonOpti
         return
     told = ", ".join(f"{number} {what}" for what, number in counts.items())
     out.print(f"restored the state of {opened.config.name} ({told}) and its parameters ({name})")
+
+
+@app.command("unlock")
+def unlock(
+    project: ProjectArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Free the lock on the server's copy of the state by hand, when no writer lives that could hold it.
+
+    Needed only where a server lost its leases: those of `opticstream server` and of embedded ones survive a restart,
+    and a lock whose holder was killed is free after a minute.
+    """
+    with errors_shown():
+        opened = open_project(project)
+        with server_session(DeploymentSettings(), home, say=lambda line: err.print(styled(line, "dim")), workers=False):
+            from opticstream.flows.prefect_state import PrefectProjectLock
+
+            lock, name = PrefectProjectLock(pipeline="oct"), opened.config.name
+            holder = lock.holder(name)
+            if not yes:
+                held = f"held by {holder}" if holder else "free, or held by a writer that has not given its name"
+                typer.confirm(f"The lock of {name} is {held}. Free it?", abort=True)
+            lock.free(name)
+    if as_json:
+        print_json({"project": name, "holder": holder})
+        return
+    out.print(f"freed the lock of {name}")

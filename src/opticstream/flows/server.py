@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +53,38 @@ def is_healthy(api_url: str, /, *, timeout_s: float = 2.0) -> bool:
             return bool(answer.status == 200)
     except (OSError, ValueError, http.client.HTTPException):
         return False
+
+
+_LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+_LATE_RUNS = "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED"
+# Both hold for every server of ours; the reason is told where a person starts one.
+_DURABLE = {
+    _LEASES: (
+        "prefect.server.concurrency.lease_storage.filesystem",
+        "a lock that is held during a restart does not stay taken for ever",
+    ),
+    _LATE_RUNS: ("false", "marking late runs floods the database in a burst of events, and nothing acts on it"),
+}
+
+
+def settings_of_shared_server(home: Path, given: Mapping[str, str], /) -> dict[str, tuple[str, str]]:
+    """Return the settings that a server for several hosts needs and that `given` lacks: name -> value and reason.
+
+    Examples
+    --------
+    >>> chosen = settings_of_shared_server(Path("/srv/optic"), {"PREFECT_HOME": "/srv/prefect"})
+    >>> "PREFECT_HOME" in chosen, chosen["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"][0].rpartition(".")[2]
+    (False, 'filesystem')
+    """
+    wanted = {
+        "PREFECT_HOME": (str(home), "database, leases and log"),
+        "PREFECT_PROFILES_PATH": (str(home / "profiles.toml"), "no profile of a person applies"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": ("false", "nothing is sent to Prefect"),
+        **_DURABLE,
+    }
+    if given.get("PREFECT_SERVER_EVENTS_MESSAGING_BROKER") == "prefect_redis.messaging":
+        wanted[_LEASES] = ("prefect_redis.lease_storage", "leases where all replicas of the API see them")
+    return {name: setting for name, setting in wanted.items() if name not in given}
 
 
 class HomeInUse(ServerError):
@@ -185,11 +217,8 @@ class EmbeddedServer:
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///../prefect.db",
             "PREFECT_SERVER_UI_ENABLED": str(self._ui).lower(),
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-            # Marking late runs floods SQLite in a burst of events, and nothing here acts on it.
-            "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
-            # The default keeps leases in memory: a lock held during a restart would stay taken for ever.
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         }
+        environment |= {name: value for name, (value, _why) in _DURABLE.items()}
         command = [sys.executable, "-m", "opticstream.flows.server_process", "--host", _HOST, "--port", str(self.port)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -68,7 +68,7 @@ class Report:
     """Files that were found under their final name with a wrong content, right after a kill."""
     starts: dict[str, int] = field(default_factory=dict)
     flow_runs: dict[str, int] = field(default_factory=dict)
-    """Flow runs by their last state; what was killed with its worker stays `RUNNING` until a worker or sweep sees it."""
+    """Flow runs by their last state; what was killed with its worker is `RUNNING` until a worker or a sweep sees it."""
     lost_claims: int = 0
     duration_s: float = 0.0
 
