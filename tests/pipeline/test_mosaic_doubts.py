@@ -9,8 +9,7 @@ import pytest
 
 from opticstream.io.tilemap import TileMap
 from opticstream.pipeline.mosaics import doubts_of_mosaic
-from opticstream.stages.find_coordinates import CoordinatesResult, Verdict
-from opticstream.stages.stitch_mosaic import MosaicResult
+from opticstream.stages.mosaic import CoordinatesResult, MosaicResult, Verdict
 
 SOUND = MosaicResult({}, (100, 100), tissue_fraction=0.5)
 GOOD = Verdict("good", 0.1, 0.3, 12, 12, 9, 0, 1, 0.1, (1.0, 1.0))

@@ -31,9 +31,7 @@ from opticstream.pipeline.jobs import (
 from opticstream.pipeline.parameters import tile_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.settled_files import result_of_settled_files
-from opticstream.stages.archive_tile import checksum_path
-from opticstream.stages.process_tile import TileResult, process_tile
-from opticstream.stages.reconstruction import products
+from opticstream.stages.tile import TileResult, checksum_path, process_tile, products
 from opticstream.state import Claim, FactRecord, FileRecord
 from opticstream.state.flags import WITHDRAWN_FOLDER
 from opticstream.state.raw_files import KNOWN_AS, identity_of, is_known

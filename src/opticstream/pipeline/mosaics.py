@@ -26,10 +26,8 @@ from opticstream.state import Claim, FactsSnapshot, FileRecord
 from opticstream.state.manifest import records_of_store
 
 if TYPE_CHECKING:
-    from opticstream.stages.find_coordinates import CoordinatesResult
-    from opticstream.stages.find_focus import FocusResult
-    from opticstream.stages.stitch_mosaic import MosaicResult
-    from opticstream.stages.stitch_volume import VolumeResult
+    from opticstream.stages.mosaic import CoordinatesResult, FocusResult, MosaicResult
+    from opticstream.stages.project import MosaicStages
 
 R = TypeVar("R")
 
@@ -51,15 +49,15 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
     others: list[Event] = []
 
     def compute(claim: Claim) -> Result:
-        coordinates = attempt(f"coordinates of mosaic {mosaic.mosaic_id}", lambda: _coordinates(project, mosaic))
+        coordinates = attempt(f"coordinates of mosaic {mosaic.mosaic_id}", lambda: _find_coordinates(project, mosaic))
         claim.ensure_mine()
-        focus = attempt(f"focus of mosaic {mosaic.mosaic_id}", lambda: _focus(project, mosaic))
+        focus = attempt(f"focus of mosaic {mosaic.mosaic_id}", lambda: _find_focus(project, mosaic))
         claim.ensure_mine()
         others.extend(_take_back_others(project, mosaic))
         template, stitched = _unchanged(
             project,
             coordinates.template,
-            lambda: attempt(f"stitch mosaic {mosaic.mosaic_id}", lambda: _stitch(project, mosaic)),
+            lambda: attempt(f"stitch mosaic {mosaic.mosaic_id}", _stages(project, mosaic).stitch_mosaic),
         )
         outputs = {**_vouched(project, mosaic, coordinates, focus), **stitched.outputs}
         refreshed = project.config.processing.coordinates.force_refresh_coordinates
@@ -87,43 +85,25 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
     return events
 
 
-def _coordinates(project: Project, mosaic: MosaicId) -> CoordinatesResult:
-    from opticstream.stages.find_coordinates import find_coordinates
+def _stages(project: Project, mosaic: MosaicId) -> MosaicStages:
+    from opticstream.stages.project import MosaicStages
 
-    settings = project.config.processing.coordinates
-    if _determines_template(project, mosaic) and template_is_outdated(project, mosaic):
-        settings = settings.model_copy(update={"force_refresh_coordinates": True})
+    return MosaicStages(project.config, project.paths, mosaic)
+
+
+def _find_coordinates(project: Project, mosaic: MosaicId) -> CoordinatesResult:
+    outdated = _determines_template(project, mosaic) and template_is_outdated(project, mosaic)
     with template_noted(project, mosaic) as note:
-        found = find_coordinates(
-            mosaic,
-            scan=project.config.scan,
-            settings=settings,
-            tiles_folder=project.paths.processed_folder(mosaic),
-            template_path=project.paths.tilemap(project.illumination(mosaic).name),
-            qc_folder=project.paths.stitched_folder(mosaic),
-        )
+        found = _stages(project, mosaic).find_coordinates(refresh=outdated)
         if not found.reused:
             note()
     return found
 
 
-def _focus(project: Project, mosaic: MosaicId) -> FocusResult:
-    from opticstream.stages.find_focus import find_focus
-
-    illumination = project.illumination(mosaic).name
-    settings = project.config.processing.focus
-    if _determines_focus(project, mosaic) and focus_is_outdated(project, mosaic):
-        settings = settings.model_copy(update={"force_refresh": True})
+def _find_focus(project: Project, mosaic: MosaicId) -> FocusResult:
+    outdated = _determines_focus(project, mosaic) and focus_is_outdated(project, mosaic)
     with focus_noted(project, mosaic) as note:
-        found = find_focus(
-            mosaic,
-            scan=project.config.scan,
-            settings=settings,
-            tiles_folder=project.paths.processed_folder(mosaic),
-            template_path=project.paths.tilemap(illumination),
-            focus_path=project.paths.focus(illumination),
-            qc_folder=project.paths.stitched_folder(mosaic),
-        )
+        found = _stages(project, mosaic).find_focus(refresh=outdated)
         if not found.reused:
             note()
     return found
@@ -207,22 +187,6 @@ def _alike(project: Project, mosaic: MosaicId, snapshot: FactsSnapshot) -> list[
     ]
 
 
-def _stitch(project: Project, mosaic: MosaicId) -> MosaicResult:
-    from opticstream.stages.stitch_mosaic import stitch_mosaic as stage
-
-    processing = project.config.processing
-    return stage(
-        mosaic,
-        scan=project.config.scan,
-        enface=processing.enface,
-        mask=processing.mask,
-        stitch=processing.stitch,
-        tiles_folder=project.paths.processed_folder(mosaic),
-        template_path=project.paths.tilemap(project.illumination(mosaic).name),
-        stitched_folder=project.paths.stitched_folder(mosaic),
-    )
-
-
 def _released(project: Project, mosaic: MosaicId) -> list[Event]:
     """Return announcements of the mosaics of this illumination that wait for a template and need not any longer."""
     snapshot = project.facts.snapshot(mosaics=())
@@ -272,7 +236,7 @@ def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attemp
         focus, made = _unchanged(
             project,
             project.paths.focus(project.illumination(mosaic).name),
-            lambda: attempt(f"stitch volume of mosaic {mosaic.mosaic_id}", lambda: _stitch_volume(project, mosaic)),
+            lambda: attempt(f"stitch volume of mosaic {mosaic.mosaic_id}", _stages(project, mosaic).stitch_volume),
         )
         refreshed = project.config.processing.focus.force_refresh
         return Result(
@@ -282,20 +246,3 @@ def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attemp
         )
 
     return announcements(project, mosaic, STITCH_VOLUME, perform(project, mosaic, STITCH_VOLUME, compute))
-
-
-def _stitch_volume(project: Project, mosaic: MosaicId) -> VolumeResult:
-    from opticstream.stages.stitch_volume import stitch_volume as stage
-
-    illumination = project.illumination(mosaic).name
-    return stage(
-        mosaic,
-        scan=project.config.scan,
-        settings=project.config.processing.volume,
-        tiles_folder=project.paths.processed_folder(mosaic),
-        template_path=project.paths.tilemap(illumination),
-        focus_path=project.paths.focus(illumination),
-        mask_path=project.paths.mosaic_product(mosaic, "mask"),
-        stitched_folder=project.paths.stitched_folder(mosaic),
-        threads=project.config.processing.reconstruction.threads,
-    )

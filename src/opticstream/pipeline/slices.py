@@ -20,8 +20,8 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
     With fewer than two good illuminations the slice is recorded as skipped, without any as failed. A registration that
     cannot be believed, or cannot be done, costs the slice its fibre axes and nothing else.
     """
-    from opticstream.stages.register_slice import SliceMosaic
-    from opticstream.stages.register_slice import register_slice as stage
+    from opticstream.stages.slice import SliceMosaic
+    from opticstream.stages.slice import register_slice as stage
 
     slice_id = event.slice
 

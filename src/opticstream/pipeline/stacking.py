@@ -23,12 +23,12 @@ from opticstream.pipeline.run_parameters import event_of
 from opticstream.state import FactsSnapshot
 
 if TYPE_CHECKING:
-    from opticstream.stages.update_sample import SampleInput, UpdatedSample
+    from opticstream.stages.sample import SampleInput, UpdatedSample
 
 
 def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
     """Add every slice that waits for it to the sample's stacks, and yield what is to be announced as it happens."""
-    from opticstream.stages.update_sample import update_sample as stage
+    from opticstream.stages.sample import update_sample as stage
 
     facts = project.facts
     if not unstacked(project):
@@ -123,7 +123,7 @@ def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSna
     done = [item for item in stacked if any(known.has(m, "volume_stitched") for m in project.layout.mosaics(item))]
     if not done:
         return
-    from opticstream.stages.update_sample import stacks_by_slice
+    from opticstream.stages.sample import stacks_by_slice
 
     held = stacks_by_slice(project.paths.sample_folder)
     for item in done:
@@ -144,7 +144,7 @@ def sample_input(project: Project, slice_id: SliceId, /) -> SampleInput:
 
     Stacks are named `{illumination}_{modality}` and `registered_{product}`: both have a birefringence.
     """
-    from opticstream.stages.update_sample import SampleInput
+    from opticstream.stages.sample import SampleInput
 
     facts, settings = project.facts, project.config.processing.sample
     snapshot = facts.snapshot(mosaics=())
@@ -221,7 +221,7 @@ def stack_slices(
     StateError
         Another process is at the stacks.
     """
-    from opticstream.stages.update_sample import update_sample as stage
+    from opticstream.stages.sample import update_sample as stage
 
     slices = stackable_slices(project)
     if wanted and rebuild:

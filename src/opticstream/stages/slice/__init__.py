@@ -1,0 +1,11 @@
+"""One slice: register its illuminations and solve the fibre axes, resample stitched volumes."""
+
+from __future__ import annotations
+
+from opticstream.stages.slice._register_slice import RegisteredSlice, SliceMosaic, register_slice
+
+__all__ = [
+    "RegisteredSlice",
+    "SliceMosaic",
+    "register_slice",
+]
