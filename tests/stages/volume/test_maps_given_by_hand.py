@@ -12,7 +12,7 @@ from opticstream.compute.stitching import canvas_from_positions
 from opticstream.model.errors import InputError
 from opticstream.stages.mosaic import focus_for_volume, read_focus
 from opticstream.stages.tile import read_surface
-from opticstream.stages.volume._stitch_volume import _read_mask
+from opticstream.stages.volume import _inputs
 
 SHAPE = (4, 3)
 VALUES = np.arange(12).reshape(SHAPE) * 0.5 + 10
@@ -30,7 +30,7 @@ def scaled(path: Path) -> Path:
 
 
 def read_mask(path, shape):
-    return _read_mask(path, canvas_from_positions([(0, 0)], tile_shape=shape))
+    return _inputs.read_mask(path, canvas_from_positions([(0, 0)], tile_shape=shape))
 
 
 @pytest.mark.parametrize("read", [read_surface, read_focus, focus_for_volume])

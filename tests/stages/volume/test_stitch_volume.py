@@ -21,7 +21,8 @@ from opticstream.io.tilemap import read_tilemap
 from opticstream.io.zarr import StoreWriter, read_attributes, read_volume, store_layout
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, TileSizeError
 from opticstream.stages.mosaic import find_coordinates
-from opticstream.stages.volume._stitch_volume import _BlockWorker, dask_executor, stitch_volume
+from opticstream.stages.volume import dask_executor, stitch_volume
+from opticstream.stages.volume._block import BlockWorker
 from opticstream.testing.checksums import tree_checksums
 from opticstream.testing.stitching_cases import MOSAIC, VOXEL_MM, make_case
 
@@ -275,7 +276,8 @@ from opticstream.io.tilemap import read_tilemap
 from opticstream.model.errors import StateError
 from opticstream.model.ids import MosaicId
 from opticstream.stages.mosaic import tiles_of_mosaic
-from opticstream.stages.volume._stitch_volume import BASE_BYTES, stitch_modality
+from opticstream.stages.volume import stitch_modality
+from opticstream.stages.volume._plan import BASE_BYTES
 folder, out, wait_s = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 note = zarr.StoreWriter.note_finished
 def slow(self, block):
@@ -349,10 +351,10 @@ def test_a_run_with_another_tile_starts_anew(tmp_path):
 
 def test_volumes_that_were_finished_before_a_kill_are_not_stitched_again(case, tmp_path, monkeypatch):
     made: list[str] = []
-    make = _BlockWorker.make
+    make = BlockWorker.make
 
     def noted(self, corner, pool):
-        modality = "R3D" if "R3D" in next(iter(self.job.volumes.values())).path.name else "dBI"
+        modality = "R3D" if "R3D" in next(iter(self.inputs.volumes.values())).path.name else "dBI"
         made.append(modality)
         if modality == killed_in[0]:
             raise KeyboardInterrupt
@@ -367,7 +369,7 @@ def test_volumes_that_were_finished_before_a_kill_are_not_stitched_again(case, t
         )  # fmt: skip
 
     killed_in = [""]
-    monkeypatch.setattr(_BlockWorker, "make", noted)
+    monkeypatch.setattr(BlockWorker, "make", noted)
     both(tmp_path / "undisturbed")
     assert set(made) == {"dBI", "R3D"}
 
@@ -436,7 +438,8 @@ from opticstream.io.nifti_stream import nifti_header
 from opticstream.io.tilemap import TileMap, TilePlace
 from opticstream.model.ids import MosaicId
 from opticstream.stages.mosaic import tiles_of_mosaic
-from opticstream.stages.volume._stitch_volume import BASE_BYTES, stitch_modality
+from opticstream.stages.volume import stitch_modality
+from opticstream.stages.volume._plan import BASE_BYTES
 folder, tiles, side, depth, budget = Path(sys.argv[1]), *map(int, sys.argv[2:5]), float(sys.argv[5])
 folder.mkdir(parents=True)
 header = nifti_header((side, side, depth), voxel_size_mm=(0.01, 0.01, 0.0025))
