@@ -12,7 +12,7 @@ import pytest
 from opticstream.config.processing import MaskSettings, RegistrationSettings
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError
-from opticstream.stages.slice._register_slice import SliceMosaic, register_slice
+from opticstream.stages.slice import SliceMosaic, register_slice
 from opticstream.testing.slice_phantom import Picture, SlicePhantom, axial_error_deg, make_slice, mapping_error_px
 
 VOXEL = (0.01, 0.01, 0.0025)

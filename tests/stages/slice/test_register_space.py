@@ -10,7 +10,7 @@ import pytest
 
 from opticstream.io.nifti import nifti_geometry
 from opticstream.model.errors import InputError
-from opticstream.stages.slice._register_slice import SliceMosaic, register_slice
+from opticstream.stages.slice import SliceMosaic, register_slice
 from opticstream.testing.slice_phantom import Picture, make_slice
 
 TILTED = Picture(tilt_deg=-15.0, rotation_deg=2.0, shift_px=(10.0, -7.0), shape=(190, 170))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from opticstream.stages.slice._register_slice import RegisteredSlice, SliceMosaic, register_slice
+from opticstream.stages.slice._illuminations import SliceMosaic
+from opticstream.stages.slice._register_slice import RegisteredSlice, register_slice
 
-__all__ = [
-    "RegisteredSlice",
-    "SliceMosaic",
-    "register_slice",
-]
+__all__ = ["RegisteredSlice", "SliceMosaic", "register_slice"]

@@ -9,12 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, SpectralPlan, TileOptions
-from opticstream.compute.tile_engine import (
-    InlineExecutor,
-    TileEngine,
-    memory_per_b_line,
-    memory_per_function_line,
-)
+from opticstream.compute.tile_engine import InlineExecutor, TileEngine, memory_per_b_line, memory_per_function_line
 from opticstream.io.nifti_stream import VolumeFile, open_volume
 from opticstream.io.raw import ComplexTile, SpectralTile
 from opticstream.model.errors import ConfigurationError

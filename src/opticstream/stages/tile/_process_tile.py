@@ -18,13 +18,7 @@ from opticstream.stages.tile._archive_spectra import read_spectra
 from opticstream.stages.tile._archive_tile import checksum_path
 from opticstream.stages.tile._picture import tile_picture
 from opticstream.stages.tile._quality import figures_from_maps
-from opticstream.stages.tile._reconstruction import (
-    Reconstructed,
-    TileJob,
-    check_polarization,
-    products,
-    read_surface,
-)
+from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, check_polarization, products, read_surface
 from opticstream.system.cores import available_cores
 from opticstream.system.disk import symbolic_link
 
