@@ -1,4 +1,4 @@
-"""What quality pictures say in words: text on a dark strip of its own, so that no pixel of the picture is covered."""
+"""Captions of quality pictures: text on a dark strip of its own, so that no pixel of the picture is covered."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Verdict:
     Attributes
     ----------
     grade : {"good", "doubtful", "stage only"}
-        Good: most tiles with neighbours are held by links that agree. Stage only: no overlap said anything.
+        Good: most tiles with neighbours are held by links that agree. Stage only: no overlap shows texture.
     rms_px : float
         Root mean square residual of the clear links; NaN without any.
     worst_px : float
@@ -58,9 +58,9 @@ class Verdict:
         Standard deviation of the stage about its model, along x and y.
     turn_deg, bend_px : float
         Angle of the scan against the stage, and largest distortion inside a tile that shift, turn, shear and scale do
-        not explain; NaN where the overlaps do not say.
+        not explain; NaN where the overlaps do not show it.
     pattern : str
-        What the overlaps show of these beyond doubt, in words; empty where they are as they should be.
+        Turn and distortion that the overlaps show significantly, in words; empty where they show none.
     """
 
     grade: Literal["good", "doubtful", "stage only"]
@@ -213,8 +213,8 @@ def _best_positions(
 ) -> tuple[TilePositions, FieldGeometry, tuple[int, ...], tuple[str, ...]]:
     """Return positions, the tiles' own geometry, tiles without a file, and the maps used.
 
-    Further maps are looked at only where the first leaves links faint; each is believed where it makes the positions
-    surer by their own account.
+    Further maps are read only where the first leaves links faint; each is used if it lowers the uncertainty of the
+    positions.
     """
     maps = _Maps(tiles)
     used: tuple[str, ...] = (modality,)
@@ -231,7 +231,7 @@ def _best_positions(
 
 
 def _leaves_faint(found: TilePositions, image: FilteredTiles) -> bool:
-    """Return whether links say something without being clear, or most links between tiles with tissue say nothing."""
+    """Return whether some links are faint, or most links between tiles with tissue are not clear."""
     links = found.links
     faint = (links.weight > 0.1) & ~links.clear
     tissue = ~empty_tiles(image)[links.pairs].any(axis=1)
@@ -243,7 +243,7 @@ def _median_uncertainty(found: TilePositions) -> float:
 
 
 def pattern_from_geometry(geometry: FieldGeometry, /) -> str:
-    """Return in words what overlaps show of the tiles' own geometry; empty where that is as it should be.
+    """Return in words which distortion of the tiles the overlaps show; empty where they show none.
 
     Examples
     --------
@@ -261,7 +261,7 @@ def pattern_from_geometry(geometry: FieldGeometry, /) -> str:
 
 
 def verdict_from_positions(found: TilePositions, /, geometry: FieldGeometry | None = None) -> Verdict:
-    """Return the verdict on measured positions, with what the overlaps say of the tiles' `geometry` if it is known."""
+    """Return the verdict on measured positions, with what the overlaps show of the tiles' `geometry` if it is known."""
     links = found.links
     trusted = links.weight > 0.5
     clear = links.clear
@@ -358,16 +358,16 @@ def find_coordinates(
         outputs |= write_coordinate_quality(
             tiles, tilemap, found, modality=modality, folder=qc_folder, stem=f"mosaic_{mosaic.mosaic_id:03d}"
         )
-    # The template is what later mosaics wait for: it appears last.
+    # The template is written last, because later mosaics wait for it.
     outputs["template"] = write_template(template_path, tilemap)
     return CoordinatesResult(template_path, tilemap, False, missing, verdict, outputs)
 
 
 def _known(template_path: Path, tilemap: TileMap, mosaic: MosaicId, qc_folder: Path | None) -> CoordinatesResult:
-    """Return what an existing template stands for.
+    """Return the result that an existing template belongs to.
 
-    Where the mosaic has determined it itself, in an attempt that was cut short later, that is all that the attempt
-    had found and written: the template appears last.
+    If this mosaic determined it, in an attempt that was interrupted later, these are all results of that attempt: the
+    template is written last.
     """
     outputs = {"template": template_path}
     if tilemap.source.get("mosaic_id") != mosaic.mosaic_id:

@@ -29,7 +29,7 @@ from opticstream.stages.mosaic._tiles import MosaicTiles, check_template, tiles_
 
 BELIEVED = 0.9
 """Confidence from which the confocal peak counts."""
-_TO_TURN = "remove the map or set processing.focus.force_refresh"
+_REMEDY = "remove the map or set processing.focus.force_refresh"
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def find_focus(
     try:
         fit = focus_from_overlaps(surfaces, canvas.offset, pairs, signal=signal, degree=settings.degree)
     except ValueError as error:
-        # One tile, or hardly any tissue in the overlaps: no correction is the honest answer.
+        # One tile, or hardly any tissue in the overlaps: nothing is corrected.
         return _written(focus_path, flat, (x_mm, y_mm, z_mm), note=str(error))
     peak = _constant(tiles, fit.surface_px, surfaces, signal)
     known = peak.confidence >= BELIEVED
@@ -192,10 +192,10 @@ def read_focus(path: Path, tile_shape: tuple[int, int], /) -> NDArray[np.float32
     """
     data = map_from_nifti(path, straight=True)
     if data.shape != tuple(tile_shape):
-        raise InputError(f"{path} is for tiles of {data.shape} px, expected {tuple(tile_shape)}; {_TO_TURN}")
+        raise InputError(f"{path} is for tiles of {data.shape} px, expected {tuple(tile_shape)}; {_REMEDY}")
     data = np.asarray(data, np.float32)
     if not np.isfinite(data).all():
-        raise InputError(f"{path} holds values that are not finite; {_TO_TURN}")
+        raise InputError(f"{path} holds values that are not finite; {_REMEDY}")
     return data
 
 

@@ -15,7 +15,7 @@ from opticstream.stages.mosaic._tiles import MosaicTiles
 USUAL_VOXEL_MM = (0.01, 0.01, 0.0025)
 """Assumed where neither the tiles nor the caller give a size."""
 _STRAY_PX = 32.0
-"""Disagreement between the origins in the headers and the tiles' positions that is no contradiction."""
+"""Distance between a tile's origin in its header and its position up to which they are taken to agree."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _placed(tiles: MosaicTiles, placed: dict[int, Geometry], positions_px: NDArr
     anchor = next(iter(placed))
     origins = np.array([geometry.origin_mm for geometry in placed.values()])
     if len(placed) > 1 and np.allclose(origins, origins[0]):
-        return placed[anchor], ""  # each header tells of its own tile only
+        return placed[anchor], ""  # all tiles have the same origin: it says nothing about the mosaic
     at = {number: np.append(np.floor(positions_px[i] + 0.5), 0.0) for i, number in enumerate(tiles.numbers)}
     mosaic = placed[anchor].from_voxel(-at[anchor])
     expected = np.array([mosaic.from_voxel(at[number]).origin_mm for number in placed])

@@ -63,7 +63,7 @@ def write_links_picture(path: Path, tiles: MosaicTiles, found: TilePositions, /,
         draw.rectangle([*low_corner, *high_corner], outline=(110, 110, 160) if not alone else (160, 80, 80))
         draw.text((float(low_corner[0]) + 4, float(low_corner[1]) + 3), str(number), fill=(200, 200, 255), font=font)
     links = found.links
-    clear = links.clear  # the residual of a link that is known along one axis only would mean nothing
+    clear = links.clear  # a link that is known along one axis only has no meaningful residual
     longest = float(np.hypot(*links.residual_px[clear].T).max()) if clear.any() else 0.0
     magnify = 0.25 * float(size.min()) * scale / max(longest, 1.0)
     counts = dict.fromkeys((GOOD, WEAK, BAD, UNSEEN), 0)

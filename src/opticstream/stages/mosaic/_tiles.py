@@ -95,7 +95,7 @@ class MosaicTiles:
         try:
             data = read_image(path, pages_are_depth=self.pages_are_depth)
         except MissingInputError:
-            return None  # it was there a moment ago: as good as missing
+            return None  # it was removed after the folder was listed
         if data.ndim == 3 and data.shape[:2] == self.tile_shape:
             # A volume stands for its mean over depth: tiles of a configuration file may be volumes.
             return np.asarray(data.mean(axis=2, dtype=np.float32), np.float32)

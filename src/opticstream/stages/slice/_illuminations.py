@@ -21,7 +21,7 @@ _DETAILS = ("aip",)
 """Maps that sharpen the registration where both illuminations have them."""
 
 _LARGEST_BIREFRINGENCE = 0.5
-"""No tissue comes near it; the median of a map above it means that the map holds something else."""
+"""Far above that of any tissue; a map whose median is larger holds something else."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ def _way(geometry: Geometry) -> str:
 
 
 def _geometry(mosaic: SliceMosaic, slice_id: int) -> Geometry:
-    """Return where the pixels of an illumination lie, by its birefringence map; its other maps must not disagree.
+    """Return where the pixels of an illumination lie, by its birefringence map; its other maps must agree.
 
     Raises
     ------
     InputError
-        They do, or a header cannot be put into a transform for ITK.
+        They do not, or a header cannot be put into a transform for ITK.
     """
     base_path = mosaic.maps["biref"]
     base = nifti_geometry(base_path)
@@ -101,7 +101,7 @@ def _geometry(mosaic: SliceMosaic, slice_id: int) -> Geometry:
                 f"({geometry.says()}); save it as (x, y, 1)"
             )
         if base.sized and not geometry.sized:
-            continue  # it tells nothing of where it lies
+            continue  # its header gives no place
         if problem := _difference(geometry, base):
             raise InputError(
                 f"slice {slice_id}: {path} and {base_path.name} have {problem} in their headers; maps of one "
@@ -127,7 +127,7 @@ def _difference(one: Geometry, other: Geometry) -> str:
 
 
 def _check_names(mosaic: SliceMosaic, slice_id: int) -> None:
-    """Refuse a map whose file name says that it is one of another modality."""
+    """Raise InputError for a map whose file name names another modality."""
     known = mosaic_names()
     for modality, path in mosaic.maps.items():
         named = path.name.split(".")[0].rsplit("_", 1)[-1]

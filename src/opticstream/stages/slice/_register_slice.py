@@ -33,7 +33,7 @@ class RegisteredSlice:
     outputs: dict[str, Path]
     """File of each product."""
     pictures: tuple[Path, ...] = ()
-    """Pictures for people (JPEG)."""
+    """Pictures (JPEG)."""
     failures: tuple[str, ...] = ()
     """Illuminations that could not be registered, and why."""
     has_axis: bool = True
@@ -41,7 +41,7 @@ class RegisteredSlice:
     summary: dict[str, Any] = field(default_factory=dict)
     """What stands in the transform file: figures of each registration, shares of flagged pixels."""
     notes: tuple[str, ...] = ()
-    """What was made smaller, or in another format, because the usual one cannot hold it."""
+    """What was written smaller, or in another format, because the usual format cannot hold it."""
 
     @property
     def why_no_axis(self) -> str:
@@ -61,7 +61,7 @@ def register_slice(
     project_name: str = "",
     threads: int = 0,
 ) -> RegisteredSlice:
-    """Register the mosaics of one slice onto the first of them and write everything that follows.
+    """Register the mosaics of one slice onto the first of them and write all results.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ _BLOCK_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Spectra:
-    """What one reading of a spectral file told."""
+    """What was found in one reading of a spectral file."""
 
     raw_bytes: int
     raw_sha256: str | None
@@ -35,7 +35,7 @@ def read_spectra(
     level: int = 1,
     threads: int = 1,
 ) -> Spectra:
-    """Read a spectral file once, make its archive copy if one is wanted, and return what was seen.
+    """Read a spectral file once, make its archive copy if one is wanted, and return what was found.
 
     Raises
     ------

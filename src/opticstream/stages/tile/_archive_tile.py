@@ -46,7 +46,7 @@ def _deflate(pieces: list[memoryview], level: int) -> bytes:
     """Deflate one chunk on its own, ended by a flush so that the next one can follow."""
     library, effort = (_isal(), _IGZIP_LEVEL[level]) if level in _IGZIP_LEVEL else (zlib, level)
     packer = library.compressobj(effort, zlib.DEFLATED, -15)
-    # in one piece, as what comes out depends on how it goes in
+    # in one piece: the output depends on how the input is cut
     whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     packed: bytes = packer.compress(whole) + packer.flush(zlib.Z_FULL_FLUSH)
     return packed
@@ -81,7 +81,9 @@ class ArchiveWriter:
         self._finished = False
         self.raw_bytes = 0
         self.archive_bytes = 0
-        self._write(struct.pack("<4BIBB", 0x1F, 0x8B, 8, 0, 0, 0, 255))  # no name, no time: the same bytes every time
+        self._write(
+            struct.pack("<4BIBB", 0x1F, 0x8B, 8, 0, 0, 0, 255)
+        )  # without name and time: the same bytes every time
 
     def tap(self, data: memoryview, /) -> None:
         """Take the next bytes of the file; the memory must stay as it is until `finish`."""
@@ -133,7 +135,7 @@ class ArchiveWriter:
 
 
 def checksum_path(archive: Path, /) -> Path:
-    """Return the checksum file of an archive copy; it names the uncompressed file, whose bytes it vouches for.
+    """Return the checksum file of an archive copy; it holds name and SHA-256 of the uncompressed file.
 
     Examples
     --------
@@ -220,7 +222,7 @@ def verify_archive(archive: Path, /) -> Verification:
             while data := file.read(_READ_BYTES):
                 digest.update(data)
                 size += len(data)
-    except Exception as error:  # each gzip library has errors of its own
+    except Exception as error:  # every gzip library raises other errors
         return Verification(archive, f"damaged: {error}", size)
     if digest.hexdigest() != expected:
         return Verification(archive, f"holds SHA-256 {digest.hexdigest()}, {checksum.name} says {expected}", size)

@@ -1,4 +1,4 @@
-"""Raw spectra that somebody keeps as plain arrays become a raw tile under the project's file names."""
+"""Import a recording of raw spectra, kept as plain arrays, as a raw tile with the project's file name."""
 
 from __future__ import annotations
 

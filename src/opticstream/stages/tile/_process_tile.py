@@ -30,7 +30,7 @@ Progress = Callable[[float], None]
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Make `target` a link to `source`; a file that already is the source stays. False where there are no links."""
+    """Make `target` a link to `source`, unless it is that file already. False where the file system has no links."""
     if target.exists() and target.samefile(source) and not target.is_symlink():
         return True
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def available_threads(requested: int = 0, /) -> int:
 
 
 def _with_spectra(done: Reconstructed, spectra: Path, job: TileJob, archive: Path | None) -> Reconstructed:
-    """Check and archive the spectra beside a complex tile, and return what is known of the raw data by them."""
+    """Check and archive the spectra beside a complex tile; return the result with their size, checksum, saturation."""
     seen = read_spectra(
         spectra,
         job.spectral_shape,
@@ -122,7 +122,7 @@ def process_tile(
         Name of the archive copy (`.nii.gz`, `.raw.gz`); its checksum file is put beside it.
     spectra : Path, optional
         Spectral file that the rig wrote beside a complex `source`, in the format of `scan.spectral_format`: it is
-        checked and archived instead, and tells of saturation.
+        checked and archived instead, and saturation is measured in it.
     picture : bool
         Also draw the quality picture (`..._qc.jpg`, beside the maps).
     progress : callable, optional

@@ -1,4 +1,4 @@
-"""Quality figures of a tile and the limits beyond which people are told."""
+"""Quality figures of a tile, and the limits beyond which it is flagged for review."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class TileFigures:
 
 TISSUE_ABOVE_NOISE_DB = 3.0
 LEAST_TISSUE = 0.05
-"""Share of tissue below which a tile says nothing about tissue."""
+"""Share of tissue below which a tile has too little for figures about tissue."""
 
 
 def figures_from_maps(

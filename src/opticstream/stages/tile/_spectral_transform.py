@@ -10,7 +10,7 @@ from opticstream.model.errors import ConfigurationError
 
 
 def transform_from_settings(settings: ReconstructionSettings, /) -> Transform | None:
-    """Return the Fourier transform of the chosen library; None where the choice is left to us.
+    """Return the Fourier transform of the chosen library; None where the settings leave the choice open.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def transform_from_settings(settings: ReconstructionSettings, /) -> Transform | 
 
                 return fft
             case "pyfftw":
-                from importlib import import_module  # an extra that is not installed with us
+                from importlib import import_module  # optional: not among the dependencies
 
                 fftw: Transform = import_module("pyfftw.interfaces.numpy_fft").fft
                 return fftw

@@ -113,7 +113,7 @@ def open_tiles(tiles: MosaicTiles, modality: str, /) -> tuple[dict[int, TileVolu
     expected = (common, tiles.tile_shape[1], tiles.tile_shape[0])
     for number, volume in volumes.items():
         if volume.shape != expected:
-            # Depth is no setting of its own: it follows from those that the tile was made with.
+            # No setting gives the depth directly: it follows from the settings that the tile was made with.
             only_depth = volume.shape[1:] == expected[1:]
             why = (
                 "as most tiles have; process it again with the settings of the others" if only_depth else tiles.setting

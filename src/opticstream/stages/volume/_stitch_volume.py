@@ -151,7 +151,7 @@ def stitch_volume(
         outputs[modality], shape = path, one.shape
         resumed, superseded = resumed + one.resumed_blocks, superseded + one.superseded
     for path in outputs.values():
-        remove_notes(path)  # they are for a run that does not come this far
+        remove_notes(path)  # they are needed only by a run after one that was killed before this point
     return VolumeResult(outputs, shape, missing, resumed, superseded)
 
 
