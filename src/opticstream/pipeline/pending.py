@@ -12,13 +12,13 @@ from typing import Any
 
 from opticstream.model.chain import Step, chain
 from opticstream.model.errors import StateError
-from opticstream.model.events import BatchProcessed, BatchReady, Event, MosaicStitched
+from opticstream.model.events import BatchProcessed, BatchReady, Event, MosaicStitched, SliceRegistered
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId
 from opticstream.pipeline.bindings import binding_of, due_items
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import BATCH_ENDED, has_all_batches, is_settled, may_register
 from opticstream.pipeline.run_parameters import event_of
-from opticstream.pipeline.stacking import stacking_event, unstacked
+from opticstream.pipeline.stacking import end_of_registration, unstacked
 from opticstream.state import FactsSnapshot
 
 _READY_FIELDS = ("raw_folder", "files", "spectra", "problems", "parameters")
@@ -79,8 +79,8 @@ def starting_event(
     event: Event | None
     if isinstance(item, BatchId) and step.started_by[0] is BatchReady:
         event = ready_event(project, item)
-    elif isinstance(item, SliceId) and step.claimed_on_sample:
-        event = stacking_event(project, item)
+    elif isinstance(item, SliceId) and SliceRegistered in step.started_by:
+        event = end_of_registration(project, item)
     else:
         event = event_of(project, step.started_by[0], item)
     if event is None or parameters is None:

@@ -134,8 +134,8 @@ def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSna
             yield item
 
 
-def stacking_event(project: Project, slice_id: SliceId, /) -> Event:
-    """Return the announcement that has a slice added to the stacks: that it is registered, or else that it is ready."""
+def end_of_registration(project: Project, slice_id: SliceId, /) -> Event:
+    """Return the announcement that a slice is registered; that it is ready where it goes on without registration."""
     kind = SliceRegistered if project.facts.has(slice_id, "registered") else SliceReady
     return event_of(project, kind, slice_id)
 
