@@ -97,7 +97,7 @@ def _wanted(enface: EnfaceSettings) -> Iterator[tuple[str, Maker]]:
             continue
         if name not in MAKERS:
             raise ConfigurationError(
-                f"processing.enface.modalities asks for {name!r}, which no function can make; "
+                f"processing.enface.modalities asks for {name!r}, which no function makes; "
                 f"expected one with @makes({name!r}) in opticstream.stages.tile._enface_maps"
             )
         yield name, MAKERS[name]
