@@ -50,7 +50,7 @@ _PRELOADED = (
     "opticstream.pipeline.mosaics",
     "opticstream.pipeline.slices",
     "opticstream.pipeline.uploads",
-    "opticstream.stages.mosaic",
+    "opticstream.stages.project",
     "nibabel",
 )
 
