@@ -20,7 +20,7 @@ from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
 from opticstream.io.tilemap import read_tilemap
 from opticstream.io.zarr import read_volume
-from opticstream.stages.find_coordinates import find_coordinates
+from opticstream.stages.mosaic import find_coordinates
 from opticstream.testing.checksums import tree_checksums
 from opticstream.testing.stitching_cases import MOSAIC, make_case
 

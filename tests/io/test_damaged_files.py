@@ -27,7 +27,7 @@ from opticstream.io.tilemap import TileMap, TilePlace, read_tilemap, write_templ
 from opticstream.io.zarr import volume_reader, volume_voxel_um
 from opticstream.model.errors import FileFormatError, InputError, MissingInputError, OpticStreamError, StateError
 from opticstream.model.ids import BatchId
-from opticstream.stages.archive_tile import archive_tile, verify_archive
+from opticstream.stages.tile import archive_tile, verify_archive
 from opticstream.state import Facts
 from opticstream.testing.raw_tiles import nifti_header, write_spectral_nifti
 

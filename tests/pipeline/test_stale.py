@@ -11,11 +11,11 @@ import pytest
 
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
-from opticstream.pipeline import mosaics
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import apply_plan
 from opticstream.pipeline.stale import stale_plan, stale_results
+from opticstream.stages.project import MosaicStages
 from opticstream.state import Facts
 from opticstream.state.verify import verify
 from opticstream.testing.bus import LocalBus
@@ -248,13 +248,13 @@ def test_a_result_whose_ground_is_taken_back_meanwhile_is_not_recorded(done, mon
     project = opened(done)
     for fact in ("stitched", "volume_stitched"):
         project.facts.withdraw(MosaicId(1), fact, reason="test")
-    stitch = mosaics._stitch
+    stitch = MosaicStages.stitch_mosaic
 
-    def and_meanwhile(project, mosaic):
+    def and_meanwhile(stages):
         project.facts.withdraw(BatchId(1, 2), "processed", reason="retried by somebody")
-        return stitch(project, mosaic)
+        return stitch(stages)
 
-    monkeypatch.setattr(mosaics, "_stitch", and_meanwhile)
+    monkeypatch.setattr(MosaicStages, "stitch_mosaic", and_meanwhile)
     bus = LocalBus(project)
     bus.sweep()
     bus.run()

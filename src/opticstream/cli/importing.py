@@ -15,7 +15,7 @@ from opticstream.model.ids import TileId, item_from_key
 
 if TYPE_CHECKING:
     from opticstream.io.spectra_files import BinaryShape
-    from opticstream.stages.import_tile import Counts, RecordingFacts
+    from opticstream.stages.tile import Counts, RecordingFacts
 
 _DTYPES = ("uint16", "int16", "float32")
 
@@ -46,7 +46,7 @@ def import_array(
     printed and kept in a file beside the tile. A project file that does not exist yet is written to fit the recording.
     """
     from opticstream.io.spectra_files import recording_at
-    from opticstream.stages.import_tile import facts_of_recording, import_tile
+    from opticstream.stages.tile import facts_of_recording, import_tile
 
     with errors_shown():
         item = _tile(tile)
@@ -87,7 +87,7 @@ def _binary(config: ProjectConfig | None, tile: TileId, dtype: str) -> BinarySha
 
 
 def _counts(automatic: Counts, scale: float | None, offset: float | None) -> Counts:
-    from opticstream.stages.import_tile import Counts
+    from opticstream.stages.tile import Counts
 
     if scale is not None and not scale > 0:
         raise ConfigurationError(f"--scale {scale:g}: expected a positive number")

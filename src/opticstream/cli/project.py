@@ -41,7 +41,7 @@ def _problems(config: ProjectConfig) -> list[str]:
     """Return what would go wrong later: calibration files that cannot be used, a template that identifies no tile."""
     from opticstream.io.names import FileNameGrammar
     from opticstream.model.errors import OpticStreamError
-    from opticstream.stages.reconstruction import plan_from_settings
+    from opticstream.stages.tile import plan_from_settings
 
     problems = []
     checks: list[Callable[[], object]] = [

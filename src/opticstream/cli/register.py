@@ -55,7 +55,7 @@ def register(
     Settings: --project FILE, and --set KEY=VALUE with a key of processing.registration, e.g. --set transform=rigid.
     Exit status 1 if no axis could be made.
     """
-    from opticstream.stages.register_slice import SliceMosaic, register_slice
+    from opticstream.stages.slice import SliceMosaic, register_slice
 
     with errors_shown():
         settings = _settings(project, options)

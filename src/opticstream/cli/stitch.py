@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,13 +20,9 @@ from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import MosaicId
 
 if TYPE_CHECKING:
-    from opticstream.config import ProjectConfig
-    from opticstream.io.paths import ProjectPaths
     from opticstream.io.tilemap import TileMap
-    from opticstream.stages.find_coordinates import CoordinatesResult
-    from opticstream.stages.find_focus import FocusResult
-    from opticstream.stages.mosaic_tiles import MosaicTiles
-    from opticstream.stages.tile_geometry import MosaicGeometry
+    from opticstream.stages.mosaic import CoordinatesResult, FocusResult, MosaicGeometry, MosaicTiles
+    from opticstream.stages.project import MosaicStages
 
 app = typer.Typer(help="Positions, mosaics, focus and volumes of tiles, from files to files.", no_args_is_help=True)
 
@@ -85,75 +80,13 @@ def _progress(label: str, as_json: bool) -> Iterator[Callable[[float], None]]:
         yield lambda fraction: bar.update(task, completed=fraction)
 
 
-@dataclass(frozen=True)
-class _ProjectMosaic:
-    """One mosaic of a project, and where its files lie."""
-
-    config: ProjectConfig
-    paths: ProjectPaths
-    item: MosaicId
-    folder: Path
-
-    @property
-    def tiles_folder(self) -> Path:
-        return self.paths.processed_folder(self.item)
-
-    @property
-    def template(self) -> Path:
-        return self.paths.tilemap(self._illumination)
-
-    @property
-    def focus_map(self) -> Path:
-        return self.paths.focus(self._illumination)
-
-    @property
-    def mask(self) -> Path:
-        """The mask beside the results, else the project's."""
-        of_project = self.paths.mosaic_product(self.item, "mask")
-        beside = self.folder / of_project.name
-        return beside if beside.exists() else of_project
-
-    @property
-    def _illumination(self) -> str:
-        return self.config.scan.layout.illumination_of(self.item).name
-
-    def coordinates(self, *, margin: int | None = None, force: bool = False) -> CoordinatesResult:
-        """Make the illumination's template from this mosaic, or take the one that is there."""
-        from opticstream.stages.find_coordinates import find_coordinates
-
-        update = ({"margin_px": margin} if margin else {}) | ({"force_refresh_coordinates": True} if force else {})
-        return find_coordinates(
-            self.item,
-            scan=self.config.scan,
-            settings=self.config.processing.coordinates.model_copy(update=update),
-            tiles_folder=self.tiles_folder,
-            template_path=self.template,
-            qc_folder=self.folder,
-        )
-
-    def focus(self, *, force: bool = False) -> FocusResult:
-        """Make the illumination's focus map from this mosaic, or take the one that is there."""
-        from opticstream.stages.find_focus import find_focus
-
-        return find_focus(
-            self.item,
-            scan=self.config.scan,
-            settings=self.config.processing.focus.model_copy(update={"force_refresh": True} if force else {}),
-            tiles_folder=self.tiles_folder,
-            template_path=self.template,
-            focus_path=self.focus_map,
-            qc_folder=self.folder,
-        )
-
-
-def _project_mosaic(source: Path, options: list[str], mosaic: int, out_folder: Path | None) -> _ProjectMosaic:
+def _stages(source: Path, options: list[str], mosaic: int, out_folder: Path | None) -> MosaicStages:
+    """Return the stages of a project's mosaic, with results in a folder of their own if one is given."""
     from opticstream.io.paths import ProjectPaths
+    from opticstream.stages.project import MosaicStages
 
     config = config_of(str(source), options)
-    project = config.project
-    paths = ProjectPaths(project.project_base_path, project.archive_root, project.subject_id, config.scan.layout)
-    item = MosaicId(mosaic)
-    return _ProjectMosaic(config, paths, item, out_folder or paths.stitched_folder(item))
+    return MosaicStages(config, ProjectPaths.of(config), MosaicId(mosaic), out_folder)
 
 
 def _show(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
@@ -207,13 +140,13 @@ def _configured(
     import numpy as np
 
     from opticstream.config.processing import CoordinateSettings
-    from opticstream.stages.find_coordinates import (
+    from opticstream.stages.mosaic import (
         measured_positions,
         tilemap_from_positions,
+        tiles_from_configuration,
         verdict_from_positions,
         write_coordinate_quality,
     )
-    from opticstream.stages.mosaic_tiles import tiles_from_configuration
 
     tiles = tiles_from_configuration(source, modality=modality, one_depth=volumes)
     told: dict[str, Any] = {"missing": list(tiles.missing(modality)), "outputs": {}, "verdict": None}
@@ -239,7 +172,7 @@ def _place(
     """Return where the voxels of a configuration's mosaic lie."""
     import numpy as np
 
-    from opticstream.stages.tile_geometry import geometry_of_tiles
+    from opticstream.stages.mosaic import geometry_of_tiles
 
     if pixel_mm is not None and not all(math.isfinite(size) and size > 0 for size in pixel_mm):
         raise ConfigurationError(f"--pixel {' '.join(map(str, pixel_mm))}: expected three numbers above 0, in mm")
@@ -261,7 +194,8 @@ def coords(
     """Find the positions of tiles from their overlaps; write the template, a Fiji configuration and a picture."""
     with errors_shown(), _progress("coordinates", as_json):
         if _is_project(source):
-            made = _project_mosaic(source, options, mosaic, out_folder).coordinates(margin=margin, force=force)
+            stages = _stages(source, options, mosaic, out_folder)
+            made = stages.find_coordinates(margin_px=margin, refresh=force)
             result = made.as_dict()
             verdict = "kept the template that is there" if made.reused else ""
             verdict = made.verdict.sentence if made.verdict else verdict
@@ -291,28 +225,17 @@ def mosaic_command(
     as_json: JsonOption = False,
 ) -> None:
     """Stitch the maps of a mosaic. A project's template is made first where it is not there."""
-    from opticstream.stages.stitch_mosaic import stitch_maps, stitch_mosaic
-
     found: list[str] = []
     with errors_shown(), _progress("mosaic", as_json) as progress:
         if _is_project(source):
-            project = _project_mosaic(source, options, mosaic, out_folder)
-            coordinates = project.coordinates(margin=margin)
-            processing = project.config.processing
-            made = stitch_mosaic(
-                project.item,
-                scan=project.config.scan,
-                enface=processing.enface,
-                mask=processing.mask,
-                stitch=processing.stitch.model_copy(update=_stitch_choices(shading, linear)),
-                tiles_folder=project.tiles_folder,
-                template_path=project.template,
-                stitched_folder=project.folder,
-                progress=progress,
-            )
+            stages = _stages(source, options, mosaic, out_folder)
+            coordinates = stages.find_coordinates(margin_px=margin)
+            stitch = stages.config.processing.stitch.model_copy(update=_stitch_choices(shading, linear))
+            made = stages.stitch_mosaic(settings=stitch, progress=progress)
             told = _told(coordinates)
         else:
             from opticstream.config.processing import MaskSettings, StitchSettings
+            from opticstream.stages.mosaic import stitch_maps
 
             folder = out_folder or source.parent
             modality = "aip" if in_db else "image"
@@ -359,9 +282,9 @@ def focus_command(
     with errors_shown(), _progress("focus", as_json):
         if not _is_project(source):
             raise ConfigurationError(f"{source}: stitch focus needs a project file (.toml)")
-        project = _project_mosaic(source, options, mosaic, out_folder)
-        told = _told(project.coordinates())
-        made = project.focus(force=force)
+        stages = _stages(source, options, mosaic, out_folder)
+        told = _told(stages.find_coordinates())
+        made = stages.find_focus(refresh=force)
         result = _with_told(told, made.as_dict())
     _show(result, [*_verdict_line(told), _focus_line(made)], as_json)
 
@@ -389,7 +312,7 @@ def volume(
     A project's template and focus map are made first where they are not there; its mask comes from `stitch mosaic`.
     """
     from opticstream.config.processing import VolumeSettings
-    from opticstream.stages.stitch_volume import dask_executor, stitch_modality, stitch_volume
+    from opticstream.stages.volume import dask_executor, stitch_modality
 
     lines: list[str] = []
     with errors_shown(), _progress("volume", as_json) as progress:
@@ -400,27 +323,16 @@ def volume(
         update |= {"format": version} if version else {}
         update |= {"interpolation": "linear"} if linear else {}
         if _is_project(source):
-            project = _project_mosaic(source, options, mosaic, out_folder)
-            settings = project.config.processing.volume.model_copy(update=update)
-            coordinates, focus = project.coordinates(margin=margin), project.focus()
-            mask = project.mask if settings.apply_mask and project.mask.exists() else None
-            made = stitch_volume(
-                project.item,
-                scan=project.config.scan,
-                settings=settings,
-                tiles_folder=project.tiles_folder,
-                template_path=project.template,
-                focus_path=project.focus_map,
-                mask_path=mask,
-                stitched_folder=project.folder,
-                progress=progress,
-                executor=executor,
-            )
+            stages = _stages(source, options, mosaic, out_folder)
+            settings = stages.config.processing.volume.model_copy(update=update)
+            coordinates, focus = stages.find_coordinates(margin_px=margin), stages.find_focus()
+            mask = stages.mask if settings.apply_mask and stages.mask.exists() else None
+            made = stages.stitch_volume(settings=settings, progress=progress, executor=executor)
             told = _told(coordinates) | {"focus": focus.as_dict(), "mask": None if mask is None else str(mask)}
             told["outputs"] |= {} if focus.reused else told["focus"]["outputs"]
             lines = [_focus_line(focus)]
             if settings.apply_mask and mask is None:
-                lines.append(f"nothing is masked: {project.mask} is not there (stitch mosaic makes it)")
+                lines.append(f"nothing is masked: {stages.mask} is not there (stitch mosaic makes it)")
         else:
             folder = out_folder or source.parent
             tiles, tilemap, told = _configured(source, folder, positions, margin, modality, volumes=True)

@@ -52,7 +52,7 @@ def tile(
     from rich.text import Text
 
     from opticstream.config import load_project
-    from opticstream.stages.process_tile import process_tile
+    from opticstream.stages.tile import process_tile
 
     with errors_shown():
         overrides: dict[str, Any] = {}
@@ -140,8 +140,7 @@ def archive_write(
     as_json: JsonOption = False,
 ) -> None:
     """Write gzip copies with their SHA-256 beside them, each file read once."""
-    from opticstream.stages.archive_tile import archive_tile
-    from opticstream.stages.process_tile import available_threads
+    from opticstream.stages.tile import archive_tile, available_threads
 
     done = []
     with errors_shown():
@@ -171,7 +170,7 @@ def archive_verify(
 
     What has no checksum is named and not judged. Exit status 1 if something is not whole, or nothing could be judged.
     """
-    from opticstream.stages.archive_tile import verify_archives
+    from opticstream.stages.tile import verify_archives
 
     with errors_shown():
         if not folder.is_dir():

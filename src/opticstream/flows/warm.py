@@ -50,9 +50,7 @@ _PRELOADED = (
     "opticstream.pipeline.mosaics",
     "opticstream.pipeline.slices",
     "opticstream.pipeline.uploads",
-    "opticstream.stages.find_coordinates",
-    "opticstream.stages.find_focus",
-    "opticstream.stages.stitch_mosaic",
+    "opticstream.stages.project",
     "nibabel",
 )
 

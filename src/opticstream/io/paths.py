@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from opticstream.config import ProjectConfig
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.layout import AcquisitionLayout
 
@@ -36,6 +37,12 @@ class ProjectPaths:
     archive_root: Path
     subject_id: str
     layout: AcquisitionLayout
+
+    @classmethod
+    def of(cls, config: ProjectConfig, /) -> ProjectPaths:
+        """Return the paths of the project of a configuration."""
+        project = config.project
+        return cls(project.project_base_path, project.archive_root, project.subject_id, config.scan.layout)
 
     def mosaic_folder(self, mosaic: MosaicId) -> Path:
         return self.base / mosaic.folder

@@ -2,7 +2,7 @@
 
 Everything that has to know the steps follows from this table: the vocabulary of facts, what a result rests on, what is
 taken back with it, retried, stale, stuck, pending or unfinished, and which announcements start which flow. What a step
-computes, and with which settings, is bound to its name in `opticstream.pipeline.steps`.
+computes, and with which settings, is bound to its name in `opticstream.pipeline.bindings`.
 """
 
 from __future__ import annotations

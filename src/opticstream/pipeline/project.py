@@ -45,9 +45,7 @@ class Project:
         parameters: Mapping[str, Any] | None = None,
     ) -> Project:
         """Return the project of a configuration, creating its folder if need be."""
-        paths = ProjectPaths(
-            config.base_path, config.project.archive_root, config.project.subject_id, config.scan.layout
-        )
+        paths = ProjectPaths.of(config)
         paths.base.mkdir(parents=True, exist_ok=True)
         roots = {"archive": paths.archive_root}
         facts = Facts(paths.base, flow_run_id=flow_run_id, roots=roots)

@@ -230,9 +230,7 @@ class _Validation:
                 f"project {config.name!r} has {expected} with {config.scan.samples}"
             )
         self.config, self.truth, self.rules = config, truth, rules
-        self.paths = ProjectPaths(
-            config.base_path, config.project.archive_root, config.project.subject_id, config.scan.layout
-        )
+        self.paths = ProjectPaths.of(config)
         self.errors = _Errors()
         self._estimated: dict[int, dict[int, Array]] = {}
 
