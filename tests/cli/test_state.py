@@ -133,7 +133,7 @@ def test_reset_asks(file, monkeypatch, reply, done):
     answer = call("state", "reset", file, "slice-001", input=reply)
     assert answer.exit_code == 0
     assert facts_of(file).has(SliceId(1), "registered") is not done
-    assert ("took back" in answer.output) is done
+    assert ("withdrew" in answer.output) is done
 
 
 def test_reset_leaves_published_files_and_the_parts_of_a_mosaic_alone(file):

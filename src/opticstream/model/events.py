@@ -289,7 +289,7 @@ class MosaicFailed(MosaicEvent):
 
 
 class MosaicFlagged(MosaicEvent):
-    """Quality control doubts a mosaic."""
+    """Quality control flagged a mosaic for review."""
 
     state = "flagged"
     reasons: tuple[str, ...]
@@ -351,7 +351,7 @@ class SliceFailed(SliceEvent):
 
 
 class SliceFlagged(SliceEvent):
-    """Quality control doubts a slice."""
+    """Quality control flagged a slice for review."""
 
     state = "flagged"
     reasons: tuple[str, ...]
@@ -380,7 +380,7 @@ class TileEvent(Event):
 
 
 class TileFlagged(TileEvent):
-    """Quality control doubts a tile."""
+    """Quality control flagged a tile for review."""
 
     state = "flagged"
     reasons: tuple[str, ...]

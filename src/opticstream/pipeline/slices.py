@@ -78,8 +78,8 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         told = f"skipped: {reason}" if fact == "skipped" else reason
         return [failure_event(project, slice_id, REGISTER_SLICE, told)]
     events = announcements(project, slice_id, REGISTER_SLICE, outcome)
-    if doubts := outcome.result.detail["doubts"]:
-        events.append(project.event(SliceFlagged, slice_id, reasons=tuple(doubts)))
+    if reasons := outcome.result.detail["doubts"]:
+        events.append(project.event(SliceFlagged, slice_id, reasons=tuple(reasons)))
     return events
 
 
