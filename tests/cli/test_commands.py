@@ -66,7 +66,7 @@ def test_a_project_file_is_written_once_and_passes_its_check(tmp_path):
     assert call("project", "check", file).exit_code == 0
     again = call("project", "init", file)
     assert again.exit_code == 2
-    assert "left as it is" in again.output
+    assert "was not changed" in again.output
 
 
 def test_wrong_settings_end_with_status_2_and_name_the_key(tmp_path):
