@@ -193,7 +193,7 @@ def test_a_damaged_flag_is_a_state_error(tmp_path):
         path.write_bytes(content)
         try:
             facts.read(BatchId(1, 1), "processed")
-            facts.grounds(BatchId(1, 1), "processed")
+            facts.hashes(BatchId(1, 1), "processed")
         except StateError as error:
             message = str(error)
             assert path.name in message

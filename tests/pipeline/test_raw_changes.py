@@ -246,7 +246,7 @@ def test_status_and_verify_name_the_changed_raw_file(archived, folder):
 def test_other_times_of_the_same_bytes_make_nothing_again(archived, folder):
     """A copy of the raw folder, or a file system with coarse times, in its place."""
     project = archived
-    hash_before = project.facts.grounds(BATCH, "processed")
+    hash_before = project.facts.hashes(BATCH, "processed")
     for path in (folder / "raw").iterdir():
         touch(path, seconds=-3600)
     assert any(one.raw_files_changed for one in stale_results(project))  # by their times they may have changed
@@ -254,7 +254,7 @@ def test_other_times_of_the_same_bytes_make_nothing_again(archived, folder):
     assert take_back_changed(project, say=told.append).announce == []
     assert told == ["2 raw files have another size or time than when they were archived; comparing their content"]
     assert not any(one.raw_files_changed for one in stale_results(project))
-    assert project.facts.grounds(BATCH, "processed") == hash_before
+    assert project.facts.hashes(BATCH, "processed") == hash_before
     assert verify(project.facts) == []
     told.clear()
     take_back_changed(project, say=told.append)
@@ -263,7 +263,7 @@ def test_other_times_of_the_same_bytes_make_nothing_again(archived, folder):
     again(project)
     computed = [e.item for e in project.facts.journal.entries() if e.event == "computed" and e.fact == "processed"]
     assert computed.count(TileId(1, 1)) == 1
-    assert project.facts.grounds(BATCH, "processed") == hash_before
+    assert project.facts.hashes(BATCH, "processed") == hash_before
 
 
 def test_a_raw_folder_that_is_away_says_nothing(archived, folder):

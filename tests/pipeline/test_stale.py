@@ -114,7 +114,7 @@ def test_a_setting_that_matters_to_no_result_makes_nothing_stale(undisturbed, se
         ({"mask_threshold_normal": 40.0}, {("mosaic-001", "stitched")}),
         ({"processing.volume.crop_offset": 3}, {("mosaic-001", "volume_stitched"), ("mosaic-002", "volume_stitched")}),
         ({"gamma": -12.0}, {("slice-001", "registered")}),
-        ({"processing.sample.align_leash": 0.3}, {("slice-001", "stacked")}),
+        ({"processing.sample.align_pullback": 0.3}, {("slice-001", "stacked")}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip

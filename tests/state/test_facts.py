@@ -183,17 +183,17 @@ def test_replacing_what_does_not_stand_records_it(facts):
 
 
 def test_the_grounds_of_a_fact_are_read_from_the_head_of_its_flag(facts):
-    assert facts.grounds(BATCH, "processed") is None
+    assert facts.hashes(BATCH, "processed") is None
     facts.record(BATCH, "archived")
-    assert facts.grounds(BATCH, "archived") == (None, None)
+    assert facts.hashes(BATCH, "archived") == (None, None)
     outputs = [{"path": f"tile-{n}", "size": n, "sha256": "parameters_hash"} for n in range(1000)]
     detail = {"parameters_hash": "not this one"}
     content = {"outputs": outputs, "detail": detail, "parameters_hash": "abc+12", "inputs_hash": "t 1.nii:12:34"}
     facts.record(BATCH, "processed", content)
-    assert facts.grounds(BATCH, "processed") == ("abc+12", "t 1.nii:12:34")
+    assert facts.hashes(BATCH, "processed") == ("abc+12", "t 1.nii:12:34")
     facts.path(SliceId(1), "registered").parent.mkdir(parents=True, exist_ok=True)
     facts.path(SliceId(1), "registered").touch()
-    assert facts.grounds(SliceId(1), "registered") == (None, None)
+    assert facts.hashes(SliceId(1), "registered") == (None, None)
 
 
 def test_replacing_keeps_the_earlier_record(facts):

@@ -15,12 +15,12 @@ from opticstream.config import parameters_hash
 from opticstream.model.chain import chain, sources_of
 from opticstream.model.ids import ItemId, TileId
 from opticstream.pipeline.bindings import binding_of
-from opticstream.pipeline.parameters import StageSettings, shared_part, told_today
+from opticstream.pipeline.parameters import StageSettings, current_name_and_value, shared_part
 from opticstream.pipeline.project import Project
-from opticstream.state import FactsView, Grounds
+from opticstream.state import FactsView, RecordedHashes
 from opticstream.state.durable import create_exclusively
 
-ReadGrounds = Callable[[ItemId, str], Grounds | None]
+ReadHashes = Callable[[ItemId, str], RecordedHashes | None]
 
 
 def settings_of(
@@ -40,7 +40,7 @@ def upstream_of(project: Project, item: ItemId, fact: str, /) -> list[tuple[Item
     return [] if step is None else sources_of(step, item, project.layout)
 
 
-def inputs_hash(project: Project, item: ItemId, fact: str, /, *, read: ReadGrounds | None = None) -> str | None:
+def inputs_hash(project: Project, item: ItemId, fact: str, /, *, read: ReadHashes | None = None) -> str | None:
     """Return the hash of the results that a result is made from, as they stand now; None where it is made from none.
 
     Parameters
@@ -50,16 +50,16 @@ def inputs_hash(project: Project, item: ItemId, fact: str, /, *, read: ReadGroun
     item, fact
         The result.
     read : callable, optional
-        Returns the hashes in a fact's record; `Facts.grounds` by default.
+        Returns the hashes in a fact's record; `Facts.hashes` by default.
     """
     sources = upstream_of(project, item, fact)
     if not sources:
         return None
-    read = read or project.facts.grounds
+    read = read or project.facts.hashes
     known: dict[str, list[str | None] | None] = {}
     for source, source_fact in sources:
-        grounds = read(source, source_fact)
-        shared = None if grounds is None else [shared_part(grounds.parameters_hash or ""), grounds.inputs_hash]
+        recorded = read(source, source_fact)
+        shared = None if recorded is None else [shared_part(recorded.parameters_hash or ""), recorded.inputs_hash]
         known[f"{source.key}.{source_fact}"] = shared
     return parameters_hash(known)
 
@@ -84,8 +84,8 @@ def changed_settings(project: Project, recorded: str, now: StageSettings, /) -> 
 
 
 def _change(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    told, old = told_today(name, before.get(name, "not set"))
-    return f"{told}: {old!r} -> {told_today(name, after.get(name, 'not set'))[1]!r}"
+    told, old = current_name_and_value(name, before.get(name, "not set"))
+    return f"{told}: {old!r} -> {current_name_and_value(name, after.get(name, 'not set'))[1]!r}"
 
 
 def _settings_path(project: Project, hash_: str) -> Path:

@@ -81,7 +81,7 @@ class _Ground(NamedTuple):
 
     @classmethod
     def of_now(cls, project: Project, slice_id: SliceId) -> _Ground:
-        volumes = project.facts.grounds(_fixed_mosaic(project, slice_id), "volume_stitched")
+        volumes = project.facts.hashes(_fixed_mosaic(project, slice_id), "volume_stitched")
         return cls(inputs_hash(project, slice_id, "stacked"), None if volumes is None else list(volumes))
 
 

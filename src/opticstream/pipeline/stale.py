@@ -15,7 +15,7 @@ from opticstream.pipeline.parameters import shared_part
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import RedoPlan
-from opticstream.state import FactsSnapshot, FileRecord, Grounds
+from opticstream.state import FactsSnapshot, FileRecord, RecordedHashes
 from opticstream.state.raw_files import ChangedRawFile, changed_raw_files
 from opticstream.state.record import path_from_name, sha256_of_path
 
@@ -83,7 +83,7 @@ class _Look:
     def __init__(self, project: Project, snapshot: FactsSnapshot) -> None:
         self._project = project
         self._snapshot = snapshot
-        self._known: dict[tuple[ItemId, str], Grounds | None] = {}
+        self._known: dict[tuple[ItemId, str], RecordedHashes | None] = {}
         self._digest = cache(self._read_digest)
 
     def at(self, item: ItemId, fact: str) -> Stale | None:
@@ -98,7 +98,7 @@ class _Look:
         return stale
 
     def _by_grounds(self, item: ItemId, fact: str) -> Stale | None:
-        recorded = self._grounds(item, fact)
+        recorded = self._hashes(item, fact)
         if recorded is None:
             return None
         settings = self._settings(item, fact)
@@ -108,7 +108,7 @@ class _Look:
             alone = shared_part(recorded.parameters_hash) == shared_part(settings.hash)
             return Stale(item, fact, why or ("settings have changed; which ones is not known",), alone)
         if recorded.inputs_hash is not None and not isinstance(item, BatchId):
-            if inputs_hash(self._project, item, fact, read=self._grounds) != recorded.inputs_hash:
+            if inputs_hash(self._project, item, fact, read=self._hashes) != recorded.inputs_hash:
                 return Stale(item, fact, ("what it is made from was done again since",))
             if isinstance(item, MosaicId) and fact in ("stitched", "volume_stitched"):
                 changed = tuple(f"{file.path} is another one since" for file in self._changed_files(item, fact))
@@ -118,11 +118,11 @@ class _Look:
     def _settings(self, item: ItemId, fact: str) -> Any:
         return settings_of(self._project, item, fact, facts=self._snapshot)
 
-    def _grounds(self, item: ItemId, fact: str) -> Grounds | None:
+    def _hashes(self, item: ItemId, fact: str) -> RecordedHashes | None:
         key = (item, fact)
         if key not in self._known:
             has = self._snapshot.has(item, fact)
-            self._known[key] = self._project.facts.grounds(item, fact) if has else None
+            self._known[key] = self._project.facts.hashes(item, fact) if has else None
         return self._known[key]
 
     def _changed_files(self, item: ItemId, fact: str) -> Iterator[FileRecord]:

@@ -6,6 +6,6 @@ picture of it for hosts and people that do not see the file system, and can be r
 
 from opticstream.state.claims import Claim, Holder
 from opticstream.state.facts import Facts, FactsSnapshot, FactsView
-from opticstream.state.record import FactRecord, FileRecord, Grounds
+from opticstream.state.record import FactRecord, FileRecord, RecordedHashes
 
-__all__ = ["Claim", "FactRecord", "Facts", "FactsSnapshot", "FactsView", "FileRecord", "Grounds", "Holder"]
+__all__ = ["Claim", "FactRecord", "Facts", "FactsSnapshot", "FactsView", "FileRecord", "Holder", "RecordedHashes"]

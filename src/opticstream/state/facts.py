@@ -25,9 +25,9 @@ from opticstream.state.record import (
     PROJECT_ROOT,
     FactRecord,
     FileRecord,
-    Grounds,
+    RecordedHashes,
     checked_content,
-    grounds_from_head,
+    hashes_from_head,
 )
 from opticstream.state.vocabulary import check_claim, check_fact, facts_of, is_claim
 from opticstream.system.disk import sync_path
@@ -227,11 +227,11 @@ class Facts:
             return None
         return FactRecord.from_bytes(text, item, fact, path=path, modified=modified)
 
-    def grounds(self, item: ItemId, fact: str, /) -> Grounds | None:
-        """Return the hashes that a fact's record carries, None when it has not happened; reads the head of the flag."""
+    def hashes(self, item: ItemId, fact: str, /) -> RecordedHashes | None:
+        """Return the hashes in a fact's record, or None if it is not recorded; reads only the head of the flag."""
         try:
             with self.path(item, check_fact(item, fact)).open("rb") as file:
-                return grounds_from_head(file.read(HEAD_BYTES))
+                return hashes_from_head(file.read(HEAD_BYTES))
         except FileNotFoundError:
             return None
 

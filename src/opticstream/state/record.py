@@ -144,24 +144,24 @@ class FactRecord:
         return record
 
 
-class Grounds(NamedTuple):
-    """What a fact rests on, as hashes; None where its record does not say."""
+class RecordedHashes(NamedTuple):
+    """Hashes of the settings and inputs that a fact depends on; None if its record has none."""
 
     parameters_hash: str | None = None
     inputs_hash: str | None = None
 
 
-def grounds_from_head(head: bytes, /) -> Grounds:
-    """Return the hashes in the first bytes of a flag, without reading on into its lists of files.
+def hashes_from_head(head: bytes, /) -> RecordedHashes:
+    """Return the hashes in the first bytes of a flag, without reading its lists of files.
 
     Examples
     --------
     >>> record = FactRecord(item_from_key("slice-001"), "registered", datetime.now(UTC), parameters_hash="abc")
-    >>> grounds_from_head(record.to_bytes()[:HEAD_BYTES])
-    Grounds(parameters_hash='abc', inputs_hash=None)
+    >>> hashes_from_head(record.to_bytes()[:HEAD_BYTES])
+    RecordedHashes(parameters_hash='abc', inputs_hash=None)
     """
     found = {key.decode(): value.decode() for key, value in _HASH_LINE.findall(head)}
-    return Grounds(**found)
+    return RecordedHashes(**found)
 
 
 def checked_content(content: Mapping[str, Any] | None, /) -> dict[str, Any]:
