@@ -151,7 +151,7 @@ def test_reset_leaves_published_files_and_the_parts_of_a_mosaic_alone(file):
     (published,) = plan["published"]
     assert facts.roots["archive"].joinpath(published.removeprefix("archive:")).read_text() == "published"
     again = call("state", "reset", file, "mosaic-001", "--yes")
-    assert "nothing has been done for mosaic 1" in again.output
+    assert "nothing to undo for mosaic 1" in again.output
 
 
 def test_an_unknown_item_is_wrong_use(file):
