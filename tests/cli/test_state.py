@@ -113,7 +113,7 @@ def test_reset_says_what_goes_and_what_stays_and_changes_nothing_in_a_dry_run(fi
     before = facts_of(file).snapshot()
     answer = call("state", "reset", file, "mosaic-001", "--downstream", "--dry-run")
     assert answer.exit_code == 0
-    assert "slice 1: take back ready, registered" in answer.output
+    assert "slice 1: withdraw ready, registered" in answer.output
     assert "remove mosaic-01/stitched/aip.nii" in answer.output
     assert "aip.nii is published and stays until the new result replaces it" in answer.output
     assert facts_of(file).snapshot() == before

@@ -158,7 +158,7 @@ def test_waiting_for_a_file_that_never_stands_still_ends_and_leaves_no_product(f
     monkeypatch.setattr(batches, "process_tile", always_changing)
     batches.process_batch(project, ready(project, folder))
     failed = project.facts.read(TileId(1, 1), "failed")
-    assert "still being written" in failed.detail["reason"]
+    assert "still changing" in failed.detail["reason"]
     assert "OPTICSTREAM_STALL_S" in failed.detail["reason"]
     assert failed.detail["kind"] == "changing input"
     assert not project.paths.tile_product(TileId(1, 1), "aip").exists()
@@ -252,7 +252,7 @@ def test_other_times_of_the_same_bytes_make_nothing_again(archived, folder):
     assert any(one.raw_files_changed for one in stale_results(project))  # by their times they may have changed
     told: list[str] = []
     assert take_back_changed(project, say=told.append).announce == []
-    assert told == ["2 raw files have another size or time than when they were archived; comparing their content"]
+    assert told == ["the size or time of 2 raw files has changed since they were archived; comparing their content"]
     assert not any(one.raw_files_changed for one in stale_results(project))
     assert project.facts.hashes(BATCH, "processed") == hash_before
     assert verify(project.facts) == []
@@ -331,7 +331,7 @@ def test_the_spectra_beside_a_complex_tile_are_looked_at_too(folder):
 
 def test_a_tile_that_changes_for_ever_is_a_failure_of_its_own_kind(folder):
     path = folder / "p.toml"
-    with pytest.raises(ChangingInputError, match=r"p\.toml: was still being written"):
+    with pytest.raises(ChangingInputError, match=r"p\.toml: was still changing"):
         result_of_settled_files(
             opened(folder, stall_s=0.2), TileId(1, 1), (path,), lambda _identity: touch(path, seconds=1)
         )

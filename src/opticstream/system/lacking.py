@@ -1,4 +1,4 @@
-"""What a file system or an operating system lacks is done without, and told once in a process, not once a file."""
+"""Recognise what a file system or an operating system lacks, and log it once per process rather than once per file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _told: set[tuple[object, str]] = set()
 UNSUPPORTED = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.ENODEV}
 )
-"""Codes by which file systems say that they do not know a call; never those of a full or broken disk."""
+"""Error codes of file systems for calls that they do not support; never those of a full or broken disk."""
 NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES})
-"""Codes by which file systems refuse a call that they do not know, and others one that is forbidden."""
+"""Error codes that some file systems use for unsupported calls, and others for forbidden ones."""
 
 
 def is_unsupported(error: OSError, /, *also: int) -> bool:
-    """Return whether an error says that the file system does not offer a call; `also` are further codes that do.
+    """Return whether an error means that the file system does not support a call; `also` lists further such codes.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def is_unsupported(error: OSError, /, *also: int) -> bool:
 def tell_once(path: Path, what: str, /) -> None:
     """Log that the file system of `path` lacks something, once for each file system and process.
 
-    Flow runs are processes of their own: those that the same command started tell it to the same log.
+    Flow runs are separate processes, so each of them logs it.
     """
     folder = path if path.is_dir() else path.parent
     try:
@@ -52,5 +52,5 @@ def tell_once_of_host(what: str, /) -> None:
 
 
 def forget_what_was_told() -> None:
-    """Tell everything once more; for tests."""
+    """Log everything once more; for tests."""
     _told.clear()
