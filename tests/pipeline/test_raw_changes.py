@@ -277,7 +277,7 @@ def test_a_batch_with_a_changed_and_a_vanished_file_stays_as_it_is(archived, fol
     write_tile(folder, 1, seed=50)
     (folder / "raw" / "mosaic_001_image_0002.nii").unlink()
     plan = take_back_changed(archived)
-    assert "mosaic_001_image_0002.nii is gone" in plan.refused[0]
+    assert "mosaic_001_image_0002.nii no longer exists" in plan.refused[0]
     assert archived.facts.has(BATCH, "processed")
 
 

@@ -85,7 +85,7 @@ def _check_kind(path: Path, kind: str) -> None:
         check_regular_file(path)
     elif not path.is_dir():
         if path.exists():
-            raise FileFormatError(f"{path}: a file, expected the folder of a Zarr array")
+            raise FileFormatError(f"{path}: is a file, expected the folder of a Zarr array")
         raise MissingInputError(f"{path}: no such file")
 
 
@@ -204,5 +204,5 @@ def _read_fully(handle: int, view: memoryview, offset: int, path: Path) -> None:
     while done < len(view):
         count = read_at(handle, view[done : done + (1 << 30)], offset + done)
         if count == 0:
-            raise FileFormatError(f"{path}: ends at byte {offset + done}, more was expected")
+            raise FileFormatError(f"{path}: ends at byte {offset + done}, expected more; it is unfinished or was cut")
         done += count

@@ -49,7 +49,7 @@ class FileNameGrammar:
         try:
             parts = list(string.Formatter().parse(self.template))
         except ValueError as error:
-            raise ConfigurationError(f"scan.file_name: {self.template!r} is no template: {error}") from error
+            raise ConfigurationError(f"scan.file_name: {self.template!r} is not a valid template: {error}") from error
         pattern, seen = "", set[str]()
         for literal, name, _format, _conversion in parts:
             pattern += re.escape(literal)
@@ -109,7 +109,7 @@ class FileNameGrammar:
     def _illumination_index(self, name: str) -> int:
         names = [i.name for i in self.layout.illuminations]
         if name not in names:
-            raise ValueError(f"illumination {name!r} is none of {names}")
+            raise ValueError(f"unknown illumination {name!r}; expected one of {names}")
         return names.index(name)
 
     def _check(self, tile: TileId, number: dict[str, int], value: dict[str, str]) -> None:

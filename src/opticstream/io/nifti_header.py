@@ -160,7 +160,7 @@ def nifti_layout_from_bytes(head: bytes, /, *, name: str = "header") -> NiftiLay
     if not count <= offset <= _LONGEST_HEADER:
         raise FileFormatError(f"{name}: vox_offset {offset} is outside {count}..{_LONGEST_HEADER}")
     if code not in _OF_RAW_TILES:
-        raise FileFormatError(f"{name}: NIfTI data type code {code} is none of {sorted(_OF_RAW_TILES)}")
+        raise FileFormatError(f"{name}: unknown NIfTI data type code {code}; expected one of {sorted(_OF_RAW_TILES)}")
     scaling = float(fields["scl_slope"]), float(fields["scl_inter"])
     if not math.isnan(scaling[0]) and scaling[0] != 0 and scaling != (1.0, 0.0):
         raise FileFormatError(
@@ -183,12 +183,12 @@ def _fields_from_bytes(head: bytes, name: str) -> tuple[Any, int]:
             fields: Any = kind(head[:count], endianness=order, check=False)
             break
     else:
-        raise FileFormatError(f"{name}: no NIfTI header ({len(head)} bytes, starting {head[:4].hex() or 'empty'})")
+        raise FileFormatError(f"{name}: is not a NIfTI file ({len(head)} bytes, starting {head[:4].hex() or 'empty'})")
     magic = bytes(fields["magic"].tobytes())
     if magic[:2] == b"ni":
-        raise FileFormatError(f"{name}: a NIfTI header whose data lie in another file (.hdr/.img)")
+        raise FileFormatError(f"{name}: its data are in another file (.hdr/.img); expected a single NIfTI file")
     if magic[:2] != b"n+":
-        raise FileFormatError(f"{name}: no NIfTI header (magic {magic[:4]!r}, expected n+1 or n+2)")
+        raise FileFormatError(f"{name}: is not a NIfTI file (magic {magic[:4]!r}, expected n+1 or n+2)")
     return fields, count
 
 
@@ -268,7 +268,7 @@ def _offset(fields: Any, name: str, header_bytes: int) -> int:
 def _whole_offset(fields: Any, name: str) -> int:
     value = float(fields["vox_offset"])
     if not math.isfinite(value) or value != int(value):
-        raise FileFormatError(f"{name}: vox_offset {value:g} is no position in a file")
+        raise FileFormatError(f"{name}: vox_offset {value:g} is not a position in the file")
     return int(value)
 
 
@@ -276,7 +276,7 @@ def _geometry(header: NiftiHeader) -> Geometry:
     fields, name = header.fields, header.name
     code = int(fields["xyzt_units"]) & 7
     if code not in _MM_OF_UNIT:
-        raise FileFormatError(f"{name}: its header gives the unit of length by the code {code}, unknown to NIfTI")
+        raise FileFormatError(f"{name}: its header has the unknown code {code} for the unit of length")
     to_mm = _MM_OF_UNIT[code]
     axes = min(len(header.shape), 3)
     lengths = (*header.shape[:3], *(1,) * (3 - axes))
@@ -335,7 +335,7 @@ def _checked(affine: Affine, kind: str, name: str) -> Affine:
     finite = np.isfinite(affine).all() and np.isfinite(norms).all() and (norms > 0).all()
     if finite and abs(np.linalg.det(affine[:3, :3] / norms)) > 1e-6:
         return affine
-    raise FileFormatError(f"{name}: its {kind} is no mapping to space: {affine[:3].tolist()}")
+    raise FileFormatError(f"{name}: its {kind} is not a valid mapping to space: {affine[:3].tolist()}")
 
 
 def _qform(fields: Any, sizes: Affine, name: str) -> Affine:
@@ -346,5 +346,5 @@ def _qform(fields: Any, sizes: Affine, name: str) -> Affine:
     try:
         affine: Affine = np.asarray(copy.get_qform(), float)
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
-        raise FileFormatError(f"{name}: its qform is no mapping to space: {error}") from error
+        raise FileFormatError(f"{name}: its qform is not a valid mapping to space: {error}") from error
     return _checked(affine, "qform", name)

@@ -301,7 +301,7 @@ def _read_into(file: IO[bytes], view: memoryview, path: Path, *, whole: bool = F
             done += n
     except EOFError as error:
         if whole:
-            raise TileSizeError(f"{path}: its compressed data break off; it is unfinished or was cut") from error
+            raise TileSizeError(f"{path}: its compressed data end early; it is unfinished or was cut") from error
         return done
     except OSError as error:
         raise error_of_system(path, error, "gzip" if path.suffix == ".gz" else "") from error
@@ -363,21 +363,21 @@ class ComplexTile:
             The file is absent, of another size, not float32, or cannot be read.
         """
         if path.suffix == ".gz":
-            raise FileFormatError(f"{path}: a compressed complex tile; complex tiles are read uncompressed, unpack it")
+            raise FileFormatError(f"{path}: is a compressed complex tile; expected an uncompressed one: unpack it")
         file = _open(path)
         try:
             head = _read_exactly(file, 544, path, strict=False)
             size = os.fstat(file.fileno()).st_size
             layout = nifti_layout_from_bytes(head, name=str(path))
             if layout.dtype.kind != "f" or layout.dtype.itemsize != 4:
-                raise FileFormatError(f"{path}: holds {layout.dtype}, a complex tile is float32")
+                raise FileFormatError(f"{path}: holds {layout.dtype}, expected float32 for a complex tile")
             width = 2 * channels * a_lines
             depth, rest = divmod(size - layout.offset, width * b_lines * 4)
             expected = (
                 f"({width}, {b_lines}, Z) for a_lines={a_lines}, b_lines={b_lines}, channels={channels} ({setting})"
             )
             if rest or depth < 1:
-                raise TileSizeError(f"{path}: holds {size} bytes, no whole number of planes {expected}")
+                raise TileSizeError(f"{path}: holds {size} bytes, expected whole planes {expected}")
             if layout.shape[:2] != (width, b_lines) and not _is_overflown(layout.shape):
                 raise TileSizeError(f"{path}: has shape {layout.shape}, expected {expected}")
             if not _is_overflown(layout.shape):

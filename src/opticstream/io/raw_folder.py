@@ -59,7 +59,7 @@ class RawNames:
             if tile is None:
                 continue
             if not _is_utf8(name):
-                raise FileNameError("the name of its folder is not valid UTF-8, and events cannot hold it; rename it")
+                raise FileNameError("the name of its folder is not valid UTF-8 and cannot be sent in events; rename it")
             return tile, is_spectra
         return None
 
@@ -103,7 +103,7 @@ def raw_files_below(
                         yield prefix + entry.name, entry
         except FileNotFoundError:
             if not prefix:
-                raise MissingInputError(f"{folder}: there is no such folder of raw files") from None
+                raise MissingInputError(f"{folder}: no such folder; expected the folder of the raw files") from None
         except OSError as error:
             if not prefix:
                 raise InputError(f"{folder}: cannot be read: {error.strerror}") from error

@@ -94,7 +94,7 @@ def recording_at(source: Path, /, *, transpose: bool = False, binary: BinaryShap
     for path in sorted(files):
         number = re.findall(r"\d+", path.stem)
         if not number:
-            raise FileFormatError(f"{path}: its name holds no number that says which B-scan it is")
+            raise FileFormatError(f"{path}: its name has no number; expected the number of the B-scan")
         if int(number[-1]) in numbered:
             raise FileFormatError(f"{path} and {numbered[int(number[-1])].name} are both B-scan {int(number[-1])}")
         numbered[int(number[-1])] = path
@@ -102,7 +102,7 @@ def recording_at(source: Path, /, *, transpose: bool = False, binary: BinaryShap
     absent = sorted(set(range(order[0], order[-1] + 1)) - set(order))
     if absent:
         told = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-        raise FileFormatError(f"{source}: holds B-scans {order[0]} to {order[-1]}, but not {told}")
+        raise FileFormatError(f"{source}: holds B-scans {order[0]} to {order[-1]}, but {told} are missing")
     return Recording(source, tuple(numbered[number] for number in order), transpose, binary)
 
 
@@ -138,12 +138,14 @@ def _table(path: Path) -> NDArray[np.generic]:
 
 def _plain(path: Path, binary: BinaryShape | None) -> NDArray[np.generic]:
     if binary is None:
-        raise FileFormatError(f"{path}: plain values do not say their shape; the project file has to stand already")
+        raise FileFormatError(
+            f"{path}: plain values have no shape; write the project file first, from which the shape follows"
+        )
     values: NDArray[np.generic] = np.memmap(path, dtype=np.dtype(binary.dtype).newbyteorder("<"), mode="r")
     scan = int(np.prod(binary.shape))
     if values.size % scan:
         raise FileFormatError(
-            f"{path}: holds {values.size} {binary.dtype} values, which are not whole B-scans of {binary.shape}"
+            f"{path}: holds {values.size} {binary.dtype} values, expected whole B-scans of {binary.shape}"
         )
     scans = values.reshape(-1, *binary.shape)
     return scans[0] if len(scans) == 1 else scans

@@ -128,8 +128,8 @@ def _plain_series(path: Path, tiff: Any) -> list[Any]:
     pages = [page for page in tiff.pages if not page.aspage().is_reduced]
     if len(pages) != 1:
         raise FileFormatError(
-            f"{path}: is one of several files of a data set and holds {len(pages)} pages of it; which axis they lie "
-            f"along is not told apart. Save each image as a file of its own"
+            f"{path}: is one of several files of a data set and holds {len(pages)} of its pages along an unknown axis; "
+            f"save each image as a separate file"
         )
     page = pages[0].aspage()
     return [tifffile.TiffPageSeries([page], shape=page.shape, dtype=page.dtype, axes=page.axes, kind="generic")]
@@ -197,7 +197,7 @@ def _with_white_at_the_top(path: Path, data: NDArray[Any], bits: int) -> NDArray
     if data.dtype == bool:
         return ~data
     if data.dtype.kind != "u":
-        raise FileFormatError(f"{path}: holds {data.dtype} of which zero is white; expected whole numbers")
+        raise FileFormatError(f"{path}: holds {data.dtype} values with zero as white; expected whole numbers")
     return np.asarray(((1 << bits) - 1) - data, data.dtype)
 
 
@@ -216,7 +216,7 @@ def _check_chain(path: Path) -> None:
         seen: set[int] = set()
         while offset:
             if offset in seen:
-                raise FileFormatError(f"{path}: its pages lead round in a circle")
+                raise FileFormatError(f"{path}: its list of pages is a loop")
             seen.add(offset)
             number = _unpack(file, order + count_code, offset, size, path)
             offset = _unpack(

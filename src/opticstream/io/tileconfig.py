@@ -68,7 +68,7 @@ def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
             raise FileFormatError(f"{path}, line {number}: expected 'name; ; (x, y)', got {line!r}")
         position = _position(match["position"], dimensions)
         if position is None:
-            raise FileFormatError(f"{path}, line {number}: {match['position']!r} is no list of numbers")
+            raise FileFormatError(f"{path}, line {number}: {match['position']!r} is not a list of numbers")
         if len(position) not in (2, 3) or (dimensions is not None and len(position) != dimensions):
             raise FileFormatError(
                 f"{path}, line {number}: expected {dimensions or '2 or 3'} coordinates, got {len(position)}"

@@ -201,7 +201,7 @@ def tilemap_from_yaml(text: str, /, *, name: str = "tile information") -> TileMa
     try:
         data = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError) as error:
-        raise FileFormatError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
+        raise FileFormatError(f"{name}: is not valid YAML: {' '.join(str(error).split())}") from error
     try:
         metadata, tiles = data["metadata"], data["tiles"]
         if metadata.get("format") != FORMAT:
@@ -231,7 +231,7 @@ def tilemap_from_yaml(text: str, /, *, name: str = "tile information") -> TileMa
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, FileFormatError):
             raise
-        raise FileFormatError(f"{name}: is no tile map: {type(error).__name__} {error}") from error
+        raise FileFormatError(f"{name}: is not a tile map: {type(error).__name__} {error}") from error
     numbers = [place.tile for place in places]
     if not numbers or len(set(numbers)) != len(numbers):
         raise FileFormatError(f"{name}: expected every tile once, got the numbers {numbers}")

@@ -160,7 +160,7 @@ class BatchEvent(Event):
 
 
 class BatchReady(BatchEvent):
-    """All files of a batch are there and stand still."""
+    """All files of a batch are there and no longer change."""
 
     state = "ready"
     raw_folder: str
@@ -322,7 +322,7 @@ class SliceReady(SliceEvent):
 
 
 class SliceRegistered(SliceEvent):
-    """The illuminations of a slice are registered and its fibre axes known."""
+    """The illuminations of a slice are registered and its fibre axes are computed."""
 
     state = "registered"
     outputs: dict[str, str] = {}
@@ -340,7 +340,7 @@ class SliceUploaded(SliceEvent):
 class SliceFailed(SliceEvent):
     """A stage of a slice is parked as failed, or the slice is skipped.
 
-    A registration that failed costs the slice its fibre axes; its maps go on into the sample all the same.
+    After a failed registration the slice has no fibre axes, but its maps are added to the sample all the same.
     """
 
     state = "failed"

@@ -50,7 +50,7 @@ def text_from_bytes(content: bytes, /, *, name: str, other_encodings: bool = Fal
     if not spelt and 0 in content:
         wide = _wide_text(content)
         if wide is None:
-            raise FileFormatError(f"{name}: is no text: it holds NUL bytes")
+            raise FileFormatError(f"{name}: is not text: it contains NUL bytes")
         if not other_encodings:
             raise FileFormatError(f"{name}: is UTF-16 text without a byte-order mark, expected UTF-8; save it as UTF-8")
         return _with_plain_line_ends(wide)
@@ -58,10 +58,10 @@ def text_from_bytes(content: bytes, /, *, name: str, other_encodings: bool = Fal
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         if spelt:
-            raise FileFormatError(f"{name}: begins like {spelt} text, but is none: {error.reason}") from error
+            raise FileFormatError(f"{name}: begins like {spelt} text, but is not valid: {error.reason}") from error
         line = content[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
         if _CONTROL.intersection(content):
-            raise FileFormatError(f"{name}: is no text: byte {error.start} is {content[error.start]:#04x}") from error
+            raise FileFormatError(f"{name}: is not text: byte {error.start} is {content[error.start]:#04x}") from error
         if not other_encodings:
             raise FileFormatError(
                 f"{name}, line {line}: is not UTF-8 text but seems to be Windows-1252 or Latin-1 "
@@ -69,7 +69,7 @@ def text_from_bytes(content: bytes, /, *, name: str, other_encodings: bool = Fal
             ) from error
         text = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in content)
     if "\0" in text:
-        raise FileFormatError(f"{name}: is no text: it holds NUL characters")
+        raise FileFormatError(f"{name}: is not text: it contains NUL characters")
     return _with_plain_line_ends(text)
 
 

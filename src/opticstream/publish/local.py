@@ -27,7 +27,7 @@ def publish_locally(source: Path, target: Path, /) -> Path:
             copy_tree(source, folder)
         return target
     if not source.exists():
-        raise MissingInputError(f"{source}: nothing to publish there")
+        raise MissingInputError(f"{source}: does not exist and cannot be published")
     if target.exists() and (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
         return target
     with atomic_path(target) as temporary:
@@ -46,7 +46,7 @@ def link_into_mosaic(archive: Path, folder: Path, /) -> Path:
         The archive copy is gone.
     """
     if not archive.exists():
-        raise MissingInputError(f"{archive}: the archive copy is gone")
+        raise MissingInputError(f"{archive}: the archive copy does not exist")
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / archive.name
     wanted = os.path.relpath(archive, folder)

@@ -57,7 +57,7 @@ class FileStateRepository(Generic[TState]):
         try:
             return self.state_type.model_validate_json(text)
         except ValidationError as error:
-            raise StateError(f"{path} holds no state that this version of OpticStream knows: {error}") from error
+            raise StateError(f"{path} is not a state that this version of OpticStream can read: {error}") from error
 
     def save(self, project_name: str, state: TState, /, *, still_held: Callable[[], None]) -> None:
         """Keep a state, if it has changed."""

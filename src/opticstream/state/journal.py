@@ -214,7 +214,7 @@ def _in_order(file: Path) -> Iterator[tuple[datetime, str, int, JournalEntry]]:
             latest = entry.time if latest is None else max(latest, entry.time)
             yield latest, file.name, number, entry
     if damaged:
-        _log.warning("%d damaged lines in %s were passed over", damaged, file)
+        _log.warning("skipped %d damaged lines in %s", damaged, file)
 
 
 def _lies_in(inner: ItemId, outer: ItemId) -> bool:

@@ -175,7 +175,9 @@ def checked_content(content: Mapping[str, Any] | None, /) -> dict[str, Any]:
     given = dict(content or {})
     if unknown := sorted(given.keys() - _CONTENT_KEYS):
         known = ", ".join(sorted(_CONTENT_KEYS))
-        raise ValueError(f"a record has no {', '.join(unknown)}; it has {known}; anything else belongs in 'detail'")
+        raise ValueError(
+            f"unknown keys of a record: {', '.join(unknown)}; expected {known}; anything else belongs in 'detail'"
+        )
     for key in ("inputs", "outputs"):
         if key in given:
             given[key] = tuple(map(FileRecord.from_json, given[key]))
@@ -198,7 +200,9 @@ def name_in_roots(path: Path, roots: Mapping[str, Path], /) -> str:
     absolute = _absolute(path)
     holding = [(name, base) for name, folder in roots.items() if absolute.is_relative_to(base := _absolute(folder))]
     if not holding:
-        raise ValueError(f"{path} lies in none of {', '.join(f'{name} ({base})' for name, base in roots.items())}")
+        raise ValueError(
+            f"{path} is in none of the folders {', '.join(f'{name} ({base})' for name, base in roots.items())}"
+        )
     name, base = max(holding, key=lambda held: len(held[1].parts))
     relative = absolute.relative_to(base).as_posix()
     return relative if name == PROJECT_ROOT and ":" not in relative else f"{name}:{relative}"
@@ -217,7 +221,7 @@ def path_from_name(name: str, roots: Mapping[str, Path], /) -> Path:
         return roots[PROJECT_ROOT] / name
     if root not in roots:
         known = ", ".join(roots)
-        raise StateError(f"{name!r} lies in {root!r}, which this host does not know; expected one of {known}")
+        raise StateError(f"{name!r}: unknown root {root!r} on this host; expected one of {known}")
     return roots[root] / relative
 
 
@@ -236,7 +240,7 @@ def time_from_text(text: str, /) -> datetime:
     """Return the time that `time_to_text` wrote."""
     time = datetime.fromisoformat(text)
     if time.tzinfo is None:
-        raise ValueError(f"time {text!r} does not say its zone")
+        raise ValueError(f"time {text!r} has no time zone")
     return time.astimezone(UTC)
 
 

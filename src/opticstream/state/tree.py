@@ -79,7 +79,7 @@ class StateView(BaseModel):
     @classmethod
     def _field(cls, fact: str) -> str:
         if f"{fact}_at" not in cls.model_fields:
-            raise ValueError(f"{cls.__name__} keeps no {fact!r}; it keeps {', '.join(cls.facts())}")
+            raise ValueError(f"{cls.__name__} has no fact {fact!r}; expected one of {', '.join(cls.facts())}")
         return f"{fact}_at"
 
 

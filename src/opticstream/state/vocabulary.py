@@ -49,11 +49,11 @@ def check_fact(item: ItemId, fact: str, /) -> str:
     >>> check_fact(TileId(1, 1), "stitched")
     Traceback (most recent call last):
         ...
-    ValueError: tile 1 of mosaic 1 cannot be 'stitched'; facts of a tile are processed, failed
+    ValueError: unknown fact 'stitched' of tile 1 of mosaic 1; expected one of processed, failed
     """
     known = facts_of(item.hierarchy)
     if fact not in known:
-        raise ValueError(f"{item} cannot be {fact!r}; facts of a {item.hierarchy} are {', '.join(known)}")
+        raise ValueError(f"unknown fact {fact!r} of {item}; expected one of {', '.join(known)}")
     return fact
 
 

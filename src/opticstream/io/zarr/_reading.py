@@ -82,6 +82,6 @@ def read_attributes(path: Path, /) -> dict[str, Any]:
             return dict(json.loads(group.read_bytes())["attributes"])
         return dict(json.loads((path / ".zattrs").read_bytes()))
     except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: no OME-Zarr store") from error
+        raise MissingInputError(f"{path}: is not an OME-Zarr store") from error
     except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"{path}: its metadata cannot be read: {error}") from error

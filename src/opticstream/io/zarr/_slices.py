@@ -270,5 +270,5 @@ def _stored_facts(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]["opticstream"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(f"{path}: is no store of slices; remove it to start again") from error
+        raise FileFormatError(f"{path}: is not a store of slices; remove it to start again") from error
     return content
