@@ -31,7 +31,7 @@ SUGGESTIONS: Mapping[str, str] = MappingProxyType(
         "changing input": "wait until the raw file is completely written; `opticstream run` then notices the change",
         "damaged input": "compare the file with its archive copy and the scan settings; then retry",
         "calibration": "check scan.calibration with `opticstream project check`; then retry",
-        "event not understood": "correct the event in the program that sends it (docs/reference/events.md) and resend it",
+        "event not understood": "correct the event in the program that sends it (docs/reference/events.md); resend it",
         "settings": "correct the project file (`opticstream project check`); then retry",
         "no result": "check the quality pictures of the item and the settings of its stage; then retry",
         "disk full": "free some space, or move the project; then retry",
