@@ -1,4 +1,4 @@
-"""What stands in a flag file: who recorded the fact, when, from what, and which files it vouches for."""
+"""The content of a flag file: who recorded the fact, when, from what, and with which files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opticstream.model.ids import ItemId, item_from_key
 
 PROJECT_ROOT = "project"
 HEAD_BYTES = 1024
-"""Bytes at the beginning of a flag in which its hashes stand."""
+"""Number of bytes at the start of a flag that contain its hashes."""
 _HASH_LINE = re.compile(rb'^ "(parameters_hash|inputs_hash)": "([^"]*)"', re.MULTILINE)
 _CONTENT_KEYS = frozenset(
     {"flow_run_id", "code_version", "parameters_hash", "inputs_hash", "inputs", "outputs", "detail"}
@@ -37,7 +37,7 @@ class FileRecord:
     size : int
         Bytes; of a folder the sum over its files.
     sha256 : str or None
-        Hexadecimal; of a folder see `sha256_of_path`. None where it was not taken.
+        Hexadecimal; of a folder see `sha256_of_path`. None if it was not computed.
     """
 
     path: str
@@ -46,12 +46,12 @@ class FileRecord:
 
     @classmethod
     def from_path(cls, path: Path, roots: Mapping[str, Path], /, *, checksum: bool = True) -> FileRecord:
-        """Return the record of what lies at `path`.
+        """Return the record of the file or folder at `path`.
 
         Raises
         ------
         ValueError
-            `path` lies in none of the roots.
+            `path` is in none of the roots.
         FileNotFoundError
             There is nothing at `path`.
         """
@@ -60,7 +60,7 @@ class FileRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | FileRecord, /) -> FileRecord:
-        """Return the record that `to_json` wrote; a FileRecord is returned as it is."""
+        """Return the record that `to_json` wrote; a FileRecord is returned unchanged."""
         if isinstance(data, FileRecord):
             return data
         sha256 = data.get("sha256")
@@ -90,7 +90,7 @@ class FactRecord:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """Return the JSON text of the flag, one field on a line and the empty ones left out."""
+        """Return the JSON text of the flag, one field per line, without empty fields."""
         data: dict[str, Any] = {
             "fact": self.fact,
             "item": self.item.key,
@@ -110,14 +110,14 @@ class FactRecord:
 
     @classmethod
     def from_bytes(cls, text: bytes, item: ItemId, fact: str, /, *, path: Path, modified: datetime) -> FactRecord:
-        """Return the record that a flag holds.
+        """Return the record in a flag.
 
-        A flag without content, as ``touch`` makes, is a fact of its file's time about which nothing else is known.
+        A flag without content, as ``touch`` makes, is a fact with its file's time and no further information.
 
         Raises
         ------
         StateError
-            The text is not a record, or the record of something else.
+            The text is not a record, or is the record of another item or fact.
         """
         if not text.strip():
             return cls(item, fact, modified)
@@ -185,9 +185,9 @@ def checked_content(content: Mapping[str, Any] | None, /) -> dict[str, Any]:
 
 
 def name_in_roots(path: Path, roots: Mapping[str, Path], /) -> str:
-    """Return the name under which records keep a path: relative to the innermost root that holds it.
+    """Return the name of a path in records: relative to the innermost root that contains it.
 
-    Links are not followed: a folder of the project may well be a link to another disk.
+    Links are not followed: a folder of the project may be a link to another disk.
 
     Examples
     --------
@@ -214,7 +214,7 @@ def path_from_name(name: str, roots: Mapping[str, Path], /) -> Path:
     Raises
     ------
     StateError
-        The name's root is not known here.
+        The name's root is unknown.
     """
     root, colon, relative = name.partition(":")
     if not colon:
