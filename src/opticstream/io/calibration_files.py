@@ -1,4 +1,4 @@
-"""Calibration is data: reads the vectors that a project names, checks them, and says which file or setting is wrong."""
+"""Read and check the calibration vectors of a project."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_vector(reference: str, /, *, setting: str = "") -> NDArray[np.float64]:
     Raises
     ------
     CalibrationError
-        The file is absent or unreadable, does not hold the variable, or holds values that are not finite numbers. The
+        The file is absent or unreadable, lacks the variable, or has values that are not finite numbers. The
         message names file and setting.
     """
     name, _, variable = reference.partition("#")
@@ -115,7 +115,7 @@ def _is_text(data: bytes) -> bool:
 
 
 def _numbers_in_text(data: bytes, where: str) -> NDArray[np.float64]:
-    """Return the numbers of a text, one row a line, with blanks, commas or semicolons between; # or % for comments."""
+    """Return the numbers in a text, one row per line, separated by blanks, commas or semicolons; # or %: comment."""
     rows: list[list[float]] = []
     for number, line in enumerate(text_from_bytes(data, name=where, other_encodings=True).split("\n"), start=1):
         words = re.split(r"[#%]", line, maxsplit=1)[0].replace(",", " ").replace(";", " ").split()

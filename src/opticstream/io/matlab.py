@@ -1,7 +1,7 @@
-"""Numeric arrays of a MATLAB file (level 5, `-v6` and `-v7`), read with every length checked.
+"""Read numeric arrays from a MATLAB file (level 5, `-v6` and `-v7`), checking every length.
 
-SciPy's reader ends the whole process on some damaged files, which no handler can catch. A calibration needs nothing but
-plain arrays of numbers, and for these the format is small; older files (level 4) are left to SciPy.
+SciPy's reader ends the whole process on some damaged files, which no handler can catch. A calibration needs only
+plain arrays of numbers, for which the format is simple; older files (level 4) are left to SciPy.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8
 _CLASSES = {
     6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8",
 }  # fmt: skip
-"""What the numbers are in MATLAB; other classes (text, cells, structures) are passed over."""
+"""What the numbers are in MATLAB; other classes (text, cells, structures) are skipped."""
 _COMPLEX = 0x0800
 _MOST_BYTES = 1 << 30
-"""A calibration is smaller."""
+"""Largest file that is read; calibrations are smaller."""
 
 
 def arrays_from_matlab(path: Path, /) -> dict[str, NDArray[Any]]:

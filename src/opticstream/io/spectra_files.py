@@ -1,4 +1,4 @@
-"""Raw spectra as people keep them: one array, or a folder with an array for each B-scan. Only reads."""
+"""Read raw spectra from one array, or from a folder with an array for each B-scan. Only reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUFFIXES = (*ARRAYS, *TEXTS, *BINARIES)
 
 @dataclass(frozen=True, slots=True)
 class BinaryShape:
-    """What a file of plain values does not say itself: its type, and the shape of one B-scan."""
+    """Type and B-scan shape of a file of plain values, which has no header."""
 
     dtype: str
     """`uint16`, `int16` or `float32`, little-endian."""
@@ -31,7 +31,7 @@ class BinaryShape:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A recording of B-scans; `b_scans` reads it from the beginning, one B-scan after the other."""
+    """A recording of B-scans; `b_scans` reads them one after the other."""
 
     source: Path
     files: tuple[Path, ...]
@@ -46,7 +46,7 @@ class Recording:
         Raises
         ------
         FileFormatError
-            A file cannot be read, or holds something else than real numbers.
+            A file cannot be read, or does not contain real numbers.
         TileSizeError
             A B-scan has another shape than the first one.
         """
@@ -76,9 +76,9 @@ def recording_at(source: Path, /, *, transpose: bool = False, binary: BinaryShap
     Raises
     ------
     MissingInputError
-        There is nothing at `source`, or no array in the folder.
+        `source` does not exist, or the folder has no array.
     FileFormatError
-        The folder mixes kinds of files, two names hold one number, or a number between two others is missing.
+        The folder has several kinds of files, two names have the same number, or a number is missing.
     """
     if source.is_file():
         return Recording(source, (source,), transpose, binary)

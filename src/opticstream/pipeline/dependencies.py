@@ -1,7 +1,7 @@
-"""What a result rests on: the settings of its stage, and the results before it. Both stand as hashes in its fact.
+"""What a result depends on: the settings of its stage, and the results before it. Both are hashes in its fact.
 
-A result is out of date when either hash would be another one now. The settings behind a hash are kept in
-``state/settings/``, so that people can be told which one has changed.
+A result is out of date if either hash would be different now. The settings behind a hash are kept in
+``state/settings/``, to report which one has changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ReadHashes = Callable[[ItemId, str], RecordedHashes | None]
 def settings_of(
     project: Project, item: ItemId, fact: str, /, *, facts: FactsView | None = None
 ) -> StageSettings | None:
-    """Return the settings that a result, or the failure to reach it, rests on now; None where none matter."""
+    """Return the current settings that a result, or its failure, depends on; None if it depends on none."""
     step = chain().step_of(item, fact)
     settings = None if step is None else binding_of(step).settings
     if step is None or settings is None or (not isinstance(item, TileId) and fact not in (step.done, step.failed)):
@@ -35,18 +35,18 @@ def settings_of(
 
 
 def upstream_of(project: Project, item: ItemId, fact: str, /) -> list[tuple[ItemId, str]]:
-    """Return the results that a result is made from, as (item, fact); those that do not stand are missing in it."""
+    """Return the results that a result is made from, as (item, fact); without those that are not recorded."""
     step = None if isinstance(item, TileId) else chain().step_of(item, fact)
     return [] if step is None else sources_of(step, item, project.layout)
 
 
 def inputs_hash(project: Project, item: ItemId, fact: str, /, *, read: ReadHashes | None = None) -> str | None:
-    """Return the hash of the results that a result is made from, as they stand now; None where it is made from none.
+    """Return the hash of the current results that a result is made from; None if it is made from none.
 
     Parameters
     ----------
     project : Project
-        Where the facts stand.
+        The project.
     item, fact
         The result.
     read : callable, optional
@@ -65,7 +65,7 @@ def inputs_hash(project: Project, item: ItemId, fact: str, /, *, read: ReadHashe
 
 
 def keep_settings(project: Project, settings: StageSettings, /) -> str:
-    """Keep the settings behind a hash, so that changes can be named later, and return the hash."""
+    """Save the settings behind a hash, so that changes can be named later, and return the hash."""
     path = _settings_path(project, settings.hash)
     if not path.exists():
         create_exclusively(path, (json.dumps(settings.flat(), indent=1, ensure_ascii=False) + "\n").encode())

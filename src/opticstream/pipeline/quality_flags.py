@@ -23,7 +23,7 @@ class FlaggedResult:
     reasons: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the fields as JSON values."""
         return {"item": self.item.key, "reasons": list(self.reasons)}
 
 
