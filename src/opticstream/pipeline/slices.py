@@ -1,4 +1,4 @@
-"""The work on one slice: register its illuminations and compute the fibre axes."""
+"""The work on one slice: its illuminations are registered, and give the fibre axes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from opticstream.state.manifest import records_of_store
 
 
 def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt = once) -> list[Event]:
-    """Register the illuminations of a slice and return the events to announce.
+    """Register the illuminations of a slice and return what is to be announced.
 
-    With one good illumination the slice is recorded as skipped, without any as failed. If the registration fails or is
-    not reliable, only the fibre axes are missing.
+    With fewer than two good illuminations the slice is recorded as skipped, without any as failed. A registration that
+    cannot be believed, or cannot be done, costs the slice its fibre axes and nothing else.
     """
     from opticstream.stages.register_slice import SliceMosaic
     from opticstream.stages.register_slice import register_slice as stage
@@ -73,13 +73,13 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         return announcements(project, slice_id, REGISTER_SLICE, outcome)
     if fact := outcome.result.fact:
         if len(project.layout.mosaics(slice_id)) < 2 and fact == "skipped":
-            return []  # nothing has failed: the project has nothing to register
+            return []  # nothing has failed: such a project has nothing to register
         reason = str(outcome.result.detail["reason"])
         told = f"skipped: {reason}" if fact == "skipped" else reason
         return [failure_event(project, slice_id, REGISTER_SLICE, told)]
     events = announcements(project, slice_id, REGISTER_SLICE, outcome)
-    if reasons := outcome.result.detail["doubts"]:
-        events.append(project.event(SliceFlagged, slice_id, reasons=tuple(reasons)))
+    if doubts := outcome.result.detail["doubts"]:
+        events.append(project.event(SliceFlagged, slice_id, reasons=tuple(doubts)))
     return events
 
 
@@ -89,7 +89,7 @@ def _records(project: Project, path: Path) -> list[FileRecord]:
 
 
 def _maps(project: Project, mosaic: MosaicId) -> dict[str, Path]:
-    """Return the stitched maps of a mosaic, with its mask only if that is made from the chosen map."""
+    """Return the stitched maps of a mosaic, with its mask only where that is made from the map that was chosen."""
     maps, processing = stitched_maps(project, mosaic), project.config.processing
     if processing.mask.made_from != processing.registration.mask_file_type:
         maps.pop("mask", None)
