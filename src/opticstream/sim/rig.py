@@ -160,7 +160,7 @@ class VirtualRig:
             write_truth(self.simulator, self.truth_folder)
 
     def _refuse_other_tiles(self, truth_folder: Path) -> None:
-        """Raise if the raw folder holds tiles of another phantom, which would be taken for complete ones of this."""
+        """Raise if the raw folder holds tiles of another phantom, which would count as complete ones of this."""
         key = truth_key_in(truth_folder)
         if key in (None, truth_key(self.simulator)) or not self.raw_folder.is_dir():
             return
