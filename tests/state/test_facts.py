@@ -20,7 +20,7 @@ from opticstream.state.facts import Facts, FactsSnapshot
 from opticstream.state.flags import flag_path, scan_flags
 from opticstream.state.vocabulary import FACTS, is_claim
 from opticstream.system import disk
-from opticstream.system.lacking import forget_what_was_told
+from opticstream.system.lacking import forget_logged
 
 BATCH = BatchId(1, 3)
 
@@ -348,7 +348,7 @@ def test_a_file_system_without_links_is_still_exclusive_and_says_so(facts, monke
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(durable.os, "link", no_links)
-    forget_what_was_told()
+    forget_logged()
     if not renames:
         monkeypatch.setattr(disk, "_renameat2", lambda: None)
     assert [facts.record(BATCH, "processed") for _ in range(3)] == [True, False, False]

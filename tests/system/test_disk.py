@@ -13,15 +13,15 @@ from opticstream.io.atomic import atomic_folder, write_bytes, write_text
 from opticstream.io.nifti_stream import open_volume
 from opticstream.publish.local import link_into_mosaic, publish_locally
 from opticstream.system import disk, locks
-from opticstream.system.lacking import forget_what_was_told
+from opticstream.system.lacking import forget_logged
 from opticstream.system.locks import has_locks, locked, try_lock
 
 
 @pytest.fixture(autouse=True)
 def _nothing_told():
-    forget_what_was_told()
+    forget_logged()
     yield
-    forget_what_was_told()
+    forget_logged()
 
 
 def _refusing(code):

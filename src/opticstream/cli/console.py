@@ -30,12 +30,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _WIDE = 160
 
 
-def harmless(text: object, /) -> str:
+def escaped(text: object, /) -> str:
     r"""Return a text with its control characters escaped, so that the terminal does not act on them.
 
     Examples
     --------
-    >>> harmless("a\x1b[31mname.nii")
+    >>> escaped("a\x1b[31mname.nii")
     'a\\x1b[31mname.nii'
     """
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text))
@@ -43,7 +43,7 @@ def harmless(text: object, /) -> str:
 
 def styled(text: object, style: str, /) -> Text:
     """Return a text in a style such as ``bold red``, ready to print."""
-    return Text(harmless(text), style=style)
+    return Text(escaped(text), style=style)
 
 
 class PlainConsole(Console):
@@ -62,7 +62,7 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a text, ready to print."""
-        return super().render_str(harmless(text), **(options | {"markup": False, "emoji": False}))
+        return super().render_str(escaped(text), **(options | {"markup": False, "emoji": False}))
 
 
 out = PlainConsole()

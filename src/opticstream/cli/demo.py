@@ -53,7 +53,7 @@ def demo(
         report = _validate(project_file, folder, as_json=as_json)
         passed = code == DONE and report
         if not as_json:
-            _tell_pictures(config.base_path)
+            _print_pictures(config.base_path)
             out.print(styled("demo passed", "bold green") if passed else styled("demo failed", "bold red"))
     raise typer.Exit(DONE if passed else FAILED)
 
@@ -157,7 +157,7 @@ def _validate(project_file: Path, folder: Path, *, as_json: bool) -> bool:
     return show_validation(project_file, folder / "truth", as_json=as_json)
 
 
-def _tell_pictures(base: Path) -> None:
+def _print_pictures(base: Path) -> None:
     pictures = sorted(base.glob("mosaic-*/stitched/*.jpg")) + sorted(base.glob("registered/*.jpg"))
     pictures += sorted(base.glob("validation/*"))
     out.print("pictures:")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from rich.text import Text
 
-from opticstream.cli.console import err, harmless, out, styled, text_column
+from opticstream.cli.console import err, escaped, out, styled, text_column
 from opticstream.pipeline.progress import MosaicProgress, ProjectProgress
 
 if TYPE_CHECKING:  # the driver imports Prefect, which reads its settings at once, before there is a server
@@ -85,10 +85,10 @@ class Follower:
         line = " ".join(str(part) for part in parts)
         if self._bars is not None and mosaic is not None:
             if mosaic.mosaic_id not in self._tasks:
-                self._tasks[mosaic.mosaic_id] = self._bars.add_task(harmless(line), total=mosaic.total_tiles)
+                self._tasks[mosaic.mosaic_id] = self._bars.add_task(escaped(line), total=mosaic.total_tiles)
             self._bars.update(
                 self._tasks[mosaic.mosaic_id],  # type: ignore[arg-type]
-                description=harmless(line),
+                description=escaped(line),
                 completed=mosaic.tiles_processed + mosaic.tiles_failed,
             )
         elif self._shown.get(key) != line:

@@ -148,7 +148,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
                 _take_back_stale(opened, say)
             driver = Driver.on_folder(opened, folder, live=live)
             with Follower(live=out.is_terminal, quiet=as_json) as follower:
-                over = _Acquired(driver, accept_incomplete) if not live else (lambda: False)
+                over = _EverythingAnnounced(driver, accept_incomplete) if not live else (lambda: False)
                 progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5, check=check)
         incomplete = driver.incomplete()
         rejected_names = driver.watcher.rejected_names
@@ -203,7 +203,7 @@ def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:
     say(f"redoing {count} item{'s' * (count > 1)}" if count else "nothing is out of date")
 
 
-class _Acquired:
+class _EverythingAnnounced:
     """Whether everything in the folder has been announced and no file is waited for."""
 
     def __init__(self, driver: Driver, accept_incomplete: bool) -> None:

@@ -18,7 +18,7 @@ from opticstream.cli.console import (
     ProjectArgument,
     err,
     errors_shown,
-    harmless,
+    escaped,
     is_project_file,
     out,
     print_json,
@@ -106,7 +106,7 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         print_json(progress.as_dict() | found)
         raise typer.Exit(FAILED if progress.failures else DONE)
     table = Table(
-        title=Text.assemble(harmless(progress.project_name), "   ", styled(opened.config.base_path, "dim")),
+        title=Text.assemble(escaped(progress.project_name), "   ", styled(opened.config.base_path, "dim")),
         title_justify="left",
     )
     for column in ("slice", "mosaic", "illumination", "tiles", "failed", "batches", "state", "volumes", "published"):
@@ -158,7 +158,7 @@ def stale_lines(stale: list[Stale]) -> Iterator[Text]:
         counts[what] = counts.get(what, 0) + 1
     for why, counts in itertools.islice(causes.items(), MAX_STALE_LINES):
         what = ", ".join(f"{number} x {kind}" for kind, number in counts.items())
-        yield Text.assemble(styled("out of date", "yellow"), f" {what}: {harmless(why)}")
+        yield Text.assemble(styled("out of date", "yellow"), f" {what}: {escaped(why)}")
     if len(causes) > MAX_STALE_LINES:
         more = f" for {len(causes) - MAX_STALE_LINES} more reasons; --json lists all"
         yield Text.assemble(styled("out of date", "yellow"), more)

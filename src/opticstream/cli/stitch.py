@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opticstream.cli.console import JsonOption, err, errors_shown, harmless, out, print_json, text_column
+from opticstream.cli.console import JsonOption, err, errors_shown, escaped, out, print_json, text_column
 from opticstream.cli.run import SetOption, config_of
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import MosaicId
@@ -84,7 +84,7 @@ def _progress(label: str, as_json: bool) -> Iterator[Callable[[float], None]]:
     from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
     with Progress(text_column(), BarColumn(), TimeRemainingColumn(), console=err, transient=True) as bar:
-        task = bar.add_task(harmless(label), total=1.0)
+        task = bar.add_task(escaped(label), total=1.0)
         yield lambda fraction: bar.update(task, completed=fraction)
 
 

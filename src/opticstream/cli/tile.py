@@ -13,7 +13,7 @@ from opticstream.cli.console import (
     JsonOption,
     err,
     errors_shown,
-    harmless,
+    escaped,
     out,
     print_json,
     styled,
@@ -75,7 +75,7 @@ def tile(
         columns = (text_column(), BarColumn(), text_column("{task.percentage:>3.0f}%"))
         with Progress(*columns, TimeRemainingColumn(), console=err, disable=as_json or not err.is_terminal) as bar:
             for path in files:
-                task = bar.add_task(harmless(path.name), total=1.0)
+                task = bar.add_task(escaped(path.name), total=1.0)
                 try:
                     result = process_tile(
                         path,
@@ -99,7 +99,7 @@ def tile(
                     flagged = [part for flag in result.flags for part in ("; ", styled(flag, "yellow"))]
                     folder = next(iter(result.outputs.values())).path.parent
                     told = f"{path.name}: {result.tile}, {len(result.outputs)} files in {folder}"
-                    out.print(Text.assemble(harmless(told), *flagged))
+                    out.print(Text.assemble(escaped(told), *flagged))
     if as_json:
         print_json(results)
     if failed:

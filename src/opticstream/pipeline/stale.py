@@ -19,7 +19,7 @@ from opticstream.state import FactsSnapshot, FileRecord, RecordedHashes
 from opticstream.state.raw_files import ChangedRawFile, changed_raw_files
 from opticstream.state.record import path_from_name, sha256_of_path
 
-_MOST_FILES = 3
+_MAX_FILES_NAMED = 3
 """Largest number of raw files that are named for a batch."""
 
 
@@ -59,25 +59,25 @@ def stale_results(project: Project, snapshot: FactsSnapshot | None = None, /) ->
     an earlier version) count as up to date.
     """
     snapshot = project.facts.snapshot() if snapshot is None else snapshot
-    look = _Look(project, snapshot)
+    check = _StaleCheck(project, snapshot)
     return [
         stale
         for step in chain().steps
         for item in snapshot.items(step.hierarchy)
         for fact in ((step.done,) if step.publishes or step.failed is None else (step.done, step.failed))
-        if snapshot.has(item, fact) and (stale := look.at(item, fact)) is not None
+        if snapshot.has(item, fact) and (stale := check.at(item, fact)) is not None
     ]
 
 
 def stale_by_raw_files(batch: BatchId, files: Sequence[ChangedRawFile], /) -> Stale:
     """Return a processed batch as stale because raw files have changed."""
-    told = tuple(map(str, files[:_MOST_FILES]))
+    told = tuple(map(str, files[:_MAX_FILES_NAMED]))
     more = len(files) - len(told)
     why = (*told, f"and {more} more raw files of {batch}") if more else told
     return Stale(batch, "processed", why, raw_files_changed=True)
 
 
-class _Look:
+class _StaleCheck:
     """One pass over all results, which reads nothing twice."""
 
     def __init__(self, project: Project, snapshot: FactsSnapshot) -> None:

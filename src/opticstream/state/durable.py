@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from opticstream.system.disk import replace, sync_handle, sync_path, take_name
-from opticstream.system.lacking import tell_once
+from opticstream.system.lacking import log_once
 from opticstream.system.temporary_names import temporary_beside
 
 
@@ -30,7 +30,7 @@ def create_exclusively(path: Path, data: bytes, /, *, fsync: bool = True) -> boo
     with temporary_file(path, data, fsync=fsync) as temporary:
         created = take_name(temporary, path)
     if created is None:
-        tell_once(path, "has neither hard links nor exclusive renames; a power failure may leave cut flags")
+        log_once(path, "has neither hard links nor exclusive renames; a power failure may leave cut flags")
         created = _create_in_place(path, data, fsync=fsync)
     if created and fsync:
         sync_path(path.parent)

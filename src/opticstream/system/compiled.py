@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numba.core.caching import FunctionCache
 
-from opticstream.system.lacking import tell_once_of_host
+from opticstream.system.lacking import log_once_for_host
 from opticstream.system.places import private_folder
 
 DISABLED = bool(numba.config.DISABLE_JIT)  # type: ignore[attr-defined]
@@ -52,14 +52,14 @@ class _ForgivingCache(FunctionCache):  # type: ignore[misc]
         try:
             return super().load_overload(sig, target_context)
         except Exception as error:  # any error of a damaged pickle
-            tell_once_of_host(f"compiled code in {self.cache_path} cannot be read and is made again: {error}")
+            log_once_for_host(f"compiled code in {self.cache_path} cannot be read and is made again: {error}")
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
         except Exception as error:
-            tell_once_of_host(f"compiled code cannot be kept in {self.cache_path} (NUMBA_CACHE_DIR): {error}")
+            log_once_for_host(f"compiled code cannot be kept in {self.cache_path} (NUMBA_CACHE_DIR): {error}")
 
 
 def _cache_of(function: Callable[..., Any]) -> Any:
@@ -71,7 +71,7 @@ def _cache_of(function: Callable[..., Any]) -> Any:
         except (RuntimeError, OSError):
             if last or not _use_private_folder():
                 break
-    tell_once_of_host(
+    log_once_for_host(
         "there is no place for compiled code: it is made again in every process; "
         "set NUMBA_CACHE_DIR to a folder that can be written"
     )

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from opticstream.system.lacking import NOT_ALLOWED, is_unsupported, tell_once
+from opticstream.system.lacking import NOT_ALLOWED, is_unsupported, log_once
 from opticstream.system.temporary_names import temporary_beside
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def sync_handle(handle: int, path: Path, /) -> None:
         os.fsync(handle)
     except OSError as error:
         if is_unsupported(error, *NOT_ALLOWED, errno.EROFS):
-            tell_once(path, "cannot sync files to the disk; a power failure may damage the latest ones")
+            log_once(path, "cannot sync files to the disk; a power failure may damage the latest ones")
             return
         error.filename = str(path)
         raise
@@ -73,7 +73,7 @@ def _sync_folder(handle: int, path: Path) -> None:
         os.fsync(handle)
     except OSError as error:
         if is_unsupported(error, *NOT_ALLOWED, errno.EROFS, errno.EISDIR):
-            tell_once(path, "cannot sync folders to the disk; a power failure may lose the latest files")
+            log_once(path, "cannot sync folders to the disk; a power failure may lose the latest files")
             return
         error.filename = str(path)
         raise
@@ -105,7 +105,7 @@ def replace(source: Path, target: Path, /) -> None:
     except OSError:
         os.rename(aside, target)
         raise
-    tell_once(target, "cannot rename over an existing file; a file is missing for a moment while it is replaced")
+    log_once(target, "cannot rename over an existing file; a file is missing for a moment while it is replaced")
     remove(aside)
 
 
@@ -131,7 +131,7 @@ def take_name(temporary: Path, path: Path, /) -> bool | None:
     if taken is None:
         taken = _rename_without_replacing(temporary, path)
         if taken is not None:
-            tell_once(path, "has no hard links; flags are made by exclusive renames instead")
+            log_once(path, "has no hard links; flags are made by exclusive renames instead")
     return taken
 
 
@@ -233,7 +233,7 @@ def symbolic_link(link: Path, goal: str, /) -> bool:
         finally:
             temporary.unlink(missing_ok=True)
         return True
-    tell_once(link, "has no symbolic links; links that are only a convenience are left out")
+    log_once(link, "has no symbolic links; links that are only a convenience are left out")
     return False
 
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 _log = logging.getLogger("opticstream")
-_told: set[tuple[object, str]] = set()
+_logged: set[tuple[object, str]] = set()
 
 UNSUPPORTED = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.ENODEV}
@@ -29,7 +29,7 @@ def is_unsupported(error: OSError, /, *also: int) -> bool:
     return error.errno in UNSUPPORTED or error.errno in also
 
 
-def tell_once(path: Path, what: str, /) -> None:
+def log_once(path: Path, what: str, /) -> None:
     """Log that the file system of `path` lacks something, once for each file system and process.
 
     Flow runs are separate processes, so each of them logs it.
@@ -39,18 +39,18 @@ def tell_once(path: Path, what: str, /) -> None:
         device: object = os.stat(folder).st_dev
     except OSError:
         device = str(folder)
-    if (device, what) not in _told:
-        _told.add((device, what))
+    if (device, what) not in _logged:
+        _logged.add((device, what))
         _log.warning("the file system of %s %s", folder, what)
 
 
-def tell_once_of_host(what: str, /) -> None:
+def log_once_for_host(what: str, /) -> None:
     """Log something about this machine or account, once in this process."""
-    if (None, what) not in _told:
-        _told.add((None, what))
+    if (None, what) not in _logged:
+        _logged.add((None, what))
         _log.warning("%s", what)
 
 
-def forget_what_was_told() -> None:
+def forget_logged() -> None:
     """Log everything once more; for tests."""
-    _told.clear()
+    _logged.clear()

@@ -20,7 +20,7 @@ from typing import Any
 
 from opticstream.system.disk import time_of_server_s
 from opticstream.system.host import HostIdentity
-from opticstream.system.lacking import is_unsupported, tell_once
+from opticstream.system.lacking import is_unsupported, log_once
 from opticstream.system.temporary_names import temporary_beside
 
 fcntl: Any = None  # Windows has none
@@ -67,7 +67,7 @@ def try_lock(path: Path, /) -> FileLock | None:
                 os.close(handle)
                 return None
             return FileLock(path, handle, None)
-        tell_once(path, "has no file locks; files that name their owner take their place")
+        log_once(path, "has no file locks; files that name their owner take their place")
         owner_file = path.with_name(f"{path.name}.held")
         if _own(owner_file):
             return FileLock(path, handle, owner_file)
