@@ -90,7 +90,7 @@ def test_show_as_json_holds_every_fact(file):
 def test_verify_finds_nothing_wrong_and_ends_with_status_0(file):
     answer = call("state", "verify", file)
     assert answer.exit_code == 0, answer.output
-    assert "9 files compared by existence, size and checksum: nothing wrong" in answer.output
+    assert "compared 9 files (existence, size and checksum): no problems" in answer.output
 
 
 def test_verify_names_what_is_damaged_and_ends_with_status_1(file):

@@ -45,7 +45,7 @@ def test_three_dimensions_and_series_numbers_are_read(tmp_path):
         ("dim = 2\na.tif; ; (nan, 2.0)\n", "line 2: positions must be finite"),
         ("dim = 4\n", "line 1: dim must be 2 or 3, got '4'"),
         ("dim = 2\na.tif; ; (0, 1)\na.tif; ; (0, 2)\n", "'a.tif' is listed 2 times"),
-        ("# nothing\n", "holds no tile"),
+        ("# nothing\n", "lists no tile"),
     ],
 )
 def test_a_faulty_tile_configuration_is_named_with_its_line(tmp_path, text, message):

@@ -66,7 +66,7 @@ def test_rig_writes_tiles_truth_and_calibration_and_goes_on(tiny: Path) -> None:
     ("options", "message"),
     [
         (["--rate", "fast"], "expected a positive number such as 1x"),
-        (["--misbehave", "sing:1"], "is no misbehaviour"),
+        (["--misbehave", "sing:1"], "unknown misbehaviour"),
         (["--truth", "RAW/truth"], "where stages could read it"),
         (["--phantom", "RAW/none.json"], "cannot be read as phantom settings"),
     ],

@@ -130,7 +130,7 @@ class TestRefused:
             recording_at(self.folder(tmp_path, ["1.txt", "2.csv"]))
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(MissingInputError, match="holds no array"):
+        with pytest.raises(MissingInputError, match="has no array"):
             recording_at(self.folder(tmp_path, ["notes.md"]))
         with pytest.raises(MissingInputError, match="no such file or folder"):
             recording_at(tmp_path / "gone")

@@ -43,7 +43,7 @@ def server(
 ) -> None:
     """Run a Prefect server in the foreground, for workers on several hosts.
 
-    The database and the message broker are set with Prefect's own environment variables; see the deployment guide.
+    The database and the message broker are set with Prefect's own environment variables; see Prefect's documentation.
     """
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

@@ -160,7 +160,7 @@ def verify(
         for finding in findings:
             out.print(styled(finding.problem, "red"), str(finding))
         compared = "existence, size and checksum" if checksums else "existence and size"
-        out.print(f"{files} files compared by {compared}: {len(findings) or 'nothing'} wrong")
+        out.print(f"compared {files} files ({compared}): {len(findings) or 'no'} problem{'s' * (len(findings) != 1)}")
         if findings:
             out.print("`opticstream state reset PROJECT ITEM --downstream` undoes an item, so that it is done again")
     raise typer.Exit(FAILED if findings else DONE)

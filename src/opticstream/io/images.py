@@ -76,7 +76,7 @@ def read_image(path: Path, /, *, pages_are_depth: bool = False) -> NDArray[Any]:
     if data.ndim not in (2, 3):
         raise FileFormatError(f"{path}: expected 2 or 3 axes, got shape {data.shape}")
     if data.size == 0:
-        raise FileFormatError(f"{path}: holds no values, its shape is {data.shape}")
+        raise FileFormatError(f"{path}: has no values, its shape is {data.shape}")
     return np.asarray(data)
 
 

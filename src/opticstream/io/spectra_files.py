@@ -86,7 +86,7 @@ def recording_at(source: Path, /, *, transpose: bool = False, binary: BinaryShap
         raise MissingInputError(f"{source}: no such file or folder")
     files = [p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
     if not files:
-        raise MissingInputError(f"{source}: holds no array; one for each B-scan is expected ({', '.join(SUFFIXES)})")
+        raise MissingInputError(f"{source}: has no array; expected one per B-scan ({', '.join(SUFFIXES)})")
     kinds = sorted({path.suffix.lower() for path in files})
     if len(kinds) > 1:
         raise FileFormatError(f"{source}: holds files of several kinds ({', '.join(kinds)}); keep one kind in it")

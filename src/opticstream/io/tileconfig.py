@@ -77,7 +77,7 @@ def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
             raise FileFormatError(f"{path}, line {number}: positions must be finite, got {match['position']!r}")
         tiles.append(ConfiguredTile(_name(match["name"]), position))
     if not tiles:
-        raise FileFormatError(f"{path}: holds no tile")
+        raise FileFormatError(f"{path}: lists no tile")
     names = [tile.name for tile in tiles]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -65,7 +65,7 @@ class Misbehaviour:
             return cls(kind, int(number), float(seconds or 5.0))  # type: ignore[arg-type]
         except ValueError:
             raise ConfigurationError(
-                f"{text!r} is no misbehaviour; expected KIND:TILE[:SECONDS] with KIND one of "
+                f"unknown misbehaviour {text!r}; expected KIND:TILE[:SECONDS] with KIND one of "
                 f"{', '.join(get_args(MisbehaviourKind))} and TILE from 1 up"
             ) from None
 
@@ -133,7 +133,7 @@ class VirtualRig:
         for forbidden in (raw_folder, config.base_path):
             if truth_folder is not None and truth_folder.absolute().is_relative_to(forbidden.absolute()):
                 raise ConfigurationError(
-                    f"truth_folder = {truth_folder} lies inside {forbidden}, where stages could read it"
+                    f"truth_folder = {truth_folder} lies inside {forbidden}, where stages could read it; choose another folder"
                 )
         if rate is not None and rate <= 0:
             raise ConfigurationError(f"rate must be positive, got {rate:g}")
@@ -200,7 +200,7 @@ class VirtualRig:
         wrong: dict[int, list[Misbehaviour]] = {}
         for m in self.misbehaviours:
             if m.tile_number > len(tiles):
-                raise ConfigurationError(f"{m.kind}:{m.tile_number}: the acquisition has {len(tiles)} tiles only")
+                raise ConfigurationError(f"{m.kind}:{m.tile_number}: the acquisition has only {len(tiles)} tiles")
             wrong.setdefault(m.tile_number, []).append(m)
         order = list(range(1, len(tiles) + 1))
         for number in range(1, len(tiles)):

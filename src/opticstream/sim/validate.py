@@ -456,7 +456,7 @@ class _Validation:
             name = self.truth.illumination(moving.illumination)["name"]
             found = [r for r in document.get("registrations", []) if r.get("moving") == name]
             if not found:
-                raise InputError(f"{path}: holds no registration of {name!r}")
+                raise InputError(f"{path}: has no registration of {name!r}")
             matrix, offset = np.asarray(found[0]["matrix_px"]), np.asarray(found[0]["offset_px"])
             i, j = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
             got = np.einsum("ab,bij->aij", matrix, np.stack([i, j]).astype(float)) + offset[:, None, None]

@@ -72,7 +72,7 @@ def _cache_of(function: Callable[..., Any]) -> Any:
             if last or not _use_private_folder():
                 break
     log_once_for_host(
-        "there is no place for compiled code: it is made again in every process; "
+        "there is no folder for compiled code: it is compiled again in every process; "
         "set NUMBA_CACHE_DIR to a folder that can be written"
     )
     return None

@@ -190,7 +190,7 @@ def _check(item: IlluminationImages) -> None:
                 "all maps of an illumination must be images of one size"
             )
         if name != "mask" and not np.isfinite(image).any():
-            raise ValueError(f"{item.name}: {name} holds no finite value")
+            raise ValueError(f"{item.name}: {name} has no finite value")
 
 
 def _foreshortening(fixed: IlluminationImages, moving: IlluminationImages) -> tuple[float, float]:

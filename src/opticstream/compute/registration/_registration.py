@@ -78,7 +78,7 @@ def registration_image(
         raise ValueError(f"expected an image (x, y), got the shape {values.shape}")
     valid = np.isfinite(values)
     if not valid.any():
-        raise ValueError("the image holds no finite value")
+        raise ValueError("the image has no finite value")
     if mask is not None:
         inside = np.asarray(mask)
         if inside.shape != values.shape:
@@ -88,7 +88,7 @@ def registration_image(
             raise ValueError("the mask is empty")
         valid &= inside
         if not valid.any():
-            raise ValueError("the image holds no finite value inside the mask")
+            raise ValueError("the image has no finite value inside the mask")
     filled = np.where(valid, values, 0)
     if sigma_px > 0:
         weight = ndimage.gaussian_filter(valid.astype(np.float32), sigma_px, mode="constant")
