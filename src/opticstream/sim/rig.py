@@ -133,7 +133,7 @@ class VirtualRig:
         for forbidden in (raw_folder, config.base_path):
             if truth_folder is not None and truth_folder.absolute().is_relative_to(forbidden.absolute()):
                 raise ConfigurationError(
-                    f"truth_folder = {truth_folder} lies inside {forbidden}, where stages could read it; choose another folder"
+                    f"truth_folder = {truth_folder} lies inside {forbidden}, where stages could read it"
                 )
         if rate is not None and rate <= 0:
             raise ConfigurationError(f"rate must be positive, got {rate:g}")
