@@ -82,7 +82,7 @@ def test_a_target_that_fails_stops_no_other_and_is_told_again_by_the_next_look(p
     assert set(sound.keys) == KEYS
     assert set(broken.keys) == KEYS - {"mosaic-001.stitched"}
     (failure,) = failures
-    assert str(failure).startswith("target broken: could not be told mosaic-001.stitched (mosaic 1")
+    assert str(failure).startswith("target broken: could not send mosaic-001.stitched (mosaic 1")
     assert "ConnectionError: nobody answers" in str(failure)
 
     again = Notifier(project.paths.base, [broken, sound], on_failure=failures.append)

@@ -40,7 +40,7 @@ class NotTold:
 
     def __str__(self) -> str:
         why = " ".join(f"{type(self.problem).__name__}: {self.problem}".split())
-        return f"target {self.target}: could not be told {self.milestone.key} ({self.milestone.text}): {why}"
+        return f"target {self.target}: could not send {self.milestone.key} ({self.milestone.text}): {why}"
 
 
 class Notifier:
