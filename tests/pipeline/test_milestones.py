@@ -151,7 +151,7 @@ def test_a_failing_target_parks_no_work_and_stands_in_the_journal_once(project):
         tell_milestones(project, notifier(project, say=said.append, warn=warnings.append))
     assert len(said) == 3
     assert len(warnings) == 9
-    assert all("target file" in line and "the next look tries again" in line for line in warnings)
+    assert all("target file" in line and "the next check tries again" in line for line in warnings)
     (pattern,) = (one for one in failure_patterns(project) if one.kind == "not told")
     assert (pattern.stage, pattern.count, pattern.parked) == ("notify file", 3, 0)
     assert (project.facts.snapshot(), pending_announcements(project), project_progress(project)) == before

@@ -121,7 +121,7 @@ def notifier(project: Project, /, *, say: Say, warn: Say) -> Notifier:
     """
 
     def on_failure(failure: NotTold) -> None:
-        warn(f"{failure}; the next look tries again")
+        warn(f"{failure}; the next check tries again")
         if failure.is_new:
             # Recorded for the sample, because the item itself has not failed.
             stage = f"notify {failure.target}"
