@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any, Union, get_args, get_origin
 
 import tomlkit
@@ -187,6 +188,8 @@ def type_name(annotation: Any, /) -> str:
         return f"list of {type_name(inner[0])}"
     if origin is dict:
         return "table"
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " or ".join(f'`"{member.value}"`' for member in annotation)
     if hasattr(annotation, "__metadata__"):
         marks = [mark for mark in annotation.__metadata__ if isinstance(mark, OneOf)]
         if marks:
