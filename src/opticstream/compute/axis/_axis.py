@@ -182,7 +182,7 @@ def axis_from_projections(
     max_uncertainty_deg, vertical_deg : float
         Above these the pixel is flagged `UNCERTAIN`, `NEAR_VERTICAL`.
     threads : int
-        Threads to use; 0 takes all cores this process may use. The result does not depend on it.
+        Number of threads; 0: all cores that this process may use. The result does not depend on it.
 
     Raises
     ------

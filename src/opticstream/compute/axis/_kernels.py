@@ -120,7 +120,7 @@ def _misfit_of_direction(m: Any, frames: Any, n: int, u0: float, u1: float, u2: 
 def _descend(m: Any, frames: Any, n: int, found: Any, reached: Any, start: int, tolerance: float) -> None:
     """Minimise from the unit vector `found[start]` by Newton steps, and write minus the share to `reached[start]`.
 
-    The walk ends early where it leads to one of the minima before `start` and no lower.
+    The descent ends early if it reaches one of the minima before `start` and no lower value.
     """
     x, y, z = found[start, 0], found[start, 1], found[start, 2]
     _turn_towards(m, n, x, y, z)

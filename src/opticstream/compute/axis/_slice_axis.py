@@ -1,7 +1,7 @@
 """One slice from arrays: register every illumination to the first one, then solve for the fibre axis.
 
 The first illumination is the fixed one, whatever its tilt. An illumination whose registration failed is left out; with
-fewer than two left there is no axis, but the registrations are returned all the same, with their reasons.
+fewer than two left there is no axis, but the registrations are still returned, with their reasons.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from opticstream.model.modalities import described
 
 @dataclass(frozen=True)
 class IlluminationImages:
-    """En face maps of one illumination, all of shape (x, y); NaN is no value."""
+    """En face maps of one illumination, all of shape (x, y); NaN marks missing values."""
 
     name: str
     """Name used in messages."""
@@ -172,7 +172,7 @@ def aligned_map(
     shape: tuple[int, int],
     weight: ArrayLike | None = None,
 ) -> NDArray[np.float32]:
-    """Return a moving map on the fixed pixels, resampled as the table of modalities says."""
+    """Return a moving map on the fixed pixels, resampled according to the table of modalities."""
     return resampled(image, mapping, how=described(modality).resampling, shape=shape, weight=weight)
 
 

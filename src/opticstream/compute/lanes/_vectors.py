@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc, no-any-return, operator, arg-type"
 """Vectors as values inside compiled kernels: one instruction processes `LANES` neighbouring A-lines.
 
-Kernels that are written in these terms read like scalar formulas and do not depend on what a compiler's
+Kernels written with them read like scalar formulas and do not depend on what a compiler's
 auto-vectorizer makes of a loop. A vector is loaded from and stored to a flat float32 array at an element index.
 """
 

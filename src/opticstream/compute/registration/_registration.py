@@ -1,4 +1,4 @@
-"""Finding the affine mapping between two images of one slice, and saying whether it can be believed.
+"""Find the affine mapping between two images of one slice, and decide whether it is reliable.
 
 Every shift at several rotations is tried on small copies (masked normalised correlation, so large offsets, other sizes
 and missing tiles do not matter); Mattes mutual information refines the best few, coarse to fine, all the way to an
@@ -27,7 +27,7 @@ Image = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Registration:
-    """A mapping from fixed to moving pixels and what speaks for it."""
+    """A mapping from fixed to moving pixels and the evidence for it."""
 
     mapping: PlanarTransform
     """Mapping from fixed to moving pixel coordinates."""
@@ -60,7 +60,7 @@ def registration_image(
     Parameters
     ----------
     image : array_like, shape (x, y)
-        Values; NaN is no value.
+        Values; NaN marks missing values.
     mask : array_like, shape (x, y), optional
         Tissue (non-zero).
     sigma_px : float
@@ -123,7 +123,7 @@ def register_images(
     Parameters
     ----------
     fixed, moving : array_like, shape (x, y)
-        Images of the same quantity; they may differ in size and in contrast. NaN is no value.
+        Images of the same quantity; they may differ in size and in contrast. NaN marks missing values.
     fixed_mask, moving_mask : array_like, optional
         Tissue (non-zero) of each.
     details : sequence of (fixed, moving)
