@@ -393,7 +393,7 @@ class TestSpectraBesideComplexTiles:
         pairs.poll()
         (found,) = pairs.give_up_waiting()
         assert list(found.problems) == [2]
-        assert "no raw and spectral file came" in found.problems[2].text
+        assert "no raw and spectral file arrived" in found.problems[2].text
         assert found.files[2] == "m1_t2_complex.nii"
 
     def test_two_spectral_files_of_a_tile_are_a_problem_that_names_the_setting(self, tmp_path, pairs, clock):
