@@ -154,7 +154,7 @@ class TestRefused:
 
     def test_plain_values_of_another_size(self, tmp_path):
         np.zeros(7, "<u2").tofile(tmp_path / "a.raw")
-        with pytest.raises(FileFormatError, match="holds 7 uint16 values, which are not whole B-scans"):
+        with pytest.raises(FileFormatError, match="holds 7 uint16 values, expected whole B-scans"):
             facts_of_recording(recording_at(tmp_path / "a.raw", binary=BinaryShape("uint16", (1, 2, 3))))
         with pytest.raises(FileFormatError, match="have no shape"):
             facts_of_recording(recording_at(tmp_path / "a.raw"))
