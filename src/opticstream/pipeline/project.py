@@ -44,7 +44,7 @@ class Project:
         flow_run_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> Project:
-        """Return the project of a configuration, creating its folder if needed."""
+        """Return the project of a configuration, creating its folder if need be."""
         paths = ProjectPaths(
             config.base_path, config.project.archive_root, config.project.subject_id, config.scan.layout
         )
