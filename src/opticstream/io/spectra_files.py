@@ -102,7 +102,7 @@ def recording_at(source: Path, /, *, transpose: bool = False, binary: BinaryShap
     absent = sorted(set(range(order[0], order[-1] + 1)) - set(order))
     if absent:
         told = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-        raise FileFormatError(f"{source}: holds B-scans {order[0]} to {order[-1]}, but {told} are missing")
+        raise FileFormatError(f"{source}: holds B-scans {order[0]} to {order[-1]}, missing {told}")
     return Recording(source, tuple(numbered[number] for number in order), transpose, binary)
 
 
