@@ -1,4 +1,4 @@
-"""`up`, `server` and `worker`: the long-running parts, on one machine or on several."""
+"""`up`, `server` and `worker`: the long-running processes, on one machine or on several."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from opticstream.model.errors import ServerError
 
 
 def up(home: HomeOption = None) -> None:
-    """Run an embedded server with its web page and workers for all pools on this machine, until Ctrl-C.
+    """Run a server with its web page, and workers for all pools, on this machine until Ctrl-C.
 
-    Other commands find it when OPTICSTREAM_API_URL holds the address that is printed.
+    Set OPTICSTREAM_API_URL to the address that is printed, so that other commands use this server.
     """
     from opticstream.flows.session import local_session
 
@@ -31,7 +31,7 @@ def up(home: HomeOption = None) -> None:
         with local_session(home or settings.home, ui=True, sweeps=True, say=say) as session:
             out.print(f"web page  {session.api_url.removesuffix('/api')}")
             out.print(f"address   OPTICSTREAM_API_URL={session.api_url}")
-            out.print("Ctrl-C ends everything")
+            out.print("Ctrl-C stops everything")
             while True:
                 session.check()
                 time.sleep(1)
@@ -43,7 +43,7 @@ def server(
 ) -> None:
     """Run a Prefect server in the foreground, for workers on several hosts.
 
-    The database and message settings are Prefect's own environment variables; see the deployment guide.
+    The database and the message broker are set with Prefect's own environment variables; see Prefect's documentation.
     """
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -53,10 +53,10 @@ def server(
 
 def worker(
     pools: Annotated[
-        list[str], typer.Option("--pool", help="Pool to serve; give it several times. Default: all pools.")
+        list[str], typer.Option("--pool", help="Pool to serve, may be repeated. Default: all pools.")
     ] = [],  # noqa: B006
 ) -> None:
-    """Run the flows of some pools on this host, for the server at OPTICSTREAM_API_URL.
+    """Run flows on this host for the server at OPTICSTREAM_API_URL, from all pools or those that are named.
 
     Pools: tile, stitch, register, upload, state.
     """
@@ -66,7 +66,10 @@ def worker(
     with errors_shown():
         settings = DeploymentSettings()
         if not settings.api_url or not is_healthy(settings.api_url):
-            raise ServerError(f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
+            raise ServerError(
+                f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there; "
+                "start one with `opticstream server`"
+            )
         home = prepared_home(settings.home)
         keep_off_proxies(os.environ, settings.api_url)
         os.environ.update(client_environment(home, settings.api_url))

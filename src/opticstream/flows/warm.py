@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from opticstream.flows.server import die_with_parent
-from opticstream.system.lacking import tell_once_of_host
+from opticstream.system.lacking import log_once_for_host
 from opticstream.system.places import can_run_programs
 
 SOCKET_VARIABLE = "OPTICSTREAM_WARM_SOCKET"
@@ -69,7 +69,7 @@ def warm_starts(folder: Path, /) -> Iterator[None]:
         return
     address = folder / f"warm-{os.getpid()}.sock"
     if not can_run_programs(folder) or len(os.fsencode(address.with_suffix(".new"))) > _LONGEST_SOCKET_PATH:
-        tell_once_of_host(f"flow runs start slowly: no program may run in {folder}, or its path is too long (TMPDIR)")
+        log_once_for_host(f"flow runs start slowly: no program may run in {folder}, or its path is too long (TMPDIR)")
         yield
         return
     import importlib

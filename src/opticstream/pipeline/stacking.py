@@ -63,7 +63,7 @@ def _stack_slice(
 
     def compute(_claim: Claim) -> Result:
         # Looked up before the volumes are read: what is stitched meanwhile is not in the stacks.
-        volumes = _grounds_of_volumes(project, slice_id)
+        volumes = _hashes_of_volumes(project, slice_id)
         name = f"stack slice {slice_id.slice_id}"
         made.append(attempt(name, lambda: sample_stages.update_sample(sample_input(project, slice_id))))
         return Result(detail={"volumes": volumes})
@@ -100,9 +100,9 @@ def last_update(project: Project, /) -> SampleUpdated | None:
     return project.event(SampleUpdated, SampleId(), slice_id=slices[-1], slices=slices, missing=missing)
 
 
-def _grounds_of_volumes(project: Project, slice_id: SliceId) -> list[str | None] | None:
+def _hashes_of_volumes(project: Project, slice_id: SliceId) -> list[str | None] | None:
     """Return the hashes behind the stitched volumes that a slice brings to the stacks; None where there are none."""
-    volumes = project.facts.grounds(_fixed_mosaic(project, slice_id), "volume_stitched")
+    volumes = project.facts.hashes(_fixed_mosaic(project, slice_id), "volume_stitched")
     return None if volumes is None else list(volumes)
 
 
@@ -128,7 +128,7 @@ def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSna
 
     held = stacks_by_slice(project.paths.sample_folder)
     for item in done:
-        record, now = project.facts.read(item, "stacked"), _grounds_of_volumes(project, item)
+        record, now = project.facts.read(item, "stacked"), _hashes_of_volumes(project, item)
         redone = now is not None and record is not None and record.detail.get("volumes", now) != now
         if redone or not set(_volumes_by_stack(project, item)) <= held.get(item.slice_id, frozenset()):
             yield item

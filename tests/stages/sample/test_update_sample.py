@@ -208,7 +208,7 @@ def test_aligned_slices_come_to_lie_over_each_other(tmp_path: Path) -> None:
 def test_the_leash_keeps_a_chain_of_slices_from_drifting_away(
     tmp_path: Path, pullback: float, expected: list[float]
 ) -> None:
-    settings = SampleSettings(align="translation", align_leash=pullback, formats=("nifti",))
+    settings = SampleSettings(align="translation", align_pullback=pullback, formats=("nifti",))
     for slice_id in (1, 2, 3, 4):
         image = np.roll(PHANTOM.beams[0].intensity, 3 * (slice_id - 1), 0)
         path = write_nifti(tmp_path / f"a{slice_id}.nii.gz", image, voxel_size_mm=(0.01, 0.01, 1.0))

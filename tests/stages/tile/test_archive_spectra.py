@@ -85,7 +85,7 @@ def test_bad_spectra_are_refused_by_name_and_leave_no_archive(tmp_path, rig_file
 
 
 def test_the_setting_goes_with_complex_tiles_only():
-    with pytest.raises(ValueError, match=r"spectral_file_name = 'x\{tile\}' goes with raw_format = \"complex\""):
+    with pytest.raises(ValueError, match=r"spectral_file_name = 'x\{tile\}' needs raw_format = \"complex\""):
         scan(spectral_file_name="x{tile}")
     same = {"raw_format": "complex", "file_name": "a{running}.nii", "spectral_file_name": "a{running}.nii"}
     with pytest.raises(ValueError, match="are the same"):

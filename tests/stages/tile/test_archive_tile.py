@@ -160,7 +160,7 @@ class TestPublishedTree:
         good = CliRunner().invoke(app, ["archive", "verify", str(tree)])
         assert good.exit_code == 0, good.output
         assert "aip.nii.gz: has no checksum" in good.output
-        assert "2 of 2 copies are whole; 3 have no checksum and are not judged" in good.output
+        assert "2 of 2 copies are intact; 3 without a checksum were not verified" in good.output
         (tree / "derivative" / "v.ome.zarr" / "zarr.json").write_text("damaged")
         bad = CliRunner().invoke(app, ["archive", "verify", str(tree)])
         assert bad.exit_code == 1

@@ -118,7 +118,7 @@ class TestRefused:
         return folder
 
     def test_a_missing_b_scan_in_between(self, tmp_path):
-        with pytest.raises(FileFormatError, match="B-scans 0 to 3, but not 1, 2"):
+        with pytest.raises(FileFormatError, match="B-scans 0 to 3, missing 1, 2"):
             recording_at(self.folder(tmp_path, ["000.txt", "003.txt"]))
 
     def test_two_files_for_one_b_scan(self, tmp_path):
@@ -130,7 +130,7 @@ class TestRefused:
             recording_at(self.folder(tmp_path, ["1.txt", "2.csv"]))
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(MissingInputError, match="holds no array"):
+        with pytest.raises(MissingInputError, match="has no array"):
             recording_at(self.folder(tmp_path, ["notes.md"]))
         with pytest.raises(MissingInputError, match="no such file or folder"):
             recording_at(tmp_path / "gone")
@@ -154,9 +154,9 @@ class TestRefused:
 
     def test_plain_values_of_another_size(self, tmp_path):
         np.zeros(7, "<u2").tofile(tmp_path / "a.raw")
-        with pytest.raises(FileFormatError, match="holds 7 uint16 values, which are not whole B-scans"):
+        with pytest.raises(FileFormatError, match="holds 7 uint16 values, expected whole B-scans"):
             facts_of_recording(recording_at(tmp_path / "a.raw", binary=BinaryShape("uint16", (1, 2, 3))))
-        with pytest.raises(FileFormatError, match="do not say their shape"):
+        with pytest.raises(FileFormatError, match="have no shape"):
             facts_of_recording(recording_at(tmp_path / "a.raw"))
 
 

@@ -197,7 +197,7 @@ def _fingerprints(new: SampleInput) -> dict[str, str]:
     """
     settings = new.settings
     common = json.dumps(
-        [settings.align, settings.align_on, settings.align_leash, list(settings.formats), new.slice_thickness_um]
+        [settings.align, settings.align_on, settings.align_pullback, list(settings.formats), new.slice_thickness_um]
     )
     prints = {}
     for name, path in {**new.maps, **(new.volumes if settings.volumes else {})}.items():
@@ -324,7 +324,7 @@ def _pose(new: SampleInput, ledger: _Ledger) -> SlicePose | None:
         _map(new.maps[name]),
         still,
         freedom=new.settings.align,
-        pullback=new.settings.align_leash,
+        pullback=new.settings.align_pullback,
         steps=abs(nearest - new.slice_id),
     )
     if not pose.failure:

@@ -1,8 +1,8 @@
-"""How long one look takes: at a folder of raw files that the watcher knows, and at the flags of a large project.
+"""Time of one check of a folder of raw files that the watcher knows, and of the flags of a large project.
 
-    python benchmarks/looks.py [--files 20000] [--mosaics 200] [--batches 40] [--folder DIR]
+    python benchmarks/polling.py [--files 20000] [--mosaics 200] [--batches 40] [--folder DIR]
 
-Processor and wall seconds, the best of five looks. The folder is on a disk of this machine unless `--folder` names
+Processor and wall seconds, the best of five. The folder is on a disk of this machine unless `--folder` names
 another; on a network share the wall time is what counts.
 """
 
