@@ -21,7 +21,7 @@ import numpy as np
 
 from opticstream.config import ProcessingSettings
 from opticstream.sim.validate import axial_difference_deg
-from opticstream.stages.reconstruction import arrays_from_jones, options_from_settings
+from opticstream.stages.tile import arrays_from_jones, options_from_settings
 from opticstream.testing.tile_phantom import (
     TilePhantom,
     one_tile_config,

@@ -58,8 +58,8 @@ from opticstream.config.processing import VolumeSettings
 from opticstream.config.scan import IlluminationSettings, ScanSettings
 from opticstream.io.tilemap import read_tilemap
 from opticstream.model.ids import MosaicId
-from opticstream.stages.mosaic_tiles import tiles_of_mosaic
-from opticstream.stages.stitch_volume import stitch_modality
+from opticstream.stages.mosaic import tiles_of_mosaic
+from opticstream.stages.volume import stitch_modality
 folder, out, grid, width, height, modality, budget = sys.argv[1:8]
 folder, grid, width, height = Path(folder), int(grid), int(width), int(height)
 scan = ScanSettings(b_lines=height, grid_size_y=grid, scan_order="column by column",

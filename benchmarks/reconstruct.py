@@ -42,8 +42,7 @@ from opticstream.compute.reconstruction import positions_from_wavelengths
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.io.nifti_stream import open_volume
 from opticstream.model.ids import TileId
-from opticstream.stages.archive_tile import archive_tile
-from opticstream.stages.process_tile import available_threads, process_tile
+from opticstream.stages.tile import archive_tile, available_threads, process_tile
 from opticstream.testing.raw_tiles import nifti_header
 from opticstream.testing.reconstruction_reference import (
     jones_reference,

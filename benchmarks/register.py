@@ -1,4 +1,4 @@
-"""Figures of slice registration: error, residual, confidence and time over offsets, rotations, overlap and strangers.
+"""Figures of slice registration: error, residual, confidence, time over offsets, rotations, overlap and other slices.
 
 python benchmarks/register.py [--size 330 250] [--seeds 3] [--json FILE]
 
@@ -69,7 +69,7 @@ def sweep(size: tuple[int, int], seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def strangers(size: tuple[int, int], seeds: int) -> dict[str, Any]:
+def unrelated(size: tuple[int, int], seeds: int) -> dict[str, Any]:
     results = []
     for seed in range(2 * seeds):
         one, other = (
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     size = (options.size[0], options.size[1])
-    result: dict[str, Any] = {"sweep": sweep(size, options.seeds), "strangers": strangers(size, options.seeds)}
+    result: dict[str, Any] = {"sweep": sweep(size, options.seeds), "unrelated": unrelated(size, options.seeds)}
     if options.large:
         result["large"] = large()
     text = json.dumps(result, indent=1)

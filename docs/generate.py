@@ -1,6 +1,4 @@
-"""Writes the generated pages of `docs/reference/` anew: all keys from the settings, all events from their classes,
-all steps from the chain, all modalities from their table.
-"""
+"""Write the generated pages of `docs/reference/`: the settings, the events, the steps of the chain, the modalities."""
 
 from __future__ import annotations
 
@@ -20,12 +18,12 @@ REFERENCE = Path(__file__).parent / "reference"
 
 
 def project_file_page() -> str:
-    """Return the page on all keys of a project file."""
+    """Return the page about all keys of a project file."""
     return (
         "# Project file\n\n"
-        "Generated from the settings; `make docs` writes it anew. `opticstream project init` writes a commented file\n"
+        "Generated from the settings by `make docs`. `opticstream project init` writes a commented file\n"
         "with every key at its default.\n\n"
-        "The design's flat parameter names work wherever parameters are overridden (`--set`, event payloads, flow\n"
+        "These flat names can be used wherever parameters are overridden (`--set`, event payloads, flow\n"
         "parameters): `grid_size_x_{illumination}`, `grid_size_y`, `tile_overlap`, `mask_threshold_{illumination}`,\n"
         "`scan_resolution_3d`, `surface` or `surface_finding_method`, `offset`, `depth`, `gamma`, `mask_file_type`,\n"
         "`force_refresh_coordinates`, `save_volumes`, `project_name`, `project_base_path`, `archive_path` and\n"
@@ -34,12 +32,12 @@ def project_file_page() -> str:
 
 
 def deployment_page() -> str:
-    """Return the page on the environment variables of a host, and on the targets of notifications."""
+    """Return the page about the environment variables of a host, and the targets of notifications."""
     lines = [
         "# Deployment settings",
         "",
-        "Generated from the settings; `make docs` writes it anew. They say how and where the pipeline runs on a host,",
-        "and are read from environment variables by every command and flow run on that host.",
+        "Generated from the settings by `make docs`. They define how and where the pipeline runs on a host. Every",
+        "command and every flow run on that host reads them from environment variables.",
         "",
         "| variable | type | default | meaning |",
         "|---|---|---|---|",
@@ -54,10 +52,10 @@ def deployment_page() -> str:
         "",
         "## Targets of notifications",
         "",
-        "`OPTICSTREAM_NOTIFY_TARGETS` holds a list of targets, as JSON or TOML. Each target is told each milestone and",
-        "failure once. One that fails stops no other and parks no work; it is told again by the next look or sweep. A",
-        "target that is new to a project is told everything that was reached before.",
-        "[Add a target](../how-to/add-a-target.md) tells how to write another kind.",
+        "`OPTICSTREAM_NOTIFY_TARGETS` is a list of targets, as JSON or TOML. Each target receives each milestone and",
+        "failure once. If a target fails, neither the others nor the work are affected; what it missed is sent later.",
+        "A target that is new to a project receives everything that was reached before.",
+        "[Add a target](../how-to/add-a-target.md) explains how to write another kind.",
         "",
     ]
     for kind in models_in(fields["notify_targets"].annotation):
@@ -67,28 +65,27 @@ def deployment_page() -> str:
 
 
 def events_page() -> str:
-    """Return the page on all events: what they say and which flows they start."""
+    """Return the page about all events: what they mean and which flows they start."""
     lines = [
         "# Events",
         "",
-        "Generated from the event classes; `make docs` writes it anew. Every event is named",
-        "`linc.oct.{hierarchy}.{state}`; its resource carries `project`, `hierarchy` and ids as labels; its payload",
-        "has the fields below, besides `project_name`, `project_base_path`, `parameters` (overrides) and `artifacts`",
-        "(keys of the artifacts that show the item). Paths are relative to the project, or to the archive as",
-        "`archive:...`.",
+        "Generated from the event classes by `make docs`. The name of an event is `linc.oct.{hierarchy}.{state}`. Its",
+        "resource has `project`, `hierarchy` and ids as labels. Its payload has the fields below, and `project_name`,",
+        "`project_base_path`, `parameters` (overrides) and `artifacts` (keys of the artifacts that show the item).",
+        "Paths are relative to the project, or to the archive if they start with `archive:`.",
         "",
         "Other programs may send the same events. `project_name` and the ids of the item are enough, in the payload or",
-        "as labels of the resource; numbers may be text, and fields in *italics* are filled in: from the registered",
-        "layout, from the flag files, or, for `files`, from the names in the raw folder. Fields that an event does not",
-        "have are ignored, with a line in the log. What cannot be understood is told: the run ends as Failed with one",
-        "line, which also stands in `state/notified`, `opticstream status` and `opticstream failures`, and in an",
-        "artifact at the server.",
+        "as labels of the resource. Numbers may be text, and fields in *italics* are filled in if they are missing:",
+        "from the registered layout, from the flag files, or, for `files`, from the names in the raw folder. Unknown",
+        "fields are ignored, with a line in the log. An event that cannot be understood is reported: the flow run ends",
+        "as Failed with one line, which also appears in `state/notified`, `opticstream status`, `opticstream failures`",
+        "and an artifact at the server.",
         "",
-        "To send an event again is a way to retry: what is parked as failed, or was made from a raw file that has",
-        "changed, is tried again, and what is finished is skipped. What the pipeline announces by itself, an event",
-        "that is delivered twice, and one that occurred before the work was parked try nothing again. A payload of",
-        f"more than {MOST_BYTES // 1000} kB is sent without `files`, `outputs` and the like, which the reader finds by",
-        "itself.",
+        "Send an event again to retry its work: what is parked as failed, or was made from a raw file that has",
+        "changed, is tried again, and finished work is skipped. Events that the pipeline itself repeats, events",
+        "that are delivered twice, and events that occurred before the work was parked cause no retry. A payload of",
+        f"more than {MOST_BYTES // 1000} kB is sent without `files`, `outputs` and similar fields; the receiver looks",
+        "them up.",
         "",
         "| event | means | starts | fields |",
         "|---|---|---|---|",
@@ -103,18 +100,18 @@ def events_page() -> str:
 
 
 def _field(event: type[Event], name: str) -> str:
-    """Return a field's name, in italics where whoever sends the event may leave it out."""
+    """Return a field's name, in italics if the sender of the event may omit it."""
     ids = {"sample": set(), "slice": {"slice_id"}, "mosaic": {"mosaic_id"}}
     needed = ids.get(event.hierarchy, {"mosaic_id", f"{event.hierarchy}_id"})
     return f"`{name}`" if name in needed else f"*`{name}`*"
 
 
 def chain_page() -> str:
-    """Return the page on the steps of the chain, with a drawing of it."""
+    """Return the page about the steps of the chain, with a drawing."""
     lines = [
         "# The chain",
         "",
-        "Generated from the steps in `model/chain.py`; `make docs` writes it anew. How a step is added stands in",
+        "Generated from the steps in `model/chain.py` by `make docs`. To add a step, see",
         "[add a stage](../how-to/add-a-stage.md).",
         "",
         "| step | on a | due after | made from | leads to | parked as | claim | started by | announces |",
@@ -153,17 +150,17 @@ _WHOSE = {"own": "its own", "parts": "its parts'", "first part": "its first part
 
 
 def modalities_page() -> str:
-    """Return the page on all modalities: what they hold, where they are made, how they are treated and shown."""
+    """Return the page about all modalities: their values, where they are made, how they are processed and shown."""
     lines = [
         "# Modalities",
         "",
-        "Generated from `model/modalities.py`; `make docs` writes it anew.",
-        "[Add a modality](../how-to/add-a-modality.md) tells how to add one. Names are the last part of file names.",
+        "Generated from `model/modalities.py` by `make docs`. To add one, see",
+        "[add a modality](../how-to/add-a-modality.md). A name is the last part of a file name.",
         "",
-        "The same value has the same colour in every mosaic of every project; ranges are those of mosaics. Axes are",
-        "blended as (cos 2t, sin 2t), in overlaps and in pyramids; on other pixels axes and vectors turn with the",
-        "picture, but for the through-plane angle, which is no direction in the image. Intensities are compared as",
-        "logarithms for the positions of tiles, other maps as they are.",
+        "A value has the same colour in every mosaic of every project; ranges are those of mosaics. Axes are",
+        "blended as (cos 2t, sin 2t), in overlaps and in pyramids. When a picture is resampled, axes and vectors",
+        "rotate with it, except for the through-plane angle, which is not a direction in the image. To find the",
+        "positions of tiles, intensities are compared as logarithms, and other maps as they are.",
         "",
         "| name | meaning | unit | made as | kind | blends by | resampled | channels | intensity | colours | range |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

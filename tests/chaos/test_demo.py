@@ -37,7 +37,7 @@ def wait_for_work(log: Path, demo: subprocess.Popen[bytes]) -> None:
     """Wait until the demo that was started last has shown its first mosaic."""
     end = time.monotonic() + 120
     while demo.poll() is None and time.monotonic() < end:
-        if "mosaic 1" in log.read_text().rpartition("phantom and project file")[2]:
+        if "mosaic 1" in log.read_text().rpartition("the phantom and the project file")[2]:
             return
         time.sleep(0.1)
 

@@ -48,9 +48,9 @@ def test_settings_can_be_given(files: list[str], tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         ("{0} {1} {2}", 2, "two or more illuminations, got 3 files"),
-        ("{0} {1} {2} {3} --tilt 0", 2, "--tilt was given 1 times for 2 illuminations"),
+        ("{0} {1} {2} {3} --tilt 0", 2, "--tilt was given 1 times, expected 2: once per illumination"),
         ("{0} {1} {2} {3} --set transform=wild", 2, "processing.registration.transform"),
-        ("{0} {1} {2} {3} {0} {1}", 2, "give --tilt once for each of the 3 illuminations"),
+        ("{0} {1} {2} {3} {0} {1}", 2, "--tilt is missing; give it once for each of the 3 illuminations"),
         ("{0} {1} {2} gone.nii", 1, "gone.nii: no such file"),
     ],
 )
@@ -95,7 +95,7 @@ def test_sample_adds_what_is_registered_and_says_what_is_missing(tmp_path: Path)
     result = RUNNER.invoke(app, ["sample", file])
     assert result.exit_code == 0, result.output
     lines = [" ".join(line.split()) for line in result.output.splitlines()]
-    assert "stacks hold slices 1, 2" in lines
+    assert "slices in the stacks: 1, 2" in lines
     assert "slice 3 is missing: not registered yet" in lines
     assert any(line.startswith("slice 2 has no axis: no fibre axis: tilted onto normal:") for line in lines)
     assert project.facts.has(SliceId(2), "stacked")

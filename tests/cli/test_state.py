@@ -90,7 +90,7 @@ def test_show_as_json_holds_every_fact(file):
 def test_verify_finds_nothing_wrong_and_ends_with_status_0(file):
     answer = call("state", "verify", file)
     assert answer.exit_code == 0, answer.output
-    assert "9 files compared by existence, size and checksum: nothing wrong" in answer.output
+    assert "compared 9 files (existence, size and checksum): no problems" in answer.output
 
 
 def test_verify_names_what_is_damaged_and_ends_with_status_1(file):
@@ -113,7 +113,7 @@ def test_reset_says_what_goes_and_what_stays_and_changes_nothing_in_a_dry_run(fi
     before = facts_of(file).snapshot()
     answer = call("state", "reset", file, "mosaic-001", "--downstream", "--dry-run")
     assert answer.exit_code == 0
-    assert "slice 1: take back ready, registered" in answer.output
+    assert "slice 1: withdraw ready, registered" in answer.output
     assert "remove mosaic-01/stitched/aip.nii" in answer.output
     assert "aip.nii is published and stays until the new result replaces it" in answer.output
     assert facts_of(file).snapshot() == before
@@ -133,7 +133,7 @@ def test_reset_asks(file, monkeypatch, reply, done):
     answer = call("state", "reset", file, "slice-001", input=reply)
     assert answer.exit_code == 0
     assert facts_of(file).has(SliceId(1), "registered") is not done
-    assert ("took back" in answer.output) is done
+    assert ("withdrew" in answer.output) is done
 
 
 def test_reset_leaves_published_files_and_the_parts_of_a_mosaic_alone(file):
@@ -151,7 +151,7 @@ def test_reset_leaves_published_files_and_the_parts_of_a_mosaic_alone(file):
     (published,) = plan["published"]
     assert facts.roots["archive"].joinpath(published.removeprefix("archive:")).read_text() == "published"
     again = call("state", "reset", file, "mosaic-001", "--yes")
-    assert "nothing has been done for mosaic 1" in again.output
+    assert "nothing to undo for mosaic 1" in again.output
 
 
 def test_an_unknown_item_is_wrong_use(file):

@@ -20,7 +20,7 @@ from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
 from opticstream.io.tilemap import read_tilemap
 from opticstream.io.zarr import read_volume
-from opticstream.stages.find_coordinates import find_coordinates
+from opticstream.stages.mosaic import find_coordinates
 from opticstream.testing.checksums import tree_checksums
 from opticstream.testing.stitching_cases import MOSAIC, make_case
 
@@ -170,7 +170,7 @@ def test_a_volume_makes_what_it_needs_first_and_says_what_it_lacks(project):
     assert code == 0, output
     assert (base / "tilemap-normal.j2").exists()
     assert read_nifti(base / "focus-normal.nii").any()
-    assert "nothing is masked" in output
+    assert "no mask is applied" in output
     assert "focus map: surfaces differ by" in output
 
 
@@ -187,7 +187,9 @@ def test_a_mask_fits_the_volume_whichever_of_both_is_interpolated(project, linea
 
 def test_a_mask_that_keeps_nothing_is_told(project):
     options = ("--set", "processing.mask.threshold_db.normal=95")
-    assert "the mask keeps 0% (processing.mask.threshold_db" in command("mosaic", project, *options)[1]
+    assert (
+        "the mask keeps 0% of the pixels (see processing.mask.threshold_db" in command("mosaic", project, *options)[1]
+    )
     assert "the mask keeps 99%" in command("mosaic", project)[1]
 
 
@@ -256,7 +258,7 @@ def test_tiles_that_a_configuration_lists_in_vain_are_stitched_around_and_listed
     source = configured(case)
     (source.parent / "tile_4.tif").unlink()
     assert told("mosaic", source, "--db")["missing"] == {"aip": [4]}
-    assert "stitched around missing tiles 4" in command("mosaic", source, "--db")[1]
+    assert "missing tiles, left blank: 4" in command("mosaic", source, "--db")[1]
 
 
 def test_tiles_of_unequal_size_are_named_with_both_sizes(case):
@@ -281,7 +283,7 @@ def test_a_tile_of_nan_is_stitched_around_and_told(project):
     tile = project.parent / "project" / "mosaic-01" / "processed" / "mosaic_001_image_0005_aip.nii"
     write_nifti(tile, np.full((72, 64), np.nan, np.float32))
     assert told("mosaic", project)["blank"] == [5]
-    assert "nothing to see in tiles 5" in command("mosaic", project)[1]
+    assert "tiles without any content: 5" in command("mosaic", project)[1]
 
 
 def test_a_focus_map_of_other_tiles_is_named_with_what_to_turn(project):

@@ -55,7 +55,7 @@ def test_tile_makes_the_products_of_every_file(project):
     names = {p.name for p in (project / "out" / "mosaic-01" / "processed").iterdir()}
     assert "mosaic_001_image_0002_dBI.nii" in names
     assert "mosaic_001_image_0001_ori.nii" in names
-    assert "2 of 2 copies are whole" in run("archive", "verify", project / "out" / "archived").stdout
+    assert "2 of 2 copies are intact" in run("archive", "verify", project / "out" / "archived").stdout
 
 
 def test_tile_makes_only_what_is_asked_for(project):

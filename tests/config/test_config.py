@@ -14,6 +14,7 @@ from opticstream.config.overrides import differences, flat_parameter_path, value
 from opticstream.config.template import project_template, reference
 from opticstream.model.errors import ConfigurationError
 from opticstream.notify import TargetContext, open_targets
+from opticstream.pipeline.parameters import current_name_and_value, sample_settings
 
 MINIMAL = {"project": {"project_name": "p", "project_base_path": "out"}}
 
@@ -63,7 +64,7 @@ def test_the_designs_flat_parameter_names_reach_their_settings():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("scan.sample", 5, ["scan.sample", "no such setting", "5"]),
+        ("scan.sample", 5, ["scan.sample", "unknown setting", "5"]),
         ("scan.samples", "many", ["scan.samples", "'many'"]),
         ("scan.channels", 3, ["scan.channels", "3"]),
         ("scan.channels", 1, ["processing.enface.modalities", "scan.channels = 1"]),
@@ -171,6 +172,29 @@ class TestMaskForRegistration:
         assert (chosen.registration.mask_file_type, chosen.mask.made_from) == ("", "aip")
 
 
+class TestAlignPullback:
+    def test_the_old_key_is_read_with_a_note_that_names_the_new_one(self, caplog):
+        data = {**MINIMAL, "processing": {"sample": {"align_leash": 0.3}}}
+        assert config_from_mapping(data, source="old file").processing.sample.align_pullback == 0.3
+        (note,) = [record.getMessage() for record in caplog.records]
+        assert "old file" in note
+        assert "align_pullback in [processing.sample]" in note
+        assert config(**{"processing.sample.align_leash": OptionText("0.2")}).processing.sample.align_pullback == 0.2
+
+    def test_the_new_key_is_used_if_both_are_given(self):
+        data = {"sample": {"align_leash": 0.3, "align_pullback": 0.1}}
+        assert config_from_mapping({**MINIMAL, "processing": data}).processing.sample.align_pullback == 0.1
+
+    def test_the_new_name_makes_no_result_out_of_date(self):
+        recorded = sample_settings(config()).results["processing"]["sample"]
+        assert recorded["align_leash"] == 0.05
+        assert "align_pullback" not in recorded
+        assert current_name_and_value("processing.sample.align_leash", 0.05) == (
+            "processing.sample.align_pullback",
+            0.05,
+        )
+
+
 class TestTypedValues:
     @pytest.mark.parametrize(
         ("key", "text", "expected"),
@@ -243,9 +267,9 @@ class TestTypedValues:
     @pytest.mark.parametrize(
         ("key", "words"),
         [
-            ("scan.illuminations.7.columns", "no item '7'; items are 0 to 1"),
+            ("scan.illuminations.7.columns", "unknown item '7'; items are 0 to 1"),
             ("scan.illuminations.sideways.columns", "named 'normal', 'tilted'"),
-            ("processing..depth", "expected names with a dot"),
+            ("processing..depth", "expected names separated by dots"),
             ("processing.enface.depth.more", "depth is not a table"),
         ],
     )
@@ -313,8 +337,8 @@ class TestNotifyTargets:
         [
             ("log, file", "OPTICSTREAM_NOTIFY_TARGETS = log, file: expected a list of targets in JSON or TOML"),
             ('[{"kind": "slak"}]', r"NOTIFY_TARGETS\[0\]: unknown kind 'slak'; expected one of 'log', 'file'"),
-            ('[{"path": "x"}]', r"NOTIFY_TARGETS\[0\]: has no `kind`"),
-            ('[{"kind": "log"}, {"kind": "file", "file": "x"}]', r"NOTIFY_TARGETS\[1\].file = x: there is no such"),
+            ('[{"path": "x"}]', r"NOTIFY_TARGETS\[0\]: `kind` is missing"),
+            ('[{"kind": "log"}, {"kind": "file", "file": "x"}]', r"NOTIFY_TARGETS\[1\].file = x: unknown setting"),
             ('[{"kind": "file", "name": "A b"}]', r"NOTIFY_TARGETS\[0\].name = A b: String should match pattern"),
             ('[{"kind": "file"}, {"kind": "file"}]', "2 targets have the name 'file'; give each a `name` of its own"),
             ('[{"kind": "file", "name": "log"}]', "a target of kind 'file' cannot have the name 'log'"),

@@ -38,8 +38,8 @@ def package(tmp_path_factory):
     assert text.count("_ENTRIES = (\n") == 1
     entry = block("src/opticstream/model/modalities.py, in _ENTRIES")
     table.write_text(text.replace("_ENTRIES = (\n", "_ENTRIES = (\n" + entry), encoding="utf-8")
-    makers = folder / "opticstream" / "stages" / "enface_maps.py"
-    function = block("src/opticstream/stages/enface_maps.py, at the end")
+    makers = folder / "opticstream" / "stages" / "tile" / "_enface_maps.py"
+    function = block("src/opticstream/stages/tile/_enface_maps.py, at the end")
     makers.write_text(makers.read_text(encoding="utf-8") + "\n\n" + function, encoding="utf-8")
     return folder
 
@@ -87,7 +87,7 @@ def test_no_more_than_three_files_are_touched(package):
         for path in package.rglob("*.py")
         if not filecmp.cmp(path, ROOT / "src" / path.relative_to(package), shallow=False)
     ]
-    assert sorted(changed) == ["opticstream/model/modalities.py", "opticstream/stages/enface_maps.py"]
+    assert sorted(changed) == ["opticstream/model/modalities.py", "opticstream/stages/tile/_enface_maps.py"]
 
 
 def test_the_map_of_a_tile_is_what_the_guide_says(project):

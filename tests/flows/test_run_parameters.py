@@ -64,7 +64,7 @@ def test_a_file_that_differs_is_used_and_told_and_not_registered(server, tmp_pat
     assert chosen.overrides == {"processing.enface.depth": 50}
     told = capsys.readouterr().err
     assert "processing.enface.depth: 70 -> 50" in told
-    assert "are used here, the registered ones stay" in told
+    assert "and the registered ones stay" in told
     assert "opticstream project register" in told
     assert load_parameters("Changed File").processing.enface.depth == 70
     assert load_parameters("Changed File", overrides=chosen.overrides) == chosen.config

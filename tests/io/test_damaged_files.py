@@ -27,7 +27,7 @@ from opticstream.io.tilemap import TileMap, TilePlace, read_tilemap, write_templ
 from opticstream.io.zarr import volume_reader, volume_voxel_um
 from opticstream.model.errors import FileFormatError, InputError, MissingInputError, OpticStreamError, StateError
 from opticstream.model.ids import BatchId
-from opticstream.stages.archive_tile import archive_tile, verify_archive
+from opticstream.stages.tile import archive_tile, verify_archive
 from opticstream.state import Facts
 from opticstream.testing.raw_tiles import nifti_header, write_spectral_nifti
 
@@ -193,7 +193,7 @@ def test_a_damaged_flag_is_a_state_error(tmp_path):
         path.write_bytes(content)
         try:
             facts.read(BatchId(1, 1), "processed")
-            facts.grounds(BatchId(1, 1), "processed")
+            facts.hashes(BatchId(1, 1), "processed")
         except StateError as error:
             message = str(error)
             assert path.name in message
@@ -215,13 +215,13 @@ def test_compressed_data_without_their_end_are_refused_also_when_all_values_are_
     path = tmp_path / "raw.nii.gz"
     make_raw(path)
     path.write_bytes(path.read_bytes()[:-missing])
-    with pytest.raises(InputError, match=r"raw\.nii\.gz: (its compressed data break off|ended after)"):
+    with pytest.raises(InputError, match=r"raw\.nii\.gz: (its compressed data end early|ended after)"):
         spectral(path)
 
 
 def test_a_compressed_complex_tile_is_refused_in_plain_words(tmp_path):
     (tmp_path / "c.nii.gz").write_bytes(gzip.compress(b"x"))
-    with pytest.raises(FileFormatError, match="complex tiles are read uncompressed"):
+    with pytest.raises(FileFormatError, match="expected an uncompressed one"):
         complex_tile(tmp_path / "c.nii.gz")
 
 

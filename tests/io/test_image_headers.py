@@ -228,7 +228,7 @@ def test_a_size_that_is_none_is_refused(tmp_path):
         (np.zeros((3, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "colour picture"),
         (np.zeros((3, 4, 3), "u1"), "colour picture"),
         (np.zeros((3, 4, 5, 2), "f4"), "axis 4"),
-        (np.zeros((0, 4), "f4"), "holds no values"),
+        (np.zeros((0, 4), "f4"), "has no values"),
         (np.zeros(4, "f4"), "expected 2 or 3 axes"),
     ],
 )

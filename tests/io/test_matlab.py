@@ -48,7 +48,7 @@ def test_big_endian_files_are_read(tmp_path):
 def test_newer_and_other_files_are_refused_with_the_way_out(tmp_path):
     path = tmp_path / "a.mat"
     path.write_bytes(b"MATLAB 7.3 MAT-file, Platform: PCWIN64".ljust(512))
-    with pytest.raises(FileFormatError, match=r"a\.mat: a MATLAB 7\.3 file; save it with -v7"):
+    with pytest.raises(FileFormatError, match=r"a\.mat: is a MATLAB 7\.3 file, which cannot be read; save it with -v7"):
         arrays_from_matlab(path)
     path.write_bytes(b"a text that has the wrong name")
     with pytest.raises(FileFormatError, match=r"a\.mat"):

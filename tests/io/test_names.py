@@ -43,7 +43,7 @@ def test_strangers_are_not_tiles(name):
     [
         (TEMPLATES[0], "mosaic_001_image_0013_spectral_0000.nii", "tile 13 is outside the 4 x 3 grid"),
         (TEMPLATES[0], "mosaic_000_image_0001_spectral_0000.nii", "must be a whole number from 1 up"),
-        (TEMPLATES[2], "sub-1_sample-slice1_chunk-1_acq-sideways_spectral.nii", "'sideways' is none of"),
+        (TEMPLATES[2], "sub-1_sample-slice1_chunk-1_acq-sideways_spectral.nii", "unknown illumination 'sideways'"),
         (TEMPLATES[4], "s1_normal_c2_t1.nii", "batch 2 contradicts"),
     ],
 )

@@ -157,10 +157,10 @@ def test_a_calibration_in_text_may_have_comments_and_says_which_line_is_wrong(tm
     path.write_text("% pixel, nm\n# made by hand\n0, 801.5\n1, 802.5 # the second\n", encoding="utf-8")
     np.testing.assert_array_equal(read_vector(str(path)), [[0, 801.5], [1, 802.5]])
     path.write_text("pixel, nm\n0, 801.5\n", encoding="utf-8")
-    with pytest.raises(CalibrationError, match=r"k\.txt \(scan\.x\), line 1: 'pixel, nm' is no list of numbers"):
+    with pytest.raises(CalibrationError, match=r"k\.txt \(scan\.x\), line 1: 'pixel, nm' is not a list of numbers"):
         read_vector(str(path), setting="scan.x")
     path.write_text("0, 801.5\n1\n", encoding="utf-8")
-    with pytest.raises(CalibrationError, match="as many on each"):
+    with pytest.raises(CalibrationError, match="the same on each"):
         read_vector(str(path))
 
 

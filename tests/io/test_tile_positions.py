@@ -40,12 +40,12 @@ def test_three_dimensions_and_series_numbers_are_read(tmp_path):
     ("text", "message"),
     [
         ("dim = 2\na.tif; ; (1.0, 2.0\n", "line 2: expected 'name; ; "),
-        ("dim = 2\na.tif; ; (1.0, x)\n", "line 2: '1.0, x' is no list of numbers"),
+        ("dim = 2\na.tif; ; (1.0, x)\n", "line 2: '1.0, x' is not a list of numbers"),
         ("dim = 2\na.tif; ; (1.0, 2.0, 3.0)\n", "line 2: expected 2 coordinates, got 3"),
         ("dim = 2\na.tif; ; (nan, 2.0)\n", "line 2: positions must be finite"),
         ("dim = 4\n", "line 1: dim must be 2 or 3, got '4'"),
         ("dim = 2\na.tif; ; (0, 1)\na.tif; ; (0, 2)\n", "'a.tif' is listed 2 times"),
-        ("# nothing\n", "holds no tile"),
+        ("# nothing\n", "lists no tile"),
     ],
 )
 def test_a_faulty_tile_configuration_is_named_with_its_line(tmp_path, text, message):
@@ -113,9 +113,9 @@ def test_a_template_cannot_run_code(tmp_path):
         (("format: opticstream-tilemap 1", "format: other"), "expected 'opticstream-tilemap 1'"),
         (("  - tile: 2", "  - tile: 1"), "every tile once"),
         (("    x: 80.125", "    x: .nan"), "not finite"),
-        (("    x: 80.125", "    x: left"), "is no tile map"),
-        (("tiles:", "tilez:"), "is no tile map"),
-        (("metadata:", "metadata: ]"), "is no YAML"),
+        (("    x: 80.125", "    x: left"), "is not a tile map"),
+        (("tiles:", "tilez:"), "is not a tile map"),
+        (("metadata:", "metadata: ]"), "is not valid YAML"),
     ],
 )
 def test_a_damaged_template_is_named(tmp_path, change, message):

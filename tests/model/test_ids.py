@@ -36,7 +36,7 @@ def test_a_key_names_its_item(item):
 
 @pytest.mark.parametrize("key", ["", "tile-1", "mosaic-0", "slice-x", "mosaic-1/slice-2", "sample-1", "batch-003"])
 def test_a_wrong_key_is_refused_with_the_key(key):
-    with pytest.raises(ValueError, match="names no item"):
+    with pytest.raises(ValueError, match="unknown item"):
         item_from_key(key)
 
 

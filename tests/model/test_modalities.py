@@ -116,26 +116,17 @@ class TestWhatOthersTakeFromIt:
                 assert picture_of_map(name, values).shape == (3, 4, 3)
 
     def test_every_en_face_map_but_the_surface_has_a_maker(self):
-        from opticstream.stages.enface_maps import MAKERS
+        from opticstream.stages.tile import MAKERS
 
         assert {*MAKERS, modalities.SURFACE} == set(modalities.enface_names())
 
     def test_a_maker_needs_an_entry_and_stands_alone(self):
-        from opticstream.stages.enface_maps import makes
+        from opticstream.stages.tile import makes
 
         with pytest.raises(ValueError, match="'nonsense' is not an en face map"):
             makes("nonsense")
         with pytest.raises(ValueError, match="the map 'aip' is made by average_intensity already"):
             makes("aip")
-
-    def test_every_volume_is_made_of_a_small_tile_and_by_the_engine(self):
-        from opticstream.compute.reconstruction import TileProfiles
-        from opticstream.stages.reconstruction import _volume
-
-        jones = np.ones((2, 2, 2, 4), np.complex64)
-        profiles = TileProfiles(jones=jones, depth_step_um=2.5, wavelength_um=1.3)
-        for name in modalities.volume_names():
-            assert _volume(profiles, name).shape == (2, 2, 4)
 
 
 def settings_of(kind: type[BaseModel]):

@@ -9,7 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from opticstream.cli import app
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.io.tilemap import read_tilemap
 from opticstream.model.events import BatchReady, MosaicReady, MosaicStitched, SliceReady
@@ -63,6 +65,18 @@ def test_raw_tiles_become_a_registered_and_published_slice(undisturbed):
         "mosaic-01/archived/sample-slice-001_chunk-0001_acq-normal_OCT.nii.gz",
     ):  # fmt: skip
         assert (base / name).exists(), name
+
+
+def test_the_commands_stitch_what_the_pipeline_stitches(undisturbed, tmp_path):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "acquisition"))
+    made = folder / "by-hand"
+    for command in ("mosaic", "volume"):
+        arguments = ["stitch", command, str(folder / "project.toml"), "--mosaic", "2", "--out", str(made)]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+    by_hand, by_pipeline = tree_checksums(made), tree_checksums(undisturbed / "project" / "mosaic-02" / "stitched")
+    assert {"mosaic_002_aip.nii.gz", "mosaic_002_mask.nii.gz", "mosaic_002_dBI.ome.zarr/zarr.json"} <= by_hand.keys()
+    assert {name: by_pipeline[name] for name in by_hand} == by_hand
 
 
 def test_nothing_of_the_raw_tiles_is_changed(acquired, undisturbed):
@@ -196,13 +210,13 @@ def test_a_result_that_is_gone_when_it_is_to_be_published_is_told_and_not_passed
 
 
 def test_a_slice_that_cannot_be_stacked_is_parked_and_retried(acquisition, monkeypatch):
-    from opticstream.stages import update_sample
+    from opticstream.stages import sample
 
     def broken(_new):
         raise OSError(28, "No space left on device")
 
-    original = update_sample.update_sample
-    monkeypatch.setattr(update_sample, "update_sample", broken)
+    original = sample.update_sample
+    monkeypatch.setattr(sample, "update_sample", broken)
     project = opened(acquisition)
     bus = LocalBus(project)
     bus.feed(acquisition / "raw")
@@ -210,7 +224,7 @@ def test_a_slice_that_cannot_be_stacked_is_parked_and_retried(acquisition, monke
     assert [f.fact for f in project_progress(project).failures] == ["stack_failed"]
     assert is_finished(project, project.facts.snapshot())
     assert "linc.oct.sample.failed" in {event.event_name() for event in bus.seen}
-    monkeypatch.setattr(update_sample, "update_sample", original)
+    monkeypatch.setattr(sample, "update_sample", original)
     plan = retry_plan(project)
     apply_plan(project, plan, reason="test")
     again = LocalBus(project)

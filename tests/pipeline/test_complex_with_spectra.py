@@ -64,6 +64,6 @@ def test_a_tile_whose_spectra_did_not_come_is_parked_alone(rig):
     bus.run()
     failed = project.facts.read(TileId(1, 2), "failed")
     assert failed is not None
-    assert "no raw and spectral file came" in failed.detail["reason"]
+    assert "no raw and spectral file arrived" in failed.detail["reason"]
     assert project.facts.has(TileId(1, 1), "processed")
     assert project.facts.has(BatchId(1, 2), "processed")

@@ -152,7 +152,7 @@ def test_two_files_of_one_tile_are_a_problem_of_that_tile(project, raw):
     payload = {"project_name": "p", "mosaic_id": 3, "batch_id": 2, "raw_folder": str(raw)}
     event = understood(project, "batch.ready", payload)
     assert list(event.problems) == [3]
-    assert "2 files claim to be it" in str(event.problems[3])
+    assert "2 files have its name" in str(event.problems[3])
 
 
 WRONG = {

@@ -76,7 +76,7 @@ def test_a_mosaic_that_is_lost_stops_its_slices_axis_and_no_other_slice(two_slic
 
 @pytest.mark.slow  # `test_slices.py` shows the same of a registration that fails for its pictures
 def test_a_slice_that_cannot_be_registered_stops_no_other_slice(two_slices, monkeypatch):
-    from opticstream.stages import register_slice as stage
+    from opticstream.stages import slice as stage
 
     original = stage.register_slice
 

@@ -111,7 +111,7 @@ def test_a_missing_file_costs_its_tile_only_and_is_taken_when_it_comes(folder, u
     project = opened(folder)
     bus = LocalBus(project)
     bus.run_folder(folder / "raw")
-    check_ended_without(project, mosaic, tile, "no raw file came")
+    check_ended_without(project, mosaic, tile, "no raw file arrived")
     late.rename(path)
     bus.run_folder(folder / "raw")
     progress = project_progress(project)

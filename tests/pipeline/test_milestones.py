@@ -82,7 +82,7 @@ def test_a_target_that_fails_stops_no_other_and_is_told_again_by_the_next_look(p
     assert set(sound.keys) == KEYS
     assert set(broken.keys) == KEYS - {"mosaic-001.stitched"}
     (failure,) = failures
-    assert str(failure).startswith("target broken: could not be told mosaic-001.stitched (mosaic 1")
+    assert str(failure).startswith("target broken: could not send mosaic-001.stitched (mosaic 1")
     assert "ConnectionError: nobody answers" in str(failure)
 
     again = Notifier(project.paths.base, [broken, sound], on_failure=failures.append)
@@ -151,7 +151,7 @@ def test_a_failing_target_parks_no_work_and_stands_in_the_journal_once(project):
         tell_milestones(project, notifier(project, say=said.append, warn=warnings.append))
     assert len(said) == 3
     assert len(warnings) == 9
-    assert all("target file" in line and "the next look tries again" in line for line in warnings)
+    assert all("target file" in line and "the next check tries again" in line for line in warnings)
     (pattern,) = (one for one in failure_patterns(project) if one.kind == "not told")
     assert (pattern.stage, pattern.count, pattern.parked) == ("notify file", 3, 0)
     assert (project.facts.snapshot(), pending_announcements(project), project_progress(project)) == before

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from opticstream.io.tilemap import TileMap
-from opticstream.pipeline.mosaics import doubts_of_mosaic
-from opticstream.stages.find_coordinates import CoordinatesResult, Verdict
-from opticstream.stages.stitch_mosaic import MosaicResult
+from opticstream.pipeline.mosaics import quality_flags_of_mosaic
+from opticstream.stages.mosaic import CoordinatesResult, MosaicResult, Verdict
 
 SOUND = MosaicResult({}, (100, 100), tissue_fraction=0.5)
 GOOD = Verdict("good", 0.1, 0.3, 12, 12, 9, 0, 1, 0.1, (1.0, 1.0))
@@ -23,13 +22,15 @@ def coordinates(verdict: Verdict | None) -> CoordinatesResult:
 
 @pytest.mark.parametrize("verdict", [GOOD, None], ids=["measured here", "template of the first slice"])
 def test_a_sound_mosaic_raises_none(verdict):
-    assert doubts_of_mosaic(coordinates(verdict), SOUND) == []
-    assert doubts_of_mosaic(coordinates(verdict), replace(SOUND, tissue_fraction=float("nan"))) == []  # no mask wanted
+    assert quality_flags_of_mosaic(coordinates(verdict), SOUND) == []
+    assert (
+        quality_flags_of_mosaic(coordinates(verdict), replace(SOUND, tissue_fraction=float("nan"))) == []
+    )  # no mask wanted
 
 
 def test_doubtful_positions_lost_tiles_and_an_empty_mask_are_told_together():
     stitched = replace(SOUND, missing={"aip": (7, 3), "ret": (7,)}, tissue_fraction=0.0)
-    positions, tiles, mask = doubts_of_mosaic(coordinates(replace(GOOD, grade="doubtful")), stitched)
+    positions, tiles, mask = quality_flags_of_mosaic(coordinates(replace(GOOD, grade="doubtful")), stitched)
     assert positions.startswith("coordinates are doubtful: 12 of 12 links hold")
     assert tiles == "stitched without tiles 3, 7"
     assert "processing.mask.threshold_db" in mask

@@ -11,7 +11,7 @@ from opticstream.cli import app
 from opticstream.config import load_project
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.project import Project
-from opticstream.pipeline.quality_flags import Doubt, doubts
+from opticstream.pipeline.quality_flags import FlaggedResult, flagged_results
 
 BLANK = "91 % of the A-lines show no tissue (processing.quality.blank_fraction)"
 
@@ -28,16 +28,16 @@ def project(project_file):
 
 
 def test_flagged_tiles_and_mosaics_are_found_in_the_facts(project):
-    assert set(doubts(project, project.facts.snapshot())) == {
-        Doubt(TileId(1, 2), (BLANK,)),
-        Doubt(MosaicId(1), ("stitched without tiles 3",)),
+    assert set(flagged_results(project, project.facts.snapshot())) == {
+        FlaggedResult(TileId(1, 2), (BLANK,)),
+        FlaggedResult(MosaicId(1), ("stitched without tiles 3",)),
     }
 
 
 def test_a_damaged_flag_hides_nothing_else(project):
     flags = (file for file in project.facts.project_dir.rglob("*") if file.is_file())
     next(file for file in flags if "stitched without" in file.read_text()).write_text("{")
-    assert [one.item for one in doubts(project, project.facts.snapshot())] == [TileId(1, 2)]
+    assert [one.item for one in flagged_results(project, project.facts.snapshot())] == [TileId(1, 2)]
 
 
 def test_status_lists_what_is_doubtful(project, project_file):

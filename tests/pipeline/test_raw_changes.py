@@ -158,7 +158,7 @@ def test_waiting_for_a_file_that_never_stands_still_ends_and_leaves_no_product(f
     monkeypatch.setattr(batches, "process_tile", always_changing)
     batches.process_batch(project, ready(project, folder))
     failed = project.facts.read(TileId(1, 1), "failed")
-    assert "still being written" in failed.detail["reason"]
+    assert "still changing" in failed.detail["reason"]
     assert "OPTICSTREAM_STALL_S" in failed.detail["reason"]
     assert failed.detail["kind"] == "changing input"
     assert not project.paths.tile_product(TileId(1, 1), "aip").exists()
@@ -246,15 +246,15 @@ def test_status_and_verify_name_the_changed_raw_file(archived, folder):
 def test_other_times_of_the_same_bytes_make_nothing_again(archived, folder):
     """A copy of the raw folder, or a file system with coarse times, in its place."""
     project = archived
-    hash_before = project.facts.grounds(BATCH, "processed")
+    hash_before = project.facts.hashes(BATCH, "processed")
     for path in (folder / "raw").iterdir():
         touch(path, seconds=-3600)
     assert any(one.raw_files_changed for one in stale_results(project))  # by their times they may have changed
     told: list[str] = []
     assert take_back_changed(project, say=told.append).announce == []
-    assert told == ["2 raw files have another size or time than when they were archived; comparing their content"]
+    assert told == ["the size or time of 2 raw files has changed since they were archived; comparing their content"]
     assert not any(one.raw_files_changed for one in stale_results(project))
-    assert project.facts.grounds(BATCH, "processed") == hash_before
+    assert project.facts.hashes(BATCH, "processed") == hash_before
     assert verify(project.facts) == []
     told.clear()
     take_back_changed(project, say=told.append)
@@ -263,7 +263,7 @@ def test_other_times_of_the_same_bytes_make_nothing_again(archived, folder):
     again(project)
     computed = [e.item for e in project.facts.journal.entries() if e.event == "computed" and e.fact == "processed"]
     assert computed.count(TileId(1, 1)) == 1
-    assert project.facts.grounds(BATCH, "processed") == hash_before
+    assert project.facts.hashes(BATCH, "processed") == hash_before
 
 
 def test_a_raw_folder_that_is_away_says_nothing(archived, folder):
@@ -277,7 +277,7 @@ def test_a_batch_with_a_changed_and_a_vanished_file_stays_as_it_is(archived, fol
     write_tile(folder, 1, seed=50)
     (folder / "raw" / "mosaic_001_image_0002.nii").unlink()
     plan = take_back_changed(archived)
-    assert "mosaic_001_image_0002.nii is gone" in plan.refused[0]
+    assert "mosaic_001_image_0002.nii no longer exists" in plan.refused[0]
     assert archived.facts.has(BATCH, "processed")
 
 
@@ -331,7 +331,7 @@ def test_the_spectra_beside_a_complex_tile_are_looked_at_too(folder):
 
 def test_a_tile_that_changes_for_ever_is_a_failure_of_its_own_kind(folder):
     path = folder / "p.toml"
-    with pytest.raises(ChangingInputError, match=r"p\.toml: was still being written"):
+    with pytest.raises(ChangingInputError, match=r"p\.toml: was still changing"):
         result_of_settled_files(
             opened(folder, stall_s=0.2), TileId(1, 1), (path,), lambda _identity: touch(path, seconds=1)
         )

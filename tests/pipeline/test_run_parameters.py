@@ -11,9 +11,11 @@ from opticstream.config import DeploymentSettings, config_from_mapping, load_pro
 from opticstream.flows.driver import Driver
 from opticstream.model.events import BatchProcessed, BatchReady, MosaicReady, MosaicStitched, SliceReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId
-from opticstream.pipeline.pending import pending_announcements
+from opticstream.pipeline.jobs import UPDATE_SAMPLE
+from opticstream.pipeline.pending import pending_announcements, starting_event
 from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.redo import RedoPlan
 from opticstream.pipeline.retry import apply_plan
 from opticstream.pipeline.rules import after_batch, after_mosaic
 from opticstream.pipeline.run_parameters import run_parameters, take_over
@@ -127,3 +129,17 @@ def test_the_whole_chain_of_a_run_uses_its_parameters_and_status_tells_what_they
     again.run_until_nothing_is_pending()
     assert stale_results(registered) == []
     assert all(event.parameters == {} for event in again.seen)
+
+
+def test_what_is_done_again_is_announced_with_the_parameters_of_who_has_it_done(registered):
+    deep = session(registered, DEEP)
+    registered.facts.record(SliceId(1), "ready")
+    registered.facts.record(SliceId(1), "registered")
+    registered.facts.record(SliceId(1), "stacked")
+    plan = RedoPlan(deep)
+    plan.redo(UPDATE_SAMPLE, SliceId(1))
+    (event,) = plan.announce
+    assert (event.item, event.parameters) == (SliceId(1), DEEP)
+    registered.facts.withdraw(SliceId(1), "stacked", reason="test")
+    stacking = starting_event(deep, UPDATE_SAMPLE, SliceId(1))
+    assert stacking.parameters == {}, "a sweep repeats what the item's own run has announced"

@@ -66,10 +66,10 @@ def test_a_flat_surface_misses_the_surface(scanned, tmp_path):
 
 
 def test_a_constant_angle_misses_the_orientation(scanned, tmp_path, monkeypatch):
-    from opticstream.stages import enface_maps
+    from opticstream.compute.reconstruction import axis_window_mean as original
 
-    original = enface_maps.axis_window_mean
-    monkeypatch.setattr(enface_maps, "axis_window_mean", lambda *a, **k: np.full_like(original(*a, **k), 30.0))
+    name = "opticstream.stages.tile._enface_maps.axis_window_mean"
+    monkeypatch.setattr(name, lambda *a, **k: np.full_like(original(*a, **k), 30.0))
     report = validated(scanned, tmp_path, **{"processing.enface.orientation_method": "mean"})
     assert "orientation" in missed(report)
 

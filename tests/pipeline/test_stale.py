@@ -11,11 +11,11 @@ import pytest
 
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
-from opticstream.pipeline import mosaics
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import apply_plan
 from opticstream.pipeline.stale import stale_plan, stale_results
+from opticstream.stages.project import MosaicStages
 from opticstream.state import Facts
 from opticstream.state.verify import verify
 from opticstream.testing.bus import LocalBus
@@ -114,7 +114,7 @@ def test_a_setting_that_matters_to_no_result_makes_nothing_stale(undisturbed, se
         ({"mask_threshold_normal": 40.0}, {("mosaic-001", "stitched")}),
         ({"processing.volume.crop_offset": 3}, {("mosaic-001", "volume_stitched"), ("mosaic-002", "volume_stitched")}),
         ({"gamma": -12.0}, {("slice-001", "registered")}),
-        ({"processing.sample.align_leash": 0.3}, {("slice-001", "stacked")}),
+        ({"processing.sample.align_pullback": 0.3}, {("slice-001", "stacked")}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -211,7 +211,7 @@ def test_a_batch_whose_raw_files_are_gone_keeps_its_good_results(done):
     project = opened(done, **{"processing.enface.depth": 30})
     plan = stale_plan(project, stale_results(project))
     (refused,) = plan.refused
-    assert refused.startswith("batch 1 of mosaic 1 stays as it is")
+    assert refused.startswith("batch 1 of mosaic 1: cannot be made again")
     assert "mosaic_001_image_0001" in refused
     assert (BatchId(1, 1), "processed") not in plan.withdraw
     assert (BatchId(1, 2), "processed") in plan.withdraw
@@ -239,7 +239,7 @@ def test_a_batch_that_was_done_again_makes_its_mosaic_stale(done):
     bus.sweep()
     bus.run()
     (stale,) = [one for one in stale_results(project) if one.item == MosaicId(1) and one.fact == "stitched"]
-    assert stale.why == ("what it is made from was done again since",)
+    assert stale.why == ("its inputs have been made again since",)
     redo(project)
     assert stale_results(project) == []
 
@@ -248,13 +248,13 @@ def test_a_result_whose_ground_is_taken_back_meanwhile_is_not_recorded(done, mon
     project = opened(done)
     for fact in ("stitched", "volume_stitched"):
         project.facts.withdraw(MosaicId(1), fact, reason="test")
-    stitch = mosaics._stitch
+    stitch = MosaicStages.stitch_mosaic
 
-    def and_meanwhile(project, mosaic):
+    def and_meanwhile(stages):
         project.facts.withdraw(BatchId(1, 2), "processed", reason="retried by somebody")
-        return stitch(project, mosaic)
+        return stitch(stages)
 
-    monkeypatch.setattr(mosaics, "_stitch", and_meanwhile)
+    monkeypatch.setattr(MosaicStages, "stitch_mosaic", and_meanwhile)
     bus = LocalBus(project)
     bus.sweep()
     bus.run()

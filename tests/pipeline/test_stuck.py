@@ -56,7 +56,7 @@ def test_columns_that_never_came_are_told_when_the_acquisition_has_moved_on_or_s
     assert told(project, later_s=500) == set()
     (found,) = stuck_items(project, now=utc_now() + timedelta(seconds=601))
     assert (found.item, found.what) == (MosaicId(1), "columns incomplete")
-    assert found.why.endswith("; 1 are missing")
+    assert found.why.endswith("; missing: 1")
     project.facts.record(BatchId(2, 1), "ready")
     (found,) = stuck_items(project)
     assert found.why == "columns 1 are incomplete although mosaic 2 has started"

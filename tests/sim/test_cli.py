@@ -46,7 +46,7 @@ def test_make_writes_a_project_that_check_accepts_once(tmp_path: Path) -> None:
         assert (tmp_path / preset / "phantom.json").is_file()
     code, text = call("sim", "make", tmp_path / "demo")
     assert code == 2
-    assert "exists already" in text
+    assert "already exists" in text
     code, text = call("sim", "make", tmp_path / "other", "--preset", "moon")
     assert code == 2
     assert "expected one of demo, hard, optic-tract, full-size" in text
@@ -59,14 +59,14 @@ def test_rig_writes_tiles_truth_and_calibration_and_goes_on(tiny: Path) -> None:
     assert (tiny / "truth" / "truth.json").is_file()
     assert (tiny / "calibration" / "d2.npy").is_file()
     code, text = call("sim", "rig", tiny / "project.toml", tiny / "raw")
-    assert text.count("complete already") == 3
+    assert text.count("already complete") == 3
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--rate", "fast"], "expected a positive number such as 1x"),
-        (["--misbehave", "sing:1"], "is no misbehaviour"),
+        (["--misbehave", "sing:1"], "unknown misbehaviour"),
         (["--truth", "RAW/truth"], "where stages could read it"),
         (["--phantom", "RAW/none.json"], "cannot be read as phantom settings"),
     ],

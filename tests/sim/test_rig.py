@@ -237,11 +237,11 @@ class TestMisbehaviour:
 
     @pytest.mark.parametrize("text", ["explode:1", "truncate", "truncate:0", "stall:1:x"])
     def test_nonsense_is_refused(self, text: str) -> None:
-        with pytest.raises(ConfigurationError, match="is no misbehaviour"):
+        with pytest.raises(ConfigurationError, match="unknown misbehaviour"):
             Misbehaviour.parse(text)
 
     def test_a_tile_that_does_not_exist_is_refused(self, config: ProjectConfig, tmp_path: Path) -> None:
-        with pytest.raises(ConfigurationError, match="truncate:99: the acquisition has 8 tiles only"):
+        with pytest.raises(ConfigurationError, match="truncate:99: the acquisition has only 8 tiles"):
             run(config, tmp_path, misbehaviours=(Misbehaviour.parse("truncate:99"),))
 
 

@@ -153,7 +153,7 @@ def test_stacks_of_another_thickness_or_without_slices_are_problems(perfect: Pro
     assert report.problems == (f"{stack}: its planes are 100 um apart, expected 500",)
     assert not report.passed
     (stack.parent / "slices.json").unlink()
-    assert "no such ledger" in validate_project(perfect, truth_folder).problems[0]
+    assert "no such file, the ledger" in validate_project(perfect, truth_folder).problems[0]
 
 
 def spoil_map(config: ProjectConfig, modality: str, change: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -316,7 +316,7 @@ def test_a_forked_child_does_not_release_its_parents_claim(facts):
 def test_only_claims_can_be_claimed(facts):
     with pytest.raises(ValueError, match="is a fact, not a claim"):
         facts.claim(BATCH, "processed")
-    with pytest.raises(ValueError, match="cannot be 'started'"):
+    with pytest.raises(ValueError, match="unknown fact 'started'"):
         facts.claim(TileId(1, 1))
     with pytest.raises(ValueError, match="longer than 0 s"):
         facts.claim(BATCH, lease_s=0)

@@ -20,7 +20,7 @@ from opticstream.state.facts import Facts, FactsSnapshot
 from opticstream.state.flags import flag_path, scan_flags
 from opticstream.state.vocabulary import FACTS, is_claim
 from opticstream.system import disk
-from opticstream.system.lacking import forget_what_was_told
+from opticstream.system.lacking import forget_logged
 
 BATCH = BatchId(1, 3)
 
@@ -123,7 +123,7 @@ def test_outputs_in_the_archive_are_named_relative_to_the_archive(tmp_path):
     copy.parent.mkdir(parents=True)
     copy.write_bytes(b"raw")
     assert facts.file_record(copy).path == "archive:rawdata/tile.nii.gz"
-    with pytest.raises(ValueError, match="lies in none of"):
+    with pytest.raises(ValueError, match="is in none of"):
         facts.file_record(tmp_path / "elsewhere")
 
 
@@ -151,9 +151,9 @@ def test_a_damaged_flag_is_a_fact_whose_record_is_refused(facts):
 
 
 def test_unknown_facts_keys_and_claims_are_refused(facts):
-    with pytest.raises(ValueError, match="cannot be 'stitched'"):
+    with pytest.raises(ValueError, match="unknown fact 'stitched'"):
         facts.record(BATCH, "stitched")
-    with pytest.raises(ValueError, match="cannot be 'registred'"):
+    with pytest.raises(ValueError, match="unknown fact 'registred'"):
         facts.has(SliceId(1), "registred")
     with pytest.raises(ValueError, match="is a claim; use claim"):
         facts.record(BATCH, "started")
@@ -183,17 +183,17 @@ def test_replacing_what_does_not_stand_records_it(facts):
 
 
 def test_the_grounds_of_a_fact_are_read_from_the_head_of_its_flag(facts):
-    assert facts.grounds(BATCH, "processed") is None
+    assert facts.hashes(BATCH, "processed") is None
     facts.record(BATCH, "archived")
-    assert facts.grounds(BATCH, "archived") == (None, None)
+    assert facts.hashes(BATCH, "archived") == (None, None)
     outputs = [{"path": f"tile-{n}", "size": n, "sha256": "parameters_hash"} for n in range(1000)]
     detail = {"parameters_hash": "not this one"}
     content = {"outputs": outputs, "detail": detail, "parameters_hash": "abc+12", "inputs_hash": "t 1.nii:12:34"}
     facts.record(BATCH, "processed", content)
-    assert facts.grounds(BATCH, "processed") == ("abc+12", "t 1.nii:12:34")
+    assert facts.hashes(BATCH, "processed") == ("abc+12", "t 1.nii:12:34")
     facts.path(SliceId(1), "registered").parent.mkdir(parents=True, exist_ok=True)
     facts.path(SliceId(1), "registered").touch()
-    assert facts.grounds(SliceId(1), "registered") == (None, None)
+    assert facts.hashes(SliceId(1), "registered") == (None, None)
 
 
 def test_replacing_keeps_the_earlier_record(facts):
@@ -221,7 +221,7 @@ def test_a_snapshot_and_the_folders_answer_alike(facts):
         assert view.count(batches, "processed") == 3
         assert view.facts_of(mosaic) == {"ready"}
         assert view.facts_of(MosaicId(2)) == frozenset()
-        with pytest.raises(ValueError, match="cannot be"):
+        with pytest.raises(ValueError, match="unknown fact"):
             view.has(mosaic, "processed")
 
 
@@ -348,7 +348,7 @@ def test_a_file_system_without_links_is_still_exclusive_and_says_so(facts, monke
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(durable.os, "link", no_links)
-    forget_what_was_told()
+    forget_logged()
     if not renames:
         monkeypatch.setattr(disk, "_renameat2", lambda: None)
     assert [facts.record(BATCH, "processed") for _ in range(3)] == [True, False, False]

@@ -88,7 +88,7 @@ def test_nothing_is_wrong_with_an_undisturbed_run(facts):
 @pytest.mark.parametrize(
     ("damage", "problem", "message"),
     [
-        (lambda path: path.unlink(), "missing", "is not there"),
+        (lambda path: path.unlink(), "missing", "does not exist"),
         (lambda path: path.write_bytes(b"short"), "size", "holds 5 bytes, expected 30"),
         (lambda path: path.write_bytes(path.read_bytes()[::-1]), "checksum", "has the SHA-256"),
     ],
@@ -237,10 +237,10 @@ def test_a_reset_that_crashes_half_way_leaves_no_fact_without_its_ground(facts, 
 def test_a_plan_says_what_it_will_do(facts):
     lines = list(plan_reset(facts, SliceId(2), LAYOUT).lines())
     assert lines == [
-        "slice 2: take back registered, started",
+        "slice 2: withdraw registered, started",
         "remove registered/slice-2.nii.gz",
-        "sample stays started, although it rests on what goes",
-        "sample stays updated, although it rests on what goes",
+        "sample stays started, although it depends on what is undone; --downstream undoes it too",
+        "sample stays updated, although it depends on what is undone; --downstream undoes it too",
     ]
 
 

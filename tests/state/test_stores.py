@@ -59,7 +59,7 @@ def test_the_two_pipelines_of_a_project_do_not_meet(tmp_path):
 def test_a_state_of_an_unknown_kind_is_refused_with_its_file(tmp_path):
     service = LSMStateService(file_store(tmp_path, LSMProjectState, pipeline="lsm"))
     (tmp_path / "p-lsm-state.json").write_text('{"project_name": "p", "stripes": {}}')
-    with pytest.raises(StateError, match=r"p-lsm-state\.json holds no state"):
+    with pytest.raises(StateError, match=r"p-lsm-state\.json is not a state"):
         service.peek_project("p")
 
 
@@ -120,7 +120,7 @@ def test_the_oct_state_keeps_the_time_of_every_fact(state, hierarchy):
         assert not state.has(fact)
         state.mark(fact, at=datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC))
         assert state.when(fact) == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    with pytest.raises(ValueError, match="keeps no 'eaten'"):
+    with pytest.raises(ValueError, match="has no fact 'eaten'"):
         state.mark("eaten")
 
 

@@ -13,15 +13,15 @@ from opticstream.io.atomic import atomic_folder, write_bytes, write_text
 from opticstream.io.nifti_stream import open_volume
 from opticstream.publish.local import link_into_mosaic, publish_locally
 from opticstream.system import disk, locks
-from opticstream.system.lacking import forget_what_was_told
+from opticstream.system.lacking import forget_logged
 from opticstream.system.locks import has_locks, locked, try_lock
 
 
 @pytest.fixture(autouse=True)
 def _nothing_told():
-    forget_what_was_told()
+    forget_logged()
     yield
-    forget_what_was_told()
+    forget_logged()
 
 
 def _refusing(code):
@@ -48,7 +48,7 @@ def test_folders_that_cannot_be_synced_hold_up_nothing_and_are_told_once(tmp_pat
     for number in range(3):
         write_text(tmp_path / f"{number}.txt", "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0.txt", "1.txt", "2.txt"]
-    assert len(_lines(caplog, "keep names")) == 1
+    assert len(_lines(caplog, "cannot sync folders")) == 1
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EROFS])
@@ -57,7 +57,7 @@ def test_files_that_cannot_be_synced_are_written_and_told_once(tmp_path, monkeyp
     for number in range(3):
         write_text(tmp_path / f"{number}.txt", "whole")
     assert (tmp_path / "2.txt").read_text() == "whole"
-    assert len(_lines(caplog, "bring files to the disk")) == 1
+    assert len(_lines(caplog, "cannot sync files")) == 1
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
@@ -89,7 +89,7 @@ def test_a_taken_name_is_replaced_where_renames_refuse_that(tmp_path, monkeypatc
     write_text(tmp_path / "a.txt", "newer")
     assert (tmp_path / "a.txt").read_text() == "newer"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    assert len(_lines(caplog, "renames nothing over")) == 1
+    assert len(_lines(caplog, "cannot rename over")) == 1
 
 
 def test_the_old_file_comes_back_if_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_two_files_for_one_tile_are_a_problem_of_that_tile_only(tmp_path, watche
     (found,) = watcher.poll()
     assert list(found.problems) == [1]
     assert found.problems[1].kind == "duplicate"
-    assert "2 files claim to be it: mosaic_001_image_0001_1.raw, mosaic_001_image_0001_2.raw" in found.problems[1].text
+    assert "2 files have its name: mosaic_001_image_0001_1.raw, mosaic_001_image_0001_2.raw" in found.problems[1].text
     assert "scan.file_name" in found.problems[1].text
 
 
@@ -136,7 +136,7 @@ def test_at_the_end_an_incomplete_column_is_taken_with_its_missing_tiles_as_prob
     (found,) = watcher.give_up_waiting()
     assert found.files == {1: "mosaic_001_image_0001_0.raw"}
     assert found.problems[2].kind == "missing"
-    assert "no raw file came" in found.problems[2].text
+    assert "no raw file arrived" in found.problems[2].text
 
 
 class TestFilesThatDoNotCome:
@@ -393,7 +393,7 @@ class TestSpectraBesideComplexTiles:
         pairs.poll()
         (found,) = pairs.give_up_waiting()
         assert list(found.problems) == [2]
-        assert "no raw and spectral file came" in found.problems[2].text
+        assert "no raw and spectral file arrived" in found.problems[2].text
         assert found.files[2] == "m1_t2_complex.nii"
 
     def test_two_spectral_files_of_a_tile_are_a_problem_that_names_the_setting(self, tmp_path, pairs, clock):
@@ -507,7 +507,7 @@ def test_the_watch_goes_on_whatever_lies_under_the_name_of_a_tile(tmp_path, cloc
     if kind in ("pipe", "socket", "link to a device"):
         assert odd in [name for one in found for name in one.files.values()]
     if kind == "folder":
-        assert "a folder with the name of a tile" in watcher.rejected_names[odd]
+        assert "is a folder with the name of a tile" in watcher.rejected_names[odd]
 
 
 def test_a_file_that_vanishes_between_listing_and_opening_stops_nothing(tmp_path, watcher, clock, monkeypatch):

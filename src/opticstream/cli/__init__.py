@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 import opticstream
-from opticstream.cli.streams import keep_warnings_from_being_errors, print_any_letter
+from opticstream.cli.streams import escape_unencodable_text, ignore_warnings_as_errors
 
-keep_warnings_from_being_errors()
+ignore_warnings_as_errors()
 
 from opticstream.cli import (  # noqa: E402  (libraries warn while they are imported)
     demo,
@@ -27,11 +27,11 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
 
 app = typer.Typer(
     name="opticstream",
-    help="Raw tiles of a polarization-sensitive OCT microscope in, registered brain volumes out, "
+    help="Turn the raw tiles of a polarization-sensitive OCT microscope into registered brain volumes, "
     "while the microscope is running.\n\n"
-    "Start with [bold]opticstream demo[/]; then [bold]opticstream project init[/], "
-    "[bold]opticstream run PROJECT DIR[/] for what lies in a folder, [bold]opticstream watch PROJECT DIR[/] next to "
-    "the rig.",
+    "Start with [bold]opticstream demo[/]. Then write a project file with [bold]opticstream project init[/], and use "
+    "[bold]opticstream run PROJECT DIR[/] for a folder that is complete, or [bold]opticstream watch PROJECT DIR[/] "
+    "next to the rig.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -75,7 +75,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -83,5 +83,5 @@ def _root(
 
 def main() -> None:
     """Run the command line."""
-    print_any_letter()
+    escape_unencodable_text()
     app()

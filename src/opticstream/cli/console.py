@@ -1,7 +1,7 @@
-"""What commands share: where they print, how they show errors and progress, how they find a project.
+"""What commands share: consoles, errors, JSON, and the PROJECT and FOLDER arguments.
 
-Whatever is printed is shown as it is: names of people's projects and files may hold brackets, colons and any other
-character. Colour is given by `styled`, never by markup inside a text.
+Text is printed literally, because the names of projects and files may contain brackets, colons and any other
+character. Colour comes from `styled`, never from markup inside a text.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from opticstream.model.errors import ConfigurationError, OpticStreamError
 open_standard_streams()
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-# A pipe or a log has no width of its own: tables are then as wide as they need to be.
+# A pipe or a log file has no width; tables then get this one.
 _WIDE = 160
 
 
-def harmless(text: object, /) -> str:
-    r"""Return a text whose control characters are shown instead of obeyed by the terminal.
+def escaped(text: object, /) -> str:
+    r"""Return a text with its control characters escaped, so that the terminal does not act on them.
 
     Examples
     --------
-    >>> harmless("a\x1b[31mname.nii")
+    >>> escaped("a\x1b[31mname.nii")
     'a\\x1b[31mname.nii'
     """
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text))
 
 
 def styled(text: object, style: str, /) -> Text:
-    """Return a text to print in a style such as ``bold red``."""
-    return Text(harmless(text), style=style)
+    """Return a text in a style such as ``bold red``, ready to print."""
+    return Text(escaped(text), style=style)
 
 
 class PlainConsole(Console):
-    """A console that prints texts as they are, also in tables and trees."""
+    """A console that prints text literally, in tables and trees too."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         stream = sys.stderr if stderr else sys.stdout
@@ -61,8 +61,8 @@ class PlainConsole(Console):
         )
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a text ready to print."""
-        return super().render_str(harmless(text), **(options | {"markup": False, "emoji": False}))
+        """Return a text, ready to print."""
+        return super().render_str(escaped(text), **(options | {"markup": False, "emoji": False}))
 
 
 out = PlainConsole()
@@ -70,25 +70,27 @@ err = PlainConsole(stderr=True)
 
 
 def text_column(template: str = "{task.description}", /) -> TextColumn:
-    """Return a column of a progress bar that shows descriptions as they are."""
+    """Return a column of a progress bar that shows descriptions literally."""
     return TextColumn(template, markup=False)
 
 
 ProjectArgument = Annotated[
     str, typer.Argument(help="Project file (TOML), or the name of a registered project.", show_default=False)
 ]
-FolderArgument = Annotated[Path, typer.Argument(help="Folder of raw tiles; only read.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text for people.")]
+FolderArgument = Annotated[
+    Path, typer.Argument(help="Folder of raw tiles, which are never changed.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 DONE, FAILED, MISUSED = 0, 1, 2
 
 
 @contextlib.contextmanager
 def errors_shown() -> Iterator[None]:
-    """Turn our errors into one clear line and an exit code: 2 for wrong use or settings, 1 for everything else.
+    """Print errors as one line and exit with 2 for wrong use or wrong settings, or with 1 for everything else.
 
-    What the operating system refuses (a full disk, a file without permission, too little memory) is one line too: a
-    traceback would say no more than its message, which names the file.
+    Errors of the operating system (a full disk, a file without permission, too little memory) are one line too: the
+    message names the file, and a traceback would add nothing.
     """
     try:
         yield
@@ -96,7 +98,7 @@ def errors_shown() -> Iterator[None]:
         _show_error(error)
         raise typer.Exit(MISUSED if isinstance(error, ConfigurationError) else FAILED) from error
     except BrokenPipeError:
-        raise  # whoever read our output has gone: nobody is left to be told
+        raise  # the reader of the output has gone
     except OSError as error:
         _show_error(error)
         raise typer.Exit(FAILED) from error
@@ -106,7 +108,7 @@ def errors_shown() -> Iterator[None]:
     except RuntimeError as error:
         if "start new thread" not in str(error):
             raise
-        _show_error(f"{error}: this account may have no more threads or processes (see `ulimit -u`)")
+        _show_error(f"{error}: this account has reached its limit of threads and processes (see `ulimit -u`)")
         raise typer.Exit(FAILED) from error
     except KeyboardInterrupt:
         err.print("stopped")
@@ -118,7 +120,7 @@ def _show_error(error: object) -> None:
 
 
 def print_json(data: Any, /) -> None:
-    """Print data as JSON, not wrapped or coloured when it goes to a machine; what is not finite becomes null."""
+    """Print data as JSON, neither wrapped nor coloured; NaN and infinity become null."""
     text = json.dumps(_finite(data), indent=1, ensure_ascii=False, default=str, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -138,5 +140,5 @@ def _finite(data: Any) -> Any:
 
 
 def is_project_file(project: str, /) -> bool:
-    """Return whether a PROJECT argument means a file rather than a registered name."""
+    """Return whether a PROJECT argument is a file rather than the name of a registered project."""
     return project.endswith(".toml") or Path(project).is_file()

@@ -1,4 +1,4 @@
-"""`demo`: a phantom is scanned by a virtual rig while the whole pipeline runs, and the results are measured."""
+"""`demo`: a virtual rig scans a phantom while the whole pipeline runs, and the results are compared with the truth."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _MARK = "demo.json"
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--out", help="Folder of everything that the demo makes.")] = Path(
+    folder: Annotated[Path, typer.Option("--out", help="Folder for everything that the demo writes.")] = Path(
         "demo-output"
     ),
-    resume: Annotated[bool, typer.Option(help="Go on with a demo that was interrupted.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue a demo that was interrupted.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the phantom.")] = 1,
-    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=1)] = 2,
-    small: Annotated[bool, typer.Option(help="A smaller phantom: quicker, with fewer pixels to judge by.")] = False,
+    slices: Annotated[int, typer.Option(help="Number of slices of the phantom.", min=1)] = 2,
+    small: Annotated[bool, typer.Option(help="Use a smaller phantom: faster, with fewer pixels to compare.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the main job on this machine: acquire a phantom, process it live, measure the results against the truth.
+    """Try everything on this machine: scan a phantom, process it live, and compare the results with the truth.
 
-    A virtual rig writes raw tiles while the pipeline runs on an embedded Prefect server; nothing is left running and
-    nothing outside the folder is touched. Exit status 1 if a bound of the validation is missed or an item failed.
-    Interrupted at any moment, `--resume` goes on where it stopped, with the phantom that it was begun with.
+    A virtual rig writes raw tiles while the pipeline runs on an embedded Prefect server. Nothing is left running and
+    nothing outside the folder is changed. The exit status is 1 if the validation exceeds a limit or an item failed.
+    After an interruption `--resume` continues where the demo stopped, with the same phantom.
     """
     from opticstream.sim.demo import PHANTOM_FILE, PROJECT_FILE, write_demo
 
@@ -53,7 +53,7 @@ def demo(
         report = _validate(project_file, folder, as_json=as_json)
         passed = code == DONE and report
         if not as_json:
-            _tell_pictures(config.base_path)
+            _print_pictures(config.base_path)
             out.print(styled("demo passed", "bold green") if passed else styled("demo failed", "bold red"))
     raise typer.Exit(DONE if passed else FAILED)
 
@@ -63,14 +63,14 @@ def _prepare(folder: Path, *, resume: bool) -> None:
 
     mark = folder / _MARK
     if is_in_use(folder / "prefect"):
-        raise ConfigurationError(f"{folder}: a demo is running there; end it first, or choose another --out")
+        raise ConfigurationError(f"{folder}: a demo is already running there; stop it first, or choose another --out")
     if resume:
         if not mark.exists():
-            raise ConfigurationError(f"--resume: {folder} holds no demo")
+            raise ConfigurationError(f"--resume: there is no demo in {folder}; start one without --resume")
         return
     if folder.exists() and any(folder.iterdir()):
         if not mark.exists():
-            raise ConfigurationError(f"{folder} is not empty and no demo made it; choose another --out")
+            raise ConfigurationError(f"{folder} is not empty and was not made by a demo; choose another --out")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(json.dumps({"made by": "opticstream demo", "may be removed": True}), encoding="utf-8")
@@ -86,8 +86,8 @@ class _Demo:
         self._rig: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
-        """Run rig and pipeline to the end and return 0, or 1 if something failed."""
-        # The demo's tiles are small: short waiting times, and one thread for each flow run, as they share the cores.
+        """Run the rig and the pipeline to the end and return 0, or 1 if something failed."""
+        # The demo's tiles are small: wait only briefly, and use one thread per flow run, because runs share the cores.
         for name, value in {
             "OPTICSTREAM_POLL_S": "0.5", "OPTICSTREAM_STABLE_S": "1", "OPTICSTREAM_SWEEP_S": "45",
             "OPTICSTREAM_LEASE_S": "30", "OPTICSTREAM_COLLAPSE_S": "20",
@@ -99,7 +99,7 @@ class _Demo:
 
         settings = DeploymentSettings()
         with Follower(live=err.is_terminal, quiet=self._quiet) as follower:
-            follower.say(f"phantom and project file are in {self.folder}")
+            follower.say(f"the phantom and the project file are in {self.folder}")
             self._start_rig()
             try:
                 with local_session(self.folder / "prefect", say=follower.say) as session:
@@ -157,7 +157,7 @@ def _validate(project_file: Path, folder: Path, *, as_json: bool) -> bool:
     return show_validation(project_file, folder / "truth", as_json=as_json)
 
 
-def _tell_pictures(base: Path) -> None:
+def _print_pictures(base: Path) -> None:
     pictures = sorted(base.glob("mosaic-*/stitched/*.jpg")) + sorted(base.glob("registered/*.jpg"))
     pictures += sorted(base.glob("validation/*"))
     out.print("pictures:")

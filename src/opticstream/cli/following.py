@@ -1,4 +1,4 @@
-"""Follows a project while others work on it: live lines on a terminal, plain lines elsewhere."""
+"""Show the progress of a project while it is processed: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from rich.text import Text
 
-from opticstream.cli.console import err, harmless, out, styled, text_column
+from opticstream.cli.console import err, escaped, out, styled, text_column
 from opticstream.pipeline.progress import MosaicProgress, ProjectProgress
 
-if TYPE_CHECKING:  # the driver brings Prefect, which reads its settings when it is imported: before a server stands
+if TYPE_CHECKING:  # the driver imports Prefect, which reads its settings at once, before there is a server
     from opticstream.flows.driver import Driver
 
 
 def mosaic_line(mosaic: MosaicProgress, /) -> str:
-    """Return one line on a mosaic."""
+    """Return the progress of a mosaic as one line."""
     failed = f", {mosaic.tiles_failed} failed" if mosaic.tiles_failed else ""
     volumes = "" if mosaic.volume == "none" else f", volumes {mosaic.volume}"
     published = ", published" if mosaic.uploaded else ""
@@ -30,7 +30,7 @@ def mosaic_line(mosaic: MosaicProgress, /) -> str:
 
 @dataclass
 class Follower:
-    """Shows progress as it changes.
+    """Show progress as it changes.
 
     Parameters
     ----------
@@ -85,10 +85,10 @@ class Follower:
         line = " ".join(str(part) for part in parts)
         if self._bars is not None and mosaic is not None:
             if mosaic.mosaic_id not in self._tasks:
-                self._tasks[mosaic.mosaic_id] = self._bars.add_task(harmless(line), total=mosaic.total_tiles)
+                self._tasks[mosaic.mosaic_id] = self._bars.add_task(escaped(line), total=mosaic.total_tiles)
             self._bars.update(
                 self._tasks[mosaic.mosaic_id],  # type: ignore[arg-type]
-                description=harmless(line),
+                description=escaped(line),
                 completed=mosaic.tiles_processed + mosaic.tiles_failed,
             )
         elif self._shown.get(key) != line:
@@ -105,19 +105,19 @@ def follow(
     poll_s: float = 1.0,
     check: Callable[[], object] = lambda: None,
 ) -> ProjectProgress:
-    """Step the driver and show progress until `is_over` and everything found has come to its end.
+    """Step the driver and show progress until `is_over` is true and everything that was found is finished.
 
-    Ends as well when nothing goes on any longer: `Driver.undone` tells what is left.
+    Also returns when the work has stopped making progress: `Driver.undone` lists what is left.
     """
     for event in driver.start():
-        follower.say(f"taking up {event.item}: {event.event_name()}")
+        follower.say(f"resuming {event.item}: {event.event_name()}")
     trouble: str | None = None
     while True:
         for found in driver.step():
             if absent := [str(number) for number, problem in found.problems.items() if problem.kind == "missing"]:
                 tiles = f"tile{'s' * (len(absent) > 1)} {', '.join(absent)}"
                 follower.say(
-                    styled("incomplete", "yellow"), f"{found.batch} is worked on without {tiles}: no raw file came"
+                    styled("incomplete", "yellow"), f"{found.batch} is processed without {tiles}: no raw file was found"
                 )
         progress = driver.progress()
         follower.show(progress)
@@ -126,13 +126,13 @@ def follow(
             if trouble:
                 follower.say(styled("waiting", "yellow"), trouble)
             else:
-                follower.say("what was missing is back")
+                follower.say("what was missing is available again")
         for stalled in driver.watcher.stalled():
             follower.say(styled("waiting", "yellow"), str(stalled))
         over = is_over()
         if over and driver.is_finished():
             driver.finish(say=follower.say)
-            if is_over() and driver.is_finished():  # nothing has come meanwhile
+            if is_over() and driver.is_finished():  # nothing has arrived in the meantime
                 follower.show(progress := driver.progress())
                 return progress
         elif (over or not driver.live) and driver.gives_up():

@@ -1,4 +1,4 @@
-"""`import`: recordings of raw spectra become raw tiles, with a project file that fits."""
+"""`import`: turn recordings of raw spectra into raw tiles, with a project file to match."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opticstream.model.ids import TileId, item_from_key
 
 if TYPE_CHECKING:
     from opticstream.io.spectra_files import BinaryShape
-    from opticstream.stages.import_tile import Counts, RecordingFacts
+    from opticstream.stages.tile import Counts, RecordingFacts
 
 _DTYPES = ("uint16", "int16", "float32")
 
@@ -24,29 +24,31 @@ def import_array(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Recording; only read: one array (.npy, .txt, .csv, .raw), or a folder with one for each B-scan.",
+            help="Recording, which is never changed: one array (.npy, .txt, .csv, .raw), or a folder with one array "
+            "per B-scan.",
             show_default=False,
         ),
     ],
     project: ProjectArgument,
     raw: Annotated[Path, typer.Argument(help="Folder for the raw tile.", show_default=False)],
-    tile: Annotated[str, typer.Option(help="Which tile it is.")] = "mosaic-001/tile-0001",
+    tile: Annotated[str, typer.Option(help="The tile that the recording becomes.")] = "mosaic-001/tile-0001",
     scale: Annotated[
         float | None,
-        typer.Option(help="One count in the unit of the values: count = round((value - offset) / scale)."),
+        typer.Option(help="Size of one count: count = round((value - offset) / scale)."),
     ] = None,
-    offset: Annotated[float | None, typer.Option(help="Value of the count 0.")] = None,
-    transpose: Annotated[bool, typer.Option("--transpose", help="B-scans lie as (samples, A-lines).")] = False,
-    dtype: Annotated[str, typer.Option(help="Type of .raw files: uint16, int16 or float32.")] = "uint16",
+    offset: Annotated[float | None, typer.Option(help="Value that becomes the count 0.")] = None,
+    transpose: Annotated[bool, typer.Option("--transpose", help="B-scans have the shape (samples, A-lines).")] = False,
+    dtype: Annotated[str, typer.Option(help="Data type of .raw files: uint16, int16 or float32.")] = "uint16",
 ) -> None:
-    """Turn a recording of raw spectra into a raw tile with the project's file name.
+    """Turn a recording of raw spectra into a raw tile, named as the project expects.
 
     An array has the shape (B-scans, A-lines, samples), or (B-scans, channels, A-lines, samples). Whole numbers from 0
-    to 65535 are taken as counts; other values, such as volts, are spread over that range, and scale and offset are
-    printed and kept in a file beside the tile. A project file that does not exist yet is written to fit the recording.
+    to 65535 are used as counts. Other values, such as volts, are scaled to that range; the scale and the offset are
+    printed and saved in a file beside the tile. If the project file does not exist, one that fits the recording is
+    written.
     """
     from opticstream.io.spectra_files import recording_at
-    from opticstream.stages.import_tile import facts_of_recording, import_tile
+    from opticstream.stages.tile import facts_of_recording, import_tile
 
     with errors_shown():
         item = _tile(tile)
@@ -56,12 +58,12 @@ def import_array(
         facts = facts_of_recording(recording)
         if config is None:
             config = _written_project(Path(project), facts)
-            out.print(f"wrote {project}; look through it: opticstream project check {project}", markup=False)
+            out.print(f"wrote {project}; review it, then: opticstream project check {project}", markup=False)
         made = import_tile(recording, config, item, raw, facts=facts, counts=_counts(facts.counts(), scale, offset))
     size = f"{facts.b_scans} B-scans, {facts.channels} channel{'s' * (facts.channels > 1)}, {facts.a_lines} A-lines"
     out.print(f"{size}, {facts.samples} samples, values {facts.lowest:g} to {facts.highest:g} ({facts.dtype})")
     formula = f"count = round((value - {made.counts.offset!r}) / {made.counts.scale!r})"
-    out.print(f"{formula}, off by {made.largest_error:.3g} at most")
+    out.print(f"{formula}, largest error {made.largest_error:.3g}")
     out.print(f"wrote {made.tile} and {made.sidecar.name}", markup=False)
 
 
@@ -87,7 +89,7 @@ def _binary(config: ProjectConfig | None, tile: TileId, dtype: str) -> BinarySha
 
 
 def _counts(automatic: Counts, scale: float | None, offset: float | None) -> Counts:
-    from opticstream.stages.import_tile import Counts
+    from opticstream.stages.tile import Counts
 
     if scale is not None and not scale > 0:
         raise ConfigurationError(f"--scale {scale:g}: expected a positive number")
@@ -95,7 +97,7 @@ def _counts(automatic: Counts, scale: float | None, offset: float | None) -> Cou
 
 
 def _written_project(path: Path, facts: RecordingFacts) -> ProjectConfig:
-    """Write a project file for one tile of one illumination, and return what it says."""
+    """Write a project file for one tile of one illumination, and return its settings."""
     from opticstream.config import load_project
     from opticstream.config.template import recording_project
     from opticstream.io.atomic import write_text

@@ -14,7 +14,7 @@ from opticstream.cli.run import HomeOption, SetOption, config_of, server_session
 from opticstream.config import DeploymentSettings, ProjectConfig, parameters_hash
 from opticstream.model.errors import ConfigurationError
 
-app = typer.Typer(help="The project file: write, check, show, register.", no_args_is_help=True)
+app = typer.Typer(help="Write, check, show or register a project file.", no_args_is_help=True)
 
 
 @app.command("init")
@@ -22,7 +22,7 @@ def init(
     file: Annotated[Path, typer.Argument(help="File to write.")] = Path("project.toml"),
     name: Annotated[str, typer.Option(help="Name of the project; default: the folder's name.")] = "",
 ) -> None:
-    """Write a commented project file with every key at its default. An existing file is left alone."""
+    """Write a project file with every setting at its default, each explained. An existing file is never overwritten."""
     from opticstream.config.template import project_template
 
     with errors_shown():
@@ -31,17 +31,17 @@ def init(
             with file.open("x", encoding="utf-8") as target:
                 target.write(text)
         except FileExistsError:
-            raise ConfigurationError(f"{file}: exists already and is left as it is") from None
+            raise ConfigurationError(f"{file}: already exists and was not changed; name another file") from None
         except OSError as error:
             raise ConfigurationError(f"{file}: cannot be written: {error.strerror}") from error
     out.print(f"wrote {file}; edit it, then: opticstream project check {file}")
 
 
 def _problems(config: ProjectConfig) -> list[str]:
-    """Return what would go wrong later: calibration files that cannot be used, a template that identifies no tile."""
+    """Return problems that would only show later: unusable calibration files, a template that identifies no tile."""
     from opticstream.io.names import FileNameGrammar
     from opticstream.model.errors import OpticStreamError
-    from opticstream.stages.reconstruction import plan_from_settings
+    from opticstream.stages.tile import plan_from_settings
 
     problems = []
     checks: list[Callable[[], object]] = [
@@ -61,7 +61,7 @@ def _problems(config: ProjectConfig) -> list[str]:
 
 @app.command("check")
 def check(project: ProjectArgument, options: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
-    """Check a project file: keys, types, combinations, calibration files. Exit status 2 if something is wrong."""
+    """Check a project file: settings, their types and combinations, calibration files. Exit status 2 on problems."""
     with errors_shown():
         config = config_of(project, options)
         problems = _problems(config)
@@ -72,7 +72,7 @@ def check(project: ProjectArgument, options: SetOption = [], as_json: JsonOption
     if as_json:
         return
     scan = config.scan
-    out.print(f"{config.name}: settings are possible (hash {parameters_hash(config)})")
+    out.print(f"{config.name}: settings are valid (hash {parameters_hash(config)})")
     for index, illumination in enumerate(scan.illuminations):
         a_lines, b_lines = scan.tile_shape(index)
         size = scan.samples * a_lines * b_lines * scan.channels * (1.5 if scan.raw_format == "packed12" else 2)
@@ -85,7 +85,7 @@ def check(project: ProjectArgument, options: SetOption = [], as_json: JsonOption
 
 @app.command("show")
 def show(project: ProjectArgument, options: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
-    """Show the resolved parameters: defaults, project file (or registered values) and overrides together."""
+    """Show the effective parameters: defaults, then the project file (or registered values), then overrides."""
     with errors_shown():
         if project.endswith(".toml") or Path(project).exists():
             config = config_of(project, options)
@@ -110,7 +110,7 @@ def _flat(data: object, path: str = "") -> list[str]:
 
 @app.command("register")
 def register(project: ProjectArgument, options: SetOption = [], home: HomeOption = None) -> None:  # noqa: B006
-    """Store a project's parameters in Prefect Variables, where the flows take their defaults from."""
+    """Store a project's parameters in Prefect Variables, where the flows read their defaults."""
     with errors_shown():
         config = config_of(project, options)
         with server_session(DeploymentSettings(), home, say=lambda _line: None):

@@ -1,4 +1,4 @@
-"""`opticstream register` on any four or more files, and `opticstream sample` for a project: no server needed."""
+"""`register`, on any four or more files, and `sample`, for a project; neither needs a server."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from opticstream.model.errors import ConfigurationError, InputError
 FilesArgument = Annotated[
     list[Path],
     typer.Argument(
-        help="Orientation and birefringence map of each illumination, the fixed one first: "
-        "ORI BIREF ORI BIREF [ORI BIREF ...]. NIfTI, (x, y); degrees and no unit.",
+        help="Orientation map (degrees) and birefringence map (no unit) of each illumination, the fixed one first: "
+        "ORI BIREF ORI BIREF [ORI BIREF ...]. NIfTI, (x, y).",
         show_default=False,
     ),
 ]
@@ -27,42 +27,43 @@ FilesArgument = Annotated[
 
 def register(
     files: FilesArgument,
-    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path("registered"),
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("registered"),
     tilt: Annotated[
         list[float] | None,
         typer.Option(help="Beam tilt in degrees, once for each illumination (default: 0 and -15 for two)."),
     ] = None,
     tilt_axis: Annotated[
         list[float] | None,
-        typer.Option(help="Axis of each tilt, degrees in the image plane (default: 90, the y axis)."),
+        typer.Option(help="Axis of each tilt, in degrees in the image plane (default: 90, the y axis)."),
     ] = None,
     mask: Annotated[list[Path] | None, typer.Option(help="Tissue mask, once for each illumination.")] = None,
     intensity: Annotated[
-        list[Path] | None, typer.Option(help="Intensity map (AIP), once for each illumination; sharpens the result.")
+        list[Path] | None,
+        typer.Option(help="Intensity map (AIP), once for each illumination; makes the result more precise."),
     ] = None,
-    name: Annotated[list[str] | None, typer.Option(help="Name of each illumination, for file names.")] = None,
-    slice_id: Annotated[int, typer.Option("--slice", min=1, help="Slice number, for file names.")] = 1,
+    name: Annotated[list[str] | None, typer.Option(help="Name of each illumination, used in file names.")] = None,
+    slice_id: Annotated[int, typer.Option("--slice", min=1, help="Slice number, used in file names.")] = 1,
     project: Annotated[
-        Path | None, typer.Option(help="Project file whose processing.registration applies.", show_default=False)
+        Path | None, typer.Option(help="Project file to take processing.registration from.", show_default=False)
     ] = None,
     options: SetOption = [],  # noqa: B006  (typer reads the default, nobody changes it)
     as_json: JsonOption = False,
 ) -> None:
-    """Register maps of one slice seen by two or more beams and solve the fibre axis in space.
+    """Register the maps of one slice from two or more beam directions and solve for the 3-D fibre axis.
 
     Example: opticstream register n_ori.nii.gz n_biref.nii.gz t_ori.nii.gz t_biref.nii.gz --tilt 0 --tilt -15
 
-    Settings: --project FILE, and --set KEY=VALUE with a key of processing.registration, e.g. --set transform=rigid.
-    Exit status 1 if no axis could be made.
+    Settings come from --project FILE and from --set KEY=VALUE with a key of processing.registration, e.g.
+    --set transform=rigid. The exit status is 1 if the axis could not be computed.
     """
-    from opticstream.stages.register_slice import SliceMosaic, register_slice
+    from opticstream.stages.slice import SliceMosaic, register_slice
 
     with errors_shown():
         settings = _settings(project, options)
         count = len(files) // 2
         if len(files) < 4 or len(files) % 2:
             raise ConfigurationError(
-                f"expected orientation and birefringence of two or more illuminations, got {len(files)} files"
+                f"expected an orientation and a birefringence map of two or more illuminations, got {len(files)} files"
             )
         tilts = _each("tilt", tilt, count, [0.0, -15.0] if count == 2 else None)
         axes = _each("tilt-axis", tilt_axis, count, [90.0] * count)
@@ -115,10 +116,10 @@ def _each(option: str, values: list[Any] | None, count: int, default: list[Any] 
     """Return one value for each illumination."""
     if not values:
         if default is None:
-            raise ConfigurationError(f"give --{option} once for each of the {count} illuminations")
+            raise ConfigurationError(f"--{option} is missing; give it once for each of the {count} illuminations")
         return default
     if len(values) != count:
-        raise ConfigurationError(f"--{option} was given {len(values)} times for {count} illuminations")
+        raise ConfigurationError(f"--{option} was given {len(values)} times, expected {count}: once per illumination")
     return values
 
 
@@ -134,7 +135,7 @@ def _show(summary: dict[str, Any]) -> None:
         a = summary["axis"]
         uncertainty = a["median_uncertainty_deg"]
         out.print(
-            f"axis: {100 * a['share_of_pixels_with_axis']:.0f} % of the pixels seen by two beams"
+            f"axis: at {100 * a['share_of_pixels_with_axis']:.0f} % of the pixels that two beams cover"
             + (f", median uncertainty {uncertainty:.1f} degrees" if uncertainty is not None else "")
         )
 
@@ -142,15 +143,16 @@ def _show(summary: dict[str, Any]) -> None:
 def sample(
     project: ProjectArgument,
     slices: Annotated[
-        list[int] | None, typer.Option("--slice", min=1, help="Only these slices; default: all that are registered.")
+        list[int] | None,
+        typer.Option("--slice", min=1, help="Slice to add, may be repeated; default: all registered slices."),
     ] = None,
-    rebuild: Annotated[bool, typer.Option(help="Remove the stacks first and build them again, in order.")] = False,
+    rebuild: Annotated[bool, typer.Option(help="Remove the stacks and build them again, in order.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Add the registered slices of a project to the sample's stacks; slices that are there already are left alone.
+    """Add the registered slices of a project to the sample's stacks; slices that are already there are not changed.
 
-    The pipeline does this by itself after each registration; this does it by hand, also for volumes that were stitched
-    later. Needs no server.
+    The pipeline does this after each registration. Use this command to do it by hand, for example for volumes that
+    were stitched later. Needs no server.
     """
     from opticstream.pipeline.stacking import stack_slices
 
@@ -171,7 +173,7 @@ def sample(
         )
         return
     missing = json.loads(made.outputs["slices"].read_bytes())["missing"]
-    out.print(f"stacks hold slices {', '.join(map(str, made.slices)) or 'none'}")
+    out.print(f"slices in the stacks: {', '.join(map(str, made.slices)) or 'none'}")
     for number, reason in missing.items():
         out.print(f"  slice {number} is missing: {reason}")
     for number, reason in made.without_axis.items():

@@ -1,4 +1,4 @@
-"""`run` and `watch`: feed a project from a folder of raw tiles."""
+"""`run` and `watch`: process the raw tiles in a folder."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ SetOption = Annotated[
 ]
 HomeOption = Annotated[
     Path | None,
-    typer.Option(help="Folder of the embedded server's database (default: OPTICSTREAM_HOME or ~/.opticstream)."),
+    typer.Option(help="Folder for the embedded server's database (default: OPTICSTREAM_HOME or ~/.opticstream)."),
 ]
 
 
 def overrides_from_options(options: list[str], /) -> dict[str, OptionText]:
-    """Return the parameters of `--set KEY=VALUE` options, as typed: the settings decide what the texts mean.
+    """Return the parameters of `--set KEY=VALUE` options as text; each setting decides how to read its own.
 
     Raises
     ------
@@ -74,10 +74,10 @@ def overrides_from_options(options: list[str], /) -> dict[str, OptionText]:
 def server_session(
     settings: DeploymentSettings, home: Path | None, *, say: Callable[[str], object], workers: bool = True
 ) -> Iterator[Callable[[], bool]]:
-    """Point this process at the configured server, or run an embedded one for the time being, with workers if wanted.
+    """Connect this process to the configured server, or run an embedded one in this context, with workers if wanted.
 
-    Yields a check that raises ServerError once what was started here has ended, and is True when this process has just
-    taken over a server that it shared, so that everything under way is to be announced again.
+    Yields a check. It raises ServerError when the server or a worker that was started here has ended, and returns True
+    when this process has just taken over a shared server, so that all unfinished work has to be announced again.
     """
     from opticstream.flows.server import is_healthy
     from opticstream.flows.session import local_session
@@ -85,7 +85,10 @@ def server_session(
 
     if settings.api_url:
         if not is_healthy(settings.api_url):
-            raise ConfigurationError(f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
+            raise ConfigurationError(
+                f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there; start one with "
+                "`opticstream server`, or unset the variable to use the embedded one"
+            )
         keep_off_proxies(os.environ, settings.api_url)
         os.environ.update(client_environment(prepared_home(settings.home), settings.api_url))
         yield lambda: False
@@ -95,9 +98,9 @@ def server_session(
 
 
 def run_parameters_of(project: str, options: list[str], /, *, register: bool = True) -> RunParameters:
-    """Return the parameters that a run of a PROJECT argument uses, and tell where they differ from the registered ones.
+    """Return the parameters that a run of a PROJECT argument uses, and print how they differ from the registered ones.
 
-    Needs the server to be reachable. With `register` a project that is not registered yet is registered.
+    The server must be reachable. With `register`, a project that is not yet registered is registered.
     """
     config = config_of(project, options)
     chosen = parameters_for_run(project, config, config_of(project, []) if options else config, register=register)
@@ -106,7 +109,7 @@ def run_parameters_of(project: str, options: list[str], /, *, register: bool = T
 
 
 def config_of(project: str, options: list[str]) -> ProjectConfig:
-    """Return the configuration that a PROJECT argument names; a registered name needs the server to be reachable."""
+    """Return the configuration that a PROJECT argument names; for a registered name the server must be reachable."""
     overrides = overrides_from_options(options)
     if is_project_file(project):
         return load_project(project, overrides=overrides)
@@ -122,7 +125,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
         if is_project_file(project):
             config_of(project, options)  # refuse bad settings before anything is started
         if not folder.is_dir():
-            raise ConfigurationError(f"{folder}: there is no such folder of raw tiles")
+            raise ConfigurationError(f"{folder}: no such folder; expected the folder of the raw tiles")
         _check_is_utf8(folder.absolute(), "folder of raw tiles")
 
         def say(line: str) -> None:
@@ -145,7 +148,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
                 _take_back_stale(opened, say)
             driver = Driver.on_folder(opened, folder, live=live)
             with Follower(live=out.is_terminal, quiet=as_json) as follower:
-                over = _Acquired(driver, accept_incomplete) if not live else (lambda: False)
+                over = _EverythingAnnounced(driver, accept_incomplete) if not live else (lambda: False)
                 progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5, check=check)
         incomplete = driver.incomplete()
         rejected_names = driver.watcher.rejected_names
@@ -168,16 +171,16 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
 
 
 def _take_back_changed(project: Project, say: Callable[[str], object]) -> None:
-    """Take back what was made from raw files that have changed since, so that the driver announces it."""
+    """Withdraw the results of raw files that have changed since, so that the driver announces them again."""
     from opticstream.pipeline.raw_changes import take_back_changed
 
     plan = take_back_changed(project, say=say)
     for refused in plan.refused:
-        err.print(styled("left alone", "yellow"), refused)
+        err.print(styled("not changed", "yellow"), refused)
 
 
 def _check_is_utf8(path: Path, what: str) -> None:
-    """Raise ConfigurationError where events, which are JSON, could not name a path."""
+    """Raise ConfigurationError if events, which are JSON, could not contain a path."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -185,7 +188,7 @@ def _check_is_utf8(path: Path, what: str) -> None:
 
 
 def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:
-    """Take back what is out of date, so that the driver announces it; the old outputs stay until they are replaced."""
+    """Withdraw what is out of date, so that the driver announces it; old outputs stay until they are replaced."""
     from opticstream.pipeline.redo import apply_plan
     from opticstream.pipeline.stale import stale_plan, stale_results
 
@@ -195,12 +198,13 @@ def _take_back_stale(project: Project, say: Callable[[str], object]) -> None:
     for why in sorted({why for one in stale for why in one.why}):
         say(f"out of date: {why}")
     for refused in plan.refused:
-        err.print(styled("left alone", "yellow"), refused)
-    say(f"doing {len({item for item, _ in plan.withdraw})} items again" if plan.withdraw else "nothing is out of date")
+        err.print(styled("not changed", "yellow"), refused)
+    count = len({item for item, _ in plan.withdraw})
+    say(f"redoing {count} item{'s' * (count > 1)}" if count else "nothing is out of date")
 
 
-class _Acquired:
-    """Whether everything that lies in the folder has been announced, and nothing more is waited for."""
+class _EverythingAnnounced:
+    """Whether everything in the folder has been announced and no file is waited for."""
 
     def __init__(self, driver: Driver, accept_incomplete: bool) -> None:
         self._driver = driver
@@ -229,7 +233,8 @@ def _report(config: ProjectConfig, driver: Driver, failures: int, undone: list[s
         )
     if failures:
         err.print(
-            styled(f"{failures} failed:", "red"), "`opticstream status` lists them, `opticstream retry` tries again"
+            styled(f"{failures} failed:", "red"),
+            "`opticstream status` lists them, `opticstream retry` tries them again",
         )
     out.print(f"results in {config.base_path}")
 
@@ -237,41 +242,49 @@ def _report(config: ProjectConfig, driver: Driver, failures: int, undone: list[s
 def run(
     project: ProjectArgument,
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of raw tiles; only read. Not needed with --stale.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="Folder of raw tiles, which are never changed. Not needed with --stale.", show_default=False
+        ),
     ] = None,
-    options: SetOption = [],  # noqa: B006  (typer reads the default, nobody changes it)
+    options: SetOption = [],  # noqa: B006  (typer reads the default, which is never changed)
     home: HomeOption = None,
     stale: Annotated[
         bool,
-        typer.Option("--stale", help="Also do again what is out of date after a change of settings, see `status`."),
+        typer.Option(
+            "--stale", help="Also redo results that are out of date because settings changed; `status` lists them."
+        ),
     ] = False,
     accept_incomplete: Annotated[
         bool,
         typer.Option(
-            help="Do not wait for missing or unfinished tiles: process their columns as they are at once, with those "
-            "tiles recorded as failed."
+            help="Do not wait for missing or unfinished tiles: process their columns at once and record those tiles "
+            "as failed."
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Process what lies in a folder and stop.
+    """Process the raw tiles in a folder and stop.
 
-    A project that is not registered yet is registered with its file's parameters. Where they differ from the
-    registered ones, as with --set, the run uses its own and the registered ones stay. Every column of tiles goes
-    through the whole pipeline, and the exit status tells whether all succeeded: 0 all done, 1 something failed or was
-    missing, 2 wrong settings.
+    Every column of tiles goes through the whole pipeline. Exit status: 0 if everything succeeded, 1 if something
+    failed or was missing, 2 for wrong settings.
 
-    A column with missing tiles is worked on without them once nothing has changed for OPTICSTREAM_STALL_S, a minute at
-    most; a later run takes them when they are there, and does again what rests on them.
+    A project that is not yet registered is registered with the parameters of its file. If a run has other parameters
+    than those registered, for example with --set, it uses its own and the registered ones stay as they are.
 
-    A second run finds everything done and changes nothing, but for tiles whose raw files have changed since they were
-    archived; with --stale it does again what other settings have put out of date, and what rests on that. The old
-    outputs stay until the new ones replace them.
+    A column with missing tiles is processed without them once nothing has changed for OPTICSTREAM_STALL_S, at most a
+    minute. If the tiles turn up later, the next run processes them and redoes what depends on them.
+
+    A second run finds everything done and changes nothing, except for tiles whose raw files have changed since they
+    were archived. With --stale it also redoes what is out of date because settings changed, and what depends on that.
+    Old outputs stay until the new ones replace them.
     """
     with errors_shown(), contextlib.ExitStack() as stack:
         if folder is None and not stale:
-            raise ConfigurationError("run needs the folder of raw tiles (or --stale, to do again what is out of date)")
-        if folder is None:  # nothing new to find; what was found before says itself where it lies
+            raise ConfigurationError(
+                "the folder of raw tiles is missing; name it, or redo what is out of date with --stale"
+            )
+        if folder is None:  # there is nothing new to find; recorded batches name their own folders
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="opticstream-")))
         _feed(project, folder, options, home, as_json, live=False, accept_incomplete=accept_incomplete, stale=stale)
 
@@ -284,9 +297,9 @@ def watch(
 ) -> None:
     """Process tiles while the microscope writes them, until Ctrl-C.
 
-    Looks at the folder every few seconds (network shares give no notifications), waits until files have stood still,
-    and warns once of columns that stall. A column with missing tiles is worked on without them once the microscope has
-    gone past it, or after OPTICSTREAM_STALL_S without anything new; tiles that come later are taken, and what rests on
-    them is done again. It can be stopped and started again at any time.
+    Checks the folder every few seconds (network shares send no notifications), waits until files have stopped
+    changing, and warns once about columns that stall. A column with missing tiles is processed without them once the
+    microscope has moved on, or after OPTICSTREAM_STALL_S without anything new. Tiles that arrive later are processed,
+    and what depends on them is redone. The command can be stopped and started again at any time.
     """
     _feed(project, folder, options, home, False, live=True, accept_incomplete=False)

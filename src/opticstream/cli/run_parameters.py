@@ -1,7 +1,7 @@
-"""Which parameters a command uses where the project file, `--set` and the registered ones differ, and how it says so.
+"""Which parameters a command uses when the project file, `--set` and the registered ones differ, and the note on it.
 
-The registered parameters change by `opticstream project register` only. A command uses what stands on its command line:
-the flow runs that it starts get the difference with their events.
+Only `opticstream project register` changes the registered parameters. A command uses those of its command line; the
+flow runs that it starts receive the differences with their events.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from opticstream.config.overrides import differences, value_at
 
 @dataclass(frozen=True)
 class RunParameters:
-    """What a command uses."""
+    """The parameters that a command uses."""
 
     config: ProjectConfig
     overrides: Mapping[str, Any]
     """What differs from the registered parameters, by dotted path."""
     notes: tuple[str, ...] = ()
-    """What the person is told of it."""
+    """What is printed about them."""
 
     def tell(self) -> None:
         """Print the notes."""
@@ -32,18 +32,18 @@ class RunParameters:
 
 
 def parameters_for_run(project: str, config: ProjectConfig, bare: ProjectConfig, /, *, register: bool) -> RunParameters:
-    """Return the parameters of a run; needs the server to be reachable.
+    """Return the parameters of a run; the server must be reachable.
 
     Parameters
     ----------
     project : str
         The PROJECT argument.
     config : ProjectConfig
-        What it says, with the options of the command on top.
+        Its configuration, with the options of the command applied.
     bare : ProjectConfig
-        What it says without them.
+        Its configuration without them.
     register : bool
-        Register a project that is not registered yet, without the options of the command.
+        Register a project that is not yet registered, without the options of the command.
     """
     from opticstream.flows.parameters import registered_parameters, save_parameters
 
@@ -55,7 +55,7 @@ def parameters_for_run(project: str, config: ProjectConfig, bare: ProjectConfig,
         data = bare.model_dump(mode="json")
         registered = config_from_mapping(data, overrides={"project_name": config.name})
         name = save_parameters(registered)
-        notes.append(f"registered {config.name} with those of {project} (Prefect Variable {name})")
+        notes.append(f"registered {config.name} with the parameters in {project} (Prefect Variable {name})")
     if is_project_file(project):
         notes += _notes_on_file(project, registered, bare)
     overrides = differences(registered.model_dump(mode="json"), config.model_dump(mode="json"))
@@ -74,8 +74,8 @@ def _notes_on_file(project: str, registered: ProjectConfig, bare: ProjectConfig)
         yield f"{line} in {project} (registered -> file)"
     if changes:
         yield (
-            f"those of {project} are used here, the registered ones stay; "
-            f"`opticstream project register {project}` registers these"
+            f"this run uses the parameters in {project}, and the registered ones stay; "
+            f"`opticstream project register {project}` replaces them"
         )
 
 

@@ -1,4 +1,4 @@
-"""`up`, `server`, `deploy` and `worker`: the long-running parts, on one machine or on several."""
+"""`up`, `server`, `deploy` and `worker`: the long-running processes, on one machine or on several."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from opticstream.model.errors import ConfigurationError, ServerError
 
 
 def up(home: HomeOption = None) -> None:
-    """Run an embedded server with its web page and workers for all pools on this machine, until Ctrl-C.
+    """Run a server with its web page, and workers for all pools, on this machine until Ctrl-C.
 
-    Other commands find it when OPTICSTREAM_API_URL holds the address that is printed.
+    Set OPTICSTREAM_API_URL to the address that is printed, so that other commands use this server.
     """
     from opticstream.flows.session import local_session
 
@@ -33,7 +33,7 @@ def up(home: HomeOption = None) -> None:
         with local_session(home or settings.home, ui=True, sweeps=True, say=say) as session:
             out.print(f"web page  {session.api_url.removesuffix('/api')}")
             out.print(f"address   OPTICSTREAM_API_URL={session.api_url}")
-            out.print("Ctrl-C ends everything")
+            out.print("Ctrl-C stops everything")
             while True:
                 session.check()
                 time.sleep(1)
@@ -112,7 +112,7 @@ def worker(
         str | None, typer.Option(help="Processors that this host gives to the pools, such as 0-7,16. Default: all.")
     ] = None,
 ) -> None:
-    """Run the flows of some pools on this host, for the server at OPTICSTREAM_API_URL, until Ctrl-C.
+    """Run flows on this host for the server at OPTICSTREAM_API_URL, from all pools or the named ones, until Ctrl-C.
 
     Pools: tile, stitch, register, upload, state. `opticstream deploy` makes them, once.
     """
@@ -139,7 +139,10 @@ def _talk_to_server(settings: DeploymentSettings) -> Path:
     if not settings.api_url:
         raise ConfigurationError("OPTICSTREAM_API_URL is not set; set it to the address of a server's API")
     if not is_healthy(settings.api_url):
-        raise ServerError(f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there")
+        raise ServerError(
+            f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there; "
+            "start one with `opticstream server`"
+        )
     home = prepared_home(settings.home)
     keep_off_proxies(os.environ, settings.api_url)
     os.environ.update(client_environment(home, settings.api_url))

@@ -1,4 +1,4 @@
-"""`sim make|rig` and `validate`: the phantom, the virtual rig, and how far a project's results lie from the truth."""
+"""`sim make|rig|show` and `validate`: the phantom, the virtual rig, and the errors of results against the truth."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from opticstream.cli.console import (
 from opticstream.config import ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
 
-app = typer.Typer(help="The phantom and the virtual rig: a microscope with known truth.", no_args_is_help=True)
+app = typer.Typer(
+    help="Simulate a microscope: a phantom with a known truth, scanned by a virtual rig.", no_args_is_help=True
+)
 
 _PHANTOM = "phantom.json"
 
 
 @app.command("make")
 def make(
-    folder: Annotated[Path, typer.Argument(help="Folder to write project.toml and phantom.json into.")],
+    folder: Annotated[Path, typer.Argument(help="Folder for project.toml and phantom.json.")],
     preset: Annotated[str, typer.Option(help="Kind of phantom: demo, hard, optic-tract or full-size.")] = "demo",
-    seed: Annotated[int, typer.Option(help="Seed; everything follows from it.", min=0)] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the random numbers; the same seed gives the same phantom.", min=0)
+    ] = 1,
     slices: Annotated[int, typer.Option(help="Number of slices.", min=1)] = 2,
     directions: Annotated[
-        Path | None, typer.Option(help="Folder with fibre direction images, for the preset optic-tract.")
+        Path | None, typer.Option(help="Folder of fibre direction images, for the preset optic-tract.")
     ] = None,
-    channels: Annotated[
-        int, typer.Option(help="Camera channels: 2, or 1 for one beam without polarization.", min=1, max=2)
-    ] = 2,
+    channels: Annotated[int, typer.Option(help="Camera channels: 2, or 1 without polarization.", min=1, max=2)] = 2,
     small: Annotated[bool, typer.Option("--small", help="Smaller and fewer tiles, for the preset demo.")] = False,
 ) -> None:
     """Write the project file and the phantom file of a preset; edit them, then start the rig."""
@@ -47,7 +49,7 @@ def make(
     with errors_shown():
         for name in (PROJECT_FILE, PHANTOM_FILE):
             if (folder / name).exists():
-                raise ConfigurationError(f"{folder / name}: exists already and is left as it is")
+                raise ConfigurationError(f"{folder / name}: already exists and was not changed; choose another folder")
         project, phantom = write_preset(
             preset, folder, seed=seed, slices=slices, directions=directions, channels=channels, small=small
         )
@@ -57,7 +59,7 @@ def make(
 @app.command("rig")
 def rig(
     project: ProjectArgument,
-    raw: Annotated[Path, typer.Argument(help="Folder that the raw tiles appear in.")],
+    raw: Annotated[Path, typer.Argument(help="Folder to write the raw tiles to.")],
     phantom: Annotated[
         Path | None, typer.Option(help="Phantom file (JSON or TOML); default: phantom.json beside the project file.")
     ] = None,
@@ -66,20 +68,21 @@ def rig(
         typer.Option(help="Folder for the truth, outside RAW and the project; default: truth beside the project file."),
     ] = None,
     rate: Annotated[
-        str | None, typer.Option(help="Pace against the camera's line rate, e.g. 1x or 0.2x; default: at full speed.")
+        str | None,
+        typer.Option(help="Speed relative to the camera's line rate, e.g. 1x or 0.2x; default: as fast as possible."),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that make tiles ahead.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that compute tiles in advance.", min=1)] = 1,
     misbehave: Annotated[
         list[str] | None,
         typer.Option(
-            help="KIND:TILE[:SECONDS], tile counted from 1 over everything; KIND is truncate, duplicate, skip, "
-            "reorder, rewrite or stall. May be given several times."
+            help="Fault to simulate: KIND:TILE[:SECONDS]. KIND is truncate, duplicate, skip, reorder, rewrite or "
+            "stall; TILE counts from 1 over all mosaics. May be repeated."
         ),
     ] = None,
     calibration: Annotated[bool, typer.Option(help="Write the calibration files that the project names.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the raw tiles of a phantom, file by file, as a microscope would. Started again, it goes on where it was."""
+    """Write the raw tiles of a phantom, file by file, as a microscope would; a second start continues the first."""
     from opticstream.sim.rig import Misbehaviour, TileWritten, VirtualRig
     from opticstream.sim.settings import load_phantom
 
@@ -88,7 +91,7 @@ def rig(
             print_json({"tile": event.tile.key, "file": str(event.path), "number": event.number, "kept": event.kept})
         else:
             done = f"{event.number}/{event.total}"
-            out.print(f"{done:>9}  {event.path.name}{'  (complete already)' if event.kept else ''}")
+            out.print(f"{done:>9}  {event.path.name}{'  (already complete)' if event.kept else ''}")
 
     with errors_shown():
         config = load_project(project)
@@ -113,10 +116,10 @@ def show(
         Path | None, typer.Option(help="Phantom file (JSON or TOML); default: phantom.json beside the project file.")
     ] = None,
     tile: Annotated[
-        str | None, typer.Option(help="MOSAIC/TILE to look at, e.g. 2/13; default: one in the middle.")
+        str | None, typer.Option(help="Tile to show, as MOSAIC/TILE, e.g. 2/13; default: one in the middle.")
     ] = None,
 ) -> None:
-    """Draw the phantom: the truth of a mosaic, and one tile through the instrument."""
+    """Draw the phantom: the truth of a mosaic, and one tile as the instrument sees it."""
     from opticstream.model.ids import TileId
     from opticstream.sim.phantom_pictures import write_phantom_pictures
     from opticstream.sim.settings import load_phantom
@@ -132,7 +135,9 @@ def show(
                 chosen = TileId(int(mosaic_id), int(tile_id))
                 simulator.layout.grid_position(chosen)
             except ValueError as error:
-                raise ConfigurationError(f"--tile {tile!r}: expected MOSAIC/TILE of the project ({error})") from None
+                raise ConfigurationError(
+                    f"--tile {tile!r}: expected MOSAIC/TILE, a tile of the project ({error})"
+                ) from None
         for path in write_phantom_pictures(simulator, folder, tile=chosen):
             out.print(str(path))
 
@@ -157,15 +162,18 @@ def validate(
     ] = None,
     bound: Annotated[
         list[str] | None,
-        typer.Option(help="QUANTITY=VALUE: bound of a median instead of the demo's; may be given several times."),
+        typer.Option(help="QUANTITY=VALUE: limit of a median error, in place of the demo's; may be repeated."),
     ] = None,
     details: Annotated[bool, typer.Option(help="Also show regions, mosaics and slices.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare a processed project with the phantom's truth. Exit status 1 if a bound is missed or outputs lack."""
+    """Compare the results of a project with the phantom's truth.
+
+    The exit status is 1 if an error exceeds its limit or if outputs are missing.
+    """
     with errors_shown():
         if not project.endswith(".toml"):
-            raise ConfigurationError(f"{project}: validate needs the project file (.toml), beside which the truth lies")
+            raise ConfigurationError(f"{project}: expected a project file (.toml); the truth is looked for beside it")
         where = truth or Path(project).absolute().parent / "truth"
         passed = show_validation(
             Path(project), where, as_json=as_json, pictures=pictures, details=details, bounds=_bounds(bound)

@@ -1,4 +1,4 @@
-"""`state show|verify|reset|rebuild`: what the flag files say, whether it is true, and how to take it back."""
+"""`state show|verify|reset|rebuild`: show what the flag files record, check it against the files, and undo it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from opticstream.state.reset import ResetPlan
     from opticstream.state.tree import StateView
 
-app = typer.Typer(help="Facts of a project: show, verify, take back, restore the server's copy.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show or verify what is recorded as done, undo it, or restore the server's copy.", no_args_is_help=True
+)
 
 ItemArgument = Annotated[
     str, typer.Argument(help="For example slice-001, mosaic-003, mosaic-003/batch-002 or mosaic-003/tile-0012.")
@@ -48,11 +50,11 @@ def show(
     from_server: Annotated[
         bool, typer.Option("--server", help="Show the server's copy (Prefect Variables) instead of the flag files.")
     ] = False,
-    batches: Annotated[bool, typer.Option(help="Also list every batch, not only those that are not done.")] = False,
+    batches: Annotated[bool, typer.Option(help="List every batch, not only unfinished ones.")] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is known of each slice, mosaic and batch, as a tree."""
+    """Show the recorded facts of each slice, mosaic and batch as a tree."""
     with errors_shown():
         opened = open_project(project)
         view = _from_server(opened, home) if from_server else _from_flags(opened)
@@ -80,7 +82,7 @@ def _from_server(project: Project, home: Path | None) -> OCTProjectStateView:
         view = OCT_STATE_SERVICE.peek_project(project.config.name)
     if view is None:
         raise StateError(
-            f"the server has no state of {project.config.name!r}; `opticstream state rebuild` makes it from the flags"
+            f"the server has no state of {project.config.name!r}; restore it with `opticstream state rebuild`"
         )
     return view
 
@@ -105,7 +107,7 @@ def _why(failure: str | None) -> Text:
 
 
 def _facts(view: StateView) -> Text:
-    """Return the facts of an object, each in the colour of its kind; claims on finished work are left out."""
+    """Return the facts of an item, each in the colour of its kind; claims on finished work are left out."""
     known = [fact for fact in view.facts() if view.has(fact)]
     shown = [styled(fact, _colour(fact)) for fact in known if not (is_claim(fact) and len(known) > 1)]
     return Text(" ").join(shown) if shown else styled("nothing yet", "dim")
@@ -119,13 +121,13 @@ def _colour(fact: str) -> str:
 def verify(
     project: ProjectArgument,
     checksums: Annotated[
-        bool, typer.Option(help="Also read every file and compare its checksum; without, only sizes.")
+        bool, typer.Option(help="Also read every file and compare its checksum, rather than only its size.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that the facts are true: outputs exist, sizes and checksums agree, and no fact denies another.
+    """Check that the facts are true: outputs exist, sizes and checksums agree, and no two facts contradict each other.
 
-    Exit status 1 if anything is wrong. Nothing is changed.
+    The exit status is 1 if anything is wrong. Nothing is changed.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -158,9 +160,9 @@ def verify(
         for finding in findings:
             out.print(styled(finding.problem, "red"), str(finding))
         compared = "existence, size and checksum" if checksums else "existence and size"
-        out.print(f"{files} files compared by {compared}: {len(findings) or 'nothing'} wrong")
+        out.print(f"compared {files} files ({compared}): {len(findings) or 'no'} problem{'s' * (len(findings) != 1)}")
         if findings:
-            out.print("`opticstream state reset ITEM --downstream` takes an item back, so that it is done again")
+            out.print("`opticstream state reset PROJECT ITEM --downstream` undoes an item, so that it is done again")
     raise typer.Exit(FAILED if findings else DONE)
 
 
@@ -168,16 +170,16 @@ def verify(
 def reset(
     project: ProjectArgument,
     item: ItemArgument,
-    downstream: Annotated[bool, typer.Option(help="Also take back everything that rests on it.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    downstream: Annotated[bool, typer.Option(help="Also undo everything that depends on it.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only show what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take back the work on an item, so that it is done again.
+    """Undo the work on an item, so that it is done again.
 
-    Says what will be undone and asks. Facts are kept in state/withdrawn; outputs are removed; raw tiles, archive copies
-    and published files are never touched. The next `opticstream run` or `watch`, or the server's sweep, does the work
-    again.
+    Shows what will be undone and asks for confirmation. Facts are moved to state/withdrawn and outputs are removed; raw
+    tiles, archive copies and published files are never touched. The next `opticstream run` or `watch`, or the server's
+    sweep, does the work again.
     """
     from opticstream.state.reset import apply_reset, plan_reset
 
@@ -195,9 +197,9 @@ def reset(
     if as_json:
         print_json(_plain_plan(plan) | {"done": do})
     elif not plan.withdraw:
-        out.print(f"nothing has been done for {plan.target} that could be taken back")
+        out.print(f"there is nothing to undo for {plan.target}")
     elif do:
-        out.print(f"took back {len(plan.withdraw)} facts; `opticstream run` or `watch` does the work again")
+        out.print(f"withdrew {len(plan.withdraw)} facts; `opticstream run` or `watch` does the work again")
     elif not dry_run:
         out.print("nothing was changed")
 
@@ -208,8 +210,10 @@ def _has_terminal() -> bool:
 
 def _agreed() -> bool:
     if not _has_terminal():
-        raise ConfigurationError("nobody can be asked here: give --yes to do it, or --dry-run to only look")
-    return typer.confirm("Do it?")
+        raise ConfigurationError(
+            "cannot ask for confirmation without a terminal; give --yes, or --dry-run to look only"
+        )
+    return typer.confirm("Continue?")
 
 
 def _plain_plan(plan: ResetPlan) -> dict[str, object]:
@@ -227,8 +231,8 @@ def _plain_plan(plan: ResetPlan) -> dict[str, object]:
 def rebuild(project: ProjectArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Restore the server's copy of the state (Prefect Variables) from the flag files, after its database was lost.
 
-    A project file whose project is not registered any more is registered again; otherwise the registered parameters
-    stay as they are.
+    A project file that is no longer registered is registered again; otherwise the registered parameters stay as they
+    are.
     """
     with errors_shown():
         opened = open_project(project)

@@ -1,4 +1,4 @@
-"""`status`, `retry`, `failures` and `history`: how far a project is, what failed and why. From the flag files."""
+"""`status`, `retry`, `failures` and `history`: the progress of a project, what failed and why, from the flag files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opticstream.cli.console import (
     ProjectArgument,
     err,
     errors_shown,
-    harmless,
+    escaped,
     is_project_file,
     out,
     print_json,
@@ -34,15 +34,15 @@ from opticstream.pipeline.project import Project
 if TYPE_CHECKING:
     from opticstream.pipeline.stale import Stale
 
-MOST_DOUBTS = 20
-"""Lines about doubtful results that `status` prints."""
-MOST_CAUSES = 20
-"""Lines about results that are out of date that `status` prints."""
+MAX_DOUBTFUL_LINES = 20
+"""Largest number of lines that `status` prints on doubtful results."""
+MAX_STALE_LINES = 20
+"""Largest number of lines that `status` prints on results that are out of date."""
 
 ItemsArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Items such as slice-001, mosaic-003, mosaic-003/batch-002, mosaic-003/tile-0012; default: all.",
+        help="Items, e.g. slice-001, mosaic-003, mosaic-003/batch-002 or mosaic-003/tile-0012; default: all.",
         show_default=False,
     ),
 ]
@@ -51,8 +51,8 @@ ItemsArgument = Annotated[
 def open_project(project: str, *, tell: bool = False) -> Project:
     """Return the project that a PROJECT argument names, with its facts; a registered name needs the server.
 
-    With `tell`, a file is held against the registered parameters where OPTICSTREAM_API_URL names a server that answers,
-    and what differs is told; events of the project then carry the difference.
+    With `tell`, and if a server answers at OPTICSTREAM_API_URL, a file is compared with the registered parameters and
+    the differences are printed; events of the project then carry them.
     """
     settings = DeploymentSettings()
     if is_project_file(project):
@@ -63,14 +63,15 @@ def open_project(project: str, *, tell: bool = False) -> Project:
             return Project.open(chosen.config, parameters=chosen.overrides)
     if not settings.api_url:
         raise ConfigurationError(
-            f"{project!r} is no file, and registered projects need a server; set OPTICSTREAM_API_URL or name the file"
+            f"{project!r} is not a file, and registered projects need a server; name the project file, or set "
+            "OPTICSTREAM_API_URL"
         )
     with server_session(settings, None, say=lambda _line: None):
         return Project.open(config_of(project, []))
 
 
 def item_of(key: str) -> ItemId:
-    """Return the item that an argument names; ConfigurationError, which is exit status 2, when it names none."""
+    """Return the item that an argument names; raise ConfigurationError, which is exit status 2, if there is none."""
     try:
         return item_from_key(key)
     except ValueError as error:
@@ -78,12 +79,12 @@ def item_of(key: str) -> ItemId:
 
 
 def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
-    """Show how far a project is, what failed or is doubtful, what is stuck, and what changed settings made out of date.
+    """Show the progress of a project, and what has failed, is doubtful, is stuck or is out of date.
 
-    Needs no server. Exit status 1 if anything is parked as failed.
+    Needs no server. The exit status is 1 if anything is parked as failed.
     """
     from opticstream.pipeline.progress import project_progress
-    from opticstream.pipeline.quality_flags import doubts
+    from opticstream.pipeline.quality_flags import flagged_results
     from opticstream.pipeline.refused import SHOWN_FOR, refused_events
     from opticstream.pipeline.stale import stale_results
     from opticstream.pipeline.stuck import stuck_items
@@ -93,7 +94,7 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         snapshot = opened.facts.snapshot()
         progress = project_progress(opened, snapshot)
         stale, stuck = stale_results(opened, snapshot), stuck_items(opened, snapshot)
-        doubtful = list(doubts(opened, snapshot))
+        doubtful = list(flagged_results(opened, snapshot))
         refused = refused_events(opened, since=datetime.now(UTC) - SHOWN_FOR)
     if as_json:
         found = {
@@ -105,7 +106,7 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         print_json(progress.as_dict() | found)
         raise typer.Exit(FAILED if progress.failures else DONE)
     table = Table(
-        title=Text.assemble(harmless(progress.project_name), "   ", styled(opened.config.base_path, "dim")),
+        title=Text.assemble(escaped(progress.project_name), "   ", styled(opened.config.base_path, "dim")),
         title_justify="left",
     )
     for column in ("slice", "mosaic", "illumination", "tiles", "failed", "batches", "state", "volumes", "published"):
@@ -132,11 +133,11 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         tries = f" after {failure.attempts} attempts" if failure.attempts > 1 else ""
         out.print(styled(failure.fact, "red"), f"{failure.item}{tries}: {failure.reason}")
     if progress.failures:
-        out.print("`opticstream retry` tries again what is parked as failed")
-    for one in doubtful[:MOST_DOUBTS]:
+        out.print("`opticstream retry` tries everything that is parked as failed again")
+    for one in doubtful[:MAX_DOUBTFUL_LINES]:
         out.print(styled("doubtful", "yellow"), f"{one.item}: {'; '.join(one.reasons)}")
-    if len(doubtful) > MOST_DOUBTS:
-        out.print(styled("doubtful", "yellow"), f"are {len(doubtful) - MOST_DOUBTS} more; --json lists all")
+    if len(doubtful) > MAX_DOUBTFUL_LINES:
+        out.print(styled("doubtful", "yellow"), f"and {len(doubtful) - MAX_DOUBTFUL_LINES} more; --json lists all")
     for event in refused:
         out.print(styled("event not understood", "yellow"), f"{event.time:%Y-%m-%d %H:%M}: {event.why}")
     for waiting in stuck:
@@ -144,37 +145,39 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
     for line in stale_lines(stale):
         out.print(line)
     if not progress.mosaics:
-        out.print("nothing has been found yet; `opticstream run` or `opticstream watch` starts it")
+        out.print("no tile has been found yet; start `opticstream run` or `opticstream watch`")
     raise typer.Exit(FAILED if progress.failures else DONE)
 
 
 def stale_lines(stale: list[Stale]) -> Iterator[Text]:
-    """Yield a line for each cause of results that are out of date, with how many of each kind, and the remedy."""
+    """Yield a line for each cause of results that are out of date, with their number by kind, and what to do."""
     causes: dict[str, dict[str, int]] = {}
     for one in stale:
         counts = causes.setdefault("; ".join(one.why), {})
         what = f"{one.item.hierarchy} {one.fact.replace('_', ' ')}"
         counts[what] = counts.get(what, 0) + 1
-    for why, counts in itertools.islice(causes.items(), MOST_CAUSES):
+    for why, counts in itertools.islice(causes.items(), MAX_STALE_LINES):
         what = ", ".join(f"{number} x {kind}" for kind, number in counts.items())
-        yield Text.assemble(styled("out of date", "yellow"), f" {what}: {harmless(why)}")
-    if len(causes) > MOST_CAUSES:
-        more = f" for {len(causes) - MOST_CAUSES} more reasons; --json lists all"
+        yield Text.assemble(styled("out of date", "yellow"), f" {what}: {escaped(why)}")
+    if len(causes) > MAX_STALE_LINES:
+        more = f" for {len(causes) - MAX_STALE_LINES} more reasons; --json lists all"
         yield Text.assemble(styled("out of date", "yellow"), more)
     if any(one.raw_files_changed for one in stale):
-        yield Text("`opticstream run` compares raw files that have changed with what was archived, and does them again")
+        yield Text("`opticstream run` compares the changed raw files with the archive, and redoes those that differ")
     if not all(one.raw_files_changed for one in stale):
-        yield Text("`opticstream run PROJECT --stale` does these again, with what rests on them, and nothing else")
+        yield Text("`opticstream run PROJECT --stale` redoes these and what depends on them, and nothing else")
 
 
 def failures(
     project: ProjectArgument,
-    days: Annotated[float | None, typer.Option(help="Only those of the last days; default: all.", min=0)] = None,
+    days: Annotated[
+        float | None, typer.Option(help="Only failures of the last DAYS days; default: all.", min=0)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Group the failures of a project by kind, stage and host, with how often and when, and say what to do.
+    """List the failures of a project by kind, stage and host, with their number and times, and what to do.
 
-    Also counts failures that a later attempt has mended. Needs no server.
+    Failures that a later attempt has resolved are counted too. Needs no server.
     """
     from opticstream.pipeline.failure_patterns import failure_patterns
 
@@ -206,14 +209,14 @@ def failures(
 def retry(
     project: ProjectArgument,
     items: ItemsArgument = None,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only show what would be done.")] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try again what is parked as failed, and do anew what rests on it.
+    """Retry what is parked as failed, and redo what depends on it.
 
-    The failed items' facts, and those of the mosaics and slices that rest on them, are taken back (and kept in
-    state/withdrawn), then the items are announced again. Good tiles are not computed again. With a server at
+    The facts of the failed items, and of the mosaics and slices that depend on them, are withdrawn (and kept in
+    state/withdrawn); then the items are announced again. Good tiles are not computed again. With a server at
     OPTICSTREAM_API_URL its workers do the work; otherwise the next `opticstream run` or `watch` does.
     """
     from opticstream.pipeline.retry import apply_plan, retry_plan
@@ -238,26 +241,26 @@ def retry(
             }
         )
         return
-    verb = "would take back" if dry_run else "took back"
+    verb = "would withdraw" if dry_run else "withdrew"
     for item, fact in plan.withdraw:
         out.print(f"{verb} {item} {fact}")
     for event in plan.announce:
         out.print(f"{'would announce' if dry_run else 'announced' if settings.api_url else 'released'} {event.item}")
     for reason in plan.refused:
-        err.print(styled("left alone", "yellow"), reason)
+        err.print(styled("not changed", "yellow"), reason)
     if not plan.announce and not plan.refused:
         out.print("nothing is parked as failed")
     elif not settings.api_url and not dry_run:
-        out.print("`opticstream run` or `opticstream watch` takes it up")
+        out.print("the next `opticstream run` or `opticstream watch` does the work")
 
 
 def history(
     project: ProjectArgument,
     item: Annotated[str, typer.Argument(help="For example mosaic-003 or mosaic-003/tile-0012.")],
-    below: Annotated[bool, typer.Option(help="With everything inside the item.")] = False,
+    below: Annotated[bool, typer.Option(help="Include everything inside the item.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what happened to an item: when, where, how long it took, why it was skipped."""
+    """Show what happened to an item: when, on which host, how long it took, and why it was skipped."""
     with errors_shown():
         opened = open_project(project)
         chosen = item_of(item)
@@ -278,4 +281,4 @@ def history(
         why = f": {e.why}" if e.why else ""
         out.print(f"{e.time:%Y-%m-%d %H:%M:%S}  {e.host}  {e.item}  {e.event} {e.fact or ''}{took}{why}")
     if not entries:
-        out.print(f"nothing is known of {chosen}")
+        out.print(f"nothing is recorded about {chosen}")

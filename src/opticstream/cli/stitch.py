@@ -1,4 +1,4 @@
-"""`stitch coords|mosaic|focus|volume`: positions, mosaics, focus maps and volumes of tiles, without any server.
+"""`stitch coords|mosaic|focus|volume`: find tile positions and stitch mosaics and volumes, without a server.
 
 SOURCE is a project file, or a Fiji TileConfiguration file that lists NIfTI, TIFF, Zarr or NumPy tiles.
 """
@@ -8,48 +8,46 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opticstream.cli.console import JsonOption, err, errors_shown, harmless, out, print_json, text_column
+from opticstream.cli.console import JsonOption, err, errors_shown, escaped, out, print_json, text_column
 from opticstream.cli.run import SetOption, config_of
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import MosaicId
 
 if TYPE_CHECKING:
-    from opticstream.config import ProjectConfig
-    from opticstream.io.paths import ProjectPaths
     from opticstream.io.tilemap import TileMap
-    from opticstream.stages.find_coordinates import CoordinatesResult
-    from opticstream.stages.find_focus import FocusResult
-    from opticstream.stages.mosaic_tiles import MosaicTiles
-    from opticstream.stages.tile_geometry import MosaicGeometry
+    from opticstream.stages.mosaic import CoordinatesResult, FocusResult, MosaicGeometry, MosaicTiles
+    from opticstream.stages.project import MosaicStages
 
-app = typer.Typer(help="Positions, mosaics, focus and volumes of tiles, from files to files.", no_args_is_help=True)
+app = typer.Typer(help="Find the positions of tiles, and stitch mosaics and volumes from them.", no_args_is_help=True)
 
 SourceArgument = Annotated[
     Path,
     typer.Argument(help="Project file (.toml), or a TileConfiguration file (.txt).", show_default=False),
 ]
-MosaicOption = Annotated[int, typer.Option("--mosaic", "-m", min=1, help="Number of the mosaic, for a project.")]
+MosaicOption = Annotated[
+    int, typer.Option("--mosaic", "-m", min=1, help="Number of the mosaic, if SOURCE is a project.")
+]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder of the results; default: the project's, or beside the file.")
+    Path | None, typer.Option("--out", "-o", help="Folder for the results; default: the project's, or beside the file.")
 ]
 MarginOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Largest error of a nominal displacement, in pixels; default: the project's, or 16."),
+    typer.Option(
+        min=1, help="Largest error of the nominal positions to search, in pixels; default: the project's, or 16."
+    ),
 ]
 LinearOption = Annotated[bool, typer.Option("--linear", help="Interpolate at fractional positions.")]
 PixelOption = Annotated[
     tuple[float, float, float] | None,
     typer.Option(
         "--pixel",
-        help="Pixel size x y z in mm, for a TileConfiguration; default: what the tiles' headers give, else "
-        "0.01 0.01 0.0025.",
+        help="Pixel size x y z in mm, for a TileConfiguration; default: that in the tiles, else 0.01 0.01 0.0025.",
     ),
 ]
 
@@ -63,7 +61,7 @@ class Positions(StrEnum):
 
 PositionsOption = Annotated[
     Positions,
-    typer.Option(help="For a TileConfiguration: measure positions from the overlaps, or keep those of the file."),
+    typer.Option(help="For a TileConfiguration: measure the positions from the overlaps, or keep those in the file."),
 ]
 DbOption = Annotated[bool, typer.Option("--db", help="The tiles of a TileConfiguration are levels in decibels.")]
 
@@ -81,79 +79,17 @@ def _progress(label: str, as_json: bool) -> Iterator[Callable[[float], None]]:
     from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
     with Progress(text_column(), BarColumn(), TimeRemainingColumn(), console=err, transient=True) as bar:
-        task = bar.add_task(harmless(label), total=1.0)
+        task = bar.add_task(escaped(label), total=1.0)
         yield lambda fraction: bar.update(task, completed=fraction)
 
 
-@dataclass(frozen=True)
-class _ProjectMosaic:
-    """One mosaic of a project, and where its files lie."""
-
-    config: ProjectConfig
-    paths: ProjectPaths
-    item: MosaicId
-    folder: Path
-
-    @property
-    def tiles_folder(self) -> Path:
-        return self.paths.processed_folder(self.item)
-
-    @property
-    def template(self) -> Path:
-        return self.paths.tilemap(self._illumination)
-
-    @property
-    def focus_map(self) -> Path:
-        return self.paths.focus(self._illumination)
-
-    @property
-    def mask(self) -> Path:
-        """The mask beside the results, else the project's."""
-        of_project = self.paths.mosaic_product(self.item, "mask")
-        beside = self.folder / of_project.name
-        return beside if beside.exists() else of_project
-
-    @property
-    def _illumination(self) -> str:
-        return self.config.scan.layout.illumination_of(self.item).name
-
-    def coordinates(self, *, margin: int | None = None, force: bool = False) -> CoordinatesResult:
-        """Make the illumination's template from this mosaic, or take the one that is there."""
-        from opticstream.stages.find_coordinates import find_coordinates
-
-        update = ({"margin_px": margin} if margin else {}) | ({"force_refresh_coordinates": True} if force else {})
-        return find_coordinates(
-            self.item,
-            scan=self.config.scan,
-            settings=self.config.processing.coordinates.model_copy(update=update),
-            tiles_folder=self.tiles_folder,
-            template_path=self.template,
-            qc_folder=self.folder,
-        )
-
-    def focus(self, *, force: bool = False) -> FocusResult:
-        """Make the illumination's focus map from this mosaic, or take the one that is there."""
-        from opticstream.stages.find_focus import find_focus
-
-        return find_focus(
-            self.item,
-            scan=self.config.scan,
-            settings=self.config.processing.focus.model_copy(update={"force_refresh": True} if force else {}),
-            tiles_folder=self.tiles_folder,
-            template_path=self.template,
-            focus_path=self.focus_map,
-            qc_folder=self.folder,
-        )
-
-
-def _project_mosaic(source: Path, options: list[str], mosaic: int, out_folder: Path | None) -> _ProjectMosaic:
+def _stages(source: Path, options: list[str], mosaic: int, out_folder: Path | None) -> MosaicStages:
+    """Return the stages of a project's mosaic, with results in a folder of their own if one is given."""
     from opticstream.io.paths import ProjectPaths
+    from opticstream.stages.project import MosaicStages
 
     config = config_of(str(source), options)
-    project = config.project
-    paths = ProjectPaths(project.project_base_path, project.archive_root, project.subject_id, config.scan.layout)
-    item = MosaicId(mosaic)
-    return _ProjectMosaic(config, paths, item, out_folder or paths.stitched_folder(item))
+    return MosaicStages(config, ProjectPaths.of(config), MosaicId(mosaic), out_folder)
 
 
 def _show(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
@@ -168,7 +104,7 @@ def _show(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
 
 def _missing_line(missing: dict[str, list[int]] | list[int]) -> list[str]:
     tiles = sorted({t for group in missing.values() for t in group}) if isinstance(missing, dict) else list(missing)
-    return [f"stitched around missing tiles {', '.join(map(str, tiles))}"] if tiles else []
+    return [f"missing tiles, left blank: {', '.join(map(str, tiles))}"] if tiles else []
 
 
 def _verdict_line(told: dict[str, Any]) -> list[str]:
@@ -176,7 +112,7 @@ def _verdict_line(told: dict[str, Any]) -> list[str]:
 
 
 def _told(coordinates: CoordinatesResult) -> dict[str, Any]:
-    """Return what is to be told about positions: nothing where a template was there."""
+    """Return what to report on positions: nothing if an existing template was used."""
     if coordinates.reused:
         return {"outputs": {}, "verdict": None}
     outputs = {name: str(path) for name, path in coordinates.outputs.items()}
@@ -184,36 +120,36 @@ def _told(coordinates: CoordinatesResult) -> dict[str, Any]:
 
 
 def _with_told(told: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    """Return what a stage made, with what is to be told of the positions before it and the files of both."""
+    """Return what a stage made, with the report on the positions before it and the files of both."""
     return told | made | {"outputs": told["outputs"] | made["outputs"]}
 
 
 def _focus_line(focus: FocusResult) -> str:
     if focus.reused:
-        return f"kept the focus map that is there ({focus.path})"
+        return f"kept the existing focus map ({focus.path})"
     if math.isnan(focus.residual_after_px):  # it was not measured
-        return f"no A-line is shifted: {focus.note}"
+        return f"A-lines are not shifted: {focus.note}"
     found = f"depth of focus {focus.constant_px:.0f} px (confidence {focus.confidence:.2f})"
     return (
-        f"focus map: surfaces differ by {focus.residual_before_px:.2f} px in overlaps before, "
-        f"{focus.residual_after_px:.2f} px after; {focus.note or found}"
+        f"focus map: surfaces differ by {focus.residual_before_px:.2f} px in overlaps before the correction, by "
+        f"{focus.residual_after_px:.2f} px after it; {focus.note or found}"
     )
 
 
 def _configured(
     source: Path, folder: Path, positions: Positions, margin: int | None, modality: str, *, volumes: bool = False
 ) -> tuple[MosaicTiles, TileMap, dict[str, Any]]:
-    """Return the tiles of a configuration file, their places, and what is to be told about them."""
+    """Return the tiles of a configuration file, their positions, and the report on them."""
     import numpy as np
 
     from opticstream.config.processing import CoordinateSettings
-    from opticstream.stages.find_coordinates import (
+    from opticstream.stages.mosaic import (
         measured_positions,
         tilemap_from_positions,
+        tiles_from_configuration,
         verdict_from_positions,
         write_coordinate_quality,
     )
-    from opticstream.stages.mosaic_tiles import tiles_from_configuration
 
     tiles = tiles_from_configuration(source, modality=modality, one_depth=volumes)
     told: dict[str, Any] = {"missing": list(tiles.missing(modality)), "outputs": {}, "verdict": None}
@@ -236,13 +172,13 @@ def _configured(
 def _place(
     tiles: MosaicTiles, tilemap: TileMap, modality: str, pixel_mm: tuple[float, float, float] | None
 ) -> MosaicGeometry:
-    """Return where the voxels of a configuration's mosaic lie."""
+    """Return the geometry of the mosaic of a configuration file."""
     import numpy as np
 
-    from opticstream.stages.tile_geometry import geometry_of_tiles
+    from opticstream.stages.mosaic import geometry_of_tiles
 
     if pixel_mm is not None and not all(math.isfinite(size) and size > 0 for size in pixel_mm):
-        raise ConfigurationError(f"--pixel {' '.join(map(str, pixel_mm))}: expected three numbers above 0, in mm")
+        raise ConfigurationError(f"--pixel {' '.join(map(str, pixel_mm))}: expected three positive numbers, in mm")
     positions = np.array([tilemap.place_of(n).position_px for n in tiles.numbers])
     return geometry_of_tiles(tiles, modality, positions, voxel_size_mm=pixel_mm)
 
@@ -254,16 +190,17 @@ def coords(
     out_folder: OutOption = None,
     margin: MarginOption = None,
     in_db: DbOption = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a project's template that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing template of the project.")] = False,
     options: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Find the positions of tiles from their overlaps; write the template, a Fiji configuration and a picture."""
+    """Find the positions of tiles from their overlaps; write a template, a Fiji configuration and a picture."""
     with errors_shown(), _progress("coordinates", as_json):
         if _is_project(source):
-            made = _project_mosaic(source, options, mosaic, out_folder).coordinates(margin=margin, force=force)
+            stages = _stages(source, options, mosaic, out_folder)
+            made = stages.find_coordinates(margin_px=margin, refresh=force)
             result = made.as_dict()
-            verdict = "kept the template that is there" if made.reused else ""
+            verdict = "kept the existing template" if made.reused else ""
             verdict = made.verdict.sentence if made.verdict else verdict
         else:
             from opticstream.io.tilemap import write_template
@@ -285,34 +222,23 @@ def mosaic_command(
     margin: MarginOption = None,
     pixel_mm: PixelOption = None,
     in_db: DbOption = False,
-    shading: Annotated[bool, typer.Option("--shading", help="Take out the shading common to all tiles.")] = False,
+    shading: Annotated[bool, typer.Option("--shading", help="Correct the shading that all tiles share.")] = False,
     linear: LinearOption = False,
     options: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Stitch the maps of a mosaic. A project's template is made first where it is not there."""
-    from opticstream.stages.stitch_mosaic import stitch_maps, stitch_mosaic
-
+    """Stitch the maps of a mosaic. A project's template is made first if it does not exist."""
     found: list[str] = []
     with errors_shown(), _progress("mosaic", as_json) as progress:
         if _is_project(source):
-            project = _project_mosaic(source, options, mosaic, out_folder)
-            coordinates = project.coordinates(margin=margin)
-            processing = project.config.processing
-            made = stitch_mosaic(
-                project.item,
-                scan=project.config.scan,
-                enface=processing.enface,
-                mask=processing.mask,
-                stitch=processing.stitch.model_copy(update=_stitch_choices(shading, linear)),
-                tiles_folder=project.tiles_folder,
-                template_path=project.template,
-                stitched_folder=project.folder,
-                progress=progress,
-            )
+            stages = _stages(source, options, mosaic, out_folder)
+            coordinates = stages.find_coordinates(margin_px=margin)
+            stitch = stages.config.processing.stitch.model_copy(update=_stitch_choices(shading, linear))
+            made = stages.stitch_mosaic(settings=stitch, progress=progress)
             told = _told(coordinates)
         else:
             from opticstream.config.processing import MaskSettings, StitchSettings
+            from opticstream.stages.mosaic import stitch_maps
 
             folder = out_folder or source.parent
             modality = "aip" if in_db else "image"
@@ -333,9 +259,9 @@ def mosaic_command(
         result = _with_told(told, made.as_dict())
     lines = [*found, *made.notes, f"{made.shape[0]} x {made.shape[1]} px, seams correlate {made.seam_ncc:.2f}"]
     if not math.isnan(made.tissue_fraction):
-        lines.append(f"the mask keeps {made.tissue_fraction:.0%} (processing.mask.threshold_db decides)")
+        lines.append(f"the mask keeps {made.tissue_fraction:.0%} of the pixels (see processing.mask.threshold_db)")
     if made.blank:
-        lines.append(f"nothing to see in tiles {', '.join(map(str, made.blank))}")
+        lines.append(f"tiles without any content: {', '.join(map(str, made.blank))}")
     _show(result, [*_verdict_line(told), *lines, *_missing_line(result["missing"])], as_json)
 
 
@@ -348,20 +274,20 @@ def focus_command(
     source: Annotated[Path, typer.Argument(help="Project file (.toml).", show_default=False)],
     mosaic: MosaicOption = 1,
     out_folder: OutOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a focus map that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing focus map.")] = False,
     options: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Find how far each A-line is shifted in depth, from the surfaces of a project's tiles; write map and picture.
+    """Find the depth shift of each A-line from the surfaces of a project's tiles; write a focus map and a picture.
 
-    A project's template is made first where it is not there.
+    The project's template is made first if it does not exist.
     """
     with errors_shown(), _progress("focus", as_json):
         if not _is_project(source):
-            raise ConfigurationError(f"{source}: stitch focus needs a project file (.toml)")
-        project = _project_mosaic(source, options, mosaic, out_folder)
-        told = _told(project.coordinates())
-        made = project.focus(force=force)
+            raise ConfigurationError(f"{source}: expected a project file (.toml)")
+        stages = _stages(source, options, mosaic, out_folder)
+        told = _told(stages.find_coordinates())
+        made = stages.find_focus(refresh=force)
         result = _with_told(told, made.as_dict())
     _show(result, [*_verdict_line(told), _focus_line(made)], as_json)
 
@@ -375,52 +301,41 @@ def volume(
     margin: MarginOption = None,
     pixel_mm: PixelOption = None,
     modality: Annotated[
-        str, typer.Option(help="For a TileConfiguration: name of the volume; O3D blends as angles of an axis.")
+        str, typer.Option(help="For a TileConfiguration: kind of volume; O3D is blended as axis angles.")
     ] = "dBI",
-    memory_gb: Annotated[float | None, typer.Option(min=0.01, help="Memory that may be used, in GB.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(min=0.01, help="Memory to use at most, in GB.")] = None,
     version: Annotated[str | None, typer.Option("--ngff", help="OME-NGFF version: 0.5 or 0.4.")] = None,
     linear: LinearOption = False,
-    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler that spreads the blocks.")] = None,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to distribute the blocks over.")] = None,
     options: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Stitch the volumes of a mosaic into OME-Zarr, in a memory budget; a killed run is taken up where it stopped.
+    """Stitch the volumes of a mosaic into OME-Zarr within a memory limit; the next run resumes an interrupted one.
 
-    A project's template and focus map are made first where they are not there; its mask comes from `stitch mosaic`.
+    A project's template and focus map are made first if they do not exist; its mask comes from `stitch mosaic`.
     """
     from opticstream.config.processing import VolumeSettings
-    from opticstream.stages.stitch_volume import dask_executor, stitch_modality, stitch_volume
+    from opticstream.stages.volume import dask_executor, stitch_modality
 
     lines: list[str] = []
     with errors_shown(), _progress("volume", as_json) as progress:
         if version not in (None, "0.4", "0.5"):
-            raise ConfigurationError(f"--ngff must be 0.4 or 0.5, got {version!r}")
+            raise ConfigurationError(f"--ngff {version}: expected 0.4 or 0.5")
         executor = dask_executor(dask) if dask else None
         update: dict[str, Any] = {"memory_budget_gb": memory_gb} if memory_gb else {}
         update |= {"format": version} if version else {}
         update |= {"interpolation": "linear"} if linear else {}
         if _is_project(source):
-            project = _project_mosaic(source, options, mosaic, out_folder)
-            settings = project.config.processing.volume.model_copy(update=update)
-            coordinates, focus = project.coordinates(margin=margin), project.focus()
-            mask = project.mask if settings.apply_mask and project.mask.exists() else None
-            made = stitch_volume(
-                project.item,
-                scan=project.config.scan,
-                settings=settings,
-                tiles_folder=project.tiles_folder,
-                template_path=project.template,
-                focus_path=project.focus_map,
-                mask_path=mask,
-                stitched_folder=project.folder,
-                progress=progress,
-                executor=executor,
-            )
+            stages = _stages(source, options, mosaic, out_folder)
+            settings = stages.config.processing.volume.model_copy(update=update)
+            coordinates, focus = stages.find_coordinates(margin_px=margin), stages.find_focus()
+            mask = stages.mask if settings.apply_mask and stages.mask.exists() else None
+            made = stages.stitch_volume(settings=settings, progress=progress, executor=executor)
             told = _told(coordinates) | {"focus": focus.as_dict(), "mask": None if mask is None else str(mask)}
             told["outputs"] |= {} if focus.reused else told["focus"]["outputs"]
             lines = [_focus_line(focus)]
             if settings.apply_mask and mask is None:
-                lines.append(f"nothing is masked: {project.mask} is not there (stitch mosaic makes it)")
+                lines.append(f"no mask is applied: {stages.mask} does not exist; `opticstream stitch mosaic` makes it")
         else:
             folder = out_folder or source.parent
             tiles, tilemap, told = _configured(source, folder, positions, margin, modality, volumes=True)
@@ -440,7 +355,7 @@ def volume(
         result = _with_told(told, made.as_dict())
     lines = [*_verdict_line(told), *lines, *made.notes, f"{' x '.join(map(str, made.shape))} voxels"]
     if made.resumed_blocks:
-        lines.append(f"took up {made.resumed_blocks} shards of an earlier run")
+        lines.append(f"kept {made.resumed_blocks} shards of an earlier run")
     if made.superseded:
-        lines.append("started anew: an unfinished run that was there had other inputs or settings; it is removed")
+        lines.append("started from scratch: removed an unfinished run that had other inputs or settings")
     _show(result, [*lines, *_missing_line(result["missing"])], as_json)

@@ -1,4 +1,4 @@
-"""The three standard streams as a command may find them: closed, a pipe that ends, or unable to write some letters."""
+"""Prepare the three standard streams, which may be closed, or unable to write some characters."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import warnings
 
 
 def open_standard_streams() -> None:
-    """Open the standard streams that the caller has closed, on nothing.
+    """Open the standard streams that the caller has closed, on the null device.
 
     Otherwise the next file that is opened, perhaps a result, would get the number of a standard stream, and what is
-    printed would land in it.
+    printed would be written to it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -26,16 +26,16 @@ def open_standard_streams() -> None:
             setattr(sys, name, stream)
 
 
-def print_any_letter() -> None:
-    """Let the streams write letters that their encoding lacks, and names that are not UTF-8, as escapes."""
+def escape_unencodable_text() -> None:
+    """Let the streams write characters that their encoding lacks, and names that are not UTF-8, as escapes."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 
 
-def keep_warnings_from_being_errors() -> None:
-    """Let no warning of a library become an error, as PYTHONWARNINGS=error asks for in programs under development."""
+def ignore_warnings_as_errors() -> None:
+    """Ignore warnings of libraries if PYTHONWARNINGS=error, meant for developers, would turn them into errors."""
     if any(given.startswith("error") for given in sys.warnoptions):
         warnings.resetwarnings()
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""`tile`, `archive` and `calibrate`: raw files to products, copies and calibrations, without any server."""
+"""`tile`, `archive` and `calibrate`: make products, copies and calibrations from raw files, without a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opticstream.cli.console import (
     JsonOption,
     err,
     errors_shown,
-    harmless,
+    escaped,
     out,
     print_json,
     styled,
@@ -26,25 +26,28 @@ ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Project file
 
 
 def tile(
-    files: Annotated[list[Path], typer.Argument(help="Raw tiles; only read.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="Raw tiles, which are never changed.", show_default=False)],
     config: ConfigOption,
-    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path(),
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path(),
     modalities: Annotated[
-        str | None, typer.Option(help=f"Maps to make, with commas between: {','.join(enface_names())}.")
+        str | None, typer.Option(help=f"Maps to make, separated by commas: {','.join(enface_names())}.")
     ] = None,
-    no_volumes: Annotated[bool, typer.Option("--no-volumes", help="Do not write dBI, R3D and O3D.")] = False,
+    no_volumes: Annotated[
+        bool, typer.Option("--no-volumes", help="Do not write the volumes dBI, R3D and O3D.")
+    ] = False,
     complex_out: Annotated[bool, typer.Option("--complex-out", help="Also write the complex tile.")] = False,
-    archive: Annotated[bool, typer.Option("--archive", help="Also write the archive copy, into OUT/archived.")] = False,
-    threads: Annotated[int | None, typer.Option(min=0, help="Threads; 0 takes all cores of this process.")] = None,
+    archive: Annotated[bool, typer.Option("--archive", help="Also write the archive copy, to OUT/archived.")] = False,
+    threads: Annotated[int | None, typer.Option(min=0, help="Number of threads; 0: all cores of this process.")] = None,
     name: Annotated[
-        str | None, typer.Option(help="The tile that a single FILE is, e.g. mosaic-001/tile-0001, whatever its name.")
+        str | None,
+        typer.Option(help="The tile that a single FILE holds, e.g. mosaic-001/tile-0001, whatever its file name."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Reconstruct raw tiles: volumes, surface, en face maps, quality picture.
 
-    Which tile a file is comes from its name (scan.file_name of the project file). Exit status 1 if a tile failed; the
-    others are done all the same.
+    The name of a file tells which tile it holds (scan.file_name in the project file). The exit status is 1 if a tile
+    failed; the other tiles are processed all the same.
 
     Example: opticstream tile raw/*.nii --config project.toml --out results --no-volumes
     """
@@ -52,7 +55,7 @@ def tile(
     from rich.text import Text
 
     from opticstream.config import load_project
-    from opticstream.stages.process_tile import process_tile
+    from opticstream.stages.tile import process_tile
 
     with errors_shown():
         overrides: dict[str, Any] = {}
@@ -66,13 +69,13 @@ def tile(
             overrides["processing.reconstruction.threads"] = threads
         project = load_project(config, overrides=overrides)
         if name is not None and len(files) != 1:
-            raise ConfigurationError(f"--name says which tile one FILE is, but there are {len(files)}")
+            raise ConfigurationError(f"--name {name}: expected exactly one FILE with this option, got {len(files)}")
         results: list[dict[str, Any]] = []
         failed = 0
         columns = (text_column(), BarColumn(), text_column("{task.percentage:>3.0f}%"))
         with Progress(*columns, TimeRemainingColumn(), console=err, disable=as_json or not err.is_terminal) as bar:
             for path in files:
-                task = bar.add_task(harmless(path.name), total=1.0)
+                task = bar.add_task(escaped(path.name), total=1.0)
                 try:
                     result = process_tile(
                         path,
@@ -96,7 +99,7 @@ def tile(
                     flagged = [part for flag in result.flags for part in ("; ", styled(flag, "yellow"))]
                     folder = next(iter(result.outputs.values())).path.parent
                     told = f"{path.name}: {result.tile}, {len(result.outputs)} files in {folder}"
-                    out.print(Text.assemble(harmless(told), *flagged))
+                    out.print(Text.assemble(escaped(told), *flagged))
     if as_json:
         print_json(results)
     if failed:
@@ -123,25 +126,24 @@ def _tile_of(path: Path, project: Any, name: str | None) -> Any:
     tile_id = grammar.tile_from_name(path.name) or grammar.tile_from_name(path.name.removesuffix(".gz"))
     if tile_id is None:
         raise InputError(
-            f"{path}: its name does not follow scan.file_name = {project.scan.file_name!r}; say by --name which it is"
+            f"{path}: its name does not follow scan.file_name = {project.scan.file_name!r}; name its tile with --name"
         )
     return tile_id
 
 
-archive_app = typer.Typer(help="Archive copies of raw tiles: write them, and re-read them to see that they are whole.")
+archive_app = typer.Typer(help="Write archive copies of raw tiles, and verify them.")
 
 
 @archive_app.command("write")
 def archive_write(
-    files: Annotated[list[Path], typer.Argument(help="Raw files; only read.", show_default=False)],
-    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder of the copies.")] = Path(),
+    files: Annotated[list[Path], typer.Argument(help="Raw files, which are never changed.", show_default=False)],
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the copies.")] = Path(),
     level: Annotated[int, typer.Option(min=0, max=9, help="Compression effort: 0 fastest, 9 smallest.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 takes all cores of this process.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Number of threads; 0: all cores of this process.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Write gzip copies with their SHA-256 beside them, each file read once."""
-    from opticstream.stages.archive_tile import archive_tile
-    from opticstream.stages.process_tile import available_threads
+    """Write gzip copies of raw files, each with its SHA-256 beside it; each raw file is read once."""
+    from opticstream.stages.tile import archive_tile, available_threads
 
     done = []
     with errors_shown():
@@ -164,14 +166,17 @@ def archive_write(
 
 @archive_app.command("verify")
 def archive_verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of archive copies; only read.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of archive copies, which are never changed.", show_default=False)
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare everything below a folder with its checksums: raw copies are inflated, volumes read chunk by chunk.
+    """Verify every copy in a folder and its subfolders against its checksum: raw copies and volumes are read in full.
 
-    What has no checksum is named and not judged. Exit status 1 if something is not whole, or nothing could be judged.
+    Files without a checksum are listed, but cannot be verified. The exit status is 1 if a copy is damaged, or if
+    nothing could be verified.
     """
-    from opticstream.stages.archive_tile import verify_archives
+    from opticstream.stages.tile import verify_archives
 
     with errors_shown():
         if not folder.is_dir():
@@ -183,7 +188,7 @@ def archive_verify(
                 if outcome.problem is not None:
                     err.print(styled(f"{outcome.archive}:", "bold red"), outcome.problem)
                 elif outcome.judged:
-                    out.print(f"{outcome.archive}: whole, {outcome.raw_bytes} bytes")
+                    out.print(f"{outcome.archive}: intact, {outcome.raw_bytes} bytes")
                 else:
                     out.print(f"{outcome.archive}: has no checksum")
         judged = [outcome for outcome in checked if outcome.judged]
@@ -197,13 +202,13 @@ def archive_verify(
         )
     else:
         others = len(checked) - len(judged)
-        told = f"; {others} have no checksum and are not judged" if others else ""
-        out.print(f"{len(judged) - len(bad)} of {len(judged)} copies are whole{told}")
+        told = f"; {others} without a checksum were not verified" if others else ""
+        out.print(f"{len(judged) - len(bad)} of {len(judged)} copies are intact{told}")
     if bad or not judged:
         raise typer.Exit(FAILED)
 
 
-calibrate_app = typer.Typer(help="Estimate calibrations of the spectrometer from recordings.")
+calibrate_app = typer.Typer(help="Estimate the calibration of the spectrometer from recordings.")
 
 RecordingsArgument = Annotated[
     list[str],
@@ -214,9 +219,9 @@ RecordingsArgument = Annotated[
 ]
 DarkOption = Annotated[
     list[str] | None,
-    typer.Option(help="Spectrum without the mirror, taken off; once, or once for each recording."),
+    typer.Option(help="Spectrum without the mirror, to subtract; once, or once for each recording."),
 ]
-TargetOption = Annotated[Path, typer.Option("--out", "-o", help="File of the result (.npy).", show_default=False)]
+TargetOption = Annotated[Path, typer.Option("--out", "-o", help="File for the result (.npy).", show_default=False)]
 
 
 @calibrate_app.command("wavelength")
@@ -226,11 +231,11 @@ def calibrate_wavelength(
     dark: DarkOption = None,
     side: Annotated[
         list[int] | None,
-        typer.Option(help="Side of zero delay of each recording, 1 or -1; with both sides dispersion cancels."),
+        typer.Option(help="Side of zero delay of each recording, 1 or -1; with both sides, dispersion cancels out."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the k-map from recordings of a mirror and write it as positions (linearization method "klinear").
+    """Estimate the k-linearization from recordings of a mirror, as positions (linearization method "klinear").
 
     Example: opticstream calibrate wavelength m.npz#near m.npz#far --side 1 --side -1 --out klinear.npy
     """
@@ -261,7 +266,7 @@ def calibrate_dispersion(
     dark: DarkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the dispersion that makes recordings sharpest and write it (scan.calibration.dispersion_files)."""
+    """Estimate the dispersion phase that makes recordings sharpest (for scan.calibration.dispersion_files)."""
     import numpy as np
 
     from opticstream.compute.reconstruction import dispersion_from_spectra
@@ -272,7 +277,7 @@ def calibrate_dispersion(
         sampled = None if positions is None else read_vector(positions, setting="--positions")
         lengths = sorted({s.shape[-1] for s in spectra} | ({sampled.size} if sampled is not None else set()))
         if len(lengths) != 1:
-            raise CalibrationError(f"recordings and positions must have one length, got {lengths}")
+            raise CalibrationError(f"recordings and positions must have the same length, got {lengths}")
         phase = dispersion_from_spectra(np.concatenate(spectra)[:512], positions=sampled)
         _save(target, phase)
         widths = [
@@ -293,7 +298,9 @@ def _spectra(references: list[str], dark: list[str] | None) -> list[Any]:
 
     darks = [read_vector(reference, setting="--dark") for reference in dark or []]
     if len(darks) not in (0, 1, len(references)):
-        raise ConfigurationError(f"--dark: expected one, or one for each of {len(references)} recordings")
+        raise ConfigurationError(
+            f"--dark: expected one spectrum, or one for each of the {len(references)} recordings, got {len(darks)}"
+        )
     spectra = []
     for k, reference in enumerate(references):
         spectrum = np.atleast_2d(read_vector(reference))
@@ -301,7 +308,7 @@ def _spectra(references: list[str], dark: list[str] | None) -> list[Any]:
             background = darks[k % len(darks)]
             if background.shape[-1] != spectrum.shape[-1]:
                 raise CalibrationError(
-                    f"{reference}: {spectrum.shape[-1]} samples, its dark spectrum has {background.shape[-1]}"
+                    f"{reference}: has {spectrum.shape[-1]} samples, but its dark spectrum has {background.shape[-1]}"
                 )
             spectrum = spectrum - background
         spectra.append(spectrum)

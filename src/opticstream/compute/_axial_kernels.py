@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-"""What `opticstream.compute.axial` does, one angle at a time in single precision, for use inside compiled kernels."""
+"""Functions of `opticstream.compute.axial` for single angles in single precision, for use in compiled kernels."""
 
 from __future__ import annotations
 

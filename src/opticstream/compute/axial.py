@@ -1,7 +1,7 @@
-"""Angles of axes, which have no sign: 0 and 180 degrees are one axis.
+"""Angles of axes, which have no sign: 0 and 180 degrees are the same axis.
 
-Such angles are not additive, their doubled unit vectors are: whatever averages or interpolates axes does so on
-`components` and turns the result back with `angle_from_components`. Compiled kernels use `_axial_kernels`, and
+Such angles are not additive, but the unit vectors of twice the angles are: to average or interpolate axes, use
+`components` and convert the result back with `angle_from_components`. Compiled kernels use `_axial_kernels`, and
 `opticstream.compute.lanes.wrapped` for vectors of A-lines.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["angle_from_components", "components", "mean", "offset_within_half_tu
 
 
 def wrap(angle_deg: ArrayLike, /) -> NDArray[Any]:
-    """Return angles of axes brought to (-90, 90] degrees, in the precision they come in; NaN stays NaN.
+    """Return angles of axes brought to (-90, 90] degrees, in their own precision; NaN stays NaN.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def components(angle_deg: ArrayLike, /) -> tuple[NDArray[Any], NDArray[Any]]:
 def angle_from_components(cosine: ArrayLike, sine: ArrayLike, /) -> NDArray[Any]:
     """Return the angle in degrees of doubled-angle components of any length, within -90..90; 0 where both are 0.
 
-    -90 comes from components that are rounded: whoever promises (-90, 90] takes `wrap` of it.
+    Rounded components can give -90: use `wrap` for the range (-90, 90].
     """
     return np.asarray(0.5 * np.degrees(np.arctan2(sine, cosine)))
 

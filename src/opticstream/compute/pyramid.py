@@ -1,4 +1,4 @@
-"""Halving blocks of an image for the coarser levels of a pyramid, each kind of value by its own mean."""
+"""Halve blocks of an image for the coarser levels of a pyramid, each kind of value by its own mean."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _mean(boxes: NDArray[Any]) -> NDArray[Any]:
     """Return the mean over array axes 1, 3, 5 without NaN."""
     total = np.zeros(boxes.shape[0::2][:3] + boxes.shape[6:], np.float64 if boxes.dtype == np.float64 else np.float32)
     count = np.zeros(total.shape, np.float32)
-    # Adding voxel by voxel of the box keeps to long rows of memory, which reducing over three axes at once does not.
+    # Adding the voxels of the box one by one uses long rows of memory, unlike a reduction over three axes at once.
     for i, j, k in np.ndindex(boxes.shape[1], boxes.shape[3], boxes.shape[5]):
         part = boxes[:, i, :, j, :, k]
         valid = np.isfinite(part)

@@ -1,5 +1,5 @@
-"""What a person may set, in three frozen trees: scan (facts of instrument and sample), processing (choices of the
-scientist) and deployment (paths, hosts, limits; the only one that reads the environment).
+"""All settings, in three frozen trees: scan (facts about instrument and sample), processing (choices of the scientist)
+and deployment (paths, hosts, limits; the only tree that reads the environment).
 """
 
 from opticstream.config.deployment import DeploymentSettings

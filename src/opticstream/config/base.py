@@ -1,4 +1,4 @@
-"""Shared behaviour of all settings: frozen, nothing unknown accepted, every field described."""
+"""Shared behaviour of all settings: frozen, unknown keys refused, every field described."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def _data_reference(value: str) -> str:
     if Path(path).suffix.lower() not in {".npy", ".npz", ".mat", ".dat", ".txt", ".csv"}:
         raise ValueError(f"expected a .npy, .npz, .mat, .txt, .csv or .dat file, got {value!r}")
     if variable and Path(path).suffix.lower() not in {".npz", ".mat"}:
-        raise ValueError(f"{Path(path).suffix} files hold one array, '#{variable}' has no meaning in {value!r}")
+        raise ValueError(f"{Path(path).suffix} files hold one array; remove '#{variable}' from {value!r}")
     return value
 
 
 DataReference = Annotated[str, AfterValidator(_data_reference)]
 """A vector in a file: ``file.npy``, ``file.dat`` (raw float64), ``file.txt`` or ``file.csv`` (numbers in text), or
-``file.mat#variable`` / ``file.npz#variable``. A relative path starts at the folder of the project file."""
+``file.mat#variable`` / ``file.npz#variable``. Relative paths start at the folder of the project file."""

@@ -24,7 +24,7 @@ class DeploymentSettings(BaseSettings):
     )
 
     def __init__(self, **values: Any) -> None:
-        """Read the environment, with `values` on top; ConfigurationError if one of them is not possible."""
+        """Read the environment, overridden by `values`; raise ConfigurationError if a value is invalid."""
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -33,46 +33,46 @@ class DeploymentSettings(BaseSettings):
     home: Path = Path("~/.opticstream")
     """Folder of the embedded server's database and logs."""
     api_url: str | None = None
-    """Address of the Prefect server's API; default: the embedded one."""
+    """Address of the Prefect server's API; default: an embedded server."""
     tile_limit: int = Field(default=2, ge=1)
-    """Batches processed at a time, on all hosts together."""
+    """Batches processed at the same time, on all hosts together."""
     stitch_limit: int = Field(default=1, ge=1)
-    """Mosaics stitched at a time, on all hosts together."""
+    """Mosaics stitched at the same time, on all hosts together."""
     register_limit: int = Field(default=1, ge=1)
-    """Slices registered at a time, on all hosts together."""
+    """Slices registered at the same time, on all hosts together."""
     upload_limit: int = Field(default=1, ge=1)
-    """Upload runs at a time, on all hosts together."""
+    """Upload runs at the same time, on all hosts together."""
     state_limit: int = Field(default=4, ge=1)
-    """State and notification runs at a time, on all hosts together."""
+    """State and notification runs at the same time, on all hosts together."""
     warm_starts: bool = True
     """Flow runs are forked from a process that has everything imported; otherwise each starts an interpreter."""
     worker_poll_s: float = Field(default=1.0, gt=0)
-    """Time between two questions of a worker for flow runs, in seconds."""
+    """Time between two queries of a worker for flow runs, in seconds."""
     lease_s: float = Field(default=300.0, gt=0)
-    """Lease of a claim, in seconds; a runner that has not renewed it for so long is taken for dead."""
+    """Lease of a claim, in seconds; a process that has not renewed it for this long is considered dead."""
     poll_s: float = Field(default=2.0, gt=0)
-    """Time between two looks at the raw folder, in seconds."""
+    """Time between two checks of the raw folder, in seconds."""
     stable_s: float = Field(default=5.0, ge=0)
-    """Time that size and modification time of a raw file must have stood still, in seconds."""
+    """Time for which the size and modification time of a raw file must not have changed, in seconds."""
     stall_s: float = Field(default=600.0, gt=0)
-    """Time without anything new after which an incomplete column is worked on as it is, in seconds; `run` waits a
-    minute at most. Also how long a mosaic waits for the template of slices of which nothing comes."""
+    """Time without any new file after which an incomplete column is processed as it is, in seconds; `run` waits at most
+    a minute. Also how long a mosaic waits for the template of an earlier slice of which no tile has arrived."""
     give_up_s: float = Field(default=900.0, gt=0)
-    """Time after which `run` ends although something is left to do, when nothing goes on any longer, in seconds."""
+    """Time without any progress after which `run` ends although work is left, in seconds."""
     sweep_s: float = Field(default=60.0, gt=0)
-    """Time between two sweeps for work that is ready and not started, in seconds."""
+    """Time between two searches for work that is ready but not started (sweeps), in seconds."""
     collapse_s: float = Field(default=10.0, ge=1)
-    """Window in which events that ask for the same look at the facts share one flow run, in seconds."""
+    """Window in which events that need the same check of the facts share one flow run, in seconds."""
     attempts: int = Field(default=3, ge=1)
-    """Tries of a tile or stage before it is parked as failed."""
+    """Attempts at a tile or stage before it is parked as failed."""
     crashes: int = Field(default=5, ge=1)
-    """Deaths of the process in the middle of one piece of work after which that work is parked as failed."""
+    """Number of times that the process may die during the same piece of work before that work is parked as failed."""
     retry_delay_s: float = Field(default=2.0, ge=0)
-    """Wait before the second try, in seconds; doubled each time, with jitter."""
+    """Wait before the second attempt, in seconds; doubled each time, with jitter."""
     notify_targets: Annotated[NotifyTargets, NoDecode] = (LogTargetSettings(),)
-    """Who is told of milestones and failures: a list in JSON or TOML, such as
-    `[{"kind": "log"}, {"kind": "file", "path": "milestones.jsonl"}]`. The same on every host that serves the pool
-    `state`."""
+    """Where milestones and failures are reported: a list in JSON or TOML, such as
+    `[{"kind": "log"}, {"kind": "file", "path": "milestones.jsonl"}]`. It must be the same on every host that serves the
+    pool `state`."""
 
 
 def variable_of(name: str, /) -> str:
@@ -87,9 +87,9 @@ def variable_of(name: str, /) -> str:
 
 
 def _described(problem: Mapping[str, Any]) -> str:
-    """Return one line on a variable that is not possible; a place in a list is told as in `NOTIFY_TARGETS[1].path`."""
+    """Return one line about an invalid variable; the place in a list is given as in `NOTIFY_TARGETS[1].path`."""
     variable, *inner = problem["loc"] or ("",)
-    # Behind a place in a list stands the kind of target, which is no key.
+    # After an index of a list, pydantic inserts the kind of target, which is not a key.
     parts = [part for before, part in zip([None, *inner], inner, strict=False) if not isinstance(before, int)]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     given, context = problem["input"], problem.get("ctx", {})
@@ -97,9 +97,9 @@ def _described(problem: Mapping[str, Any]) -> str:
         case "union_tag_invalid":
             message = f"unknown kind {context['tag']!r}; expected one of {context['expected_tags']}"
         case "union_tag_not_found":
-            message = "has no `kind`"
+            message = "`kind` is missing"
         case "extra_forbidden":
-            message = "there is no such setting"
+            message = "unknown setting"
         case _:
             message = problem["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(given, Mapping | list | tuple | BaseModel) else f" = {given}"

@@ -1,4 +1,4 @@
-"""Reading project files, merging overrides under the design's flat names, and hashing what a result rests on."""
+"""Read project files, merge overrides given by dotted or flat names, and hash settings."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def _describe(error: ValidationError, source: str) -> str:
     problems = error.errors()
     for problem in problems:
         if any(other["loc"][: len(problem["loc"])] == problem["loc"] != other["loc"] for other in problems):
-            continue  # an echo of a problem further inside, such as "too few items" after a bad item
+            continue  # follows from a problem further inside, such as "too few items" after an invalid item
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"there is no such setting{suggestion('.'.join(map(str, problem['loc'])))}"
-        # A whole table as "value" would bury the message; its own text already names what is wrong.
+            message = f"unknown setting{suggestion('.'.join(map(str, problem['loc'])))}"
+        # Showing a whole table would hide the message, which already names what is wrong.
         shown = "" if isinstance(problem["input"], Mapping | BaseModel) else f" (got {problem['input']!r})"
         if problem["type"] in _TEXT_EXPECTED and isinstance(problem["input"], bool | int | float):
-            shown += "; text stands in quotes"
+            shown += "; put text in quotes"
         lines.append(f"{key or 'project file'}: {message}{shown}")
     return f"{source}: " + "; ".join(lines)
 
@@ -92,7 +92,7 @@ def config_from_mapping(
     folder: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ProjectConfig:
-    """Return the project configuration that a nested mapping describes, with `overrides` on top.
+    """Return the project configuration that a nested mapping describes, with `overrides` applied.
 
     Parameters
     ----------
@@ -101,14 +101,15 @@ def config_from_mapping(
     source : str
         Name used in error messages.
     folder : Path, optional
-        Where relative paths start; paths are left as they are if absent.
+        Where relative paths start; if absent, paths are not changed.
     overrides : mapping, optional
         Keys are dotted paths (`processing.enface.depth`) or the flat names of the design (see `flat_parameter_path`).
 
     Raises
     ------
     ConfigurationError
-        A key is unknown, a value has the wrong type, or two settings exclude each other; names key and value.
+        A key is unknown, a value has the wrong type, or two settings exclude each other; the message names key and
+        value.
     """
     tables = with_new_keys(json.loads(json.dumps(data, default=str)), source=source)
     config = _with_overrides(tables, overrides or {}, source)
@@ -116,11 +117,11 @@ def config_from_mapping(
 
 
 _ILLUMINATIONS = "scan.illuminations.*"
-"""Flat names find their illumination in the list."""
+"""The list in which flat names look for their illumination."""
 
 
 def _with_overrides(tables: Any, overrides: Mapping[str, Any], source: str) -> ProjectConfig:
-    """Return the configuration with overrides on top, each in the first of its readings that its setting accepts."""
+    """Return the configuration with overrides applied, each in the first reading that its setting accepts."""
     if not isinstance(tables, dict):
         raise ConfigurationError(f"{source}: expected tables of settings, got {type(tables).__name__}")
     if overrides:
@@ -148,7 +149,7 @@ def _with_overrides(tables: Any, overrides: Mapping[str, Any], source: str) -> P
 
 
 def _leads_to(path: str, place: tuple[int | str, ...]) -> bool:
-    """Return whether a problem at `place` lies at or below a dotted path; kinds of a choice stand in places only."""
+    """Return whether a problem at `place` is at or below a dotted path; only places contain the kinds of a choice."""
     parts = iter(map(str, place))
     return all(part in parts for part in path.split("."))
 
@@ -159,7 +160,7 @@ def toml_from_bytes(content: bytes, /, *, name: str) -> dict[str, Any]:
     Raises
     ------
     ConfigurationError
-        It is another encoding, or no TOML; the message names the file.
+        The file has another encoding or is not TOML; the message names the file.
     """
     try:
         return tomllib.loads(text_from_bytes(content, name=name))
@@ -175,15 +176,13 @@ def load_project(path: Path | str, /, *, overrides: Mapping[str, Any] | None = N
     Raises
     ------
     ConfigurationError
-        The file is absent, is no TOML, or says something impossible.
+        The file does not exist, is not TOML, or has an invalid setting.
     """
     path = Path(path)
     try:
         data = toml_from_bytes(path.read_bytes(), name=str(path))
     except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"{path}: no such project file; `opticstream project init` writes a commented one"
-        ) from error
+        raise ConfigurationError(f"{path}: no such project file; `opticstream project init` writes one") from error
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror or error}") from error
     return config_from_mapping(data, source=str(path), folder=path.absolute().parent, overrides=overrides)

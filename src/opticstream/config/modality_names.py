@@ -1,4 +1,4 @@
-"""Settings that take the name of a modality: which ones, the table of modalities says whenever a value is checked."""
+"""Types of settings that take the name of a modality; values are checked against the table of modalities."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from opticstream.model.modalities import (
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """Marks text that must be one of some names; refuses others as `Literal` does."""
+    """Annotation of text that must be one of some names; others are refused as by `Literal`."""
 
     choices: Callable[[], tuple[str, ...]]
-    """Return the names that are accepted."""
+    """Returns the accepted names."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
@@ -48,7 +48,7 @@ def _levels_or_none() -> tuple[str, ...]:
 
 
 FIRST_COMPARED = "aip"
-"""Map whose overlaps tell the positions of tiles, before any further one."""
+"""The map that is always used to find the positions of tiles, before any further ones."""
 
 EnfaceModality = Annotated[str, OneOf(enface_names)]
 VolumeModality = Annotated[str, OneOf(volume_names)]

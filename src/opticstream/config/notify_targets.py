@@ -1,6 +1,6 @@
-"""Who is told of milestones: one class of settings for each kind of target.
+"""Settings of the targets of notifications: one class for each kind of target.
 
-The kind is also the name of the module that tells: `opticstream.notify.file` is the target of kind ``file``.
+The kind is also the name of the module that implements it: `opticstream.notify.file` is the target of kind ``file``.
 """
 
 from __future__ import annotations
@@ -16,37 +16,38 @@ from opticstream.config.base import Settings
 
 
 class NotifyTargetSettings(Settings):
-    """What the settings of every kind of target have."""
+    """Settings that every kind of target has."""
 
     kind: str
     """Kind of the target."""
     name: str = Field(default="", pattern=r"^[a-z0-9_]*$")
-    """Names the target where the project keeps what it was told; default: the kind. Small letters, digits and `_`."""
+    """Name under which the project records what was sent to the target; default: the kind. Lower-case letters, digits
+    and `_`."""
 
     @property
     def target_name(self) -> str:
-        """Name of the target, one of a kind on this host."""
+        """Name of the target, unique on this host."""
         return self.name or self.kind
 
 
 class LogTargetSettings(NotifyTargetSettings):
-    """A line in the log of the run, and at the terminal of `run` and `watch`."""
+    """A line in the log of the flow run, and on the terminal of `run` and `watch`."""
 
     kind: Literal["log"] = "log"
     """Kind of the target."""
 
 
 class FileTargetSettings(NotifyTargetSettings):
-    """A line of JSON at the end of a file, for programs that follow it."""
+    """A line of JSON appended to a file, for programs that follow it."""
 
     kind: Literal["file"] = "file"
     """Kind of the target."""
     path: Path = Path("milestones.jsonl")
-    """The file; a relative path starts at the folder of the project. Several projects may share one."""
+    """The file; relative paths start at the folder of the project. Several projects may share one file."""
 
 
 NotifyTarget = Annotated[LogTargetSettings | FileTargetSettings, Field(discriminator="kind")]
-"""The settings of one target. A new kind of target joins this union."""
+"""The settings of one target. Add a new kind of target to this union."""
 
 
 def _from_text(value: Any) -> Any:

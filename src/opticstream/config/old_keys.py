@@ -1,4 +1,4 @@
-"""Keys of earlier versions: old project files keep their effect, with a note that names the new keys."""
+"""Keys of earlier versions: they are still read, with a note that names the new keys."""
 
 from __future__ import annotations
 
@@ -13,23 +13,30 @@ _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 STITCHING_MASK = "processing.mask.mask_file_type"
 USE_MASK = "processing.registration.use_mask"
+ALIGN_LEASH = "processing.sample.align_leash"
 
 
 def with_new_keys(data: Any, /, *, source: str) -> Any:
     """Replace keys of earlier versions in nested tables by those of today, in place, and return the tables.
 
     `processing.mask.mask_file_type` chose the map for the mask of the stitched results, which the registration used as
-    well; `processing.registration.use_mask` told whether it did. A new key that stands beside an old one wins.
+    well; `processing.registration.use_mask` said whether it did. `processing.sample.align_leash` is now
+    `align_pullback`. If a file has both an old key and its new one, the new one is used.
     """
     processing = data.get("processing") if isinstance(data, dict) else None
     if not isinstance(processing, dict):
         return data
+    sample = processing.get("sample")
+    if isinstance(sample, dict) and "align_leash" in sample:
+        value = sample.pop("align_leash")
+        sample.setdefault("align_pullback", value)
+        _note(source, f"{ALIGN_LEASH} has a new name: align_pullback in [processing.sample]")
     registration = processing.get("registration", {})
     if isinstance(registration, dict) and "use_mask" in registration:
         used = _truth(registration.pop("use_mask"), source)
         if not used:
             registration.setdefault("mask_file_type", "")
-        now = "leave it out" if used else 'mask_file_type = "" in [processing.registration] says it now'
+        now = "remove it" if used else 'write mask_file_type = "" in [processing.registration] instead'
         _note(source, f"{USE_MASK} is a key of earlier versions: {now}")
     mask = processing.get("mask")
     if isinstance(mask, dict) and "mask_file_type" in mask:
@@ -41,9 +48,9 @@ def with_new_keys(data: Any, /, *, source: str) -> Any:
         shown = f'"{value}"' if isinstance(value, str) else repr(value)
         _note(
             source,
-            f"{STITCHING_MASK} = {shown} is a key of earlier versions and keeps its effect: it stands for "
+            f"{STITCHING_MASK} = {shown} is a key of earlier versions and still works; write "
             f"made_from = {shown} in [processing.mask] (the mask of the stitched results) and "
-            f"mask_file_type = {shown} in [processing.registration] (the mask for the registration)",
+            f"mask_file_type = {shown} in [processing.registration] (the mask for the registration) instead",
         )
     return data
 
@@ -56,7 +63,7 @@ def _truth(value: Any, source: str) -> bool:
 
 
 def _note(source: str, text: str) -> None:
-    """Tell of an old key, once for each file and process."""
+    """Log a note on an old key, once for each file and process."""
     if (source, text) not in _told:
         _told.add((source, text))
         _log.warning("%s: %s", source, text)

@@ -1,4 +1,4 @@
-"""Parameters that are given on top of others: flat names, what a typed text may mean, and names that are close."""
+"""Parameters that override others: flat names, the readings of a text from the command line, and similar names."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _FLAT = {
     "force_refresh_coordinates": "processing.coordinates.force_refresh_coordinates",
 }
 _CLOSE = 0.6
-"""Similarity from which one name may be meant by another."""
+"""Similarity from which a known name is suggested for an unknown one."""
 
 
 class OptionText(str):
-    """The text of a value as a person typed it; the setting decides whether it is a number, a list or text.
+    """A value as it was typed; the setting decides whether it is a number, a list or text.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class OptionText(str):
     __slots__ = ()
 
     def readings(self) -> list[Any]:
-        """Return what the text may mean, in the order in which to try: TOML, a list of texts, text."""
+        """Return the possible readings of the text, in the order to try: TOML, a list of texts, text."""
         text = str(self)
         found: list[Any] = []
         try:
@@ -70,9 +70,9 @@ class OptionText(str):
 
 
 def readings(value: Any, /) -> list[Any]:
-    """Return what the value of an override may mean, in the order in which to try.
+    """Return the possible readings of an override's value, in the order to try.
 
-    A number or truth value that stands where text is expected, as after `format = 0.4`, is taken as that text.
+    A number or truth value where text is expected, as in `format = 0.4`, is read as text.
     """
     if isinstance(value, OptionText):
         return value.readings()
@@ -90,15 +90,15 @@ def _as_text(value: Any) -> str:
 
 
 def flat_parameter_path(key: str, data: Mapping[str, Any], /) -> str:
-    """Return the dotted path of a parameter that the design names flatly.
+    """Return the dotted path of a parameter that is given by a flat name.
 
-    `grid_size_x_{illumination}`, `mask_threshold_{illumination}` and `gamma` (the tilt of `tilted`) find their
-    illumination in `data`; dotted paths come back as they are.
+    `grid_size_x_{illumination}`, `mask_threshold_{illumination}` and `gamma` (the tilt of `tilted`) look up their
+    illumination in `data`; dotted paths are returned unchanged.
 
     Raises
     ------
     ConfigurationError
-        There is no such parameter; the message names the nearest one.
+        The parameter is unknown; the message suggests the most similar one.
 
     Examples
     --------
@@ -119,17 +119,17 @@ def flat_parameter_path(key: str, data: Mapping[str, Any], /) -> str:
         for index, illumination in enumerate(illuminations):
             if illumination.get("name") == name:
                 return f"scan.illuminations.{index}.{field}"
-        raise ConfigurationError(f"{key}: scan.illuminations holds no illumination named {name!r}")
-    raise ConfigurationError(f"{key}: there is no such parameter{suggestion(key)}")
+        raise ConfigurationError(f"{key}: scan.illuminations has no illumination named {name!r}")
+    raise ConfigurationError(f"{key}: unknown parameter{suggestion(key)}")
 
 
 def suggestion(name: str, /) -> str:
-    """Return a question that names the known parameter nearest to `name`, or nothing where none is near.
+    """Return a question that suggests the known parameter most similar to `name`, or nothing if none is similar.
 
     Parameters
     ----------
     name : str
-        A flat name or a dotted path; places in lists do not matter.
+        A flat name or a dotted path; indices of lists are ignored.
 
     Examples
     --------
@@ -182,7 +182,7 @@ def models_in(annotation: Any, /) -> Iterator[type[BaseModel]]:
 
 
 def fill_in_default(tables: dict[str, Any], path: str, /) -> None:
-    """Put the default of a list or table of values in place, where `path` leads into one that is not given.
+    """Fill in the default of a list or table of values if `path` leads into one that is not given.
 
     So `mask_threshold_normal = 58` leaves the thresholds of the other illuminations as they are.
     """
@@ -201,18 +201,18 @@ def fill_in_default(tables: dict[str, Any], path: str, /) -> None:
 
 
 def set_in_tables(data: Any, path: str, value: Any, /, *, source: str) -> str:
-    """Set a value in nested tables and lists, in place, and return its path with the place of each item of a list.
+    """Set a value in nested tables and lists, in place, and return its path with the index of each list item.
 
-    Missing tables are made. A part of the path that stands for an item of a list is its place, from 0, or its name.
+    Missing tables are created. The path names an item of a list by its index, from 0, or by its name.
 
     Raises
     ------
     ConfigurationError
-        The path leads through something that is neither table nor list, or to an item that a list does not have.
+        The path leads through a value that is neither a table nor a list, or to an item that a list does not have.
     """
     *parents, last = path.split(".")
     if not all((*parents, last)):
-        raise ConfigurationError(f"{source}: {path!r}: expected names with a dot between them")
+        raise ConfigurationError(f"{source}: {path!r}: expected names separated by dots")
     keys: list[str] = []
     for part in parents:
         key: Any = _place(data, part, path, source) if isinstance(data, list) else part
@@ -234,14 +234,14 @@ def _place(items: list[Any], part: str, path: str, source: str) -> int:
     known = [name for name in names if name is not None]
     told = f"; items are 0 to {len(items) - 1}" if items else "; the list is empty"
     told += f", named {', '.join(map(repr, known))}" if known else ""
-    raise ConfigurationError(f"{source}: {path}: there is no item {part!r}{told}")
+    raise ConfigurationError(f"{source}: {path}: unknown item {part!r}{told}")
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], /) -> dict[str, Any]:
-    """Return what has to be set on top of `before` to get `after`, by dotted path.
+    """Return the values that turn `before` into `after` when they are set, by dotted path.
 
-    Both are nested plain tables, as the settings' own `model_dump` in JSON mode gives them. Where a table has other
-    keys it is replaced as a whole, and so is a list of another length.
+    Both are nested plain tables, as `model_dump` in JSON mode returns them. A table with other keys and a list of
+    another length are replaced as a whole.
 
     Examples
     --------
@@ -272,7 +272,7 @@ def _are_tables(value: Any) -> bool:
 
 
 def value_at(data: Mapping[str, Any], path: str, /) -> Any:
-    """Return the value at a dotted path of nested tables and lists; None where there is none."""
+    """Return the value at a dotted path of nested tables and lists; None if there is none."""
     value: Any = data
     for part in path.split("."):
         if isinstance(value, Mapping):

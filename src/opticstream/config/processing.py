@@ -1,5 +1,5 @@
-"""Choices of the scientist: how spectra become volumes, maps, mosaics and axes. Changing one invalidates exactly what
-rests on it.
+"""Choices of the scientist: how spectra become volumes, maps, mosaics and axes. Changing one invalidates exactly the
+results that depend on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from opticstream.config.modality_names import (
 def _surface(value: int | str) -> int | str:
     if isinstance(value, int):
         if value < 0:
-            raise ValueError(f"a flat surface lies at a depth index of 0 or more, got {value}")
+            raise ValueError(f"the depth index of a flat surface must be 0 or more, got {value}")
         return value
     if value not in {"find", "gradient", "gradient_threshold", "robust"} and not value.endswith((".nii", ".nii.gz")):
         raise ValueError(
@@ -36,44 +36,44 @@ class ReconstructionSettings(Settings):
     background: Literal["mean", "file", "none"] = "mean"
     """Background spectrum: the mean over each B-line, a recorded one (`scan.calibration.background_file`), or none."""
     residual_background: bool = True
-    """Subtract the median over the A-lines after k-linearization; turn off for single lines."""
+    """Subtract the median over the A-lines after k-linearization; turn this off for single A-lines."""
     flip_channel2: bool = True
     """The second channel is read out reversed."""
     zero_padding: int = Field(default=1, ge=1, le=16)
-    """Factor by which spectra are lengthened with zeros before the Fourier transform."""
+    """Factor by which spectra are padded with zeros before the Fourier transform."""
     window: Literal["none", "hann", "gaussian"] = "none"
     """Spectral window."""
     fft: Literal["native", "numpy", "scipy", "pyfftw"] = "native"
-    """Library of the Fourier transform, for tiles of every size. `native` is our own, the fastest that was measured;
-    small tiles, which load no compiled code, take NumPy's instead."""
+    """Library of the Fourier transform, for tiles of every size. `native` is OpticStream's own, the fastest that was
+    measured; small tiles, which load no compiled code, use NumPy instead."""
     cut: int | None = Field(default=None, ge=0)
-    """Depth samples dropped next to zero delay; default 24 x zero_padding."""
+    """Depth samples to drop next to zero delay; default: 24 x zero_padding."""
     flip_phase: bool = False
     """Negate the phase difference of the channels (mirror-image orientation)."""
     phase_offset_deg: float = 100.0
     """Orientation offset of the instrument, in degrees."""
     flip_z: bool = True
-    """Complex tile files hold depth reversed; undo it when volumes are made."""
+    """Complex tile files store depth in reverse order; undo this when volumes are made."""
     save_complex: bool = False
-    """Keep the complex tile (`complex/`), the exchange format of the rigs."""
+    """Write the complex tile (in `complex/`), the exchange format of the rigs."""
     save_volumes: bool = True
-    """Keep the volumes of each tile; without them there are no stitched volumes."""
+    """Write the volumes of each tile; without them no volumes are stitched."""
     volume_modalities: tuple[VolumeModality, ...] = ("dBI", "R3D", "O3D")
     """Volumes to make."""
     memory_budget_gb: float = Field(default=1.0, gt=0)
     """Memory that one tile may use, in GB."""
     threads: int = Field(default=0, ge=0)
-    """Threads for one tile; 0 takes all cores that the process may use."""
+    """Threads for one tile; 0: all cores that the process may use."""
 
 
 class EnfaceSettings(Settings):
     """Surface and en face maps of a tile."""
 
     surface: Annotated[int | str, AfterValidator(_surface)] = "robust"
-    """Surface: `robust` (a smooth sheet, which bubbles and speckle do not pierce), `find` (= gradient),
+    """Surface: `robust` (a smooth sheet, insensitive to bubbles and speckle), `find` (the same as `gradient`),
     `gradient_threshold`, a constant depth index, or a NIfTI file."""
     surface_threshold_db: float = 55.0
-    """Level from which the first samples count as tissue, for `gradient_threshold`; follows the camera's counts."""
+    """Level from which a sample counts as tissue, for `gradient_threshold`; it depends on the camera's counts."""
     offset: int = Field(default=0, ge=-10_000, le=10_000)
     """Start of the en face window below the surface, in depth samples."""
     depth: int = Field(default=80, ge=1)
@@ -81,36 +81,39 @@ class EnfaceSettings(Settings):
     modalities: tuple[EnfaceModality, ...] = ("aip", "mip", "ret", "ori", "biref", "surf")
     """Maps to make."""
     orientation_method: Literal["stokes", "mean", "histogram"] = "stokes"
-    """Axis of the circle on which polarization states go round, axial mean over the window, or its fullest 1-degree
-    bin."""
+    """How orientation is found: `stokes`, the axis about which the polarization state rotates with depth; `mean`, the
+    axial mean over the window; `histogram`, the most frequent 1-degree bin."""
     birefringence_method: Literal["stokes", "slope", "unwrap"] = "stokes"
-    """Rate at which polarization states go round, slope of retardance over depth, or slope of retardance unwrapped past
-    the 90-degree fold."""
+    """How birefringence is found: `stokes`, the rate at which the polarization state rotates with depth; `slope`, the
+    slope of retardance over depth; `unwrap`, the slope of retardance unwrapped past the 90-degree fold."""
     retardance_method: Literal["stokes", "mean"] = "stokes"
-    """Mean of retardance from averaged states, free of noise bias, or mean of R3D."""
+    """How retardance is found: `stokes`, the mean from averaged polarization states, without noise bias; `mean`, the
+    mean of R3D."""
 
     @model_validator(mode="after")
     def _has_surface(self) -> Self:
         if len(set(self.modalities)) != len(self.modalities):
-            raise ValueError(f"modalities are listed twice: {self.modalities}")
+            raise ValueError(f"a modality is listed twice: {self.modalities}")
         return self
 
 
 class QualitySettings(Settings):
-    """Limits beyond which a tile is flagged for review; they never change a result."""
+    """Limits beyond which a tile is flagged for review; a limit never changes a result."""
 
     saturated_fraction: float = Field(default=1e-3, ge=0, le=1)
-    """Largest share of samples at the camera's full scale; more distort the spectra."""
+    """Largest share of samples at the camera's full scale, where spectra are distorted."""
     signal_db: float | None = None
-    """Lowest median of the average intensity over tissue, in dB; none by default: levels follow the camera's counts."""
+    """Lowest median of the average intensity over tissue, in dB; none by default, because levels depend on the
+    camera's counts."""
     surface_roughness_px: float = Field(default=20.0, gt=0)
     """Largest median step of the unfiltered surface between neighbouring A-lines of tissue, in depth samples."""
     surface_confidence: float = Field(default=0.5, ge=0, le=1)
-    """Lowest median confidence of the surface over tissue; at 0.5 another depth shows as strong an edge."""
+    """Lowest median confidence of the surface over tissue; at 0.5, another depth has an edge that is just as strong."""
     blank_fraction: float = Field(default=1.0, ge=0, le=1)
-    """Largest share of A-lines without tissue; at 1 a blank tile is a good tile, as at the rim of a mosaic."""
+    """Largest share of A-lines without tissue; at 1, blank tiles are never flagged, as they are normal at the edge of a
+    mosaic."""
     nan_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Largest share of A-lines of tissue at which a map has no value."""
+    """Largest share of A-lines of tissue without a value in a map."""
 
 
 class ArchiveSettings(Settings):
@@ -126,14 +129,15 @@ class CoordinateSettings(Settings):
     """Positions of the tiles of a mosaic."""
 
     method: Literal["native", "nominal", "fiji"] = "native"
-    """Our estimator, the nominal grid as it is, or an existing Fiji TileConfiguration file."""
+    """Where positions come from: `native`, measured from the overlaps; `nominal`, the planned grid; `fiji`, an existing
+    Fiji TileConfiguration file."""
     force_refresh_coordinates: bool = False
-    """Determine coordinates for every slice, not only the first of each illumination."""
+    """Determine the positions for every slice, not only for the first slice of each illumination."""
     margin_px: int = Field(default=16, ge=1)
-    """Largest shift of a tile against its neighbour that is searched, in pixels."""
+    """Largest error of a tile's position relative to its neighbour that is searched, in pixels."""
     further_modalities: tuple[FurtherModality, ...] = ("ret", "surf")
-    """Maps that are compared beside the AIP where that alone leaves links faint, each kept if it makes positions surer;
-    empty for the AIP alone."""
+    """Maps to compare in addition to the AIP if its links are too weak; a map is used if it makes the positions more
+    certain. Empty: the AIP alone."""
     tile_configuration: Path | None = None
     """Fiji `TileConfiguration[.registered].txt` to take positions from (`method = "fiji"`)."""
 
@@ -142,25 +146,26 @@ class FocusSettings(Settings):
     """Depth shift of the A-lines over the field of view."""
 
     method: Literal["overlap", "none"] = "overlap"
-    """From the surface in the overlaps of the first slice, or no correction."""
+    """`overlap`: measure the shift from the surfaces in the overlaps of the first slice; `none`: no correction."""
     degree: Literal[1, 2, 3] = 2
     """Degree of the polynomial."""
     force_refresh: bool = False
-    """Determine the focus map for every slice, not only the first of each illumination."""
+    """Determine the focus map for every slice, not only for the first slice of each illumination."""
 
 
 class MaskSettings(Settings):
     """Tissue mask of a mosaic."""
 
     made_from: LevelModality = "aip"
-    """Map that the mask of the stitched maps and volumes is made from; empty: they are not masked. The registration
-    has its own key, `processing.registration.mask_file_type`."""
+    """Map from which the mask of the stitched maps and volumes is made; empty: no mask. The registration has its own
+    setting, `processing.registration.mask_file_type`."""
     threshold_db: dict[str, float] = Field(default={"normal": 60.0, "tilted": 55.0})
-    """Threshold per illumination, in dB (the design's mask_threshold_{name}); others take that of `normal`."""
+    """Threshold per illumination, in dB (the design's mask_threshold_{name}); other illuminations use that of
+    `normal`."""
     sigma_px: float = Field(default=2.0, ge=0)
     """Gaussian smoothing before the threshold, in pixels."""
     min_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Connected parts smaller than this fraction of the largest are dropped."""
+    """Connected parts smaller than this fraction of the largest one are removed."""
 
     def threshold_for(self, illumination: str, /) -> float:
         """Return the threshold in dB of the named illumination."""
@@ -171,9 +176,9 @@ class StitchSettings(Settings):
     """2-D mosaics."""
 
     interpolation: Literal["nearest", "linear"] = "nearest"
-    """How tiles are placed at fractional positions."""
+    """How tiles are resampled at fractional positions."""
     shading_correction: bool = False
-    """Divide out the shading common to all tiles."""
+    """Correct the shading that all tiles share."""
     formats: tuple[Literal["nifti", "tiff", "jpeg"], ...] = ("nifti", "tiff", "jpeg")
     """File formats of the stitched maps; NIfTI is always written."""
 
@@ -186,50 +191,52 @@ class VolumeSettings(Settings):
     modalities: tuple[VolumeModality, ...] = ("dBI", "R3D", "O3D")
     """Volumes to stitch."""
     crop_offset: int = Field(default=0, ge=0)
-    """Samples kept above the focus plane when cropping."""
+    """Samples to keep above the focal plane when cropping."""
     crop_depth: int | None = Field(default=None, ge=1)
-    """Samples kept after the focus shift; default: all."""
+    """Samples to keep after the focus shift; default: all."""
     format: Literal["0.5", "0.4"] = "0.5"
     """OME-NGFF version: 0.5 (Zarr v3, sharded) or 0.4 (Zarr v2)."""
     interpolation: Literal["nearest", "linear"] = "nearest"
-    """Tiles go to the nearest pixel, or are interpolated at their exact places (about twice the time)."""
+    """`nearest`: tiles are placed at the nearest pixel; `linear`: they are interpolated at their exact positions, which
+    takes about twice as long."""
     memory_budget_gb: float = Field(default=4.0, gt=0)
     """Memory that stitching may use, in GB."""
     apply_mask: bool = True
-    """Blank what the mask excludes."""
+    """Blank the voxels outside the mask."""
 
 
 class RegistrationSettings(Settings):
     """Registration of the illuminations of a slice, and the fibre axis."""
 
     smoothing_sigma_px: float = Field(default=3.0, ge=0)
-    """Gaussian smoothing of the birefringence maps before registration."""
+    """Gaussian smoothing of the birefringence maps before registration, in pixels."""
     transform: Literal["translation", "rigid", "affine"] = "affine"
-    """Freedom of the transform."""
+    """Kind of transform."""
     bend_sigma_px: float = Field(default=0.0, ge=0)
-    """Also bend the moving mosaic, no finer than this many pixels (deformable registration); 0: no bending."""
+    """Also deform the moving mosaic (deformable registration), smoothly over at least this many pixels; 0: do not."""
     min_overlap: float = Field(default=0.25, ge=0, le=1)
-    """Share of the smaller mosaic that both must cover; below it the registration has failed."""
+    """Smallest share of the smaller mosaic that the other one must cover; below it the registration fails."""
     min_confidence: float = Field(default=0.5, ge=0, le=1)
-    """Share of the parts of the mosaics that must agree after registration; below it the registration has failed."""
+    """Smallest share of the parts of the mosaics that must agree after registration; below it the registration
+    fails."""
     max_residual_px: float = Field(default=3.0, gt=0)
-    """Largest median leftover shift of the parts, in pixels; above it the registration has failed."""
+    """Largest median remaining shift of the parts, in pixels; above it the registration fails."""
     axis_smoothing_sigma_px: float = Field(default=1.0, ge=0)
-    """Gaussian average of orientation (as axes) and birefringence before the fibre axis is solved, in pixels."""
+    """Gaussian smoothing of orientation (as axes) and birefringence before the fibre axis is computed, in pixels."""
     branch_sigma: float = Field(default=2.0, ge=0)
-    """Two axes whose misfits differ by less than this many standard deviations count as equal: the one of lower
-    birefringence is given and the pixel flagged as ambiguous."""
+    """Two solutions for the axis whose misfits differ by less than this many standard deviations count as equal: the
+    one with the lower birefringence is used, and the pixel is flagged as ambiguous."""
     max_uncertainty_deg: float = Field(default=30.0, gt=0)
-    """Axes less certain than this are flagged."""
+    """Axes with a larger uncertainty are flagged, in degrees."""
     min_birefringence: float = Field(default=1e-5, ge=0)
-    """Below this birefringence the axis is not determined and left out."""
+    """Birefringence below which no axis is computed."""
     mask_file_type: LevelModality = "aip"
-    """Map that the mask for the registration is made from, with the threshold of `processing.mask`: mosaics are
-    compared only where both masks hold tissue. Empty: without a mask."""
+    """Map from which the mask for the registration is made, with the threshold of `processing.mask`: mosaics are
+    compared only where both masks contain tissue. Empty: no mask."""
     resample_volumes: bool = False
     """Also resample the moving volumes onto the fixed ones; the registration then waits until they are stitched."""
     file_name: str = "slice_{slice:03d}_{product}"
-    """Template of output names in `registered/`, without suffix."""
+    """Template of the names of results in `registered/`, without suffix."""
 
 
 class SampleSettings(Settings):
@@ -238,19 +245,19 @@ class SampleSettings(Settings):
     enabled: bool = True
     """Add each registered slice to the sample's stacks."""
     align: Literal["none", "translation", "rigid"] = "none"
-    """Slice-to-slice alignment of consecutive block faces."""
+    """How consecutive slices are aligned to each other."""
     modalities: tuple[str, ...] = ("aip", "mip", "ret", "ori", "biref")
     """2-D maps of the first illumination to stack."""
     products: tuple[str, ...] = ("axis", "inplane", "thruplane", "biref", "uncertainty", "flags")
     """Results of the registration to stack; their stacks are named `registered_{product}`."""
     formats: tuple[Literal["nifti", "zarr"], ...] = ("nifti", "zarr")
-    """Formats of the 2-D stacks: one NIfTI file and one multiscale OME-Zarr each."""
+    """Formats of the 2-D stacks: a NIfTI file and a multiscale OME-Zarr for each."""
     volumes: bool = True
-    """Also join the stitched volumes of the first illumination to one OME-Zarr for each modality."""
+    """Also combine the stitched volumes of the first illumination into one OME-Zarr for each modality."""
     align_on: str = "aip"
     """Map that the alignment compares."""
-    align_leash: float = Field(default=0.05, ge=0, lt=1)
-    """Share of a slice's displacement that is taken back at every slice, so that small errors do not add up."""
+    align_pullback: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the total displacement that is undone at every slice, so that small errors do not add up."""
 
 
 class ProcessingSettings(Settings):

@@ -1,4 +1,4 @@
-"""One project: who and where, and the two trees that say how it was scanned and how it is processed."""
+"""One project: its name and folders, how it was scanned, and how it is processed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from opticstream.model.modalities import polarized
 
 
 class ProjectSettings(Settings):
-    """Who and where."""
+    """Name and folders of the project."""
 
     project_name: str = Field(min_length=1, max_length=200)
     """Name of the project; any text."""
     project_base_path: Path
-    """Folder of everything that is made; a relative path starts at the folder of the project file."""
+    """Folder for all results; relative paths start at the folder of the project file."""
     archive_path: Path | None = None
-    """Folder of the archive copies (the DANDISET); default `DANDISET` in the project's folder."""
+    """Folder for the archive copies (the DANDISET); default: `DANDISET` in the project's folder."""
     subject_id: str = Field(default="01", pattern=r"^[A-Za-z0-9]+$")
     """Subject, as in `sub-{subject_id}`: letters and digits."""
 
@@ -31,12 +31,12 @@ class ProjectSettings(Settings):
 
 
 class ProjectConfig(Settings):
-    """Everything that a project file holds."""
+    """Everything that a project file contains."""
 
     project: ProjectSettings
-    """Who and where."""
+    """Name and folders of the project."""
     scan: ScanSettings = ScanSettings()
-    """Facts of the instrument and of the acquisition."""
+    """Facts about the instrument and the acquisition."""
     processing: ProcessingSettings = ProcessingSettings()
     """Choices of the scientist."""
 
@@ -51,7 +51,7 @@ class ProjectConfig(Settings):
             ):
                 refused = polarized(wanted)
                 if refused:
-                    raise ValueError(f"{key} asks for {refused}, which need two channels, but scan.channels = 1")
+                    raise ValueError(f"{key} has {refused}, which need two channels, but scan.channels = 1")
         if processing.reconstruction.background == "file" and scan.calibration.background_file is None:
             raise ValueError(
                 'processing.reconstruction.background = "file" needs scan.calibration.background_file, which is not set'
@@ -64,8 +64,7 @@ class ProjectConfig(Settings):
         missing = sorted(set(processing.volume.modalities) - set(processing.reconstruction.volume_modalities))
         if processing.volume.enabled and processing.reconstruction.save_volumes and missing:
             raise ValueError(
-                f"processing.volume.modalities asks for {missing}, "
-                f"which processing.reconstruction.volume_modalities does not make"
+                f"processing.volume.modalities has {missing}, which processing.reconstruction.volume_modalities lacks"
             )
         unknown = sorted(
             set(processing.mask.threshold_db) - {i.name for i in scan.illuminations} - {"normal", "tilted"}
@@ -84,5 +83,5 @@ class ProjectConfig(Settings):
 
     @property
     def stitches_volumes(self) -> bool:
-        """Whether stitched volumes are made at all."""
+        """Whether volumes are stitched at all."""
         return self.processing.volume.enabled and self.processing.reconstruction.save_volumes

@@ -1,9 +1,10 @@
-"""The commented project file that `opticstream project init` writes, and the reference of all keys, from the fields."""
+"""Make the commented project file of `opticstream project init`, and the reference of all keys, from the settings."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any, Union, get_args, get_origin
 
 import tomlkit
@@ -21,22 +22,22 @@ _WIDTH = 100
 
 
 def project_template(*, project_name: str, project_base_path: str = "project") -> str:
-    """Return a project file in which every key stands with its default and its meaning.
+    """Return a project file that lists every key with its default and its meaning.
 
-    Keys that have a default are there as they are; those that are optional are commented out.
+    Optional keys without a default are commented out.
     """
     lines = [
-        "# Project file of OpticStream: who and where, how the sample was scanned, how it is processed.",
+        "# Project file of OpticStream: name and folders, how the sample was scanned, how it is processed.",
         "# Relative paths start at the folder of this file. `opticstream project check FILE` checks it.",
         "",
     ]
     values = {"project_name": project_name, "project_base_path": project_base_path}
-    lines += _table("project", ProjectSettings, ProjectSettings(**values), "Who and where.")
+    lines += _table("project", ProjectSettings, ProjectSettings(**values), "Name and folders of the project.")
     scan = ScanSettings()
-    lines += _table("scan", ScanSettings, scan, "Facts of the instrument and of the acquisition.")
+    lines += _table("scan", ScanSettings, scan, "Facts about the instrument and the acquisition.")
     for illumination in scan.illuminations:
         lines += ["[[scan.illuminations]]", *_keys(IlluminationSettings, illumination), ""]
-    lines += _table("scan.calibration", CalibrationSettings, scan.calibration, "From pixels to wavenumber.")
+    lines += _table("scan.calibration", CalibrationSettings, scan.calibration, "From camera pixel to wavenumber.")
     lines += [
         "[scan.calibration.linearization]",
         *_keys(type(scan.calibration.linearization), scan.calibration.linearization),
@@ -53,7 +54,7 @@ def project_template(*, project_name: str, project_base_path: str = "project") -
 
 
 def recording_project(*, project_name: str, samples: int, channels: int, a_lines: int, b_lines: int) -> str:
-    """Return the project file of one recording: one tile of one illumination, with what one channel allows.
+    """Return the project file of one recording: one tile of one illumination, with the results that it can have.
 
     Examples
     --------
@@ -63,7 +64,7 @@ def recording_project(*, project_name: str, samples: int, channels: int, a_lines
     [{'name': 'normal', 'columns': 1, 'a_lines': 5}]
     """
     lines = [
-        "# One recording of raw spectra as the only tile of the only mosaic. Every other key has its default:",
+        "# One recording of raw spectra, as the only tile of the only mosaic. All other keys have their defaults:",
         "# `opticstream project init FILE` writes them all, with their meanings.",
         "",
         "[project]",
@@ -76,14 +77,14 @@ def recording_project(*, project_name: str, samples: int, channels: int, a_lines
         f"b_lines = {b_lines}",
         "grid_size_y = 1",
         f'illuminations = [{{ name = "normal", columns = 1, a_lines = {a_lines} }}]',
-        "# scan_resolution_3d = [0.01, 0.01, 0.0025]  # mm: the pixel, and the depth of a sample",
+        "# scan_resolution_3d = [0.01, 0.01, 0.0025]  # voxel size x, y, z in mm",
         "",
-        "# [scan.calibration]  # from pixels to wavenumber, for example:",
+        "# [scan.calibration]  # from camera pixel to wavenumber, for example:",
         '# dispersion_files = ["dispersion.npy"]',
         '# linearization = { method = "klinear", files = ["klinear.npy"] }',
         "",
         "[processing.mask]",
-        'made_from = ""  # the threshold of the tissue mask follows the counts: choose it before masking',
+        'made_from = ""  # no mask: its threshold depends on the counts and has to be chosen first',
         "",
     ]
     if channels == 1:
@@ -103,7 +104,7 @@ def recording_project(*, project_name: str, samples: int, channels: int, a_lines
 
 
 def _of_one_channel(modalities: tuple[str, ...]) -> str:
-    """Return, as TOML, those of some modalities that one polarization channel is enough for."""
+    """Return, as TOML, those modalities that need only one polarization channel."""
     refused = polarized(modalities)
     return tomlkit.item([name for name in modalities if name not in refused]).as_string()
 
@@ -167,7 +168,7 @@ def _names(mark: OneOf) -> str:
 
 
 def shown_default(value: object, /) -> str:
-    """Return a default as the reference shows it."""
+    """Return a default value as shown in the reference."""
     if value is None:
         return "none"
     if isinstance(value, tuple):
@@ -176,7 +177,7 @@ def shown_default(value: object, /) -> str:
 
 
 def type_name(annotation: Any, /) -> str:
-    """Return the type of a setting in plain words."""
+    """Return the type of a setting in words."""
     origin = get_origin(annotation)
     if origin is not None and str(origin).endswith("Literal"):
         return " or ".join(f"`{v!r}`".replace("'", '"') for v in get_args(annotation))
@@ -187,6 +188,8 @@ def type_name(annotation: Any, /) -> str:
         return f"list of {type_name(inner[0])}"
     if origin is dict:
         return "table"
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " or ".join(f'`"{member.value}"`' for member in annotation)
     if hasattr(annotation, "__metadata__"):
         marks = [mark for mark in annotation.__metadata__ if isinstance(mark, OneOf)]
         if marks:

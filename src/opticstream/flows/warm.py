@@ -30,7 +30,7 @@ from pathlib import Path
 
 from opticstream.flows.server import die_with_parent
 from opticstream.flows.worker_type import LAUNCHER_VARIABLE
-from opticstream.system.lacking import tell_once_of_host
+from opticstream.system.lacking import log_once_for_host
 from opticstream.system.places import can_run_programs
 
 SOCKET_VARIABLE = "OPTICSTREAM_WARM_SOCKET"
@@ -52,9 +52,7 @@ _PRELOADED = (
     "opticstream.pipeline.mosaics",
     "opticstream.pipeline.slices",
     "opticstream.pipeline.uploads",
-    "opticstream.stages.find_coordinates",
-    "opticstream.stages.find_focus",
-    "opticstream.stages.stitch_mosaic",
+    "opticstream.stages.project",
     "nibabel",
 )
 
@@ -73,7 +71,7 @@ def warm_starts(folder: Path, /) -> Iterator[None]:
         return
     address = folder / f"warm-{os.getpid()}.sock"
     if not can_run_programs(folder) or len(os.fsencode(address.with_suffix(".new"))) > _LONGEST_SOCKET_PATH:
-        tell_once_of_host(f"flow runs start slowly: no program may run in {folder}, or its path is too long (TMPDIR)")
+        log_once_for_host(f"flow runs start slowly: no program may run in {folder}, or its path is too long (TMPDIR)")
         yield
         return
     process = subprocess.Popen(

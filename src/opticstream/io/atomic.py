@@ -1,4 +1,4 @@
-"""Outputs appear under their final name only when they are complete.
+"""Write outputs that have their final name only when they are complete.
 
 A file is written beside its target under a temporary name, synced to disk, and renamed. A process that is killed leaves
 at most a temporary file, which `remove_stale_temporaries` finds by its name.
@@ -34,7 +34,7 @@ __all__ = [
 def atomic_path(path: Path, /) -> Iterator[Path]:
     """Yield a temporary path to write a file to; it takes the name `path` when the block ends without an error.
 
-    An existing file is replaced; after an error the old one stands untouched and the temporary file is gone.
+    An existing file is replaced; after an error it is unchanged and the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -52,7 +52,7 @@ def atomic_path(path: Path, /) -> Iterator[Path]:
 def atomic_folder(path: Path, /) -> Iterator[Path]:
     """Yield a temporary folder to fill; it takes the name `path` when the block ends without an error.
 
-    An existing folder is moved aside first and removed afterwards, so that a reader meets the old one or the new one.
+    An existing folder is moved aside first and removed afterwards, so that a reader sees the old one or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -65,9 +65,9 @@ def atomic_folder(path: Path, /) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path, /) -> None:
-    """Give a folder the name `target`; a folder that has it is moved aside first and removed afterwards.
+    """Give a folder the name `target`; an existing folder is moved aside first and removed afterwards.
 
-    If `source` cannot take the name, the old folder gets it back.
+    If `source` cannot be renamed, the old folder is moved back.
     """
     old = temporary_beside(target)
     had_one = target.exists()
@@ -94,6 +94,6 @@ def write_bytes(path: Path, data: bytes, /) -> Path:
 def write_text(path: Path, text: str, /) -> Path:
     """Write a whole text file (UTF-8) atomically and return its path.
 
-    A file name in the text that is not UTF-8 is written with escapes, as JSON knows them.
+    A file name in the text that is not UTF-8 is written with JSON escapes.
     """
     return write_bytes(path, text.encode(errors="backslashreplace"))

@@ -1,4 +1,4 @@
-"""Calibration is data: reads the vectors that a project names, checks them, and says which file or setting is wrong."""
+"""Read and check the calibration vectors of a project."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_vector(reference: str, /, *, setting: str = "") -> NDArray[np.float64]:
     Raises
     ------
     CalibrationError
-        The file is absent or unreadable, does not hold the variable, or holds values that are not finite numbers. The
+        The file is absent or unreadable, lacks the variable, or has values that are not finite numbers. The
         message names file and setting.
     """
     name, _, variable = reference.partition("#")
@@ -63,13 +63,13 @@ def read_vector(reference: str, /, *, setting: str = "") -> NDArray[np.float64]:
         raise CalibrationError(f"{where}: cannot be read: {error}") from error
     if variable:
         if variable not in arrays:
-            raise CalibrationError(f"{where}: holds no {variable!r}, only {sorted(arrays)}")
+            raise CalibrationError(f"{where}: has no variable {variable!r}; expected one of {sorted(arrays)}")
         array = arrays[variable]
     else:
         vectors = {key: value for key, value in arrays.items() if value.size > 1 and value.dtype.kind in "fiu"}
         if len(vectors) != 1:
             raise CalibrationError(
-                f"{where}: holds {sorted(arrays) or 'nothing'}; say which one is meant, as in {path.name}#NAME"
+                f"{where}: holds {sorted(arrays) or 'nothing'}; name one of them, as in {path.name}#NAME"
             )
         (array,) = vectors.values()
     if array.dtype.kind not in "fiu" or array.size == 0:
@@ -94,7 +94,7 @@ def _arrays_in(path: Path, where: str) -> dict[str, NDArray[Any]]:
         if _is_text(data):
             return {path.stem: _numbers_in_text(data, where)}
         if len(data) % 8:
-            raise CalibrationError(f"{where}: {len(data)} bytes are no whole number of float64 values")
+            raise CalibrationError(f"{where}: holds {len(data)} bytes, expected a multiple of 8 (float64 values)")
         return {path.stem: np.frombuffer(data, "<f8")}
     if suffix == ".mat":
         return arrays_from_matlab(path)
@@ -115,18 +115,18 @@ def _is_text(data: bytes) -> bool:
 
 
 def _numbers_in_text(data: bytes, where: str) -> NDArray[np.float64]:
-    """Return the numbers of a text, one row a line, with blanks, commas or semicolons between; # or % for comments."""
+    """Return the numbers in a text, one row per line, separated by blanks, commas or semicolons; # or %: comment."""
     rows: list[list[float]] = []
     for number, line in enumerate(text_from_bytes(data, name=where, other_encodings=True).split("\n"), start=1):
         words = re.split(r"[#%]", line, maxsplit=1)[0].replace(",", " ").replace(";", " ").split()
         try:
             row = [float(word) for word in words]
         except ValueError as error:
-            raise CalibrationError(f"{where}, line {number}: {line.strip()!r} is no list of numbers") from error
+            raise CalibrationError(f"{where}, line {number}: {line.strip()!r} is not a list of numbers") from error
         if row:
             rows.append(row)
     if len({len(row) for row in rows}) > 1:
-        raise CalibrationError(f"{where}: its lines hold {len(rows[0])} numbers and others; expected as many on each")
+        raise CalibrationError(f"{where}: its lines hold different numbers of values; expected the same on each")
     return np.array(rows, np.float64)
 
 
@@ -200,7 +200,9 @@ def load_calibration(scan: ScanSettings, /, *, needs_background: bool = False) -
     background = None
     if needs_background:
         if settings.background_file is None:
-            raise CalibrationError(f"{key}.background_file is not set, but the background is to come from a file")
+            raise CalibrationError(
+                f'{key}.background_file is not set; processing.reconstruction.background = "file" needs it'
+            )
         background = rows((settings.background_file,), "background_file")
     dispersion = rows(settings.dispersion_files, "dispersion_files") if settings.dispersion_files else None
     return Calibration(method, coordinate, targets, dispersion, background)

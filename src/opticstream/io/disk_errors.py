@@ -1,4 +1,4 @@
-"""What the file system refuses, told alike by whatever library was writing or reading."""
+"""Raise the same errors of the file system for every library that writes or reads."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CODE = re.compile(r"os_error_code='(\d+)'")
 
 @contextlib.contextmanager
 def disk_errors(path: Path, /) -> Iterator[None]:
-    """Raise what the file system refused in this block, which writes `path`, as an OSError that names it.
+    """Raise errors of the file system in this block, which writes `path`, as OSError with its name.
 
-    The store library tells everything as ValueError, with the system's code in its text: a full disk would pass for a
-    fault of the program. Python's own error of a full disk has no name.
+    The store library raises ValueError with the system's code in its text, so that a full disk would look like a bug.
+    Python's own error for a full disk has no file name.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def disk_errors(path: Path, /) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # People know the name that the file was to have, not the temporary one under which it was being written.
+        # Name the final file, not the temporary one that was being written.
         if TEMPORARY_MARK in str(error.filename or "") or (error.errno in _NO_ROOM and error.filename is None):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise

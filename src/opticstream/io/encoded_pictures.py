@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LONGEST_JPEG_PX = 65_500
-"""Rows or columns that the JPEG library writes; the format ends at 65,535."""
+"""Largest number of rows or columns that the JPEG library writes; the format allows 65,535."""
 MOST_JPEG_PX = 89_000_000
 """Pixels beyond which Pillow, and programs built on it, warn of a decompression bomb."""
 
@@ -30,7 +30,7 @@ def reduction_step(shape: tuple[int, ...], /) -> int:
 
 
 def reduction_note(name: str, shape: tuple[int, ...], /) -> str:
-    """Return what is to be told of a JPEG picture that is thinned; empty where it is not.
+    """Return a note on a JPEG picture that is thinned; empty if it is not.
 
     Examples
     --------
@@ -48,8 +48,8 @@ def reduction_note(name: str, shape: tuple[int, ...], /) -> str:
 def encoded_picture(picture: NDArray[np.uint8], kind: str, /, **options: Any) -> bytes:
     """Return 8-bit pixels (rows, columns[, 3]) as the bytes of a file of Pillow's `kind`, e.g. ``JPEG``.
 
-    A JPEG that would be too large is thinned by `reduction_step`. Pillow never writes files itself here: where the disk
-    is full it would leave them cut off and say nothing.
+    A JPEG that would be too large is thinned by `reduction_step`. Pillow never writes files itself here: on a full
+    disk it would leave truncated files without an error.
     """
     from PIL import Image
 

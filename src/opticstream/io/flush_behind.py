@@ -1,4 +1,4 @@
-"""Bringing files to the disk while others are still being written: at the end there is little left to wait for."""
+"""Sync files to the disk while others are still being written, so that there is little left to wait for at the end."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from opticstream.system.disk import sync_path
 
 _BEING_WRITTEN = ".__lock"
-"""How tensorstore's names end until a file is whole."""
+"""Suffix of tensorstore's unfinished files."""
 
 
 class FlushBehind:
-    """Flushes the files of a folder on a thread of its own.
+    """Syncs the files of a folder in a separate thread.
 
     Parameters
     ----------
     folder : Path
-        All files below it are meant. They are replaced, never changed in place: a file is known by its inode.
+        The folder, with all files below it. Files are replaced, never changed in place, and identified by their inode.
     """
 
     def __init__(self, folder: Path, /) -> None:
@@ -28,19 +28,19 @@ class FlushBehind:
         self._running: Future[None] | None = None
 
     def start(self) -> None:
-        """Begin to flush what has come since the last time, unless that is still going on.
+        """Start to sync files that are new since the last time, unless a sync is still running.
 
         Raises
         ------
         OSError
-            The disk refused an earlier flush. It says so only once: what it was told of may be lost.
+            An earlier sync failed. The system reports this only once, and the data may be lost.
         """
         if self._running is None or self._running.done():
             self._settle()
             self._running = self._pool.submit(self._flush)
 
     def finish(self) -> None:
-        """Flush everything that is there, and return when it is on the disk; raises as `start`."""
+        """Sync everything, and return when it is on the disk; raises like `start`."""
         self._settle()
         self._flush()
 
@@ -65,5 +65,5 @@ class FlushBehind:
                         continue
                     sync_path(Path(path))
                 except FileNotFoundError:
-                    continue  # replaced just now; the next time is its turn
+                    continue  # replaced just now; it is synced the next time
                 self._flushed[path] = inode

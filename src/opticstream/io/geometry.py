@@ -1,4 +1,4 @@
-"""Where the voxels of an image lie: their size in mm, and what a header says of origin and directions."""
+"""The geometry of an image: voxel size in mm, origin and directions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from opticstream.model.errors import FileFormatError, InputError
 Affine = NDArray[np.float64]
 
 SAME_SIZE = 1e-3
-"""Relative difference up to which two voxel sizes count as one."""
+"""Relative difference up to which two voxel sizes are equal."""
 SAME_DIRECTION = 1e-2
-"""Difference of unit vectors up to which two axes point the same way (0.6 degrees)."""
+"""Difference of unit vectors up to which two axes have the same direction (0.6 degrees)."""
 _RIGHT_ANGLE = 1e-3
 _WAYS = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 
@@ -28,16 +28,16 @@ class Geometry:
     Attributes
     ----------
     affine_mm : ndarray, shape (4, 4)
-        Takes the index (x, y, z, 1) of a voxel to its place in mm; axes run to the right, to anterior and to superior,
-        as in NIfTI.
+        Maps the index (x, y, z, 1) of a voxel to its position in mm; axes point to the right, to anterior and to
+        superior, as in NIfTI.
     sized : bool
-        The file gives a voxel size. If not, that of `affine_mm` is 1 mm and means nothing.
+        The file gives a voxel size. If not, that of `affine_mm` is 1 mm and meaningless.
     positioned : bool
-        The file gives origin and directions. If not, those of `affine_mm` mean nothing.
+        The file gives origin and directions. If not, those of `affine_mm` are meaningless.
     axes : int
         Number of spatial axes in the file, 2 or 3.
     other_affine_mm : ndarray, shape (4, 4), optional
-        What the qform of a NIfTI file says where its sform, in `affine_mm`, says something else.
+        The qform of a NIfTI file, if it differs from the sform, which is in `affine_mm`.
     """
 
     affine_mm: Affine = field(default_factory=lambda: np.eye(4))
@@ -60,7 +60,7 @@ class Geometry:
 
     @property
     def is_straight(self) -> bool:
-        """Whether the axes of the array run to the right, to anterior and to superior."""
+        """Whether the axes of the array point to the right, to anterior and to superior."""
         return not self.positioned or np.allclose(self.directions, np.eye(3), atol=SAME_DIRECTION)
 
     @property
@@ -97,7 +97,7 @@ class Geometry:
         return Geometry(affine, self.sized, self.positioned, self.axes)
 
     def check_right_angles(self, path: Path, /) -> None:
-        """Raise where the axes do not stand at right angles, which neither a qform nor ITK can express.
+        """Raise InputError if the axes are not at right angles, which neither a qform nor ITK can express.
 
         Raises
         ------
@@ -123,7 +123,7 @@ def voxel_text(size_mm: Iterable[float], /) -> str:
 def geometry_from_sizes(
     size_mm: Sequence[float], /, *, name: str, origin_mm: Sequence[float] | None = None, axes: int = 3
 ) -> Geometry:
-    """Return the geometry of a file that gives voxel sizes along x, y and z, and perhaps an origin.
+    """Return the geometry of a file with voxel sizes along x, y and z, and perhaps an origin.
 
     Raises
     ------

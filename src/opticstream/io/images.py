@@ -1,4 +1,4 @@
-"""Maps and volumes of tiles from whatever they come in: NIfTI, TIFF, Zarr or NumPy, always as (x, y[, z])."""
+"""Read maps and volumes of tiles from NIfTI, TIFF, Zarr or NumPy, always as (x, y[, z])."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from opticstream.model.errors import FileFormatError, MissingInputError
 from opticstream.system.disk import read_at
 
 SUFFIXES = (".nii", ".nii.gz", ".tif", ".tiff", ".zarr", ".npy")
-"""What `read_image` understands."""
+"""Suffixes of the formats that `read_image` reads."""
 
 
 _KINDS = dict(zip(SUFFIXES, ("nifti", "nifti", "tiff", "tiff", "zarr", "numpy"), strict=True))
@@ -33,7 +33,7 @@ def kind_of_image(path: Path, /) -> str:
     Raises
     ------
     FileFormatError
-        The suffix is none of `SUFFIXES`.
+        The suffix is not one of `SUFFIXES`.
     """
     name = path.name.lower()
     for suffix, kind in _KINDS.items():
@@ -45,15 +45,15 @@ def kind_of_image(path: Path, /) -> str:
 def read_image(path: Path, /, *, pages_are_depth: bool = False) -> NDArray[Any]:
     """Return an image or a volume, shape (x, y) or (x, y, z); axes of length 1 at the end are dropped.
 
-    TIFF and Zarr hold (rows, columns) or (z, rows, columns), i.e. y, x: they are turned. NIfTI's slope and intercept
-    are applied. A single time point or channel is dropped. Pages of a TIFF file that do not say
-    what they are count as planes of a volume if `pages_are_depth`, and are refused otherwise.
+    TIFF and Zarr hold (rows, columns) or (z, rows, columns), i.e. y, x: they are transposed. NIfTI's slope and
+    intercept are applied. A single time point or channel is dropped. Pages of a TIFF file of unknown kind are planes of
+    a volume if `pages_are_depth`, and are refused otherwise.
 
     Raises
     ------
     MissingInputError, FileFormatError
-        The file is absent, damaged, has other axes or more than one time point or channel, or holds no real numbers
-        (colours, complex numbers, text, records).
+        The file is absent, damaged, has other axes or more than one time point or channel, or does not contain real
+        numbers (colours, complex numbers, text, records).
     """
     kind = kind_of_image(path)
     _check_kind(path, kind)
@@ -76,7 +76,7 @@ def read_image(path: Path, /, *, pages_are_depth: bool = False) -> NDArray[Any]:
     if data.ndim not in (2, 3):
         raise FileFormatError(f"{path}: expected 2 or 3 axes, got shape {data.shape}")
     if data.size == 0:
-        raise FileFormatError(f"{path}: holds no values, its shape is {data.shape}")
+        raise FileFormatError(f"{path}: has no values, its shape is {data.shape}")
     return np.asarray(data)
 
 
@@ -85,17 +85,17 @@ def _check_kind(path: Path, kind: str) -> None:
         check_regular_file(path)
     elif not path.is_dir():
         if path.exists():
-            raise FileFormatError(f"{path}: a file, expected the folder of a Zarr array")
+            raise FileFormatError(f"{path}: is a file, expected the folder of a Zarr array")
         raise MissingInputError(f"{path}: no such file")
 
 
 def image_geometry(path: Path, /) -> Geometry | None:
-    """Return where the voxels of an image lie, as its header or metadata say; None where they give no voxel size.
+    """Return the geometry of an image from its header or metadata; None if they have no voxel size.
 
     Raises
     ------
     MissingInputError, FileFormatError
-        As `read_image`; or the size is zero, not finite, or in a unit that is not known.
+        As `read_image`; or the size is zero, not finite, or in an unknown unit.
     """
     kind = kind_of_image(path)
     _check_kind(path, kind)
@@ -121,8 +121,8 @@ def _read_numpy(path: Path) -> NDArray[Any]:
 class TileVolume:
     """A tile's volume of which blocks are read on demand, in the order (z, y, x).
 
-    Uncompressed float32 NIfTI is read by plain positioned reads into the caller's buffer: nothing of the file stays
-    mapped, so that the memory of the process is what the caller plans for. Other formats are read through their
+    Uncompressed float32 NIfTI is read at offsets into the caller's buffer: nothing of the file stays
+    mapped, so that the process uses only the memory that the caller planned. Other formats are read through their
     libraries.
     """
 
@@ -159,12 +159,12 @@ class TileVolume:
 
     @cached_property
     def geometry(self) -> Geometry | None:
-        """Where the voxels lie, None where the file gives no voxel size; raises as `image_geometry`."""
+        """Geometry of the volume, None if the file has no voxel size; raises like `image_geometry`."""
         return self._header.geometry if self._header is not None else image_geometry(self.path)
 
     @property
     def voxel_size_mm(self) -> tuple[float, float, float] | None:
-        """Size of a voxel along x, y and z, None where the file gives none; raises as `image_geometry`."""
+        """Size of a voxel along x, y and z, None if the file has none; raises like `image_geometry`."""
         return self.geometry.voxel_size_mm if self.geometry is not None and self.geometry.sized else None
 
     def read_into(self, out: NDArray[np.float32], z0: int, y0: int, /) -> None:
@@ -204,5 +204,5 @@ def _read_fully(handle: int, view: memoryview, offset: int, path: Path) -> None:
     while done < len(view):
         count = read_at(handle, view[done : done + (1 << 30)], offset + done)
         if count == 0:
-            raise FileFormatError(f"{path}: ends at byte {offset + done}, more was expected")
+            raise FileFormatError(f"{path}: ends at byte {offset + done}, expected more; it is unfinished or was cut")
         done += count

@@ -1,7 +1,7 @@
-"""Numeric arrays of a MATLAB file (level 5, `-v6` and `-v7`), read with every length checked.
+"""Read numeric arrays from a MATLAB file (level 5, `-v6` and `-v7`), checking every length.
 
-SciPy's reader ends the whole process on some damaged files, which no handler can catch. A calibration needs nothing but
-plain arrays of numbers, and for these the format is small; older files (level 4) are left to SciPy.
+SciPy's reader ends the whole process on some damaged files, which no handler can catch. A calibration needs only
+plain arrays of numbers, for which the format is simple; older files (level 4) are left to SciPy.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8
 _CLASSES = {
     6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8",
 }  # fmt: skip
-"""What the numbers are in MATLAB; other classes (text, cells, structures) are passed over."""
+"""What the numbers are in MATLAB; other classes (text, cells, structures) are skipped."""
 _COMPLEX = 0x0800
 _MOST_BYTES = 1 << 30
-"""A calibration is smaller."""
+"""Largest file that is read; calibrations are smaller."""
 
 
 def arrays_from_matlab(path: Path, /) -> dict[str, NDArray[Any]]:
@@ -44,19 +44,19 @@ def arrays_from_matlab(path: Path, /) -> dict[str, NDArray[Any]]:
     with reading_errors(path, "MATLAB file"):
         content = path.read_bytes()
         if content.startswith((b"MATLAB 7.3", b"\x89HDF")):
-            raise FileFormatError(f"{path}: a MATLAB 7.3 file; save it with -v7 (or as .npz)")
+            raise FileFormatError(f"{path}: is a MATLAB 7.3 file, which cannot be read; save it with -v7 (or as .npz)")
         if 0 in content[:4] or not content.startswith(b"MATLAB"):
             return _level_4(path, content)
         order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
         if order is None:
-            raise FileFormatError(f"{path}: no MATLAB file of level 5: its header ends in {content[126:128]!r}")
+            raise FileFormatError(f"{path}: is not a MATLAB level 5 file: its header ends in {content[126:128]!r}")
         return dict(_arrays(content[_HEADER:], order))
 
 
 def _level_4(path: Path, content: bytes) -> dict[str, NDArray[Any]]:
     kind = struct.unpack_from("<i", content)[0] if len(content) >= 20 else -1
     if not 0 <= kind <= 4052 and not content.startswith(b"\0\0"):
-        raise FileFormatError(f"{path}: no MATLAB file")
+        raise FileFormatError(f"{path}: is not a MATLAB file")
     from scipy.io.matlab import loadmat  # only where needed: it is slow to import
 
     return {key: value for key, value in loadmat(path).items() if isinstance(value, np.ndarray)}
@@ -86,7 +86,7 @@ def _arrays(content: bytes, order: str) -> Iterator[tuple[str, NDArray[Any]]]:
             unpacker = zlib.decompressobj()
             unpacked = unpacker.decompress(data, _MOST_BYTES)
             if not unpacker.eof:
-                raise EOFError("compressed data break off, or are far too long")
+                raise EOFError("compressed data end early, or are far too long")
             yield from _arrays(unpacked, order)
         elif kind == _MATRIX and (named := _named_array(data, order)) is not None:
             yield named

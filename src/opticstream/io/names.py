@@ -1,4 +1,4 @@
-"""The grammar of raw file names: a template with named fields reads names into tile ids and makes names from them."""
+"""The grammar of raw file names: a template with named fields maps names to tile ids, and back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FileNameGrammar:
     template : str
         For example ``mosaic_{mosaic:03d}_image_{tile:04d}_spectral_{n:04d}.nii``.
     layout : AcquisitionLayout
-        Grids, which turn fields into ids and bound them.
+        Grids, which map fields to ids and limit them.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class FileNameGrammar:
         try:
             parts = list(string.Formatter().parse(self.template))
         except ValueError as error:
-            raise ConfigurationError(f"scan.file_name: {self.template!r} is no template: {error}") from error
+            raise ConfigurationError(f"scan.file_name: {self.template!r} is not a valid template: {error}") from error
         pattern, seen = "", set[str]()
         for literal, name, _format, _conversion in parts:
             pattern += re.escape(literal)
@@ -78,12 +78,12 @@ class FileNameGrammar:
         object.__setattr__(self, "_fields", fields)
 
     def tile_from_name(self, name: str, /) -> TileId | None:
-        """Return the tile that a file name means, or None if the name is none of ours.
+        """Return the tile that a file name means, or None if the name does not match the template.
 
         Raises
         ------
         FileNameError
-            The name follows the template but says something impossible: a tile outside the grid, an unknown
+            The name matches the template but contradicts the layout: a tile outside the grid, an unknown
             illumination, or fields that contradict each other.
         """
         match = self._pattern.fullmatch(name)
@@ -109,7 +109,7 @@ class FileNameGrammar:
     def _illumination_index(self, name: str) -> int:
         names = [i.name for i in self.layout.illuminations]
         if name not in names:
-            raise ValueError(f"illumination {name!r} is none of {names}")
+            raise ValueError(f"unknown illumination {name!r}; expected one of {names}")
         return names.index(name)
 
     def _check(self, tile: TileId, number: dict[str, int], value: dict[str, str]) -> None:
@@ -144,7 +144,7 @@ class FileNameGrammar:
         Raises
         ------
         FileNameError
-            The tile lies outside the grid.
+            The tile is outside the grid.
         """
         if tile.tile_id > self.layout.illumination_of(MosaicId(tile.mosaic_id)).tiles:
             raise FileNameError(f"{tile} lies outside the grid of {self.layout.illumination_of(tile.mosaic)}")

@@ -1,4 +1,4 @@
-"""NIfTI in and out: whole arrays with voxel sizes in mm, deterministic bytes, atomic names."""
+"""Read and write NIfTI files: whole arrays with voxel sizes in mm, written atomically with deterministic bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_nifti(
     voxel_size_mm, origin_mm : tuple
         Size of a voxel and position of voxel (0, 0, 0), in mm, along x, y, z.
     geometry : Geometry, optional
-        Instead of both: size, directions and origin. Where it has no position, the file has none.
+        Instead of both: size, directions and origin. Without a position, the file has none.
     description : str
         At most 79 characters, e.g. the unit of the values.
     """
@@ -72,7 +72,7 @@ def write_nifti(
 
 
 def long_axis_notes(shapes: Iterable[tuple[int, ...]], /) -> tuple[str, ...]:
-    """Return what is to be told of arrays with an axis too long for NIfTI-1; empty where all fit.
+    """Return a note on arrays with an axis too long for NIfTI-1; empty if all fit.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def read_nifti(path: Path, /, *, mmap: bool = False) -> NDArray[Any]:
     MissingInputError
         There is no such file.
     FileFormatError
-        It is damaged, no NIfTI file, or holds colours, complex numbers or other values that are not real numbers.
+        It is damaged, not a NIfTI file, or contains colours, complex numbers or other values that are not real numbers.
     """
     return nifti_values(path, read_nifti_header(path), mmap=mmap)
 
@@ -118,7 +118,7 @@ def nifti_values(path: Path, header: NiftiHeader, /, *, mmap: bool = False) -> N
 
     spec: Any = (header.shape, header.dtype, header.offset, header.slope, header.intercept)
     with reading_errors(path, "NIfTI"):
-        with np.errstate(all="ignore"):  # a slope may take numbers beyond what they can be; they are infinite then
+        with np.errstate(all="ignore"):  # a slope may cause an overflow; the values are infinite then
             array = mapped_or_read(lambda: read("r"), lambda: read(False)) if mmap else read(False)
         return array if array.dtype.isnative or mmap else array.astype(array.dtype.newbyteorder("="))
 
@@ -126,7 +126,7 @@ def nifti_values(path: Path, header: NiftiHeader, /, *, mmap: bool = False) -> N
 def map_from_nifti(path: Path, /, *, straight: bool = False) -> NDArray[Any]:
     """Return a map of a NIfTI file, shape (x, y): further axes must have length 1.
 
-    With `straight` a map whose header turns or mirrors its axes is refused: it is to lie on tiles, whose do not.
+    With `straight`, a map whose header rotates or mirrors its axes is refused, because those of the tiles do not.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def map_from_nifti(path: Path, /, *, straight: bool = False) -> NDArray[Any]:
 
 
 def check_single(shape: tuple[int, ...], spatial: int, path: Path, /) -> None:
-    """Raise where a NIfTI or NumPy array has more than one plane, time point or channel beyond its `spatial` axes.
+    """Raise FileFormatError if an array has more than one plane, time point or channel beyond its `spatial` axes.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def check_single(shape: tuple[int, ...], spatial: int, path: Path, /) -> None:
 
 
 def nifti_geometry(path: Path, /) -> Geometry:
-    """Return where the voxels of a NIfTI file lie.
+    """Return the geometry of a NIfTI file.
 
     Raises
     ------

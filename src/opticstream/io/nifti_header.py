@@ -1,4 +1,4 @@
-"""What the header of a NIfTI file says, checked: shape, type, scaling, and where the voxels lie."""
+"""Read and check the header of a NIfTI file: shape, type, scaling and geometry."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from opticstream.io.reading import check_regular_file, reading_errors
 from opticstream.model.errors import FileFormatError
 
 LONGEST_AXIS_NIFTI1 = 32767
-"""NIfTI-1 counts the samples of an axis in 16 bits; NIfTI-2 takes any number."""
+"""Largest number of samples of an axis in NIfTI-1, which uses 16 bits; NIfTI-2 allows any number."""
 
 _MM_OF_UNIT = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
-"""Unknown, metre, millimetre, micrometre; unknown counts as mm, as other programs take it."""
+"""Unknown, metre, millimetre, micrometre; unknown counts as mm, as in other programs."""
 _LONGEST_HEADER = 1 << 20
 _OF_RAW_TILES = frozenset({2, 4, 8, 16, 64, 256, 512, 768})
 """Codes of the types that raw tiles may hold: whole numbers of up to 32 bits, float32 and float64."""
 _MOST_DEFLATE = 1032
-"""No deflate stream holds more bytes than this for each of its own."""
+"""Largest number of bytes that a deflate stream can hold for each of its own bytes."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class NiftiHeader:
     Attributes
     ----------
     name : str
-        What messages call the file.
+        Name of the file in messages.
     shape : tuple of int
         Lengths of all axes, first axis fastest; axes of length 1 at the end are kept.
     dtype : dtype
@@ -45,7 +45,7 @@ class NiftiHeader:
     slope, intercept : float
         Values are ``slope * number + intercept``.
     fields : nibabel header
-        The header as it stands in the file, nothing mended.
+        The header as it is in the file, without corrections.
     """
 
     name: str
@@ -68,9 +68,9 @@ class NiftiHeader:
 
     @cached_property
     def geometry(self) -> Geometry:
-        """Where the voxels lie.
+        """Geometry of the image.
 
-        The sform counts before the qform, as in nibabel; without either only the voxel size (pixdim) is known.
+        The sform is preferred to the qform, as in nibabel; without either only the voxel size (pixdim) is known.
 
         Raises
         ------
@@ -78,7 +78,7 @@ class NiftiHeader:
             A voxel size is zero or not finite, the unit is unknown to NIfTI, or sform and voxel sizes contradict each
             other.
         """
-        with np.errstate(all="ignore"):  # what is not finite is found and told
+        with np.errstate(all="ignore"):  # values that are not finite are reported later
             return _geometry(self)
 
 
@@ -88,7 +88,7 @@ def read_nifti_header(path: Path, /) -> NiftiHeader:
     Raises
     ------
     MissingInputError, FileFormatError, InputError
-        There is no such file, it is no NIfTI file of real numbers, or smaller than its header says.
+        There is no such file, it is not a NIfTI file of real numbers, or it is smaller than its header says.
     """
     size = check_regular_file(path).st_size
     packed = path.name.lower().endswith(".gz")
@@ -112,7 +112,7 @@ def nifti_header_from_bytes(head: bytes, /, *, name: str) -> NiftiHeader:
     Raises
     ------
     FileFormatError
-        These are no bytes of a header of a single-file image of real numbers.
+        The bytes are not the header of a single-file image of real numbers.
     """
     fields, count = _fields_from_bytes(head, name)
     slope, intercept = scaling_from_fields(float(fields["scl_slope"]), float(fields["scl_inter"]), name=name)
@@ -123,27 +123,27 @@ def nifti_header_from_bytes(head: bytes, /, *, name: str) -> NiftiHeader:
 
 @dataclass(frozen=True, slots=True)
 class NiftiLayout:
-    """Where the numbers of a raw tile are and what they look like, as acquisition software writes it."""
+    """Position and type of the numbers of a raw tile, as written by acquisition software."""
 
     dtype: np.dtype[Any]
     offset: int
     shape: tuple[int, ...]
-    """Lengths as the header gives them, first axis fastest; acquisition software is sloppy with them."""
+    """Lengths in the header, first axis fastest; acquisition software often gets them wrong."""
 
 
 def nifti_layout_from_bytes(head: bytes, /, *, name: str = "header") -> NiftiLayout:
-    """Return where the numbers of a raw tile lie, from the first bytes of its file (at least 352, or 544 for NIfTI-2).
+    """Return the layout of a raw tile, from the first bytes of its file (at least 352, or 544 for NIfTI-2).
 
-    The axes may say anything: whoever reads the tile knows what it must hold.
+    The axes are not checked: the caller knows what the tile must contain.
 
     Raises
     ------
     FileFormatError
-        These bytes are no NIfTI header, or one of complex, RGB or other data, or of numbers that are to be scaled.
+        The bytes are not a NIfTI header, or that of complex, RGB or other data, or of scaled numbers.
 
     Examples
     --------
-    A length that did not fit into 16 bits has overflown, and is handed on as it stands:
+    A length that did not fit into 16 bits has overflowed, and is returned as it is:
 
     >>> head = bytearray(352)
     >>> struct.pack_into("<i", head, 0, 348)
@@ -160,7 +160,7 @@ def nifti_layout_from_bytes(head: bytes, /, *, name: str = "header") -> NiftiLay
     if not count <= offset <= _LONGEST_HEADER:
         raise FileFormatError(f"{name}: vox_offset {offset} is outside {count}..{_LONGEST_HEADER}")
     if code not in _OF_RAW_TILES:
-        raise FileFormatError(f"{name}: NIfTI data type code {code} is none of {sorted(_OF_RAW_TILES)}")
+        raise FileFormatError(f"{name}: unknown NIfTI data type code {code}; expected one of {sorted(_OF_RAW_TILES)}")
     scaling = float(fields["scl_slope"]), float(fields["scl_inter"])
     if not math.isnan(scaling[0]) and scaling[0] != 0 and scaling != (1.0, 0.0):
         raise FileFormatError(
@@ -173,7 +173,7 @@ def nifti_layout_from_bytes(head: bytes, /, *, name: str = "header") -> NiftiLay
 
 
 def _fields_from_bytes(head: bytes, name: str) -> tuple[Any, int]:
-    """Return the fields of a header as they stand in a file, and how many bytes they take (348 or 540)."""
+    """Return the fields of a header as they are in a file, and their number of bytes (348 or 540)."""
     import nibabel as nib
 
     for order in "<>":
@@ -183,12 +183,12 @@ def _fields_from_bytes(head: bytes, name: str) -> tuple[Any, int]:
             fields: Any = kind(head[:count], endianness=order, check=False)
             break
     else:
-        raise FileFormatError(f"{name}: no NIfTI header ({len(head)} bytes, starting {head[:4].hex() or 'empty'})")
+        raise FileFormatError(f"{name}: is not a NIfTI file ({len(head)} bytes, starting {head[:4].hex() or 'empty'})")
     magic = bytes(fields["magic"].tobytes())
     if magic[:2] == b"ni":
-        raise FileFormatError(f"{name}: a NIfTI header whose data lie in another file (.hdr/.img)")
+        raise FileFormatError(f"{name}: its data are in another file (.hdr/.img); expected a single NIfTI file")
     if magic[:2] != b"n+":
-        raise FileFormatError(f"{name}: no NIfTI header (magic {magic[:4]!r}, expected n+1 or n+2)")
+        raise FileFormatError(f"{name}: is not a NIfTI file (magic {magic[:4]!r}, expected n+1 or n+2)")
     return fields, count
 
 
@@ -239,7 +239,7 @@ def _dtype(fields: Any, name: str) -> np.dtype[Any]:
 
 
 def check_real(dtype: np.dtype[Any], /, *, name: str) -> None:
-    """Raise where values are not real numbers: colours, complex numbers, text, times, records, objects.
+    """Raise FileFormatError if values are not real numbers: colours, complex numbers, text, times, records, objects.
 
     Raises
     ------
@@ -268,7 +268,7 @@ def _offset(fields: Any, name: str, header_bytes: int) -> int:
 def _whole_offset(fields: Any, name: str) -> int:
     value = float(fields["vox_offset"])
     if not math.isfinite(value) or value != int(value):
-        raise FileFormatError(f"{name}: vox_offset {value:g} is no position in a file")
+        raise FileFormatError(f"{name}: vox_offset {value:g} is not a position in the file")
     return int(value)
 
 
@@ -276,14 +276,14 @@ def _geometry(header: NiftiHeader) -> Geometry:
     fields, name = header.fields, header.name
     code = int(fields["xyzt_units"]) & 7
     if code not in _MM_OF_UNIT:
-        raise FileFormatError(f"{name}: its header gives the unit of length by the code {code}, unknown to NIfTI")
+        raise FileFormatError(f"{name}: its header has the unknown code {code} for the unit of length")
     to_mm = _MM_OF_UNIT[code]
     axes = min(len(header.shape), 3)
     lengths = (*header.shape[:3], *(1,) * (3 - axes))
     sizes = np.abs(fields["pixdim"][1:4].astype(float))
     has_sform, has_qform = int(fields["sform_code"]) > 0, int(fields["qform_code"]) > 0
     needed = [axis for axis in range(3) if axis < min(2, axes) or lengths[axis] > 1]
-    # Nothing is said of the thickness of a single plane in some files; any number will do there.
+    # Some files do not give the thickness of a single plane; any number will do there.
     sizes[[not (np.isfinite(s) and s > 0) and a not in needed for a, s in enumerate(sizes)]] = 1.0
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise FileFormatError(
@@ -301,7 +301,7 @@ def _geometry(header: NiftiHeader) -> Geometry:
             f"{voxel_text(norms[needed] * to_mm)} (sform); set both to the right one"
         )
     sized = code != 0 or not np.allclose(norms[needed], 1)
-    # A single plane lies at the same place whatever the third column says.
+    # The third column does not change the position of a single plane.
     known = [*needed, 3]
     other = None
     if sform is not None and qform is not None:
@@ -317,7 +317,7 @@ def _geometry(header: NiftiHeader) -> Geometry:
 
 
 def _in_mm(affine: Affine, to_mm: float) -> Affine:
-    # NIfTI-1 keeps 32 bits: what was written as 0.01 is to be read as 0.01.
+    # NIfTI-1 stores 32 bits: 0.01 must be read as 0.01.
     clean = np.array([[float(f"{value:.7g}") for value in row] for row in affine])
     clean[:3] *= to_mm
     return clean
@@ -330,12 +330,12 @@ def _sform(fields: Any, name: str) -> Affine:
 
 
 def _checked(affine: Affine, kind: str, name: str) -> Affine:
-    """Return an affine that is finite and keeps three axes apart; raise where it is none."""
+    """Return an affine after checking that it is finite and invertible."""
     norms = np.linalg.norm(affine[:3, :3], axis=0)
     finite = np.isfinite(affine).all() and np.isfinite(norms).all() and (norms > 0).all()
     if finite and abs(np.linalg.det(affine[:3, :3] / norms)) > 1e-6:
         return affine
-    raise FileFormatError(f"{name}: its {kind} is no mapping to space: {affine[:3].tolist()}")
+    raise FileFormatError(f"{name}: its {kind} is not a valid mapping to space: {affine[:3].tolist()}")
 
 
 def _qform(fields: Any, sizes: Affine, name: str) -> Affine:
@@ -346,5 +346,5 @@ def _qform(fields: Any, sizes: Affine, name: str) -> Affine:
     try:
         affine: Affine = np.asarray(copy.get_qform(), float)
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
-        raise FileFormatError(f"{name}: its qform is no mapping to space: {error}") from error
+        raise FileFormatError(f"{name}: its qform is not a valid mapping to space: {error}") from error
     return _checked(affine, "qform", name)

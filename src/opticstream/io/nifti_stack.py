@@ -1,7 +1,7 @@
-"""A NIfTI stack that grows: slice N is written into its own place, and slices 1..N-1 are not touched.
+"""A NIfTI stack that grows: slice N is written in its own place, and slices 1..N-1 are not touched.
 
-The file is uncompressed, so that every slice lies at a known offset. Data goes to the disk first and the header's slice
-count last: a reader never counts a slice that is not there. Slices that are missing are NaN (0 for whole numbers).
+The file is uncompressed, so that every slice lies at a known offset. The data are written first and the header's slice
+count last, so that a reader never counts a missing slice. Missing slices are NaN (0 for whole numbers).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NIFTI1_BYTES, _NIFTI2_BYTES = 352, 544
 
 @dataclass(frozen=True)
 class _Stack:
-    """What a stack's header says, and where its slice count is."""
+    """A stack's header, and the offset of its slice count."""
 
     shape: tuple[int, int]
     count: int
@@ -48,7 +48,7 @@ class _Stack:
         file.write(struct.pack("<h" if old else "<q", count))
 
     def check_count(self, path: Path, count: int) -> None:
-        """Raise where the header cannot count so many slices."""
+        """Raise FileFormatError if the header cannot count so many slices."""
         if self.header_bytes == _NIFTI1_BYTES and count > LONGEST_AXIS_NIFTI1:
             raise FileFormatError(f"{path}: counts at most {LONGEST_AXIS_NIFTI1} slices; remove it to start again")
 
@@ -69,12 +69,12 @@ def put_slice(
     path : Path
         Stack, `.nii`.
     image : array_like, shape (x, y)
-        Values; float32 and uint8 are kept, anything else becomes float32. An image smaller than the stack is filled up;
-        a larger one makes the whole stack be rewritten once, under a temporary name, with the larger size.
+        Values; float32 and uint8 are kept, anything else becomes float32. An image smaller than the stack is padded;
+        for a larger one the whole stack is rewritten once, under a temporary name, with the larger size.
     slice_index : int
         Place in the stack, 0-based.
     affine_mm : ndarray, shape (4, 4)
-        Takes the index (x, y, slice, 1) to mm, in NIfTI's axes; it is written when the stack is made.
+        Maps the index (x, y, slice, 1) to mm, in NIfTI's axes; it is written when the stack is created.
     description : str
         At most 79 characters.
 
@@ -123,7 +123,7 @@ def put_slice(
 
 
 def blank_slice(path: Path, slice_index: int, /) -> None:
-    """Make the place of a slice a gap (NaN, 0 for whole numbers); a stack that does not reach so far stays as it is.
+    """Clear a slice (NaN, 0 for whole numbers); a shorter stack is not changed.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def _create(
 
 
 def _header(shape: tuple[int, int, int], dtype: np.dtype[Any], affine: Affine, description: bytes) -> bytes:
-    """Return the bytes before the slices; NIfTI-2 where an axis is too long for NIfTI-1."""
+    """Return the bytes before the slices; NIfTI-2 if an axis is too long for NIfTI-1."""
     import nibabel as nib
 
     short = max(shape) <= LONGEST_AXIS_NIFTI1

@@ -1,7 +1,7 @@
-"""NIfTI files written piece by piece: the header is known before the data, and B-lines arrive in blocks.
+"""Write NIfTI files piece by piece: the header is known before the data, and B-lines arrive in blocks.
 
-On disk x varies fastest and depth slowest, so a block of B-lines is one short run per depth; the file is sized at once
-and the runs are put in place.
+On disk x varies fastest and depth slowest, so a block of B-lines is one short run per depth; the file gets its full
+size at once and the runs are written in place.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def write_map(
 
 
 class VolumeFile:
-    """The data of a volume under construction; B-lines may come in any order and from any thread."""
+    """The data of an unfinished volume; B-lines may be written in any order and from any thread."""
 
     def __init__(self, handle: int, shape: tuple[int, int, int], header_bytes: int) -> None:
         self._handle = handle
@@ -112,7 +112,7 @@ class VolumeFile:
         self.bytes = header_bytes + 4 * shape[0] * shape[1] * shape[2]
 
     def write(self, first: int, block: NDArray[np.float32], /) -> None:
-        """Put B-lines from `first` on in place; `block` has shape (z, b, x).
+        """Write B-lines from `first` on; `block` has shape (z, b, x).
 
         One run of b B-lines per depth: short writes into the page cache, which is what the depth-slowest layout of
         NIfTI costs, and cheaper than the page faults of a memory map.

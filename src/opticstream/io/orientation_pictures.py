@@ -18,7 +18,7 @@ from opticstream.io.encoded_pictures import encoded_picture, needs_bigtiff
 Picture = NDArray[np.uint8]
 
 BACKGROUND = 0
-"""Grey level where there is no axis."""
+"""Grey level of pixels without an axis."""
 
 
 def hue_colours(angle_deg: ArrayLike, /, *, brightness: ArrayLike = 1.0) -> NDArray[np.float32]:
@@ -93,7 +93,7 @@ def axis_legend(size_px: int, /) -> Picture:
 
 
 def with_legend(picture: Picture, legend: Picture, /) -> Picture:
-    """Return a picture with its legend on a dark strip to the right of it, so that no pixel of it is covered."""
+    """Return a picture with its legend on a dark strip to the right, so that no pixel is covered."""
     height = max(picture.shape[0], legend.shape[0])
     out = np.full((height, picture.shape[1] + legend.shape[1], 3), BACKGROUND, np.uint8)
     out[: picture.shape[0], : picture.shape[1]] = picture
@@ -102,18 +102,18 @@ def with_legend(picture: Picture, legend: Picture, /) -> Picture:
 
 
 def legend_size(picture: Picture, /) -> int:
-    """Return a legend's size that suits a picture."""
+    """Return the size of the legend for a picture."""
     return int(np.clip(min(picture.shape[:2]) // 4, 96, 640))
 
 
 def overlay(fixed: ArrayLike, moving: ArrayLike, /) -> Picture:
-    """Return two images (x, y) over each other: fixed green, moving magenta; grey where they agree. NaN is black."""
+    """Return an overlay of two images (x, y): fixed green, moving magenta; grey where they agree. NaN is black."""
     channels = [_stretched(image) for image in (fixed, moving)]
     return picture_from_colours(np.stack([channels[1], channels[0], channels[1]], -1))
 
 
 def side_by_side(left: Picture, right: Picture, /, *, titles: tuple[str, str] = ("", "")) -> Picture:
-    """Return two pictures beside each other, with titles in the upper left corners."""
+    """Return two pictures side by side, with titles in the upper left corners."""
     height = max(left.shape[0], right.shape[0])
     gap = 4
     out = np.full((height, left.shape[1] + gap + right.shape[1], 3), 64, np.uint8)
@@ -124,7 +124,7 @@ def side_by_side(left: Picture, right: Picture, /, *, titles: tuple[str, str] = 
 
 
 def write_picture(path: Path, picture: Picture, /) -> Path:
-    """Write pixels (rows, columns, 3) as JPEG, PNG or TIFF by the suffix, atomically and the same bytes every time."""
+    """Write pixels (rows, columns, 3) as JPEG, PNG or TIFF by the suffix, atomically, with deterministic bytes."""
     suffix = path.suffix.lower()
     if suffix in {".jpg", ".jpeg"}:
         return write_bytes(path, encoded_picture(picture, "JPEG", quality=92, subsampling=0))

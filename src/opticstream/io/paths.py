@@ -1,10 +1,10 @@
-"""Folders of a project: where every input and output of every item lies. Nothing else builds these paths.
+"""The paths of all inputs and outputs of a project. No other module builds these paths.
 
 ::
 
     project/
     ├─ mosaic-01/
-    │  ├─ complex/      complex tiles (links where the rig wrote them)
+    │  ├─ complex/      complex tiles (links if the rig wrote them)
     │  ├─ processed/    volumes and en face maps of tiles
     │  ├─ stitched/     mosaics, volumes (OME-Zarr), quality pictures
     │  ├─ state/        flag files of batches
@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from opticstream.config import ProjectConfig
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.layout import AcquisitionLayout
 
@@ -36,6 +37,12 @@ class ProjectPaths:
     archive_root: Path
     subject_id: str
     layout: AcquisitionLayout
+
+    @classmethod
+    def of(cls, config: ProjectConfig, /) -> ProjectPaths:
+        """Return the paths of the project of a configuration."""
+        project = config.project
+        return cls(project.project_base_path, project.archive_root, project.subject_id, config.scan.layout)
 
     def mosaic_folder(self, mosaic: MosaicId) -> Path:
         return self.base / mosaic.folder
@@ -103,7 +110,7 @@ class ProjectPaths:
         return self.derivative_folder / output.name
 
     def relative(self, path: Path) -> str:
-        """Return a path as events and facts carry it: relative to the project, or to the archive as `archive:...`."""
+        """Return a path as used in events and facts: relative to the project, or to the archive as `archive:...`."""
         if path.is_relative_to(self.archive_root):
             return f"archive:{path.relative_to(self.archive_root).as_posix()}"
         return path.relative_to(self.base).as_posix()

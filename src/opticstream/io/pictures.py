@@ -1,7 +1,7 @@
-"""Pictures of maps: the same value has the same colour in every mosaic of every project.
+"""Make pictures of maps: the same value has the same colour in every mosaic of every project.
 
-Pictures show x to the right and y downwards. Which colours and which range a modality has stands in the table of
-modalities (`docs/reference/modalities.md`); what those colours are stands here.
+Pictures show x to the right and y downwards. The table of modalities
+(`docs/reference/modalities.md`) names the colours and the range of each; the colours are defined here.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def picture_of_map(
 
 
 def reduced(image: NDArray[Any], longest_px: int, /) -> NDArray[Any]:
-    """Return an image thinned to at most `longest_px` along its longer side, by whole steps."""
+    """Return an image subsampled to at most `longest_px` along its longer side, by whole steps."""
     step = max(1, -(-max(image.shape[:2]) // longest_px))
     return image[::step, ::step]
 

@@ -1,7 +1,7 @@
-"""Raw tiles as the rigs write them: spectra in a NIfTI file with any header, 12-bit packed spectra, complex tiles.
+"""Read raw tiles of the rigs: spectra in a NIfTI file with any header, 12-bit packed spectra, complex tiles.
 
-A spectral tile is read once, front to back: `SpectralTile.blocks` hands out whole B-lines, and every byte of the file,
-header included, passes through a `tap` on its way (checksum, compressor).
+A spectral tile is read once, front to back: `SpectralTile.blocks` yields whole B-lines, and every byte of the file,
+including the header, is also passed to a `tap` (checksum, compressor).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Tap = Callable[[memoryview], None]
 
 @dataclass(frozen=True, slots=True)
 class SpectralShape:
-    """What a spectral tile must hold."""
+    """The expected content of a spectral tile."""
 
     samples: int
     a_lines: int
     channels: int
     b_lines: int
     setting: str = "scan"
-    """Where these numbers are set, for messages."""
+    """The setting of these numbers, for messages."""
 
     @property
     def count(self) -> int:
@@ -86,7 +86,7 @@ def packed12_from_samples(samples: NDArray[Any], /) -> NDArray[np.uint8]:
 
 
 def gzip_reader(path: Path, /) -> IO[bytes]:
-    """Open a gzip file for reading, with the fastest library at hand."""
+    """Open a gzip file for reading, with the fastest available library."""
     try:
         from isal import igzip
     except ImportError:
@@ -103,7 +103,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 class SpectralTile:
-    """A spectral tile that is open for one reading, front to back.
+    """A spectral tile that is open to be read once, front to back.
 
     Use as a context manager. Opening checks header and size, so that a wrong file is refused before any work.
     """
@@ -126,14 +126,14 @@ class SpectralTile:
         path : Path
             `.nii` or `.raw`, or either with `.gz` (as in the archive).
         shape : SpectralShape
-            What it must hold.
+            The expected content.
         raw_format : "nifti" or "packed12"
             As in `scan.raw_format`.
 
         Raises
         ------
         MissingInputError, TileSizeError, FileFormatError, InputError
-            The file is absent, of another size, no NIfTI file, or cannot be read.
+            The file is absent, of another size, not a NIfTI file, or cannot be read.
         """
         file = _open(path)
         packed = path.suffix == ".gz"
@@ -148,7 +148,7 @@ class SpectralTile:
                 dtype, payload = layout.dtype, shape.count * layout.dtype.itemsize
                 if layout.offset > len(head):
                     head += _read_exactly(file, layout.offset - len(head), path, strict=False, whole=packed)
-                surplus = head[layout.offset :]  # an offset of 348..351: the data begin within what was read
+                surplus = head[layout.offset :]  # an offset of 348..351: the data start within the bytes that were read
                 if math.prod(layout.shape) != shape.count and not _is_overflown(layout.shape):
                     raise TileSizeError(
                         f"{path}: its header gives {' x '.join(map(str, layout.shape))} = {math.prod(layout.shape)} "
@@ -192,10 +192,10 @@ class SpectralTile:
         b_lines : int
             Largest number of B-lines in a block.
         tap : callable, optional
-            Gets every byte of the file once, in order, as memory views that must be used before it returns or be kept
+            Takes every byte of the file once, in order, as memory views that must be used before it returns or be kept
             alive (each block has its own memory).
         reuse : bool
-            Let every other block have the same memory: a block is good until the next but one is asked for.
+            Reuse memory for every other block: a block is valid until the next but one is requested.
 
         Raises
         ------
@@ -232,12 +232,12 @@ class SpectralTile:
             raise TileSizeError(f"{self.path}: holds more samples than expected for {s}")
 
     def check_end(self) -> None:
-        """Check that a compressed file has been written to its end, as cheaply as can be; plain ones have their size.
+        """Check cheaply that a compressed file is complete; plain files are checked by their size.
 
-        The last four bytes of a gzip file hold the length of its data, so that a file whose writer has come to its end
-        is told at once, and one that has not practically never passes. Where they hold something else (an unfinished
-        file, several members, padding) the stream is decompressed to its end, which takes about two seconds a gigabyte.
-        Damage within is found when the tile is read.
+        The last four bytes of a gzip file give the length of its data, so that a complete file is recognised at once,
+        and an unfinished one practically never passes. If they do not match (an unfinished file, several members,
+        padding), the stream is decompressed to its end, which takes about two seconds per gigabyte. Damage inside is
+        found when the tile is read.
 
         Raises
         ------
@@ -257,7 +257,7 @@ class SpectralTile:
 
 
 def _check_depth(path: Path, shape: tuple[int, ...], depth: int, expected: str) -> None:
-    """Raise where a complex tile's header tells of more volumes than one, or of another depth than the file holds."""
+    """Raise an error if a complex tile's header has more than one volume, or another depth than the file."""
     for axis, length in enumerate(shape[3:], start=4):
         if length > 1:
             raise FileFormatError(f"{path}: axis {axis} has {length} entries in the shape {shape}, expected {expected}")
@@ -281,7 +281,7 @@ def _read_exactly(file: IO[bytes], n: int, path: Path, *, strict: bool = True, w
 
 
 def _length_in_trailer(path: Path) -> int | None:
-    """Return the length (modulo 2**32) that the last bytes of a gzip file give."""
+    """Return the length (modulo 2**32) in the last bytes of a gzip file."""
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(-4, os.SEEK_END)
@@ -291,7 +291,7 @@ def _length_in_trailer(path: Path) -> int | None:
 
 
 def _read_into(file: IO[bytes], view: memoryview, path: Path, *, whole: bool = False) -> int:
-    """Fill a buffer and return how many bytes came; where compressed data break off, fewer, or an error if `whole`."""
+    """Fill a buffer and return the number of bytes read: fewer if compressed data end early, or an error if `whole`."""
     done = 0
     try:
         while done < len(view):
@@ -301,11 +301,11 @@ def _read_into(file: IO[bytes], view: memoryview, path: Path, *, whole: bool = F
             done += n
     except EOFError as error:
         if whole:
-            raise TileSizeError(f"{path}: its compressed data break off; it is unfinished or was cut") from error
+            raise TileSizeError(f"{path}: its compressed data end early; it is unfinished or was cut") from error
         return done
     except OSError as error:
         raise error_of_system(path, error, "gzip" if path.suffix == ".gz" else "") from error
-    except Exception as error:  # each gzip library has errors of its own
+    except Exception as error:  # each gzip library has its own errors
         raise FileFormatError(f"{path}: damaged gzip data: {error}") from error
     return done
 
@@ -341,21 +341,21 @@ class ComplexTile:
         tap: Tap | None = None,
         copy_to: Path | None = None,
     ) -> Self:
-        """Open a complex tile and check its size; the depth is whatever the file holds.
+        """Open a complex tile and check its size; the depth follows from the file.
 
         Parameters
         ----------
         path : Path
             The file.
         a_lines, b_lines, channels : int
-            What it must hold.
+            The expected content.
         setting : str
-            Where these numbers are set, for messages.
+            The setting of these numbers, for messages.
         tap : callable, optional
-            Gets every byte of the file once, in order; pieces are good for as long as they are kept. The file is then
-            read here, once, into a nameless copy in `copy_to`, from which the blocks come.
+            Takes every byte of the file once, in order; pieces stay valid. The file is then
+            read here, once, into an unnamed copy in `copy_to`, from which the blocks are read.
         copy_to : Path, optional
-            Folder for that copy, which takes as much room as the file; made if need be.
+            Folder for that copy, which needs as much space as the file; created if needed.
 
         Raises
         ------
@@ -363,21 +363,21 @@ class ComplexTile:
             The file is absent, of another size, not float32, or cannot be read.
         """
         if path.suffix == ".gz":
-            raise FileFormatError(f"{path}: a compressed complex tile; complex tiles are read uncompressed, unpack it")
+            raise FileFormatError(f"{path}: is a compressed complex tile; expected an uncompressed one: unpack it")
         file = _open(path)
         try:
             head = _read_exactly(file, 544, path, strict=False)
             size = os.fstat(file.fileno()).st_size
             layout = nifti_layout_from_bytes(head, name=str(path))
             if layout.dtype.kind != "f" or layout.dtype.itemsize != 4:
-                raise FileFormatError(f"{path}: holds {layout.dtype}, a complex tile is float32")
+                raise FileFormatError(f"{path}: holds {layout.dtype}, expected float32 for a complex tile")
             width = 2 * channels * a_lines
             depth, rest = divmod(size - layout.offset, width * b_lines * 4)
             expected = (
                 f"({width}, {b_lines}, Z) for a_lines={a_lines}, b_lines={b_lines}, channels={channels} ({setting})"
             )
             if rest or depth < 1:
-                raise TileSizeError(f"{path}: holds {size} bytes, no whole number of planes {expected}")
+                raise TileSizeError(f"{path}: holds {size} bytes, expected whole planes {expected}")
             if layout.shape[:2] != (width, b_lines) and not _is_overflown(layout.shape):
                 raise TileSizeError(f"{path}: has shape {layout.shape}, expected {expected}")
             if not _is_overflown(layout.shape):
@@ -410,7 +410,7 @@ class ComplexTile:
         Raises
         ------
         FileFormatError
-            The block holds NaN or infinity; the message tells where.
+            The block contains NaN or infinity; the message says where.
         InputError
             The file cannot be read.
         """

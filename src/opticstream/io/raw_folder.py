@@ -1,4 +1,4 @@
-"""The folder in which a rig leaves its raw files: every file below it, and what the name of each means. Only reads."""
+"""Find the raw files in the folder of a rig, and what their names mean. Only reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opticstream.model.layout import AcquisitionLayout
 
 
 class RawNames:
-    """What the names of raw files mean: the tile, and whether the file holds the spectra beside a complex tile.
+    """The meaning of raw file names: the tile, and whether the file holds the spectra beside a complex tile.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class RawNames:
     spectral_file_name : str or None
         Template of spectra beside complex tiles, as in `scan.spectral_file_name`.
     layout : AcquisitionLayout
-        Which tiles there are.
+        The tiles of the acquisition.
 
     Examples
     --------
@@ -37,12 +37,12 @@ class RawNames:
 
     def __init__(self, file_name: str, spectral_file_name: str | None, layout: AcquisitionLayout, /) -> None:
         self.grammars = {False: FileNameGrammar(file_name, layout)}
-        """Grammar of the raw files, and under True that of the spectra where the rig writes them."""
+        """Grammar of the raw files, and with the key True that of the spectra, if the rig writes them."""
         if spectral_file_name is not None:
             self.grammars[True] = FileNameGrammar(spectral_file_name, layout)
 
     def meaning(self, name: str, /) -> tuple[TileId, bool] | None:
-        """Return the tile that a file is of and whether it holds the spectra beside a complex tile; None for others.
+        """Return the tile of a file, and whether it holds the spectra beside a complex tile; None for other files.
 
         Parameters
         ----------
@@ -52,14 +52,14 @@ class RawNames:
         Raises
         ------
         FileNameError
-            The name follows a template and says something impossible, or lies in a folder whose name no event can hold.
+            The name matches a template but contradicts the layout, or is in a folder whose name events cannot contain.
         """
         for is_spectra, grammar in self.grammars.items():
             tile = grammar.tile_from_name(name.rpartition("/")[2])
             if tile is None:
                 continue
             if not _is_utf8(name):
-                raise FileNameError("the name of its folder is not valid UTF-8, and events cannot hold it; rename it")
+                raise FileNameError("the name of its folder is not valid UTF-8 and cannot be sent in events; rename it")
             return tile, is_spectra
         return None
 
@@ -67,21 +67,21 @@ class RawNames:
 def raw_files_below(
     folder: Path, /, *, on_folder: Callable[[str], object] = lambda _name: None
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield every file below a folder by its relative path, also through links to folders: each folder once.
+    """Yield every file below a folder by its relative path, including linked folders, each folder once.
 
-    Names that begin with a dot are passed over, and folders below that cannot be read.
+    Names that begin with a dot are skipped, and so are subfolders that cannot be read.
 
     Parameters
     ----------
     folder : Path
-        Where to begin.
+        The folder.
     on_folder : callable
         Takes the relative path of each folder below.
 
     Raises
     ------
     MissingInputError, InputError
-        The folder is not there, or cannot be read.
+        The folder does not exist, or cannot be read.
     """
     folders = [("", str(folder))]
     seen: set[tuple[int, int]] = set()
@@ -96,21 +96,21 @@ def raw_files_below(
                         continue
                     if _is_folder(entry):
                         on_folder(prefix + entry.name)
-                        # Links come last: a folder is known by its own name rather than by a link to it.
+                        # Links come last, so that a folder is listed with its own name rather than that of a link.
                         place = 0 if entry.is_symlink() else len(folders)
                         folders.insert(place, (f"{prefix}{entry.name}/", entry.path))
                     else:
                         yield prefix + entry.name, entry
         except FileNotFoundError:
             if not prefix:
-                raise MissingInputError(f"{folder}: there is no such folder of raw files") from None
+                raise MissingInputError(f"{folder}: no such folder; expected the folder of the raw files") from None
         except OSError as error:
             if not prefix:
                 raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
 def _was_seen(path: str, seen: set[tuple[int, int]]) -> bool:
-    """Return whether a folder was searched already, by another name; note that it is."""
+    """Return whether a folder was already searched under another name, and note it."""
     status = os.stat(path)
     key = (status.st_dev, status.st_ino)
     if key in seen:
@@ -128,7 +128,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder, or leads to one; a loop of links leads nowhere."""
+    """Return whether an entry is a folder, or a link to one; a loop of links is not."""
     try:
         return entry.is_dir()
     except OSError:

@@ -1,4 +1,4 @@
-"""What goes wrong while a file is read, told alike by whatever library was reading."""
+"""Raise the same errors for every library that reads a file."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ _PASSING = {
     )
     if hasattr(errno, name)
 }  # fmt: skip
-"""Trouble of a disk or a network, not of the file: another try may help."""
+"""Errors of a disk or a network, not of the file: another attempt may help."""
 _REFUSED = {errno.EACCES, errno.EPERM}
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 @contextlib.contextmanager
 def reading_errors(path: Path, kind: str, /) -> Iterator[None]:
-    """Raise whatever a library raises in this block, which reads `path`, as an error of ours that names the file.
+    """Raise any error of a library in this block, which reads `path`, as an OpticStream error that names the file.
 
-    Damaged bytes can make a reader fail in any way: with errors of its own, of the compression below it, of Python's
-    arithmetic, or for want of memory, when a header gives an absurd size. Our own errors pass as they are, and so does
-    trouble of the disk or the network, after which another try may help.
+    Damaged bytes can make a reader fail in any way: with its own errors, those of the decompression, of Python's
+    arithmetic, or of memory if a header has an absurd size. OpticStream's errors are not changed, nor are errors of
+    the disk or the network, after which another attempt may help.
 
     Parameters
     ----------
     path : Path
         The file.
     kind : str
-        What it was read as, for the message: ``NIfTI``, ``TIFF``.
+        The format it was read as, for the message: ``NIfTI``, ``TIFF``.
 
     Raises
     ------
     MissingInputError
         There is no such file.
     FileFormatError
-        It is damaged, or something else than its name says.
+        It is damaged, or does not match its name.
     InputError
-        It must not be read.
+        There is no permission to read it.
     OSError
         The disk or the network failed.
 
@@ -73,7 +73,7 @@ def reading_errors(path: Path, kind: str, /) -> Iterator[None]:
 
 
 def error_of_system(path: Path, error: OSError, kind: str = "", /) -> OSError | InputError:
-    """Return what the system, or a library in its name, says of a file as the error to raise."""
+    """Return the error to raise for an error of the system, or of a library, on a file."""
     if isinstance(error, OpticStreamError):
         return error
     if error.errno in _ABSENT:
@@ -90,7 +90,7 @@ def error_of_system(path: Path, error: OSError, kind: str = "", /) -> OSError | 
 
 
 def check_regular_file(path: Path, /) -> os.stat_result:
-    """Return the status of a file; opening anything but a regular one could block for ever.
+    """Return the status of a regular file; opening anything else could block forever.
 
     Raises
     ------

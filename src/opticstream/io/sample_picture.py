@@ -34,7 +34,7 @@ def write_sample_picture(path: Path, views: Mapping[str, SampleViews], /) -> Pat
 
 
 def _panel(plane: NDArray[Any], stretch: float, view: SampleViews) -> pictures.Picture:
-    """Return a plane as picture; its second axis is stretched by whole repeats to its true proportion."""
+    """Return a plane as a picture; its second axis is repeated to get the true proportions."""
     if plane.ndim == 3:
         colours = pictures.axis_colours(plane)
     else:

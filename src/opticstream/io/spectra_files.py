@@ -1,4 +1,4 @@
-"""Raw spectra as people keep them: one array, or a folder with an array for each B-scan. Only reads."""
+"""Read raw spectra from one array, or from a folder with an array for each B-scan. Only reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUFFIXES = (*ARRAYS, *TEXTS, *BINARIES)
 
 @dataclass(frozen=True, slots=True)
 class BinaryShape:
-    """What a file of plain values does not say itself: its type, and the shape of one B-scan."""
+    """Type and B-scan shape of a file of plain values, which has no header."""
 
     dtype: str
     """`uint16`, `int16` or `float32`, little-endian."""
@@ -31,7 +31,7 @@ class BinaryShape:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A recording of B-scans; `b_scans` reads it from the beginning, one B-scan after the other."""
+    """A recording of B-scans; `b_scans` reads them one after the other."""
 
     source: Path
     files: tuple[Path, ...]
@@ -46,7 +46,7 @@ class Recording:
         Raises
         ------
         FileFormatError
-            A file cannot be read, or holds something else than real numbers.
+            A file cannot be read, or does not contain real numbers.
         TileSizeError
             A B-scan has another shape than the first one.
         """
@@ -76,9 +76,9 @@ def recording_at(source: Path, /, *, transpose: bool = False, binary: BinaryShap
     Raises
     ------
     MissingInputError
-        There is nothing at `source`, or no array in the folder.
+        `source` does not exist, or the folder has no array.
     FileFormatError
-        The folder mixes kinds of files, two names hold one number, or a number between two others is missing.
+        The folder has several kinds of files, two names have the same number, or a number is missing.
     """
     if source.is_file():
         return Recording(source, (source,), transpose, binary)
@@ -86,7 +86,7 @@ def recording_at(source: Path, /, *, transpose: bool = False, binary: BinaryShap
         raise MissingInputError(f"{source}: no such file or folder")
     files = [p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
     if not files:
-        raise MissingInputError(f"{source}: holds no array; one for each B-scan is expected ({', '.join(SUFFIXES)})")
+        raise MissingInputError(f"{source}: has no array; expected one per B-scan ({', '.join(SUFFIXES)})")
     kinds = sorted({path.suffix.lower() for path in files})
     if len(kinds) > 1:
         raise FileFormatError(f"{source}: holds files of several kinds ({', '.join(kinds)}); keep one kind in it")
@@ -94,7 +94,7 @@ def recording_at(source: Path, /, *, transpose: bool = False, binary: BinaryShap
     for path in sorted(files):
         number = re.findall(r"\d+", path.stem)
         if not number:
-            raise FileFormatError(f"{path}: its name holds no number that says which B-scan it is")
+            raise FileFormatError(f"{path}: its name has no number; expected the number of the B-scan")
         if int(number[-1]) in numbered:
             raise FileFormatError(f"{path} and {numbered[int(number[-1])].name} are both B-scan {int(number[-1])}")
         numbered[int(number[-1])] = path
@@ -102,7 +102,7 @@ def recording_at(source: Path, /, *, transpose: bool = False, binary: BinaryShap
     absent = sorted(set(range(order[0], order[-1] + 1)) - set(order))
     if absent:
         told = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-        raise FileFormatError(f"{source}: holds B-scans {order[0]} to {order[-1]}, but not {told}")
+        raise FileFormatError(f"{source}: holds B-scans {order[0]} to {order[-1]}, missing {told}")
     return Recording(source, tuple(numbered[number] for number in order), transpose, binary)
 
 
@@ -138,12 +138,14 @@ def _table(path: Path) -> NDArray[np.generic]:
 
 def _plain(path: Path, binary: BinaryShape | None) -> NDArray[np.generic]:
     if binary is None:
-        raise FileFormatError(f"{path}: plain values do not say their shape; the project file has to stand already")
+        raise FileFormatError(
+            f"{path}: plain values have no shape; write the project file first, from which the shape follows"
+        )
     values: NDArray[np.generic] = np.memmap(path, dtype=np.dtype(binary.dtype).newbyteorder("<"), mode="r")
     scan = int(np.prod(binary.shape))
     if values.size % scan:
         raise FileFormatError(
-            f"{path}: holds {values.size} {binary.dtype} values, which are not whole B-scans of {binary.shape}"
+            f"{path}: holds {values.size} {binary.dtype} values, expected whole B-scans of {binary.shape}"
         )
     scans = values.reshape(-1, *binary.shape)
     return scans[0] if len(scans) == 1 else scans

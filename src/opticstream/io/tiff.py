@@ -1,8 +1,8 @@
-"""One grey image or volume of a TIFF file, whichever program of the field wrote it.
+"""Read one grey image or volume from a TIFF file of any program of the field.
 
-The format is read by tifffile (and imagecodecs for what is compressed). What is decided here: only pages of the file
-itself count, though its metadata may speak of a whole series of files; one channel, one time point, one series, or a
-refusal that names the axis; and a file that is not whole is refused, where the library would fill in zeros.
+The format is read by tifffile (and imagecodecs for what is compressed). Decided here: only pages of the file itself
+are read, although its metadata may describe a series of files; there must be one channel, one time point and one
+series, otherwise an error names the axis; and an incomplete file is refused, where the library would fill in zeros.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _PAGES = "QI"
 _GREY = (0, 1)  # MINISWHITE, MINISBLACK
 _WHITE_IS_ZERO = 0
 _MOST_PACKED = 20_000
-"""Larger ratios of compression are those of damaged headers."""
+"""Largest ratio of compression; only damaged headers have larger ones."""
 _ALWAYS_POSSIBLE = 1 << 28
-"""Bytes that are taken from any header."""
+"""Size up to which any header is accepted, in bytes."""
 
 
 def read_tiff(path: Path, /, *, pages_are_depth: bool = False) -> NDArray[Any]:
@@ -54,12 +54,12 @@ def read_tiff(path: Path, /, *, pages_are_depth: bool = False) -> NDArray[Any]:
     path : Path
         The file; compressed, tiled, BigTIFF, big-endian, ImageJ, OME and others.
     pages_are_depth : bool, default False
-        Take several pages that do not say what they are for planes of a volume; planes that are named so always are.
+        Read several pages of unknown kind as planes of a volume; pages that are marked as planes always are.
 
     Raises
     ------
     MissingInputError, FileFormatError, InputError
-        The file is absent, damaged, unfinished, no TIFF, a colour picture, or holds more than one image: several
+        The file is absent, damaged, unfinished, not TIFF, a colour picture, or has more than one image: several
         channels, time points or series. The message names the axis.
     """
     import tifffile
@@ -81,7 +81,7 @@ def read_tiff(path: Path, /, *, pages_are_depth: bool = False) -> NDArray[Any]:
 
 
 class _QuietReading(logging.Filter):
-    """Keeps the library from logging, in this thread, what is checked and told here."""
+    """Stops the library from logging, in this thread, what is checked here."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def _only_series(path: Path, tiff: Any) -> Any:
     """Return the one series of a file, made of its own pages."""
     try:
         found = list(tiff.series)
-    except Exception:  # metadata that speak of files that are not there, or contradict the pages
+    except Exception:  # metadata that name missing files, or contradict the pages
         found = []
     if tiff.is_ome and any(series.kind != "ome" for series in found):
         found = []
@@ -122,14 +122,14 @@ def _only_series(path: Path, tiff: Any) -> Any:
 
 
 def _plain_series(path: Path, tiff: Any) -> list[Any]:
-    """Return the pages of a file as they lie in it, where its metadata speak of other files, too."""
+    """Return the pages of a file itself, if its metadata also describe other files."""
     import tifffile
 
     pages = [page for page in tiff.pages if not page.aspage().is_reduced]
     if len(pages) != 1:
         raise FileFormatError(
-            f"{path}: is one of several files of a data set and holds {len(pages)} pages of it; which axis they lie "
-            f"along is not told apart. Save each image as a file of its own"
+            f"{path}: is one of several files of a data set and holds {len(pages)} of its pages along an unknown axis; "
+            f"save each image as a separate file"
         )
     page = pages[0].aspage()
     return [tifffile.TiffPageSeries([page], shape=page.shape, dtype=page.dtype, axes=page.axes, kind="generic")]
@@ -149,7 +149,7 @@ def _check_grey(path: Path, page: Any) -> None:
 
 
 def _check_whole(path: Path, series: Any) -> None:
-    """Refuse a file of which a part is missing, or a header that no file of this size can have."""
+    """Refuse a file with missing parts, or with a header that does not fit its size."""
     size = path.stat().st_size
     wanted = math.prod(series.shape) * series.dtype.itemsize
     if wanted > max(_ALWAYS_POSSIBLE, size * _MOST_PACKED):
@@ -173,7 +173,7 @@ def _check_whole(path: Path, series: Any) -> None:
 
 
 def _without_single_axes(path: Path, data: NDArray[Any], axes: str, *, pages_are_depth: bool) -> NDArray[Any]:
-    """Return the data without axes of length 1; what more than one image lies along is refused."""
+    """Return the data without axes of length 1; refuse an axis with more than one image."""
     if axes.find("Y") > axes.find("X"):
         raise FileFormatError(f"{path}: has the axes {axes}, expected rows (Y) before columns (X)")
     depth = 0
@@ -193,30 +193,30 @@ def _without_single_axes(path: Path, data: NDArray[Any], axes: str, *, pages_are
 
 
 def _with_white_at_the_top(path: Path, data: NDArray[Any], bits: int) -> NDArray[Any]:
-    """Return values of which the largest is white; the file has them the other way round."""
+    """Return inverted values, so that the largest is white."""
     if data.dtype == bool:
         return ~data
     if data.dtype.kind != "u":
-        raise FileFormatError(f"{path}: holds {data.dtype} of which zero is white; expected whole numbers")
+        raise FileFormatError(f"{path}: holds {data.dtype} values with zero as white; expected whole numbers")
     return np.asarray(((1 << bits) - 1) - data, data.dtype)
 
 
 def _check_chain(path: Path) -> None:
-    """Refuse a file whose list of pages leads out of it: the library would take it for one with fewer pages."""
+    """Refuse a file whose list of pages points outside it: the library would read fewer pages."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(16)
         order = {b"II": "<", b"MM": ">"}.get(head[:2])
         version = struct.unpack_from(order + "H", head, 2)[0] if order and len(head) >= 8 else 0
         if order is None or version not in (42, 43):
-            return  # the library knows others, and says what this is
+            return  # the library handles other formats
         big = version == 43
         offset_code, count_code, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
         offset = struct.unpack_from(order + offset_code, head, 8 if big else 4)[0]
         seen: set[int] = set()
         while offset:
             if offset in seen:
-                raise FileFormatError(f"{path}: its pages lead round in a circle")
+                raise FileFormatError(f"{path}: its list of pages is a loop")
             seen.add(offset)
             number = _unpack(file, order + count_code, offset, size, path)
             offset = _unpack(

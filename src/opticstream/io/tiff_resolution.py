@@ -14,18 +14,18 @@ _MM_OF_UNIT = {
     "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1e3, "in": 25.4, "inch": 25.4, "å": 1e-7,
 }  # fmt: skip
 _MM_OF_TAG = {2: 25.4, 3: 10.0}
-"""Inch and centimetre; 1 is no unit."""
+"""Inch and centimetre; 1 means no unit."""
 _OF_PRINTERS = frozenset({72, 96, 100, 150, 200, 300, 400, 600, 1200})
-"""Dots per inch that picture programs write of themselves; they are no size of a pixel in the specimen."""
+"""Default dots per inch of picture programs, which are not the pixel size in the specimen."""
 
 
 def tiff_geometry(path: Path, /) -> Geometry | None:
-    """Return voxel size of a TIFF file, None where it gives none.
+    """Return the geometry of a TIFF file, or None if it has no voxel size.
 
     Raises
     ------
     FileFormatError
-        It is no TIFF file, or gives a size of zero or one that is not finite.
+        It is not a TIFF file, or has a size that is zero or not finite.
     """
     import tifffile
 
@@ -34,7 +34,7 @@ def tiff_geometry(path: Path, /) -> Geometry | None:
             found = _of_ome(tiff) or _of_imagej(tiff) or _of_tags(tiff)
     except OpticStreamError:
         raise
-    except Exception as error:  # damaged files and metadata of strangers
+    except Exception as error:  # damaged files, and metadata of unknown programs
         raise FileFormatError(f"{path}: cannot be read as TIFF: {error}") from error
     if found is None:
         return None
@@ -92,7 +92,7 @@ def _of_tags(tiff: Any) -> Sizes | None:
 
 
 def _resolution(tiff: Any) -> tuple[float, float] | None:
-    """Return pixels per unit along x and y; None where there are none, or zero of them."""
+    """Return pixels per unit along x and y; None if missing or zero."""
     found = []
     for name in ("XResolution", "YResolution"):
         tag = tiff.pages[0].tags.get(name)

@@ -1,4 +1,4 @@
-"""Fiji's `TileConfiguration.txt`: names of tiles and their positions in pixels, in and out."""
+"""Fiji's `TileConfiguration.txt`: read and write names of tiles and their positions in pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opticstream.model.text import text_from_bytes
 
 _LINE = re.compile(r"^(?P<name>.*?);\s*(?P<series>-?\d*)\s*;\s*\((?P<position>[^()]*)\)\s*(#.*)?$")
 _MOST_BYTES = 1 << 26
-"""A tile configuration of a million tiles is smaller."""
+"""Largest file that is read; a configuration of a million tiles is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,15 @@ class ConfiguredTile:
 def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
     """Return the tiles of a Fiji tile configuration, in the order of the file.
 
-    Text in UTF-8, UTF-16 or Windows-1252 with any line ends is read. Names may be quoted; comments may follow a line;
-    decimals may have commas where this cannot be mistaken: with blanks or semicolons between the coordinates.
+    Text may be UTF-8, UTF-16 or Windows-1252 with any line ends. Names may be quoted; comments may follow a line;
+    decimals may have commas if this is unambiguous: with blanks or semicolons between the coordinates.
 
     Raises
     ------
     MissingInputError
         There is no such file.
     FileFormatError
-        A line is not `name; ; (x, y)`, a number is not finite, a name comes twice, or there is no tile at all; the
+        A line is not `name; ; (x, y)`, a number is not finite, a name is listed twice, or there is no tile; the
         message names the line.
     """
     text = _text(path)
@@ -68,7 +68,7 @@ def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
             raise FileFormatError(f"{path}, line {number}: expected 'name; ; (x, y)', got {line!r}")
         position = _position(match["position"], dimensions)
         if position is None:
-            raise FileFormatError(f"{path}, line {number}: {match['position']!r} is no list of numbers")
+            raise FileFormatError(f"{path}, line {number}: {match['position']!r} is not a list of numbers")
         if len(position) not in (2, 3) or (dimensions is not None and len(position) != dimensions):
             raise FileFormatError(
                 f"{path}, line {number}: expected {dimensions or '2 or 3'} coordinates, got {len(position)}"
@@ -77,7 +77,7 @@ def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
             raise FileFormatError(f"{path}, line {number}: positions must be finite, got {match['position']!r}")
         tiles.append(ConfiguredTile(_name(match["name"]), position))
     if not tiles:
-        raise FileFormatError(f"{path}: holds no tile")
+        raise FileFormatError(f"{path}: lists no tile")
     names = [tile.name for tile in tiles]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -108,7 +108,7 @@ def _name(text: str) -> str:
 
 
 def _position(text: str, dimensions: int | None) -> tuple[float, ...] | None:
-    """Return the coordinates in a text, None where they are no numbers.
+    """Return the coordinates in a text, or None if they are not numbers.
 
     Examples
     --------
@@ -133,10 +133,10 @@ def _numbers(parts: Iterable[str]) -> tuple[float, ...] | None:
 
 
 def tile_path(configuration: Path, name: str, /) -> Path:
-    """Return the file that a tile configuration means: beside it, or where the name says.
+    """Return the file of a name in a tile configuration: beside it, or at the given path.
 
-    Programs on Windows write backslashes, and whole paths of a machine that is not this one: where there is no such
-    file, the name is taken with forward slashes, and then its last part beside the configuration.
+    Programs on Windows write backslashes, and full paths of another machine: if there is no such
+    file, the name is tried with forward slashes, and then its last part beside the configuration.
     """
     folder = configuration.parent
     given = folder / name
@@ -148,7 +148,7 @@ def tile_path(configuration: Path, name: str, /) -> Path:
 
 
 def tile_configuration_text(tiles: Iterable[ConfiguredTile], /) -> str:
-    """Return the text of a tile configuration; positions keep every digit that a float holds.
+    """Return the text of a tile configuration; positions are written with all digits.
 
     Examples
     --------

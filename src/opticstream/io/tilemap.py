@@ -1,8 +1,8 @@
-"""The coordinate template of an illumination (`tilemap-{illumination}.j2`) and the tile information that it renders to.
+"""The coordinate template of an illumination (`tilemap-{illumination}.j2`) and the tile information rendered from it.
 
-The template is the saved result of coordinate determination. It holds numbers that stay (positions, their uncertainty,
-the grid) and leaves open what changes from mosaic to mosaic: `base_dir`, `mosaic_id`, `modality`, `scan_resolution`
-and `mask`. Rendered, it is YAML.
+The template is the saved result of coordinate determination. It contains constant values (positions, their uncertainty,
+the grid) and placeholders for what changes from mosaic to mosaic: `base_dir`, `mosaic_id`, `modality`,
+`scan_resolution` and `mask`. Rendered, it is YAML.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TilePlace:
     uncertainty_px : tuple of float
         Standard error along x and y.
     by_stage_only : bool
-        The overlaps said nothing: the tile lies where the model of the stage puts it.
+        The overlaps had no information: the position is that of the stage model.
     file : str
         Path of the tile's file; empty in a map that was not rendered.
     """
@@ -61,9 +61,9 @@ class TileMap:
     places : tuple of TilePlace
         By tile number.
     source : dict
-        How the positions came about: method, mosaic, parameters, figures of the verdict.
+        How the positions were determined: method, mosaic, parameters, figures of the verdict.
     scan_resolution_mm, mask, base_dir, modality, mosaic_id
-        What rendering filled in.
+        Values filled in by rendering.
     """
 
     illumination: str
@@ -106,7 +106,7 @@ def template_from_tilemap(tilemap: TileMap, /) -> str:
         "tiles:",
     ]
     for place in tilemap.places:
-        # The file's name is spelt here because the template must stay usable by other tools.
+        # The file name is written out here so that other tools can use the template.
         name = (
             "{{ (base_dir ~ '/mosaic_' ~ '%03d' % mosaic_id ~ "
             f"'_image_{place.tile:04d}_' ~ modality ~ '.nii') | tojson }}}}"
@@ -123,7 +123,7 @@ def template_from_tilemap(tilemap: TileMap, /) -> str:
 
 
 def _as_jinja(text: str) -> str:
-    """Return a template that renders as `text`, which may hold the braces of templates in a person's file names."""
+    """Return a template that renders as `text`, which may contain braces of templates in file names."""
     return re.sub(r"\{(?=[{%#])", "{{ '{' }}", text)
 
 
@@ -149,13 +149,13 @@ def render_template(
     MissingInputError
         There is no such template.
     FileFormatError
-        The template has a fault; names the line.
+        The template is invalid; the message names the line.
     """
     import jinja2
     from jinja2.sandbox import SandboxedEnvironment
 
     text = _text(path, "coordinate template")
-    # People may edit or exchange templates: what they hold must not be able to run code.
+    # Templates may be edited or exchanged: they must not be able to run code.
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:
         return environment.from_string(text).render(
@@ -165,7 +165,7 @@ def render_template(
             scan_resolution=list(scan_resolution),
             mask=str(mask),
         )
-    except Exception as error:  # what stands in a template can fail in any way
+    except Exception as error:  # a template can fail in any way
         raise FileFormatError(f"{path}: cannot be rendered: {type(error).__name__}: {error}") from error
 
 
@@ -185,7 +185,7 @@ def read_tilemap(path: Path, /, **parameters: Any) -> TileMap:
     Raises
     ------
     MissingInputError, FileFormatError
-        The file is absent, or is no tile map; names the file and what is wrong.
+        The file is absent, or is not a tile map; the message names the file and the problem.
     """
     if path.suffix == ".j2":
         text = render_template(path, **parameters)
@@ -201,7 +201,7 @@ def tilemap_from_yaml(text: str, /, *, name: str = "tile information") -> TileMa
     try:
         data = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError) as error:
-        raise FileFormatError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
+        raise FileFormatError(f"{name}: is not valid YAML: {' '.join(str(error).split())}") from error
     try:
         metadata, tiles = data["metadata"], data["tiles"]
         if metadata.get("format") != FORMAT:
@@ -231,7 +231,7 @@ def tilemap_from_yaml(text: str, /, *, name: str = "tile information") -> TileMa
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, FileFormatError):
             raise
-        raise FileFormatError(f"{name}: is no tile map: {type(error).__name__} {error}") from error
+        raise FileFormatError(f"{name}: is not a tile map: {type(error).__name__} {error}") from error
     numbers = [place.tile for place in places]
     if not numbers or len(set(numbers)) != len(numbers):
         raise FileFormatError(f"{name}: expected every tile once, got the numbers {numbers}")
@@ -241,7 +241,7 @@ def tilemap_from_yaml(text: str, /, *, name: str = "tile information") -> TileMa
 
 
 def _plain(value: Any) -> Any:
-    """Return plain Python values, which YAML can hold."""
+    """Return plain Python values for YAML."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

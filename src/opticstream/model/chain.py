@@ -1,8 +1,8 @@
-"""The chain of work, each step once: on what, claimed how, made from what, leading where, started and told by what.
+"""The chain of work: each step once, with its item, its claim, its inputs, its facts and its events.
 
-Everything that has to know the steps follows from this table: the vocabulary of facts, what a result rests on, what is
-taken back with it, retried, stale, stuck, pending or unfinished, and which announcements start which flow. What a step
-computes, and with which settings, is bound to its name in `opticstream.pipeline.steps`.
+Everything else about the steps is derived from this table: the vocabulary of facts, what a result depends on, what is
+withdrawn with it, retried, stale, stuck, pending or unfinished, and which events start which flow. The function of a
+step, and its settings, are bound to its name in `opticstream.pipeline.bindings`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Hierarchy = Literal["sample", "slice", "mosaic", "batch", "tile"]
 Whose = Literal["own", "parts", "first part"]
 
 ORDER: Mapping[str, int] = MappingProxyType({"sample": 0, "slice": 1, "mosaic": 2, "batch": 3, "tile": 4})
-"""Hierarchies from the end of the chain towards its beginning: in this order facts are taken back."""
+"""Hierarchies from the end of the chain towards its beginning: facts are withdrawn in this order."""
 
 
 @dataclass(frozen=True)
@@ -40,58 +40,58 @@ class Step:
     """One kind of work on one kind of item."""
 
     name: str
-    """Stage, as people are told."""
+    """Name of the step."""
     hierarchy: Hierarchy
     """Kind of item that the facts are about."""
     claim: str
-    """Claim that keeps others out."""
+    """Claim on the work."""
     done: str
     """Fact that the work leads to."""
     failed: str | None = None
-    """Fact that parks the work; None where its own module decides about failures."""
+    """Fact that parks the work; None if its own module handles failures."""
     after: str = "ready"
     """Fact of the item without which the work is not due."""
     made_from: tuple[Source, ...] = ()
-    """Results that it is made from; it is out of date when they are, and taken back with them."""
+    """Results that it is made from; it is out of date, and withdrawn, together with them."""
     started_by: tuple[type[Event], ...] = ()
-    """Announcements that start it. The first one is repeated until the work has ended."""
+    """Events that start it. The first one is repeated until the work has ended."""
     announces: tuple[type[Event], ...] = ()
-    """Announcements of its end, the good one first, failures apart."""
+    """Events that announce its end, success first, without failures."""
     announces_failure: type[Event] | None = None
     flow: str = ""
     """Flow that does it; several steps may share one."""
     pool: str = ""
     other_ends: tuple[str, ...] = ()
-    """Further facts after which nothing more is to come of it."""
+    """Further facts that end it."""
     side_results: tuple[str, ...] = ()
-    """Facts that are recorded on the way and stand on their own; only what is made from them rests on them."""
+    """Facts that are recorded on the way and are independent; only what is made from them depends on them."""
     waits: tuple[str, ...] = ()
-    """Facts that say that it is due and has to wait."""
+    """Facts that record that it is due but has to wait."""
     publishes: bool = False
-    """Whether it brings a result out of the project; such results are never removed."""
+    """Whether it publishes a result outside the project; published results are never removed."""
     claimed_on_sample: bool = False
     """Whether the claim is on the sample, because all items share what is written."""
     tried_again: bool = False
-    """Whether a transient error of the whole is left to the sweep, until it has come OPTICSTREAM_ATTEMPTS times in a
-    row; without, only the steps inside are tried again."""
+    """Whether the sweep retries a transient error of the whole step, until it has occurred OPTICSTREAM_ATTEMPTS times
+    in a row; otherwise only the parts inside are retried."""
     failure: str = ""
-    """Its failure, as people are told why it is tried again."""
+    """Description of its failure, as the reason for a retry."""
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """Facts of which one stands when nothing more is to come of it."""
+        """Facts of which one is recorded when the step has ended."""
         failed = () if self.failed is None else (self.failed,)
         return (self.done, *failed, *self.other_ends)
 
     @property
     def starts_work(self) -> bool:
-        """Whether it is the work that an item's readiness leads to."""
+        """Whether it is started by an item's readiness."""
         return self.after == "ready" and not self.claimed_on_sample
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A fact that says that all parts of an item have come to an end."""
+    """A fact that says that all parts of an item have ended."""
 
     hierarchy: Hierarchy
     made_from: tuple[Source, ...]
@@ -167,7 +167,7 @@ STEPS: tuple[Step, ...] = (
         done="stacked",
         failed="stack_failed",
         made_from=(Source("own", "registered"), Source("first part", "stitched")),
-        # A slice of one illumination is ready and no more; one whose registration failed goes on without its axes.
+        # A slice of one illumination is only ready; one whose registration failed goes on without its axes.
         started_by=(events.SliceReady, events.SliceRegistered, events.SliceFailed, events.MosaicVolumeStitched),
         announces=(events.SampleUpdated,),
         announces_failure=events.SampleFailed,
@@ -241,7 +241,7 @@ STEPS: tuple[Step, ...] = (
         failure="upload failed",
     ),
 )
-"""The chain, in the order of the work; publication comes last, because nothing rests on it."""
+"""The chain, in the order of the work; publication comes last, because nothing depends on it."""
 
 GATES: tuple[Gate, ...] = (
     Gate("mosaic", (Source("parts", "processed"),), events.MosaicReady),
@@ -258,19 +258,19 @@ _OWN_FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tile": ("processed", "failed"),
     }
 )
-"""Facts that come from no step of the hierarchy's own: readiness, the stacks, and the tiles within a batch."""
+"""Facts that no step of the hierarchy leads to: readiness, the stacks, and the tiles within a batch."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Steps and gates in order, and what follows from them."""
+    """Steps and gates in order, and what is derived from them."""
 
     steps: tuple[Step, ...]
     gates: tuple[Gate, ...] = GATES
 
     @cached_property
     def facts(self) -> Mapping[str, tuple[str, ...]]:
-        """Facts of each hierarchy, in the order in which they usually come about."""
+        """Facts of each hierarchy, in the order in which they usually occur."""
         found: dict[str, tuple[str, ...]] = {}
         for hierarchy in ORDER:
             own = [step for step in self.steps if step.hierarchy == hierarchy]
@@ -290,16 +290,16 @@ class Chain:
 
     @property
     def published(self) -> frozenset[str]:
-        """Facts of results that have left the project."""
+        """Facts of published results."""
         return frozenset(step.done for step in self.steps if step.publishes)
 
     @property
     def side_results(self) -> frozenset[str]:
-        """Facts that are recorded on the way and stand on their own."""
+        """Facts that are recorded on the way and are independent."""
         return frozenset(fact for step in self.steps for fact in step.side_results)
 
     def claims(self, hierarchy: str, /) -> tuple[str, ...]:
-        """Return the claims under which results on one kind of item are made, publication apart."""
+        """Return the claims of the steps on one kind of item, without publication."""
         computing = [step for step in self.steps if not step.publishes]
         return tuple(
             step.claim for step in computing if hierarchy == ("sample" if step.claimed_on_sample else step.hierarchy)
@@ -322,7 +322,7 @@ class Chain:
         return next((step for step in self.of(hierarchy) if fact in step.ends), None)
 
     def started_by(self, kind: type[Event], /) -> tuple[Step, ...]:
-        """Return the steps that an announcement starts, in order."""
+        """Return the steps that an event starts, in order."""
         return tuple(step for step in self.steps if kind in step.started_by)
 
     def dependents(self, hierarchy: str, facts: Collection[str], /) -> tuple[Step | Gate, ...]:
@@ -343,13 +343,13 @@ _current = Chain(STEPS)
 
 
 def chain() -> Chain:
-    """Return the chain that is in force."""
+    """Return the current chain."""
     return _current
 
 
 @contextlib.contextmanager
 def extended(step: Step, /, *, after: Step) -> Iterator[Chain]:
-    """Put a further step behind another one, for as long as the block lasts; for trying a stage before it moves in."""
+    """Add a step after another one within the block, to try out a new stage."""
     global _current
     before = _current
     index = before.steps.index(after) + 1
@@ -404,7 +404,7 @@ def sources_of(step: Step, item: ItemId, layout: AcquisitionLayout, /) -> list[t
 
 
 def lift(item: ItemId, hierarchy: str, layout: AcquisitionLayout, /) -> ItemId:
-    """Return the item of a hierarchy that an item is, or lies in.
+    """Return the item of a hierarchy that an item is, or is part of.
 
     Examples
     --------

@@ -4,30 +4,30 @@
 
     OpticStreamError
     ├── ConfigurationError (ValueError)      a setting is unknown, of the wrong type, or impossible with another
-    ├── InputError (ValueError)              permanent: the data is not what the settings say; a retry cannot help
+    ├── InputError (ValueError)              permanent: the data does not match the settings; a retry cannot help
     │   ├── TileSizeError                    a raw file of another size than the scan settings give
-    │   ├── FileFormatError                  a file that is not what its name says, or damaged
+    │   ├── FileFormatError                  a file that does not match its name, or damaged
     │   ├── FileNameError                    a name that the file-name grammar cannot read or make
     │   ├── CalibrationError                 a wavelength fit, phase or dispersion vector that cannot be used
-    │   ├── DuplicateTileError               two files claim one tile
-    │   ├── ChangingInputError               a raw file that was still being written when waiting for it ended
-    │   ├── EventError                       an announcement that cannot be understood
+    │   ├── DuplicateTileError               two files for one tile
+    │   ├── ChangingInputError               a raw file that was still changing when waiting for it ended
+    │   ├── EventError                       an event that cannot be understood
     │   └── MissingInputError (FileNotFoundError)   a file that was announced is not there
-    ├── ProcessingError (RuntimeError)       a stage could not reach a result from good input
+    ├── ProcessingError (RuntimeError)       a stage failed on good input
     ├── StateError (RuntimeError)            facts contradict each other, or a record cannot be read
-    │   ├── LockTimeout (TimeoutError)       a lock stayed taken; the message names its holder
+    │   ├── LockTimeout (TimeoutError)       a lock was not released in time; the message names its holder
     │   └── ClaimLost                        the work was taken over by another process; results may not be published
     └── ServerError (RuntimeError)           the Prefect server did not answer or refused
 
-Each class is also the builtin that a caller would expect. A message says what was expected, what came, which item and
-file, and which setting to turn.
+Each class is also the builtin that a caller would expect. A message says what is wrong, where (file, item, setting and
+value), what was expected, and what to do.
 """
 
 from __future__ import annotations
 
 
 class OpticStreamError(Exception):
-    """Root of every error that OpticStream raises on purpose."""
+    """Base class of all errors that OpticStream raises."""
 
 
 class ConfigurationError(OpticStreamError, ValueError):
@@ -35,7 +35,7 @@ class ConfigurationError(OpticStreamError, ValueError):
 
 
 class InputError(OpticStreamError, ValueError):
-    """The data is not what the settings say; trying again cannot help."""
+    """The data does not match the settings; trying again cannot help."""
 
 
 class TileSizeError(InputError):
@@ -43,7 +43,7 @@ class TileSizeError(InputError):
 
 
 class FileFormatError(InputError):
-    """A file that is not what its name says, or is damaged."""
+    """A file that does not match its name, or is damaged."""
 
 
 class FileNameError(InputError):
@@ -55,15 +55,15 @@ class CalibrationError(InputError):
 
 
 class DuplicateTileError(InputError):
-    """Two files claim to be the same tile."""
+    """Two files have the name of the same tile."""
 
 
 class ChangingInputError(InputError):
-    """A raw file that changed whenever it was read, until waiting for it ended."""
+    """A raw file that kept changing until waiting for it ended."""
 
 
 class EventError(InputError):
-    """An announcement that cannot be understood; the message names the event, the value and what was expected."""
+    """An event that cannot be understood; the message names the event, the value and what was expected."""
 
 
 class MissingInputError(InputError, FileNotFoundError):
@@ -71,7 +71,7 @@ class MissingInputError(InputError, FileNotFoundError):
 
 
 class ProcessingError(OpticStreamError, RuntimeError):
-    """A stage could not reach a result from input that looked good."""
+    """A stage failed on input that appeared good."""
 
 
 class StateError(OpticStreamError, RuntimeError):
@@ -79,7 +79,7 @@ class StateError(OpticStreamError, RuntimeError):
 
 
 class LockTimeout(StateError, TimeoutError):
-    """A lock stayed taken for longer than the caller would wait; the message names its holder."""
+    """A lock was not released within the time that the caller would wait; the message names its holder."""
 
 
 class ClaimLost(StateError):

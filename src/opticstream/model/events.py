@@ -1,7 +1,7 @@
-"""Announcements of facts: one frozen class for each event, shared by producer and consumer.
+"""Events that announce facts: one frozen class for each event, shared by producer and consumer.
 
-An event is named ``linc.oct.{hierarchy}.{state}``; its resource carries project, hierarchy and ids as labels; its
-payload carries what the next stage needs to find its input. File paths are relative to the project's base, because
+An event is named ``linc.oct.{hierarchy}.{state}``; its resource has project, hierarchy and ids as labels; its
+payload has what the next stage needs to find its input. File paths are relative to the project's base, because
 hosts mount it in different places.
 """
 
@@ -30,7 +30,7 @@ def number_from(value: object, /) -> int:
     Raises
     ------
     ValueError
-        It is no whole number from 1 up.
+        It is not a whole number from 1 up.
 
     Examples
     --------
@@ -54,7 +54,7 @@ Number = Annotated[int, BeforeValidator(number_from)]
 
 
 class Event(BaseModel):
-    """What every event carries."""
+    """Fields of every event."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -66,7 +66,7 @@ class Event(BaseModel):
     project_base_path: str
     """Base folder of the project, as configured on the host that announces."""
     parameters: dict[str, Any] = {}
-    """Project parameters that what this event starts shall use instead of the registered ones."""
+    """Project parameters to use instead of the registered ones in the work that this event starts."""
     artifacts: dict[str, str] = {}
     """Keys of the artifacts at the server that show the item, by what they show."""
 
@@ -80,7 +80,7 @@ class Event(BaseModel):
         raise NotImplementedError
 
     def resource(self) -> dict[str, str]:
-        """Return what names the item on the event bus: an id, a name, and labels that triggers can match."""
+        """Return the resource on the event bus: an id, a name, and labels that triggers can match."""
         labels = {
             RESOURCE_ID: f"{PREFIX}.{self.project_name}.{self.item.key.replace('/', '.')}",
             RESOURCE_NAME: f"{self.project_name}: {self.item}",
@@ -98,13 +98,13 @@ class Event(BaseModel):
     def from_payload(cls, payload: Mapping[str, Any], /) -> Self:
         """Return the event that a payload describes.
 
-        Other programs, and other versions of this one, send fields of their own: those are ignored, with a line in
-        the log. What is null counts as not given.
+        Unknown fields, from other programs or other versions, are ignored, with a line in the log. Null counts as not
+        given.
 
         Raises
         ------
         EventError
-            A field is missing, or holds something impossible; the message names the fields and their values.
+            A field is missing or invalid; the message names the fields and their values.
         """
         if not isinstance(payload, Mapping):
             raise EventError(f"{cls.event_name()}: the payload is {payload!r}, expected an object with fields")
@@ -160,15 +160,15 @@ class BatchEvent(Event):
 
 
 class BatchReady(BatchEvent):
-    """All files of a batch are there and stand still."""
+    """All files of a batch are there and no longer change."""
 
     state = "ready"
     raw_folder: str
-    """Folder of the raw files on the host that saw them."""
+    """Folder of the raw files on the host that found them."""
     files: dict[int, str]
-    """Raw file of each tile number, relative to `raw_folder`; a tile without one has none."""
+    """Raw file of each tile number, relative to `raw_folder`; a tile without a file has no entry."""
     spectra: dict[int, str] = {}
-    """Spectral file of each tile number, where the rig writes it beside the complex tile in `files`."""
+    """Spectral file of each tile number, if the rig writes it beside the complex tile in `files`."""
     problems: dict[int, TileProblem] = {}
     """Tiles that cannot be processed, each with a kind and the reason, such as two files for one tile."""
 
@@ -289,7 +289,7 @@ class MosaicFailed(MosaicEvent):
 
 
 class MosaicFlagged(MosaicEvent):
-    """Quality control doubts a mosaic."""
+    """Quality control flagged a mosaic for review."""
 
     state = "flagged"
     reasons: tuple[str, ...]
@@ -322,7 +322,7 @@ class SliceReady(SliceEvent):
 
 
 class SliceRegistered(SliceEvent):
-    """The illuminations of a slice are registered and its fibre axes known."""
+    """The illuminations of a slice are registered and its fibre axes are computed."""
 
     state = "registered"
     outputs: dict[str, str] = {}
@@ -340,7 +340,7 @@ class SliceUploaded(SliceEvent):
 class SliceFailed(SliceEvent):
     """A stage of a slice is parked as failed, or the slice is skipped.
 
-    A registration that failed costs the slice its fibre axes; its maps go on into the sample all the same.
+    After a failed registration the slice has no fibre axes, but its maps are added to the sample all the same.
     """
 
     state = "failed"
@@ -351,7 +351,7 @@ class SliceFailed(SliceEvent):
 
 
 class SliceFlagged(SliceEvent):
-    """Quality control doubts a slice."""
+    """Quality control flagged a slice for review."""
 
     state = "flagged"
     reasons: tuple[str, ...]
@@ -380,7 +380,7 @@ class TileEvent(Event):
 
 
 class TileFlagged(TileEvent):
-    """Quality control doubts a tile."""
+    """Quality control flagged a tile for review."""
 
     state = "flagged"
     reasons: tuple[str, ...]
@@ -406,7 +406,7 @@ class SampleUpdated(Event):
     slices: tuple[Number, ...]
     """Slices that the stacks hold now."""
     missing: tuple[Number, ...] = ()
-    """Slices that are left out so far."""
+    """Slices that are not included so far."""
     outputs: tuple[str, ...] = ()
     """Files of the sample's stacks."""
 
@@ -453,6 +453,6 @@ ALL_EVENTS: tuple[type[Event], ...] = (
     SampleUpdated,
     SampleFailed,
 )
-"""The whole catalogue."""
+"""All events."""
 
 EVENT_OF_NAME: dict[str, type[Event]] = {event.event_name(): event for event in ALL_EVENTS}

@@ -148,5 +148,5 @@ def item_from_key(key: str, /) -> ItemId:
     except (KeyError, ValueError):
         pass
     raise ValueError(
-        f"{key!r} names no item; expected sample, slice-001, mosaic-001, mosaic-001/batch-001 or mosaic-001/tile-0001"
+        f"unknown item {key!r}; expected sample, slice-001, mosaic-001, mosaic-001/batch-001 or mosaic-001/tile-0001"
     )

@@ -1,7 +1,7 @@
-"""Arithmetic of an acquisition: which tiles make a batch, which mosaics make a slice, where a tile lies in the grid.
+"""Relations between ids: the tiles of a batch, the mosaics of a slice, the position of a tile in the grid.
 
 The only place where ids are computed from ids. A batch is always one column of the grid: with a scan by columns its
-tiles are consecutive; with a scan by rows they are not, and nothing downstream needs to care.
+tiles are consecutive; with a scan by rows they are not, which makes no difference to later stages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 
 
 class ScanPattern(StrEnum):
-    """How the stage walks through the grid (names as in Fiji's Grid/Collection stitching)."""
+    """Order in which the stage visits the grid (names as in Fiji's Grid/Collection stitching)."""
 
     SNAKE_BY_COLUMNS = "snake by columns"
     SNAKE_BY_ROWS = "snake by rows"
@@ -23,7 +23,7 @@ class ScanPattern(StrEnum):
 
 
 class ScanStart(StrEnum):
-    """Directions of travel: first along x, then along y. ``up`` is towards +y, ``right`` towards +x."""
+    """Directions in which the stage moves: first along x, then along y. ``up`` is towards +y, ``right`` towards +x."""
 
     RIGHT_UP = "right & up"
     RIGHT_DOWN = "right & down"
@@ -68,7 +68,7 @@ def _batch_number(order: ScanOrder, tile_id: int, columns: int, rows: int) -> in
 
 @lru_cache(maxsize=64)
 def _tiles_by_batch(order: ScanOrder, columns: int, rows: int) -> tuple[tuple[int, ...], ...]:
-    """Return the tile numbers of every column; rules ask for them again and again."""
+    """Return the tile numbers of every column; cached, because rules use them often."""
     tiles: list[list[int]] = [[] for _ in range(columns)]
     for tile_id in range(1, columns * rows + 1):
         tiles[_batch_number(order, tile_id, columns, rows) - 1].append(tile_id)

@@ -1,7 +1,7 @@
-"""Every modality, once: what it holds, where it is made, how it blends, how it is resampled and how it is shown.
+"""The table of modalities: their values, where they are made, and how they are blended, resampled and shown.
 
-Settings, file headers, stitching, registration, the sample's stacks and pictures all ask this table. A name that is not
-in it (tiles of a person's own) is treated as `image` is. `docs/how-to/add-a-modality.md` tells how to add one.
+Settings, file headers, stitching, registration, the sample's stacks and pictures all use this table. An unknown
+name (from other tiles) is treated like `image`. To add a modality, see `docs/how-to/add-a-modality.md`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Blend = Literal["mean", "mean axis", "main direction", "first"]
 (cos 2O, sin 2O); the main direction of the mean of v v'; one of them."""
 
 Resampling = Literal["linear", "axes", "nearest", "nearest vectors"]
-"""How values go onto other pixels: interpolated; interpolated as axes and turned with the picture; the nearest one; the
-nearest vector, turned with the picture."""
+"""How values are resampled: interpolated; interpolated as axes and rotated with the picture; the nearest one; the
+nearest vector, rotated with the picture."""
 
 Colours = Literal["grey", "viridis", "inferno", "cividis", "wheel", "directions"]
 """Colours of pictures (`opticstream.io.pictures`). `wheel` is a full turn of hue over 180 degrees: red at 0, green at
@@ -45,7 +45,7 @@ class Made(StrEnum):
 
 
 class KindRules(NamedTuple):
-    """What follows from the kind of a value."""
+    """Properties of a kind of value."""
 
     blend: Blend
     resampling: Resampling
@@ -94,7 +94,7 @@ class Modality:
     Raises
     ------
     ValueError
-        Two of the facts exclude each other; names the modality.
+        Two of the fields exclude each other; the message names the modality.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Modality:
     """The values are levels in dB."""
     intensity: bool = False
     """The values are intensities, with multiplicative speckle and shading: tiles are compared as logarithms for their
-    positions, and the shading that all share can be taken out. Other maps are compared as they are."""
+    positions, and the shading that all share can be corrected. Other maps are compared as they are."""
     channels: Literal[1, 2] = 1
     """Polarization channels needed."""
     colours: Colours = "grey"
@@ -119,15 +119,15 @@ class Modality:
     brightness_from: tuple[str, ...] = ()
     """With `wheel`: maps that may give the brightness in pictures of mosaics; the first of them that was made does."""
     resampled: Resampling | None = None
-    """Where it is not resampled as others of its kind are."""
+    """How it is resampled, if not like others of its kind."""
     header: str = ""
-    """Description in the header of a file, where it is not meaning and unit."""
+    """Description in the header of a file, if not meaning and unit."""
     in_slice: str = ""
-    """Meaning of the registration's own map of that name, where it differs."""
+    """Meaning of the map of that name made by the registration, if it differs."""
 
     @property
     def has_pictures(self) -> bool:
-        """Whether pictures of it alone are made; volumes and by-products of tiles have none."""
+        """Whether it has its own pictures; volumes and by-products of tiles have none."""
         return Made.VOLUME not in self.made and Made.TILE not in self.made
 
     def __post_init__(self) -> None:
@@ -152,7 +152,7 @@ class Modality:
 
     @property
     def resampling(self) -> Resampling:
-        """How it goes onto the pixels of another mosaic or slice."""
+        """How it is resampled to the pixels of another mosaic or slice."""
         return self.resampled or KINDS[self.kind].resampling
 
     @property
@@ -177,7 +177,7 @@ class Modality:
 
 
 SURFACE = "surf"
-"""The map that every tile has: found before all others, whose window lies below it."""
+"""The map that every tile has: the surface, found first, because the other maps use a window below it."""
 
 _LEVELS = DisplayRange(high_percentile=99.8)
 
@@ -302,7 +302,7 @@ _ENTRIES = (
         channels=2,
         colours="wheel",
         display=DisplayRange(-90.0, 90.0),
-        resampled="nearest",  # it is no angle in the image plane, and does not turn with it
+        resampled="nearest",  # it is not an angle in the image plane, and does not rotate with it
     ),
     Modality(name="uncertainty", meaning="axis standard deviation", unit="degrees", made=(Made.SLICE,), channels=2),
     Modality(name="flags", meaning="sum of AxisFlag bits", made=(Made.SLICE,), kind="label", channels=2),
@@ -327,7 +327,7 @@ MODALITIES: Mapping[str, Modality] = MappingProxyType(_TABLE)
 
 
 def described(name: str, /) -> Modality:
-    """Return what is known of a modality; one that is not in the table is an intensity of the caller's own.
+    """Return a modality; one that is not in the table is treated as an intensity.
 
     Examples
     --------
@@ -339,7 +339,7 @@ def described(name: str, /) -> Modality:
 
 
 def described_stack(name: str, /) -> Modality:
-    """Return what is known of a stack or file whose name ends with the modality, after the last underscore.
+    """Return the modality of a stack or file, whose name ends with it after the last underscore.
 
     Examples
     --------
@@ -376,7 +376,7 @@ def mosaic_names() -> tuple[str, ...]:
 
 
 def slice_names() -> tuple[str, ...]:
-    """Return what the registration of a slice makes."""
+    """Return the results of the registration of a slice."""
     return names(Made.SLICE)
 
 

@@ -1,4 +1,4 @@
-"""Text as the editors and programs of people save it: byte-order marks, encodings, line ends."""
+"""Decode text with byte-order marks, other encodings and any line ends."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def text_from_bytes(content: bytes, /, *, name: str, other_encodings: bool = Fal
     name : str
         Its name, for messages.
     other_encodings : bool, default False
-        Also take UTF-16 and UTF-32 with a byte-order mark, and Windows-1252 (which holds Latin-1) for text that is no
-        UTF-8. Otherwise UTF-8 is expected, with or without a mark.
+        Also take UTF-16 and UTF-32 with a byte-order mark, and Windows-1252 (which includes Latin-1) for text that is
+        not UTF-8. Otherwise UTF-8 is expected, with or without a mark.
 
     Raises
     ------
     FileFormatError
-        The text is in another encoding, or this is no text; the message names the encoding and what to do.
+        The text is in another encoding, or the file is not text; the message names the encoding and what to do.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def text_from_bytes(content: bytes, /, *, name: str, other_encodings: bool = Fal
     if not spelt and 0 in content:
         wide = _wide_text(content)
         if wide is None:
-            raise FileFormatError(f"{name}: is no text: it holds NUL bytes")
+            raise FileFormatError(f"{name}: is not text: it contains NUL bytes")
         if not other_encodings:
             raise FileFormatError(f"{name}: is UTF-16 text without a byte-order mark, expected UTF-8; save it as UTF-8")
         return _with_plain_line_ends(wide)
@@ -58,10 +58,10 @@ def text_from_bytes(content: bytes, /, *, name: str, other_encodings: bool = Fal
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         if spelt:
-            raise FileFormatError(f"{name}: begins like {spelt} text, but is none: {error.reason}") from error
+            raise FileFormatError(f"{name}: begins like {spelt} text, but is not valid: {error.reason}") from error
         line = content[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
         if _CONTROL.intersection(content):
-            raise FileFormatError(f"{name}: is no text: byte {error.start} is {content[error.start]:#04x}") from error
+            raise FileFormatError(f"{name}: is not text: byte {error.start} is {content[error.start]:#04x}") from error
         if not other_encodings:
             raise FileFormatError(
                 f"{name}, line {line}: is not UTF-8 text but seems to be Windows-1252 or Latin-1 "
@@ -69,7 +69,7 @@ def text_from_bytes(content: bytes, /, *, name: str, other_encodings: bool = Fal
             ) from error
         text = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in content)
     if "\0" in text:
-        raise FileFormatError(f"{name}: is no text: it holds NUL characters")
+        raise FileFormatError(f"{name}: is not text: it contains NUL characters")
     return _with_plain_line_ends(text)
 
 
@@ -78,7 +78,7 @@ def _with_plain_line_ends(text: str) -> str:
 
 
 def _wide_text(content: bytes) -> str | None:
-    """Return UTF-16 text without a byte-order mark, told by a NUL in its first character; None for others."""
+    """Return UTF-16 text without a byte-order mark, recognised by a NUL in its first character; None for other text."""
     if 0 not in content[:2]:
         return None
     encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"

@@ -1,4 +1,4 @@
-"""Why a tile cannot be processed, as whoever looked at its files found it: a kind, and the text for people."""
+"""Why a tile cannot be processed: a kind, and a text."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _ERRORS: dict[TileProblemKind, type[InputError]] = {
 class TileProblem(BaseModel):
     """A tile that cannot be processed.
 
-    A bare string is read as a problem of the kind `unusable`, because earlier versions announced no kind; so is a kind
-    that this version does not know.
+    A plain string is read as a problem of the kind `unusable`, because earlier versions announced no kind; so is an
+    unknown kind.
 
     Examples
     --------
@@ -34,7 +34,7 @@ class TileProblem(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     kind: TileProblemKind
-    """`missing`: no file came; `duplicate`: several files claim to be it; `unusable`: anything else."""
+    """`missing`: it has no file; `duplicate`: it has several files; `unusable`: anything else."""
     text: str
     """What is wrong, where, and what to do."""
 
@@ -49,14 +49,14 @@ class TileProblem(BaseModel):
 
     @classmethod
     def of_claimants(cls, tile: TileId, names: Iterable[str], keep_one: str, /) -> TileProblem:
-        """Return the problem of a tile that several files claim to be; `keep_one` says where, and by which setting."""
+        """Return the problem of a tile with several files; `keep_one` says where, and by which setting."""
         claimed = sorted(names)
-        text = f"tile {tile.tile_id} of {tile.mosaic}: {len(claimed)} files claim to be it: {', '.join(claimed)}; "
+        text = f"tile {tile.tile_id} of {tile.mosaic}: {len(claimed)} files have its name: {', '.join(claimed)}; "
         return cls(kind="duplicate", text=text + f"keep one in {keep_one}")
 
     def __str__(self) -> str:
         return self.text
 
     def error(self) -> InputError:
-        """Return the error that processing the tile ends with."""
+        """Return the error to raise when the tile is processed."""
         return _ERRORS[self.kind](self.text)

@@ -1,6 +1,6 @@
-"""Telling people of milestones: what is told (`Milestone`), who is told (`Target`), what was told (`Notifier`).
+"""Notifications: what is sent (`Milestone`), where to (`Target`), and what was sent (`Notifier`).
 
-A target is one module, named as its kind in the settings; see `docs/how-to/add-a-target.md`.
+A target is a module with the name of its kind in the settings; see `docs/how-to/add-a-target.md`.
 """
 
 from opticstream.notify.milestone import Level, Link, Milestone

@@ -1,4 +1,4 @@
-"""Milestones as lines of JSON at the end of a file, for programs that follow it."""
+"""Append milestones as lines of JSON to a file, for programs that follow it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class FileTarget:
     Parameters
     ----------
     name : str
-        Names the target.
+        Name of the target.
     path : Path
-        The file; it and its folder are made if need be. Several projects and hosts may share it.
+        The file; it and its folder are created if needed. Several projects and hosts may share it.
     """
 
     def __init__(self, name: str, path: Path, /) -> None:
@@ -33,14 +33,14 @@ class FileTarget:
         self.path = path
 
     def tell(self, milestone: Milestone, /) -> None:
-        """Append the line, unless the file has one of the same `key` already.
+        """Append the line, unless the file already has one with the same `key`.
 
-        A line that a power failure or a full disk has cut is removed first: its milestone comes again.
+        A line that was cut by a power failure or a full disk is removed first: its milestone is sent again.
 
         Raises
         ------
         OSError
-            The file cannot be written whole; what was written of the line is taken back.
+            The line cannot be written completely; what was written of it is removed.
         TimeoutError
             Another process holds the file.
         """
@@ -65,7 +65,7 @@ class FileTarget:
 
 
 def plain(milestone: Milestone, /) -> dict[str, Any]:
-    """Return a milestone as plain values that JSON can hold, with the time (UTC) at which it is told."""
+    """Return a milestone as JSON values, with the time (UTC) at which it is sent."""
     return {
         "key": milestone.idempotency_key,
         "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -96,7 +96,7 @@ def _whole_lines(handle: int) -> tuple[list[bytes], int]:
 
 
 def _key_of(line: bytes) -> str | None:
-    """Return the key in a line of the file; None where it holds none or is damaged."""
+    """Return the key in a line of the file; None if it has none or is damaged."""
     try:
         entry = json.loads(line)
         return str(entry["key"])

@@ -1,4 +1,4 @@
-"""Milestones as lines of a log: wherever the caller logs."""
+"""Write milestones to the caller's log."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from opticstream.notify.target import Target, TargetContext
 
 
 class LogTarget:
-    """Says each milestone as one line; see `Target`."""
+    """Writes each milestone as one line; see `Target`."""
 
     def __init__(self, name: str, say: Callable[[str], object], /) -> None:
         self.name = name
         self._say = say
 
     def tell(self, milestone: Milestone, /) -> None:
-        """Say the line."""
+        """Write the line."""
         self._say(line_of(milestone))
 
 

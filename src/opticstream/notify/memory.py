@@ -1,8 +1,8 @@
-"""What each target was told, and what it could not be told yet: small files in the project, one for each milestone.
+"""Record what was sent to each target, and what could not be sent yet: one small file in the project per milestone.
 
-``state/notified/{target}/{key}`` says that a target was told, with the line that stands for the milestone in the log;
-``state/untold/{target}/{key}`` that it could not be, and why. The folder of the target that is named ``log`` is
-``state/notified`` itself, as it was when there was no other target.
+``state/notified/{target}/{key}`` records that a milestone was sent, with its line in the log;
+``state/untold/{target}/{key}`` that it could not be sent, and why. The folder of the target named ``log`` is
+``state/notified`` itself, as in versions with no other target.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def line_of(milestone: Milestone, /) -> str:
 
 
 class Memory:
-    """What the targets of a project were told.
+    """Record of what was sent to the targets of a project.
 
     Parameters
     ----------
@@ -36,32 +36,32 @@ class Memory:
         self._untold = base / "state" / "untold"
 
     def told(self, target: str, /) -> frozenset[str]:
-        """Return the keys of the milestones that a target was told."""
+        """Return the keys of the milestones that were sent to a target."""
         return _names_in(self._told_folder(target))
 
     def untold(self, target: str, /) -> frozenset[str]:
-        """Return the keys of the milestones that a target could not be told when that was last tried."""
+        """Return the keys of the milestones that could not be sent to a target at the last attempt."""
         return _names_in(self._untold / target)
 
     def was_told(self, target: str, key: str, /) -> bool:
-        """Return whether a target was told a milestone."""
+        """Return whether a milestone was sent to a target."""
         return (self._told_folder(target) / key).exists()
 
     def record_told(self, target: str, milestone: Milestone, /) -> None:
-        """Record that a target was told a milestone."""
+        """Record that a milestone was sent to a target."""
         create_exclusively(self._told_folder(target) / milestone.key, _bytes(line_of(milestone)))
         self.forget_untold(target, milestone.key)
 
     def record_untold(self, target: str, milestone: Milestone, why: str, /) -> None:
-        """Record that a target could not be told a milestone."""
+        """Record that a milestone could not be sent to a target."""
         replace_whole(self._untold / target / milestone.key, _bytes(why))
 
     def forget_untold(self, target: str, key: str, /) -> None:
-        """Forget that a target could not be told a milestone."""
+        """Forget that a milestone could not be sent to a target."""
         (self._untold / target / key).unlink(missing_ok=True)
 
     def lock_file(self, target: str, /) -> Path:
-        """Return the file to lock while a target is told; its folder is made if need be."""
+        """Return the file to lock while sending to a target; its folder is created if needed."""
         self._told.mkdir(parents=True, exist_ok=True)
         return self._told / f".{target}.lock"
 

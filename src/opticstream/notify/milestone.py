@@ -1,4 +1,4 @@
-"""What people are told, in the form that every target gets."""
+"""A milestone, in the form that every target receives."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal
 from opticstream.model.ids import ItemId
 
 Level = Literal["info", "warning", "failure"]
-"""How urgent a milestone is: `failure` asks for action, `warning` for a look."""
+"""How urgent a milestone is: `failure` requires action, `warning` a check."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """An address where more can be seen."""
+    """The address of further information."""
 
     title: str
     url: str
@@ -22,12 +22,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Milestone:
-    """Something that people are told.
+    """Something to report.
 
     Attributes
     ----------
     key : str
-        Names it within its project, and is a valid file name. Each target is told one key once.
+        Unique within its project, and a valid file name. Each key is sent to a target once.
     project : str
         Name of the project.
     item : ItemId or None
@@ -37,13 +37,13 @@ class Milestone:
     title : str
         A few words, for a subject line.
     text : str
-        One sentence that tells everything, also without the title.
+        One sentence that is complete without the title.
     level : {"info", "warning", "failure"}
         How urgent it is.
     pictures : tuple of Path
-        Pictures to attach, as paths on this host. One may have gone when the target reads it.
+        Pictures to attach, as paths on this host. They may no longer exist when the target reads them.
     links : tuple of Link
-        Where more can be seen.
+        Addresses of further information.
     """
 
     key: str
@@ -58,7 +58,7 @@ class Milestone:
 
     @property
     def idempotency_key(self) -> str:
-        """Names it among the milestones of all projects; the same each time that it is told."""
+        """Unique among the milestones of all projects; the same whenever it is sent."""
         return f"{self.project}/{self.key}"
 
     @property

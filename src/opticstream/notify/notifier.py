@@ -1,4 +1,4 @@
-"""Tells each target each milestone once, and keeps what could not be told for the next look."""
+"""Send each milestone to each target once, and record what could not be sent for the next check."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from opticstream.notify.target import Target
 from opticstream.system.locks import locked
 
 _GIVE_UP_AFTER = 5
-"""Failures in a row after which a target is left alone until the next look: it can hardly be reached."""
+"""Number of failures in a row after which a target is skipped until the next check."""
 _LOCK_WAIT_S = 60.0
-"""Longest wait for another process that tells the same target, in seconds."""
+"""Longest wait for another process that sends to the same target, in seconds."""
 
 
 @dataclass(frozen=True)
 class NotTold:
-    """A milestone that a target could not be told.
+    """A milestone that could not be sent to a target.
 
     Attributes
     ----------
     target : str
         Name of the target.
     milestone : Milestone
-        What was to be told.
+        The milestone.
     problem : Exception
-        Why it could not.
+        The reason.
     is_new : bool
         Whether this is the first failure with this milestone and target.
     """
@@ -40,23 +40,23 @@ class NotTold:
 
     def __str__(self) -> str:
         why = " ".join(f"{type(self.problem).__name__}: {self.problem}".split())
-        return f"target {self.target}: could not be told {self.milestone.key} ({self.milestone.text}): {why}"
+        return f"target {self.target}: could not send {self.milestone.key} ({self.milestone.text}): {why}"
 
 
 class Notifier:
-    """Tells the targets of a project, for the time of one look at it: a flow run, a sweep.
+    """Sends milestones to the targets of a project, during one check of it: a flow run or a sweep.
 
-    A target that fails stops no other one. What it could not be told is recorded, and is told again by the next look,
-    which is another notifier: this one tries a milestone and a target once.
+    A target that fails does not affect the others. What could not be sent is recorded, and sent by the next check with
+    another notifier: this one tries each milestone and target once.
 
     Parameters
     ----------
     base : Path
         Folder of the project.
     targets : sequence of Target
-        Who is told.
+        The targets.
     on_failure : callable
-        Takes what could not be told, as `NotTold`.
+        Takes what could not be sent, as `NotTold`.
     """
 
     def __init__(
@@ -69,25 +69,25 @@ class Notifier:
         self._failures_in_a_row: dict[str, int] = {}
 
     def never_told(self, milestones: Sequence[Milestone], /) -> list[Milestone]:
-        """Return the milestones that no target was told."""
+        """Return the milestones that were sent to no target."""
         told = frozenset().union(*(self.memory.told(target.name) for target in self.targets))
         return [one for one in milestones if one.key not in told]
 
     def tell(self, milestones: Sequence[Milestone], /) -> int:
-        """Tell each target what it was not told before, and return how often something was told."""
+        """Send each target what it has not received yet, and return the number sent."""
         return sum(self._tell_target(target, milestones) for target in self.targets)
 
     def has_untold(self) -> bool:
-        """Return whether some target could not be told something earlier."""
+        """Return whether something could not be sent to a target earlier."""
         return any(self.memory.untold(target.name) for target in self.targets)
 
     def tell_again(self, milestones: Sequence[Milestone], /) -> int:
-        """Tell targets what they could not be told earlier, and return how often something was told.
+        """Send targets what could not be sent earlier, and return the number sent.
 
         Parameters
         ----------
         milestones : sequence of Milestone
-            Every milestone that stands. What could not be told and stands no longer is forgotten.
+            Every milestone that is still true. Others that could not be sent are dropped.
         """
         told = 0
         for target in self.targets:
@@ -102,7 +102,7 @@ class Notifier:
         return sum(self._tell_one(target, one) for one in milestones if one.key not in told)
 
     def _tell_one(self, target: Target, milestone: Milestone) -> bool:
-        """Tell a target a milestone, unless it was told meanwhile; what goes wrong is recorded and raises nothing."""
+        """Send a milestone to a target, unless it was sent in the meantime; errors are recorded, not raised."""
         attempt = (target.name, milestone.key)
         if attempt in self._tried or self._failures_in_a_row.get(target.name, 0) >= _GIVE_UP_AFTER:
             return False
@@ -113,7 +113,7 @@ class Notifier:
                     return False
                 target.tell(milestone)
                 self.memory.record_told(target.name, milestone)
-        except Exception as problem:  # a target may raise anything, and none of it may stop others or park work
+        except Exception as problem:  # a target may raise any error, which must not stop others or park work
             self._failures_in_a_row[target.name] = self._failures_in_a_row.get(target.name, 0) + 1
             self._has_failed(target, milestone, problem)
             return False
@@ -124,6 +124,6 @@ class Notifier:
         is_new = milestone.key not in self.memory.untold(target.name)
         try:
             self.memory.record_untold(target.name, milestone, str(NotTold(target.name, milestone, problem, is_new)))
-        except OSError:  # told again by the next look at all milestones instead of by the sweep
+        except OSError:  # sent again by the next check of all milestones instead of by the sweep
             pass
         self._on_failure(NotTold(target.name, milestone, problem, is_new))

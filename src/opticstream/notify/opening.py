@@ -1,4 +1,4 @@
-"""From the settings of targets to targets: the module of a kind is loaded where that kind is used, and only there."""
+"""Open targets from their settings; the module of a kind is imported only if that kind is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opticstream.notify.target import Target, TargetContext
 
 @dataclass(frozen=True)
 class _UnusableTarget:
-    """Stands for a target that cannot be opened; each attempt to tell it something fails with the reason."""
+    """Replaces a target that cannot be opened; each attempt to send it something fails with the reason."""
 
     name: str
     problem: Exception
@@ -23,13 +23,13 @@ class _UnusableTarget:
 
 
 def open_targets(settings: Sequence[NotifyTargetSettings], context: TargetContext, /) -> list[Target]:
-    """Return the targets that settings name, in their order; one that cannot be opened fails when it is told."""
+    """Return the targets of the settings, in order; one that cannot be opened fails when something is sent to it."""
     return [_opened(one, context) for one in settings]
 
 
 def _opened(settings: NotifyTargetSettings, context: TargetContext) -> Target:
     try:
         target: Target = import_module(f"opticstream.notify.{settings.kind}").open_target(settings, context)
-    except Exception as problem:  # whatever it is, the other targets are told
+    except Exception as problem:  # whatever the error, the other targets still work
         return _UnusableTarget(settings.target_name, problem)
     return target

@@ -1,4 +1,4 @@
-"""What a target must do, and what it is given."""
+"""The interface of a target, and its context."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from opticstream.notify.milestone import Milestone
 
 
 class Target(Protocol):
-    """Someone who is told: a log, a file, a channel of a chat."""
+    """A receiver of notifications: a log, a file, a chat channel."""
 
     @property
     def name(self) -> str:
-        """Names the target among those of this host, as in its settings."""
+        """Name of the target, unique on this host, as in its settings."""
         ...
 
     def tell(self, milestone: Milestone, /) -> None:
-        """Tell a milestone and return when it has been told.
+        """Send a milestone and return when it has been delivered.
 
-        It may come again with the same `idempotency_key` where the process was killed before that was recorded. A
-        target that waits for a network ends the wait itself, within some seconds.
+        It may be sent again with the same `idempotency_key`, if the process was killed before this was recorded. A
+        target that uses a network must return within a few seconds.
 
         Raises
         ------
         Exception
-            It was not told, for whatever reason; the next look tries again.
+            It was not delivered, for any reason; the next check tries again.
         """
         ...
 
 
 @dataclass(frozen=True)
 class TargetContext:
-    """What a target may need besides its settings.
+    """What a target may need in addition to its settings.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
-"""Raw files that come late, or in place of bad ones, and waiting for slices that never come.
+"""Handle raw files that arrive late or replace bad ones, and slices that never arrive.
 
-A column is handed on without the tiles that have not come, so that nothing waits for ever; what comes later is taken
-then, and what rests on it is done again.
+A column is processed without tiles that are missing, so that nothing waits forever; tiles that arrive later are
+processed then, and what depends on them is redone.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ def repaired_tiles(
     whole_files: Callable[[TileId], tuple[str, ...] | None],
     /,
 ) -> dict[TileId, str]:
-    """Return the parked tiles whose raw files are whole now and are not those that they failed with, by their identity.
+    """Return the parked tiles whose raw files are complete now and have changed since they failed, with their identity.
 
     Parameters
     ----------
     project : Project
-        Whose tiles.
+        The project.
     parked : iterable of TileId
         Tiles that failed.
     folder : Path
         The raw folder.
     whole_files : callable
-        Returns the names of a tile's files in that folder, None while they are not all there and whole.
+        Returns the names of a tile's files in that folder, or None while they are not all there and complete.
     """
     repaired: dict[TileId, str] = {}
     for tile in parked:
@@ -66,15 +66,15 @@ def repaired_tiles(
 
 
 def take_again(project: Project, batch: BatchId, tiles: Iterable[TileId], found: BatchReady, /) -> list[Event] | None:
-    """Have a batch processed again because files of its tiles have come; return what is to be announced.
+    """Let a batch be processed again because files of its tiles have arrived; return the events to announce.
 
-    Files of other tiles that are not there any longer are still known by their old places. None while somebody works on
-    the batch: the caller tries again later.
+    For other tiles whose files are no longer in the folder, the earlier paths are kept. None while another process
+    works on the batch: the caller tries again later.
     """
     claim = project.facts.claim(batch, PROCESS_BATCH.claim, lease_s=project.deployment.lease_s)
     if claim is None:
         return None
-    why = f"files of tiles {', '.join(str(tile.tile_id) for tile in tiles)} came late, or were replaced"
+    why = f"files of tiles {', '.join(str(tile.tile_id) for tile in tiles)} arrived late or were replaced"
     with claim:
         event = _with_former_files(found, ready_event(project, batch))
         project.facts.replace(batch, "ready", {"detail": {"event": event.payload()}}, why=why)
@@ -85,7 +85,7 @@ def take_again(project: Project, batch: BatchId, tiles: Iterable[TileId], found:
 
 
 def _with_former_files(found: BatchReady, before: BatchReady | None) -> BatchReady:
-    """Return an announcement with the files of an earlier one where this one has none."""
+    """Return an event, completed by the files of an earlier one."""
     if before is None:
         return found
     files, spectra, problems = dict(found.files), dict(found.spectra), dict(found.problems)
@@ -101,28 +101,28 @@ def _with_former_files(found: BatchReady, before: BatchReady | None) -> BatchRea
 def end_waiting(
     project: Project, snapshot: FactsSnapshot, /, *, patience_s: float, now: datetime | None = None
 ) -> list[Event]:
-    """Let mosaics that wait for a template go on when nothing of earlier slices has come for too long.
+    """Let mosaics stop waiting for a template if no tile of the earlier slices has arrived for too long.
 
-    The first of each illumination then determines the template itself; should an earlier slice come after all, it takes
+    The first of each illumination then determines the template itself; an earlier slice that arrives after all uses
     that template.
 
     Parameters
     ----------
     project : Project
-        Whose mosaics.
+        The project.
     snapshot : FactsSnapshot
         Its facts.
     patience_s : float
         How long a mosaic waits, in seconds.
     now : datetime, optional
-        The time; that of this host by default.
+        The current time; that of this host by default.
     """
     now = now or utc_now()
     events: list[Event] = []
     for item in snapshot.items("mosaic"):
         if not isinstance(item, MosaicId) or not snapshot.has(item, "waiting") or is_settled(snapshot, item):
             continue
-        # The first mosaic of an illumination that has begun is the one to go on; the others wait for it.
+        # The first mosaic of an illumination that has started goes on; the others wait for it.
         earlier = list(earlier_mosaics(project, item))
         if any(has_begun(project, m, snapshot) and not snapshot.has(m, "failed") for m in earlier):
             continue
@@ -135,7 +135,7 @@ def end_waiting(
         if record is not None and now - record.time < timedelta(seconds=patience_s):
             continue
         absent = ", ".join(str(m.mosaic_id) for m in earlier if not has_begun(project, m, snapshot))
-        reason = f"no tile of mosaic {absent} has come; this mosaic determines the positions of its illumination"
+        reason = f"no tile of mosaic {absent} has arrived; this mosaic determines the positions of its illumination"
         former = record.detail if record is not None else {}
         project.facts.replace(item, "waiting", {"detail": {**former, "no_longer": reason}}, why=reason)
         events.append(event_of(project, MosaicReady, item))

@@ -1,10 +1,12 @@
-"""The work on one batch: every tile is done or parked, the archive copies stand, and both are announced."""
+"""The work on one batch: process or park every tile, write the archive copies, announce both."""
 
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from opticstream.config import parameters_hash
 from opticstream.model.errors import ChangingInputError, MissingInputError
@@ -21,19 +23,20 @@ from opticstream.pipeline.jobs import (
     PROCESS_BATCH,
     Attempt,
     Done,
+    Failed,
+    Part,
     Result,
+    Skipped,
     announcements,
     failure_event,
     once,
-    park,
     perform,
+    perform_part,
 )
 from opticstream.pipeline.parameters import tile_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.settled_files import result_of_settled_files
-from opticstream.stages.archive_tile import checksum_path
-from opticstream.stages.process_tile import TileResult, process_tile
-from opticstream.stages.reconstruction import products
+from opticstream.stages.tile import TileResult, checksum_path, process_tile, products
 from opticstream.state import Claim, FactRecord, FileRecord
 from opticstream.state.flags import WITHDRAWN_FOLDER
 from opticstream.state.raw_files import KNOWN_AS, identity_of, is_known
@@ -54,8 +57,7 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
         archives: list[FileRecord] = []
         rests_on: dict[str, str | None] = {}
         for tile in project.layout.tiles(batch):
-            claim.ensure_mine()
-            record, note = _tile(project, event, tile, attempt)
+            record, note = _TileWork(project, event, tile, attempt).perform(claim)
             tiles[str(tile.tile_id)] = note
             rests_on[str(tile.tile_id)] = None if record is None else record.inputs_hash
             if record is None:
@@ -81,7 +83,7 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
 
 
 def _announcements_of_result(project: Project, event: BatchReady, result: Result, /) -> list[Event]:
-    """Return the events that tell of a processed batch."""
+    """Return the events that announce a processed batch."""
     batch, detail = event.batch, result.detail
     events: list[Event] = []
     archived = project.facts.read(batch, "archived")
@@ -108,31 +110,60 @@ def _archive_suffix(project: Project) -> str:
     return ".raw.gz" if project.config.scan.archived_format == "packed12" else ".nii.gz"
 
 
-def _tile(
-    project: Project, event: BatchReady, tile: TileId, attempt: Attempt
-) -> tuple[FactRecord | None, dict[str, object]]:
-    """Return the record of a processed tile and its line in the batch's record; None where the tile is parked."""
-    facts = project.facts
-    begin = time.monotonic()
-    parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
-    inputs_hash: str | None = None
-    try:
+@dataclass
+class _TileWork:
+    """The work on one tile of a batch."""
+
+    project: Project
+    event: BatchReady
+    tile: TileId
+    attempt: Attempt
+    identity: str | None = None
+    """Identity of the raw files that the tile is made from, as soon as it is known."""
+    attempts: int = 0
+    """How many attempts have failed, this one included; 0 where it has not failed."""
+
+    def perform(self, claim: Claim) -> tuple[FactRecord | None, dict[str, object]]:
+        """Return the record of the processed tile and its line in the batch's record; None where the tile is parked."""
+        facts, tile = self.project.facts, self.tile
+        part = Part(tile, self._record, self._failure)
+        outcome = perform_part(self.project, part, PROCESS_BATCH, claim, self._compute)
+        if isinstance(outcome, Failed):
+            _set_aside(self.project, tile)
+            if isinstance(outcome.error, ChangingInputError):
+                _set_aside_products(self.project, tile)
+            return None, {"outcome": "failed", "reason": outcome.reason, "attempts": self.attempts}
+        facts.withdraw(tile, "failed", reason="processed by a later attempt")
         record = facts.read(tile, "processed")
-        source, spectra = _sources(event, tile)
+        assert record is not None
+        return record, {"outcome": "ok", **_note(record)}
+
+    def _compute(self, _claim: Claim) -> Result | Skipped:
+        try:
+            return self._processed()
+        except MissingInputError:
+            raise
+        except FileNotFoundError as error:
+            name = self.event.files.get(self.tile.tile_id)
+            raise MissingInputError(f"{self.tile}: {name} vanished from {self.event.raw_folder}") from error
+
+    def _processed(self) -> Result | Skipped:
+        """Process the tile, unless its record and products are good."""
+        project, tile = self.project, self.tile
+        record = project.facts.read(tile, "processed")
+        source, spectra = _sources(self.event, tile)
         sources = (source,) if spectra is None else (source, spectra)
+        parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
         if record is not None and not source.exists() and _still_good(project, record, parameters):
-            facts.journal.skipped(tile, "processed", "already processed with the same parameters; its raw file is gone")
-            return record, {"outcome": "ok", **_note(record)}
-        inputs_hash = identity_of(*sources)
-        if record is not None and is_known(record, inputs_hash) and _still_good(project, record, parameters):
-            facts.journal.skipped(tile, "processed", "already processed from the same file and parameters")
-            facts.withdraw(tile, "failed", reason="processed by a later attempt")  # which died before it could
-            return record, {"outcome": "ok", **_note(record)}
+            return Skipped("already processed with the same parameters; its raw file is gone")
+        self.identity = identity_of(*sources)
+        if record is not None and is_known(record, self.identity) and _still_good(project, record, parameters):
+            return Skipped("already processed from the same file and parameters")
         archive = project.paths.archived_tile(tile, _archive_suffix(project))
 
-        def compute(identity: str) -> tuple[TileResult, tuple[FileRecord, ...]]:
+        def process(identity: str) -> tuple[TileResult, tuple[FileRecord, ...]]:
             kept = _kept_archive(project, record, identity, archive)
-            result = attempt(
+            result = self.attempt(
                 f"tile {tile.tile_id}",
                 lambda: process_tile(
                     source,
@@ -146,44 +177,36 @@ def _tile(
             )
             return result, kept
 
-        (result, kept), inputs_hash = result_of_settled_files(project, tile, sources, compute)
-    except Exception as error:
-        earlier = facts.read(tile, "failed")
-        attempts = 1 + (int(earlier.detail.get("attempts", 0)) if earlier else 0)
-        # With the identity of the file that it failed with, so that another one in its place is noticed.
-        grounds = {"parameters_hash": parameters, "inputs_hash": inputs_hash, "detail": {"attempts": attempts}}
-        told = _friendlier(error, event, tile)
-        reason = park(project, tile, "failed", told, stage=PROCESS_BATCH.name, content=grounds)
-        _set_aside(project, tile)
-        if isinstance(error, ChangingInputError):
-            _set_aside_products(project, tile)
-        return None, {"outcome": "failed", "reason": reason, "attempts": attempts}
-    same = record if record is not None and is_known(record, inputs_hash) else None
-    content = {
-        "outputs": [*(_file_record(project, o.path, o.sha256) for o in result.outputs.values()), *kept],
-        "parameters_hash": parameters,
-        "inputs_hash": inputs_hash if same is None else same.inputs_hash,
-        "detail": {
-            "source": source.name,
-            "raw_bytes": result.raw_bytes,
-            "raw_sha256": record.detail.get("raw_sha256") if record is not None and kept else result.raw_sha256,
-            "figures": result.figures,
-            "flags": list(result.flags),
-            **({} if same is None or KNOWN_AS not in same.detail else {KNOWN_AS: same.detail[KNOWN_AS]}),
-        },
-    }
-    facts.replace(tile, "processed", content, why="computed")
-    facts.journal.computed(tile, "processed", time.monotonic() - begin)
-    facts.withdraw(tile, "failed", reason="processed by a later attempt")
-    record = facts.read(tile, "processed")
-    assert record is not None
-    return record, {"outcome": "ok", **_note(record)}
+        (result, kept), self.identity = result_of_settled_files(project, tile, sources, process)
+        same = record if record is not None and is_known(record, self.identity) else None
+        return Result(
+            outputs=[*(_file_record(project, o.path, o.sha256) for o in result.outputs.values()), *kept],
+            inputs_hash=self.identity if same is None else same.inputs_hash,
+            detail={
+                "source": source.name,
+                "raw_bytes": result.raw_bytes,
+                "raw_sha256": record.detail.get("raw_sha256") if record is not None and kept else result.raw_sha256,
+                "figures": result.figures,
+                "flags": list(result.flags),
+                **({} if same is None or KNOWN_AS not in same.detail else {KNOWN_AS: same.detail[KNOWN_AS]}),
+            },
+        )
+
+    def _record(self, content: Mapping[str, Any], seconds: float) -> None:
+        self.project.facts.replace(self.tile, "processed", content, why="computed")
+        self.project.facts.journal.computed(self.tile, "processed", seconds)
+
+    def _failure(self) -> dict[str, Any]:
+        """Return the identity of the raw files, so that others in their place are noticed, and the attempts."""
+        earlier = self.project.facts.read(self.tile, "failed")
+        self.attempts = 1 + (int(earlier.detail.get("attempts", 0)) if earlier else 0)
+        return {"inputs_hash": self.identity, "detail": {"attempts": self.attempts}}
 
 
 def _kept_archive(
     project: Project, record: FactRecord | None, inputs_hash: str, archive: Path
 ) -> tuple[FileRecord, ...]:
-    """Return the archive copy and its checksum file where they stand already, made from the same raw file."""
+    """Return the archive copy and its checksum file if they exist already and were made from the same raw file."""
     if record is None or not is_known(record, inputs_hash):
         return ()
     names = {archive.name, checksum_path(archive).name}
@@ -203,7 +226,7 @@ def _set_aside(project: Project, tile: TileId) -> None:
 
 
 def _set_aside_products(project: Project, tile: TileId) -> None:
-    """Move the products of a tile that no record vouches for out of the way, so that nothing is stitched from them."""
+    """Move the products of a tile that are in no record out of the way, so that nothing is stitched from them."""
     for name in products(project.config.scan, project.config.processing):
         paths = project.paths
         _move_aside(paths.complex_tile(tile) if name == "complex" else paths.tile_product(tile, name))
@@ -229,12 +252,6 @@ def _sources(event: BatchReady, tile: TileId) -> tuple[Path, Path | None]:
     spectra = event.spectra.get(tile.tile_id)
     source = Path(event.raw_folder, event.files[tile.tile_id])
     return source, None if spectra is None else Path(event.raw_folder, spectra)
-
-
-def _friendlier(error: Exception, event: BatchReady, tile: TileId) -> Exception:
-    if isinstance(error, FileNotFoundError) and not isinstance(error, MissingInputError):
-        return MissingInputError(f"{tile}: {event.files.get(tile.tile_id)} vanished from {event.raw_folder}")
-    return error
 
 
 def _still_good(project: Project, record: FactRecord, parameters: str) -> bool:

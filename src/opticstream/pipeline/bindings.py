@@ -1,6 +1,6 @@
-"""What is bound to the steps of the chain: the settings of their results, when they are wanted, and what they wait for.
+"""Bindings of the steps of the chain: the settings of their results, whether they are wanted, and what they wait for.
 
-A step that is not named here rests on no settings, is always wanted once it is due, and waits for nothing.
+A step without a binding depends on no settings, is always wanted once it is due, and waits for nothing.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Work = Callable[[Project, Event], Iterable[Event]]
 
 @dataclass(frozen=True)
 class Binding:
-    """What the pipeline knows of a step besides the chain's table."""
+    """What the pipeline adds to a step of the chain's table."""
 
     settings: SettingsOf | None = None
-    """Returns the settings that a result of the step rests on now."""
+    """Returns the current settings that a result of the step depends on."""
     wanted: Callable[[Project], bool] = lambda _project: True
     """Whether the project's settings ask for the step."""
     waits: Waits = lambda _project, _item, _facts: False
     """Whether the step has to wait for a result of another item, although it is due."""
     work: Work | None = None
-    """Does the step for the event that starts it, where no flow does."""
+    """Does the step for the event that starts it, if there is no flow for it."""
 
 
 def _settings_of_tile(project: Project, item: ItemId, _facts: FactsView) -> StageSettings:
@@ -79,12 +79,12 @@ BINDINGS: dict[str, Binding] = {
 
 
 def binding_of(step: Step, /) -> Binding:
-    """Return what is bound to a step."""
+    """Return the binding of a step."""
     return BINDINGS.get(step.name, Binding())
 
 
 def due_items(project: Project, step: Step, facts: FactsView, items: Iterable[ItemId], /) -> Iterator[ItemId]:
-    """Yield those of some items of a step's kind on which the step is due and has not come to an end."""
+    """Yield those items on which the step is due and has not ended."""
     if not binding_of(step).wanted(project):
         return
     for item in items:

@@ -1,6 +1,6 @@
-"""What fails again and again, where, and what to do: the failures of a project in groups, from its journal and facts.
+"""Group the failures of a project by kind, stage and host, from its journal and facts.
 
-The journal tells of every failure, also of those that a later attempt has mended. Where it was lost, what is still
+The journal records every failure, including those that a later attempt resolved. If it was lost, what is still
 parked is read from the facts.
 """
 
@@ -72,7 +72,7 @@ class FailurePattern:
     suggestion: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the fields as JSON values."""
         return asdict(self) | {"first": self.first.isoformat(), "last": self.last.isoformat()}
 
 
@@ -92,9 +92,9 @@ def failure_patterns(project: Project, /, *, since: datetime | None = None) -> l
     Parameters
     ----------
     project : Project
-        Whose journal and facts to look at.
+        The project.
     since : datetime, optional
-        Leave out what happened before.
+        Omit failures before this time.
     """
     parked = _parked(project)
     told = list(_from_journal(project))
@@ -152,7 +152,7 @@ def _parked(project: Project) -> dict[ItemId, _Occurrence]:
             continue
         try:
             record = project.facts.read(item, fact)
-        except StateError:  # `state verify` names the damaged flag
+        except StateError:  # `state verify` reports the damaged flag
             continue
         if record is None:
             continue

@@ -1,4 +1,4 @@
-"""Which errors are worth another try, what kind of trouble they are, and how a failure is told."""
+"""Classify errors: which are worth another attempt, of which kind they are, and how they are described."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ PROCESS_DIED = "process died"
 NOT_TOLD = "not told"
 SUGGESTIONS: Mapping[str, str] = MappingProxyType(
     {
-        "missing input": "put the files back where they were found, or have the tiles acquired again; then retry",
-        "changing input": "let whatever writes the raw file end; `opticstream run` then finds that it has changed",
+        "missing input": "put the files back where they were found, or acquire the tiles again; then retry",
+        "changing input": "wait until the raw file is completely written; `opticstream run` then notices the change",
         "damaged input": "compare the file with its archive copy and the scan settings; then retry",
         "calibration": "check scan.calibration with `opticstream project check`; then retry",
-        "event not understood": "mend what the program that sends it puts into the event (docs/reference/events.md), "
-        "and let it send the event again",
-        "settings": "mend the project file (`opticstream project check`); then retry",
-        "no result": "look at the quality pictures of the item and at the settings of its stage; then retry",
-        "disk full": "make room, or move the project; then retry",
+        "event not understood": "correct the event in the program that sends it (docs/reference/events.md); resend it",
+        "settings": "correct the project file (`opticstream project check`); then retry",
+        "no result": "check the quality pictures of the item and the settings of its stage; then retry",
+        "disk full": "free some space, or move the project; then retry",
         "no access": "give the worker's user access to the folder; then retry",
-        "disk or network": "look at the disk or share of that host; it was tried several times; then retry",
+        "disk or network": "check the disk or network share of that host; several attempts failed; then retry",
         "memory": "lower the memory budgets or OPTICSTREAM_TILE_LIMIT on that host; then retry",
-        "server": "look at the Prefect server's log; work goes on when it answers again",
-        "state": "`opticstream state verify` tells which facts are damaged or deny each other",
-        "claim lost": "the host was stopped or cut off for longer than OPTICSTREAM_LEASE_S; nothing was lost",
-        PROCESS_DIED: "look at that host's memory and system log: its processes were killed; the work was taken over",
-        NOT_TOLD: "look at the target in OPTICSTREAM_NOTIFY_TARGETS and at what it writes to; the sweep tries again",
-        "unexpected": "this looks like a fault of the program: report it with the message",
+        "server": "check the log of the Prefect server; work continues when it answers again",
+        "state": "run `opticstream state verify` to find facts that are damaged or contradict each other",
+        "claim lost": "the host was stopped or disconnected for longer than OPTICSTREAM_LEASE_S; nothing was lost",
+        PROCESS_DIED: "check the memory and the system log of that host: its processes were killed; the work was taken "
+        "over",
+        NOT_TOLD: "check the target in OPTICSTREAM_NOTIFY_TARGETS and where it writes to; the sweep tries again",
+        "unexpected": "this is probably a bug in OpticStream: report it with the message",
         "unknown": "see `opticstream history` of the item",
     }
 )
@@ -52,7 +52,7 @@ SUGGESTIONS: Mapping[str, str] = MappingProxyType(
 
 
 def is_transient(error: BaseException, /) -> bool:
-    """Return whether trying again may help: trouble with disk, network or server, not with the data.
+    """Return whether another attempt may help: after errors of disk, network or server, not of the data.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def is_transient(error: BaseException, /) -> bool:
 
 
 def kind_of(error: BaseException, /) -> str:
-    """Return which kind of trouble an error is, one of `SUGGESTIONS`.
+    """Return the kind of an error, one of `SUGGESTIONS`.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def kind_of(error: BaseException, /) -> str:
 
 
 def describe(error: BaseException, /) -> str:
-    """Return one line that tells what went wrong, with the kind of error unless the message is ours."""
+    """Return one line that says what went wrong; errors of other libraries are named with their class."""
     if isinstance(error, ExceptionGroup):
         return "; ".join(describe(inner) for inner in error.exceptions)
     text = " ".join(str(error).split())

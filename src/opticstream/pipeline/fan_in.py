@@ -1,4 +1,4 @@
-"""What the state flows do: one look at all facts of a project, and the announcements that follow from it."""
+"""The work of the state flows: check all facts of a project once, and return the events that follow."""
 
 from __future__ import annotations
 

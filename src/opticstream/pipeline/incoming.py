@@ -1,8 +1,8 @@
-"""Announcements as they come in, from this program and from others: what they mean, completed by what is known.
+"""Interpret incoming events, from this program and from others, and complete them.
 
-Who announces need not know everything. Numbers may be text, fields that no event has are ignored, and what follows
-from the layout, the registered parameters, the raw folder or the flag files is filled in. What contradicts them, or
-names no item, is refused with one line.
+Events may be incomplete. Numbers may be text, unknown fields are ignored, and what follows from the layout, the
+registered parameters, the raw folder or the flag files is filled in. An event that contradicts them, or has no item,
+is refused with one line.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
 
 ANNOUNCED = "announced"
-"""Label of an announcement's resource: when the pipeline itself made it. A copy that is sent later occurs later."""
+"""Label of an event's resource: when the pipeline itself made it. A copy that is sent later occurs later."""
 _IDS = ("slice_id", "mosaic_id", "batch_id", "tile_id")
 _COUNTS = ("total_batches", "grid_size_x", "grid_size_y", "mosaic_ids")
 _UNSAID: Mapping[str, Any] = {"reason": "not said", "stage": "not said", "reasons": ()}
-"""What stands for a field that only people read and that was not sent."""
+"""Values of missing fields that are only for people."""
 _ID_IN_RESOURCE = re.compile(r"(slice|mosaic|batch|tile)[-_.]?0*(\d+)(?=$|[./_-])")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Received:
-    """An announcement as the server handed it on.
+    """An event as received from the server.
 
     Attributes
     ----------
     name : str
         Name of the event.
     payload
-        What it carries; an object with fields, if the sender did well.
+        Its payload; should be an object with fields.
     labels : mapping of str to str
         Labels of its resource.
     id : str or None
-        Id at the server; None for a run that a person started.
+        Id at the server; None for a run started by hand.
     occurred : datetime or None
-        When it happened, by the clock of the sender; None for a run that a person started.
+        When it happened, by the clock of the sender; None for a run started by hand.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Received:
 
     @property
     def is_automatic(self) -> bool:
-        """Whether the pipeline itself announced it, just so: not another program, and not a copy sent again later."""
+        """Whether the pipeline itself announced it: not another program, and not a copy sent later."""
         announced = self.labels.get(ANNOUNCED)
         if announced is None or self.occurred is None:
             return False
@@ -86,7 +86,7 @@ class Received:
         Raises
         ------
         EventError
-            It names none, or two.
+            It has no project name, or two.
         """
         payload = self.payload if isinstance(self.payload, Mapping) else {}
         name, label = payload.get("project_name"), self.labels.get("project")
@@ -107,12 +107,12 @@ class Received:
 
 
 def kind_of_event(received: Received, /) -> type[Event]:
-    """Return the class of an announcement.
+    """Return the class of an event.
 
     Raises
     ------
     EventError
-        Its name is none of ours, or its payload no object.
+        Its name is unknown, or its payload is not an object.
     """
     kind = EVENT_OF_NAME.get(received.name)
     if kind is None:
@@ -123,14 +123,14 @@ def kind_of_event(received: Received, /) -> type[Event]:
 
 
 def event_from_received(project: Project, received: Received, /) -> Event:
-    """Return the event that an announcement means, completed by what the project knows.
+    """Return a received event, completed from the project.
 
     Parameters
     ----------
     project : Project
         The project that it is about.
     received : Received
-        The announcement.
+        The received event.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def event_from_received(project: Project, received: Received, /) -> Event:
 
 
 def item_of_received(project: Project, received: Received, /) -> ItemId:
-    """Return the item that an announcement is about as far as it can be told; the sample where it cannot."""
+    """Return the item of a received event, or the sample if it is unknown."""
     try:
         kind = kind_of_event(received)
         return _item(project, kind, dict(received.payload), received.labels)
@@ -171,7 +171,7 @@ def item_of_received(project: Project, received: Received, /) -> ItemId:
 
 
 def _item(project: Project, kind: type[Event], given: Mapping[str, Any], labels: Mapping[str, str]) -> ItemId:
-    """Return the item of an announcement, from the payload, else from the labels of its resource, else from its id."""
+    """Return the item of an event, from the payload, or else from the labels of its resource, or else from its id."""
     if kind.hierarchy == "sample":
         return SampleId()
     layout = project.layout
@@ -221,7 +221,7 @@ def _number(name: str, given: Mapping[str, Any], labels: Mapping[str, str]) -> i
 
 
 def _after_project(labels: Mapping[str, str]) -> str:
-    """Return the part of a resource's id that names the item; a project's name may hold anything."""
+    """Return the part of a resource's id that names the item; a project's name may contain anything."""
     id_ = next((value for label, value in labels.items() if label.endswith(RESOURCE_ID)), "")
     project = labels.get("project", "")
     return id_.rpartition(project)[2] if project and project in id_ else id_
@@ -245,7 +245,7 @@ def _illumination_index(project: Project, given: Mapping[str, Any]) -> int | Non
 
 
 def _compare(given: Mapping[str, Any], derived: Mapping[str, Any], received: Received) -> None:
-    """Refuse an illumination that is not the mosaic's; log counts that are not those of the registered layout."""
+    """Refuse an illumination that is not that of the mosaic; log counts that differ from the registered layout."""
     said, known = given.get("illumination"), derived.get("illumination")
     if said is not None and known is not None and str(said).casefold() != str(known).casefold():
         raise ValueError(f"illumination {said!r} contradicts mosaic_id {derived['mosaic_id']}, which is {known!r}")
@@ -264,7 +264,7 @@ def _plain(value: Any) -> Any:
 
 
 def _sample_fields(project: Project, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the slices of the sample as its record tells them."""
+    """Return the slices of the sample from its record."""
     try:
         record = project.facts.read(SampleId(), "updated")
     except StateError:
@@ -277,9 +277,9 @@ def _sample_fields(project: Project, given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _raw_files(project: Project, batch: BatchId, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the raw folder and the raw files of a batch: as they are given, else as they lie in the folder now.
+    """Return the raw folder and the raw files of a batch: as given, or else as they are in the folder now.
 
-    The folder is the given one, else the one where this batch, or its neighbours, were found.
+    The folder is the given one, or else the one where this batch, or its neighbours, were found.
     """
     recorded = ready_event(project, batch)
     folder = _raw_folder(project, batch, given, recorded)
@@ -308,7 +308,7 @@ def _raw_folder(project: Project, batch: BatchId, given: Mapping[str, Any], reco
         return Path(said)
     known = [recorded] if recorded is not None else list(_neighbours(project, batch))
     folders = [Path(event.raw_folder) for event in known]
-    if said:  # this host may see the folder under another name: where the batch was found before
+    if said:  # this host may have another path for the folder: where the batch was found before
         if Path(said) in folders or recorded is not None:
             return next((folder for folder in folders if folder.is_dir()), Path(said))
         windows = " (a Windows path)" if PureWindowsPath(said).drive else ""
@@ -322,7 +322,7 @@ def _raw_folder(project: Project, batch: BatchId, given: Mapping[str, Any], reco
 
 
 def _neighbours(project: Project, batch: BatchId) -> Iterator[BatchReady]:
-    """Yield the announcements of other batches, those of the same mosaic first, then of the latest mosaics."""
+    """Yield the events of other batches, those of the same mosaic first, then of the latest mosaics."""
     others = [item for item in project.facts.snapshot().items("batch") if isinstance(item, BatchId)]
     for item in sorted(others, key=lambda other: (other.mosaic != batch.mosaic, -other.mosaic_id, other.batch_id)):
         event = ready_event(project, item)
@@ -372,7 +372,7 @@ def _raw_names(project: Project) -> RawNames:
 def _files_in(
     project: Project, batch: BatchId, folder: Path
 ) -> tuple[dict[int, str], dict[int, str], dict[int, TileProblem]]:
-    """Return the raw files, spectra and problems of a batch as they lie in a folder now; none where it is away."""
+    """Return the raw files, spectra and problems of a batch as they are in a folder now; none if it is unavailable."""
     named: dict[bool, dict[int, list[str]]] = {False: {}, True: {}}
     raw_names = _raw_names(project)
     with contextlib.suppress(InputError):

@@ -1,7 +1,8 @@
-"""The protocol of all work: look, claim, look again, compute, check the claim, record, announce; park what fails.
+"""The protocol of all work: check, claim, check again, compute, verify the claim, record, announce; park what fails.
 
-A step of the chain is done once however often and wherever it is asked for. What differs between steps is named in
-`opticstream.model.chain`; what they compute is a function that returns what to record.
+A step of the chain is done once, however often and wherever it is asked for. What differs between steps stands in
+`opticstream.model.chain`; what they compute is a function that returns what to record. The parts of an item, such as
+the tiles of a batch, go through the same protocol under the claim on the item.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ UPDATE_SAMPLE = _chain.named("update sample", "slice")
 
 @dataclass(frozen=True)
 class Result:
-    """What a computation leaves: files to vouch for, and what people may want to know.
+    """What a computation leaves: its files, and what its record tells besides.
 
     The hash of the settings is added by `perform`, and that of the inputs unless it is given here.
     """
@@ -79,9 +80,10 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The work failed for good and was parked by this call."""
+    """The work failed for good, and this call has parked it."""
 
     reason: str
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,27 @@ class Skipped:
 
 
 Outcome = Done | Failed | Skipped
+Compute = Callable[[Claim], Result | Skipped]
+"""Does the work and returns what to record, or why there is nothing to do; may ask the claim whether it still holds."""
 
 
-def perform(project: Project, item: ItemId, job: Step, compute: Callable[[Claim], Result], /) -> Outcome:
-    """Do a step unless it is done, parked, or in somebody else's hands.
+@dataclass(frozen=True)
+class Part:
+    """A part of an item whose claim is held, such as a tile of a batch, and how its end is recorded.
+
+    A part may be done again while its record stands, so its own module says how the new record takes the place of the
+    old one.
+    """
+
+    item: ItemId
+    record: Callable[[Mapping[str, Any], float], object]
+    """Records that the work is done; gets the content of the record and how long the work took, in seconds."""
+    failure: Callable[[], Mapping[str, Any]] = dict
+    """Returns what else the record of a failure holds."""
+
+
+def perform(project: Project, item: ItemId, job: Step, compute: Compute, /) -> Outcome:
+    """Do a step unless it is done, parked, or claimed by another process.
 
     Parameters
     ----------
@@ -130,38 +149,86 @@ def perform(project: Project, item: ItemId, job: Step, compute: Callable[[Claim]
     with claim:
         if reason := _settled(project, item, job):
             return Skipped(reason)
-        begin = time.monotonic()
-        settings = settings_of(project, item, job.done)
-        grounds = {
-            "parameters_hash": None if settings is None else keep_settings(project, settings),
-            "inputs_hash": inputs_hash(project, item, job.done),
-        }
-        try:
+        return _attempt(project, item, job, claim, compute)
+
+
+def perform_part(project: Project, part: Part, job: Step, claim: Claim, compute: Compute, /) -> Outcome:
+    """Do a step on a part of an item whose claim is held. A part that fails is parked and stops no other part.
+
+    Parameters
+    ----------
+    project : Project
+        Where the facts stand.
+    part : Part
+        What to work on.
+    job : Step
+        Which work; its facts are those of the part.
+    claim : Claim
+        The claim on the whole item.
+    compute : callable
+        Does the work and returns what to record. It looks first whether there is anything to do.
+
+    Returns
+    -------
+    Done, Failed or Skipped
+        What this call did.
+
+    Raises
+    ------
+    ClaimLost
+        Another process has taken the item over; nothing is recorded.
+    Exception
+        The error of `compute`, where the job does not park.
+    """
+    claim.ensure_mine()
+    return _attempt(project, part.item, job, claim, compute, part=part)
+
+
+def _attempt(
+    project: Project, item: ItemId, job: Step, claim: Claim, compute: Compute, *, part: Part | None = None
+) -> Outcome:
+    """Do a step on a claimed item, or on a part of one: compute, check the claim, record; park what fails."""
+    facts = project.facts
+    begin = time.monotonic()
+    settings = settings_of(project, item, job.done)
+    grounds = {
+        "parameters_hash": None if settings is None else keep_settings(project, settings),
+        "inputs_hash": inputs_hash(project, item, job.done),
+    }
+    try:
+        if part is None:
             _refuse_after_crashes(project, item, job)
-            result = compute(claim)
-            claim.ensure_mine()
-        except ClaimLost:
+        result = compute(claim)
+        claim.ensure_mine()
+    except ClaimLost:
+        raise
+    except Exception as error:
+        claim.ensure_mine()
+        if job.failed is None or (part is None and _is_tried_again(project, item, job, error)):
+            facts.journal.failed(item, None, why=describe(error), kind=kind_of(error), stage=job.name)
             raise
-        except Exception as error:
-            claim.ensure_mine()
-            if job.failed is None or _is_tried_again(project, item, job, error):
-                facts.journal.failed(item, None, why=describe(error), kind=kind_of(error), stage=job.name)
-                raise
-            return Failed(park(project, item, job.failed, error, stage=job.name, content=grounds))
-        if inputs_hash(project, item, job.done) != grounds["inputs_hash"]:
-            reason = "what it is made from was taken back or done again meanwhile"
-            facts.journal.skipped(item, job.done, reason)
-            return Skipped(reason)
-        fact = result.fact or job.done
-        content = result.content() | grounds
-        content["inputs_hash"] = result.inputs_hash or grounds["inputs_hash"]
-        content["detail"] = {**content.get("detail", {}), **detail_of_parameters(project.parameters)}
-        recorded = facts.record(item, fact, content)
-        facts.journal.computed(item, fact, time.monotonic() - begin)
-        if is_failure(fact):
-            why = str(result.detail.get("reason", "no result"))
-            facts.journal.failed(item, fact, why=why, kind=kind_of(ProcessingError(why)), stage=job.name)
-        return Done(result) if recorded else Skipped("recorded by somebody else meanwhile")
+        known = {**grounds, **(part.failure() if part else {})}
+        return Failed(park(project, item, job.failed, error, stage=job.name, content=known), error)
+    if isinstance(result, Skipped):
+        facts.journal.skipped(item, job.done, result.why)
+        return result
+    if inputs_hash(project, item, job.done) != grounds["inputs_hash"]:
+        reason = "its inputs were withdrawn or made again meanwhile"
+        facts.journal.skipped(item, job.done, reason)
+        return Skipped(reason)
+    content = result.content() | grounds
+    content["inputs_hash"] = result.inputs_hash or grounds["inputs_hash"]
+    content["detail"] = {**content.get("detail", {}), **detail_of_parameters(project.parameters)}
+    if part is not None:
+        part.record(content, time.monotonic() - begin)
+        return Done(result)
+    fact = result.fact or job.done
+    recorded = facts.record(item, fact, content)
+    facts.journal.computed(item, fact, time.monotonic() - begin)
+    if is_failure(fact):
+        why = str(result.detail.get("reason", "no result"))
+        facts.journal.failed(item, fact, why=why, kind=kind_of(ProcessingError(why)), stage=job.name)
+    return Done(result) if recorded else Skipped("recorded by another process meanwhile")
 
 
 def announcements(project: Project, item: ItemId, step: Step, outcome: Outcome, /, **fields: Any) -> list[Event]:
@@ -247,7 +314,7 @@ def _is_tried_again(project: Project, item: ItemId, job: Step, error: Exception)
 
 
 def _refuse_after_crashes(project: Project, item: ItemId, job: Step) -> None:
-    """Park work that has taken its process down again and again, instead of trying for ever."""
+    """Raise an error, which parks the work, where its last attempts all ended with the death of their process."""
     crashed = project.facts.claims.crashes(item, job.claim)
     if crashed >= project.deployment.crashes:
         raise ProcessingError(

@@ -1,4 +1,4 @@
-"""Milestones: the facts that people are told, each target exactly once, whoever looks first."""
+"""Milestones: facts that are reported, exactly once to each target, by whichever process finds them first."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def _milestone(
 def _axis_picture(project: Project, slice_id: SliceId) -> Path | None:
     try:
         return recorded_products(project, slice_id, "registered").get("axis_jpeg")
-    except StateError:  # a damaged flag costs its picture, and no other milestone
+    except StateError:  # with a damaged flag only the picture is missing
         return None
 
 
 def refusal(project: Project, refused: RefusedEvent, /) -> Milestone:
-    """Return what people are told of an announcement that could not be understood."""
+    """Return the milestone that reports an event that could not be understood."""
     return Milestone(
         key=refused.key,
         project=project.config.name,
@@ -107,23 +107,23 @@ def refusal(project: Project, refused: RefusedEvent, /) -> Milestone:
 
 
 def notifier(project: Project, /, *, say: Say, warn: Say) -> Notifier:
-    """Return a notifier of the targets in this host's settings, for one look at the project.
+    """Return a notifier for the targets in this host's settings, for one check of the project.
 
     Parameters
     ----------
     project : Project
-        What the targets are told about.
+        The project to report on.
     say : callable
         Takes the lines of the target `log`.
     warn : callable
-        Takes a line about each milestone that a target could not be told. The first failure of each also stands in the
-        journal.
+        Takes a line about each milestone that could not be sent to a target. The first failure of each is also written
+        to the journal.
     """
 
     def on_failure(failure: NotTold) -> None:
-        warn(f"{failure}; the next look tries again")
+        warn(f"{failure}; the next check tries again")
         if failure.is_new:
-            # Under the sample: nothing has happened to the item itself.
+            # Recorded for the sample, because the item itself has not failed.
             stage = f"notify {failure.target}"
             project.facts.journal.failed(SampleId(), None, why=str(failure), kind=NOT_TOLD, stage=stage)
 
@@ -132,12 +132,12 @@ def notifier(project: Project, /, *, say: Say, warn: Say) -> Notifier:
 
 
 def tell_milestones(project: Project, notifier: Notifier, /) -> int:
-    """Tell each target every milestone that it was not told before, and return how often something was told."""
+    """Send each target every milestone that it has not received yet, and return the number sent."""
     return notifier.tell(milestones(project, project_progress(project)))
 
 
 def tell_again(project: Project, notifier: Notifier, /) -> int:
-    """Tell targets what they could not be told earlier, and return how often something was told."""
+    """Send targets what could not be sent earlier, and return the number sent."""
     if not notifier.has_untold():
         return 0
     return notifier.tell_again(milestones(project, project_progress(project)))

@@ -1,4 +1,4 @@
-"""The work on one mosaic: coordinates and focus once for each illumination, stitched maps, stitched volumes."""
+"""The work on one mosaic: coordinates and focus (once for each illumination), stitched maps, stitched volumes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ from opticstream.state import Claim, FactsSnapshot, FileRecord
 from opticstream.state.manifest import records_of_store
 
 if TYPE_CHECKING:
-    from opticstream.stages.find_coordinates import CoordinatesResult
-    from opticstream.stages.find_focus import FocusResult
-    from opticstream.stages.stitch_mosaic import MosaicResult
-    from opticstream.stages.stitch_volume import VolumeResult
+    from opticstream.stages.mosaic import CoordinatesResult, FocusResult, MosaicResult
+    from opticstream.stages.project import MosaicStages
 
 R = TypeVar("R")
 
@@ -43,7 +41,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
     mosaic, facts = event.mosaic, project.facts
     if not facts.has(mosaic, "stitched") and waits_for_template(project, mosaic, facts):
         facts.record(mosaic, "waiting", {"detail": {"for": project.paths.tilemap(event.illumination).name}})
-        # The template may have appeared between the look and the record; then nobody else will announce this mosaic.
+        # The template may have appeared just before this was recorded; then no other mosaic announces this one.
         if waits_for_template(project, mosaic, facts):
             facts.journal.skipped(mosaic, "stitched", f"waits for {project.paths.tilemap(event.illumination).name}")
             return []
@@ -51,17 +49,17 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
     others: list[Event] = []
 
     def compute(claim: Claim) -> Result:
-        coordinates = attempt(f"coordinates of mosaic {mosaic.mosaic_id}", lambda: _coordinates(project, mosaic))
+        coordinates = attempt(f"coordinates of mosaic {mosaic.mosaic_id}", lambda: _find_coordinates(project, mosaic))
         claim.ensure_mine()
-        focus = attempt(f"focus of mosaic {mosaic.mosaic_id}", lambda: _focus(project, mosaic))
+        focus = attempt(f"focus of mosaic {mosaic.mosaic_id}", lambda: _find_focus(project, mosaic))
         claim.ensure_mine()
-        others.extend(_take_back_others(project, mosaic))
-        template, stitched = _unchanged(
+        others.extend(_withdraw_dependents(project, mosaic))
+        template, stitched = _result_with_stable_file(
             project,
             coordinates.template,
-            lambda: attempt(f"stitch mosaic {mosaic.mosaic_id}", lambda: _stitch(project, mosaic)),
+            lambda: attempt(f"stitch mosaic {mosaic.mosaic_id}", _stages(project, mosaic).stitch_mosaic),
         )
-        outputs = {**_vouched(project, mosaic, coordinates, focus), **stitched.outputs}
+        outputs = {**_own_outputs(project, mosaic, coordinates, focus), **stitched.outputs}
         refreshed = project.config.processing.coordinates.force_refresh_coordinates
         return Result(
             outputs=[facts.file_record(path) for path in outputs.values()],
@@ -72,7 +70,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
                 "template_reused": coordinates.reused,
                 "coordinates": coordinates.as_dict()["verdict"],
                 "missing_tiles": stitched.missing_tiles,
-                "doubts": doubts_of_mosaic(coordinates, stitched),
+                "doubts": quality_flags_of_mosaic(coordinates, stitched),
                 "focus": focus.as_dict(),
                 "notes": list(stitched.notes),
             },
@@ -81,49 +79,31 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
     outcome = perform(project, mosaic, STITCH_MOSAIC, compute)
     events = announcements(project, mosaic, STITCH_MOSAIC, outcome)
     if events:
-        events += [*_released(project, mosaic), *others]
-    if isinstance(outcome, Done) and (doubts := outcome.result.detail["doubts"]):
-        events.append(project.event(MosaicFlagged, mosaic, reasons=tuple(doubts)))
+        events += [*_released_mosaics(project, mosaic), *others]
+    if isinstance(outcome, Done) and (flags := outcome.result.detail["doubts"]):
+        events.append(project.event(MosaicFlagged, mosaic, reasons=tuple(flags)))
     return events
 
 
-def _coordinates(project: Project, mosaic: MosaicId) -> CoordinatesResult:
-    from opticstream.stages.find_coordinates import find_coordinates
+def _stages(project: Project, mosaic: MosaicId) -> MosaicStages:
+    from opticstream.stages.project import MosaicStages
 
-    settings = project.config.processing.coordinates
-    if _determines_template(project, mosaic) and template_is_outdated(project, mosaic):
-        settings = settings.model_copy(update={"force_refresh_coordinates": True})
+    return MosaicStages(project.config, project.paths, mosaic)
+
+
+def _find_coordinates(project: Project, mosaic: MosaicId) -> CoordinatesResult:
+    outdated = _determines_template(project, mosaic) and template_is_outdated(project, mosaic)
     with template_noted(project, mosaic) as note:
-        found = find_coordinates(
-            mosaic,
-            scan=project.config.scan,
-            settings=settings,
-            tiles_folder=project.paths.processed_folder(mosaic),
-            template_path=project.paths.tilemap(project.illumination(mosaic).name),
-            qc_folder=project.paths.stitched_folder(mosaic),
-        )
+        found = _stages(project, mosaic).find_coordinates(refresh=outdated)
         if not found.reused:
             note()
     return found
 
 
-def _focus(project: Project, mosaic: MosaicId) -> FocusResult:
-    from opticstream.stages.find_focus import find_focus
-
-    illumination = project.illumination(mosaic).name
-    settings = project.config.processing.focus
-    if _determines_focus(project, mosaic) and focus_is_outdated(project, mosaic):
-        settings = settings.model_copy(update={"force_refresh": True})
+def _find_focus(project: Project, mosaic: MosaicId) -> FocusResult:
+    outdated = _determines_focus(project, mosaic) and focus_is_outdated(project, mosaic)
     with focus_noted(project, mosaic) as note:
-        found = find_focus(
-            mosaic,
-            scan=project.config.scan,
-            settings=settings,
-            tiles_folder=project.paths.processed_folder(mosaic),
-            template_path=project.paths.tilemap(illumination),
-            focus_path=project.paths.focus(illumination),
-            qc_folder=project.paths.stitched_folder(mosaic),
-        )
+        found = _stages(project, mosaic).find_focus(refresh=outdated)
         if not found.reused:
             note()
     return found
@@ -137,10 +117,13 @@ def _determines_focus(project: Project, mosaic: MosaicId) -> bool:
     return may_determine_template(project, mosaic, project.facts) or determined_focus(project, mosaic)
 
 
-def _vouched(project: Project, mosaic: MosaicId, coordinates: CoordinatesResult, focus: FocusResult) -> dict[str, Path]:
-    """Return the files of coordinates and focus that this mosaic's record vouches for.
+def _own_outputs(
+    project: Project, mosaic: MosaicId, coordinates: CoordinatesResult, focus: FocusResult
+) -> dict[str, Path]:
+    """Return the files of coordinates and focus that belong to this mosaic's record.
 
-    The mosaic that determines them does, also when it finds them made by an attempt of its own that was cut short.
+    Template and focus map belong to the mosaic that determines them, also where an earlier attempt at it, which was
+    interrupted, has made them.
     """
     processing = project.config.processing
     shared = {
@@ -151,10 +134,10 @@ def _vouched(project: Project, mosaic: MosaicId, coordinates: CoordinatesResult,
     return {name: path for name, path in outputs.items() if shared.get(name, True)}
 
 
-def _unchanged(project: Project, shared: Path, work: Callable[[], R]) -> tuple[FileRecord, R]:
-    """Return a template or focus map as it was while `work` used it, and the result.
+def _result_with_stable_file(project: Project, shared: Path, work: Callable[[], R]) -> tuple[FileRecord, R]:
+    """Return the record of a template or focus map, unchanged while `work` used it, and the result of the work.
 
-    The mosaic that determines it may renew it at the same time; then the work is done again with the new one.
+    The mosaic that determines the file may renew it at the same time; then the work is repeated with the new one.
     """
     used = project.facts.file_record(shared)
     while True:
@@ -165,11 +148,11 @@ def _unchanged(project: Project, shared: Path, work: Callable[[], R]) -> tuple[F
         used = now
 
 
-def _take_back_others(project: Project, mosaic: MosaicId) -> list[Event]:
-    """Take back what rests on an earlier template or focus map than the one that this mosaic has determined.
+def _withdraw_dependents(project: Project, mosaic: MosaicId) -> list[Event]:
+    """Withdraw the results that were made with an earlier template or focus map than this mosaic has determined.
 
-    Returns the announcements that have it done again. Done while this mosaic is still to be recorded, so that after a
-    crash the next attempt does it.
+    Returns the announcements that have them made again. It happens before this mosaic is recorded, so that the next
+    attempt does it after a crash.
     """
     illumination = project.illumination(mosaic).name
     plan = RedoPlan(project)
@@ -182,7 +165,7 @@ def _take_back_others(project: Project, mosaic: MosaicId) -> list[Event]:
         if not path.exists():
             continue
         now = project.facts.file_record(path)
-        for other in _stitched_alike(project, mosaic, fact):
+        for other in _stitched_of_same_illumination(project, mosaic, fact):
             record = project.facts.read(other, fact)
             used = next((file for file in record.inputs if file.path == now.path), None) if record else None
             if used is not None and used.sha256 not in (None, now.sha256) and not plan.takes_back(other, fact):
@@ -191,14 +174,14 @@ def _take_back_others(project: Project, mosaic: MosaicId) -> list[Event]:
     return plan.announce
 
 
-def _stitched_alike(project: Project, mosaic: MosaicId, fact: str) -> list[MosaicId]:
+def _stitched_of_same_illumination(project: Project, mosaic: MosaicId, fact: str) -> list[MosaicId]:
     """Return the other mosaics of a mosaic's illumination that have a fact."""
     snapshot = project.facts.snapshot(mosaics=())
-    return [item for item in _alike(project, mosaic, snapshot) if snapshot.has(item, fact)]
+    return [item for item in _of_same_illumination(project, mosaic, snapshot) if snapshot.has(item, fact)]
 
 
-def _alike(project: Project, mosaic: MosaicId, snapshot: FactsSnapshot) -> list[MosaicId]:
-    """Return the other mosaics of a mosaic's illumination of which anything is known."""
+def _of_same_illumination(project: Project, mosaic: MosaicId, snapshot: FactsSnapshot) -> list[MosaicId]:
+    """Return the other mosaics of a mosaic's illumination that have any fact."""
     index = project.layout.illumination_index(mosaic)
     return [
         item
@@ -207,52 +190,36 @@ def _alike(project: Project, mosaic: MosaicId, snapshot: FactsSnapshot) -> list[
     ]
 
 
-def _stitch(project: Project, mosaic: MosaicId) -> MosaicResult:
-    from opticstream.stages.stitch_mosaic import stitch_mosaic as stage
-
-    processing = project.config.processing
-    return stage(
-        mosaic,
-        scan=project.config.scan,
-        enface=processing.enface,
-        mask=processing.mask,
-        stitch=processing.stitch,
-        tiles_folder=project.paths.processed_folder(mosaic),
-        template_path=project.paths.tilemap(project.illumination(mosaic).name),
-        stitched_folder=project.paths.stitched_folder(mosaic),
-    )
-
-
-def _released(project: Project, mosaic: MosaicId) -> list[Event]:
-    """Return announcements of the mosaics of this illumination that wait for a template and need not any longer."""
+def _released_mosaics(project: Project, mosaic: MosaicId) -> list[Event]:
+    """Return announcements of the mosaics of this illumination that waited for the template, which is there now."""
     snapshot = project.facts.snapshot(mosaics=())
     return [
         event_of(project, MosaicReady, other)
-        for other in _others(project, mosaic, snapshot)
+        for other in _waiting_for_template(project, mosaic, snapshot)
         if not waits_for_template(project, other, snapshot)
     ]
 
 
-def _others(project: Project, mosaic: MosaicId, snapshot: FactsSnapshot) -> list[MosaicId]:
+def _waiting_for_template(project: Project, mosaic: MosaicId, snapshot: FactsSnapshot) -> list[MosaicId]:
     return [
         item
-        for item in _alike(project, mosaic, snapshot)
+        for item in _of_same_illumination(project, mosaic, snapshot)
         if snapshot.has(item, "waiting") and not is_settled(snapshot, item)
     ]
 
 
-def doubts_of_mosaic(coordinates: CoordinatesResult, stitched: MosaicResult, /) -> list[str]:
-    """Return what people should look at before they trust a stitched mosaic; nothing where all is well."""
-    doubts = []
+def quality_flags_of_mosaic(coordinates: CoordinatesResult, stitched: MosaicResult, /) -> list[str]:
+    """Return the reasons to check a stitched mosaic by eye; none where all is well."""
+    flags = []
     if coordinates.verdict is not None and coordinates.verdict.grade != "good":
-        doubts.append(f"coordinates are {coordinates.verdict.sentence}")
+        flags.append(f"coordinates are {coordinates.verdict.sentence}")
     elif coordinates.verdict is not None and coordinates.verdict.pattern:
-        doubts.append(f"coordinates: {coordinates.verdict.pattern}")
+        flags.append(f"coordinates: {coordinates.verdict.pattern}")
     if stitched.missing_tiles:
-        doubts.append(f"stitched without tiles {', '.join(map(str, stitched.missing_tiles))}")
+        flags.append(f"stitched without tiles {', '.join(map(str, stitched.missing_tiles))}")
     if stitched.tissue_fraction == 0:
-        doubts.append("the mask keeps nothing, all maps are empty (processing.mask.threshold_db)")
-    return doubts
+        flags.append("the mask keeps nothing, all maps are empty (processing.mask.threshold_db)")
+    return flags
 
 
 def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attempt = once) -> list[Event]:
@@ -262,17 +229,17 @@ def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attemp
         facts.journal.skipped(mosaic, "volume_stitched", "processing.volume.enabled or save_volumes is off")
         return []
     if not facts.has(mosaic, "stitched"):
-        facts.journal.skipped(mosaic, "volume_stitched", "the mosaic is not stitched (any longer)")
+        facts.journal.skipped(mosaic, "volume_stitched", "the mosaic is not stitched, or no longer")
         return []
     if waits_for_focus(project, mosaic, facts):
         facts.journal.skipped(mosaic, "volume_stitched", "waits for the focus map, which is being renewed")
         return []
 
     def compute(_claim: Claim) -> Result:
-        focus, made = _unchanged(
+        focus, made = _result_with_stable_file(
             project,
             project.paths.focus(project.illumination(mosaic).name),
-            lambda: attempt(f"stitch volume of mosaic {mosaic.mosaic_id}", lambda: _stitch_volume(project, mosaic)),
+            lambda: attempt(f"stitch volume of mosaic {mosaic.mosaic_id}", _stages(project, mosaic).stitch_volume),
         )
         refreshed = project.config.processing.focus.force_refresh
         return Result(
@@ -282,20 +249,3 @@ def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attemp
         )
 
     return announcements(project, mosaic, STITCH_VOLUME, perform(project, mosaic, STITCH_VOLUME, compute))
-
-
-def _stitch_volume(project: Project, mosaic: MosaicId) -> VolumeResult:
-    from opticstream.stages.stitch_volume import stitch_volume as stage
-
-    illumination = project.illumination(mosaic).name
-    return stage(
-        mosaic,
-        scan=project.config.scan,
-        settings=project.config.processing.volume,
-        tiles_folder=project.paths.processed_folder(mosaic),
-        template_path=project.paths.tilemap(illumination),
-        focus_path=project.paths.focus(illumination),
-        mask_path=project.paths.mosaic_product(mosaic, "mask"),
-        stitched_folder=project.paths.stitched_folder(mosaic),
-        threads=project.config.processing.reconstruction.threads,
-    )

@@ -1,7 +1,7 @@
-"""The settings that matter to each result, and no others, as one hash that its fact carries.
+"""The settings that each result depends on, and no others, as a hash that is recorded with its fact.
 
-A result rests on the settings of its own stage and on the results before it, so changing a setting makes exactly the
-results stale whose stage it belongs to, and through them what rests on those (`opticstream.pipeline.dependencies`).
+A result depends on the settings of its own stage and on the results before it. Changing a setting therefore makes
+exactly the results of that stage stale, and through them what depends on those (`opticstream.pipeline.dependencies`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class StageSettings:
     Attributes
     ----------
     results : mapping
-        Settings that matter to the values of the results.
+        Settings that change the values of the results.
     form : mapping
-        Settings that only matter to what else is written and in which format: nothing further rests on them.
+        Settings that only change what else is written and in which format: no later result depends on them.
     """
 
     results: Mapping[str, Any]
@@ -36,7 +36,7 @@ class StageSettings:
 
     @property
     def hash(self) -> str:
-        """Hash of all settings; what follows the plus sign does not matter to what rests on the results."""
+        """Hash of all settings; later results do not depend on the part after the plus sign."""
         form = f"+{parameters_hash(self.form)[:8]}" if self.form else ""
         return parameters_hash(self.results) + form
 
@@ -46,7 +46,7 @@ class StageSettings:
 
 
 def shared_part(hash_: str, /) -> str:
-    """Return the part of a hash that matters to what rests on the results.
+    """Return the part of a hash that later results depend on.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def mosaic_settings(config: ProjectConfig, illumination: int, /, *, finds_focus:
     illumination : int
         Index of the mosaic's illumination.
     finds_focus : bool
-        The mosaic is the one that finds the focus map of its illumination, which its own maps do not rest on.
+        The mosaic determines the focus map of its illumination, on which its own maps do not depend.
     """
     processing = config.processing
     coordinates = coordinates_settings(config, illumination).results
@@ -168,7 +168,7 @@ def slice_settings(config: ProjectConfig, /) -> StageSettings:
     processing = {
         "registration": _without(registration, "mask_file_type") | {"use_mask": bool(registration.mask_file_type)}
     }
-    # A mask made from the map of the stitched results is theirs, and they carry its settings.
+    # A mask made from the same map as that of the stitched results is recorded with their settings.
     if registration.mask_file_type not in ("", mask.made_from):
         processing["registration"]["use_mask"] = registration.mask_file_type
         processing["mask"] = _without(mask, "made_from")
@@ -176,41 +176,44 @@ def slice_settings(config: ProjectConfig, /) -> StageSettings:
 
 
 def sample_settings(config: ProjectConfig, /) -> StageSettings:
-    """Return the settings of the sample's stacks."""
+    """Return the settings of the sample's stacks, with the names in the records of earlier versions."""
+    sample = _without(config.processing.sample, "enabled", "align_pullback")
     return StageSettings(
         {
             "scan": _plain(config.scan, "slice_thickness_um"),
-            "processing": {"sample": _without(config.processing.sample, "enabled")},
+            "processing": {"sample": sample | {"align_leash": config.processing.sample.align_pullback}},
         }
     )
 
 
 def _mask_settings(mask: MaskSettings, threshold_db: float) -> dict[str, Any]:
-    """Return the settings of the mask of stitched maps, under the names that the records of earlier versions hold."""
+    """Return the settings of the mask of stitched maps, with the names in the records of earlier versions."""
     return _without(mask, "threshold_db", "made_from") | {
         "mask_file_type": mask.made_from,
         "threshold_db": threshold_db,
     }
 
 
-def told_today(name: str, value: Any, /) -> tuple[str, Any]:
-    """Return name and value of a recorded setting as the project file says it today.
+def current_name_and_value(name: str, value: Any, /) -> tuple[str, Any]:
+    """Return the current name and value of a recorded setting, which may have the name of an earlier version.
 
     Examples
     --------
-    >>> told_today("processing.mask.mask_file_type", "mip")
+    >>> current_name_and_value("processing.mask.mask_file_type", "mip")
     ('processing.mask.made_from', 'mip')
     """
     if name == "processing.mask.mask_file_type":
         return "processing.mask.made_from", value
     if name == "processing.registration.use_mask":
-        told = {True: "as processing.mask.made_from", False: ""}.get(value, value)
-        return "processing.registration.mask_file_type", told
+        current = {True: "as processing.mask.made_from", False: ""}.get(value, value)
+        return "processing.registration.mask_file_type", current
+    if name == "processing.sample.align_leash":
+        return "processing.sample.align_pullback", value
     return name, value
 
 
 def tile_hash(config: ProjectConfig, illumination: int, /) -> str:
-    """Return the hash that the facts of tiles and batches carry."""
+    """Return the hash that is recorded with the facts of tiles and batches."""
     return tile_settings(config, illumination).hash
 
 
@@ -220,7 +223,7 @@ def _digest(path: str, size: int, mtime_ns: int) -> str:
 
 
 def _content(reference: str) -> str:
-    """Return a digest of a file's content (hosts mount it in different places)."""
+    """Return a digest of a file's content, because hosts may mount the file at different paths."""
     path, _, variable = reference.partition("#")
     try:
         status = Path(path).stat()

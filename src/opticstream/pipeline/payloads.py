@@ -1,7 +1,7 @@
-"""What announcements carry besides ids: paths of the results, counts, and the keys of the artifacts that show them.
+"""Fields of events besides ids: paths of the results, counts, and the keys of the artifacts that show them.
 
-Everything is looked up in the flag files, so the sweep announces the same as who recorded the fact. Paths are relative
-to the project, or to the archive as ``archive:...``, because hosts mount the folders in different places.
+Everything is looked up in the flag files, so the sweep announces the same as the process that recorded the fact. Paths
+are relative to the project, or to the archive as ``archive:...``, because hosts mount the folders in different places.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def mosaic_picture_key(project_name: str, mosaic: MosaicId, picture: str, /) -> 
 
 
 def mosaic_progress_key(project_name: str, mosaic: MosaicId, /) -> str:
-    """Return the key of the artifact that shows how far a mosaic is."""
+    """Return the key of the artifact that shows the progress of a mosaic."""
     return artifact_key(project_name, f"mosaic-{mosaic.mosaic_id}-progress")
 
 
 def project_progress_key(project_name: str, /) -> str:
-    """Return the key of the artifact that shows how far a project is."""
+    """Return the key of the artifact that shows the progress of a project."""
     return artifact_key(project_name, "progress")
 
 
@@ -56,7 +56,7 @@ def artifacts_of(kind: type[Event], project_name: str, item: ItemId, paths: Proj
 
 
 def recorded_fields(kind: type[Event], item: ItemId, facts: Facts, paths: ProjectPaths, /) -> dict[str, Any]:
-    """Return the fields of an announcement that the flag files know: paths of results, templates, failed tiles."""
+    """Return the fields of an event from the flag files: paths of results, templates, failed tiles."""
     fields: dict[str, Any] = {}
     known = _SOURCES.get(kind)
     if known is not None:
@@ -74,7 +74,7 @@ def _read(facts: Facts, item: ItemId, fact: str) -> FactRecord | None:
     try:
         return facts.read(item, fact)
     except StateError:
-        return None  # a damaged flag is a fact all the same; `state verify` names it
+        return None  # a damaged flag is still a fact; `state verify` reports it
 
 
 def _names(record: FactRecord) -> tuple[str, ...]:
@@ -108,4 +108,4 @@ _SOURCES: Mapping[type[Event], tuple[str, Callable[[FactRecord], Mapping[str, An
     catalogue.SliceUploaded: ("uploaded", _of_outputs),
     catalogue.SampleUpdated: ("updated", _of_outputs),
 }
-"""The fact whose record tells the fields of each kind of announcement."""
+"""The fact whose record has the fields of each kind of event."""

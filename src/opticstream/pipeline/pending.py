@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from opticstream.model.chain import Step, chain
 from opticstream.model.errors import StateError
-from opticstream.model.events import BatchProcessed, BatchReady, Event, MosaicStitched
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId
+from opticstream.model.events import BatchProcessed, BatchReady, Event, MosaicStitched, SliceRegistered
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId
 from opticstream.pipeline.bindings import binding_of, due_items
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import BATCH_ENDED, has_all_batches, is_settled, may_register
 from opticstream.pipeline.run_parameters import event_of
-from opticstream.pipeline.stacking import stacking_event, unstacked
+from opticstream.pipeline.stacking import end_of_registration, unstacked
 from opticstream.state import FactsSnapshot
 
 _READY_FIELDS = ("raw_folder", "files", "spectra", "problems", "parameters")
@@ -25,10 +26,10 @@ _READY_FIELDS = ("raw_folder", "files", "spectra", "problems", "parameters")
 
 
 def pending_announcements(project: Project, /, snapshot: FactsSnapshot | None = None) -> list[Event]:
-    """Return the announcements that something waits for, in the order of the pipeline.
+    """Return the announcements of work that is due and not started, in the order of the pipeline.
 
-    Work that somebody holds a living claim on is left out, and so is work that is parked. Of the queues that one run
-    takes whole only the head is announced.
+    Work under a living claim is left out, and so is work that is parked. Where one run takes a whole queue, only the
+    head of the queue is announced.
     """
     snapshot = project.facts.snapshot() if snapshot is None else snapshot
     computing = [step for step in chain().steps if not step.publishes]
@@ -44,8 +45,8 @@ def pending_announcements(project: Project, /, snapshot: FactsSnapshot | None = 
 def ready_event(project: Project, batch: BatchId, /) -> BatchReady | None:
     """Return the announcement that was recorded when a batch's files were found, None when there is none to read.
 
-    A flag that is damaged, or that a person made with `touch`, tells no files; `verify` names it, and no other batch
-    has to wait for it.
+    A flag that is damaged, or that a person made with `touch`, names no files; `verify` reports it, and no other batch
+    waits for it.
     """
     try:
         record = project.facts.read(batch, "ready")
@@ -55,27 +56,53 @@ def ready_event(project: Project, batch: BatchId, /) -> BatchReady | None:
     if not isinstance(event, Mapping):
         return None
     given = {name: event[name] for name in _READY_FIELDS if event.get(name) is not None}
-    try:  # the rest follows from the layout of now; what an earlier version did not write is not missed
+    try:  # all other fields follow from the layout; earlier versions wrote fewer
         return project.event(BatchReady, batch, **given)
     except ValueError:
         return None
 
 
+def starting_event(
+    project: Project, step: Step, item: ItemId, /, *, parameters: Mapping[str, Any] | None = None
+) -> Event | None:
+    """Return the announcement that has a step done on an item.
+
+    None where it is that of a batch whose files are not on record.
+
+    Parameters
+    ----------
+    project, step, item
+        What is to be done.
+    parameters : mapping, optional
+        Run parameters that it passes on; by default those of the run that the item belongs to.
+    """
+    event: Event | None
+    if isinstance(item, BatchId) and step.started_by[0] is BatchReady:
+        event = ready_event(project, item)
+    elif isinstance(item, SliceId) and SliceRegistered in step.started_by:
+        event = end_of_registration(project, item)
+    else:
+        event = event_of(project, step.started_by[0], item)
+    if event is None or parameters is None:
+        return event
+    return event.model_copy(update={"parameters": dict(parameters)})
+
+
+def _known(event: Event | None) -> tuple[Event, ...]:
+    return () if event is None else (event,)
+
+
 def _of_step(project: Project, step: Step, snapshot: FactsSnapshot) -> Iterator[Event]:
-    """Yield the announcements of a step that is due, and that nobody is at."""
+    """Yield the announcements of a step that is due and that no process works on."""
     if step.claimed_on_sample:
         waiting = unstacked(project, snapshot)
         if waiting and _idle(project, SampleId(), step):
-            yield stacking_event(project, waiting[0])  # one run takes all that wait
+            yield from _known(starting_event(project, step, waiting[0]))  # one run takes all that wait
         return
     waits = binding_of(step).waits
     for item in due_items(project, step, snapshot, snapshot.items(step.hierarchy)):
-        if waits(project, item, snapshot) or not _idle(project, item, step):
-            continue
-        if step.started_by[0] is not BatchReady:
-            yield event_of(project, step.started_by[0], item)
-        elif isinstance(item, BatchId) and (event := ready_event(project, item)) is not None:
-            yield event
+        if not waits(project, item, snapshot) and _idle(project, item, step):
+            yield from _known(starting_event(project, step, item))
 
 
 def _idle(project: Project, item: ItemId, step: Step) -> bool:
@@ -84,7 +111,7 @@ def _idle(project: Project, item: ItemId, step: Step) -> bool:
 
 
 def _of_gates(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:
-    """Yield what makes a state flow look at a mosaic or a slice that is ready, and not recorded as that."""
+    """Yield the announcements that have a mosaic or a slice recorded as ready, where it is ready and not recorded."""
     told: set[ItemId] = set()
     for item in snapshot.items("batch"):
         assert isinstance(item, BatchId)

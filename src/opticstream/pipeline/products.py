@@ -1,4 +1,4 @@
-"""The files that facts vouch for, by product: stitched maps and volumes of a mosaic, results of a slice."""
+"""The files recorded with facts, by product: stitched maps and volumes of a mosaic, results of a slice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from opticstream.pipeline.project import Project
 
 
 def recorded_products(project: Project, item: ItemId, fact: str, /) -> dict[str, Path]:
-    """Return the products that the record of a fact names; none where the fact does not stand."""
+    """Return the products that the record of a fact names; none if the fact is not recorded."""
     record = project.facts.read(item, fact)
     products = record.detail.get("products", {}) if record else {}
     return {name: project.paths.absolute(path) for name, path in products.items()}

@@ -1,4 +1,4 @@
-"""How far a project is, what is still to come, what failed: the picture behind `status`, progress and milestones."""
+"""The progress of a project, and what has failed, for `status`, progress artifacts and milestones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class MosaicProgress:
-    """How far a mosaic is."""
+    """Progress of a mosaic."""
 
     mosaic_id: int
     slice_id: int
@@ -59,7 +59,7 @@ class MosaicProgress:
 
 @dataclass(frozen=True)
 class SliceProgress:
-    """How far a slice is."""
+    """Progress of a slice."""
 
     slice_id: int
     state: str
@@ -73,7 +73,7 @@ class SliceProgress:
 
 @dataclass(frozen=True)
 class ProjectProgress:
-    """How far a project is."""
+    """Progress of a project."""
 
     project_name: str
     mosaics: tuple[MosaicProgress, ...]
@@ -81,7 +81,7 @@ class ProjectProgress:
     failures: tuple[Failure, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the fields as JSON values."""
         plain = asdict(self)
         for failure, entry in zip(self.failures, plain["failures"], strict=True):
             entry["item"] = failure.item.key
@@ -91,7 +91,7 @@ class ProjectProgress:
 
 
 def project_progress(project: Project, /, snapshot: FactsSnapshot | None = None) -> ProjectProgress:
-    """Return how far a project is, from its flag files."""
+    """Return the progress of a project, from its flag files."""
     snapshot = project.facts.snapshot() if snapshot is None else snapshot
     mosaics = sorted({_mosaic_of(i) for i in snapshot.items() if isinstance(i, MosaicId | BatchId | TileId)})
     slices = sorted({project.layout.slice_of(m) for m in mosaics})
@@ -116,15 +116,15 @@ def detail_of(project: Project, item: ItemId, fact: str, /) -> Mapping[str, Any]
     """Return the detail of a fact; of a damaged flag only the reason why it cannot be read."""
     try:
         record = project.facts.read(item, fact)
-    except StateError as error:  # a damaged flag is a fact all the same
+    except StateError as error:  # a damaged flag is still a fact
         return {"reason": str(error)}
     return record.detail if record else {}
 
 
 def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
-    """Return whether everything that was announced so far has come to its end, good or bad.
+    """Return whether everything that was announced so far has ended, with or without success.
 
-    A mosaic of which columns are still missing does not count as unfinished: nothing more can be done for it now.
+    A mosaic with missing columns does not count as unfinished: nothing more can be done for it now.
     """
     layout = project.layout
     for step in chain().steps:
@@ -138,7 +138,7 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
     for slice_id in {layout.slice_of(mosaic) for mosaic in mosaics}:
         if may_register(project, slice_id, snapshot) and not snapshot.has(slice_id, "ready"):
             return False
-    return not unstacked(project, snapshot)  # last: volumes that came late are looked up in the sample's ledger
+    return not unstacked(project, snapshot)  # last, because late volumes have to be looked up in the sample's ledger
 
 
 def _mosaic_of(item: ItemId) -> MosaicId:

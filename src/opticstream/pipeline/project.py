@@ -1,4 +1,4 @@
-"""An open project: its settings, its folders and its facts, in one value that every rule and every run takes."""
+"""An open project: its settings, folders and facts, as used by every rule and every run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Project:
     facts: Facts
     deployment: DeploymentSettings
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """What this run uses instead of the registered parameters; `config` holds it already, and events pass it on."""
+    """Parameters that this run uses instead of the registered ones; `config` includes them, and events pass them on."""
 
     @classmethod
     def open(
@@ -45,9 +45,7 @@ class Project:
         parameters: Mapping[str, Any] | None = None,
     ) -> Project:
         """Return the project of a configuration, creating its folder if need be."""
-        paths = ProjectPaths(
-            config.base_path, config.project.archive_root, config.project.subject_id, config.scan.layout
-        )
+        paths = ProjectPaths.of(config)
         paths.base.mkdir(parents=True, exist_ok=True)
         roots = {"archive": paths.archive_root}
         facts = Facts(paths.base, flow_run_id=flow_run_id, roots=roots)
@@ -66,12 +64,12 @@ class Project:
         return self.config.scan.illuminations[self.layout.illumination_index(mosaic)]
 
     def event(self, kind: type[E], item: ItemId, /, **values: Any) -> E:
-        """Return an event about an item, with everything that layout and flag files know, and this run's parameters."""
+        """Return an event about an item, with the fields from layout and flag files, and this run's parameters."""
         recorded = recorded_fields(kind, item, self.facts, self.paths)
         return kind.model_validate({**self.labels(kind, item), **recorded, **values})
 
     def labels(self, kind: type[Event], item: ItemId, /) -> Mapping[str, Any]:
-        """Return the fields of an event that follow from the project's layout, whatever has happened."""
+        """Return the fields of an event that follow from the project's layout alone."""
         labels: dict[str, Any] = {
             "project_name": self.config.name,
             "project_base_path": str(self.config.base_path),

@@ -1,4 +1,4 @@
-"""What quality control found in finished work: results that are there, and that people should look at."""
+"""Finished results that quality control flagged for review."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from opticstream.pipeline.project import Project
 from opticstream.state import FactsSnapshot
 
 _KEPT_IN = {"batch": "processed", "mosaic": "stitched", "slice": "registered"}
-"""The fact whose detail holds the doubts of an item, by hierarchy; a batch's holds those of its tiles."""
+"""The fact whose detail holds the flags of an item, by hierarchy; that of a batch holds those of its tiles."""
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """One result that quality control doubts."""
+class FlaggedResult:
+    """One result that quality control flagged for review."""
 
     item: ItemId
     reasons: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the fields as JSON values."""
         return {"item": self.item.key, "reasons": list(self.reasons)}
 
 
-def doubts(project: Project, snapshot: FactsSnapshot, /) -> Iterator[Doubt]:
-    """Yield the finished tiles, mosaics and slices that were flagged, as the flag files tell."""
+def flagged_results(project: Project, snapshot: FactsSnapshot, /) -> Iterator[FlaggedResult]:
+    """Yield the finished tiles, mosaics and slices that quality control flagged, as recorded in the flag files."""
     for item in snapshot.items():
         fact = _KEPT_IN.get(item.hierarchy)
         if fact is None or not snapshot.has(item, fact):
@@ -37,6 +37,6 @@ def doubts(project: Project, snapshot: FactsSnapshot, /) -> Iterator[Doubt]:
         if isinstance(item, BatchId):
             for number, note in sorted(detail.get("tiles", {}).items(), key=lambda entry: int(entry[0])):
                 if note.get("flags"):
-                    yield Doubt(TileId(item.mosaic_id, int(number)), tuple(note["flags"]))
+                    yield FlaggedResult(TileId(item.mosaic_id, int(number)), tuple(note["flags"]))
         elif reasons := detail.get("doubts"):
-            yield Doubt(item, tuple(reasons))
+            yield FlaggedResult(item, tuple(reasons))

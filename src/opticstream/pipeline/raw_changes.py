@@ -1,4 +1,4 @@
-"""Raw files that have changed since they were archived: found by size and time, told apart by content, done again."""
+"""Find raw files that have changed since they were archived, by size and time and then by content, and redo them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def batches_of_changed_files(
     batches: Iterable[BatchId] | None = None,
     say: Callable[[str], object] = lambda _line: None,
 ) -> list[Stale]:
-    """Return the batches whose raw files hold something else than when they were archived.
+    """Return the batches whose raw files have other content than when they were archived.
 
-    A file of which only the time has changed is read and compared with its checksum; where the content is the same, the
-    new time is noted in the tile's record. Files that cannot be seen are left out.
+    A file of which only the time has changed is read and compared with its checksum; if the content is the same, the
+    new time is noted in the tile's record. Files that are not accessible are left out.
 
     Parameters
     ----------
     project : Project
-        Where to look.
+        The project.
     snapshot : FactsSnapshot, optional
         Its facts.
     batches : iterable of BatchId, optional
-        Look at these only; all by default.
+        Check only these batches; all by default.
     say : callable, optional
-        Told how many files are compared, before that begins.
+        Takes a line with the number of files to compare, before the comparison starts.
     """
     snapshot = project.facts.snapshot() if snapshot is None else snapshot
     chosen = snapshot.items("batch") if batches is None else list(batches)
@@ -47,7 +47,7 @@ def batches_of_changed_files(
     }
     number = sum(len(changed) for changed in suspects.values())
     if number:
-        say(f"{number} raw files have another size or time than when they were archived; comparing their content")
+        say(f"the size or time of {number} raw files has changed since they were archived; comparing their content")
     found = []
     for batch, changed in suspects.items():
         different = [file for tile in _by_tile(changed) for file in _different(project, tile)]
@@ -64,7 +64,7 @@ def _by_tile(changed: Iterable[ChangedRawFile]) -> list[list[ChangedRawFile]]:
 
 
 def _different(project: Project, changed: list[ChangedRawFile]) -> list[ChangedRawFile]:
-    """Return the files of one tile whose content has changed; the tile's record learns of it where none has."""
+    """Return the files of one tile whose content has changed; if none has, note the new times in the tile's record."""
     different = [file for file in changed if not file.has_same_content()]
     if not different:
         remember_same_content(project.facts, changed[0])
@@ -78,9 +78,9 @@ def take_back_changed(
     batches: Iterable[BatchId] | None = None,
     say: Callable[[str], object] = lambda _line: None,
 ) -> RedoPlan:
-    """Take back the batches whose raw files have changed, and what rests on them; return what is to be announced.
+    """Withdraw the batches whose raw files have changed, and what depends on them; return the plan with its events.
 
-    The sweep announces it as well.
+    The sweep announces the events as well.
     """
     found = batches_of_changed_files(project, batches=batches, say=say)
     plan = stale_plan(project, found)

@@ -1,7 +1,7 @@
-"""Doing work again: facts that are taken back, and announcements, so that an item and what rests on it is redone.
+"""Doing work again: which facts are withdrawn and what is announced, so that an item and its dependents are redone.
 
-No output is removed: each stays until the new one takes its place whole. Facts are taken back from the end of the chain
-towards its beginning, so that after a crash at any moment nothing rests on what is no longer true.
+No output is removed: each stays until the new one replaces it whole. Facts are withdrawn from the end of the chain
+towards its beginning, so that after a crash at any moment no fact depends on one that is gone.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from opticstream.model.chain import ORDER, Gate, Step, chain, lift, parts_of
-from opticstream.model.events import BatchReady, Event
-from opticstream.model.ids import BatchId, ItemId, SliceId
-from opticstream.pipeline.pending import ready_event
+from opticstream.model.events import Event
+from opticstream.model.ids import ItemId
+from opticstream.pipeline.pending import starting_event
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.run_parameters import take_over
-from opticstream.pipeline.stacking import stacking_event
 
 
 @dataclass
 class RedoPlan:
-    """What is taken back and announced; built from the beginning of the chain towards its end."""
+    """The facts to withdraw and the announcements to make; built from the beginning of the chain towards its end."""
 
     project: Project
     withdraw: list[tuple[ItemId, str]] = field(default_factory=list)
@@ -29,7 +28,7 @@ class RedoPlan:
     """What cannot be done again, and why."""
 
     def redo(self, step: Step, item: ItemId, /, *, alone: bool = False, side_results: bool = False) -> None:
-        """Have a step on an item done again, and all that rests on it.
+        """Have a step on an item done again, and everything that depends on it.
 
         Parameters
         ----------
@@ -38,11 +37,11 @@ class RedoPlan:
         item : ItemId
             What the step works on.
         alone : bool
-            Nothing else rests on what changes; it is published again all the same.
+            Nothing else depends on what changes; it is published again all the same.
         side_results : bool
             What the step records on the way changes, too, such as the archive copies of a batch.
         """
-        event = self._event(step, item)
+        event = starting_event(self.project, step, item, parameters=self.project.parameters)
         if event is None:
             why = "it was never announced, so its raw folder is unknown; `opticstream run` finds it"
             self.refused.append(f"{item}: {why}")
@@ -64,16 +63,6 @@ class RedoPlan:
         if step.claimed_on_sample:  # the end of the item's own work announces it
             before = [other for other in chain().of(step.hierarchy) if other.starts_work]
         return any(self.takes_back(item, fact) for one in before for fact in one.ends)
-
-    def _event(self, step: Step, item: ItemId) -> Event | None:
-        """Return the announcement that has a step done, None where nobody knows what it was."""
-        if isinstance(item, BatchId) and step.started_by[0] is BatchReady:
-            event = ready_event(self.project, item)
-            parameters = {"parameters": dict(self.project.parameters)}
-            return None if event is None else event.model_copy(update=parameters)
-        if isinstance(item, SliceId) and not step.starts_work:  # follows the registration, or the lack of one
-            return stacking_event(self.project, item)
-        return self.project.event(step.started_by[0], item)
 
     def _take_back_with_dependents(self, item: ItemId, facts: tuple[str, ...], *, alone: bool) -> None:
         """Take facts of an item back, and the results and gates that are made from them."""
@@ -100,7 +89,7 @@ class RedoPlan:
 
 
 def apply_plan(project: Project, plan: RedoPlan, /, *, reason: str) -> int:
-    """Take back the facts of a plan, the end of the chain first, and return how many; announcing is the caller's part.
+    """Withdraw the facts of a plan, the end of the chain first, and return how many; the caller announces.
 
     The old result of an item counts as undone before what it was made from does. What is announced belongs to the run
     that opened the project, with its parameters.

@@ -1,8 +1,8 @@
-"""Announcements that are sent again: a way to have parked work, or work on changed raw files, tried once more.
+"""Events that are sent again, to retry parked work or work on changed raw files.
 
-The pipeline repeats its own announcements, and a server may deliver one twice; neither says that a person, or another
-program, wants something tried again. A re-emission is told apart by three marks: the pipeline did not make it itself
-(`Received.is_automatic`), it occurred after the work was parked or done, and its id has released nothing before.
+The pipeline repeats its own announcements, and a server may deliver one twice; neither is a request
+for a retry. A re-emitted event meets three conditions: the pipeline did not make it itself
+(`Received.is_automatic`), it occurred after the work was parked or done, and its id has not released anything before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from opticstream.state.raw_files import changes_of, identity_of
 def remember_batch(project: Project, event: BatchReady, /, *, received: Received) -> None:
     """Record that a batch is ready where another program found it, so that sweep and retry know its raw files.
 
-    An announcement that was sent again may name other raw files than the first one: then those count from now on.
+    An event that is sent again may name other raw files than the first one; these are then used from now on.
     """
     content = {"detail": {"event": event.payload()}}
     if project.facts.record(event.batch, "ready", content) or received.is_automatic:
@@ -45,10 +45,10 @@ _RAW = ("raw_folder", "files", "spectra")
 
 
 def release(project: Project, event: Event, received: Received, /) -> list[Event]:
-    """Take back what a re-emitted announcement is to have tried again, and return what is to be announced for it.
+    """Withdraw what a re-emitted event asks to retry, and return the events to announce for it.
 
-    Of finished work from unchanged raw files nothing is taken back, and nothing for an announcement of the pipeline's
-    own. The journal tells of each fact why it was taken back.
+    Finished work from unchanged raw files is never withdrawn, nor is anything for the pipeline's own events. The
+    journal records for each fact why it was withdrawn.
     """
     if received.is_automatic:
         return []
@@ -58,13 +58,13 @@ def release(project: Project, event: Event, received: Received, /) -> list[Event
         return []
     reason = f"{_why(received)}: {'; '.join(dict.fromkeys(reasons))}"
     if not apply_plan(project, plan, reason=reason):
-        return []  # another run of the same announcement was quicker
+        return []  # another run of the same event was faster
     _note(project, received, plan)
     return plan.announce
 
 
 def _plan(plan: RedoPlan, event: Event, received: Received) -> Iterator[str]:
-    """Fill a plan with what an announcement stands for, and yield why."""
+    """Fill a plan with the work that an event starts, and yield the reasons."""
     project = plan.project
     item = event.item
 
@@ -78,7 +78,7 @@ def _plan(plan: RedoPlan, event: Event, received: Received) -> Iterator[str]:
         about = lift(item, step.hierarchy, project.layout)
         ended = [fact for fact in step.ends if fact != step.done and parked(about, fact)]
         if ended == ["skipped"] and not (isinstance(about, SliceId) and len(good_mosaics(project, about)) > 1):
-            continue  # the reason why it was skipped still holds
+            continue  # the reason for skipping it is still valid
         if ended:
             plan.redo(step, about)
             yield step.failure
@@ -102,16 +102,16 @@ def _plan_batch(plan: RedoPlan, event: BatchReady, received: Received) -> Iterat
 
 
 def _has_changed(project: Project, event: BatchReady, tile: TileId) -> bool:
-    """Return whether a tile's raw file is there and another one than the tile was made from.
+    """Return whether a tile's raw file exists and has changed since the tile was made.
 
-    One that only has another time, such as a copy, is the same if its checksum is.
+    If only the time differs, as for a copy, the checksum decides.
     """
     names = [event.files.get(tile.tile_id), event.spectra.get(tile.tile_id)]
     paths = tuple(Path(event.raw_folder, name) for name in names if name is not None)
     try:
         identity = identity_of(*paths)
     except OSError:
-        return False  # it is gone: what was made from it stays
+        return False  # it no longer exists: what was made from it stays
     try:
         project.facts.read(tile, "processed")
     except StateError:
@@ -120,11 +120,11 @@ def _has_changed(project: Project, event: BatchReady, tile: TileId) -> bool:
 
 
 def _is_later(project: Project, item: ItemId, fact: str, received: Received) -> bool:
-    """Return whether an announcement occurred after a fact was recorded; one that a person starts occurs now."""
+    """Return whether an event occurred after a fact was recorded; one started by hand occurs now."""
     occurred = received.occurred or utc_now()
     try:
         record = project.facts.read(item, fact)
-    except StateError:  # a damaged flag is a fact of its file's time all the same
+    except StateError:  # a damaged flag is still a fact, with its file's time
         modified = project.facts.path(item, fact).stat().st_mtime
         return occurred > datetime.fromtimestamp(modified, UTC)
     return record is not None and occurred > record.time
@@ -140,7 +140,7 @@ def _note_path(project: Project, received: Received) -> Path | None:
 
 
 def _has_released(project: Project, received: Received) -> bool:
-    """Return whether this very announcement has released something: servers deliver at least once, clocks differ."""
+    """Return whether this event has already released something: servers may deliver twice, and clocks differ."""
     path = _note_path(project, received)
     return path is not None and path.exists()
 

@@ -1,6 +1,6 @@
-"""Announcements that could not be understood: recorded in the project, so that people are told and can mend the sender.
+"""Record events that could not be understood in the project, so that they are reported and the sender can be fixed.
 
-They are no facts about items, and nothing waits for them.
+They are not facts about items, and nothing waits for them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from opticstream.state.facts import utc_now
 from opticstream.state.record import time_from_text, time_to_text
 
 SHOWN_FOR = timedelta(days=7)
-"""How long `status` shows a refused announcement; notifications and the journal keep it."""
+"""How long `status` shows a refused event; notifications and the journal keep it."""
 
 
 @dataclass(frozen=True)
 class RefusedEvent:
-    """An announcement that could not be understood."""
+    """An event that could not be understood."""
 
     key: str
-    """Names it in notifications."""
+    """Its key in notifications."""
     name: str
     """Name of the event."""
     id: str | None
@@ -40,12 +40,12 @@ class RefusedEvent:
     """When it was refused."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the fields as JSON values."""
         return asdict(self) | {"time": time_to_text(self.time)}
 
 
 def refuse(project: Project, received: Received, error: EventError, /) -> RefusedEvent:
-    """Record that an announcement could not be understood, once however many flows it was to start."""
+    """Record that an event could not be understood, once, however many flows it was meant to start."""
     why = describe(error)
     mark = received.id or hashlib.sha256(f"{received.name} {why}".encode()).hexdigest()
     key = f"event-{mark[:16]}"
@@ -59,14 +59,14 @@ def refuse(project: Project, received: Received, error: EventError, /) -> Refuse
 
 
 def refused_events(project: Project, /, *, since: datetime | None = None) -> list[RefusedEvent]:
-    """Return the announcements of a project that could not be understood, the earliest first.
+    """Return the events of a project that could not be understood, the earliest first.
 
     Parameters
     ----------
     project : Project
-        Whose announcements.
+        The project.
     since : datetime, optional
-        Leave out those that were refused before.
+        Omit events that were refused before this time.
     """
     found = [one for one in _read(project) if since is None or one.time >= since]
     return sorted(found, key=lambda one: one.time)
@@ -78,4 +78,4 @@ def _read(project: Project) -> Iterator[RefusedEvent]:
             known = json.loads(path.read_bytes())
             yield RefusedEvent(**{**known, "time": time_from_text(known["time"])})
         except (OSError, ValueError, TypeError, KeyError):
-            continue  # people are told from the journal, too
+            continue  # the journal has it as well

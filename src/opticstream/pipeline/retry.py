@@ -1,4 +1,4 @@
-"""Trying again what was parked: which facts are taken back, so that the work and all that rests on it is done anew."""
+"""Plan a retry of parked work: which facts to withdraw so that the work, and all that depends on it, is done again."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["apply_plan", "retry_plan"]
 def retry_plan(project: Project, /, *, only: Iterable[ItemId] | None = None) -> RedoPlan:
     """Return what a retry of the parked items would do.
 
-    A parked tile makes its batch, its mosaic and what rests on it stale: their facts are taken back (they are kept
-    among the withdrawn ones), and the batch is announced again. Tiles that are good are not computed again.
+    For a parked tile, the facts of its batch, its mosaic and what depends on them are withdrawn (and kept among the
+    withdrawn ones), and the batch is announced again. Good tiles are not computed again.
 
     Parameters
     ----------
     project : Project
-        Whose failures to look at.
+        The project.
     only : iterable of items, optional
-        Only failures of these items, or inside them; all by default.
+        Retry only failures of these items, or inside them; all by default.
     """
     plan = RedoPlan(project)
     chosen = None if only is None else set(only)
@@ -39,7 +39,7 @@ def retry_plan(project: Project, /, *, only: Iterable[ItemId] | None = None) -> 
 
 
 def _parked_in(project: Project, step: Step, failure: Failure) -> ItemId | None:
-    """Return the item whose step is done again for a failure; for a tile its batch. None if another step has failed."""
+    """Return the item whose step is redone for a failure, for a tile its batch; None if another step has failed."""
     if chain().step_of(failure.item, failure.fact) is not step:
         return None
     return lift(failure.item, step.hierarchy, project.layout)

@@ -1,8 +1,8 @@
-"""What follows from a fact: small pure functions over facts and layout.
+"""Rules: what follows from a fact, as small functions of facts and layout.
 
-Each rule that announces something first records it, and only the caller whose record was the first announces; so two
-flows that look at the same moment cannot announce twice, and a crash between record and announcement is healed by
-`opticstream.pipeline.pending`.
+Each rule that announces something first records it, and only the caller that recorded it announces it. Two flows
+therefore cannot announce the same thing twice, and after a crash between record and announcement
+`opticstream.pipeline.pending` announces it again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from opticstream.state import FactsView
 
 
 def after_batch(project: Project, batch: BatchId, /) -> MosaicReady | None:
-    """Return the announcement that a batch's mosaic is ready, if this call is the one that found it so."""
+    """Return the announcement that a batch's mosaic is ready, if this call was the first to find it."""
     mosaic, facts = batch.mosaic, project.facts
     if facts.has(mosaic, "ready") or not has_all_batches(project, mosaic, facts):
         return None
@@ -35,7 +35,7 @@ def has_all_batches(project: Project, mosaic: MosaicId, facts: FactsView, /) -> 
 
 
 def after_mosaic(project: Project, mosaic: MosaicId, /) -> SliceReady | None:
-    """Return the announcement that a mosaic's slice is ready, if this call is the one that found it so."""
+    """Return the announcement that a mosaic's slice is ready, if this call was the first to find it."""
     slice_id, facts = project.layout.slice_of(mosaic), project.facts
     if facts.has(slice_id, "ready") or not may_register(project, slice_id, facts):
         return None
@@ -66,17 +66,17 @@ def good_mosaics(project: Project, slice_id: SliceId, /) -> tuple[MosaicId, ...]
 
 
 BATCH_ENDED = ("processed", "failed")
-"""Facts of a batch of which one stands when nothing more is to come of it."""
+"""Facts of a batch of which one is recorded when its processing has ended."""
 MOSAIC_ENDED = ("stitched", "failed")
-"""Facts of a mosaic of which one stands when nothing more is to come of its maps."""
+"""Facts of a mosaic of which one is recorded when its stitching has ended."""
 REGISTRATION_ENDED = frozenset({"registered", "axis_failed", "skipped", "failed"})
-"""Facts of a slice of which one stands when nothing more is to come of its registration."""
+"""Facts of a slice of which one is recorded when its registration has ended."""
 
 
 def belongs_in_sample(project: Project, slice_id: SliceId, facts: FactsView, /) -> bool:
-    """Return whether a slice has what the sample's stacks hold: fibre axes, or at least the maps of its first mosaic.
+    """Return whether a slice has results for the sample's stacks: fibre axes, or at least the maps of its first mosaic.
 
-    A registration that failed costs the slice its axes and not its place; without its first mosaic it is a gap.
+    After a failed registration a slice is added without axes; without its first mosaic it is a gap.
     """
     known = facts.facts_of(slice_id)
     if not project.config.processing.sample.enabled:
@@ -89,8 +89,8 @@ def belongs_in_sample(project: Project, slice_id: SliceId, facts: FactsView, /) 
 def may_determine_template(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
     """Return whether a mosaic is the one that determines the coordinates of its illumination.
 
-    It is the first mosaic of the illumination that is not parked as failed, so that a first slice that was lost does
-    not hold up all others; or one that has waited long enough for earlier slices of which nothing has come.
+    It is the first mosaic of the illumination that is not parked as failed, so that a lost first slice does not hold
+    up all others; or one that has waited long enough for earlier slices without any tile.
     """
     earlier = [m for m in earlier_mosaics(project, mosaic) if not facts.has(m, "failed")]
     if not earlier:
@@ -99,16 +99,16 @@ def may_determine_template(project: Project, mosaic: MosaicId, facts: FactsView,
 
 
 def has_stopped_waiting(project: Project, mosaic: MosaicId, /) -> bool:
-    """Return whether a mosaic need not wait for the template any longer, because no earlier slice has begun."""
+    """Return whether a mosaic has stopped waiting for the template, because no earlier slice has started."""
     try:
         record = project.facts.read(mosaic, "waiting")
     except StateError:
-        return False  # a damaged flag is a fact all the same
+        return False  # a damaged flag is still a fact
     return record is not None and "no_longer" in record.detail
 
 
 def has_begun(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
-    """Return whether anything is known of a mosaic: of itself, or of one of its batches."""
+    """Return whether a mosaic, or one of its batches, has any fact."""
     return bool(facts.facts_of(mosaic)) or any(facts.facts_of(batch) for batch in project.layout.batches(mosaic))
 
 
@@ -122,7 +122,7 @@ def earlier_mosaics(project: Project, mosaic: MosaicId, /) -> Iterable[MosaicId]
 def waits_for_template(project: Project, mosaic: MosaicId, facts: FactsView, /) -> bool:
     """Return whether a mosaic has to wait because the template of its illumination does not exist, or is being renewed.
 
-    A template of other settings is renewed by the mosaic that determines it, when that is stitched again.
+    A template made with other settings is renewed by the mosaic that determines it, when that is stitched again.
     """
     if project.config.processing.coordinates.force_refresh_coordinates:
         return False

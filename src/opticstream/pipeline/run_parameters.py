@@ -1,7 +1,7 @@
-"""Parameters of one run: what it uses instead of the registered ones belongs to the items that it found or took up.
+"""Parameters of one run that differ from the registered ones; they belong to the items that the run found or resumed.
 
-They stand in the item's `ready` record, and in the records of its results. State flows and sweeps look at the items of
-all runs at once: each announcement carries the parameters of its own item, not those of whoever looks.
+They are in the item's `ready` record, and in the records of its results. State flows and sweeps handle the items of
+all runs at once: each event has the parameters of its own item, not those of the current run.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from opticstream.state import FactRecord
 
 E = TypeVar("E", bound=Event)
 DETAIL = "parameters"
-"""Key in the detail of a record; left out where a run uses the registered parameters."""
+"""Key in the detail of a record; omitted if a run uses the registered parameters."""
 
 
 def detail_of_parameters(parameters: Mapping[str, Any], /) -> dict[str, Any]:
-    """Return what is added to the detail of a record made with these parameters."""
+    """Return the entry for the detail of a record made with these parameters."""
     return {DETAIL: dict(parameters)} if parameters else {}
 
 
 def run_parameters(project: Project, item: ItemId, /) -> dict[str, Any]:
-    """Return the parameters of the run that an item belongs to; those of the open project where none are recorded."""
+    """Return the parameters of the run that an item belongs to; those of the open project if none are recorded."""
     record = _read(project, item, "ready")
     return dict(project.parameters) if record is None else _parameters(record)
 
@@ -39,7 +39,7 @@ def event_of(project: Project, kind: type[E], item: ItemId, /, **values: Any) ->
 def parameters_of_results(project: Project, results: Iterable[tuple[ItemId, str]], /) -> dict[str, Any]:
     """Return the parameters that the latest of some results, as (item, fact), was made with.
 
-    What rests on results of several runs goes on with those of the last one. Without any result they are those of the
+    What depends on results of several runs uses the parameters of the last one, and without any result those of the
     open project.
     """
     records = [record for item, fact in results if (record := _read(project, item, fact)) is not None]
@@ -49,7 +49,7 @@ def parameters_of_results(project: Project, results: Iterable[tuple[ItemId, str]
 
 
 def take_over(project: Project, items: Iterable[ItemId], /) -> None:
-    """Let items that wait belong to the run that opened the project."""
+    """Assign waiting items to the run that opened the project."""
     for item in items:
         record = _read(project, item, "ready")
         if record is None or _parameters(record) == dict(project.parameters):
@@ -65,7 +65,7 @@ def take_over(project: Project, items: Iterable[ItemId], /) -> None:
 
 
 def waiting_in_folder(project: Project, events: Iterable[Event], folder: str, /) -> list[ItemId]:
-    """Return the items of pending announcements whose raw tiles lie in a folder."""
+    """Return the items of pending events whose raw tiles are in a folder."""
     return [item for event in events if _lies_in(project, (item := event.item), folder)]
 
 
@@ -90,4 +90,4 @@ def _read(project: Project, item: ItemId, fact: str) -> FactRecord | None:
     try:
         return project.facts.read(item, fact)
     except StateError:
-        return None  # `state verify` names the damaged flag
+        return None  # `state verify` reports the damaged flag

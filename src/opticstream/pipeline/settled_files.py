@@ -1,7 +1,7 @@
-"""Results of raw files that did not change while they were read.
+"""Compute results from raw files that did not change while they were read.
 
-A file may have its full size before it has its bytes, and a writer may pause for longer than the watcher waits. So size
-and time are looked at again after reading; what has changed is read again once it stands still.
+A file may have its full size before all bytes are written, and a writer may pause for longer than the watcher waits.
+Size and time are therefore compared again after reading; a file that has changed is read again once it is stable.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from opticstream.state.raw_files import identity_of
 
 R = TypeVar("R")
 _LOOK_S = 0.5
-"""Longest time between two looks at a file that is waited for, in seconds."""
+"""Longest time between two checks of a file that is still changing, in seconds."""
 
 
 def result_of_settled_files(
     project: Project, tile: TileId, files: Sequence[Path], compute: Callable[[str], R], /
 ) -> tuple[R, str]:
-    """Return what `compute` makes of raw files, and the identity of these files, which stayed the same meanwhile.
+    """Return what `compute` makes from raw files, and the identity of the files, which did not change in the meantime.
 
     Parameters
     ----------
     project : Project
-        Its deployment settings say how long a file must stand still, and how long it is waited for.
+        Its deployment settings say how long a file must not change, and how long to wait for it.
     tile : TileId
-        Whose files, for the journal.
+        The tile of the files, for the journal.
     files : sequence of Path
-        What `compute` reads.
+        The files that `compute` reads.
     compute : callable
-        Gets the identity of the files; is called again when they have changed, also when it has failed on them.
+        Takes the identity of the files; called again if they have changed, even if it raised an error.
 
     Raises
     ------
     ChangingInputError
-        The files changed until `stall_s` was over.
+        The files kept changing for `stall_s`.
     Exception
-        The error of `compute` on files that did not change.
+        The error that `compute` raised for files that did not change.
     """
     end = time.monotonic() + project.deployment.stall_s
     while True:
@@ -57,18 +57,18 @@ def result_of_settled_files(
             if error is not None:
                 raise error
             return result, before
-        why = f"{changed} changed while it was read; it is read again when it stands still"
+        why = f"{changed} changed while it was read; it is read again once it is stable"
         project.facts.journal.failed(tile, None, why=why, kind="changing input", stage="process batch")
         _wait_until_still(files, project.deployment.stable_s, end)
         if time.monotonic() >= end:
             raise ChangingInputError(
-                f"{changed}: was still being written {project.deployment.stall_s:g} s after it was first read "
-                f"(OPTICSTREAM_STALL_S)"
+                f"{changed}: was still changing {project.deployment.stall_s:g} s after it was first read "
+                f"(OPTICSTREAM_STALL_S); wait until it is written, then run again"
             ) from error
 
 
 def _difference(files: Iterable[Path], before: str) -> str | None:
-    """Return the names of the files if one of them is not what it was."""
+    """Return the names of the files if one of them has changed."""
     return None if identity_of(*files) == before else " and ".join(str(path) for path in files)
 
 

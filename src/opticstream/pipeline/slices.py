@@ -1,4 +1,4 @@
-"""The work on one slice: its illuminations are registered, and give the fibre axes."""
+"""The work on one slice: register its illuminations and solve the fibre axes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from opticstream.state.manifest import records_of_store
 def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt = once) -> list[Event]:
     """Register the illuminations of a slice and return what is to be announced.
 
-    With fewer than two good illuminations the slice is recorded as skipped, without any as failed. A registration that
-    cannot be believed, or cannot be done, costs the slice its fibre axes and nothing else.
+    With one good illumination the slice is recorded as skipped, with none as failed. Where the registration fails or
+    is not good enough the slice has no fibre axes, and nothing else is lost.
     """
-    from opticstream.stages.register_slice import SliceMosaic
-    from opticstream.stages.register_slice import register_slice as stage
+    from opticstream.stages import slice as slice_stages
 
     slice_id = event.slice
 
@@ -31,7 +30,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
             fact = "skipped" if good else "failed"
             return Result(fact=fact, detail={"reason": _why_skipped(project, slice_id, good)})
         mosaics = [
-            SliceMosaic(
+            slice_stages.SliceMosaic(
                 project.illumination(mosaic).name,
                 _maps(project, mosaic),
                 tilt_deg=project.illumination(mosaic).tilt_deg,
@@ -42,7 +41,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         ]
         made = attempt(
             f"register slice {slice_id.slice_id}",
-            lambda: stage(
+            lambda: slice_stages.register_slice(
                 mosaics,
                 project.paths.registered_folder,
                 slice_id=slice_id.slice_id,
@@ -73,13 +72,13 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         return announcements(project, slice_id, REGISTER_SLICE, outcome)
     if fact := outcome.result.fact:
         if len(project.layout.mosaics(slice_id)) < 2 and fact == "skipped":
-            return []  # nothing has failed: such a project has nothing to register
+            return []  # not a failure: a project of one illumination has nothing to register
         reason = str(outcome.result.detail["reason"])
         told = f"skipped: {reason}" if fact == "skipped" else reason
         return [failure_event(project, slice_id, REGISTER_SLICE, told)]
     events = announcements(project, slice_id, REGISTER_SLICE, outcome)
-    if doubts := outcome.result.detail["doubts"]:
-        events.append(project.event(SliceFlagged, slice_id, reasons=tuple(doubts)))
+    if flags := outcome.result.detail["doubts"]:
+        events.append(project.event(SliceFlagged, slice_id, reasons=tuple(flags)))
     return events
 
 
@@ -89,7 +88,7 @@ def _records(project: Project, path: Path) -> list[FileRecord]:
 
 
 def _maps(project: Project, mosaic: MosaicId) -> dict[str, Path]:
-    """Return the stitched maps of a mosaic, with its mask only where that is made from the map that was chosen."""
+    """Return the stitched maps of a mosaic; the mask only if it is made from the map that the registration asks for."""
     maps, processing = stitched_maps(project, mosaic), project.config.processing
     if processing.mask.made_from != processing.registration.mask_file_type:
         maps.pop("mask", None)

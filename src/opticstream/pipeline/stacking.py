@@ -5,62 +5,90 @@ The stacks belong to all slices, so the claim is on the sample: slices are added
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from opticstream.io.atomic import atomic_folder
+from opticstream.model.chain import Step
 from opticstream.model.errors import InputError, StateError
 from opticstream.model.events import Event, SampleFailed, SampleUpdated, SliceReady, SliceRegistered
 from opticstream.model.ids import MosaicId, SampleId, SliceId
-from opticstream.pipeline.dependencies import inputs_hash, keep_settings
-from opticstream.pipeline.jobs import UPDATE_SAMPLE, Attempt, once, park
-from opticstream.pipeline.parameters import sample_settings
+from opticstream.pipeline.jobs import UPDATE_SAMPLE, Attempt, Done, Failed, Outcome, Part, Result, once, perform_part
 from opticstream.pipeline.products import recorded_products, stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import belongs_in_sample
 from opticstream.pipeline.run_parameters import event_of
-from opticstream.state import FactsSnapshot
+from opticstream.state import Claim, FactsSnapshot
 
 if TYPE_CHECKING:
-    from opticstream.stages.update_sample import SampleInput, UpdatedSample
+    from opticstream.stages.sample import SampleInput, UpdatedSample
 
 
 def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
     """Add every slice that waits for it to the sample's stacks, and yield what is to be announced as it happens."""
-    from opticstream.stages.update_sample import update_sample as stage
-
     facts = project.facts
     if not unstacked(project):
         return
     claim = facts.claim(SampleId(), UPDATE_SAMPLE.claim, lease_s=project.deployment.lease_s)
     if claim is None:
-        # The holder looks for further slices before it lets go, and the sweep finds what falls in between.
+        # The holder checks for further slices before it releases its claim; the sweep finds one that slips through.
         facts.journal.skipped(SampleId(), "updated", f"claimed: {facts.holder(SampleId(), UPDATE_SAMPLE.claim)}")
         return
     with claim:
         while waiting := unstacked(project):
             slice_id = waiting[0]
-            ground = _Ground.of_now(project, slice_id)  # before its inputs are read: what comes later is not in it
-            try:
-                made = attempt(f"stack slice {slice_id.slice_id}", lambda: stage(sample_input(project, waiting[0])))
-            except Exception as error:
-                reason = park(project, slice_id, "stack_failed", error, stage=UPDATE_SAMPLE.name)
-                yield project.event(SampleFailed, SampleId(), slice_id=slice_id.slice_id, reason=reason)
-                continue
-            claim.ensure_mine()
-            _record(project, slice_id, made, ground)
-            yield project.event(
-                SampleUpdated,
-                SampleId(),
-                slice_id=slice_id.slice_id,
-                slices=tuple(made.slices),
-                missing=tuple(made.missing),
-            )
+            outcome, made = _stack_slice(project, slice_id, UPDATE_SAMPLE, claim, attempt=attempt)
+            if isinstance(outcome, Failed):
+                yield project.event(SampleFailed, SampleId(), slice_id=slice_id.slice_id, reason=outcome.reason)
+            elif made is not None:
+                yield project.event(
+                    SampleUpdated,
+                    SampleId(),
+                    slice_id=slice_id.slice_id,
+                    slices=tuple(made.slices),
+                    missing=tuple(made.missing),
+                )
+
+
+def _stack_slice(
+    project: Project, slice_id: SliceId, step: Step, claim: Claim, /, *, attempt: Attempt = once
+) -> tuple[Outcome, UpdatedSample | None]:
+    """Add a slice to the stacks and record it; returns their new state, None where the slice was not added."""
+    from opticstream.stages import sample as sample_stages
+
+    facts = project.facts
+    made: list[UpdatedSample] = []
+
+    def compute(_claim: Claim) -> Result:
+        # Looked up before the volumes are read: what is stitched meanwhile is not in the stacks.
+        volumes = _hashes_of_volumes(project, slice_id)
+        name = f"stack slice {slice_id.slice_id}"
+        made.append(attempt(name, lambda: sample_stages.update_sample(sample_input(project, slice_id))))
+        return Result(detail={"volumes": volumes})
+
+    def record(content: Mapping[str, Any], _seconds: float) -> None:
+        known = facts.read(slice_id, "stacked")
+        volumes = content["detail"]["volumes"]
+        changed = made[-1].changed or known is None or known.detail.get("volumes") != volumes
+        facts.withdraw(slice_id, "stack_failed", reason="stacked by hand")
+        if not facts.record(slice_id, "stacked", content) and changed:
+            facts.replace(slice_id, "stacked", content, why="its part of the stacks was written again")
+        # The stacks grow with every slice, so the sample's record, always the latest, vouches for their files.
+        sample = {
+            "parameters_hash": content["parameters_hash"],
+            "outputs": [facts.file_record(path, checksum=False) for path in made[-1].outputs.values()],
+            "detail": {"slices": list(made[-1].slices), "missing": list(made[-1].missing)},
+        }
+        facts.replace(SampleId(), "updated", sample, why=f"slice {slice_id.slice_id} added")
+
+    outcome = perform_part(project, Part(slice_id, record), step, claim, compute)
+    return outcome, made[-1] if isinstance(outcome, Done) else None
 
 
 def last_update(project: Project, /) -> SampleUpdated | None:
-    """Return the announcement of the last update of the stacks, None where there was none or it names no slices."""
+    """Return the announcement of the last update of the stacks; None without one, or if its record names no slices."""
     try:
         record = project.facts.read(SampleId(), "updated")
     except StateError:
@@ -72,41 +100,14 @@ def last_update(project: Project, /) -> SampleUpdated | None:
     return project.event(SampleUpdated, SampleId(), slice_id=slices[-1], slices=slices, missing=missing)
 
 
-class _Ground(NamedTuple):
-    """What a slice's part of the stacks is made from."""
-
-    inputs_hash: str | None
-    volumes: list[str | None] | None
-    """What the stitched volumes rest on, None where there are none yet."""
-
-    @classmethod
-    def of_now(cls, project: Project, slice_id: SliceId) -> _Ground:
-        volumes = project.facts.grounds(_fixed_mosaic(project, slice_id), "volume_stitched")
-        return cls(inputs_hash(project, slice_id, "stacked"), None if volumes is None else list(volumes))
-
-
-def _record(project: Project, slice_id: SliceId, made: UpdatedSample, ground: _Ground) -> None:
-    facts = project.facts
-    grounds = {
-        "parameters_hash": keep_settings(project, sample_settings(project.config)),
-        "inputs_hash": ground.inputs_hash,
-    }
-    content = grounds | {"detail": {"volumes": ground.volumes}}
-    known = facts.read(slice_id, "stacked")
-    changed = made.changed or known is None or known.detail.get("volumes") != ground.volumes
-    if not facts.record(slice_id, "stacked", content) and changed:
-        facts.replace(slice_id, "stacked", content, why="its part of the stacks was written again")
-    # The stacks grow with every slice, so it is the sample's record, always the latest, that vouches for their files.
-    sample = {
-        "parameters_hash": grounds["parameters_hash"],
-        "outputs": [facts.file_record(path, checksum=False) for path in made.outputs.values()],
-        "detail": {"slices": list(made.slices), "missing": list(made.missing)},
-    }
-    facts.replace(SampleId(), "updated", sample, why=f"slice {slice_id.slice_id} added")
+def _hashes_of_volumes(project: Project, slice_id: SliceId) -> list[str | None] | None:
+    """Return the hashes behind the stitched volumes that a slice brings to the stacks; None where there are none."""
+    volumes = project.facts.hashes(_fixed_mosaic(project, slice_id), "volume_stitched")
+    return None if volumes is None else list(volumes)
 
 
 def unstacked(project: Project, snapshot: FactsSnapshot | None = None, /) -> list[SliceId]:
-    """Return the slices that the stacks are to hold and do not, or not with all their volumes, in order."""
+    """Return the slices that belong in the stacks and are missing there, or lack volumes there, in order."""
     known = snapshot or project.facts.snapshot(mosaics=())
     slices = [item for item in known.items("slice") if isinstance(item, SliceId)]
     wanted = [
@@ -117,24 +118,24 @@ def unstacked(project: Project, snapshot: FactsSnapshot | None = None, /) -> lis
 
 
 def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSnapshot) -> Iterator[SliceId]:
-    """Yield the slices whose volumes were stitched, or stitched again, after the maps; nothing waits for volumes."""
+    """Yield the stacked slices whose volumes were stitched, or stitched again, after the slice was stacked."""
     if not (project.config.processing.sample.volumes and project.config.stitches_volumes):
         return
     done = [item for item in stacked if any(known.has(m, "volume_stitched") for m in project.layout.mosaics(item))]
     if not done:
         return
-    from opticstream.stages.update_sample import stacks_by_slice
+    from opticstream.stages.sample import stacks_by_slice
 
     held = stacks_by_slice(project.paths.sample_folder)
     for item in done:
-        record, now = project.facts.read(item, "stacked"), _Ground.of_now(project, item).volumes
+        record, now = project.facts.read(item, "stacked"), _hashes_of_volumes(project, item)
         redone = now is not None and record is not None and record.detail.get("volumes", now) != now
         if redone or not set(_volumes_by_stack(project, item)) <= held.get(item.slice_id, frozenset()):
             yield item
 
 
-def stacking_event(project: Project, slice_id: SliceId, /) -> Event:
-    """Return the announcement that makes the sample look for slices to add, as it came for this slice."""
+def end_of_registration(project: Project, slice_id: SliceId, /) -> Event:
+    """Return the announcement that a slice is registered; that it is ready where it goes on without registration."""
     kind = SliceRegistered if project.facts.has(slice_id, "registered") else SliceReady
     return event_of(project, kind, slice_id)
 
@@ -144,7 +145,7 @@ def sample_input(project: Project, slice_id: SliceId, /) -> SampleInput:
 
     Stacks are named `{illumination}_{modality}` and `registered_{product}`: both have a birefringence.
     """
-    from opticstream.stages.update_sample import SampleInput
+    from opticstream.stages.sample import SampleInput
 
     facts, settings = project.facts, project.config.processing.sample
     snapshot = facts.snapshot(mosaics=())
@@ -174,7 +175,7 @@ def _volumes_by_stack(project: Project, slice_id: SliceId) -> dict[str, Path]:
 
 
 def _fixed_mosaic(project: Project, slice_id: SliceId) -> MosaicId:
-    """Return the mosaic that the slice's others were registered onto; the first one without registration."""
+    """Return the mosaic that the others of the slice were registered onto; the first one without registration."""
     record = project.facts.read(slice_id, "registered")
     used = record.detail.get("mosaics") if record else None
     return MosaicId(int(used[0])) if used else project.layout.mosaics(slice_id)[0]
@@ -219,10 +220,8 @@ def stack_slices(
     InputError
         A wanted slice has nothing for the stacks, or the stacks are to be built again from a part of the slices.
     StateError
-        Another process is at the stacks.
+        Another process is updating the stacks.
     """
-    from opticstream.stages.update_sample import update_sample as stage
-
     slices = stackable_slices(project)
     if wanted and rebuild:
         raise InputError("the stacks are built again from all slices; leave the slice numbers out")
@@ -243,9 +242,7 @@ def stack_slices(
             with atomic_folder(project.paths.sample_folder):
                 pass  # an empty folder takes the place of the stacks
         for item in slices:
-            ground = _Ground.of_now(project, item)
-            made = stage(sample_input(project, item))
-            claim.ensure_mine()
-            project.facts.withdraw(item, "stack_failed", reason="stacked by hand")
-            _record(project, item, made, ground)
+            # By hand nothing is parked: the caller gets the error.
+            _, added = _stack_slice(project, item, replace(UPDATE_SAMPLE, failed=None), claim)
+            made = added or made
     return made

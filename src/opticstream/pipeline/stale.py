@@ -1,4 +1,4 @@
-"""What is out of date after a change of settings, raw files or results further up, why, and doing that again."""
+"""Find results that are out of date because settings, raw files or earlier results changed, and plan to redo them."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from opticstream.pipeline.parameters import shared_part
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import RedoPlan
-from opticstream.state import FactsSnapshot, FileRecord, Grounds
+from opticstream.state import FactsSnapshot, FileRecord, RecordedHashes
 from opticstream.state.raw_files import ChangedRawFile, changed_raw_files
 from opticstream.state.record import path_from_name, sha256_of_path
 
-_MOST_FILES = 3
-"""Raw files that are named for each batch."""
+_MAX_FILES_NAMED = 3
+"""Largest number of raw files that are named for a batch."""
 
 
 @dataclass(frozen=True)
 class Stale:
-    """A result that would come out differently now.
+    """A result that would be different if it were made now.
 
     Attributes
     ----------
     item : ItemId
-        Whose result.
+        The item of the result.
     fact : str
-        Which one.
+        The fact that records it.
     why : tuple of str
-        Settings that have changed, as ``name: old -> new``, or what else has.
+        What has changed: settings as ``name: old -> new``, or other causes.
     alone : bool
-        Nothing else rests on what has changed.
+        No later result depends on what has changed.
     raw_files_changed : bool
-        The raw files of a batch are no longer those that it was made from.
+        The raw files of a batch have changed.
     """
 
     item: ItemId
@@ -48,47 +48,47 @@ class Stale:
     raw_files_changed: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the fields as JSON values."""
         return {"item": self.item.key, "fact": self.fact, "why": list(self.why)}
 
 
 def stale_results(project: Project, snapshot: FactsSnapshot | None = None, /) -> list[Stale]:
-    """Return the results that are out of date in themselves, in the order of the chain.
+    """Return the results that are out of date themselves, in the order of the chain.
 
-    What rests on them is out of date with them and not listed: `stale_plan` takes it along. Records that do not say
-    what they rest on (made by hand, or by an earlier version) count as up to date.
+    Results that depend on them are not listed; `stale_plan` includes them. Records without hashes (made by hand, or by
+    an earlier version) count as up to date.
     """
     snapshot = project.facts.snapshot() if snapshot is None else snapshot
-    look = _Look(project, snapshot)
+    check = _StaleCheck(project, snapshot)
     return [
         stale
         for step in chain().steps
         for item in snapshot.items(step.hierarchy)
         for fact in ((step.done,) if step.publishes or step.failed is None else (step.done, step.failed))
-        if snapshot.has(item, fact) and (stale := look.at(item, fact)) is not None
+        if snapshot.has(item, fact) and (stale := check.at(item, fact)) is not None
     ]
 
 
 def stale_by_raw_files(batch: BatchId, files: Sequence[ChangedRawFile], /) -> Stale:
-    """Return a processed batch as stale because of raw files that have changed."""
-    told = tuple(map(str, files[:_MOST_FILES]))
+    """Return a processed batch as stale because raw files have changed."""
+    told = tuple(map(str, files[:_MAX_FILES_NAMED]))
     more = len(files) - len(told)
     why = (*told, f"and {more} more raw files of {batch}") if more else told
     return Stale(batch, "processed", why, raw_files_changed=True)
 
 
-class _Look:
-    """One look at all results, in which nothing is read twice."""
+class _StaleCheck:
+    """One pass over all results, which reads nothing twice."""
 
     def __init__(self, project: Project, snapshot: FactsSnapshot) -> None:
         self._project = project
         self._snapshot = snapshot
-        self._known: dict[tuple[ItemId, str], Grounds | None] = {}
+        self._known: dict[tuple[ItemId, str], RecordedHashes | None] = {}
         self._digest = cache(self._read_digest)
 
     def at(self, item: ItemId, fact: str) -> Stale | None:
-        """Return why a result is out of date, None when it is not."""
-        stale = self._by_grounds(item, fact)
+        """Return why a result is out of date, or None if it is not."""
+        stale = self._by_hashes(item, fact)
         if isinstance(item, BatchId) and fact == "processed":
             changed = changed_raw_files(self._project.facts, item)
             by_files = stale_by_raw_files(item, changed) if changed else None
@@ -97,8 +97,8 @@ class _Look:
             return replace(by_files, why=(*stale.why, *by_files.why))
         return stale
 
-    def _by_grounds(self, item: ItemId, fact: str) -> Stale | None:
-        recorded = self._grounds(item, fact)
+    def _by_hashes(self, item: ItemId, fact: str) -> Stale | None:
+        recorded = self._hashes(item, fact)
         if recorded is None:
             return None
         settings = self._settings(item, fact)
@@ -106,23 +106,23 @@ class _Look:
             assert recorded.parameters_hash is not None
             why = changed_settings(self._project, recorded.parameters_hash, settings)
             alone = shared_part(recorded.parameters_hash) == shared_part(settings.hash)
-            return Stale(item, fact, why or ("settings have changed; which ones is not known",), alone)
+            return Stale(item, fact, why or ("settings have changed; it is not known which",), alone)
         if recorded.inputs_hash is not None and not isinstance(item, BatchId):
-            if inputs_hash(self._project, item, fact, read=self._grounds) != recorded.inputs_hash:
-                return Stale(item, fact, ("what it is made from was done again since",))
+            if inputs_hash(self._project, item, fact, read=self._hashes) != recorded.inputs_hash:
+                return Stale(item, fact, ("its inputs have been made again since",))
             if isinstance(item, MosaicId) and fact in ("stitched", "volume_stitched"):
-                changed = tuple(f"{file.path} is another one since" for file in self._changed_files(item, fact))
+                changed = tuple(f"{file.path} has changed since" for file in self._changed_files(item, fact))
                 return Stale(item, fact, changed) if changed else None
         return None
 
     def _settings(self, item: ItemId, fact: str) -> Any:
         return settings_of(self._project, item, fact, facts=self._snapshot)
 
-    def _grounds(self, item: ItemId, fact: str) -> Grounds | None:
+    def _hashes(self, item: ItemId, fact: str) -> RecordedHashes | None:
         key = (item, fact)
         if key not in self._known:
             has = self._snapshot.has(item, fact)
-            self._known[key] = self._project.facts.grounds(item, fact) if has else None
+            self._known[key] = self._project.facts.hashes(item, fact) if has else None
         return self._known[key]
 
     def _changed_files(self, item: ItemId, fact: str) -> Iterator[FileRecord]:
@@ -135,13 +135,13 @@ class _Look:
         try:
             return sha256_of_path(path_from_name(name, self._project.facts.roots))
         except OSError:
-            return None  # `state verify` tells of files that are gone
+            return None  # `state verify` reports missing files
 
 
 def stale_plan(project: Project, stale: Iterable[Stale], /) -> RedoPlan:
-    """Return what has to be taken back so that stale results, and what rests on them, are done again.
+    """Return what to withdraw so that stale results, and what depends on them, are done again.
 
-    A batch whose raw files are gone is left as it is, and said so.
+    A batch whose raw files are gone is not changed; the plan says so.
     """
     plan = RedoPlan(project)
     for one in stale:
@@ -151,7 +151,9 @@ def stale_plan(project: Project, stale: Iterable[Stale], /) -> RedoPlan:
         changes_archive = False
         if isinstance(one.item, BatchId) and not step.publishes:
             if missing := _missing_raw_file(project, one.item):
-                plan.refused.append(f"{one.item} stays as it is: {missing} is gone, and it is made from it")
+                plan.refused.append(
+                    f"{one.item}: cannot be made again, because its raw file {missing} no longer exists"
+                )
                 continue
             has_failures = one.fact == "failed" or bool(_failed_tiles(project, one.item))
             changes_archive = has_failures or one.raw_files_changed
@@ -167,6 +169,6 @@ def _failed_tiles(project: Project, batch: BatchId) -> list[int]:
 def _missing_raw_file(project: Project, batch: BatchId) -> str | None:
     event = ready_event(project, batch)
     if event is None:
-        return None  # the plan refuses it with that reason
+        return None  # the plan refuses it for this reason
     paths = (Path(event.raw_folder, name) for name in (*event.files.values(), *event.spectra.values()))
     return next((str(path) for path in paths if not path.exists()), None)

@@ -1,4 +1,4 @@
-"""What does not go on, and why: dead holders, incomplete columns, missing templates, nobody at work."""
+"""Find work that is stuck, and why: dead claims, incomplete columns, missing templates, work that nobody starts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from opticstream.state import FactsSnapshot
 from opticstream.state.facts import utc_now
 
 _PATIENCE_SWEEPS = 5.0
-"""Sweeps that something may be ready before it counts as stuck: the first one announces it again."""
+"""Number of sweeps after which ready work counts as stuck; the first sweep announces it again."""
 
 
 @dataclass(frozen=True)
 class Stuck:
-    """Something that does not go on by itself."""
+    """Work that does not continue without help."""
 
     item: ItemId
     what: str
@@ -29,7 +29,7 @@ class Stuck:
     why: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the fields as JSON values."""
         return {"item": self.item.key, "what": self.what, "why": self.why}
 
 
@@ -41,11 +41,11 @@ def stuck_items(
     Parameters
     ----------
     project : Project
-        Whose facts to look at.
+        The project.
     snapshot : FactsSnapshot, optional
         Its facts; read by default.
     now : datetime, optional
-        The time; that of this host by default.
+        The current time; that of this host by default.
     """
     snapshot = project.facts.snapshot() if snapshot is None else snapshot
     now = now or utc_now()
@@ -70,7 +70,9 @@ def _incomplete_columns(project: Project, snapshot: FactsSnapshot, now: datetime
         times = [_time_of(project, batch, "ready") for batch in project.layout.batches(mosaic)]
         latest = max((time for time in times if time is not None), default=now)
         if now - latest > timedelta(seconds=project.deployment.stall_s):
-            yield Stuck(mosaic, "columns incomplete", f"no column since {latest:%Y-%m-%d %H:%M}; {columns} are missing")
+            yield Stuck(
+                mosaic, "columns incomplete", f"no new column since {latest:%Y-%m-%d %H:%M}; missing: {columns}"
+            )
 
 
 def _missing_templates(project: Project, snapshot: FactsSnapshot) -> Iterator[Stuck]:
@@ -79,7 +81,9 @@ def _missing_templates(project: Project, snapshot: FactsSnapshot) -> Iterator[St
         waits = snapshot.has(item, "waiting") and not is_settled(snapshot, item)
         if waits and waits_for_template(project, item, snapshot):
             name = project.paths.tilemap(project.illumination(item).name).name
-            yield Stuck(item, "template missing", f"waits for {name}, which its illumination's first good mosaic makes")
+            yield Stuck(
+                item, "template missing", f"waits for {name}, made by the first good mosaic of its illumination"
+            )
 
 
 def _stopped_work(project: Project, snapshot: FactsSnapshot, now: datetime) -> Iterator[Stuck]:
@@ -92,12 +96,12 @@ def _stopped_work(project: Project, snapshot: FactsSnapshot, now: datetime) -> I
                     continue
                 holder = project.facts.holder(item, step.claim) if snapshot.has(item, step.claim) else None
                 if holder is not None and holder.state == "dead":
-                    yield Stuck(item, "lease dead", f"{step.name}: {holder}; nobody has taken it over yet")
+                    yield Stuck(item, "lease dead", f"{step.name}: {holder}; no process has taken it over yet")
                 elif step.starts_work and (holder is None or holder.state == "released"):
                     ready = _time_of(project, item, "ready")
                     waits = isinstance(item, MosaicId) and snapshot.has(item, "waiting")
                     if ready is not None and now - ready > patience and not waits:
-                        why = f"{step.name}: ready since {ready:%Y-%m-%d %H:%M}, and no worker has taken it up"
+                        why = f"{step.name}: ready since {ready:%Y-%m-%d %H:%M}, but no worker has started it"
                         yield Stuck(item, "not started", why)
 
 

@@ -1,6 +1,6 @@
-"""The sweep: what is ready and not started is announced again, ever more patiently, so a lost event only costs time.
+"""The sweep announces work again that is ready but not started, with growing delays; a lost event only costs time.
 
-`Sweeper` is the one rule, used by the process that feeds a project and by the periodic flow of a server.
+`Sweeper` is used by the process that runs a project and by the periodic flow of a server.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ Memory = dict[tuple[str, str], tuple[float, float]]
 
 @dataclass
 class Sweeper:
-    """Repeats announcements that nothing has come of, each after a patience that doubles.
+    """Repeats events whose work has not started, each with a delay that doubles.
 
     Parameters
     ----------
     project : Project
-        Whose facts to look at.
+        The project.
     patience_s : float
-        How long something may be ready and not started before it is announced again, in seconds.
+        How long work may be ready but not started before it is announced again, in seconds.
     announce : callable
-        Takes the announcements; may raise ServerError.
+        Takes the events; may raise ServerError.
     """
 
     project: Project
     patience_s: float
     announce: Callable[[Iterable[Event]], object]
     is_queued: Callable[[Event], bool] = lambda _event: False
-    """Whether a run that the event would start waits in a queue already; then patience is all that is needed."""
+    """Whether a run that the event would start is already in a queue, so that it need not be announced again."""
     clock: Callable[[], float] = time.monotonic
     memory: Memory = field(default_factory=dict)
 
     def sweep(self, *, at_once: bool = False) -> list[Event]:
-        """Announce again what has waited too long (everything that waits if `at_once`), and return it."""
+        """Announce again what has waited too long (or everything that waits, if `at_once`), and return the events."""
         now = self.clock()
         pending = {(event.event_name(), event.item.key): event for event in pending_announcements(self.project)}
         for key in self.memory.keys() - pending.keys():
@@ -60,12 +60,12 @@ class Sweeper:
             try:
                 self.announce(due)
             except ServerError:
-                return []  # nothing is lost: it is still pending when the server is back
+                return []  # nothing is lost: it is still pending when the server answers again
         return due
 
 
 def memory_of_sweeps(project: Project, /) -> Memory:
-    """Return what earlier sweeps of other processes remember; nothing where that is lost, which only costs time."""
+    """Return the delays of earlier sweeps of other processes; empty if they are lost, which only costs time."""
     try:
         entries = json.loads(_path(project).read_bytes())
         return {(name, item): (float(wait), float(at)) for name, item, wait, at in entries}
@@ -74,7 +74,7 @@ def memory_of_sweeps(project: Project, /) -> Memory:
 
 
 def keep_memory_of_sweeps(project: Project, memory: Memory, /) -> None:
-    """Keep what later sweeps are to remember."""
+    """Save the delays for later sweeps."""
     write_text(_path(project), json.dumps([[*key, *times] for key, times in sorted(memory.items())], indent=1))
 
 

@@ -1,7 +1,7 @@
-"""Coordinate templates and focus maps: made once for each illumination, and renewed when what they rest on changes.
+"""Coordinate templates and focus maps: made once per illumination, and renewed when what they depend on changes.
 
-Beside the facts a note says with which settings, and from which raw files of which mosaic, a template was made. The old
-template stays in place, and in use where nothing has to be done again, until the mosaic that determines it has written
+A note beside the facts says with which settings, and from which raw files of which mosaic, a template was made. The old
+template stays in place and in use until the mosaic that determines it has written
 the new one.
 """
 
@@ -23,7 +23,7 @@ from opticstream.pipeline.project import Project
 
 @dataclass(frozen=True)
 class MadeWith:
-    """What a template or a focus map was made with.
+    """What a template or a focus map was made from.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class MadeWith:
         The mosaic whose tiles were used; None in the notes of earlier versions.
     tiles : dict of list of str
         Checksum and identity of the raw file behind each tile that was good then, by tile number. A tile that is
-        missing here was bad, and the stage model gave its place.
+        missing here was bad, and its position came from the stage model.
     """
 
     settings: str
@@ -42,29 +42,29 @@ class MadeWith:
 
 
 def template_hash(project: Project, mosaic: MosaicId, /) -> str:
-    """Return the hash of the settings that the coordinate template of a mosaic's illumination rests on."""
+    """Return the hash of the settings that the coordinate template of a mosaic's illumination depends on."""
     index = project.layout.illumination_index(mosaic)
     tiles = shared_part(tile_hash(project.config, index))
     return parameters_hash({"tiles": tiles, "coordinates": coordinates_settings(project.config, index).hash})
 
 
 def focus_hash(project: Project, mosaic: MosaicId, /) -> str:
-    """Return the hash of the settings that the focus map of a mosaic's illumination rests on."""
+    """Return the hash of the settings that the focus map of a mosaic's illumination depends on."""
     focus = focus_settings(project.config).hash
     return parameters_hash({"template": template_hash(project, mosaic), "focus": focus})
 
 
 def template_is_outdated(project: Project, mosaic: MosaicId, /) -> bool:
-    """Return whether the template of a mosaic's illumination would come out differently now.
+    """Return whether the template of a mosaic's illumination would be different now.
 
-    It does with other settings, and when a tile that it was made from, or without, has been repaired or replaced since.
-    A template that came from elsewhere is never outdated.
+    That is the case if settings have changed, or if a tile that was used, or missing, has been replaced since.
+    A template from elsewhere is never outdated.
     """
     return _is_outdated(project, _template(project, mosaic), template_hash(project, mosaic))
 
 
 def focus_is_outdated(project: Project, mosaic: MosaicId, /) -> bool:
-    """Return whether the focus map of a mosaic's illumination would come out differently now, as for templates."""
+    """Return whether the focus map of a mosaic's illumination would be different now, as for templates."""
     return _is_outdated(project, _focus(project, mosaic), focus_hash(project, mosaic))
 
 
@@ -80,14 +80,14 @@ def determined_focus(project: Project, mosaic: MosaicId, /) -> bool:
 
 @contextmanager
 def template_noted(project: Project, mosaic: MosaicId, /) -> Iterator[Callable[[], None]]:
-    """Note what a template is made with; the block calls what it is given once the template is written."""
+    """Note what a template is made from; the block calls the yielded function once the template is written."""
     with _noted(project, _template(project, mosaic), mosaic, template_hash(project, mosaic)) as note:
         yield note
 
 
 @contextmanager
 def focus_noted(project: Project, mosaic: MosaicId, /) -> Iterator[Callable[[], None]]:
-    """Note what a focus map is made with; the block calls what it is given once the map is written."""
+    """Note what a focus map is made from; the block calls the yielded function once the map is written."""
     with _noted(project, _focus(project, mosaic), mosaic, focus_hash(project, mosaic)) as note:
         yield note
 
@@ -113,12 +113,12 @@ def _noted(project: Project, path: Path, mosaic: MosaicId, settings: str) -> Ite
         write_text(note, json.dumps(asdict(made_with), indent=1) + "\n")
 
     is_new = not path.exists()
-    if is_new:  # so that a process that is killed right after the template appears has noted it
+    if is_new:  # so that the note exists if the process is killed just after the template is written
         write()
     try:
         yield write
     finally:
-        if is_new and not path.exists():  # nothing was made; a template that a person puts there is not ours
+        if is_new and not path.exists():  # nothing was made; a template added by hand later has no note
             note.unlink(missing_ok=True)
 
 
@@ -128,11 +128,11 @@ def _tiles(project: Project, mosaic: MosaicId) -> dict[str, list[str]]:
 
 
 def _raw_file(project: Project, tile: TileId) -> list[str] | None:
-    """Return checksum and identity of the raw file behind a tile's results; None while it has none."""
+    """Return checksum and identity of the raw file of a tile's results; None while it has none."""
     try:
         record = project.facts.read(tile, "processed")
     except StateError:
-        return []  # a damaged flag is a fact all the same
+        return []  # a damaged flag is still a fact
     if record is None:
         return None
     return [text for text in (record.detail.get("raw_sha256"), record.inputs_hash) if text]
@@ -147,7 +147,7 @@ def _read_note(project: Project, path: Path) -> MadeWith | None:
         values = json.loads(text)
         return MadeWith(str(values["settings"]), values["mosaic_id"], values["tiles"])
     except (ValueError, TypeError, KeyError):
-        return MadeWith(text.strip())  # as earlier versions wrote it: the hash alone
+        return MadeWith(text.strip())  # earlier versions wrote only the hash
 
 
 def _is_made_from(project: Project, path: Path, mosaic: MosaicId) -> bool:
@@ -165,11 +165,11 @@ def _is_outdated(project: Project, path: Path, settings: str) -> bool:
         return True
     if note.mosaic_id is None or note.tiles is None:
         return False
-    # A tile that was good and is bad now costs nothing: its place is known.
+    # A tile that was good and is bad now does not matter: its position is known.
     now = _tiles(project, MosaicId(note.mosaic_id))
     return any(not _is_same(note.tiles.get(number), files) for number, files in now.items())
 
 
 def _is_same(before: list[str] | None, now: list[str]) -> bool:
-    """Return whether a tile rests on the same raw data: the same checksum, or the same name, size and time."""
+    """Return whether a tile has the same raw data: the same checksum, or the same name, size and time."""
     return before is not None and (not before or not now or not set(before).isdisjoint(now))

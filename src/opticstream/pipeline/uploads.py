@@ -1,7 +1,7 @@
-"""Publication: archive copies are linked from their mosaic, results are put into the archive's derivative tree.
+"""Publish: link archive copies from their mosaic, and copy results to the archive's derivative tree.
 
-The queue is what the facts say: everything that is archived, stitched or registered and not yet uploaded. A run takes
-the whole queue, so that a burst of announcements costs one run and a lost one costs nothing but time.
+The queue follows from the facts: everything that is archived, stitched or registered and not yet uploaded. A run
+handles the whole queue, so that a burst of events costs one run and a lost event only costs time.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def upload_queue(project: Project, snapshot: FactsSnapshot, /) -> list[tuple[Ite
 
 
 def upload_pending(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
-    """Publish everything that waits, and yield what is to be announced as it happens."""
+    """Publish everything that waits, and yield the events to announce as it happens."""
     for item, step in upload_queue(project, project.facts.snapshot()):
-        if not project.facts.has(item, step.after):  # withdrawn meanwhile
+        if not project.facts.has(item, step.after):  # withdrawn in the meantime
             continue
         work = partial(_upload, project, item, step.after, attempt)
         yield from announcements(project, item, step, perform(project, item, step, work))
@@ -43,7 +43,7 @@ def upload_pending(project: Project, /, *, attempt: Attempt = once) -> Iterator[
 def _upload(project: Project, item: ItemId, fact: str, attempt: Attempt, _claim: Claim) -> Result:
     record = project.facts.read(item, fact)
     if record is None:
-        raise StateError(f"{item} is not {fact} any longer")
+        raise StateError(f"{item} is no longer {fact}")
     published = attempt(f"publish {item}", lambda: _publish(project, item, record.outputs))
     return Result(
         outputs=[project.facts.file_record(path, checksum=False) for path in published],

@@ -1,1 +1,1 @@
-"""Where results go: today the local archive tree; the networked targets come behind the same functions."""
+"""Publish results, so far to the local archive tree."""

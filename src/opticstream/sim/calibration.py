@@ -1,4 +1,4 @@
-"""The calibration files of the virtual rig: whatever form the project's configuration names."""
+"""The calibration files of the virtual rig, in the form that the project's configuration names."""
 
 from __future__ import annotations
 

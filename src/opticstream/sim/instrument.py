@@ -87,7 +87,7 @@ def wavenumbers_from_settings(scan: ScanSettings, instrument: InstrumentSettings
     if isinstance(form, WavelengthFit) and instrument.k_map != "linear-wavelength":
         raise ConfigurationError(
             f'scan.calibration.linearization.method = "wavelength-fit" describes a straight line; '
-            f'instrument.k_map = "{instrument.k_map}" is none, use "linear-wavelength"'
+            f'instrument.k_map = "{instrument.k_map}" does not; use "linear-wavelength"'
         )
     shift = instrument.channel_shift_nm * 1e-3
     shared = len(getattr(form, "files", ()) or getattr(form, "measured_files", ())) == 1
@@ -117,7 +117,7 @@ def _read_chirp(path: Path) -> Array:
     except Exception as error:  # a damaged file can make its reader fail in any way
         raise CalibrationError(f"{path}: cannot be read as a chirp vector (instrument.chirp_file): {error}") from error
     if chirp.size < 2 or not np.all(np.diff(chirp) > 0):
-        raise CalibrationError(f"{path}: a chirp vector must rise strictly (instrument.chirp_file)")
+        raise CalibrationError(f"{path}: expected a strictly increasing chirp vector (instrument.chirp_file)")
     return chirp
 
 

@@ -1,4 +1,4 @@
-"""The reconstruction that some rigs run themselves before they write complex tiles; shared with nobody."""
+"""The reconstruction that some rigs run themselves before they write complex tiles; it shares no code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a beam sees of a fibre: apparent birefringence and angle for any direction of light.
+"""The appearance of a fibre to a beam: apparent birefringence and angle for any direction of light.
 
 Conventions are those of `docs/explanation/algorithms`, section 10: a beam along `k`, its image axes `e1` and `e2` being
 the lab's x and y turned together with the beam.

@@ -79,7 +79,7 @@ def write_preset(
         There is no such preset, it needs `directions`, or it comes in one size only.
     """
     if small and preset != "demo":
-        raise ConfigurationError(f"the preset {preset} comes in one size only; --small belongs to the preset demo")
+        raise ConfigurationError(f"the preset {preset} has only one size; use --small with the preset demo")
     make_text = small_project_text if small else project_text
     text = make_text(name=preset, slices=slices, channels=channels)
     match preset:
@@ -99,6 +99,6 @@ def write_preset(
                 threshold_db=60.0, channels=channels,
             )  # fmt: skip
         case _:
-            raise ConfigurationError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
+            raise ConfigurationError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
     project = write_text(folder / PROJECT_FILE, text)
     return project, write_text(folder / PHANTOM_FILE, phantom.model_dump_json(indent=1) + "\n")

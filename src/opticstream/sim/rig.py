@@ -65,7 +65,7 @@ class Misbehaviour:
             return cls(kind, int(number), float(seconds or 5.0))  # type: ignore[arg-type]
         except ValueError:
             raise ConfigurationError(
-                f"{text!r} is no misbehaviour; expected KIND:TILE[:SECONDS] with KIND one of "
+                f"unknown misbehaviour {text!r}; expected KIND:TILE[:SECONDS] with KIND one of "
                 f"{', '.join(get_args(MisbehaviourKind))} and TILE from 1 up"
             ) from None
 
@@ -160,7 +160,7 @@ class VirtualRig:
             write_truth(self.simulator, self.truth_folder)
 
     def _refuse_other_tiles(self, truth_folder: Path) -> None:
-        """Raise if the raw folder holds tiles of another phantom, which would be taken for complete ones of this."""
+        """Raise if the raw folder holds tiles of another phantom, which would count as complete ones of this."""
         key = truth_key_in(truth_folder)
         if key in (None, truth_key(self.simulator)) or not self.raw_folder.is_dir():
             return
@@ -200,7 +200,7 @@ class VirtualRig:
         wrong: dict[int, list[Misbehaviour]] = {}
         for m in self.misbehaviours:
             if m.tile_number > len(tiles):
-                raise ConfigurationError(f"{m.kind}:{m.tile_number}: the acquisition has {len(tiles)} tiles only")
+                raise ConfigurationError(f"{m.kind}:{m.tile_number}: the acquisition has only {len(tiles)} tiles")
             wrong.setdefault(m.tile_number, []).append(m)
         order = list(range(1, len(tiles) + 1))
         for number in range(1, len(tiles)):

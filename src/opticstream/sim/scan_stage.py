@@ -1,4 +1,4 @@
-"""Where every tile really lies: nominal grid, stage error, backlash, jitter, drift, and the frame of each mosaic."""
+"""The actual positions of tiles: nominal grid, stage error, backlash, jitter, drift, and the frame of each mosaic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person may set about the phantom: sample, instrument, stage and the seed from which everything follows.
+"""Settings of the phantom: sample, instrument, stage and the seed from which everything follows.
 
 Settings describe a world, the project configuration describes how it is scanned; the virtual rig needs both. Every
 random number is drawn from `seed` and the item it belongs to, so that no order of work changes a byte.
@@ -214,7 +214,7 @@ class InstrumentSettings(Settings):
 
 
 class StageSettings(Settings):
-    """Where tiles really lie."""
+    """The actual positions of tiles."""
 
     affine_percent: float = Field(default=1.0, ge=0)
     """Standard deviation of the elements of the affine stage error, in percent of a step."""
@@ -259,7 +259,7 @@ def load_phantom(path: Path | str, /) -> PhantomSettings:
     Raises
     ------
     ConfigurationError
-        The file is absent or says something impossible; the message names the key and the value.
+        The file is absent or has an invalid value; the message names the key and the value.
     """
     path = Path(path)
     try:

@@ -17,7 +17,7 @@
                                    depth: local axis, birefringence, what the beam would see of that depth alone
                                    (apparent_*), and the cumulative state that a single-input rig sees (visible_*)
 
-The folder belongs to the rig and to `validate`; nothing that processes tiles is ever told where it is.
+The folder belongs to the rig and to `validate`; no code that processes tiles knows its path.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def truth_key_in(folder: Path, /) -> str | None:
 def write_truth(simulator: TileSimulator, folder: Path, /) -> Path:
     """Write the truth of all slices and return its `truth.json`, which is written last.
 
-    A folder that holds the truth of the same settings already is left alone.
+    A folder that already holds the truth of the same settings is not changed.
     """
     target = folder / TRUTH_FILE
     key = truth_key(simulator)

@@ -1,4 +1,4 @@
-"""`opticstream validate`: how far the results of a processed project lie from the truth.
+"""`opticstream validate`: the errors of the results of a project against the truth.
 
 What physics does not determine is left out by rules that look at the truth alone, never at the error:
 
@@ -230,14 +230,12 @@ class _Validation:
                 f"project {config.name!r} has {expected} with {config.scan.samples}"
             )
         self.config, self.truth, self.rules = config, truth, rules
-        self.paths = ProjectPaths(
-            config.base_path, config.project.archive_root, config.project.subject_id, config.scan.layout
-        )
+        self.paths = ProjectPaths.of(config)
         self.errors = _Errors()
         self._estimated: dict[int, dict[int, Array]] = {}
 
     def report(self, bounds: Mapping[str, float]) -> Report:
-        # Flawed output must not hide the rest: every comparison is tried, every refusal is listed.
+        # Bad output must not hide the rest: every comparison is tried, and every failure is listed.
         for mosaic in self.truth.mosaics.values():
             for check in (self._position, self._surface, self._maps, self._mask):
                 self._try(check, mosaic)
@@ -456,7 +454,7 @@ class _Validation:
             name = self.truth.illumination(moving.illumination)["name"]
             found = [r for r in document.get("registrations", []) if r.get("moving") == name]
             if not found:
-                raise InputError(f"{path}: holds no registration of {name!r}")
+                raise InputError(f"{path}: has no registration of {name!r}")
             matrix, offset = np.asarray(found[0]["matrix_px"]), np.asarray(found[0]["offset_px"])
             i, j = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
             got = np.einsum("ab,bij->aij", matrix, np.stack([i, j]).astype(float)) + offset[:, None, None]

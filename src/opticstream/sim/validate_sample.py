@@ -55,7 +55,7 @@ def stacked_slices(folder: Path, /) -> list[StackedSlice]:
     """
     path = folder / "slices.json"
     if not path.is_file():
-        raise MissingInputError(f"{path}: no such ledger of the sample's stacks")
+        raise MissingInputError(f"{path}: no such file, the ledger of the sample's stacks")
     slices: Mapping[str, Any] = json.loads(path.read_bytes())["slices"]
     found = []
     for number, entry in slices.items():

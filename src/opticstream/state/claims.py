@@ -1,14 +1,14 @@
-"""Claims on work: one process at a time works on an item, and a dead one is replaced, exactly once.
+"""Claims on work: one process at a time works on an item, and a dead one is replaced by exactly one other.
 
 Every attempt at a piece of work is a *generation*, a file ``claims/batch-003.started.0001``, ``.0002``, ... that is
-created exclusively and never removed or rewritten by anybody else. The highest generation holds the work. To take
-over from a dead holder is to create the next generation, so of any number of takers the file server lets exactly one
-through, and there is no moment in which the work belongs to nobody or to two. A generation is also the fencing token:
+created exclusively and never removed or rewritten by other processes. The highest generation owns the work. To take
+over from a dead holder, a process creates the next generation: of any number of processes exactly one succeeds, and the
+work has exactly one owner at any moment. A generation is also the fencing token:
 its holder has lost the work as soon as a higher one exists.
 
 A holder renews its lease by writing the newline at the end of its first line once more. That changes nothing but the
-file's modification time, and that time is the file server's, so leases are judged by one clock whatever the hosts'
-clocks say. A release appends a second line.
+file's modification time, which the file server sets, so that all leases are compared by one clock and the clocks of the
+hosts do not matter. A release appends a second line.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from opticstream.system.host import HostIdentity
 
 DEFAULT_LEASE_S = 60.0
 HUNG_AFTER_LEASES = 5.0
-"""A holder whose process is seen alive on this host, yet does not renew, is given up after this many leases."""
+"""Number of lease lengths after which a holder that is alive on this host but does not renew counts as dead."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The latest claim on a piece of work, as seen at one moment.
+    """The latest claim on a piece of work, at one moment.
 
     Attributes
     ----------
     state : {"alive", "dead", "released"}
-        Dead: the process is gone, or its lease has run out. Released: it gave the work back, see `outcome`.
+        Dead: the process has ended, or its lease has run out. Released: it has ended the claim, see `outcome`.
     silent_s : float
-        Seconds since the last renewal, by the file server's clock; 0 where that did not matter.
+        Seconds since the last renewal, by the file server's clock; 0 if not needed.
     failed : bool
         Whether the attempt was released because it ended with an error.
     """
@@ -82,7 +82,7 @@ class Holder:
 
 
 class Claims:
-    """The claims of one project, seen and made by one process."""
+    """The claims of one project, as read and made by one process."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Claims:
         self._flow_run_id = flow_run_id
 
     def claim(self, item: ItemId, work: str, /, *, lease_s: float = DEFAULT_LEASE_S) -> Claim | None:
-        """Return a claim on the work, or None while another holder lives. See `Facts.claim`."""
+        """Return a claim on the work, or None while another holder is alive. See `Facts.claim`."""
         if not lease_s > 0:
             raise ValueError(f"a lease must be longer than 0 s, got {lease_s}")
         while True:
@@ -113,7 +113,7 @@ class Claims:
             path = self._path(item, work, generation)
             if create_exclusively(path, self._first_line(item, work, generation, token, lease_s)):
                 break
-            # Somebody was faster. Look at them, too: they may have finished, or died, meanwhile.
+            # Another process was faster. Check it as well: it may have finished or died in the meantime.
         claim = Claim(self, item, work, generation=generation, token=token, lease_s=lease_s, path=path)
         if holder is not None and holder.state == "dead":
             why = f"from {holder.host}, attempt {holder.generation}"
@@ -124,7 +124,7 @@ class Claims:
         return claim
 
     def holder(self, item: ItemId, work: str, /) -> Holder | None:
-        """Return who claimed the work last and whether they live; None when nobody ever did."""
+        """Return the last holder of the work and whether it is alive; None if there was none."""
         check_claim(item, work)
         generation = 0
         while self._path(item, work, generation + 1).exists():
@@ -142,14 +142,14 @@ class Claims:
     def crashes(self, item: ItemId, work: str, /) -> int:
         """Return how many attempts in a row ended with the death of their process, up to now.
 
-        An attempt that is going on is not counted, and a release, whatever its outcome, starts the count anew.
+        A running attempt is not counted, and a release, whatever its outcome, restarts the count.
         """
         return _length_of_tail(self.attempts(item, work), lambda attempt: attempt.state == "dead")
 
     def failures(self, item: ItemId, work: str, /) -> int:
-        """Return how many attempts in a row ended with an error, up to now; deaths in between do not matter.
+        """Return how many attempts in a row ended with an error, up to now, ignoring deaths in between.
 
-        Parking the work ends its attempt well, so that the count starts anew when it is released.
+        Parking the work counts as a success, so that the count restarts when it is released.
         """
         attempts = [attempt for attempt in self.attempts(item, work) if attempt.state != "dead"]
         return _length_of_tail(attempts, lambda attempt: attempt.failed)
@@ -173,7 +173,9 @@ class Claims:
 
     def _read(self, item: ItemId, work: str, generation: int) -> Holder:
         path = self._path(item, work, generation)
-        with path.open("rb") as file:  # opening makes a network client ask the server; stat may answer from memory
+        with path.open(
+            "rb"
+        ) as file:  # opening makes a network client ask the server; stat may be answered from its cache
             modified_s = os.fstat(file.fileno()).st_mtime
             lines = file.read().splitlines(keepends=True)
         claim = _json(lines[0]) if lines else {}
@@ -185,7 +187,7 @@ class Claims:
             same = item_from_key(claim["item"]) == item
         except (KeyError, TypeError, ValueError):
             same = False
-        if not same:  # cut by a power failure on a file system without links: nothing but its lease is left to judge
+        if not same:  # truncated by a power failure on a file system without links: only its lease is known
             host, lease_s, time = HostIdentity("unknown", 0), DEFAULT_LEASE_S, self._clock()
         silent_s = 0.0
         state: Literal["alive", "dead", "released"] = "released"
@@ -212,8 +214,8 @@ class Claims:
         life = self._host.life_of(host)
         if life == "dead":
             return "dead", 0.0
-        # A lease from the future means that the server's clock was set back; a living holder mends that with its next
-        # renewal, so such a claim counts as silent, too, or it would stay taken until the clock has caught up.
+        # A lease from the future means that the server's clock was set back; a living holder corrects that with its
+        # next renewal. Such a claim counts as silent, or it would stay taken until the clock has caught up.
         silent_s = abs(time_of_server_s(path.parent) - modified_s)
         patience = HUNG_AFTER_LEASES if life == "alive" else 1.0
         return ("dead" if silent_s > lease_s * patience else "alive"), silent_s
@@ -269,21 +271,21 @@ class Claim:
                 self.release()
             else:
                 self.release(f"failed: {type(error).__name__}: {error}"[:500], failed=True)
-        except OSError as problem:  # the lease runs out by itself; do not hide what went wrong inside
+        except OSError as problem:  # the lease runs out by itself; do not hide the error from inside the block
             _log.warning("%s of %s could not be released: %s", self.work, self.item, problem)
 
     @property
     def lost(self) -> bool:
-        """Whether the claim is known to be lost; cheap, as the renewing thread found it at its last renewal."""
+        """Whether the claim is known to be lost, from the last renewal; does not ask the file server."""
         return self._lost
 
     def still_mine(self) -> bool:
         """Return whether the work still belongs to this claim, by asking the file server.
 
-        False after a release, in a forked child, and once somebody has taken over (because this process was stopped
-        or cut off from the file server for longer than its lease).
+        False after a release, in a forked child, and once another process has taken over (because this process was
+        stopped or cut off from the file server for longer than its lease).
         """
-        with contextlib.suppress(OSError):  # makes a network client look again at the folder; not needed on a full disk
+        with contextlib.suppress(OSError):  # makes a network client refresh the folder; not essential on a full disk
             time_of_server_s(self._path.parent)
         return self._look()
 
@@ -300,12 +302,12 @@ class Claim:
         return mine
 
     def ensure_mine(self) -> None:
-        """Do nothing while the work is ours; to be called right before results are published.
+        """Do nothing if the work still belongs to this claim; call it just before results are published.
 
         Raises
         ------
         ClaimLost
-            Somebody has taken over. What was made must be thrown away.
+            Another process has taken over. The results must be discarded.
         """
         if not self.still_mine():
             holder = self._claims.holder(self.item, self.work)
@@ -317,7 +319,7 @@ class Claim:
     def renew(self) -> bool:
         """Renew the lease now; False when the claim is lost. `with` does this every third of the lease.
 
-        Needs no room on the disk, and waits for none of the data that is on its way there.
+        Needs no space on the disk, and does not wait for data that is being written.
         """
         if not self._look():
             return False
@@ -331,9 +333,9 @@ class Claim:
         return True
 
     def release(self, outcome: str = "done", *, failed: bool = False) -> bool:
-        """Give the work back, so that nobody needs to wait for the lease to run out; False when it was lost before.
+        """Release the work, so that no process has to wait for the lease to run out; False if it was lost before.
 
-        `failed` says that the attempt ended with an error, which `outcome` tells to people.
+        `failed` says that the attempt ended with an error, which `outcome` describes.
         """
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread() and os.getpid() == self._pid:
@@ -364,12 +366,12 @@ class Claim:
             try:
                 if not self.renew():
                     return
-            except OSError as error:  # the share may come back; if not in time, somebody takes over, and we shall see
+            except OSError as error:  # the share may come back; if not in time, another process takes over
                 _log.warning("the lease on %s of %s could not be renewed: %s", self.work, self.item, error)
 
 
 def _length_of_tail(attempts: Iterable[Holder], belongs: Callable[[Holder], bool]) -> int:
-    """Return how many of the last attempts in a row satisfy a condition, those that are going on left out."""
+    """Return how many of the last attempts in a row satisfy a condition, ignoring running ones."""
     count = 0
     for attempt in attempts:
         if attempt.state != "alive":
@@ -378,7 +380,7 @@ def _length_of_tail(attempts: Iterable[Holder], belongs: Callable[[Holder], bool
 
 
 def _ended_with_error(released: Mapping[str, Any]) -> bool:
-    """Return whether a released attempt ended with an error; claims of earlier versions say so in their text only."""
+    """Return whether a released attempt ended with an error; for claims of earlier versions, from their text."""
     return bool(released.get("failed", str(released.get("outcome")).startswith("failed")))
 
 

@@ -1,7 +1,7 @@
-"""Small files that appear whole or not at all, once, on local and network file systems alike.
+"""Create small files atomically and exclusively, on local and network file systems.
 
 The one primitive is `create_exclusively`: write under a temporary name, fsync, then `link` to the final name, which
-the file server itself does atomically and refuses when the name is taken.
+the file server does atomically and refuses if the name is taken.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from opticstream.system.disk import replace, sync_handle, sync_path, take_name
-from opticstream.system.lacking import tell_once
+from opticstream.system.lacking import log_once
 from opticstream.system.temporary_names import temporary_beside
 
 
 def create_exclusively(path: Path, data: bytes, /, *, fsync: bool = True) -> bool:
-    """Create `path` with `data` in one step; True for exactly one of all callers on all hosts, False when it exists.
+    """Create `path` with `data` in one step; True for exactly one of all callers on all hosts, False if it exists.
 
-    Where the file system has no hard links an exclusive rename takes their place, and where that is missing too an
-    exclusive creation, which is as exclusive but can leave a cut file after a power failure; the log says so once.
+    On file systems without hard links an exclusive rename is used, or else an exclusive creation, which can leave a
+    truncated file after a power failure; the log says so once.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def create_exclusively(path: Path, data: bytes, /, *, fsync: bool = True) -> boo
     with temporary_file(path, data, fsync=fsync) as temporary:
         created = take_name(temporary, path)
     if created is None:
-        tell_once(path, "has neither hard links nor exclusive renames; a power failure may leave cut flags")
+        log_once(path, "has neither hard links nor exclusive renames; a power failure may leave cut flags")
         created = _create_in_place(path, data, fsync=fsync)
     if created and fsync:
         sync_path(path.parent)
@@ -38,7 +38,7 @@ def create_exclusively(path: Path, data: bytes, /, *, fsync: bool = True) -> boo
 
 
 def replace_whole(path: Path, data: bytes, /, *, fsync: bool = True) -> None:
-    """Write `path` so that a reader sees either the old or the new content, also after a crash."""
+    """Write `path` so that a reader sees either the old or the new content, even after a crash."""
     with temporary_file(path, data, fsync=fsync) as temporary:
         replace(temporary, path)
     if fsync:
@@ -47,7 +47,7 @@ def replace_whole(path: Path, data: bytes, /, *, fsync: bool = True) -> None:
 
 @contextlib.contextmanager
 def temporary_file(path: Path, data: bytes, /, *, fsync: bool = True) -> Iterator[Path]:
-    """Yield a complete hidden file beside `path` that is gone afterwards, unless it was renamed."""
+    """Yield a complete hidden file beside `path` and remove it afterwards unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:

@@ -1,6 +1,6 @@
-"""What has happened to the items of a project, written down in flag files that survive every crash.
+"""What has happened to the items of a project, recorded in flag files that survive every crash.
 
-`Facts` records and reads single facts and makes claims; `FactsSnapshot` is an unchanging picture of all of them from
+`Facts` records and reads single facts and makes claims; `FactsSnapshot` is a frozen copy of all of them from
 one pass over the folders, for rules that compare many. Both satisfy `FactsView`.
 """
 
@@ -25,9 +25,9 @@ from opticstream.state.record import (
     PROJECT_ROOT,
     FactRecord,
     FileRecord,
-    Grounds,
+    RecordedHashes,
     checked_content,
-    grounds_from_head,
+    hashes_from_head,
 )
 from opticstream.state.vocabulary import check_claim, check_fact, facts_of, is_claim
 from opticstream.system.disk import sync_path
@@ -40,7 +40,7 @@ def utc_now() -> datetime:
 
 
 class FactsView(Protocol):
-    """Questions that rules ask, whether of the folders or of a snapshot."""
+    """Queries of rules, answered by the folders or by a snapshot."""
 
     def has(self, item: ItemId, fact: str, /) -> bool:
         """Return whether `fact` has been recorded about `item`."""
@@ -92,7 +92,7 @@ class FactsSnapshot:
         return sum(self._any(item, facts) for item in items)
 
     def items(self, hierarchy: str | None = None, /) -> list[ItemId]:
-        """Return the items about which anything is known, those of one hierarchy or all, sorted by key."""
+        """Return the items that have any fact, of one hierarchy or of all, sorted by key."""
         chosen = (item for item in self._facts if hierarchy is None or item.hierarchy == hierarchy)
         return sorted(chosen, key=lambda item: item.key)
 
@@ -117,11 +117,11 @@ class Facts:
     Parameters
     ----------
     project_dir : Path
-        Folder of the project; made when the first fact is recorded.
+        Folder of the project; created when the first fact is recorded.
     host : HostIdentity, optional
         Who records; this process by default.
     clock : callable, optional
-        Gives the time that records carry. Leases do not depend on it.
+        Returns the time for records. Leases do not depend on it.
     flow_run_id : str, optional
         Id of the flow run that records, kept with every fact, claim and journal line.
     roots : mapping of str to Path, optional
@@ -160,13 +160,13 @@ class Facts:
     def record(self, item: ItemId, fact: str, content: Mapping[str, Any] | None = None) -> bool:
         """Record that `fact` has happened to `item`; True for exactly one of all callers on all hosts.
 
-        The flag appears whole, synced to the disk, and once. Who got True announces the fact; if it dies before that,
-        the fact stands and the sweep announces it.
+        The flag is created atomically and synced to the disk. The caller that got True announces the fact; if it dies
+        before that, the sweep announces it.
 
         Parameters
         ----------
         item : ItemId
-            What it happened to.
+            The item of the fact.
         fact : str
             One of the facts of the item's hierarchy that is not a claim.
         content : mapping, optional
@@ -176,7 +176,7 @@ class Facts:
         Raises
         ------
         ValueError
-            The fact is none of this hierarchy's, or a claim, or `content` has an unknown key.
+            Items of this hierarchy have no such fact, it is a claim, or `content` has an unknown key.
         OSError
             The flag could not be written; the fact is then not recorded.
         """
@@ -187,10 +187,10 @@ class Facts:
         return created
 
     def replace(self, item: ItemId, fact: str, content: Mapping[str, Any] | None = None, *, why: str) -> None:
-        """Record a fact whether or not it stands already; the earlier record goes to the withdrawn ones.
+        """Record a fact whether or not it is recorded already; the earlier record is kept among the withdrawn ones.
 
-        There is no moment without the flag. Two replacements at once are both kept but one of them wins: hold the
-        claim on the item's work.
+        The flag exists at every moment. Of two replacements at the same time both are kept, but only one is in effect:
+        hold the claim on the item's work.
         """
         record = self._new_record(item, fact, content)
         path = self.path(item, fact)
@@ -211,12 +211,12 @@ class Facts:
         return self.path(item, check_fact(item, fact)).exists()
 
     def read(self, item: ItemId, fact: str, /) -> FactRecord | None:
-        """Return the record of a fact, None when it has not happened.
+        """Return the record of a fact, or None if it is not recorded.
 
         Raises
         ------
         StateError
-            The flag holds something else than a record.
+            The flag is not a record.
         """
         path = self.path(item, check_fact(item, fact))
         try:
@@ -227,16 +227,16 @@ class Facts:
             return None
         return FactRecord.from_bytes(text, item, fact, path=path, modified=modified)
 
-    def grounds(self, item: ItemId, fact: str, /) -> Grounds | None:
-        """Return the hashes that a fact's record carries, None when it has not happened; reads the head of the flag."""
+    def hashes(self, item: ItemId, fact: str, /) -> RecordedHashes | None:
+        """Return the hashes in a fact's record, or None if it is not recorded; reads only the head of the flag."""
         try:
             with self.path(item, check_fact(item, fact)).open("rb") as file:
-                return grounds_from_head(file.read(HEAD_BYTES))
+                return hashes_from_head(file.read(HEAD_BYTES))
         except FileNotFoundError:
             return None
 
     def withdraw(self, item: ItemId, fact: str, *, reason: str) -> bool:
-        """Take a fact back; its flag is moved to ``state/withdrawn/``. True for exactly one of all callers."""
+        """Withdraw a fact; its flag is moved to ``state/withdrawn/``. True for exactly one of all callers."""
         path = self.path(item, check_fact(item, fact))
         kept = self._withdrawn_path(item, fact)
         if not path.exists():
@@ -270,7 +270,7 @@ class Facts:
         Parameters
         ----------
         mosaics : iterable of MosaicId, optional
-            Look at the batches and tiles of these mosaics only.
+            Include the batches and tiles of these mosaics only.
         """
         found: dict[ItemId, set[str]] = {}
         for item, fact in scan_flags(self.project_dir, mosaics=mosaics):
@@ -278,10 +278,10 @@ class Facts:
         return FactsSnapshot(found)
 
     def claim(self, item: ItemId, work: str = "started", *, lease_s: float = DEFAULT_LEASE_S) -> Claim | None:
-        """Return the right to do a piece of work, or None while somebody else has it and lives.
+        """Return a claim on a piece of work, or None while another process holds it and is alive.
 
-        A holder that died is replaced: at once when its process was on this host, else when its lease has run out. A
-        claim that was released may be claimed again, so look inside the claim whether the work is already done::
+        A dead holder is replaced: at once if its process was on this host, otherwise when its lease has run out.
+        Released work can be claimed again, so check after claiming whether the work is already done::
 
             claim = facts.claim(batch)
             if claim is None:
@@ -298,11 +298,11 @@ class Facts:
         Parameters
         ----------
         item : ItemId
-            What to work on.
+            The item to work on.
         work : str, default "started"
-            Which work: a fact that ends in ``started``.
+            The work: a fact that ends in ``started``.
         lease_s : float, default 60
-            The claim counts as dead for other hosts when it has not been renewed for so long.
+            Time without renewal after which other hosts consider the claim dead.
         """
         claim = self.claims.claim(item, check_claim(item, work), lease_s=lease_s)
         if claim is None:
@@ -316,11 +316,11 @@ class Facts:
         return claim
 
     def holder(self, item: ItemId, work: str = "started") -> Holder | None:
-        """Return who claimed a piece of work last and whether they live; None when nobody ever did."""
+        """Return the last holder of a piece of work and whether it is alive; None if there was none."""
         return self.claims.holder(item, work)
 
     def path(self, item: ItemId, fact: str, /) -> Path:
-        """Return where the flag of a fact lies."""
+        """Return the path of the flag of a fact."""
         return self.project_dir / flag_path(item, fact)
 
     def file_record(self, path: Path, /, *, checksum: bool = True) -> FileRecord:

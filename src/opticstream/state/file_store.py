@@ -1,4 +1,4 @@
-"""State of projects in files of one folder, for use without a server and between the processes of one host."""
+"""Keep the state of projects in files of one folder, for use without a server by the processes of one host."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LONGEST_WAIT_S = 0.05
 
 
 class FileStateRepository(Generic[TState]):
-    """Keeps the state of each project in ``{project}-{pipeline}-state.json``, replaced whole."""
+    """Keeps the state of each project in ``{project}-{pipeline}-state.json``, replaced atomically."""
 
     def __init__(self, folder: Path, state_type: type[TState], /, *, pipeline: str) -> None:
         self.folder = Path(folder)
@@ -42,12 +42,12 @@ class FileStateRepository(Generic[TState]):
         return self.folder / f"{state_name(project_name, self.pipeline)}.json"
 
     def load(self, project_name: str, /) -> TState | None:
-        """Return a project's state, None when there is none.
+        """Return a project's state, or None if there is none.
 
         Raises
         ------
         StateError
-            The file holds something else.
+            The file is not a state.
         """
         path = self.path(project_name)
         try:
@@ -57,7 +57,7 @@ class FileStateRepository(Generic[TState]):
         try:
             return self.state_type.model_validate_json(text)
         except ValidationError as error:
-            raise StateError(f"{path} holds no state that this version of OpticStream knows: {error}") from error
+            raise StateError(f"{path} is not a state that this version of OpticStream can read: {error}") from error
 
     def save(self, project_name: str, state: TState, /, *, still_held: Callable[[], None]) -> None:
         """Keep a state, if it has changed."""
@@ -72,7 +72,7 @@ class FileStateRepository(Generic[TState]):
         replace_whole(path, text)
 
     def warm(self, project_name: str, /) -> None:
-        """Do nothing: files are near."""
+        """Do nothing: files need no preparation."""
 
     def delete(self, project_name: str, /) -> None:
         """Forget a project's state."""
@@ -80,9 +80,9 @@ class FileStateRepository(Generic[TState]):
 
 
 class FileProjectLock:
-    """Keeps the processes of one host apart by locked files, which the operating system frees when a holder dies.
+    """Exclude other processes of the host with locked files, which the operating system frees when a holder dies.
 
-    On a network share hosts are kept apart only where its locks work; use facts or a server there.
+    On a network share this excludes other hosts only if its locks work; use facts or a server there.
     """
 
     def __init__(self, folder: Path, /, *, pipeline: str) -> None:
@@ -95,7 +95,7 @@ class FileProjectLock:
         return self.folder / f"{state_name(project_name, self.pipeline)}.lock"
 
     def ensure_held(self) -> None:
-        """Do nothing: the operating system takes no lock away from a living process."""
+        """Do nothing: a living process keeps its lock."""
 
     @contextmanager
     def hold(self, project_name: str, /, *, timeout_s: float) -> Iterator[FileProjectLock]:
@@ -123,7 +123,7 @@ class FileProjectLock:
             threads.release()
 
     def holder(self, project_name: str, /) -> str | None:
-        """Return who holds the lock, None where nobody does, or died holding it."""
+        """Return who holds the lock, or None if no living process does."""
         try:
             data = json.loads(self.path(project_name).read_bytes())
             who = HostIdentity.from_json(data)
@@ -141,7 +141,7 @@ class FileProjectLock:
 
     def _write_holder(self, handle: int) -> None:
         data = HostIdentity.current().to_json() | {"since": time_to_text(datetime.now(UTC))}
-        with contextlib.suppress(OSError):  # the name is a courtesy; a full disk must not stop the work
+        with contextlib.suppress(OSError):  # the name is only information; a full disk must not stop the work
             reserve(handle, 0)
             write_at(handle, memoryview(json.dumps(data).encode() + b"\n"), 0)
 

@@ -1,8 +1,8 @@
-"""Where the flag of a fact lies in a project, and which fact a flag file stands for.
+"""Map facts to the paths of their flag files, and back.
 
 ``mosaic-01/state/batch-003.processed``, ``mosaic-01/state/tiles/tile-0012.failed``, ``state/mosaic-001.stitched``,
 ``state/slice-001.registered``, ``state/sample.updated``. Claims keep one file per attempt in ``claims/`` beside the
-flags, and withdrawn flags go to ``withdrawn/``; names that begin with a dot are files in the making.
+flags, and withdrawn flags go to ``withdrawn/``; names that begin with a dot are unfinished files.
 """
 
 from __future__ import annotations
@@ -67,21 +67,22 @@ def flag_path(item: ItemId, fact: str, /) -> Path:
 def scan_flags(project_dir: Path, /, *, mosaics: Iterable[MosaicId] | None = None) -> Iterator[tuple[ItemId, str]]:
     """Yield (item, fact) for every flag of a project; each folder is listed once and no file is opened.
 
-    Names that stand for no known fact are passed over: people and programs may keep files of their own there.
+    Other names are skipped: people and programs may keep their own files there.
 
     Parameters
     ----------
     project_dir : Path
         The project; may not exist yet.
     mosaics : iterable of MosaicId, optional
-        List the batches and tiles of these mosaics only. The flags of mosaics, slices and the sample always come.
+        List the batches and tiles of these mosaics only. The flags of mosaics, slices and the sample are always
+        included.
     """
     for item, fact, _ in _scan_entries(project_dir, mosaics):
         yield item, fact
 
 
 class Stamp(NamedTuple):
-    """What tells one flag file from the next one of the same name, without opening it."""
+    """Distinguishes a flag file from a later one with the same name, without opening it."""
 
     mtime_ns: int
     size: int
@@ -90,8 +91,8 @@ class Stamp(NamedTuple):
 def stamp_flags(project_dir: Path, /) -> Iterator[tuple[ItemId, str, Stamp | None]]:
     """Yield (item, fact, stamp) for every flag of a project; no file is opened.
 
-    Flags of tiles come without a stamp: there are many, and that they stand says all. A flag that is withdrawn during
-    the look may be missing.
+    Flags of tiles have no stamp: there are many, and only their existence matters. A flag that is withdrawn during
+    the listing may be missing.
     """
     for item, fact, entry in _scan_entries(project_dir, None):
         if isinstance(item, TileId):
@@ -159,7 +160,7 @@ def _scan_numbered(
             if not number.isdecimal() or not int(number):
                 continue
             item = make(mosaic_id, int(number))
-            if flag_stem(item) != stem:  # "batch-7" is not how we write batch 7: no flag of ours
+            if flag_stem(item) != stem:  # a flag of batch 7 is named "batch-007", never "batch-7"
                 continue
             items[stem] = item
         yield item, fact, entry

@@ -1,8 +1,8 @@
-"""The append-only account of a project: what happened to which item, when, where, how long, and why something did not.
+"""The append-only log of a project: what happened to which item, when, where, for how long, and what was skipped.
 
 One file per host and day under ``state/journal/``, one JSON object on a line. The processes of a host append to the
 same file with one write per line; hosts never share one, because appending is only atomic on one host. The journal
-explains and counts, it decides nothing: losing a line (full disk, power failure) must never stop the work.
+is for information only: losing a line (full disk, power failure) must never stop the work.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class JournalEntry:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     def to_line(self) -> bytes:
-        """Return the entry as a line of JSON, empty fields left out."""
+        """Return the entry as a line of JSON without empty fields."""
         data = {
             "time": time_to_text(self.time),
             "event": self.event,
@@ -68,7 +68,7 @@ class JournalEntry:
 
     @classmethod
     def from_line(cls, line: bytes, /) -> JournalEntry:
-        """Return the entry of a line; ValueError when the line is damaged."""
+        """Return the entry of a line; raise ValueError if it is damaged."""
         try:
             data = json.loads(line)
             return cls(
@@ -111,7 +111,7 @@ class Journal:
         flow_run_id: str | None = None,
         detail: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append an entry. An unknown event is refused; a journal that cannot be written is only logged."""
+        """Append an entry. An unknown event is an error; failing to write is only logged."""
         if event not in EVENTS:
             raise ValueError(f"unknown event {event!r} for the journal; expected one of {', '.join(EVENTS)}")
         now = self._clock()
@@ -133,7 +133,7 @@ class Journal:
             _log.warning("the journal of %s could not be written: %s", self.folder.parent.parent, error)
 
     def skipped(self, item: ItemId, fact: str, /, why: str) -> None:
-        """Append that `fact` was not worked for, and why."""
+        """Append that the work for `fact` was skipped, and why."""
         self.write("skipped", item, fact=fact, why=why)
 
     def computed(self, item: ItemId, fact: str, /, duration_s: float, **detail: Any) -> None:
@@ -141,16 +141,16 @@ class Journal:
         self.write("computed", item, fact=fact, duration_s=duration_s, detail=detail)
 
     def failed(self, item: ItemId, fact: str | None, /, *, why: str, kind: str, stage: str) -> None:
-        """Append that an attempt failed: why, what kind of trouble it was, and in which stage.
+        """Append that an attempt failed: why, with which kind of error, and in which stage.
 
-        `fact` is the one that parks the work, None when it is tried again.
+        `fact` is the one that parks the work, or None if it is tried again.
         """
         self.write("failed", item, fact=fact, why=why, detail={"kind": kind, "stage": stage})
 
     def entries(self) -> Iterator[JournalEntry]:
-        """Yield the entries of all hosts in the order of their times; damaged lines are passed over.
+        """Yield the entries of all hosts in the order of their times; damaged lines are skipped.
 
-        Entries of one file keep their order even where the host's clock was set back between them.
+        Entries of one file keep their order even if the host's clock was set back between them.
         """
         files = sorted(self.folder.glob("*.jsonl")) if self.folder.is_dir() else []
         streams = [_in_order(file) for file in files]
@@ -163,7 +163,7 @@ class Journal:
         Parameters
         ----------
         item : ItemId
-            What to look for.
+            The item.
         below : bool, default False
             For a mosaic: its batches and tiles too.
         """
@@ -183,7 +183,7 @@ class Journal:
         try:
             if path not in self._healed:
                 self._healed.add(path)
-                if _is_cut(handle):  # a crash of the machine may have cut the last line; do not lose ours with it
+                if _is_cut(handle):  # a crash of the machine may have cut the last line; start a new one
                     line = b"\n" + line
             written = os.write(handle, line)
             if written < len(line):
@@ -214,7 +214,7 @@ def _in_order(file: Path) -> Iterator[tuple[datetime, str, int, JournalEntry]]:
             latest = entry.time if latest is None else max(latest, entry.time)
             yield latest, file.name, number, entry
     if damaged:
-        _log.warning("%d damaged lines in %s were passed over", damaged, file)
+        _log.warning("skipped %d damaged lines in %s", damaged, file)
 
 
 def _lies_in(inner: ItemId, outer: ItemId) -> bool:

@@ -61,7 +61,7 @@ class LSMChannelStateView(LSMWorkView):
     strips: Children[LSMStripStateView] = Field(default_factory=dict, validate_default=True)
 
     def strip(self, strip_id: int, /) -> LSMStripStateView | None:
-        """Return a strip, None when nothing is known about it."""
+        """Return a strip, or None if there is none."""
         return self.strips.get(strip_id)
 
 
@@ -72,7 +72,7 @@ class LSMSliceStateView(LSMWorkView):
     channels: Children[LSMChannelStateView] = Field(default_factory=dict, validate_default=True)
 
     def channel(self, channel_id: int, /) -> LSMChannelStateView | None:
-        """Return a channel, None when nothing is known about it."""
+        """Return a channel, or None if there is none."""
         return self.channels.get(channel_id)
 
 
@@ -83,7 +83,7 @@ class LSMProjectStateView(StateView):
     slices: Children[LSMSliceStateView] = Field(default_factory=dict, validate_default=True)
 
     def slice(self, slice_id: int, /) -> LSMSliceStateView | None:
-        """Return a slice, None when nothing is known about it."""
+        """Return a slice, or None if there is none."""
         return self.slices.get(slice_id)
 
     def strips(self) -> Iterator[LSMStripStateView]:
@@ -94,10 +94,10 @@ class LSMProjectStateView(StateView):
 
 
 class LSMWork(LSMWorkView, MutableState, frozen=False):
-    """What can be done to strips, channels and slices."""
+    """Changes to strips, channels and slices."""
 
     def mark_started(self) -> Self:
-        """Note that an attempt has begun; what an earlier attempt left is forgotten."""
+        """Note that an attempt has started; clear what an earlier attempt left."""
         self.unmark("completed", "failed")
         self.attempts += 1
         self.failure = None
@@ -127,7 +127,7 @@ class LSMStripState(LSMStripStateView, LSMWork, frozen=False):
     """One strip of a channel, to be changed."""
 
     def to_view(self) -> LSMStripStateView:
-        """Return a frozen copy that later changes do not reach."""
+        """Return a frozen copy."""
         return self._as(LSMStripStateView)
 
 
@@ -137,11 +137,11 @@ class LSMChannelState(LSMChannelStateView, LSMWork, frozen=False):
     strips: dict[int, LSMStripState] = Field(default_factory=dict)  # type: ignore[assignment]
 
     def get_or_create_strip(self, strip_id: int, /) -> LSMStripState:
-        """Return a strip, made if nothing was known about it."""
+        """Return a strip, created if there is none."""
         return self.strips.setdefault(strip_id, LSMStripState(strip_id=strip_id))
 
     def to_view(self) -> LSMChannelStateView:
-        """Return a frozen copy that later changes do not reach."""
+        """Return a frozen copy."""
         return self._as(LSMChannelStateView)
 
 
@@ -151,11 +151,11 @@ class LSMSliceState(LSMSliceStateView, LSMWork, frozen=False):
     channels: dict[int, LSMChannelState] = Field(default_factory=dict)  # type: ignore[assignment]
 
     def get_or_create_channel(self, channel_id: int, /) -> LSMChannelState:
-        """Return a channel, made if nothing was known about it."""
+        """Return a channel, created if there is none."""
         return self.channels.setdefault(channel_id, LSMChannelState(channel_id=channel_id))
 
     def to_view(self) -> LSMSliceStateView:
-        """Return a frozen copy that later changes do not reach."""
+        """Return a frozen copy."""
         return self._as(LSMSliceStateView)
 
 
@@ -165,20 +165,20 @@ class LSMProjectState(LSMProjectStateView, ProjectState, frozen=False):
     slices: dict[int, LSMSliceState] = Field(default_factory=dict)  # type: ignore[assignment]
 
     def get_or_create_slice(self, slice_id: int, /) -> LSMSliceState:
-        """Return a slice, made if nothing was known about it."""
+        """Return a slice, created if there is none."""
         return self.slices.setdefault(slice_id, LSMSliceState(slice_id=slice_id))
 
     def to_view(self) -> LSMProjectStateView:
-        """Return a frozen copy that later changes do not reach."""
+        """Return a frozen copy."""
         return self._as(LSMProjectStateView)
 
 
 class LSMStateService:
     """The state of light-sheet projects for flows and commands.
 
-    `open_*` gives a mutable object under the project's lock, makes what is missing and saves at the end, unless an
-    exception passes through. `read_*` looks under the lock, `peek_*` without it; both give frozen views, make nothing
-    and save nothing. Never decide on a `peek_*` what to write.
+    `open_*` yields a mutable object with the project's lock held, creates what is missing, and saves at the end unless
+    an exception is raised. `read_*` reads with the lock, `peek_*` without it; both return frozen views, create nothing
+    and save nothing. Never base a change on a `peek_*`.
 
     Examples
     --------
@@ -232,45 +232,45 @@ class LSMStateService:
         )
 
     def read_project(self, project_name: str, *, timeout_s: float | None = None) -> LSMProjectStateView | None:
-        """Return the whole project as it is under the lock."""
+        """Return the whole project read with the lock."""
         return self.store.read(project_name, lambda state: state.to_view(), timeout_s=timeout_s)
 
     def read_slice(
         self, project_name: str, *, slice_id: int, timeout_s: float | None = None
     ) -> LSMSliceStateView | None:
-        """Return a slice as it is under the lock."""
+        """Return a slice read with the lock."""
         return self.store.read(project_name, lambda state: _slice(state, slice_id), timeout_s=timeout_s)
 
     def read_channel(
         self, project_name: str, *, slice_id: int, channel_id: int, timeout_s: float | None = None
     ) -> LSMChannelStateView | None:
-        """Return a channel as it is under the lock."""
+        """Return a channel read with the lock."""
         return self.store.read(project_name, lambda state: _channel(state, slice_id, channel_id), timeout_s=timeout_s)
 
     def read_strip(
         self, project_name: str, *, slice_id: int, strip_id: int, channel_id: int, timeout_s: float | None = None
     ) -> LSMStripStateView | None:
-        """Return a strip as it is under the lock."""
+        """Return a strip read with the lock."""
         return self.store.read(
             project_name, lambda state: _strip(state, slice_id, channel_id, strip_id), timeout_s=timeout_s
         )
 
     def peek_project(self, project_name: str) -> LSMProjectStateView | None:
-        """Return the whole project as it was a moment ago."""
+        """Return the whole project read without the lock."""
         return self.store.peek(project_name, lambda state: state.to_view())
 
     def peek_slice(self, project_name: str, *, slice_id: int) -> LSMSliceStateView | None:
-        """Return a slice as it was a moment ago."""
+        """Return a slice read without the lock."""
         return self.store.peek(project_name, lambda state: _slice(state, slice_id))
 
     def peek_channel(self, project_name: str, *, slice_id: int, channel_id: int) -> LSMChannelStateView | None:
-        """Return a channel as it was a moment ago."""
+        """Return a channel read without the lock."""
         return self.store.peek(project_name, lambda state: _channel(state, slice_id, channel_id))
 
     def peek_strip(
         self, project_name: str, *, slice_id: int, strip_id: int, channel_id: int
     ) -> LSMStripStateView | None:
-        """Return a strip as it was a moment ago."""
+        """Return a strip read without the lock."""
         return self.store.peek(project_name, lambda state: _strip(state, slice_id, channel_id, strip_id))
 
 

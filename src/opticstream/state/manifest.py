@@ -1,7 +1,7 @@
 """The checksums of a store of many files: one text file beside it, which `sha256sum -c` reads inside the store.
 
 The manifest of `a.ome.zarr` is `a.ome.zarr.sha256`, with a line ``sha256  relative/path`` for each file in the order
-of their paths. Its own SHA-256 is the checksum of the folder (`sha256_of_path`), so a record of the one vouches for the
+of their paths. Its own SHA-256 is the checksum of the folder (`sha256_of_path`), so a record of the one also covers the
 other.
 """
 
@@ -20,7 +20,7 @@ from opticstream.state.record import FileRecord, files_below, sha256_of_path
 SUFFIX = ".sha256"
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _NAMED = 5
-"""Files of one kind of difference that a message names."""
+"""Largest number of files that a message names for each kind of difference."""
 
 
 def manifest_path(folder: Path, /) -> Path:
@@ -35,7 +35,7 @@ def manifest_path(folder: Path, /) -> Path:
 
 
 def write_manifest(folder: Path, /, *, threads: int = 4) -> Path:
-    """Read every file of a store once, write its manifest, whole or not at all, and return the manifest's path."""
+    """Read every file of a store once, write its manifest atomically, and return the manifest's path."""
     target = manifest_path(folder)
     lines = (f"{digest}  {name}\n" for name, digest in _digests(folder, threads).items())
     replace_whole(target, "".join(lines).encode())
@@ -48,7 +48,7 @@ def read_manifest(path: Path, /) -> dict[str, str]:
     Raises
     ------
     FileFormatError
-        A line is not one that sha256sum writes; the message names it.
+        A line is not in the format of sha256sum; the message names it.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -82,7 +82,7 @@ class StoreDifferences:
 def differences_from_manifest(
     folder: Path, listed: Mapping[str, str], /, *, contents: bool = True, threads: int = 4
 ) -> StoreDifferences:
-    """Return which files of a store are missing, too many, or changed since its manifest was written.
+    """Return which files of a store are missing, unexpected, or changed since its manifest was written.
 
     Without `contents` no file is read: only names are compared.
     """
@@ -99,7 +99,7 @@ def differences_from_manifest(
 
 
 def records_of_store(record: Callable[..., FileRecord], folder: Path, /) -> list[FileRecord]:
-    """Return what a fact records of a store and its manifest; without a manifest the store alone, without a checksum.
+    """Return the records of a store and its manifest, or of the store alone, without a checksum, if it has no manifest.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def records_of_store(record: Callable[..., FileRecord], folder: Path, /) -> list
 
 def _digests(folder: Path, threads: int) -> dict[str, str]:
     files = list(files_below(folder))
-    with ThreadPoolExecutor(max(1, threads)) as pool:  # hashing leaves the interpreter's lock
+    with ThreadPoolExecutor(max(1, threads)) as pool:  # hashing releases the interpreter's lock
         digests = pool.map(sha256_of_path, files)
         return {file.relative_to(folder).as_posix(): digest for file, digest in zip(files, digests, strict=True)}
 

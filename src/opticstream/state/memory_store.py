@@ -1,4 +1,4 @@
-"""State of projects in the memory of one process, for tests and for a look at how the parts play together."""
+"""Keep the state of projects in the memory of one process, for tests and as an example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opticstream.state.store import DEFAULT_TIMEOUT_S, BaseProjectStateStore, TS
 
 
 class MemoryStateRepository(Generic[TState]):
-    """Keeps states as JSON text, so that nobody can hold on to an object inside."""
+    """Keeps states as JSON text, so that callers never share an object."""
 
     def __init__(self, state_type: type[TState], /) -> None:
         self.state_type = state_type
@@ -21,7 +21,7 @@ class MemoryStateRepository(Generic[TState]):
         self._texts: dict[str, str] = {}
 
     def load(self, project_name: str, /) -> TState | None:
-        """Return a copy of a project's state, None when there is none."""
+        """Return a copy of a project's state, or None if there is none."""
         text = self._texts.get(project_name)
         return None if text is None else self.state_type.model_validate_json(text)
 
@@ -34,7 +34,7 @@ class MemoryStateRepository(Generic[TState]):
             self.saves += 1
 
     def warm(self, project_name: str, /) -> None:
-        """Do nothing: memory is near."""
+        """Do nothing: memory needs no preparation."""
 
     def delete(self, project_name: str, /) -> None:
         """Forget a project's state."""
@@ -42,7 +42,7 @@ class MemoryStateRepository(Generic[TState]):
 
 
 class MemoryProjectLock:
-    """Keeps the threads of one process apart."""
+    """Exclude other threads of the process."""
 
     def __init__(self) -> None:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -67,5 +67,5 @@ class MemoryProjectLock:
 
 
 def memory_store(state_type: type[TState], /, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BaseProjectStateStore[TState]:
-    """Return a store of its own in the memory of this process."""
+    """Return a new store in the memory of this process."""
     return BaseProjectStateStore(MemoryStateRepository(state_type), MemoryProjectLock(), timeout_s=timeout_s)

@@ -1,8 +1,8 @@
-"""From flag files to the shared state: the whole of it after a loss, or what has changed after an event.
+"""Update the shared state from flag files: all of it after a loss, or what has changed after an event.
 
-Each object of the state keeps a mark of the flag files that it was made from: their names, times and sizes. A look
-lists the folders, compares the marks, and opens the flags of those items only whose marks differ, so that the state
-equals a rebuild after every look, whatever was recorded, withdrawn, replaced or damaged in between.
+Each object of the state keeps a mark of the flag files that it was made from: their names, times and sizes. An update
+lists the folders, compares the marks, and opens only the flags of items whose marks differ. After every update the
+state equals a rebuild, whatever was recorded, withdrawn, replaced or damaged in between.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from opticstream.state.tree import shortened
 from opticstream.state.vocabulary import facts_of, is_failure
 
 _UNSETTLED_NS = 3_000_000_000
-"""Age that a flag must have, beside the newest one, for its time to tell it from its successor: file systems give
-times in steps of up to 2 s."""
+"""Age that a flag must have, relative to the newest one, so that its time differs from that of a successor: file
+systems store times in steps of up to 2 s."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FlagLook:
-    """All flag files of a project at one moment, as far as that can be seen without opening them."""
+    """All flag files of a project at one moment, without their content."""
 
     stamps: Mapping[ItemId, Mapping[str, Stamp]]
-    """Flags of every item but the tiles."""
+    """Flags of every item except tiles."""
     failed_tiles: Mapping[BatchId, frozenset[int]]
     """Tiles that are parked as failed, by batch."""
     settled_before_ns: int
-    """Only flags that are older than this are told from their successors by their times."""
+    """Only flags older than this differ in time from their successors."""
 
     def mark(self, item: ItemId, /) -> str:
-        """Return a mark that changes whenever a flag of an item does; empty where the flags are too new to tell."""
+        """Return a mark that changes whenever a flag of an item does; empty if the flags are too new."""
         stamps = self.stamps.get(item, {})
         if not stamps or any(stamp.mtime_ns >= self.settled_before_ns for stamp in stamps.values()):
             return ""
@@ -48,7 +48,7 @@ class FlagLook:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def items(self) -> set[ItemId]:
-        """Return the items that have a place in the state: those with flags, and batches with failed tiles."""
+        """Return the items of the state: those with flags, and batches with failed tiles."""
         return set(self.stamps) | set(self.failed_tiles)
 
 
@@ -71,7 +71,7 @@ def look_at_flags(facts: Facts, layout: AcquisitionLayout, /) -> FlagLook:
 
 
 def oct_state_from_facts(project_name: str, facts: Facts, layout: AcquisitionLayout, /) -> OCTProjectState:
-    """Return the state that the flag files of a project amount to."""
+    """Return the state that follows from the flag files of a project."""
     for item in facts.snapshot().items():
         if problem := _problem(item, layout):
             _log.warning("%s is left out of the shared state: %s", item, problem)
@@ -83,10 +83,10 @@ def oct_state_from_facts(project_name: str, facts: Facts, layout: AcquisitionLay
 def rebuild_oct_state(
     service: OCTStateService, project_name: str, facts: Facts, layout: AcquisitionLayout, /
 ) -> OCTProjectState:
-    """Replace a project's shared state by what its flag files say, under the lock, and return it.
+    """Replace a project's shared state by that of its flag files, with the lock held, and return it.
 
-    Also right when the shared state is lost or damaged. Facts that are recorded meanwhile are in it, or are added by
-    the state flow that waits for the lock.
+    Also works if the shared state is lost or damaged. Facts that are recorded in the meantime are in it, or are added
+    by the state flow that waits for the lock.
     """
     return service.store.replace(project_name, lambda: oct_state_from_facts(project_name, facts, layout))
 
@@ -94,7 +94,7 @@ def rebuild_oct_state(
 def oct_state_is_current(
     service: OCTStateService, project_name: str, facts: Facts, layout: AcquisitionLayout, /
 ) -> bool:
-    """Return whether a project's shared state says what its flag files say, without changing it or taking its lock.
+    """Return whether a project's shared state agrees with its flag files, without changing it or taking its lock.
 
     Lists the folders and opens only the flags of items that have changed in the last seconds.
 
@@ -119,15 +119,15 @@ def update_oct_state(
 ) -> None:
     """Bring a project's shared state up to date with its flag files, in one locked step.
 
-    The flags are read under the lock, so that of two updates at the same time the later one has seen more. Only what
-    differs is read and written.
+    The flags are read with the lock held, so that of two updates at the same time the later one uses newer flags. Only
+    differences are read and written.
 
     Parameters
     ----------
     service : OCTStateService
-        Where the state is kept.
+        The service of the state.
     project_name : str
-        Whose state.
+        Name of the project.
     facts : Facts
         Its flag files.
     layout : AcquisitionLayout
@@ -145,9 +145,9 @@ def update_oct_state(
 def mirror_flags(
     state: OCTProjectState, facts: Facts, layout: AcquisitionLayout, /, *, only: set[ItemId] | None = None
 ) -> bool:
-    """Make a state say what the flag files say, and return whether anything in it has changed.
+    """Bring a state into agreement with the flag files, and return whether anything in it has changed.
 
-    What the flags do not know any more is taken out. With `only`, other items are left as they are.
+    Items that have no flags any more are removed. With `only`, other items are not changed.
     """
     look = look_at_flags(facts, layout)
     known = look.items()
@@ -159,12 +159,12 @@ def mirror_flags(
 
 
 def _owner(item: ItemId, layout: AcquisitionLayout) -> ItemId:
-    """Return the item whose object tells of an item: a tile's is its batch."""
+    """Return the item whose object contains an item: for a tile its batch."""
     return layout.batch_of(item) if isinstance(item, TileId) and _problem(item, layout) is None else item
 
 
 def _problem(item: ItemId, layout: AcquisitionLayout) -> str | None:
-    """Return why an item has no place in the layout, None where it has one."""
+    """Return why an item is outside the layout, or None if it is inside."""
     if isinstance(item, BatchId) and item.batch_id > layout.illumination_of(item.mosaic).columns:
         return f"its mosaic has {layout.illumination_of(item.mosaic).columns} columns"
     if isinstance(item, TileId) and item.tile_id > layout.illumination_of(item.mosaic).tiles:
@@ -173,7 +173,7 @@ def _problem(item: ItemId, layout: AcquisitionLayout) -> str | None:
 
 
 def _mirror_item(state: OCTProjectState, facts: Facts, layout: AcquisitionLayout, look: FlagLook, item: ItemId) -> bool:
-    """Bring one object up to date, and return whether it is new or another one than before."""
+    """Bring one object up to date, and return whether it is new or has changed."""
     found = state.find(item, layout)
     mark = look.mark(item)
     failed = tuple(sorted(look.failed_tiles.get(item, ()))) if isinstance(item, BatchId) else ()
@@ -192,11 +192,11 @@ def _mirror_item(state: OCTProjectState, facts: Facts, layout: AcquisitionLayout
             continue
         try:
             record = facts.read(item, fact)
-        except StateError as error:  # a damaged flag is a fact of its file's time all the same
+        except StateError as error:  # a damaged flag is still a fact, with its file's time
             _log.warning("%s", error)
             target.mark(fact, at=datetime.fromtimestamp(stamps[fact].mtime_ns / 1e9, UTC))
             continue
-        if record is None:  # withdrawn since the look; the next one finds other marks
+        if record is None:  # withdrawn since the listing; the next update finds other marks
             target.unmark(fact)
             mark = ""
             continue
@@ -224,7 +224,7 @@ def _own_fields(target: object) -> dict[str, object]:
 
 
 def _take_out(state: OCTProjectState, layout: AcquisitionLayout, known: set[ItemId], only: set[ItemId] | None) -> bool:
-    """Remove the objects of items that the flags do not know any more, and return whether there were any."""
+    """Remove the objects of items that have no flags any more, and return whether there were any."""
     changed = False
     wanted = set(known)
     for item in known:
@@ -236,7 +236,7 @@ def _take_out(state: OCTProjectState, layout: AcquisitionLayout, known: set[Item
         return item not in wanted and (only is None or item in only)
 
     def is_blank(item: ItemId) -> bool:
-        """Return whether an object stands only because others lie in it: it has no flags of its own any more."""
+        """Return whether an object exists only because it contains others: it has no flags itself."""
         return item not in known and (only is None or item in only)
 
     for slice_number, slice_state in list(state.slices.items()):

@@ -1,7 +1,7 @@
-"""State of an OCT project: project > slice > mosaic > batch, a picture of its flag files.
+"""State of an OCT project: project > slice > mosaic > batch, a copy of its flag files.
 
 Each fact of `vocabulary` has a field ``<fact>_at``, so that a flag and the state can be compared name by name. Tiles
-have no level of their own: a batch names its failed tiles.
+are not objects: a batch lists its failed tiles.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class OCTBatchStateView(Failing):
 
     @property
     def ended(self) -> bool:
-        """Whether no more is to come of its processing: it is finished, or parked as failed."""
+        """Whether its processing has ended: it is finished, or parked as failed."""
         return self.finished or self.failed_at is not None
 
     @property
@@ -71,12 +71,12 @@ class OCTMosaicStateView(Failing):
 
     @property
     def finished(self) -> bool:
-        """Whether its maps are stitched; volumes, where there are any, have facts of their own."""
+        """Whether its maps are stitched; volumes have their own facts."""
         return self.stitched_at is not None
 
     @property
     def ended(self) -> bool:
-        """Whether no more is to come of its maps: they are stitched, or parked as failed."""
+        """Whether its maps have ended: they are stitched, or parked as failed."""
         return self.finished or self.failed_at is not None
 
     @property
@@ -85,7 +85,7 @@ class OCTMosaicStateView(Failing):
         return self.uploaded_at is not None
 
     def batch(self, batch_id: int, /) -> OCTBatchStateView | None:
-        """Return a batch, None when nothing is known about it."""
+        """Return a batch, or None if there is none."""
         return self.batches.get(batch_id)
 
     def count(self, fact: str, /) -> int:
@@ -112,12 +112,12 @@ class OCTSliceStateView(Failing):
 
     @property
     def finished(self) -> bool:
-        """Whether its registration has come to an end, with fibre axes or without."""
+        """Whether its registration has ended, with or without fibre axes."""
         return any(at is not None for at in (self.registered_at, self.axis_failed_at, self.skipped_at))
 
     @property
     def ended(self) -> bool:
-        """Whether no more is to come of its registration: it is finished, or parked as failed."""
+        """Whether its registration has ended or is parked as failed."""
         return self.finished or self.failed_at is not None
 
     @property
@@ -126,7 +126,7 @@ class OCTSliceStateView(Failing):
         return self.uploaded_at is not None
 
     def mosaic(self, mosaic_id: int, /) -> OCTMosaicStateView | None:
-        """Return a mosaic, None when nothing is known about it."""
+        """Return a mosaic, or None if there is none."""
         return self.mosaics.get(mosaic_id)
 
 
@@ -139,7 +139,7 @@ class OCTProjectStateView(StateView):
     slices: Children[OCTSliceStateView] = Field(default_factory=dict, validate_default=True)
 
     def slice(self, slice_id: int, /) -> OCTSliceStateView | None:
-        """Return a slice, None when nothing is known about it."""
+        """Return a slice, or None if there is none."""
         return self.slices.get(slice_id)
 
     def mosaics(self) -> Iterator[OCTMosaicStateView]:
@@ -149,14 +149,14 @@ class OCTProjectStateView(StateView):
 
 
 class MirroredState(MutableState, frozen=False):
-    """What every object of the state keeps and can do, as it is made from flag files."""
+    """Fields and methods of every object of the state that is made from flag files."""
 
     kept_back: ClassVar[Mapping[str, Any]] = {"flags": True}
     flags: str = ""
-    """Mark of its flag files; empty where they were too new to be told apart. See `opticstream.state.mirror`."""
+    """Mark of its flag files; empty if they were too new to be distinguished. See `opticstream.state.mirror`."""
 
     def clear(self) -> bool:
-        """Forget all facts of its own, and return whether there were any; what lies in it stays."""
+        """Clear its own facts, and return whether there were any; objects inside it stay."""
         forgotten = False
         for name, about in type(self).model_fields.items():
             is_own = name.endswith("_at") or name in ("flags", "attempts", "failure", "failed_tiles")
@@ -167,10 +167,10 @@ class MirroredState(MutableState, frozen=False):
 
 
 class OCTWork(Failing, MirroredState, frozen=False):
-    """What can be done to batches, mosaics and slices alike."""
+    """Changes that batches, mosaics and slices have in common."""
 
     def mark_started(self, *, at: datetime | None = None) -> Self:
-        """Note that an attempt has begun; a failure of an earlier attempt is forgotten."""
+        """Note that an attempt has started; clear the failure of an earlier attempt."""
         self.unmark("failed")
         self.attempts += 1
         self.failure = None
@@ -182,7 +182,7 @@ class OCTWork(Failing, MirroredState, frozen=False):
         return self.mark("failed", at=at)
 
     def mark_reason(self, reason: str | None, /) -> Self:
-        """Note why it failed or was skipped, None for no reason."""
+        """Note why it failed or was skipped; None clears the reason."""
         self.failure = None if reason is None else shortened(reason)
         return self
 
@@ -208,7 +208,7 @@ class OCTBatchState(OCTBatchStateView, OCTWork, frozen=False):
         return self
 
     def to_view(self) -> OCTBatchStateView:
-        """Return a frozen copy that later changes do not reach."""
+        """Return a frozen copy."""
         return self._as(OCTBatchStateView)
 
 
@@ -219,7 +219,7 @@ class OCTMosaicState(OCTMosaicStateView, OCTWork, frozen=False):
     batches: dict[int, OCTBatchState] = Field(default_factory=dict)  # type: ignore[assignment]
 
     def get_or_create_batch(self, batch_id: int, /) -> OCTBatchState:
-        """Return a batch, made if nothing was known about it."""
+        """Return a batch, created if there is none."""
         return self.batches.setdefault(batch_id, OCTBatchState(batch_id=batch_id))
 
     def mark_stitched(self, *, at: datetime | None = None) -> Self:
@@ -231,7 +231,7 @@ class OCTMosaicState(OCTMosaicStateView, OCTWork, frozen=False):
         return self.mark("volume_stitched", at=at)
 
     def to_view(self) -> OCTMosaicStateView:
-        """Return a frozen copy that later changes do not reach."""
+        """Return a frozen copy."""
         return self._as(OCTMosaicStateView)
 
 
@@ -242,7 +242,7 @@ class OCTSliceState(OCTSliceStateView, OCTWork, frozen=False):
     mosaics: dict[int, OCTMosaicState] = Field(default_factory=dict)  # type: ignore[assignment]
 
     def get_or_create_mosaic(self, mosaic_id: int, /) -> OCTMosaicState:
-        """Return a mosaic, made if nothing was known about it."""
+        """Return a mosaic, created if there is none."""
         return self.mosaics.setdefault(mosaic_id, OCTMosaicState(mosaic_id=mosaic_id))
 
     def mark_registered(self, *, at: datetime | None = None) -> Self:
@@ -255,7 +255,7 @@ class OCTSliceState(OCTSliceStateView, OCTWork, frozen=False):
         return self.mark("skipped", at=at)
 
     def to_view(self) -> OCTSliceStateView:
-        """Return a frozen copy that later changes do not reach."""
+        """Return a frozen copy."""
         return self._as(OCTSliceStateView)
 
 
@@ -266,13 +266,13 @@ class OCTProjectState(OCTProjectStateView, MirroredState, ProjectState, frozen=F
     slices: dict[int, OCTSliceState] = Field(default_factory=dict)  # type: ignore[assignment]
 
     def get_or_create_slice(self, slice_id: int, /) -> OCTSliceState:
-        """Return a slice, made if nothing was known about it."""
+        """Return a slice, created if there is none."""
         return self.slices.setdefault(slice_id, OCTSliceState(slice_id=slice_id))
 
     def item(
         self, item: ItemId, layout: AcquisitionLayout, /
     ) -> OCTProjectState | OCTSliceState | OCTMosaicState | OCTBatchState:
-        """Return the object that stands for an item, made if nothing was known about it; for a tile its batch."""
+        """Return the object of an item, made if nothing was known about it; for a tile its batch."""
         match item:
             case SampleId():
                 return self
@@ -291,7 +291,7 @@ class OCTProjectState(OCTProjectStateView, MirroredState, ProjectState, frozen=F
     def find(
         self, item: ItemId, layout: AcquisitionLayout, /
     ) -> OCTProjectState | OCTSliceState | OCTMosaicState | OCTBatchState | None:
-        """Return the object that stands for an item, None when nothing is known about it; for a tile its batch."""
+        """Return the object of an item, None when nothing is known about it; for a tile its batch."""
         match item:
             case SampleId():
                 return self
@@ -307,16 +307,16 @@ class OCTProjectState(OCTProjectStateView, MirroredState, ProjectState, frozen=F
                 return self.find(layout.batch_of(item), layout)
 
     def to_view(self) -> OCTProjectStateView:
-        """Return a frozen copy that later changes do not reach."""
+        """Return a frozen copy."""
         return self._as(OCTProjectStateView)
 
 
 class OCTStateService:
     """The state of OCT projects for flows and commands.
 
-    `open_*` gives a mutable object under the project's lock, makes what is missing and saves at the end, unless an
-    exception passes through. `read_*` looks under the lock, `peek_*` without it; both give frozen views, make nothing
-    and save nothing. Never decide on a `peek_*` what to write.
+    `open_*` yields a mutable object with the project's lock held, creates what is missing, and saves at the end unless
+    an exception is raised. `read_*` reads with the lock, `peek_*` without it; both return frozen views, create nothing
+    and save nothing. Never base a change on a `peek_*`.
 
     Examples
     --------
@@ -370,45 +370,45 @@ class OCTStateService:
         )
 
     def read_project(self, project_name: str, *, timeout_s: float | None = None) -> OCTProjectStateView | None:
-        """Return the whole project as it is under the lock."""
+        """Return the whole project read with the lock."""
         return self.store.read(project_name, lambda state: state.to_view(), timeout_s=timeout_s)
 
     def read_slice(
         self, project_name: str, *, slice_id: int, timeout_s: float | None = None
     ) -> OCTSliceStateView | None:
-        """Return a slice as it is under the lock."""
+        """Return a slice read with the lock."""
         return self.store.read(project_name, lambda state: _slice(state, slice_id), timeout_s=timeout_s)
 
     def read_mosaic(
         self, project_name: str, *, slice_id: int, mosaic_id: int, timeout_s: float | None = None
     ) -> OCTMosaicStateView | None:
-        """Return a mosaic as it is under the lock."""
+        """Return a mosaic read with the lock."""
         return self.store.read(project_name, lambda state: _mosaic(state, slice_id, mosaic_id), timeout_s=timeout_s)
 
     def read_batch(
         self, project_name: str, *, slice_id: int, mosaic_id: int, batch_id: int, timeout_s: float | None = None
     ) -> OCTBatchStateView | None:
-        """Return a batch as it is under the lock."""
+        """Return a batch read with the lock."""
         return self.store.read(
             project_name, lambda state: _batch(state, slice_id, mosaic_id, batch_id), timeout_s=timeout_s
         )
 
     def peek_project(self, project_name: str) -> OCTProjectStateView | None:
-        """Return the whole project as it was a moment ago."""
+        """Return the whole project read without the lock."""
         return self.store.peek(project_name, lambda state: state.to_view())
 
     def peek_slice(self, project_name: str, *, slice_id: int) -> OCTSliceStateView | None:
-        """Return a slice as it was a moment ago."""
+        """Return a slice read without the lock."""
         return self.store.peek(project_name, lambda state: _slice(state, slice_id))
 
     def peek_mosaic(self, project_name: str, *, slice_id: int, mosaic_id: int) -> OCTMosaicStateView | None:
-        """Return a mosaic as it was a moment ago."""
+        """Return a mosaic read without the lock."""
         return self.store.peek(project_name, lambda state: _mosaic(state, slice_id, mosaic_id))
 
     def peek_batch(
         self, project_name: str, *, slice_id: int, mosaic_id: int, batch_id: int
     ) -> OCTBatchStateView | None:
-        """Return a batch as it was a moment ago."""
+        """Return a batch read without the lock."""
         return self.store.peek(project_name, lambda state: _batch(state, slice_id, mosaic_id, batch_id))
 
 

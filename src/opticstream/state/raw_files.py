@@ -1,7 +1,7 @@
-"""Whether raw files are still those that tiles were made from.
+"""Check whether raw files are still those that tiles were made from.
 
 A tile's record names its raw file (and the spectra beside it, if any) with size and modification time, as
-``name:size:mtime_ns``, joined by ``+``. Looking costs one `stat` a file. The time alone proves nothing: a copy of the
+``name:size:mtime_ns``, joined by ``+``. A check costs one `stat` per file. The time alone proves nothing: a copy of the
 raw folder, a restored backup or a file system with coarse times shows other ones for the same bytes. So a file that
 differs in its time only can be compared with the checksum that was taken when it was read; identities of the same
 content are added to the record under `KNOWN_AS`, and nothing has to be made again.
@@ -27,15 +27,15 @@ from opticstream.state.facts import Facts
 from opticstream.state.record import FactRecord
 
 KNOWN_AS = "known_as"
-"""Where a tile's record keeps further identities of the same content."""
+"""Key of a tile's record for further identities of the same content."""
 _IDENTITY = re.compile(r"(?:^|\+)(?P<name>.+?):(?P<size>\d+):(?P<mtime_ns>-?\d+)(?=\+|$)")
 _SAME_TIME_NS = 1000
-"""Times closer than this are one: some shares keep 100 ns, and show more for as long as the file is in their cache."""
+"""Times closer than this are equal: some shares store 100 ns, and show more digits while the file is in their cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawIdentity:
-    """By what a raw file is known again without being read."""
+    """Identifies a raw file without reading it."""
 
     name: str
     size: int
@@ -43,7 +43,7 @@ class RawIdentity:
 
     @classmethod
     def of(cls, path: Path, /) -> RawIdentity:
-        """Return the identity of a file as it is now; an OSError if it cannot be seen."""
+        """Return the current identity of a file; raise OSError if it is not accessible."""
         status = path.stat()
         return cls(path.name, status.st_size, status.st_mtime_ns)
 
@@ -51,7 +51,7 @@ class RawIdentity:
         return f"{self.name}:{self.size}:{self.mtime_ns}"
 
     def is_same(self, other: RawIdentity, /) -> bool:
-        """Return whether size and time are those of another identity, whatever the names."""
+        """Return whether size and time equal those of another identity, ignoring names."""
         return self.size == other.size and abs(self.mtime_ns - other.mtime_ns) < _SAME_TIME_NS
 
 
@@ -61,7 +61,7 @@ def identity_of(*paths: Path) -> str:
 
 
 def identities_from_text(text: str, /) -> tuple[RawIdentity, ...]:
-    """Return the identities that `identity_of` wrote; empty where the text is something else.
+    """Return the identities that `identity_of` wrote; empty if the text is something else.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def is_known(record: FactRecord, identity: str, /) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ChangedRawFile:
-    """A raw file that is not as it was when its tile was processed, or parked as failed."""
+    """A raw file that has changed since its tile was processed, or parked as failed."""
 
     tile: TileId
     fact: str
@@ -86,7 +86,7 @@ class ChangedRawFile:
     then: RawIdentity
     now: RawIdentity
     sha256: str | None
-    """Checksum of its (uncompressed) content then, where it was taken."""
+    """Checksum of its (uncompressed) content at that time, if it was computed."""
     identity: str
     """Identity of all raw files of the tile now."""
 
@@ -96,13 +96,13 @@ class ChangedRawFile:
 
     @property
     def difference(self) -> str:
-        """What is different now, in words."""
+        """The difference, in words."""
         if self.then.size != self.now.size:
             return f"{self.then.size} bytes then, {self.now.size} now"
         return f"last written {_time(self.then)} then, {_time(self.now)} now"
 
     def has_same_content(self) -> bool:
-        """Read the file and return whether its content is what it was; False where that cannot be told."""
+        """Read the file and return whether its content is unchanged; False if that is unknown."""
         if self.sha256 is None or (self.path.suffix != ".gz" and self.then.size != self.now.size):
             return False
         try:
@@ -126,13 +126,12 @@ def _content_sha256(path: Path) -> str:
 def changed_raw_files(facts: Facts, batch: BatchId, /) -> list[ChangedRawFile]:
     """Return the raw files of a processed batch that have changed since, by size and time.
 
-    Files that cannot be seen (the raw folder is away) are not named, and nothing is said of records that do not tell
-    what they were made from.
+    Files that are not accessible (the raw folder is unavailable) and records without an identity are left out.
     """
     try:
         record, ready = facts.read(batch, "processed"), facts.read(batch, "ready")
     except StateError:
-        return []  # `state verify` tells of damaged flags
+        return []  # `state verify` reports damaged flags
     event = ready.detail.get("event") if ready else None
     if record is None or not isinstance(event, Mapping):
         return []
@@ -159,7 +158,7 @@ def _names(event: Mapping[str, Any], number: str) -> tuple[str, ...]:
 
 
 def _identity_or_none(folder: str, names: tuple[str, ...]) -> str | None:
-    """Return what `identity_of` does, None where a file cannot be seen; quick, as `status` asks for every raw file."""
+    """Return what `identity_of` returns, or None if a file is not accessible; fast, as `status` needs it."""
     parts = []
     for name in names:
         try:
@@ -171,7 +170,7 @@ def _identity_or_none(folder: str, names: tuple[str, ...]) -> str | None:
 
 
 def changes_of(facts: Facts, tile: TileId, paths: tuple[Path, ...], identity: str, /) -> Iterator[ChangedRawFile]:
-    """Yield the raw files of a tile that are not those that its record names; `identity` is theirs now."""
+    """Yield the raw files of a tile that differ from those in its record; `identity` is their current one."""
     for fact in ("processed", "failed"):
         try:
             record = facts.read(tile, fact)
@@ -187,7 +186,7 @@ def changes_of(facts: Facts, tile: TileId, paths: tuple[Path, ...], identity: st
             return
         for path, before, after in zip(paths, known[0], now, strict=True):
             if not before.is_same(after):
-                # What was archived was hashed: the spectra, where there are any.
+                # The archived files have a checksum: the spectra, if there are any.
                 sha256 = record.detail.get("raw_sha256") if path == paths[-1] else None
                 yield ChangedRawFile(tile, fact, path, before, after, sha256, identity)
         return
@@ -198,7 +197,7 @@ def _are_same(known: tuple[RawIdentity, ...], now: tuple[RawIdentity, ...]) -> b
 
 
 def remember_same_content(facts: Facts, changed: ChangedRawFile, /) -> None:
-    """Note in a tile's record that its raw files, as they are now, hold what they held."""
+    """Note in a tile's record that its raw files, as they are now, have the same content."""
     record = facts.read(changed.tile, changed.fact)
     if record is None:
         return

@@ -1,4 +1,4 @@
-"""What stands in a flag file: who recorded the fact, when, from what, and which files it vouches for."""
+"""The content of a flag file: who recorded the fact, when, from what, and with which files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opticstream.model.ids import ItemId, item_from_key
 
 PROJECT_ROOT = "project"
 HEAD_BYTES = 1024
-"""Bytes at the beginning of a flag in which its hashes stand."""
+"""Number of bytes at the start of a flag that contain its hashes."""
 _HASH_LINE = re.compile(rb'^ "(parameters_hash|inputs_hash)": "([^"]*)"', re.MULTILINE)
 _CONTENT_KEYS = frozenset(
     {"flow_run_id", "code_version", "parameters_hash", "inputs_hash", "inputs", "outputs", "detail"}
@@ -37,7 +37,7 @@ class FileRecord:
     size : int
         Bytes; of a folder the sum over its files.
     sha256 : str or None
-        Hexadecimal; of a folder see `sha256_of_path`. None where it was not taken.
+        Hexadecimal; of a folder see `sha256_of_path`. None if it was not computed.
     """
 
     path: str
@@ -46,12 +46,12 @@ class FileRecord:
 
     @classmethod
     def from_path(cls, path: Path, roots: Mapping[str, Path], /, *, checksum: bool = True) -> FileRecord:
-        """Return the record of what lies at `path`.
+        """Return the record of the file or folder at `path`.
 
         Raises
         ------
         ValueError
-            `path` lies in none of the roots.
+            `path` is in none of the roots.
         FileNotFoundError
             There is nothing at `path`.
         """
@@ -60,7 +60,7 @@ class FileRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | FileRecord, /) -> FileRecord:
-        """Return the record that `to_json` wrote; a FileRecord is returned as it is."""
+        """Return the record that `to_json` wrote; a FileRecord is returned unchanged."""
         if isinstance(data, FileRecord):
             return data
         sha256 = data.get("sha256")
@@ -90,7 +90,7 @@ class FactRecord:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """Return the JSON text of the flag, one field on a line and the empty ones left out."""
+        """Return the JSON text of the flag, one field per line, without empty fields."""
         data: dict[str, Any] = {
             "fact": self.fact,
             "item": self.item.key,
@@ -110,14 +110,14 @@ class FactRecord:
 
     @classmethod
     def from_bytes(cls, text: bytes, item: ItemId, fact: str, /, *, path: Path, modified: datetime) -> FactRecord:
-        """Return the record that a flag holds.
+        """Return the record in a flag.
 
-        A flag without content, as ``touch`` makes, is a fact of its file's time about which nothing else is known.
+        A flag without content, as ``touch`` makes, is a fact with its file's time and no further information.
 
         Raises
         ------
         StateError
-            The text is not a record, or the record of something else.
+            The text is not a record, or is the record of another item or fact.
         """
         if not text.strip():
             return cls(item, fact, modified)
@@ -144,24 +144,24 @@ class FactRecord:
         return record
 
 
-class Grounds(NamedTuple):
-    """What a fact rests on, as hashes; None where its record does not say."""
+class RecordedHashes(NamedTuple):
+    """Hashes of the settings and inputs that a fact depends on; None if its record has none."""
 
     parameters_hash: str | None = None
     inputs_hash: str | None = None
 
 
-def grounds_from_head(head: bytes, /) -> Grounds:
-    """Return the hashes in the first bytes of a flag, without reading on into its lists of files.
+def hashes_from_head(head: bytes, /) -> RecordedHashes:
+    """Return the hashes in the first bytes of a flag, without reading its lists of files.
 
     Examples
     --------
     >>> record = FactRecord(item_from_key("slice-001"), "registered", datetime.now(UTC), parameters_hash="abc")
-    >>> grounds_from_head(record.to_bytes()[:HEAD_BYTES])
-    Grounds(parameters_hash='abc', inputs_hash=None)
+    >>> hashes_from_head(record.to_bytes()[:HEAD_BYTES])
+    RecordedHashes(parameters_hash='abc', inputs_hash=None)
     """
     found = {key.decode(): value.decode() for key, value in _HASH_LINE.findall(head)}
-    return Grounds(**found)
+    return RecordedHashes(**found)
 
 
 def checked_content(content: Mapping[str, Any] | None, /) -> dict[str, Any]:
@@ -175,7 +175,9 @@ def checked_content(content: Mapping[str, Any] | None, /) -> dict[str, Any]:
     given = dict(content or {})
     if unknown := sorted(given.keys() - _CONTENT_KEYS):
         known = ", ".join(sorted(_CONTENT_KEYS))
-        raise ValueError(f"a record has no {', '.join(unknown)}; it has {known}; anything else belongs in 'detail'")
+        raise ValueError(
+            f"unknown keys of a record: {', '.join(unknown)}; expected {known}; anything else belongs in 'detail'"
+        )
     for key in ("inputs", "outputs"):
         if key in given:
             given[key] = tuple(map(FileRecord.from_json, given[key]))
@@ -183,9 +185,9 @@ def checked_content(content: Mapping[str, Any] | None, /) -> dict[str, Any]:
 
 
 def name_in_roots(path: Path, roots: Mapping[str, Path], /) -> str:
-    """Return the name under which records keep a path: relative to the innermost root that holds it.
+    """Return the name of a path in records: relative to the innermost root that contains it.
 
-    Links are not followed: a folder of the project may well be a link to another disk.
+    Links are not followed: a folder of the project may be a link to another disk.
 
     Examples
     --------
@@ -198,7 +200,9 @@ def name_in_roots(path: Path, roots: Mapping[str, Path], /) -> str:
     absolute = _absolute(path)
     holding = [(name, base) for name, folder in roots.items() if absolute.is_relative_to(base := _absolute(folder))]
     if not holding:
-        raise ValueError(f"{path} lies in none of {', '.join(f'{name} ({base})' for name, base in roots.items())}")
+        raise ValueError(
+            f"{path} is in none of the folders {', '.join(f'{name} ({base})' for name, base in roots.items())}"
+        )
     name, base = max(holding, key=lambda held: len(held[1].parts))
     relative = absolute.relative_to(base).as_posix()
     return relative if name == PROJECT_ROOT and ":" not in relative else f"{name}:{relative}"
@@ -210,14 +214,14 @@ def path_from_name(name: str, roots: Mapping[str, Path], /) -> Path:
     Raises
     ------
     StateError
-        The name's root is not known here.
+        The name's root is unknown.
     """
     root, colon, relative = name.partition(":")
     if not colon:
         return roots[PROJECT_ROOT] / name
     if root not in roots:
         known = ", ".join(roots)
-        raise StateError(f"{name!r} lies in {root!r}, which this host does not know; expected one of {known}")
+        raise StateError(f"{name!r}: unknown root {root!r} on this host; expected one of {known}")
     return roots[root] / relative
 
 
@@ -236,7 +240,7 @@ def time_from_text(text: str, /) -> datetime:
     """Return the time that `time_to_text` wrote."""
     time = datetime.fromisoformat(text)
     if time.tzinfo is None:
-        raise ValueError(f"time {text!r} does not say its zone")
+        raise ValueError(f"time {text!r} has no time zone")
     return time.astimezone(UTC)
 
 

@@ -1,8 +1,8 @@
-"""Undoing work so that it is done again: which facts are taken back, which files go, and in which order.
+"""Undo work so that it is done again: which facts to withdraw, which files to remove, and in which order.
 
-Facts are withdrawn from the end of the chain towards its beginning, and files are removed after the facts that vouch
-for them, so that a crash at any moment leaves no fact that rests on something that is gone. The archive is never
-touched: the raw data may exist nowhere else.
+Facts are withdrawn from the end of the chain towards its beginning, and files are removed after the facts that record
+them, so that a crash at any moment leaves no fact that depends on something that is gone. The archive is never
+touched: the raw data may not exist anywhere else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from opticstream.state.vocabulary import is_claim
 from opticstream.system.temporary_names import temporary_beside
 
 _KEPT_OF_TARGET = frozenset({"ready"})
-"""What led to the work of the item itself still holds, and announces it again."""
+"""Facts of the item itself that stay, because its work is announced again from them."""
 _KEPT_OF_BATCH = frozenset({"ready"})
 
 
@@ -37,17 +37,17 @@ class ResetPlan:
     Attributes
     ----------
     target, downstream
-        What was asked for.
+        The arguments of `plan_reset`.
     withdraw : tuple of (item, fact)
-        Facts that are taken back, in that order.
+        Facts to withdraw, in this order.
     remove : tuple of str
-        Files and folders that go, named as in records.
+        Files and folders to remove, named as in records.
     keep : tuple of str
-        Outputs of these facts that stay: copies in the archive, and files that another fact vouches for, too.
+        Outputs of these facts that stay: copies in the archive, and files that another fact records as well.
     published : tuple of str
-        What of it was published, which nothing here can take back; a new publication replaces it.
+        Published files, which stay until a new publication replaces them.
     left_behind : tuple of (item, fact)
-        Facts that stay although they rest on what goes; none with ``downstream``.
+        Facts that stay although they depend on what is undone; none with ``downstream``.
     """
 
     target: ItemId
@@ -60,13 +60,13 @@ class ResetPlan:
 
     @property
     def items(self) -> tuple[ItemId, ...]:
-        """The items that facts are taken from, each once, in order."""
+        """The items of the facts to withdraw, each once, in order."""
         return tuple(dict.fromkeys(item for item, _ in self.withdraw))
 
     def lines(self) -> Iterator[str]:
-        """Yield what will be done, a line for each item and file, for people to agree to."""
+        """Yield what will be done, a line for each item and file, to ask for confirmation."""
         for item in self.items:
-            yield f"{item}: take back {', '.join(fact for other, fact in self.withdraw if other == item)}"
+            yield f"{item}: withdraw {', '.join(fact for other, fact in self.withdraw if other == item)}"
         for name in self.remove:
             yield f"remove {name}"
         for name in self.keep:
@@ -74,26 +74,26 @@ class ResetPlan:
         for name in self.published:
             yield f"{name} is published and stays until the new result replaces it"
         for item, fact in self.left_behind:
-            yield f"{item} stays {fact}, although it rests on what goes"
+            yield f"{item} stays {fact}, although it depends on what is undone; --downstream undoes it too"
 
 
 def plan_reset(facts: Facts, item: ItemId, /, layout: AcquisitionLayout, *, downstream: bool = False) -> ResetPlan:
-    """Return what a reset of an item would undo; changes nothing.
+    """Return what a reset of an item would undo, without changing anything.
 
-    A batch takes its tiles along, and a tile its batch's result. The item's own ``ready`` stays, so that the work is
+    A batch includes its tiles, and a tile its batch's result. The item's own ``ready`` stays, so that the work is
     announced again.
 
     Parameters
     ----------
     facts : Facts
-        The project.
+        The facts of the project.
     item : ItemId
-        What to do again.
+        The item to do again.
     layout : AcquisitionLayout
-        Says what lies downstream.
+        The layout, from which follows what is downstream.
     downstream : bool, default False
-        Also undo everything that rests on it: the mosaic of a batch, the slice of a mosaic, the sample, and every item
-        whose record names a file that goes, such as the coordinate template that later mosaics reuse.
+        Also undo everything that depends on it: the mosaic of a batch, the slice of a mosaic, the sample, and every
+        item whose record names a file that is removed, such as the coordinate template that later mosaics reuse.
     """
     snapshot = facts.snapshot()
     records = {(i, f): record for i, f in snapshot if (record := _read(facts, i, f)) is not None}
@@ -139,15 +139,15 @@ def apply_reset(
     remove_files: bool = True,
     lease_s: float = DEFAULT_LEASE_S,
 ) -> int:
-    """Carry out a plan and return how many facts were taken back.
+    """Carry out a plan and return the number of facts that were withdrawn.
 
-    The work of all items concerned is claimed first, so that nobody works on them meanwhile.
+    The work on all items concerned is claimed first, so that no other process works on them in the meantime.
 
     Raises
     ------
     StateError
-        Somebody is at work on one of the items, who is named, or has finished something since the plan was made.
-        Nothing was undone.
+        Another process, which the message names, works on one of the items, or something was finished since the plan
+        was made. Nothing was undone.
     """
     with contextlib.ExitStack() as claims:
         for item, work in _claims_of(plan, facts):
@@ -156,10 +156,10 @@ def apply_reset(
                 raise StateError(f"{item} cannot be reset now: {facts.holder(item, work)}; stop it first, or wait")
             claims.enter_context(claim)
         if _results(plan_reset(facts, plan.target, layout, downstream=plan.downstream)) != _results(plan):
-            raise StateError(f"something has happened to {plan.target} since this reset was planned; plan it again")
+            raise StateError(f"{plan.target} has changed since this reset was planned; start the reset again")
         withdrawn = sum(facts.withdraw(item, fact, reason=reason) for item, fact in plan.withdraw)
         for item in plan.items:
-            for work in chain().claims(item.hierarchy):  # the claims of this reset have made these flags anew
+            for work in chain().claims(item.hierarchy):  # the claims of this reset have created these flags again
                 if (item, work) not in plan.withdraw:
                     facts.withdraw(item, work, reason=reason)
         if remove_files:
@@ -181,7 +181,7 @@ def _with_parts(item: ItemId, snapshot: FactsSnapshot, layout: AcquisitionLayout
 
 
 def _kept(item: ItemId, *, is_target: bool) -> frozenset[str]:
-    if isinstance(item, BatchId):  # its readiness tells where the raw tiles are, and was never a result
+    if isinstance(item, BatchId):  # `ready` records where the raw tiles are; it is not a result
         return _KEPT_OF_BATCH
     return _KEPT_OF_TARGET if is_target else frozenset()
 
@@ -219,7 +219,7 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 def _goes(file: FileRecord, key: tuple[ItemId, str], target: ItemId) -> bool:
     if isinstance(key[0], SampleId) and not isinstance(target, SampleId):
-        return False  # the stacks hold the other slices, too; the new part takes the place of the old one
+        return False  # the stacks also hold the other slices; the new part replaces the old one
     return ":" not in file.path and key[1] not in chain().published | chain().side_results
 
 
@@ -238,7 +238,7 @@ def _read(facts: Facts, item: ItemId, fact: str) -> FactRecord | None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder; a folder first loses its name, so that half of it is never taken for the whole."""
+    """Remove a file or folder; a folder is renamed first, so that a half-removed one never has the final name."""
     if path.is_dir() and not path.is_symlink():
         doomed = temporary_beside(path)
         os.rename(path, doomed)

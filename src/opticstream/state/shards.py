@@ -1,10 +1,10 @@
-"""A JSON tree of any size in pieces of a limited size, of which a change touches few.
+"""Divide a JSON tree of any size into pieces of limited size, of which a change affects few.
 
-A part that is too large becomes a *shard* of its own, and a reference takes its place; many small children that are
-too large together are shared out over shards by ranges of their numbers. A shard's name holds the checksum of its
+A part that is too large becomes a *shard* and is replaced by a reference; many small children that are
+too large together are distributed over shards by ranges of their numbers. A shard's name holds the checksum of its
 content, so a shard never changes: a new state has new shards beside the old ones and becomes visible when one small
-manifest is replaced. Whoever reads a manifest and then its shards therefore never meets a mixture of two states, and a
-writer that dies half-way leaves only shards that nobody refers to.
+manifest is replaced. A reader of a manifest and then its shards therefore never sees a mixture of two states, and a
+writer that dies half-way leaves only unused shards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ JsonTree = Any
 
 
 def json_size(value: JsonTree, /) -> int:
-    """Return the bytes of a value's compact JSON text, which is how servers count."""
+    """Return the bytes of a value's compact JSON text, as counted by servers."""
     return len(json_bytes(value))
 
 
@@ -110,13 +110,13 @@ def references_in(value: JsonTree, /) -> set[str]:
 
 
 def shard_name(value: JsonTree, path: Iterable[str] = (), /) -> str:
-    """Return a shard's name: where it stands in the tree, for people, and the checksum of its content."""
+    """Return a shard's name: its place in the tree, for people, and the checksum of its content."""
     where = re.sub(r"[^a-z0-9]+", "-", "-".join(path).lower()).strip("-")[-40:].strip("-") or "root"
     return f"{where}-{hashlib.sha256(json_bytes(value)).hexdigest()[:16]}"
 
 
 def is_intact(name: str, value: JsonTree, /) -> bool:
-    """Return whether a shard's content is what its name says."""
+    """Return whether a shard's content matches its name."""
     return hashlib.sha256(json_bytes(value)).hexdigest()[:16] == name.rpartition("-")[2]
 
 
@@ -159,7 +159,7 @@ def _pack(value: JsonTree, path: tuple[str, ...], limit: int, shards: dict[str, 
 def _bins(
     entries: Mapping[int, tuple[str, Any]], path: tuple[str, ...], limit: int, shards: dict[str, Any]
 ) -> list[str]:
-    """Share entries out over shards by halving the range of their positions, so that a new one moves few others."""
+    """Distribute entries over shards by halving the range of their positions, so that a new one moves few others."""
     width = 1
     while width <= max(entries):
         width *= 2

@@ -1,7 +1,7 @@
 """Names of projects as servers and file systems accept them: lower-case letters, digits and dashes.
 
-A name that is already acceptable stays as it is. Any other is made so and gets a checksum of the original, so that no
-two projects ever share a slug.
+A name that is already acceptable is not changed. Any other is converted and gets a checksum of the original, so that
+no two projects ever share a slug.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Shared state of projects: load, change and save as one step, under a lock, wherever the state is kept.
+"""Shared state of projects: load, change and save as one step with a lock, independent of where the state is kept.
 
-The generic half of section 8 of the design. A repository loads and saves the state of a project, a lock keeps other
-writers out, and `BaseProjectStateStore` puts them together. What a slice or a strip is, is said elsewhere
+The generic part of section 8 of the design. A repository loads and saves the state of a project, a lock excludes other
+writers, and `BaseProjectStateStore` combines them. Slices and strips are defined elsewhere
 (`oct_state`, `lsm_state`).
 """
 
@@ -31,28 +31,28 @@ class ProjectStateRepository(Protocol[TState]):
         ...
 
     def load(self, project_name: str, /) -> TState | None:
-        """Return a copy of a project's state that is the caller's own, None when there is none.
+        """Return a new copy of a project's state, or None if there is none.
 
-        Never a mixture of two saves, also without the lock and while somebody saves.
+        It is never a mixture of two saves, even without the lock and during a save.
         """
         ...
 
     def save(self, project_name: str, state: TState, /, *, still_held: Callable[[], None]) -> None:
-        """Keep a state; only what has changed is written, and all of it or nothing is seen.
+        """Save a state; only changes are written, and readers see all of them or none.
 
         Parameters
         ----------
         project_name : str
-            Whose state it is.
+            Name of the project.
         state : TState
             The whole state.
         still_held : callable
-            Raises when the lock has been lost; called last before the change becomes visible.
+            Raises an error if the lock has been lost; called just before the change becomes visible.
         """
         ...
 
     def warm(self, project_name: str, /) -> None:
-        """Bring near what `load` will need, so that the lock is held for a shorter time; may do nothing."""
+        """Prefetch what `load` will need, so that the lock is held for a shorter time; may do nothing."""
         ...
 
     def delete(self, project_name: str, /) -> None:
@@ -64,12 +64,12 @@ class HeldLock(Protocol):
     """A lock that is held."""
 
     def ensure_held(self) -> None:
-        """Raise StateError when the lock has been lost."""
+        """Raise StateError if the lock has been lost."""
         ...
 
 
 class ProjectLock(Protocol):
-    """Keeps all but one writer away from a project."""
+    """Excludes all but one writer of a project."""
 
     def hold(self, project_name: str, /, *, timeout_s: float) -> AbstractContextManager[HeldLock]:
         """Hold the project's lock inside a `with` block.
@@ -90,9 +90,9 @@ class BaseProjectStateStore(Generic[TState]):
     repository : ProjectStateRepository
         Where states are kept.
     lock : ProjectLock
-        Who may write.
+        The lock for writers.
     timeout_s : float, default 60
-        How long to wait for the lock, unless a call says otherwise.
+        How long to wait for the lock by default.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class BaseProjectStateStore(Generic[TState]):
     def locked(self, project_name: str, /, *, timeout_s: float | None = None) -> Iterator[TState]:
         """Yield the project's state, an empty one for a new project, and save it at the end.
 
-        When an exception leaves the block nothing is saved.
+        If an exception leaves the block, nothing is saved.
 
         Raises
         ------
         LockTimeout
-            Somebody else kept the lock.
+            Another process kept the lock.
         StateError
             This thread has the project open already (the lock is not re-entrant: use the open object), or the lock
             was lost before saving.
@@ -128,7 +128,7 @@ class BaseProjectStateStore(Generic[TState]):
     def read(
         self, project_name: str, reader: Callable[[TState], TResult], /, *, timeout_s: float | None = None
     ) -> TResult | None:
-        """Return what `reader` makes of the state under the lock; None when the project has no state. Saves nothing."""
+        """Return the result of `reader` for the state, with the lock held; None without a state. Saves nothing."""
         with self._held(project_name, timeout_s):
             state = self.repository.load(project_name)
         return None if state is None else reader(state)
@@ -141,7 +141,7 @@ class BaseProjectStateStore(Generic[TState]):
             return mutate(state)
 
     def peek(self, project_name: str, reader: Callable[[TState], TResult], /) -> TResult | None:
-        """Return what `reader` makes of the state without the lock; for displays, never to decide what to write."""
+        """Return the result of `reader` for the state, without the lock; for displays, never to base a change on."""
         state = self.repository.load(project_name)
         return None if state is None else reader(state)
 

@@ -1,7 +1,7 @@
 """The common grammar of state trees: a frozen view and a mutable model at each level, children by their numbers.
 
-A view holds the fields and is for looking. The mutable model of the same level inherits them, adds what may be done,
-exists only inside a locked section, and turns into a view with `to_view`. When a fact happened stands in a field named
+A view has the fields and is read-only. The mutable model of the same level inherits them, adds the changes,
+exists only inside a locked section, and returns a view with `to_view`. The time of a fact is in the field
 ``<fact>_at``, in UTC and whole seconds.
 """
 
@@ -18,7 +18,7 @@ V = TypeVar("V")
 TView = TypeVar("TView", bound="StateView")
 
 FAILURE_LENGTH = 300
-"""Characters of a failure's message that the shared state keeps; the whole stands in the flag file."""
+"""Largest number of characters of a failure's message in the shared state; the flag file has the whole message."""
 
 
 class FrozenDict(dict[K, V]):
@@ -53,12 +53,12 @@ Children = Annotated[dict[int, V], AfterValidator(_in_order)]
 
 
 class StateView(BaseModel):
-    """What can be seen of one object at one moment; a snapshot that may be stale already."""
+    """The fields of one object at one moment, which may be out of date already."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def when(self, fact: str, /) -> datetime | None:
-        """Return when a fact happened, None when it has not.
+        """Return when a fact happened, or None if it has not.
 
         Raises
         ------
@@ -79,19 +79,19 @@ class StateView(BaseModel):
     @classmethod
     def _field(cls, fact: str) -> str:
         if f"{fact}_at" not in cls.model_fields:
-            raise ValueError(f"{cls.__name__} keeps no {fact!r}; it keeps {', '.join(cls.facts())}")
+            raise ValueError(f"{cls.__name__} has no fact {fact!r}; expected one of {', '.join(cls.facts())}")
         return f"{fact}_at"
 
 
 class MutableState(StateView):
-    """What can be done to one object, inside a locked section. Each kind has a `to_view` that returns its view."""
+    """One object that can be changed, inside a locked section. Each kind has a `to_view` that returns its view."""
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
     kept_back: ClassVar[Mapping[str, Any]] = {}
     """Fields that views do not show, as pydantic's `exclude`."""
 
     def to_view(self) -> StateView:
-        """Return a frozen copy that later changes do not reach."""
+        """Return a frozen copy."""
         raise NotImplementedError
 
     def _as(self, view_type: type[TView], /) -> TView:
@@ -104,7 +104,7 @@ class MutableState(StateView):
         return self
 
     def unmark(self, *facts: str) -> Self:
-        """Take facts back."""
+        """Clear facts."""
         for fact in facts:
             setattr(self, self._field(fact), None)
         return self
@@ -115,7 +115,7 @@ class ProjectState(MutableState):
 
     project_name: str
     _origin: Any = PrivateAttr(None)
-    """What the repository that loaded it wants to remember until it is saved."""
+    """Data of the repository that loaded it, kept until it is saved."""
 
 
 class Failing(StateView):

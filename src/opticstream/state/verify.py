@@ -1,4 +1,4 @@
-"""Whether the facts are true: records can be read, files are there and unchanged, and no fact denies another."""
+"""Check that the facts are true: records are readable, files exist unchanged, facts do not contradict each other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONTRADICTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as a fact says."""
+    """A difference between a fact and what is found."""
 
     item: ItemId
     fact: str
@@ -52,21 +52,21 @@ def verify(
     threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Finding]:
-    """Return what is wrong with the facts of a project, in the order of items; an empty list when nothing is.
+    """Return what is wrong with the facts of a project, in the order of items; an empty list if nothing is.
 
     Parameters
     ----------
     facts : Facts
-        The project.
+        The facts of the project.
     layout : AcquisitionLayout, optional
-        Also look for items that the layout does not have, and for results whose parts are not done.
+        If given, also report items that the layout does not have, and results whose parts are not done.
     checksums : bool, default True
-        Also read every file and compare its checksum; without it only existence and size are compared, and of raw
-        files size and time.
+        Also read every file and compare its checksum; otherwise compare only existence and size, and for raw files
+        size and time.
     threads : int, default 4
-        Files that are read at the same time.
+        Number of files to read at the same time.
     progress : callable, optional
-        Told after each file how many of how many are done.
+        Called after each file with the number of files done and their total.
     """
     snapshot = facts.snapshot()
     findings: list[Finding] = list(_contradictions(snapshot))
@@ -110,14 +110,14 @@ def _compare(facts: Facts, file: FileRecord, *, checksums: bool) -> tuple[Proble
             told = f"{path} has the SHA-256 {found[:12]}…, expected {file.sha256[:12]}…{_which(path, checksums)}"
             return "checksum", told, path
     except FileNotFoundError:
-        return "missing", f"{path} is not there", path
+        return "missing", f"{path} does not exist", path
     except OSError as error:
         return "unreadable", f"{path} cannot be read: {error}", path
     return None
 
 
 def _changed_raw_files(facts: Facts, snapshot: FactsSnapshot, *, checksums: bool) -> Iterator[Finding]:
-    """Yield the raw files that are not what was archived; nothing of those that cannot be seen any more."""
+    """Yield the raw files that differ from what was archived; files that are not accessible are skipped."""
     for item in snapshot.items("batch"):
         if isinstance(item, BatchId) and snapshot.has(item, "processed"):
             for changed in changed_raw_files(facts, item):
@@ -126,14 +126,14 @@ def _changed_raw_files(facts: Facts, snapshot: FactsSnapshot, *, checksums: bool
 
 
 def _which(path: Path, checksums: bool) -> str:
-    """Return which files of a store are not as its manifest says; nothing where it has none that can be read."""
+    """Return which files of a store differ from its manifest, or nothing if it has no readable manifest."""
     manifest = manifest_path(path)
     if not (path.is_dir() and manifest.is_file()):
         return ""
     try:
         found = differences_from_manifest(path, read_manifest(manifest), contents=checksums)
     except (FileFormatError, OSError):
-        return ""  # the manifest is an output of its own, and told as such
+        return ""  # the manifest is an output itself and is reported as such
     return f" ({found})" if found else ""
 
 
@@ -148,7 +148,7 @@ def _against_layout(snapshot: FactsSnapshot, layout: AcquisitionLayout) -> Itera
     for item in snapshot.items():
         if not _exists(item, layout):
             fact = min(snapshot.facts_of(item))
-            yield Finding(item, fact, "outside the layout", "the layout of the configuration has no such item")
+            yield Finding(item, fact, "outside the layout", "is outside the layout in the project's settings")
     needs: list[tuple[ItemId, tuple[str, ...], Sequence[ItemId], tuple[str, ...]]] = []
     for item in snapshot.items():
         if isinstance(item, MosaicId):

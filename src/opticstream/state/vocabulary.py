@@ -1,7 +1,7 @@
 """The facts that can be recorded about each kind of item, and which of them are claims on work.
 
 A fact is an adjective or participle in a file name (``batch-001.processed``). A claim (any fact that ends in
-``started``) says in addition who is at work, and carries a lease.
+``started``) also records who is working, and has a lease.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from opticstream.model.chain import STEPS, Chain, chain
 from opticstream.model.ids import ItemId
 
 FACTS = Chain(STEPS).facts
-"""Facts of each hierarchy, in the order in which they usually come about."""
+"""Facts of each hierarchy, in the order in which they usually occur."""
 
 
 def facts_of(hierarchy: str, /) -> tuple[str, ...]:
-    """Return the facts of one kind of item, in the order in which they usually come about."""
+    """Return the facts of one kind of item, in the order in which they usually occur."""
     return chain().facts[hierarchy]
 
 
@@ -41,7 +41,7 @@ def is_failure(fact: str, /) -> bool:
 
 
 def check_fact(item: ItemId, fact: str, /) -> str:
-    """Return `fact`, refused with the list of known facts when items of this kind have no such fact.
+    """Return `fact`; raise ValueError, with the list of known facts, if items of this kind have no such fact.
 
     Examples
     --------
@@ -49,16 +49,16 @@ def check_fact(item: ItemId, fact: str, /) -> str:
     >>> check_fact(TileId(1, 1), "stitched")
     Traceback (most recent call last):
         ...
-    ValueError: tile 1 of mosaic 1 cannot be 'stitched'; facts of a tile are processed, failed
+    ValueError: unknown fact 'stitched' of tile 1 of mosaic 1; expected one of processed, failed
     """
     known = facts_of(item.hierarchy)
     if fact not in known:
-        raise ValueError(f"{item} cannot be {fact!r}; facts of a {item.hierarchy} are {', '.join(known)}")
+        raise ValueError(f"unknown fact {fact!r} of {item}; expected one of {', '.join(known)}")
     return fact
 
 
 def check_claim(item: ItemId, work: str, /) -> str:
-    """Return `work`, refused when it is not a claim that items of this kind know."""
+    """Return `work`; raise ValueError if items of this kind have no such claim."""
     if not is_claim(check_fact(item, work)):
         claims = [fact for fact in facts_of(item.hierarchy) if is_claim(fact)]
         raise ValueError(f"{work!r} of {item} is a fact, not a claim; claims of a {item.hierarchy}: {claims}")

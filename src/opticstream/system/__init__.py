@@ -1,1 +1,1 @@
-"""What the operating system and its file systems offer, and how to do without what one of them lacks."""
+"""Functions of the operating system and its file systems, with fallbacks for those that are missing."""

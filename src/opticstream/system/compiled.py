@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-call, misc, unused-ignore"
-"""`njit` with a cache of compiled code that is never in the way.
+"""`njit` with a cache of compiled code whose errors never stop the work.
 
-A cache that has no place, is full, damaged or belongs to another account costs the time to compile, not the work. With
+If the cache has no folder, is full, damaged or belongs to another account, the code is compiled again. With
 ``NUMBA_DISABLE_JIT=1`` the kernels run as plain Python, slowly.
 """
 
@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numba.core.caching import FunctionCache
 
-from opticstream.system.lacking import tell_once_of_host
+from opticstream.system.lacking import log_once_for_host
 from opticstream.system.places import private_folder
 
 DISABLED = bool(numba.config.DISABLE_JIT)  # type: ignore[attr-defined]
@@ -24,7 +24,7 @@ DISABLED = bool(numba.config.DISABLE_JIT)  # type: ignore[attr-defined]
 
 
 def _njit(function: Any = None, /, *, cache: bool = False, **options: Any) -> Any:
-    """Compile a function as `numba.njit` does; with `cache` the code is kept for the next process where that can be."""
+    """Compile a function as `numba.njit` does; with `cache` the code is kept for the next process if possible."""
     if function is None:
         return functools.partial(_njit, cache=cache, **options)
     if DISABLED:
@@ -35,13 +35,13 @@ def _njit(function: Any = None, /, *, cache: bool = False, **options: Any) -> An
     return compiled
 
 
-njit: Any = _njit  # what numba makes of a function has no type
+njit: Any = _njit  # numba's result has no type
 
 
 def _with_arithmetic_of_compiled_code(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def called(*arguments: Any) -> Any:
-        with np.errstate(all="ignore"):  # compiled code warns of no division by zero
+        with np.errstate(all="ignore"):  # compiled code does not warn of division by zero
             return function(*arguments)
 
     return called
@@ -51,15 +51,15 @@ class _ForgivingCache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except Exception as error:  # whatever a damaged pickle raises
-            tell_once_of_host(f"compiled code in {self.cache_path} cannot be read and is made again: {error}")
+        except Exception as error:  # any error of a damaged pickle
+            log_once_for_host(f"compiled code in {self.cache_path} cannot be read and is made again: {error}")
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
         except Exception as error:
-            tell_once_of_host(f"compiled code cannot be kept in {self.cache_path} (NUMBA_CACHE_DIR): {error}")
+            log_once_for_host(f"compiled code cannot be kept in {self.cache_path} (NUMBA_CACHE_DIR): {error}")
 
 
 def _cache_of(function: Callable[..., Any]) -> Any:
@@ -71,8 +71,8 @@ def _cache_of(function: Callable[..., Any]) -> Any:
         except (RuntimeError, OSError):
             if last or not _use_private_folder():
                 break
-    tell_once_of_host(
-        "there is no place for compiled code: it is made again in every process; "
+    log_once_for_host(
+        "there is no folder for compiled code: it is compiled again in every process; "
         "set NUMBA_CACHE_DIR to a folder that can be written"
     )
     return None
@@ -82,6 +82,6 @@ def _use_private_folder() -> bool:
     folder = private_folder()
     if folder is None:
         return False
-    os.environ["NUMBA_CACHE_DIR"] = str(folder / "compiled")  # child processes look there, too
+    os.environ["NUMBA_CACHE_DIR"] = str(folder / "compiled")  # for child processes
     numba.config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"]  # type: ignore[attr-defined]
     return True

@@ -1,4 +1,4 @@
-"""How many processor cores there are for this process, and how many of them linear algebra takes."""
+"""The number of processor cores for this process, and for linear algebra."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def keep_to_processors(which: str, /) -> None:
 
 @lru_cache(maxsize=1)
 def _libraries() -> ThreadpoolController:
-    """Return the libraries of NumPy that can be limited: searched for once, and only where somebody limits them."""
+    """Return the libraries of NumPy that can be limited: found once, and only when they are limited."""
     import numpy  # noqa: F401  (what is not loaded yet is not found)
     from threadpoolctl import ThreadpoolController
 
@@ -71,11 +71,11 @@ def _libraries() -> ThreadpoolController:
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Hold matrix products to one thread within the block, for the whole process.
+    """Limit matrix products to one thread within the block, for the whole process.
 
-    OpenBLAS spreads even a product of a millisecond over all cores and waits for the slowest; on a machine that does
-    other work too, that costs ten times what it saves. And how it splits a product shows in the last digits: what is to
-    come out the same on every machine, byte for byte, is computed on one core.
+    OpenBLAS distributes even a product of a millisecond over all cores and waits for the slowest; on a machine with
+    other work, that costs ten times what it saves. The number of threads also changes the last digits: results that
+    must be the same on every machine, byte for byte, are computed on one core.
 
     Examples
     --------
@@ -85,7 +85,9 @@ def one_blas_thread() -> Iterator[None]:
     3.0
     """
     global _inside
-    with _lock:  # blocks of several threads may overlap: the first one in limits, the last one out restores
+    with (
+        _lock
+    ):  # blocks of several threads may overlap: the first to enter sets the limit, the last to leave removes it
         if _inside == 0:
             _outside.enter_context(_libraries().limit(limits=1, user_api="blas"))
         _inside += 1

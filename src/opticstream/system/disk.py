@@ -1,7 +1,7 @@
-"""Calls that not every file system offers: each does its work another way where it is missing, and says so once.
+"""Calls that some file systems lack: each has a fallback, and logs once that it is used.
 
-Everything that syncs, links, replaces, sizes, maps or reads at a place goes through here. An error of the disk itself
-(full, broken, read-only, forbidden) always comes through.
+All syncing, linking, replacing, sizing, mapping, and reading at an offset goes through here. Errors of the disk itself
+(full, broken, read-only, forbidden) are always raised.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from opticstream.system.lacking import NOT_ALLOWED, is_unsupported, tell_once
+from opticstream.system.lacking import NOT_ALLOWED, is_unsupported, log_once
 from opticstream.system.temporary_names import temporary_beside
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ _seeking = threading.Lock()
 
 
 def sync_handle(handle: int, path: Path, /) -> None:
-    """Bring what was written to an open file to the disk, where the file system can be asked to.
+    """Sync an open file to the disk, if the file system supports it.
 
     Raises
     ------
@@ -45,19 +45,19 @@ def sync_handle(handle: int, path: Path, /) -> None:
         os.fsync(handle)
     except OSError as error:
         if is_unsupported(error, *NOT_ALLOWED, errno.EROFS):
-            tell_once(path, "cannot be told to bring files to the disk; a power failure may damage the latest ones")
+            log_once(path, "cannot sync files to the disk; a power failure may damage the latest ones")
             return
         error.filename = str(path)
         raise
 
 
 def sync_path(path: Path, /) -> None:
-    """Bring a file, or the names in a folder, to the disk, where the file system can be asked to; as `sync_handle`."""
+    """Sync a file, or the names in a folder, to the disk, like `sync_handle`."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
         if error.errno in _OPEN_FOR_SYNC and (os.path.isdir(path) or error.errno in NOT_ALLOWED):
-            return  # Windows and some shares open no folders; a file that nobody may read can still be renamed
+            return  # Windows and some shares cannot open folders; an unreadable file can still be renamed
         raise
     try:
         if os.path.isdir(path):
@@ -73,7 +73,7 @@ def _sync_folder(handle: int, path: Path) -> None:
         os.fsync(handle)
     except OSError as error:
         if is_unsupported(error, *NOT_ALLOWED, errno.EROFS, errno.EISDIR):
-            tell_once(path, "cannot be told to keep names; a power failure may lose the latest files")
+            log_once(path, "cannot sync folders to the disk; a power failure may lose the latest files")
             return
         error.filename = str(path)
         raise
@@ -83,10 +83,10 @@ def _sync_folder(handle: int, path: Path) -> None:
 
 
 def replace(source: Path, target: Path, /) -> None:
-    """Give `source` the name `target`, whatever has it now.
+    """Rename `source` to `target`, replacing what is there.
 
-    Where the file system does not rename over a taken name (some SMB shares, Windows while somebody reads), the old one
-    is moved aside first and comes back if that fails: for a moment nothing has the name.
+    If the file system cannot rename over an existing file (some SMB shares, or Windows while the file is read), the old
+    file is moved aside first, and back if the rename fails: for a moment no file has the name.
     """
     try:
         os.replace(source, target)
@@ -105,12 +105,12 @@ def replace(source: Path, target: Path, /) -> None:
     except OSError:
         os.rename(aside, target)
         raise
-    tell_once(target, "renames nothing over an existing file; replaced files are gone for a moment")
+    log_once(target, "cannot rename over an existing file; a file is missing for a moment while it is replaced")
     remove(aside)
 
 
 def remove(path: Path, /) -> None:
-    """Remove a file or folder; what cannot be removed stays, as hidden leftover."""
+    """Remove a file or folder; what cannot be removed is left there, without an error."""
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -119,19 +119,19 @@ def remove(path: Path, /) -> None:
 
 
 def take_name(temporary: Path, path: Path, /) -> bool | None:
-    """Give a whole file a name that nobody has yet, in one step; the temporary name may stay.
+    """Give a complete file a name that does not exist yet, in one step; the temporary name may remain.
 
     Returns
     -------
     bool or None
-        Whether the name is now ours, False when it was taken; None where the file system has neither hard links nor
-        renames that replace nothing.
+        True if the file has the name now, False if the name was taken; None if the file system has neither hard links
+        nor exclusive renames.
     """
     taken = _hard_link(temporary, path)
     if taken is None:
         taken = _rename_without_replacing(temporary, path)
         if taken is not None:
-            tell_once(path, "has no hard links; flags are made by exclusive renames instead")
+            log_once(path, "has no hard links; flags are made by exclusive renames instead")
     return taken
 
 
@@ -139,7 +139,7 @@ def _hard_link(temporary: Path, path: Path) -> bool | None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        # A network client that lost the answer asks again and is then told "exists" about its own link.
+        # A network client that lost the answer asks again, and then finds its own link.
         return _same_file(temporary, path)
     except (AttributeError, NotImplementedError):
         return None
@@ -188,7 +188,7 @@ def _renameat2() -> Callable[..., int] | None:
 
 
 def link_or_copy(source: Path, target: Path, /) -> None:
-    """Make `target` a hard link to a file, or a copy of its bytes where it cannot be linked.
+    """Make `target` a hard link to a file, or a copy if it cannot be linked.
 
     Raises
     ------
@@ -206,7 +206,7 @@ def link_or_copy(source: Path, target: Path, /) -> None:
 
 
 def copy_tree(source: Path, target: Path, copy_file: Callable[[Path, Path], object] = link_or_copy, /) -> None:
-    """Make `target` hold all files below `source`, without times and modes, which some file systems refuse to set."""
+    """Copy all files in `source` to `target`, without times and modes, which some file systems refuse to set."""
     target.mkdir(parents=True, exist_ok=True)
     for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
         if entry.is_dir():
@@ -216,7 +216,7 @@ def copy_tree(source: Path, target: Path, copy_file: Callable[[Path, Path], obje
 
 
 def symbolic_link(link: Path, goal: str, /) -> bool:
-    """Make `link` a symbolic link to `goal`, replacing what had the name; False where there are no symbolic links."""
+    """Make `link` a symbolic link to `goal`, replacing what is there; return False if there are no symbolic links."""
     temporary = temporary_beside(link)
     try:
         os.symlink(goal, temporary)
@@ -233,7 +233,7 @@ def symbolic_link(link: Path, goal: str, /) -> bool:
         finally:
             temporary.unlink(missing_ok=True)
         return True
-    tell_once(link, "has no symbolic links; those that would only point to another place are left out")
+    log_once(link, "has no symbolic links; links that are only a convenience are left out")
     return False
 
 
@@ -241,7 +241,7 @@ def symbolic_link(link: Path, goal: str, /) -> bool:
 
 
 def reserve(handle: int, size: int, /) -> None:
-    """Make a file under construction `size` bytes long, where that can be done without writing them."""
+    """Set the size of an unfinished file in bytes, if this is possible without writing them."""
     try:
         os.ftruncate(handle, size)
     except AttributeError:
@@ -252,7 +252,7 @@ def reserve(handle: int, size: int, /) -> None:
 
 
 def read_at(handle: int, view: memoryview, offset: int, /) -> int:
-    """Read into `view` from a place in a file, from any thread, and return how many bytes came."""
+    """Read into `view` from an offset in a file, from any thread, and return the number of bytes read."""
     if hasattr(os, "preadv"):
         try:
             return os.preadv(handle, [view], offset)
@@ -270,7 +270,7 @@ def read_at(handle: int, view: memoryview, offset: int, /) -> int:
 
 
 def write_at(handle: int, view: memoryview, offset: int, /) -> int:
-    """Write at a place in a file, from any thread, and return how many bytes went."""
+    """Write at an offset in a file, from any thread, and return the number of bytes written."""
     if hasattr(os, "pwrite"):
         try:
             return os.pwrite(handle, view, offset)
@@ -283,7 +283,7 @@ def write_at(handle: int, view: memoryview, offset: int, /) -> int:
 
 
 def mapped_or_read(mapped: Callable[[], T], read: Callable[[], T], /) -> T:
-    """Return what `mapped` gives, or `read` where the file system maps no files into memory."""
+    """Return the result of `mapped`, or of `read` if the file system cannot map files into memory."""
     try:
         return mapped()
     except OSError as error:
@@ -295,13 +295,13 @@ def mapped_or_read(mapped: Callable[[], T], read: Callable[[], T], /) -> T:
 def time_of_server_s(folder: Path, /) -> float:
     """Return the time of the clock that stamps files in `folder`, in seconds since 1970.
 
-    On a network share that is the server's clock, the same for all hosts however wrong their own clocks are. The
-    probe file also makes a network client look again at what the folder holds.
+    On a network share this is the server's clock, the same for all hosts, even if their own clocks are wrong. The
+    probe file also makes a network client refresh its list of the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     probe = temporary_beside(folder / f"now-{uuid.uuid4().hex[:8]}")
     try:
-        # Closing brings the byte to the server, which stamps it. No fsync: behind gigabytes of tiles it takes seconds.
+        # Closing sends the byte to the server, which sets the time. No fsync: behind gigabytes of tiles it is slow.
         probe.write_bytes(b"\n")
         return probe.stat().st_mtime
     finally:

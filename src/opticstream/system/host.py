@@ -1,7 +1,7 @@
-"""Who a process is, so that another process can tell whether it still lives.
+"""Identify a process, so that another process can find out whether it is still alive.
 
-A process id alone says little: ids are reused, and containers have their own. The boot id and the pid namespace say
-whether two processes see the same process table, and the start time says whether an id still means the same process.
+A process id alone is not enough: ids are reused, and containers have their own. The boot id and the pid namespace show
+whether two processes share a process table, and the start time shows whether an id still means the same process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Life = Literal["alive", "dead", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class HostIdentity:
-    """A process on a host. Where a field is None the operating system does not tell, and only leases decide."""
+    """A process on a host. A field is None if the operating system does not provide it; then only leases decide."""
 
     host: str
     pid: int
@@ -29,12 +29,12 @@ class HostIdentity:
 
     @classmethod
     def current(cls) -> HostIdentity:
-        """Return the identity of this process; right after a fork, too."""
+        """Return the identity of this process, even after a fork."""
         return _identity(os.getpid())
 
     @classmethod
     def of(cls, pid: int, /) -> HostIdentity:
-        """Return the identity of another process that this one sees, a child for instance."""
+        """Return the identity of another visible process, such as a child."""
         me = _identity(os.getpid())
         return cls(me.host, pid, me.boot_id, me.pid_namespace, _process_start(pid) if me.boot_id else None)
 
@@ -54,7 +54,7 @@ class HostIdentity:
         return asdict(self)
 
     def life_of(self, other: HostIdentity, /) -> Life:
-        """Return whether `other` lives, as far as this process can see; unknown on another host or container.
+        """Return whether `other` is alive, as far as this process can see; unknown for another host or container.
 
         Examples
         --------
@@ -97,11 +97,11 @@ def _identity(pid: int) -> HostIdentity:
 
 
 def _process_start(pid: int) -> int | None:
-    """Return the start time of a process in clock ticks since boot, -1 for a zombie, None where there is none."""
+    """Return the start time of a process in clock ticks since boot, -1 for a zombie, None if there is none."""
     text = _read(f"/proc/{pid}/stat")
     if not text:
         return None
-    # The second field is the program's name in brackets and may itself hold brackets and blanks.
+    # The second field is the program's name in brackets, which may contain brackets and blanks.
     fields = text.rpartition(")")[2].split()
     return -1 if fields[0] in "ZX" else int(fields[19])
 

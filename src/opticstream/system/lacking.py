@@ -1,4 +1,4 @@
-"""What a file system or an operating system lacks is done without, and told once in a process, not once a file."""
+"""Recognise what a file system or an operating system lacks, and log it once per process rather than once per file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import os
 from pathlib import Path
 
 _log = logging.getLogger("opticstream")
-_told: set[tuple[object, str]] = set()
+_logged: set[tuple[object, str]] = set()
 
 UNSUPPORTED = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.ENODEV}
 )
-"""Codes by which file systems say that they do not know a call; never those of a full or broken disk."""
+"""Error codes of file systems for calls that they do not support; never those of a full or broken disk."""
 NOT_ALLOWED = frozenset({errno.EPERM, errno.EACCES})
-"""Codes by which file systems refuse a call that they do not know, and others one that is forbidden."""
+"""Error codes that some file systems use for unsupported calls, and others for forbidden ones."""
 
 
 def is_unsupported(error: OSError, /, *also: int) -> bool:
-    """Return whether an error says that the file system does not offer a call; `also` are further codes that do.
+    """Return whether an error means that the file system does not support a call; `also` lists further such codes.
 
     Examples
     --------
@@ -29,28 +29,28 @@ def is_unsupported(error: OSError, /, *also: int) -> bool:
     return error.errno in UNSUPPORTED or error.errno in also
 
 
-def tell_once(path: Path, what: str, /) -> None:
+def log_once(path: Path, what: str, /) -> None:
     """Log that the file system of `path` lacks something, once for each file system and process.
 
-    Flow runs are processes of their own: those that the same command started tell it to the same log.
+    Flow runs are separate processes, so each of them logs it.
     """
     folder = path if path.is_dir() else path.parent
     try:
         device: object = os.stat(folder).st_dev
     except OSError:
         device = str(folder)
-    if (device, what) not in _told:
-        _told.add((device, what))
+    if (device, what) not in _logged:
+        _logged.add((device, what))
         _log.warning("the file system of %s %s", folder, what)
 
 
-def tell_once_of_host(what: str, /) -> None:
+def log_once_for_host(what: str, /) -> None:
     """Log something about this machine or account, once in this process."""
-    if (None, what) not in _told:
-        _told.add((None, what))
+    if (None, what) not in _logged:
+        _logged.add((None, what))
         _log.warning("%s", what)
 
 
-def forget_what_was_told() -> None:
-    """Tell everything once more; for tests."""
-    _told.clear()
+def forget_logged() -> None:
+    """Log everything once more; for tests."""
+    _logged.clear()

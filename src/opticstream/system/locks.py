@@ -1,8 +1,8 @@
-"""Locks on files, also where the file system or the operating system has none.
+"""Locks on files, with a fallback if the file system or the operating system has none.
 
-The operating system frees its locks when a process ends, however it ends. Where it offers none (some FUSE and SMB
-shares, NFS without a lock server, Windows), a file that names its owner takes their place: it counts as left behind
-once its owner is seen to have ended, or cannot be seen and has said nothing for `UNSEEN_OWNER_S`.
+The operating system frees its locks when a process ends, however it ends. If there are none (some FUSE and SMB
+shares, NFS without a lock server, Windows), a file that names its owner is used instead: it counts as abandoned
+once its owner has ended, or is not visible and has not renewed it for `UNSEEN_OWNER_S`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from opticstream.system.disk import time_of_server_s
 from opticstream.system.host import HostIdentity
-from opticstream.system.lacking import is_unsupported, tell_once
+from opticstream.system.lacking import is_unsupported, log_once
 from opticstream.system.temporary_names import temporary_beside
 
 fcntl: Any = None  # Windows has none
@@ -28,7 +28,7 @@ with contextlib.suppress(ImportError):
     fcntl = importlib.import_module("fcntl")
 
 UNSEEN_OWNER_S = 6 * 3600.0
-"""Seconds after which the owner file of a process on another host counts as left behind."""
+"""Seconds after which the owner file of a process on another host counts as abandoned."""
 _UNREADABLE_S = 10.0
 """Seconds after which an owner file without an owner counts as left by a process that was killed writing it."""
 _FIRST_WAIT_S = 0.002
@@ -44,7 +44,7 @@ class FileLock:
         self._owner_file = owner_file
 
     def release(self) -> None:
-        """Give the lock back; the file stays."""
+        """Release the lock; the file stays."""
         if self._owner_file is not None:
             self._owner_file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -52,12 +52,12 @@ class FileLock:
 
 
 def try_lock(path: Path, /) -> FileLock | None:
-    """Return a lock on a file, which is made if need be; None while another process holds it.
+    """Return a lock on a file, which is created if needed; None while another process holds it.
 
     Raises
     ------
     OSError
-        The file cannot be made or opened.
+        The file cannot be created or opened.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
@@ -67,7 +67,7 @@ def try_lock(path: Path, /) -> FileLock | None:
                 os.close(handle)
                 return None
             return FileLock(path, handle, None)
-        tell_once(path, "has no file locks; files that name their owner take their place")
+        log_once(path, "has no file locks; files that name their owner take their place")
         owner_file = path.with_name(f"{path.name}.held")
         if _own(owner_file):
             return FileLock(path, handle, owner_file)
@@ -81,14 +81,14 @@ def try_lock(path: Path, /) -> FileLock | None:
 
 @contextlib.contextmanager
 def locked(path: Path, /, *, timeout_s: float = math.inf) -> Iterator[FileLock]:
-    """Hold the lock on a file inside a `with` block, waiting for it as long as another process holds it.
+    """Hold the lock on a file inside a `with` block, waiting while another process holds it.
 
     Raises
     ------
     TimeoutError
         Another process held it for all of `timeout_s`.
     OSError
-        The file cannot be made or opened.
+        The file cannot be created or opened.
     """
     wait_s, end = _FIRST_WAIT_S, time.monotonic() + timeout_s
     while (lock := try_lock(path)) is None:
@@ -103,7 +103,7 @@ def locked(path: Path, /, *, timeout_s: float = math.inf) -> Iterator[FileLock]:
 
 
 def has_locks(folder: Path, /) -> bool:
-    """Return whether the operating system can lock files in a folder; leaves nothing there."""
+    """Return whether the operating system can lock files in a folder; leaves no files there."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = temporary_beside(folder / "lock")
     handle = os.open(probe, os.O_RDWR | os.O_CREAT, 0o666)
@@ -115,7 +115,7 @@ def has_locks(folder: Path, /) -> bool:
 
 
 def has_record_locks(folder: Path, /) -> bool:
-    """Return whether files in a folder can have locks on parts of them, as databases need; leaves nothing there."""
+    """Return whether files in a folder can have locks on parts of them, as databases need; leaves no files there."""
     if fcntl is None:
         return True  # Windows has its own
     probe = temporary_beside(folder / "lock")
@@ -131,7 +131,7 @@ def has_record_locks(folder: Path, /) -> bool:
 
 
 def _lock(handle: int) -> bool | None:
-    """Return whether the file is now ours alone; None where it cannot be locked."""
+    """Return whether this process has the lock now; None if the file cannot be locked."""
     if fcntl is None:
         return None
     try:
@@ -141,7 +141,7 @@ def _lock(handle: int) -> bool | None:
     except OSError as error:
         if error.errno == errno.ENOLCK or is_unsupported(error):
             return None
-        if error.errno == errno.EACCES:  # how some systems say "taken"
+        if error.errno == errno.EACCES:  # the error of some systems for a taken lock
             return False
         raise
     return True
@@ -156,7 +156,7 @@ def _own(owner_file: Path) -> bool:
             if not _is_left_behind(owner_file):
                 return False
             doomed = temporary_beside(owner_file)
-            with contextlib.suppress(FileNotFoundError):  # somebody else has seen it, too
+            with contextlib.suppress(FileNotFoundError):  # another process has noticed it as well
                 os.rename(owner_file, doomed)
                 doomed.unlink(missing_ok=True)
             continue

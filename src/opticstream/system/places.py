@@ -1,4 +1,4 @@
-"""Folders of this account for what can be made again: compiled code, sockets, locks between its processes."""
+"""Folders of this account for replaceable files: compiled code, sockets, locks between its processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @lru_cache(maxsize=1)
 def private_folder() -> Path | None:
-    """Return a folder for temporary things that only this account can write; None where there is none at all."""
+    """Return a folder for temporary things that only this account can write; None if there is none."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     try:
         folder = Path(tempfile.gettempdir()) / f"opticstream-{user}"
@@ -22,13 +22,13 @@ def private_folder() -> Path | None:
 
 
 def has_home() -> bool:
-    """Return whether this account has a home folder that can be written (containers and services often have none)."""
+    """Return whether this account has a home folder that is writable (containers and services often have none)."""
     home = os.path.expanduser("~")
     return os.path.isabs(home) and os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK)
 
 
 def can_run_programs(folder: Path, /) -> bool:
-    """Return whether a script in a folder may be run; not where the file system is mounted without that."""
+    """Return whether scripts in a folder can be run, which some mounts forbid."""
     probe = folder / f".run-{os.getpid()}"
     try:
         probe.write_bytes(b"#!/bin/sh\n")

@@ -1,4 +1,4 @@
-"""What the file system of a folder does not offer, found out beforehand, so that people are told at the beginning."""
+"""Find out what the file system of a folder lacks, so that it can be reported at the start of a run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from opticstream.system.temporary_names import temporary_beside
 
 
 def missing_features(folder: Path, /) -> list[str]:
-    """Return what the file system of a folder lacks, in words and with what follows from it; leaves nothing there.
+    """Return what the file system of a folder lacks, in words, with the consequences; leaves no files behind.
 
     Raises
     ------
     OSError
-        The folder cannot be written.
+        The folder is not writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     probe = temporary_beside(folder / "survey")
@@ -33,9 +33,9 @@ def missing_features(folder: Path, /) -> list[str]:
         if not _can(lambda: os.link(probe / "a", probe / "b")):
             lacking.append("hard links (published results are copies)")
         if not has_locks(probe):
-            lacking.append("file locks (files that name their owner take their place)")
+            lacking.append("file locks (files that name their owner are used instead)")
         if (probe / "A").exists():
-            lacking.append("names that differ in case only")
+            lacking.append("case-sensitive names (names must differ in more than their case)")
     finally:
         remove(probe)
     return lacking

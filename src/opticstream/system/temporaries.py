@@ -1,4 +1,4 @@
-"""What killed writers have left of outputs that were still being written.
+"""Remove unfinished outputs of processes that were killed.
 
 Names of such outputs are made in `opticstream.system.temporary_names`.
 """
@@ -17,13 +17,13 @@ from opticstream.system.temporary_names import (
 )
 
 STALE_AFTER_S = 3600.0
-"""Seconds without a change after which the temporary of a writer that cannot be seen counts as left behind."""
+"""Seconds without a change after which a temporary file of an unknown process counts as abandoned."""
 
 
 def remove_stale_temporaries(folder: Path, /, *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
-    """Remove what killed writers left anywhere below `folder`, and return it.
+    """Remove what killed processes left anywhere below `folder`, and return the paths.
 
-    Only temporary names are touched: at once when their writer is seen to have ended, otherwise when
+    Only temporary names are touched: at once if their process is known to have ended, otherwise when
     nothing in them has changed for `older_than_s` seconds by the clock of their own file system.
     """
     removed = []
@@ -51,5 +51,5 @@ def _temporaries_below(folder: Path) -> Iterator[Path]:
         for name in [*folders, *files]:
             if name.startswith(".") and TEMPORARY_MARK in name:
                 yield Path(root, name)
-        # A finished store holds thousands of chunks and nothing that is being written.
+        # A finished store has thousands of chunks and no unfinished files.
         folders[:] = [name for name in folders if TEMPORARY_MARK not in name and not name.endswith(".zarr")]

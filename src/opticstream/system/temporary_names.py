@@ -1,8 +1,9 @@
 """Names of outputs that are still being written.
 
-A temporary name tells who writes: ``.{stem}.partial-{machine}-{process}-{start}-{token}{suffixes}``. The machine is a
-hash of its boot and its process table; with the id and the start time of the process, any process of the same machine
-sees whether the writer lives. What another machine writes is judged by its age, by the clock that stamps files there.
+A temporary name identifies its writer: ``.{stem}.partial-{machine}-{process}-{start}-{token}{suffixes}``. The machine
+is a hash of its boot and its process table; with the id and the start time of the process, any process on the same
+machine can check whether the writer is alive. For other machines the age of the file decides, by the clock of its file
+system.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pathlib import Path
 from opticstream.system.host import HostIdentity
 
 TEMPORARY_MARK = ".partial-"
-"""Part of every temporary name; readers ignore files and folders that carry it."""
+"""Part of every temporary name; readers ignore such files and folders."""
 LONGEST_NAME = 143
-"""Bytes of a name that every file system takes (eCryptfs; 255 on most others)."""
+"""Largest number of bytes in a name on every file system (eCryptfs; 255 on most others)."""
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _WRITER = re.compile(re.escape(TEMPORARY_MARK) + r"([0-9a-f]{8})-([0-9a-z]+)-([0-9a-z]+)-")
@@ -33,7 +34,7 @@ def is_temporary(path: Path, /) -> bool:
 def temporary_beside(path: Path, /) -> Path:
     """Return a fresh temporary name in the folder of `path`, with its suffixes: libraries choose formats by them.
 
-    It is never longer than every file system allows: a long stem loses its end.
+    It is never too long for any file system: a long stem is cut.
 
     Examples
     --------
@@ -50,7 +51,7 @@ def temporary_beside(path: Path, /) -> Path:
 
 
 def shortened(name: str, kept_for_more: int = 0, /) -> str:
-    """Return a name that leaves `kept_for_more` bytes of what every file system takes; a hash keeps long ones apart."""
+    """Return a name that leaves room for `kept_for_more` bytes; long names are cut and get a hash."""
     room = LONGEST_NAME - kept_for_more
     if len(os.fsencode(name)) <= room:
         return name
@@ -59,7 +60,7 @@ def shortened(name: str, kept_for_more: int = 0, /) -> str:
 
 
 def writer_is_dead(path: Path, /) -> bool:
-    """Return whether a temporary name tells of a process of this machine that has ended; False where nobody can say."""
+    """Return whether the process of a temporary name ran on this machine and has ended; False if unknown."""
     found = _WRITER.search(path.name)
     if found is None:
         return False
@@ -77,7 +78,7 @@ def _this_writer(pid: int) -> str:
 
 
 def _machine(host: HostIdentity) -> str:
-    """Return a hash of what two processes must share to see each other."""
+    """Return a hash of what two processes share if they can see each other."""
     seen = f"{host.boot_id or host.host}\0{host.pid_namespace}"
     return hashlib.sha256(seen.encode()).hexdigest()[:8]
 
@@ -91,7 +92,7 @@ def _base36(number: int) -> str:
 
 
 def _first_bytes(text: str, count: int) -> str:
-    """Return as much of the beginning of a text as fits into `count` bytes of a file name."""
+    """Return as much of the start of a text as fits into `count` bytes of a file name."""
     while len(os.fsencode(text)) > count:
         text = text[:-1]
     return text

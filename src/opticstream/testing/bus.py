@@ -1,4 +1,4 @@
-"""The event chain without a server: announcements go round in one process, one after the other.
+"""The event chain without a server: events are handled in one process, one after the other.
 
 For tests of rules and jobs. What starts what is written down here once more, by hand, so that a wrong trigger in
 `opticstream.flows.deployments` cannot hide behind a wrong bus.
@@ -45,7 +45,7 @@ Step = Callable[[Event], Iterable[Event]]
 
 
 class LocalBus:
-    """Takes announcements and does what they start, until nothing is left.
+    """Handles events and does the work that they start, until nothing is left.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class LocalBus:
                 self._queue.append(event)
 
     def emit(self, name: str, payload: Any, /, *, id: str | None = None, occurred: datetime | None = None) -> None:
-        """Put into the queue what another program, or a person, announces.
+        """Put an event from another program, or from a person, into the queue.
 
         Raises
         ------
@@ -95,7 +95,7 @@ class LocalBus:
         self.announce([event, *(other for other in released if other != event)])
 
     def run(self, *, order: Callable[[int], int] = lambda _n: 0) -> None:
-        """Do what is announced until the queue is empty; `order` picks which of n waiting events comes next."""
+        """Handle events until the queue is empty; `order` picks which of n waiting events comes next."""
         while self._queue:
             index = order(len(self._queue))
             event = self._queue[index]

@@ -1,6 +1,6 @@
 """The chain from spectra to maps once more, in float64, one A-line after the other, straight from the formulas.
 
-It shares no code with `opticstream.compute` and is slow on purpose: what both agree on has been said twice.
+It shares no code with `opticstream.compute` and is slow on purpose: where both agree, two programs agree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tiles of a made-up fibrous tissue under a stage with errors: for tests and benchmarks of stitching.
 
 Texture of crossing fibre bundles and vessels, speckle that is independent in every tile, shading, an affine stage error
-with jitter, and blank tiles in the background, all with known truth. It knows nothing of how tiles are stitched.
+with jitter, and blank tiles in the background, all with known truth. It uses nothing from stitching.
 """
 
 from __future__ import annotations

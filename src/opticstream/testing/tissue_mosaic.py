@@ -3,7 +3,7 @@
 The second source of tiles for tests and benchmarks of stitching, beside `synthetic_mosaic`: six textures, tissue whose
 soft edge crosses tiles, speckle with and without correlation, contrast and gain of each tile, shading, a pattern of the
 instrument that is the same in all tiles, an additive noise floor, uneven focus, a turned scan, a distorted field of
-view. It knows nothing of how tiles are stitched.
+view. It uses nothing from stitching.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Looks at the raw folder again and again, because network shares give no notifications.
+"""Find batches in the raw folder by polling, because network shares send no notifications.
 
-A file counts as complete when its size and time have stood still for a while and it holds what the scan settings say.
-A batch is ready when each of its tiles has a complete file (two where the rig writes spectra beside complex tiles, with
-`scan.spectral_file_name`). What is wrong and stays wrong is handed on as a problem of its tile, so that one bad file
-never holds up a column; and so is a file that does not come, once the column has waited for long enough:
+A file is complete when its size and time have not changed for a while and its content matches the scan settings.
+A batch is ready when each of its tiles has a complete file (two if the rig writes spectra beside complex tiles, with
+`scan.spectral_file_name`). A file that stays wrong is reported as a problem of its tile, so that one bad file
+never holds up a column. So is a missing file, once the column has waited long enough:
 
-* nothing of it has changed for `stall_s`, or
-* while the rig works (`live`), later columns of its mosaic, or a later slice, are complete already and nothing of it
-  has changed for a minute (longer for a rig that pauses longer between its tiles).
+* nothing in it has changed for `stall_s`, or
+* while the rig is working (`live`), later columns of its mosaic, or a later slice, are complete and nothing in it
+  has changed for a minute (longer if the rig pauses longer between its tiles).
 
-A column of which nothing has come at all is missing in the second case; without `live`, when its slice has begun and
-nothing in the folder has changed for `stall_s`. Files that come later are found: see `whole_files`.
+A column without any file is missing in the second case, or, without `live`, if its slice has started and nothing in the
+folder has changed for `stall_s`. Files that arrive later are found: see `whole_files`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from opticstream.model.layout import AcquisitionLayout
 from opticstream.model.tile_problem import TileProblem
 
 _OVERTAKEN_S = 60.0
-"""How long a column that the rig has gone past must have been quiet before it is handed on as it is, in seconds."""
+"""How long a column that the rig has left must not have changed before it is reported as it is, in seconds."""
 
 
 @dataclass(slots=True)
@@ -49,35 +49,35 @@ class RawFile:
     """Whether it holds the spectra beside a complex tile."""
     complete: bool = False
     problem: str | None = None
-    """Why it cannot be processed, where it stands still and is not what it should be."""
+    """Why it cannot be processed, if it is stable and wrong."""
     judged_s: float = 0.0
     """When that was found, by the watcher's clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundBatch:
-    """A batch of which everything is known that will ever be."""
+    """A batch that is complete, or that will not be waited for any longer."""
 
     batch: BatchId
     files: dict[int, str]
     """Name of the file of each tile number."""
     spectra: dict[int, str]
-    """Name of the spectral file of each tile number, where the rig writes it beside a complex tile."""
+    """Name of the spectral file of each tile number, if the rig writes it beside a complex tile."""
     problems: dict[int, TileProblem]
     """Tiles that cannot be processed, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class IncompleteBatch:
-    """A batch of which some tiles have not come."""
+    """A batch with missing or unfinished tiles."""
 
     batch: BatchId
     missing: tuple[int, ...]
-    """Tiles without a file, or without one of two."""
+    """Tiles without a file, or without one of two files."""
     unfinished: tuple[str, ...]
-    """Files that are still growing, or are not what they should be."""
+    """Files that are still growing, or are wrong."""
     waiting_s: float
-    """Time since anything of the batch has changed, in seconds."""
+    """Time since anything in the batch has changed, in seconds."""
 
     def __str__(self) -> str:
         parts = []
@@ -94,20 +94,20 @@ class Watcher:
     Parameters
     ----------
     folder : Path
-        Raw files, also in subfolders.
+        The raw folder, including its subfolders.
     scan : ScanSettings
         Grid, file names and sizes.
     stable_s : float
-        Time that a file must have stood still, in seconds.
+        Time for which a file must not have changed, in seconds.
     stall_s : float
-        Time after which an incomplete batch is handed on as it is, in seconds.
+        Time after which an incomplete batch is reported as it is, in seconds.
     unfinished_s : float, optional
         Time after which a file of the wrong size is a problem of its tile, in seconds; `stall_s` by default.
     live : bool
-        Somebody may still write to the folder: a column of which nothing has come is missing only once later ones are
+        Files may still be written to the folder: a column without any file is missing only once later ones are
         complete.
     settled : callable
-        Tells of a batch whether it was announced before (a watcher that is started again asks the facts).
+        Returns whether a batch was announced before (when a watcher is started again, from the facts).
     clock : callable
         Monotonic time in seconds.
     """
@@ -128,7 +128,7 @@ class Watcher:
         self.folder = Path(folder)
         self.layout: AcquisitionLayout = scan.layout
         self.rejected_names: dict[str, str] = {}
-        """Files that follow the name template but say something impossible, with the reason."""
+        """Files whose names match the template but contradict the settings, with the reason."""
         self._scan = scan
         self._names = RawNames(scan.file_name, scan.spectral_file_name, self.layout)
         self._stable_s = stable_s
@@ -153,12 +153,12 @@ class Watcher:
         self._warned: set[BatchId] = set()
 
     def poll(self) -> list[FoundBatch]:
-        """Look at the folder once and return the batches that have become ready since the last look.
+        """Check the folder once and return the batches that have become ready since the last call.
 
         Raises
         ------
         MissingInputError, InputError
-            The folder is not there, or cannot be read.
+            The folder does not exist, or cannot be read.
         """
         now = self._clock()
         present = set()
@@ -180,11 +180,11 @@ class Watcher:
         return found
 
     def known_batches(self) -> set[BatchId]:
-        """Return every batch of which at least one file was seen."""
+        """Return every batch of which at least one file was found."""
         return {batch for batch, files in self._by_batch.items() if files} | self._done
 
     def incomplete(self) -> list[IncompleteBatch]:
-        """Return the batches of which something has come and something has not."""
+        """Return the batches of which only a part has arrived."""
         now = self._clock()
         begun = (batch for batch, files in sorted(self._by_batch.items()) if files)
         return [self._incomplete(batch, now) for batch in begun if batch not in self._done]
@@ -192,7 +192,7 @@ class Watcher:
     def stalled(self) -> list[IncompleteBatch]:
         """Return the incomplete batches in which nothing has changed for a while, each one once.
 
-        That is a minute, or half of `stall_s` where that is less: people are told before the batch is handed on.
+        That is a minute, or half of `stall_s` if that is less, so that a warning comes before the batch is processed.
         """
         patience_s = min(_OVERTAKEN_S, self._stall_s / 2)
         found = [i for i in self.incomplete() if i.waiting_s >= patience_s and i.batch not in self._warned]
@@ -200,9 +200,9 @@ class Watcher:
         return found
 
     def waits(self) -> bool:
-        """Return whether something may still come: of a batch that has begun, or of the slice that it is in.
+        """Return whether files may still arrive: for a batch that has started, or for the slice that it is in.
 
-        While the rig works only batches that have begun count.
+        While the rig is working, only batches that have started count.
         """
         absent = () if self._live else self._absent()
         return any(batch not in self._done for batch, files in self._by_batch.items() if files) or any(absent)
@@ -215,13 +215,13 @@ class Watcher:
         return [self._finish(state.batch) for state in self.incomplete()]
 
     def look_again_at(self, tiles: Iterable[TileId], /) -> None:
-        """Keep looking at the files of these tiles of batches that were handed on: they were bad, and may be mended."""
+        """Keep checking the files of these tiles of reported batches: they were bad, and may be replaced."""
         self._reopened = frozenset(tiles)
 
     def whole_files(self, tile: TileId, /) -> tuple[str, ...] | None:
-        """Return the files of a tile, if each is there once, complete and standing still; None otherwise.
+        """Return the files of a tile if each exists once and is complete and stable; None otherwise.
 
-        Current for tiles of batches that wait, and for those that `look_again_at` named.
+        Up to date for tiles of batches that are waited for, and for those given to `look_again_at`.
         """
         files = [f for f in self._by_batch.get(self.layout.batch_of(tile), {}).values() if f.tile == tile]
         kinds = sorted(f.is_spectra for f in files)
@@ -230,18 +230,18 @@ class Watcher:
         return tuple(f.name for f in sorted(files, key=lambda f: f.is_spectra))
 
     def quiet_s(self, batch: BatchId, /) -> float:
-        """Return the time since anything of a batch has changed, in seconds; infinite where nothing has come."""
+        """Return the time since anything in a batch has changed, in seconds; infinite if it has no file."""
         changed_s = self._changed_s.get(batch)
         return float("inf") if changed_s is None else self._clock() - changed_s
 
     def found_again(self, batch: BatchId, /) -> FoundBatch:
-        """Return a batch that was handed on before as it is now."""
+        """Return a batch that was reported before, as it is now."""
         return self._finish(batch)
 
     def _refuse_folder(self, name: str) -> None:
-        """Tell of a folder that has the name of a tile; what lies in it is looked at as in any other."""
+        """Reject a folder that has the name of a tile; its content is searched like that of any other folder."""
         if name not in self.rejected_names and self._meaning(name) is not None:
-            self.rejected_names[name] = f"{name}: a folder with the name of a tile, expected a file"
+            self.rejected_names[name] = f"{name}: is a folder with the name of a tile, expected a file"
 
     def _see(self, name: str, entry: os.DirEntry[str], now: float) -> None:
         file = self._files.get(name)
@@ -270,7 +270,7 @@ class Watcher:
             self._has_changed(file.batch, now)
         if file.complete or now - file.since_s < self._stable_s:
             return
-        # A problem may pass without a change of the file (access, a share): it is looked at again before it is told.
+        # A problem may go away without a change of the file (access, a share): check it again before reporting it.
         stalls_s = file.since_s + self._unfinished_s
         if file.problem is None or file.judged_s < stalls_s <= now:
             file.problem = self._problem(file)
@@ -283,7 +283,7 @@ class Watcher:
         self._changed_s[batch] = self._folder_changed_s = now
 
     def _meaning(self, name: str) -> tuple[TileId, bool] | None:
-        """Return what a file name means, None for files of others; names that say something impossible are kept."""
+        """Return the meaning of a file name, or None for other files; names that contradict the settings are noted."""
         try:
             return self._names.meaning(name)
         except FileNameError as error:
@@ -291,7 +291,7 @@ class Watcher:
             return None
 
     def _problem(self, file: RawFile) -> str | None:
-        """Return why a file that stands still cannot be processed; reads its header and a compressed file's end."""
+        """Return why a stable file cannot be processed; reads its header, and the end of a compressed file."""
         index = self.layout.illumination_index(file.tile.mosaic)
         a_lines, b_lines = self._scan.tile_shape(index)
         setting = f"scan.illuminations[{index}]"
@@ -318,7 +318,7 @@ class Watcher:
             return None
         files = self._by_batch[batch].values()
         if not files:
-            return None  # they have vanished; then the batch is absent
+            return None  # the files are gone, so the batch is absent
         # A file of the wrong size may be one that is still being written by a rig that pauses.
         if self._missing(batch) or any(
             not f.complete and (f.problem is None or now - f.since_s < self._unfinished_s) for f in files
@@ -327,7 +327,7 @@ class Watcher:
         return self._finish(batch)
 
     def _ends_waiting(self, batch: BatchId, now: float) -> bool:
-        """Return whether a batch that is incomplete, or of which nothing has come, has waited for long enough."""
+        """Return whether a batch that is incomplete, or has no file, has waited long enough."""
         begun = bool(self._by_batch.get(batch))
         changed_s = self._changed_s[batch] if begun else self._folder_changed_s
         if (begun or not self._live) and now - changed_s >= self._stall_s:
@@ -339,11 +339,11 @@ class Watcher:
         return now - since_s >= min(self._stall_s, max(_OVERTAKEN_S, 4 * self._stable_s, pause_s))
 
     def _is_overtaken(self, batch: BatchId) -> bool:
-        """Return whether the rig has gone on: batches that it acquires later are done.
+        """Return whether the rig has moved on: batches that it acquires later are done.
 
-        A later column of the same mosaic, or anything of a later slice. Rigs that take the illuminations of a slice in
-        turn are in the same column of each, so another mosaic of the slice has overtaken only with a later column, or
-        when it is whole.
+        That is a later column of the same mosaic, or anything in a later slice. A rig that alternates between the
+        illuminations of a slice is in the same column of each, so another mosaic of the slice counts only with a later
+        column, or when it is complete.
         """
         mosaic, slice_id = batch.mosaic, self.layout.slice_of(batch.mosaic)
         if slice_id < self._last_slice:
@@ -361,7 +361,7 @@ class Watcher:
         return False
 
     def _absent(self) -> list[BatchId]:
-        """Return the batches of which nothing has come, in slices of which something has."""
+        """Return the batches without any file, in slices that have started."""
         begun = {self.layout.slice_of(batch.mosaic) for batch, files in self._by_batch.items() if files}
         absent = []
         for slice_id in sorted(begun - self._whole_slices):
@@ -370,7 +370,7 @@ class Watcher:
                 if batch in self._done or self._by_batch.get(batch):
                     continue
                 if not self._live and self._settled(batch):
-                    self._end(batch)  # an earlier run has given it up
+                    self._end(batch)  # an earlier run stopped waiting for it
                 else:
                     absent.append(batch)
             if all(batch in self._done for batch in batches):
@@ -398,7 +398,7 @@ class Watcher:
         wanted = "raw and spectral file" if len(self._names.grammars) > 1 else "raw file"
         problems = {
             tile: TileProblem(
-                kind="missing", text=f"tile {tile} of mosaic {batch.mosaic_id}: no {wanted} came in {self.folder}"
+                kind="missing", text=f"tile {tile} of mosaic {batch.mosaic_id}: no {wanted} arrived in {self.folder}"
             )
             for tile in self._missing(batch)
         }

@@ -103,7 +103,7 @@ def test_maps_that_do_not_belong_together_are_named() -> None:
     with pytest.raises(ValueError, match=r"beam 1: orientation has the shape \(50, 160\)"):
         slice_axis_from_illuminations([fixed, small])
     blank = IlluminationImages("beam 1", np.full_like(moving.orientation_deg, np.nan), moving.birefringence, -15.0)
-    with pytest.raises(ValueError, match="beam 1: orientation holds no finite value"):
+    with pytest.raises(ValueError, match="beam 1: orientation has no finite value"):
         slice_axis_from_illuminations([fixed, blank])
     empty = IlluminationImages(
         "beam 1", moving.orientation_deg, moving.birefringence, -15.0, mask=np.zeros(moving.birefringence.shape, bool)

@@ -158,7 +158,7 @@ def test_a_known_start_replaces_the_search() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f, m: (np.full_like(f, np.nan), m, None), "fixed image: the image holds no finite value"),
+        (lambda f, m: (np.full_like(f, np.nan), m, None), "fixed image: the image has no finite value"),
         (lambda f, m: (f, np.zeros_like(m), None), "moving image: the image is constant"),
         (lambda f, m: (f, m, np.zeros(f.shape)), "fixed image: the mask is empty"),
         (lambda f, m: (f, m, np.ones((3, 3))), r"fixed image: the mask has the shape \(3, 3\)"),

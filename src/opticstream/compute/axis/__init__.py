@@ -1,4 +1,4 @@
-"""The fibre axis in space from what several beams see of it."""
+"""The 3-D fibre axis from measurements with several beams."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The fibre axis in space from what two or more beams see of it: direction and birefringence, all pixels at once.
+"""The 3-D fibre axis from measurements with two or more beams: direction and birefringence of all pixels at once.
 
 A beam along `k` sees a fibre `r` (direction = axis, length = true birefringence) as the vector
 ``P(r; k) = (r - (k.r)k) sqrt(1 - (k.r)^2/|r|^2)``: its direction across the beam, and its birefringence times the
-squared sine of the angle to the beam. The axis has no sign, so each measured vector may be turned round, which leaves
+squared sine of the angle to the beam. The axis has no sign, so each measured vector may be reversed, which gives
 several branches; the best solution over all of them and the best distinct alternative are both found.
 """
 
@@ -29,7 +29,7 @@ _TOLERANCE = 1e-8
 
 
 class AxisFlag(IntFlag):
-    """Why a pixel's axis is not to be trusted blindly; several can be set."""
+    """Reasons to check a pixel's axis; several can be set."""
 
     NO_DATA = 1
     """Fewer than two beams have a value; the axis is NaN."""
@@ -38,7 +38,7 @@ class AxisFlag(IntFlag):
     AMBIGUOUS = 4
     """A distinct second axis (another branch) fits as well within the noise; that of lower birefringence is given."""
     NEAR_VERTICAL = 8
-    """The axis is nearly along the normal: the in-plane angle means little."""
+    """The axis is nearly along the normal, so the in-plane angle is uncertain."""
     UNCERTAIN = 16
     """The direction's standard deviation exceeds the limit."""
 
@@ -65,7 +65,7 @@ class AxisField:
     residual: Float
     """Root of the misfit over the degrees of freedom, in birefringence."""
     noise: Float
-    """Standard deviation of one measured component that the flags and uncertainties rest on, in birefringence."""
+    """Standard deviation of a measured component, from which flags and uncertainties follow, in birefringence."""
     flags: NDArray[np.uint8]
     """Sum of `AxisFlag` values."""
     alternative: Float
@@ -115,7 +115,7 @@ def beam_frames(tilt_deg: ArrayLike, /, *, tilt_axis_deg: ArrayLike = 90.0) -> N
 def projections_from_axis(
     axis: ArrayLike, birefringence: ArrayLike, /, *, tilt_deg: ArrayLike, tilt_axis_deg: ArrayLike = 90.0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what each beam sees of fibre axes: orientation in degrees and apparent birefringence.
+    """Return the orientation in degrees and the apparent birefringence of fibre axes for each beam.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def axis_from_projections(
     vertical_deg: float = 75.0,
     threads: int = 0,
 ) -> AxisField:
-    """Return the fibre axis and true birefringence of every pixel from what two or more beams see.
+    """Return the fibre axis and true birefringence of every pixel from the measurements of two or more beams.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def axis_from_projections(
     max_uncertainty_deg, vertical_deg : float
         Above these the pixel is flagged `UNCERTAIN`, `NEAR_VERTICAL`.
     threads : int
-        Threads to use; 0 takes all cores this process may use. The result does not depend on it.
+        Number of threads; 0: all cores that this process may use. The result does not depend on it.
 
     Raises
     ------
@@ -297,7 +297,7 @@ def _solve(
         with np.errstate(over="ignore"):
             solutions[members], costs[members], spread[members] = block
 
-    # Fortunate order of work: one block alone first, so that the kernels are compiled once, not by every thread.
+    # Process one block alone first, so that the kernels are compiled once and not by every thread.
     for job in jobs[:1]:
         work(job)
     with ThreadPoolExecutor(threads or available_cores()) as pool:

@@ -22,7 +22,7 @@ LONGEST_STEP = 0.5
 """Of the sine of the angle to the nearest beam: close to a beam minima lie close together."""
 NEAR_SLOPE = 0.1
 NEAR_COS2 = 0.998
-"""Squared cosine within which (2.6 degrees) a walk that promises nothing lower has arrived at a known minimum."""
+"""Squared cosine within which (2.6 degrees) a descent without a better minimum counts as having reached a known one."""
 MAX_BEAMS = 16
 TINY = 1e-300
 
@@ -118,9 +118,9 @@ def _misfit_of_direction(m: Any, frames: Any, n: int, u0: float, u1: float, u2: 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _descend(m: Any, frames: Any, n: int, found: Any, reached: Any, start: int, tolerance: float) -> None:
-    """Walk the unit vector `found[start]` downhill by Newton steps, and write minus the share to `reached[start]`.
+    """Minimise from the unit vector `found[start]` by Newton steps, and write minus the share to `reached[start]`.
 
-    The walk ends early where it leads to one of the minima before `start` and no lower.
+    The descent ends early if it reaches one of the minima before `start` and no lower value.
     """
     x, y, z = found[start, 0], found[start, 1], found[start, 2]
     _turn_towards(m, n, x, y, z)
@@ -131,7 +131,7 @@ def _descend(m: Any, frames: Any, n: int, found: Any, reached: Any, start: int, 
         apart = 0.5 * (h_ee - h_ff)
         radius = math.sqrt(apart * apart + h_ef * h_ef)
         lowest = middle - radius
-        # Where the misfit bends down, the step goes as far as if it bent up as strongly.
+        # With negative curvature, take the step for the same curvature with positive sign.
         lift = -2.0 * lowest if lowest < 0.0 else 0.0
         flat = 1e-9 * (abs(middle) + radius) + TINY
         if lowest + lift < flat:

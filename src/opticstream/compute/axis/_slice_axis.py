@@ -1,7 +1,7 @@
-"""One slice from arrays: every illumination is brought onto the first one, then the fibre axis is solved.
+"""One slice from arrays: register every illumination to the first one, then solve for the fibre axis.
 
 The first illumination is the fixed one, whatever its tilt. An illumination whose registration failed is left out; with
-fewer than two left there is no axis, but the registrations are returned all the same, with their reasons.
+fewer than two left there is no axis, but the registrations are still returned, with their reasons.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from opticstream.model.modalities import described
 
 @dataclass(frozen=True)
 class IlluminationImages:
-    """En face maps of one illumination, all of shape (x, y); NaN is no value."""
+    """En face maps of one illumination, all of shape (x, y); NaN marks missing values."""
 
     name: str
     """Name used in messages."""
@@ -44,7 +44,7 @@ class IlluminationImages:
     mask: NDArray[np.bool_] | None = None
     """Tissue."""
     details: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Further maps by name, e.g. intensity; those that both illuminations have sharpen the registration."""
+    """Further maps by name, e.g. intensity; those that both illuminations have make the registration more precise."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def aligned_map(
     shape: tuple[int, int],
     weight: ArrayLike | None = None,
 ) -> NDArray[np.float32]:
-    """Return a moving map on the fixed pixels, resampled as the table of modalities says."""
+    """Return a moving map on the fixed pixels, resampled according to the table of modalities."""
     return resampled(image, mapping, how=described(modality).resampling, shape=shape, weight=weight)
 
 
@@ -190,7 +190,7 @@ def _check(item: IlluminationImages) -> None:
                 "all maps of an illumination must be images of one size"
             )
         if name != "mask" and not np.isfinite(image).any():
-            raise ValueError(f"{item.name}: {name} holds no finite value")
+            raise ValueError(f"{item.name}: {name} has no finite value")
 
 
 def _foreshortening(fixed: IlluminationImages, moving: IlluminationImages) -> tuple[float, float]:
@@ -216,7 +216,7 @@ def _align(
         blank = ~(np.nan_to_num(item.mask) != 0)
     seen = np.where(blank, np.nan, item.birefringence)
     angle = np.where(blank, np.nan, item.orientation_deg)
-    # A floor in the weight: pixels without birefringence still hold a value, only one that gives way to its neighbours.
+    # A small minimum weight: pixels without birefringence still have a value, dominated by their neighbours.
     floor = 1e-3 * float(np.nanmax(np.abs(item.birefringence)))
     weight = np.maximum(np.nan_to_num(seen), floor)
     return AlignedIllumination(

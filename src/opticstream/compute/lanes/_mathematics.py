@@ -198,7 +198,7 @@ def median_of(values, n, mean, scale, near):
 
 @njit
 def _median_by_counting(values, n, mean, scale):
-    """Return what `median_of` does.
+    """Return the same as `median_of`.
 
     Counts values below two thresholds around where the median should be, narrows them like a secant search, and walks
     the last few values one by one: about seven passes of vector instructions.

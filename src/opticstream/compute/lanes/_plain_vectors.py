@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
-"""What `opticstream.compute.lanes._vectors` offers, on plain arrays: for kernels that run without a compiler."""
+"""The functions of `opticstream.compute.lanes._vectors` on plain arrays, for kernels that run without a compiler."""
 
 from __future__ import annotations
 

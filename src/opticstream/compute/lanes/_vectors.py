@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc, no-any-return, operator, arg-type"
-"""Vectors as values inside compiled kernels: `LANES` neighbouring A-lines are worked on by one instruction.
+"""Vectors as values inside compiled kernels: one instruction processes `LANES` neighbouring A-lines.
 
-Kernels that are written in these terms read like scalar formulas and do not depend on what a compiler's
+Kernels written with them read like scalar formulas and do not depend on what a compiler's
 auto-vectorizer makes of a loop. A vector is loaded from and stored to a flat float32 array at an element index.
 """
 
@@ -17,7 +17,7 @@ from numba.core import cgutils
 from opticstream.compute.lanes import _plain_vectors as plain
 from opticstream.system.compiled import DISABLED
 
-# numba's own stubs take an intrinsic for the function that makes its code; kernels call what that code does.
+# numba's stubs give an intrinsic the type of the function that generates its code, not of the generated function.
 _numba: Any = extending
 intrinsic, overload, register_model, models = _numba.intrinsic, _numba.overload, _numba.register_model, _numba.models
 
@@ -27,9 +27,7 @@ LANES = plain.LANES if DISABLED else 16 if binding.get_host_cpu_features().get("
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
-_FLAGS = (
-    "contract",
-)  # a*b + c in one instruction; nothing is re-ordered, so results do not depend on the machine's mood
+_FLAGS = ("contract",)  # a*b + c in one instruction; nothing is re-ordered, so results are the same on every machine
 
 
 class _Vector(types.Type):

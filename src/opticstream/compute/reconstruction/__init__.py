@@ -1,4 +1,4 @@
-"""From the spectra of a tile to profiles, surface and en face maps, and the calibration that this takes.
+"""From the spectra of a tile to profiles, surface and en face maps, and the calibration for this.
 
 Plain NumPy: importing it loads no compiler.
 """

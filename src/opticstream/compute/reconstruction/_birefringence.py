@@ -60,7 +60,7 @@ def stokes_from_retardance(
     The components are `sin 2R cos 2O`, `sin 2R sin 2O`, `cos 2R`; unlike the angles they can be averaged.
     """
     cosine, sine = axial.components(orientation_deg)
-    down, ring = axial.components(retardance_deg)  # doubled as well: these angles go round a circle of the sphere
+    down, ring = axial.components(retardance_deg)  # doubled as well: these angles are those of a circle on the sphere
     return np.stack([ring * cosine, ring * sine, down]).astype(np.float32)
 
 
@@ -96,7 +96,7 @@ def unwrapped_retardance(
 
     Examples
     --------
-    What is measured folds back at 90 degrees, and the axis jumps by 90 there; 150 degrees look like 30:
+    The measured retardance folds back at 90 degrees, and the axis jumps by 90 there; 150 degrees look like 30:
 
     >>> true = np.arange(120) * np.float32(1.5)
     >>> measured, axis = np.where(true > 90, 180 - true, true), np.where(true > 90, -60, 30).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Calibration from recordings: the k-map from the fringes of mirrors, dispersion from whatever becomes sharpest.
+"""Calibration from recordings: the k-map from the fringes of mirrors, dispersion by maximum sharpness.
 
 The phase of a mirror's fringe is `2 z k(p) + phi(k)` on one side of zero delay and `2 z k(p) - phi(k)` on the other.
 Added over both sides the dispersion `phi` cancels and what is left is linear in wavenumber.
@@ -28,7 +28,7 @@ def fringe_phase(spectrum: NDArray[Any], /, *, degree: int = 6) -> Array:
     Raises
     ------
     ValueError
-        There is no peak that stands out.
+        There is no clear peak.
     """
     signal = np.asarray(spectrum, dtype=np.float64)
     samples = signal.size
@@ -90,7 +90,7 @@ def positions_from_mirrors(
     if len(sides) != len(phases) or any(side not in (-1, 1) for side in sides):
         raise ValueError(f"expected +1 or -1 for each of {len(phases)} recordings, got {sides}")
     total = np.zeros(phases[0].size)
-    for side in (-1, 1):  # both sides weigh the same, whatever the number of recordings
+    for side in (-1, 1):  # both sides have the same weight for any number of recordings
         these = [phase - phase[0] for phase, where in zip(phases, sides, strict=True) if where == side]
         if these:
             total += np.mean(these, axis=0)

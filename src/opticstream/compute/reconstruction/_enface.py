@@ -1,4 +1,4 @@
-"""En face maps: what every A-line shows in a window below the surface."""
+"""En face maps of every A-line, from a window below the surface."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from opticstream.compute import axial
 
 EPS32 = float(np.finfo(np.float32).eps)
-"""Smallest intensity and amplitude that is told from zero; -69.2 dB."""
+"""Smallest intensity and amplitude that differs from zero; -69.2 dB."""
 
 
 def intensity_db_from_jones(jones: NDArray[np.complex64], /) -> NDArray[np.float32]:
-    """Return `10 log10(|J1|^2 + |J2|^2)` in dB; not less than -69.2 dB, which stands for zero.
+    """Return `10 log10(|J1|^2 + |J2|^2)` in dB; not less than -69.2 dB, the value for zero.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def jones_from_complex_tile(tile: NDArray[np.floating[Any]], /, *, channels: int
     Raises
     ------
     ValueError
-        The length along x is no multiple of `2 * channels`.
+        The length along x is not a multiple of `2 * channels`.
 
     Examples
     --------

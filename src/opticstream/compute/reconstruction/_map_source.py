@@ -1,7 +1,7 @@
-"""What an en face map is made from: complex profiles, what follows from them, and the window below the surface.
+"""The source of en face maps: complex profiles, the volumes derived from them, and the window below the surface.
 
-A map is a function of a `MapSource` alone and looks at every A-line by itself, so that a tile may be handed over whole
-or B-line by B-line. Everything that several maps need is computed when the first of them asks for it.
+A map is a function of a `MapSource` alone and treats every A-line separately, so that a tile may be passed as a whole
+or B-line by B-line. Everything that several maps need is computed on first use.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class MapSource:
         )
 
     def inside(self, volume: Floats, /) -> Floats:
-        """Return the samples of a volume (x, y, z) in the window, shape (x, y, n); `window.valid` tells which count."""
+        """Return the samples of a volume (x, y, z) in the window, shape (x, y, n); `window.valid` marks valid ones."""
         return self.window.take(volume)
 
 

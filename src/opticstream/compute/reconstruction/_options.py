@@ -1,4 +1,4 @@
-"""What is made of the profiles of a tile, small or large."""
+"""Options for the products of a tile's profiles, small or large."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opticstream.compute.reconstruction._map_source import Floats, MapFunction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileOptions:
-    """What is made of the profiles of a tile."""
+    """Options for the products of a tile's profiles."""
 
     surface: Literal["gradient", "gradient_threshold", "robust"] | int | Floats = "gradient"
     """Method; one depth index for all A-lines, or the last where it lies deeper; or a surface of shape (x, y)."""

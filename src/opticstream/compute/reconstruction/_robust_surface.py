@@ -25,7 +25,7 @@ TREND_CELLS = 6
 FROM_TREND_PX = 4
 _TREND_SCALES_PX = (40.0, 16.0, 8.0, 5.0, 5.0)
 LEAST_RISE_DB = 2.0
-"""A cell whose rise is smaller has no say in the trend."""
+"""Smallest rise of a cell that is used for the trend."""
 COST_DB_PER_PX = 0.25
 """Rise in dB that a change of depth by one sample between neighbouring cells must be worth."""
 LOOKAHEAD_LINES = (LOOKAHEAD_CELLS + TREND_CELLS + 2) * CELL_PX
@@ -79,7 +79,7 @@ def _add_paths_along_x(response: Floats, sums: Floats) -> None:
 
 
 class SurfaceSheet:
-    """Finds the sheet of strongest rise; takes rows of cells in order and gives them back some rows later.
+    """Finds the sheet of strongest rise; takes rows of cells in order and returns them some rows later.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ class SurfaceSheet:
         """Return surface (depth index, with fractions) and confidence (0..1) of B-lines first..last-1, shape (x, y)."""
         y = np.arange(first, last)
         x = np.arange(self._a_lines)
-        low = max(0, first // CELL_PX - 2)  # rows further up have no say
+        low = max(0, first // CELL_PX - 2)  # rows further up are not used
         rows = np.stack(self._surface[low:])
         surface = _interpolated(rows, self._b_lines, y, offset=low)
         surface = _interpolated(surface.T, self._a_lines, x)
@@ -220,14 +220,14 @@ def _basis() -> NDArray[np.float64]:
 
 _DESIGN = _basis()
 _RIDGE = np.array([1e-9, 0.1, 0.1, 0.3, 0.3, 0.3])
-"""Little faith in slopes and less in curvature where few cells know anything."""
+"""Shrinks slopes, and curvature even more, where few cells are known."""
 
 
 def _trend_and_count(around: Floats) -> tuple[Floats, NDArray[np.intp]]:
-    """Return the trend at the middle row of cells of guesses of shape (rows, cells), and how many cells it rests on.
+    """Return the trend at the middle row of guesses of shape (rows, cells), and the number of cells it is based on.
 
     A quadratic surface per cell, fitted by iteratively re-weighted least squares (Tukey's biweight) from the median on;
-    NaN where no cell around knows anything.
+    NaN if no cell in the neighbourhood is known.
     """
     cells = around.shape[1]
     values = _windows(around).reshape(cells, -1).astype(np.float64)

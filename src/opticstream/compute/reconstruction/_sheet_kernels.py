@@ -45,7 +45,7 @@ def _spread_line(total, step_cost, out, spare, other):
         for z in range(room, room + n, LANES):
             moved = _larger(load(spare, z), load(spare, z - step) - cost)
             store(other, z, _larger(moved, load(spare, z + step) - cost))
-        for z in range(room + n, room + n + LANES):  # what the last vector has left beyond the end
+        for z in range(room + n, room + n + LANES):  # what the last vector wrote beyond the end
             other[z] = -_INF
         spare, other = other, spare
         step *= 2
@@ -126,7 +126,7 @@ def trend_of_cells(around, design, ridge, scales_px, trend, count):
     scales_px : array of float64
         Scale of Tukey's biweight, by pass.
     trend, count : arrays, shape (cells,), output
-        Depth by the trend, NaN for none, and how many known cells it rests on.
+        Depth by the trend, NaN for none, and the number of known cells it is based on.
     """
     rows, cells = around.shape
     width = design.shape[1] // rows

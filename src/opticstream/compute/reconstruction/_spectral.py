@@ -74,7 +74,7 @@ Transform = Callable[[NDArray[np.complex64]], NDArray[np.complexfloating[Any, An
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpectralPlan:
-    """What is done to every spectrum of a tile; made by `spectral_plan`."""
+    """The processing of every spectrum of a tile; made by `spectral_plan`."""
 
     samples: int
     channels: int
@@ -90,7 +90,7 @@ class SpectralPlan:
     zero_padding: int
     cut: int
     fft: Transform | None = None
-    """Another library's transform; None is the one that suits best whoever carries out the plan."""
+    """The transform of another library; None: the fastest for the code that uses the plan."""
 
     @property
     def transform_length(self) -> int:
@@ -188,7 +188,7 @@ def jones_from_spectra(spectra: NDArray[Any], plan: SpectralPlan, /) -> NDArray[
     Parameters
     ----------
     spectra : ndarray, shape (B-lines, channels, A-lines, samples)
-        Raw counts as they lie on disk.
+        Raw counts as on disk.
     plan : SpectralPlan
         Options, from `spectral_plan`.
 

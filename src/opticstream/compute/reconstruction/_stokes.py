@@ -23,17 +23,17 @@ from opticstream.compute.reconstruction._enface import DepthWindow
 LARGEST_BIREFRINGENCE = 6e-3
 """Beyond that of tendon; the search ends here."""
 START_STEP_PX = 1.0
-"""Distance from the surface at which starts of the circle are tried; a parabola tells the best one."""
+"""Distances from the surface at which starts of the circle are tried; a parabola gives the best one."""
 START_LIMIT_PX = 3.0
 """Farthest start of the circle from the surface."""
 START_STIFFNESS = 1e-4
-"""Price of a start away from the surface, per squared sample; equals what a rate of 0.01 rad per sample gains by it."""
+"""Penalty of a start away from the surface, per squared sample; equals the gain for a rate of 0.01 rad per sample."""
 LEAST_AGREEMENT = 0.01
 """Share of their length that states have in common with the best circle, below which they are all noise."""
 BLOCK_PX = 9
 """Depth samples over which states are averaged before a retardance is taken."""
 LEAST_SIGNAL = 0.5
-"""Signal over noise from which a block has a say in the retardance."""
+"""Signal over noise from which a block is used for the retardance."""
 
 Floats = NDArray[np.float32]
 _TINY = 1e-30
@@ -165,7 +165,7 @@ def retardance_without_noise(jones: NDArray[np.complex64], window: DepthWindow, 
 
     States are averaged over blocks of 9 samples; what the noise adds to the length of their sum, known from the deepest
     twentieth of each A-line, is taken off before the angle of each block is. Blocks whose signal is below
-    half of the noise have no say, unless all are.
+    half of the noise are not used, unless all are.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ class PlaneResampler(Protocol):
 
 
 class Slant(NamedTuple):
-    """Where the planes of the result lie in the moving volume."""
+    """The position of the result's planes in the moving volume."""
 
     plane: NDArray[np.float64]
     """Depth index of each, shape (planes,); the nearest plane is taken, and nothing below the last."""
@@ -53,7 +53,7 @@ def resampled_blocks(
     resample : callable
         What is done to each plane.
     slant : Slant, optional
-        Planes of the result that are no planes of the moving volume.
+        Planes of the result that are not planes of the moving volume.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def resampled_blocks(
         made = []
         for z in range(size[2]):
             start = mapping.points(np.array([xs.start, ys.start]) + sideways[z]) - low
-            # The nearest plane will do: planes lie closer together than anything that changes with depth.
+            # The nearest plane is sufficient: planes are closer together than any change with depth.
             index = round(plane[z])
             image = part[:, :, index] if index < size[2] else nothing
             made.append(resample(image, PlanarTransform(mapping.matrix, start, bend), shape=shape))

@@ -25,7 +25,7 @@ def resampled(
     Parameters
     ----------
     image : array_like, shape (x, y), or (x, y, 3) for vectors
-        Moving map; NaN is no value.
+        Moving map; NaN marks missing values.
     mapping : PlanarTransform
         From fixed to moving pixel coordinates.
     how : Resampling

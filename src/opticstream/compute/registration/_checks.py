@@ -1,4 +1,4 @@
-"""Whether a registration can be believed, from the registered maps themselves."""
+"""Check whether a registration is reliable, from the registered maps themselves."""
 
 from __future__ import annotations
 

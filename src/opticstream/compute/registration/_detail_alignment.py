@@ -17,7 +17,7 @@ from opticstream.compute.registration._resampling import resample_image
 
 Image = NDArray[np.float32]
 DetailPair = tuple[Image, Image]
-"""A locally normalised map of the fixed and of the moving image; NaN is no value."""
+"""A locally normalised map of the fixed and of the moving image; NaN marks missing values."""
 
 _STEPS = 15
 _ENOUGH_PX = 5e-3
@@ -146,7 +146,7 @@ def bent(
             for row, product in enumerate((gx * gx, gx * gy, gy * gy, gx * difference, gy * difference)):
                 h[row][good] += weight * product
         h = np.stack([ndimage.gaussian_filter(row, sigma_px, mode="constant") for row in h])
-        # What the data leaves open stays unbent: a share of the typical information pulls towards no displacement.
+        # Without data there is no deformation: a share of the typical information pulls towards no displacement.
         ridge = 0.05 * float(np.percentile(h[0] + h[2], 75)) + 1e-12
         a, b, c = h[0] + ridge, h[1], h[2] + ridge
         determinant = a * c - b * b

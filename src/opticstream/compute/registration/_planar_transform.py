@@ -1,4 +1,4 @@
-"""Mappings of the plane: where a pixel of one picture of a slice lies in another.
+"""Mappings of the plane: the position of a pixel of one picture of a slice in another.
 
 A mapping takes pixel coordinates of the fixed image to those of the moving one (pull-back): ``p_moving = matrix @
 (p_fixed + displacement) + offset``, the displacement being optional.
@@ -71,7 +71,7 @@ class PlanarTransform:
 
     @property
     def is_plausible(self) -> bool:
-        """Whether one picture of a slice can lie on another like this: no mirror, no stretch by more than 1.7."""
+        """Whether the mapping is plausible between two pictures of a slice: no mirror, no stretch by more than 1.7."""
         scale = np.linalg.svd(self.matrix, compute_uv=False)
         return bool(np.linalg.det(self.matrix) > 0 and scale[1] > 0.6 and scale[0] < 1.7)
 
@@ -111,7 +111,7 @@ def rotation_from_matrix(matrix: ArrayLike, /) -> float:
 
     Examples
     --------
-    A shear turns axes by half of what it turns the y axis, a stretch not at all:
+    A shear rotates axes by half the rotation of the y axis, a stretch not at all:
 
     >>> rotation_from_matrix([[1.0, 0.0], [0.0, 0.8]])
     0.0

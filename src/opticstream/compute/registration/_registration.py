@@ -1,4 +1,4 @@
-"""Finding the affine mapping between two images of one slice, and saying whether it can be believed.
+"""Find the affine mapping between two images of one slice, and decide whether it is reliable.
 
 Every shift at several rotations is tried on small copies (masked normalised correlation, so large offsets, other sizes
 and missing tiles do not matter); Mattes mutual information refines the best few, coarse to fine, all the way to an
@@ -27,7 +27,7 @@ Image = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Registration:
-    """A mapping from fixed to moving pixels and what speaks for it."""
+    """A mapping from fixed to moving pixels and the evidence for it."""
 
     mapping: PlanarTransform
     """Mapping from fixed to moving pixel coordinates."""
@@ -60,7 +60,7 @@ def registration_image(
     Parameters
     ----------
     image : array_like, shape (x, y)
-        Values; NaN is no value.
+        Values; NaN marks missing values.
     mask : array_like, shape (x, y), optional
         Tissue (non-zero).
     sigma_px : float
@@ -78,7 +78,7 @@ def registration_image(
         raise ValueError(f"expected an image (x, y), got the shape {values.shape}")
     valid = np.isfinite(values)
     if not valid.any():
-        raise ValueError("the image holds no finite value")
+        raise ValueError("the image has no finite value")
     if mask is not None:
         inside = np.asarray(mask)
         if inside.shape != values.shape:
@@ -88,7 +88,7 @@ def registration_image(
             raise ValueError("the mask is empty")
         valid &= inside
         if not valid.any():
-            raise ValueError("the image holds no finite value inside the mask")
+            raise ValueError("the image has no finite value inside the mask")
     filled = np.where(valid, values, 0)
     if sigma_px > 0:
         weight = ndimage.gaussian_filter(valid.astype(np.float32), sigma_px, mode="constant")
@@ -123,7 +123,7 @@ def register_images(
     Parameters
     ----------
     fixed, moving : array_like, shape (x, y)
-        Images of the same quantity; they may differ in size and in contrast. NaN is no value.
+        Images of the same quantity; they may differ in size and in contrast. NaN marks missing values.
     fixed_mask, moving_mask : array_like, optional
         Tissue (non-zero) of each.
     details : sequence of (fixed, moving)

@@ -24,7 +24,7 @@ def resample_image(
     Parameters
     ----------
     image : array_like, shape (x, y)
-        Moving image; NaN is no value.
+        Moving image; NaN marks missing values.
     mapping : PlanarTransform
         From fixed to moving pixel coordinates.
     shape : (int, int)
@@ -55,13 +55,13 @@ def resample_orientation(
     Parameters
     ----------
     orientation_deg : array_like, shape (x, y)
-        Orientation in degrees in the axes of the moving image; NaN is no value.
+        Orientation in degrees in the axes of the moving image; NaN marks missing values.
     mapping : PlanarTransform
         From fixed to moving pixel coordinates.
     shape : (int, int)
         Shape of the fixed image.
     weight : array_like, shape (x, y), optional
-        Weight of each pixel in the interpolation, e.g. its birefringence; 0 is no value.
+        Weight of each pixel in the interpolation, e.g. its birefringence; 0 marks missing values.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def smooth_orientation(
     Parameters
     ----------
     orientation_deg, weight : array_like, shape (x, y)
-        Orientation in degrees and the weight of each pixel, e.g. its birefringence. NaN in either is no value.
+        Orientation in degrees and the weight of each pixel, e.g. its birefringence. NaN in either marks missing values.
     sigma_px : float
         Standard deviation of the Gaussian; 0 changes nothing.
 

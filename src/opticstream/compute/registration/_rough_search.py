@@ -79,7 +79,7 @@ def correlation_peaks(
 ) -> list[tuple[float, NDArray[np.float64]]]:
     """Return (significance, shift) of the highest peaks of the masked normalised correlation over all shifts.
 
-    ``turned[p - shift]`` lies on ``fixed[p]``. The correlation counts by the number of pixels it rests on.
+    ``turned[p - shift]`` lies on ``fixed[p]``. The correlation is weighted by its number of pixels.
     """
     from scipy import fft
 
@@ -87,7 +87,7 @@ def correlation_peaks(
     valid = np.isfinite(turned)
     moved = np.where(valid, turned, 0).astype(np.float64)
     still = np.where(fixed_valid, fixed, 0).astype(np.float64)
-    # Means are taken off first: what is left of them per shift is small, so that rounding does not matter.
+    # Means are subtracted first: the remaining ones per shift are small, so that rounding does not matter.
     still = np.where(fixed_valid, still - still[fixed_valid].mean(), 0)
     moved = np.where(valid, moved - moved[valid].mean(), 0) if valid.any() else moved
 

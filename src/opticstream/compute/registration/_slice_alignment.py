@@ -1,6 +1,6 @@
-"""Where consecutive block faces lie over each other: a chain of rigid steps with a pullback against drift.
+"""Align consecutive block faces: a chain of rigid steps with a pullback against drift.
 
-Each step has an error; summed over a hundred slices they walk away although every single one looks right. The stage
+Each step has an error; over a hundred slices they add up to a drift although every single one looks right. The stage
 brings the block back to the same place, so poses are pulled a little towards "not moved" at every step, which bounds
 the walk and leaves single jumps, which are real, almost untouched.
 """
@@ -28,7 +28,7 @@ class SlicePose:
     confidence: float = 1.0
     """Confidence of the step from the neighbour."""
     failure: str = ""
-    """Why the step was not believed; the neighbour's pose is used then."""
+    """Why the step was rejected; the neighbour's pose is used then."""
 
 
 def rigid_map(angle_deg: float, shift_px: ArrayLike, centre_px: ArrayLike, /) -> PlanarTransform:
@@ -61,7 +61,8 @@ def next_pose(
     Parameters
     ----------
     neighbour, image : array_like, shape (x, y)
-        The same map (e.g. intensity) of the neighbouring slice, whose pose is known, and of this one; NaN is no value.
+        The same map (e.g. intensity) of the neighbouring slice, whose pose is known, and of this one; NaN marks missing
+        values.
     neighbour_pose : SlicePose
         Pose of the neighbour.
     freedom : {"translation", "rigid"}

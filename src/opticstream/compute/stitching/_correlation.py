@@ -114,7 +114,7 @@ def cross_spectra(
     margin_px : tuple of int
         Largest shift to look at, along x and y.
     noise_density : float
-        Energy per pixel that is added to every strip, uncorrelated: what is much fainter than it says nothing, however
+        Energy per pixel that is added to every strip, uncorrelated: much weaker structure is ignored, however
         well it correlates.
     workers : int
         Threads of the Fourier transforms.
@@ -320,7 +320,7 @@ class AlignedOverlaps:
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """Power per pixel of what overlapping tiles share and of what they do not, by ring of frequency.
+    """Power per pixel of the shared and of the independent part of overlapping tiles, by ring of frequency.
 
     Attributes
     ----------
@@ -412,7 +412,7 @@ def aligned_overlaps(
 def noise_model(
     overlaps: AlignedOverlaps, displacement_px: NDArray[np.floating], known: NDArray[np.bool_], /
 ) -> NoiseModel | None:
-    """Return what overlaps share and what they do not, from links whose displacement is known; None if that is nothing.
+    """Return the shared and the independent power of overlaps, from links with known displacement; None without any.
 
     Parameters
     ----------
@@ -499,7 +499,7 @@ def aligned_likelihoods(
     chance = np.zeros(n, np.float32)
     for start in range(0, n, BATCH):
         part = slice(start, min(start + BATCH, n))
-        # Averaged in units of what is usual: the power of correlated speckle falls steeply.
+        # Averaged relative to the usual power: that of correlated speckle falls steeply.
         ratio = overlaps.power[part] / usual
         ratio = along_x @ (ratio @ along_y + ratio[:, opposite] @ mirrored)
         signal = np.maximum(ratio * usual - noise, 0)

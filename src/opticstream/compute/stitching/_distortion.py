@@ -1,4 +1,4 @@
-"""What the overlaps of a mosaic say about its tiles' own geometry: a turned scan, a distorted field of view.
+"""Estimate a rotated scan and a distorted field of view from the overlaps of a mosaic.
 
 A turn, as any linear distortion that all tiles share, leaves overlaps in agreement; it shows in the lattice alone:
 steps along x lead sideways. A field of view that bends does not: the two tiles of a link see the same tissue at
@@ -28,7 +28,7 @@ LEAST_PART_PX = 24
 TURN_WORTH_TELLING_DEG = 0.3
 BEND_WORTH_TELLING_PX = 0.2
 CERTAIN = 4.0
-"""So many times its own standard error a bend must be before it is told."""
+"""Number of standard errors above which a distortion is reported."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class FieldGeometry:
 
     @property
     def turned(self) -> bool:
-        """The scan is turned, beyond doubt and enough to matter."""
+        """Whether the scan is rotated, significantly and by a relevant angle."""
         return abs(self.turn_deg) > max(TURN_WORTH_TELLING_DEG, CERTAIN * self.turn_error_deg)
 
     @property
     def bent(self) -> bool:
-        """The field of view is distorted, beyond doubt and enough to matter."""
+        """Whether the field of view is distorted, significantly and by a relevant amount."""
         return self.bend_px > max(BEND_WORTH_TELLING_PX, CERTAIN * self.bend_error_px)
 
 
@@ -111,7 +111,7 @@ def _bend(image: FilteredTiles, found: TilePositions, workers: int) -> tuple[flo
             continue
         shift, information = _shifts_of_parts(image, found.links.pairs[links[mine]], apart[mine], workers)
         design = _design(apart[mine], size)
-        # Every link has a shift of its own, whatever its parts say together.
+        # Every link has its own shift in addition to the distortion of its parts.
         total = information.sum(axis=0)
         good = np.linalg.eigvalsh(total)[:, 0] > 1e-6
         shift, information, design, total = shift[:, good], information[:, good], design[:, good], total[good]
@@ -126,7 +126,7 @@ def _bend(image: FilteredTiles, found: TilePositions, workers: int) -> tuple[flo
         count += 2 * int((information[..., 0, 0] > 0).sum()) - 2 * len(total)
     if count < 10 * TERMS:
         return float("nan"), float("nan")
-    # What no overlap decides stays 0.
+    # Parameters without information stay 0.
     normal += 1e-6 * np.trace(normal) / TERMS * np.eye(TERMS)
     fitted = np.linalg.solve(normal, force)
     scale = max((square - float(force @ fitted)) / (count - TERMS), 1.0)
@@ -170,7 +170,7 @@ def _field(u: Array) -> Array:
     """Return the displacements (..., 2, terms) at `u` (..., 2), which is -1 to 1 over the tile.
 
     The sides of a trapezium along x and along y, and a barrel. What depends on x alone or on y alone displaces whole
-    overlaps: nothing tells it from a step of the stage.
+    overlaps: it cannot be distinguished from a step of the stage.
     """
     x, y = u[..., 0], u[..., 1]
     zero = np.zeros_like(x)

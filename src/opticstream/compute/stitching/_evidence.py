@@ -1,4 +1,4 @@
-"""What the overlaps of neighbouring tiles show: a correlation surface per link, and what is picked from it.
+"""Evidence from the overlaps of neighbouring tiles: a correlation surface per link, and the peak chosen from it.
 
 Every link's surface is kept instead of its highest peak alone, until the stage and all other links have had their say.
 """
@@ -21,14 +21,14 @@ FloatArray = NDArray[np.float32]
 CLEAR_Z = 6.0
 SMOOTH_SIGMA_PX = 2.0
 EMPTY_SHARE = 0.03
-"""A tile with much less than this share of the usual contrast is empty, whatever its noise resembles."""
+"""A tile with much less than this share of the usual contrast counts as empty."""
 FAINT_FLOOR = 0.1
-"""An overlap with much less than this share of the usual contrast says little: it shows the halo of an edge nearby."""
+"""An overlap with much less than this share of the usual contrast is not used: it shows the halo of a nearby edge."""
 
 
 @dataclass
 class Evidence:
-    """Correlation surfaces of all links on one common window, and what was picked from them."""
+    """Correlation surfaces of all links on a common window, and the peaks chosen from them."""
 
     pairs: NDArray[np.intp]
     axis: NDArray[np.intp]
@@ -211,7 +211,7 @@ def likelihood_weight(spectra: CrossSpectra, evidence: Evidence) -> FloatArray:
     both = spectra.radial_power[trusted].astype(np.float64).sum(axis=0)
     power = smoothed(np.sqrt(both[0] * both[1]))
     coherence = np.clip(matched / np.maximum(power, 1e-30) / max(shared / len(trusted), 0.1), 0, 0.98)
-    # What is within the scatter of independent noise is noise, and would only whiten.
+    # Power within the scatter of independent noise is noise and would only whiten the spectrum.
     coherence = np.where(coherence > 2 / np.sqrt(np.maximum(count, 1) * len(trusted)), coherence, 0)
     psi = coherence / (1 - coherence**2) / np.maximum(power / np.maximum(count, 1), 1e-30)
     if not psi.max() > 0:

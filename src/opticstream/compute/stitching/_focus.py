@@ -217,7 +217,7 @@ def confocal_peak(
     -----
     Fits ``level = c - m * below - 10 log10(1 + ((z - z0) / zr)^2)``, the Lorentzian confocal gate, over all depths and
     gate widths on a grid; the rest is linear. A gate is believed where the Bayesian information criterion prefers it.
-    The surface's slope over the sample is what tells attenuation and gate apart.
+    The slope of the surface over the sample distinguishes attenuation from the gate.
     """
     depth, bins = np.nonzero(count > 0)
     if len(depth) < 12:
@@ -250,6 +250,6 @@ def confocal_peak(
     independent = max(len(value) / 8, 4.0)
     evidence = 0.5 * (independent * np.log(plain / max(error, 1e-12)) - 2 * np.log(independent))
     confidence = float(1 / (1 + np.exp(-np.clip(evidence, -40, 40))))
-    if not low <= centre <= high:  # a peak outside of what was seen is an extrapolation of the decay
+    if not low <= centre <= high:  # a peak outside the measured range is an extrapolation of the decay
         confidence = min(confidence, 0.2)
     return ConfocalPeak(centre, confidence, width, float(solution[1]))

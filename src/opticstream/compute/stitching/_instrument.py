@@ -1,4 +1,4 @@
-"""What an instrument prints on every tile: smooth shading, and a pattern of its columns and rows.
+"""The pattern of the instrument in every tile: smooth shading, and a pattern of columns and rows.
 
 Both stay where they are in the tile while the tissue moves. Shading changes the height of a tissue's edge across the
 tile, so an edge looks stronger in one neighbour than in the other and the pair comes out too close together. A pattern
@@ -22,7 +22,7 @@ DEGREE, LOW_DEGREE = 4, 2
 LEAST_SEEN = 4
 """Tiles that must show tissue in a part of the field."""
 MOST_GAIN = 1.6
-"""Logarithm of brightest over darkest part of a field: what is beyond is tissue, not shading."""
+"""Logarithm of the brightest over the darkest part of a field; larger differences are tissue, not shading."""
 TISSUE_SHARE = 0.4
 """A block is tissue where its mean exceeds this share of the usual level of tissue."""
 MOST_TILES = 40
@@ -30,11 +30,11 @@ MOST_TILES = 40
 MOST_GAIN = 3.0
 """Largest difference of an instrument's gain over the field that is believed (natural logarithm): a factor of 20."""
 FINE_PX = 6.0
-"""A pattern is what changes over less than this; what changes more slowly is shading."""
+"""A pattern changes over less than this length; slower changes are shading."""
 
 
 def instrument_gain(tiles: Sequence[NDArray[np.floating]], level: float, floor: float, /) -> FloatArray:
-    """Return by what every pixel of the tiles should be multiplied so that tissue looks alike all over the field.
+    """Return the factor for every pixel of the tiles that makes tissue look the same over the whole field.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def instrument_gain(tiles: Sequence[NDArray[np.floating]], level: float, floor: 
     Returns
     -------
     ndarray, shape (x, y), float32
-        About 1. All 1 where the tiles are too few, or agree too little, to tell instrument from tissue.
+        About 1. All 1 if the tiles are too few, or too different, to distinguish instrument from tissue.
     """
     shape = tiles[0].shape
     if len(tiles) < 4 or min(shape) < 3 * BLOCK_PX or not level > 0:
@@ -85,7 +85,7 @@ def _interior(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _shading(level: Array, tissue: NDArray[np.bool_], shape: tuple[int, int]) -> Array:
-    """Return the logarithm of the shading: a polynomial over the field, common to all tiles, shrunk by its doubt."""
+    """Return the logarithm of the common shading: a polynomial over the field, shrunk by its variance."""
     across, along = (
         (np.arange(n) + 0.5) * BLOCK_PX / (0.5 * size) - 1 for n, size in zip(level.shape[1:], shape, strict=True)
     )
@@ -116,10 +116,10 @@ def _shading(level: Array, tissue: NDArray[np.bool_], shape: tuple[int, int]) ->
         force = (weight * residual) @ design - (weight * residual).sum(axis=1, keepdims=True) * mean
         scatter = inverse @ (force.T @ force) @ inverse
         weight = use / np.maximum(np.abs(residual) / max(2 * spread, 1e-6), 1)
-    doubt = np.diag(scatter) * len(use) / max(len(use) - 1, 1)
-    # A few tiles also know badly how far they disagree.
-    doubt = 2 * (1 + 20 / len(use)) * doubt
-    fitted = fitted * np.maximum(1 - doubt / np.maximum(fitted**2, 1e-12), 0)
+    variance = np.diag(scatter) * len(use) / max(len(use) - 1, 1)
+    # A few tiles also give a poor estimate of their scatter.
+    variance = 2 * (1 + 20 / len(use)) * variance
+    fitted = fitted * np.maximum(1 - variance / np.maximum(fitted**2, 1e-12), 0)
     fitted = np.linalg.solve(turn, fitted)
     fine = _polynomials(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), degree)
     return np.asarray(np.einsum("k,kxy->xy", fitted, fine), np.float64)

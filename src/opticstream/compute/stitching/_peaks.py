@@ -1,4 +1,4 @@
-"""Peaks of correlation surfaces to a fraction of a pixel, and what each is worth."""
+"""Peaks of correlation surfaces to a fraction of a pixel, and their precision."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def quadratic_peaks(
         proper = (hxx < 0) & (hyy < 0) & (hxx * hyy - hxy**2 > 1e-12) & (r > 1e-3) & (count > 0)
         hessian[~proper] = -np.eye(2)
         offset = -np.linalg.solve(hessian, np.stack([gx, gy], -1)[..., None])[..., 0]
-        # Along a ridge (a fibre) the vertex may lie far off; there the quadratic says little and is not followed.
+        # Along a ridge (a fibre) the vertex may lie far off; there the quadratic is unreliable and not used.
         offset = np.clip(offset, -1.5, 1.5)
         information = -hessian * (proper * count * r / (1 - r**2))[:, None, None]
         total += information

@@ -1,4 +1,4 @@
-"""Positions of the tiles of a mosaic from what they show in their overlaps and from what a stage does.
+"""Positions of the tiles of a mosaic from their overlaps and a model of the stage.
 
 Every link's correlation surface is kept as evidence instead of its highest peak alone (`_evidence`). The stage model (a
 lattice and its jitter, estimated from the clear links, `_stage_model`) says which peaks are plausible; the weighted
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 FloatArray = NDArray[np.float32]
 
 FAINT_SHARE = 0.5
-"""Frequency weights are estimated again where more than this share of the links that say something are not sharp."""
+"""Frequency weights are estimated again where more than this share of the links with information are not sharp."""
 
 
 def positions_from_tiles(
@@ -95,7 +95,7 @@ def _positions(
     beliefs = link_beliefs(evidence, system, nominal, stage)
     telling = says_something(beliefs)
     if (telling & ~is_sharp(beliefs)).sum() > FAINT_SHARE * telling.sum():
-        # The few links that were clear by themselves know the coherence badly; now all know where they are.
+        # The few clear links give a poor estimate of the coherence; now the shifts of all links are known.
         evidence.shift, evidence.accepted = beliefs.believed_px, telling
         weights = [[likelihood_weight(s, evidence) for s in channel] for channel in spectra]
         evidence = evidence_from_spectra(spectra, pairs, axis, nominal, weights)

@@ -1,8 +1,8 @@
-"""What all links together say of each one's shift: expectation propagation over their correlation surfaces.
+"""The shift of each link from all links together: expectation propagation over their correlation surfaces.
 
 A faint overlap has several peaks, or one that is broad. Its surface is kept whole: seen from all other links (the
 cavity) a shift is expected somewhere with some scatter; the surface times that expectation gives the link's belief, and
-what the belief adds to the expectation is the link's message to the others. Clear links are sure at once, faint ones
+what the belief adds to the expectation is the link's message to the others. Clear links are certain at once, weak ones
 become sure, or stay vague, as their neighbours decide.
 """
 
@@ -18,11 +18,11 @@ from opticstream.compute.stitching._solver import LinkSystem
 Array = NDArray[np.float64]
 
 OUTLIER_SHARE = 0.001
-"""Share of links whose surface is taken to say nothing, whatever it shows."""
+"""Prior share of links whose surface contains no information."""
 GRID_VARIANCE_PX2 = 0.2
 """Surfaces are sampled at whole pixels: no message is taken to be sharper than that."""
 NARROWER = 0.9
-"""A belief says something where its variance is less than this share of the expectation's."""
+"""A belief contains information if its variance is less than this share of the expectation's."""
 STEPS = 8
 DAMPING = 0.6
 SETTLED_PX = 0.02
@@ -64,7 +64,7 @@ def beliefs_from_surfaces(
     offset_px: Array,
     jitter_px: Array,
 ) -> LinkBeliefs:
-    """Return what each link's shift is believed to be.
+    """Return the belief about each link's shift.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def beliefs_from_surfaces(
     offset_px : ndarray, shape (links, 2)
         What is added to the difference of two tiles' deviations to make a shift.
     jitter_px : ndarray, shape (2,)
-        First guess of the stage's jitter; it is estimated anew as tiles become known.
+        First guess of the stage's jitter; it is estimated again as tiles become known.
 
     Notes
     -----
@@ -114,7 +114,7 @@ def beliefs_from_surfaces(
 def _log_evidence(surface: NDArray[np.float32]) -> Array:
     """Return the logarithm of every shift's probability by the surface alone, floored by the share of outliers."""
     flat = surface.reshape(len(surface), -1).astype(np.float64)
-    # A shift that was not looked at is as likely as one that looks like chance.
+    # A shift outside the surface is as likely as one that looks like chance.
     exponent = np.where(np.isfinite(flat), 0.5 * np.maximum(flat, 0) ** 2, 0.0)
     exponent -= exponent.max(axis=1, keepdims=True)
     probability = np.exp(exponent)
@@ -163,7 +163,7 @@ def _message(believed: Array, covariance: Array, mean: Array, precision: Array) 
 
 
 def _jitter(system: LinkSystem, deviation: Array, stage: Array, covariance: Array, before: Array) -> Array:
-    """Return the likeliest jitter (one step of expectation maximisation over the tiles that links know well)."""
+    """Return the likeliest jitter (one step of expectation maximisation over the tiles with precise links)."""
     variance = np.einsum("tii->ti", covariance)
     known = (variance < 0.5 * before**2).all(axis=1)
     if known.sum() < 6:

@@ -1,4 +1,4 @@
-"""Overlaps that are known to about a pixel, measured to a fraction of one."""
+"""Measure overlaps that are known to about a pixel to a fraction of a pixel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 FloatArray = NDArray[np.float32]
 
 LEAST_ALIGNED_Z = 3.0
-"""An aligned overlap whose likelihood is not further above chance shows nothing."""
+"""An aligned overlap whose likelihood is not further above chance has no information."""
 FAR = 12
 """Lags that are looked at there."""
 FAR_TRUST = 0.7
@@ -32,7 +32,7 @@ LEAST_FAR_Z = 4.0
 
 
 class Ruler:
-    """Measures overlaps that are known to about a pixel, to a fraction of one."""
+    """Measures overlaps that are known to about a pixel to a fraction of a pixel."""
 
     def __init__(
         self, images: Sequence[FilteredTiles], pairs: NDArray[np.intp], axis: NDArray[np.intp], workers: int

@@ -82,7 +82,7 @@ def seams_from_tiles(
         x, y = one[good].astype(np.float64), other[good].astype(np.float64)
         x0, y0 = x - x.mean(), y - y.mean()
         scale = np.sqrt((x0 @ x0) * (y0 @ y0))
-        # Equal to rounding everywhere is no agreement, it is nothing to compare.
+        # If all values are equal up to rounding, there is nothing to compare.
         flat = scale <= 1e-10 * len(x) * (np.abs(x).max() + np.abs(y).max() + 1e-30) ** 2
         ncc = float("nan") if flat else float(x0 @ y0 / scale)
         result.append(Seam((int(a), int(b)), ncc, float(np.median(y - x)), int(good.sum())))

@@ -30,7 +30,7 @@ def common_shading(
         True for linear intensities: the pattern is a factor with mean 1. False for levels in dB: it is a term with
         mean 0.
     signal_above : float, optional
-        Pixels at or below this level hold no tissue and say nothing.
+        Pixels at or below this level have no tissue and are ignored.
     sigma_fraction : float
         Smoothing, as a fraction of the tile's size.
 

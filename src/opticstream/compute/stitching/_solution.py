@@ -20,15 +20,15 @@ FLOOR_PX = 0.05
 SHARP_PX2 = 0.5
 """A link whose belief varies by less than this has one narrow peak, to be measured to a fraction of a pixel."""
 PREDICTION_PX2 = 0.5
-"""What is added to the expectation's variance before peaks are picked around it."""
+"""Added to the variance of the expectation before peaks are chosen around it."""
 ALIGNABLE_PX2 = 1.0
 """Variance of a link's shift along its worst direction up to which its overlap can be aligned to the nearest pixel."""
 ROUNDS = 2
 """How often links without a clear shift are looked for where all others expect them."""
 FINDABLE_PX2 = 36.0
-"""Variance of what others expect of a link up to which it is looked for."""
-DOUBT = 4.0
-"""Widens the first guess of the stage's variance: where that is too narrow, clear links look like outliers."""
+"""Largest variance of the expectation of the other links up to which a link is searched."""
+EXTRA_VARIANCE = 4.0
+"""Factor on the first guess of the stage's variance: if that is too small, clear links look like outliers."""
 OUTLIER_CHI2 = 9.21
 """Squared residual in sigmas, two dimensions, that one good link in a hundred exceeds."""
 
@@ -82,7 +82,7 @@ class TilePositions:
     uncertainty_px : ndarray, shape (tiles, 2)
         Standard error of the position within the mosaic (its mean is taken as known), along x and y.
     by_stage_only : ndarray of bool, shape (tiles,)
-        True where no trusted link holds the tile: it lies where the stage model puts it.
+        True if no trusted link determines the tile, so that its position is that of the stage model.
     island : ndarray of int, shape (tiles,)
         Number of the connected group of trusted links that the tile belongs to; -1 where `by_stage_only`. Groups are
         tied to each other by the stage model only.
@@ -109,7 +109,7 @@ def link_beliefs(evidence: Evidence, system: LinkSystem, nominal: Array, stage: 
         evidence.surface,
         system,
         expected_px=expected,
-        variance_px2=variance * DOUBT,
+        variance_px2=variance * EXTRA_VARIANCE,
         offset_px=rounding_of(evidence, nominal),
         jitter_px=np.clip(stage.link_sigma_px.mean(axis=0) / np.sqrt(2), 0.5, None),
     )
@@ -120,7 +120,7 @@ def is_sharp(beliefs: LinkBeliefs) -> NDArray[np.bool_]:
 
 
 def says_something(beliefs: LinkBeliefs) -> NDArray[np.bool_]:
-    """Return the links whose surface knows more, along one direction at least, than half of what the stage knows."""
+    """Return the links whose surface has, in one direction at least, half as much information as the stage model."""
     return np.asarray(np.linalg.eigvalsh(beliefs.information)[:, 1] * (beliefs.jitter_px**2).mean() > 0.5)
 
 
@@ -138,7 +138,7 @@ def solved(
     sharp = evidence.accepted & is_sharp(beliefs)
     jitter = beliefs.jitter_px
     prior = np.tile(1 / jitter**2, (len(nominal), 1))
-    # A link that is not sharp counts as what its surface says under the expectation: something, little, or nothing.
+    # A link that is not sharp counts with the information that its surface adds to the expectation.
     shift = np.where(sharp[:, None], evidence.shift, beliefs.shift_px)
     information = np.where(sharp[:, None, None], evidence.information, beliefs.information)
     showing = ruler.showing(beliefs.expected_px + evidence.nominal)
@@ -162,10 +162,10 @@ def solved(
         final = system.solve(shift - rounding, limited * weight[:, None, None], prior, with_covariance=True)
         predicted = final.deviation_px[pairs[:, 1]] - final.deviation_px[pairs[:, 0]] + rounding
         expected, precision = _without_own(predicted, final.link_covariance_px2, shift, limited * weight[:, None, None])
-        doubt = 1 / np.linalg.eigvalsh(precision)[:, 0]
+        largest_variance = 1 / np.linalg.eigvalsh(precision)[:, 0]
         moved = np.abs(expected - where).max(axis=1, initial=0) > 1
         wanted = showing & (~measured | (weight < 0.5)) & (moved | (step == 0))
-        chosen = np.flatnonzero(wanted & (doubt < FINDABLE_PX2))
+        chosen = np.flatnonzero(wanted & (largest_variance < FINDABLE_PX2))
         if len(chosen) == 0:
             break
         where[chosen] = expected[chosen]
@@ -177,7 +177,7 @@ def solved(
     residual = _residual(system, solution, shift)
     information = information / _overrating(residual, information, weight, held)[:, None, None]
     final = system.solve(shift, information * weight[:, None, None], prior, with_covariance=True)
-    # Where the mosaic lies as a whole no overlap can tell, and nobody asks: that share of every variance is left out.
+    # The position of the whole mosaic cannot be measured and does not matter: its variance is left out.
     covariance = final.covariance_px2 - np.diag(jitter**2) / len(nominal)
     island = _islands(len(nominal), pairs[weight > 0.1])
     links = Links(
@@ -240,7 +240,7 @@ def _residual(system: LinkSystem, solution: Solution, shift: Array) -> Array:
 
 
 def _without_own(predicted: Array, covariance: Array, shift: Array, information: Array) -> tuple[Array, Array]:
-    """Return what all others expect of each link, and how precisely (inverse covariance)."""
+    """Return the expectation of all other links for each link, and its inverse covariance."""
     whole = np.linalg.inv(covariance)
     precision = whole - information
     value, vector = np.linalg.eigh(0.5 * (precision + precision.transpose(0, 2, 1)))
@@ -250,7 +250,7 @@ def _without_own(predicted: Array, covariance: Array, shift: Array, information:
 
 
 def _overrating(residual: Array, information: Array, weight: Array, held: NDArray[np.bool_]) -> Array:
-    """Return by how much the information of every link is too large, from what clear links leave as residuals.
+    """Return the factor by which the information of every link is too large, from the residuals of clear links.
 
     The solution bends towards its links: of each residual's square only the share of redundant links is left. Faint
     links keep the information that their surfaces gave them.

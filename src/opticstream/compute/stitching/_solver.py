@@ -206,7 +206,7 @@ class LinkSystem:
             schur[own, own] += self.features.T @ weighted
             schur[own] -= weighted.T @ response[:, c]
             force[own] += weighted.T @ free[:, c]
-        # The tiny ridge decides only what no data decides, e.g. the row step of a single row.
+        # The tiny ridge matters only for parameters without data, e.g. the row step of a single row.
         scale = 1e-9 * np.trace(schur) / len(schur) + 1e-12
         covariance = np.linalg.inv(0.5 * (schur + schur.T) + scale * np.eye(2 * k))
         return covariance @ force, covariance

@@ -1,4 +1,4 @@
-"""What a stage does: a lattice, a backlash and a jitter, estimated from the links."""
+"""The model of the stage: a lattice, a backlash and a jitter, estimated from the links."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StageModel:
     def from_surfaces(cls, evidence: Evidence, nominal: Array, features: Array) -> StageModel:
         """Find the step along each axis that all links' evidence together makes likeliest, and the scatter about it.
 
-        No link needs to be clear on its own: a link says ``exp(z^2 / 2)`` of every shift, or nothing at all.
+        No link needs to be clear on its own: its likelihood for every shift is ``exp(z^2 / 2)``, or constant.
         """
         margin = np.array(evidence.margin, float)
         sigma = np.tile(np.maximum(margin / 2.5, 1.0), (2, 1))
@@ -64,7 +64,7 @@ class StageModel:
                 blur_x = np.exp(-0.5 * ((x[:, None] - x[None, :]) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
                 blur_y = np.exp(-0.5 * ((y[:, None] - y[None, :]) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
                 seen = blur_x @ gain @ blur_y
-                # Half of the links may have nothing to say: their likelihood ratio is 1 wherever the lattice lies.
+                # Half of the links may have no information: their likelihood ratio is 1 for every lattice.
                 score = np.log(0.5 + 0.5 * seen).sum(axis=0)
                 top = np.unravel_index(int(score.argmax()), score.shape)
                 if score[top] > best:
@@ -95,7 +95,7 @@ class StageModel:
             design, target = step[use], evidence.shift[use] - rounding[use]
             norm = np.maximum(np.abs(design).max(axis=0), 1e-12)
             design = design / norm
-            # A weak pull to "no error" decides only what no clear link decides, e.g. along y when there is one row.
+            # A weak prior of "no error" matters only where no clear link does, e.g. along y if there is one row.
             ridge = 1e-3 * np.eye(k)
             fitted = np.zeros((k, 2))
             for c in (0, 1):
@@ -110,7 +110,7 @@ class StageModel:
                 mine = evidence.axis[use] == direction
                 chosen = residual[mine] if mine.sum() >= 4 else residual
                 spread = 1.4826 * np.median(chosen, axis=0) * np.sqrt(len(chosen) / max(len(chosen) - k, 1))
-                # Few links know their scatter badly: stay wide until there are more.
+                # Few links give a poor estimate of their scatter: keep it wide until there are more.
                 spread = spread * (1 + 3 / len(chosen)) + 1.5 / np.sqrt(len(chosen))
                 sigma[direction] = np.clip(spread, 0.5, margin / 2)
         return cls(features, parameters, sigma, rounding)

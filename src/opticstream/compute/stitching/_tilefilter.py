@@ -1,7 +1,7 @@
-"""What a tile goes through before it is compared with its neighbours: a logarithm with a soft floor, minus its blur.
+"""Filter a tile before it is compared with its neighbours: a logarithm with a soft floor, minus its blur.
 
-Speckle is multiplicative and shading is smooth: in the logarithm both are additive, and a high pass takes the shading
-away. The floor keeps the noise of empty regions small instead of as loud as tissue.
+Speckle is multiplicative and shading is smooth: in the logarithm both are additive, and a high pass removes the
+shading. The floor keeps the noise of empty regions smaller than tissue.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ FloatArray = NDArray[np.float32]
 
 LEAST_SIGMA_PX, MOST_SIGMA_PX = 8.0, 16.0
 PATCH_SIGMA_PX = 8.0
-"""Within an overlap that is aligned: what is smoother than this says little of where exactly."""
+"""Within an overlap that is aligned: smoother structure has little information on the exact position."""
 SOFT_FLOOR = 0.3
 NOTHING = 1e-5
-"""Rounding leaves a constant tile at about 1e-6, which a normalised correlation would blow up to full size."""
+"""Rounding leaves a constant tile at about 1e-6, which a normalised correlation would amplify to full size."""
 
 
 @dataclass(frozen=True)
 class FilteredTiles:
-    """Tiles without their blur, and the blur that was taken away.
+    """Tiles without their blur, and the blur that was removed.
 
     Attributes
     ----------
@@ -51,9 +51,9 @@ class FilteredTiles:
         return self.values.shape[1], self.values.shape[2]
 
     def patch(self, tile: int, corner: Sequence[int], size: Sequence[int], /) -> FloatArray:
-        """Return a rectangle of one tile, filtered as if it were all there is of the tile.
+        """Return a rectangle of one tile, filtered as if it were the whole tile.
 
-        Near its edge a tile's blur does not know what lies beyond. Two tiles that overlap end at different places, so
+        Near its edge a tile's blur lacks the values beyond. Two tiles that overlap end at different places, so
         their filtered values differ there, always in the same sense. Filtered within the rectangle that they share
         both are treated alike.
 
@@ -87,7 +87,7 @@ def amplitude_from_db(level_db: ArrayLike, /) -> FloatArray:
 
 
 def speckle_looks(tiles: Sequence[NDArray[np.floating]], /) -> float:
-    """Return how many looks the speckle of tiles amounts to: 1 for single speckle, more the smoother tiles are.
+    """Return the equivalent number of looks of the tiles' speckle: 1 for single speckle, more for smoother tiles.
 
     Two neighbouring samples ``a, b`` of gamma-distributed speckle with ``L`` looks have
     ``mean(((a - b) / (a + b))^2) = 1 / (2 L + 1)``; speckle that is correlated between pixels counts as smoother.
@@ -142,7 +142,7 @@ def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /, level: float |
 
 
 def tissue_level(tiles: Sequence[NDArray[np.floating]], /) -> float:
-    """Return the usual level of tissue: the 80th percentile of the tiles' medians, 0 where nothing is known."""
+    """Return the usual level of tissue: the 80th percentile of the tiles' medians, 0 if it is unknown."""
     medians = []
     for tile in tiles:
         sample = tile[::5, ::5]
@@ -155,7 +155,7 @@ def tissue_level(tiles: Sequence[NDArray[np.floating]], /) -> float:
 def high_pass_for_overlap(overlap_px: float, /) -> float:
     """Return the width of the blur to take away from tiles that overlap by `overlap_px` pixels.
 
-    Wide, it leaves more of a faint texture. But a blur does not know what lies beyond a tile's edge: it should not be
+    Wide, it leaves more of a faint texture. But a blur lacks the values beyond a tile's edge: it should not be
     wider than a quarter of the overlap.
 
     Examples
@@ -215,7 +215,7 @@ def filtered_tiles(
     Parameters
     ----------
     tiles : sequence of ndarray, shape (x, y)
-        Images of equal shape. NaN and infinite pixels become 0 in the result, i.e. they say nothing.
+        Images of equal shape. NaN and infinite pixels become 0 in the result, i.e. they are ignored.
     logarithm : bool
         Take ``log(tile + floor)`` first; for linear, non-negative intensities. Negative values count as 0.
     sigma_px : float
@@ -238,7 +238,7 @@ def filtered_tiles(
 
     def work(index: int) -> None:
         tile, out = tiles[index], result[index]
-        # A NaN anywhere makes the sum NaN: one cheap look instead of a mask per tile.
+        # Any NaN makes the sum NaN: one cheap check instead of a mask per tile.
         holes = None if np.isfinite(tile.sum(dtype=np.float64)) else ~np.isfinite(tile)
         out[...] = tile
         if holes is not None:

@@ -1,4 +1,4 @@
-"""How much each tile counts at each pixel: a separable ramp over the overlaps that the tile really has.
+"""The weight of each tile at each pixel: a separable ramp over the overlaps that the tile really has.
 
 The weight is 1 in the middle and falls linearly over an overlap, but never to zero: a pixel that only one tile covers
 keeps that tile's value. Two tiles that meet in an overlap have ramps that add up to one.
@@ -67,7 +67,7 @@ def canvas_from_positions(positions_px: ArrayLike, /, *, tile_shape: tuple[int, 
         raise ValueError("a mosaic needs at least one tile")
     if not np.isfinite(positions).all():
         raise ValueError(f"positions must be finite numbers, got {positions[~np.isfinite(positions).all(axis=1)][0]}")
-    # A position within a thousandth of a pixel is that pixel: interpolation would only cost an edge.
+    # Round positions within a thousandth of a pixel: interpolation would only lose an edge.
     positions = np.where(np.abs(positions - np.rint(positions)) < 1e-3, np.rint(positions), positions)
     below, nearest = np.floor(positions), np.floor(positions + 0.5)
     whole = below if subpixel else nearest

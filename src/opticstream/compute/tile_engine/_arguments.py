@@ -1,4 +1,4 @@
-"""What the kernels of a B-line take, by what it is for; arrays of size 0 stand for what is not wanted."""
+"""Arguments of the kernels of a B-line, grouped by purpose; arrays of size 0 mean that something is not wanted."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ProfileScratch(NamedTuple):
 
 
 class LineResults(NamedTuple):
-    """What is found of a B-line without any other."""
+    """Results of a B-line that need no other B-line."""
 
     cells: Floats
     """Sums of the intensity over 4 A-lines, shape (cells, depth + 3 or more)."""
@@ -114,7 +114,7 @@ class RiseNear(NamedTuple):
 
 
 class Circles(NamedTuple):
-    """Rates at which polarization states may go round, from `rate_tables`."""
+    """Rates at which polarization states may rotate, from `rate_tables`."""
 
     cosine: Floats
     sine: Floats

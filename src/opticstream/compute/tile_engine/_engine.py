@@ -1,7 +1,7 @@
 """The streaming reconstruction: B-lines in, in order; volumes by blocks and maps out, in bounded memory.
 
-Complex profiles live in a ring of B-lines that is just long enough for the surface filter to look ahead. Threads
-work on whole B-lines and never add up each other's numbers, so results do not depend on how many there are.
+Complex profiles are kept in a ring of B-lines that is just long enough for the surface filter to look ahead. Threads
+process whole B-lines and never add each other's numbers, so results do not depend on their number.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ Sink = Callable[[int, dict[str, Floats]], None]
 
 
 class InlineExecutor(Executor):
-    """Runs everything at once in the caller's thread: one thread means one thread."""
+    """Runs everything at once in the caller's thread, if only one thread is allowed."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -152,7 +152,7 @@ def memory_per_function_line(a_lines: int, channels: int, depth: int, /) -> int:
 
 
 class TileEngine:
-    """Takes the B-lines of one tile in order and makes its products.
+    """Reconstructs the products of one tile from its B-lines, in order.
 
     Parameters
     ----------
@@ -457,7 +457,7 @@ class TileEngine:
     # -- maps
 
     def _extend_sheet(self, sheet: SurfaceSheet, complete: int) -> None:
-        """Hand the sheet all rows of cells that have become complete."""
+        """Pass all complete rows of cells to the sheet."""
         a_lines, b_lines, depth = self.shape
         sizes = np.minimum(CELL_PX, a_lines - CELL_PX * np.arange(self._n_cells)).astype(np.float32)
         rows = []

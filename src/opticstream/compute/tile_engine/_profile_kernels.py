@@ -70,7 +70,7 @@ def intensity_of_sample(strip, z, depths):
 
 @njit(inline="always")
 def _profile_by_passes(spectra, phasor_re, phasor_im, transform, scratch, out):
-    """Do what `profile_of_strip` does, for any length that `radices_of` knows."""
+    """Do the same as `profile_of_strip`, for any length that `radices_of` factors."""
     work = scratch.work
     zero = splat(_F(0))
     for p in range(phasor_re.size):
@@ -205,7 +205,7 @@ def volumes_of_strip(strip, intensity, depths, orientation, at, step, lanes, vol
 
 @njit(nogil=True, cache=True)
 def profiles_of_line(strips, transform, profiles, a_lines, depths, edges, orientation, scratch, results, volumes):
-    """Transform the spectra of a B-line, and make of the profiles all that needs no other B-line.
+    """Transform the spectra of a B-line, and compute everything from its profiles that needs no other B-line.
 
     Parameters
     ----------

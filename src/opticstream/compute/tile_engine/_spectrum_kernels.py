@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc, no-any-return, operator, arg-type"
-"""Compiled kernel from raw counts to spectra that are linear in wavenumber, free of background, and lie side by side.
+"""Compiled kernel from raw counts to spectra that are linear in wavenumber, free of background, and interleaved.
 
 A-lines are taken in strips of `LANES`: spectra of a strip lie as (sample, lane), so that every later step is a plain
 formula along the spectrum, or down the depth axis, with one A-line per lane.
@@ -38,7 +38,7 @@ def mean_of_lines(counts, mean):
     n_lines, samples = counts.shape
     total = np.zeros(samples, np.float64)
     part = np.zeros(samples, np.float32)
-    for first in range(0, n_lines, 16):  # float32 holds the sum of 16 counts of 16 bits exactly
+    for first in range(0, n_lines, 16):  # float32 represents the sum of 16 counts of 16 bits exactly
         part[:] = _F(0)
         for a in range(first, min(first + 16, n_lines)):
             for p in range(samples):

@@ -1,7 +1,7 @@
 """Zarr and OME-Zarr: layout of stores, writing, reading.
 
 Stores of volumes (`store_layout`, `StoreWriter`), stores of a sample that grow by one slice at a time (`SliceStore`),
-and images of whoever wrote them (`open_zarr_image`, `volume_reader`).
+and images of any program (`open_zarr_image`, `volume_reader`).
 """
 
 from __future__ import annotations

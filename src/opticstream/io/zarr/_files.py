@@ -1,4 +1,4 @@
-"""Where on disk the store library is to find a Zarr array."""
+"""Paths of Zarr arrays for the store library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def file_store(path: Path, /) -> dict[str, Any]:
-    """Return what tensorstore wants to be told of a folder; it takes no path with ``..`` in it.
+    """Return tensorstore's specification of a folder; it accepts no path with ``..`` in it.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Zarr arrays and OME-Zarr images of whoever wrote them: axes, units and origin as their metadata give them."""
+"""Open Zarr arrays and OME-Zarr images of any program, with axes, units and origin from their metadata."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MM_OF_UNIT = {
     "mm": 1.0, "cm": 10.0, "m": 1e3, "nanometre": 1e-6, "micrometre": 1e-3, "millimetre": 1.0, "metre": 1e3,
 }  # fmt: skip
 _DEFAULT_UNIT = "micrometer"
-"""Unit of an OME-Zarr image whose axes give none."""
+"""Unit of an OME-Zarr image whose axes have none."""
 _SPACE = "zyx"
 
 
@@ -36,7 +36,7 @@ class ZarrImage:
     array : tensorstore.TensorStore
         Values with the axes (z, y, x) or (y, x); nothing is read yet. Further axes of length 1 are dropped.
     geometry : Geometry or None
-        Voxel size and origin; None where the metadata give none.
+        Voxel size and origin; None if the metadata have none.
     """
 
     array: Any
@@ -49,7 +49,7 @@ def open_zarr_image(path: Path, /) -> ZarrImage:
     Raises
     ------
     MissingInputError, FileFormatError
-        There is none; it holds no real numbers; more than one time point or channel; or its metadata cannot be read.
+        It does not exist; has no real numbers, or more than one time point or channel; or its metadata cannot be read.
     """
     if not path.exists():
         raise MissingInputError(f"{path}: no such file")
@@ -69,13 +69,13 @@ def open_zarr_image(path: Path, /) -> ZarrImage:
 
 @contextlib.contextmanager
 def readable_zarr(path: Path, /) -> Iterator[None]:
-    """Raise what is wrong with a Zarr array as an error of ours that names it."""
+    """Raise errors of a Zarr array as OpticStream errors that name it."""
     with reading_errors(path, "Zarr"):
         yield
 
 
 def _attributes(path: Path) -> dict[str, Any]:
-    """Return the attributes of a Zarr v3 or v2 group or array; empty where it has none."""
+    """Return the attributes of a Zarr v3 or v2 group or array; empty if it has none."""
     if (path / "zarr.json").exists():
         content = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
         return dict(content.get("attributes", {}))
@@ -97,14 +97,14 @@ def _open(folder: Path) -> Any:
 
 
 def _plain_names(array: Any, attributes: Mapping[str, Any]) -> list[str] | None:
-    """Return the names of a plain array's axes, None where they are not those of space, time and channel."""
+    """Return the names of a plain array's axes, or None if they are not those of space, time and channel."""
     names = [str(label).lower() for label in attributes.get("_ARRAY_DIMENSIONS", array.domain.labels)]
     known = len(set(names)) == array.rank and set(names) <= {*"xyzct"} and {"x", "y"} <= set(names)
     return names if known else None
 
 
 def _axes(block: Mapping[str, Any], rank: int, path: Path) -> list[dict[str, Any]]:
-    """Return the axes of an image; NGFF 0.3 gives names only, 0.1 and 0.2 none: they mean t, c, z, y, x."""
+    """Return the axes of an image; NGFF 0.3 gives names only, 0.1 and 0.2 have none, which means t, c, z, y, x."""
     axes = block.get("axes") or list("tczyx"[-rank:])
     axes = [dict(axis) if isinstance(axis, Mapping) else {"name": axis} for axis in axes]
     for axis in axes:
@@ -162,7 +162,7 @@ def _geometry(
     units = {axis["name"]: axis.get("unit") for axis in axes}
     in_space = [value for axis, value in zip(axes, scale, strict=True) if axis["name"] in _SPACE]
     if not any(units.get(name) for name in _SPACE) and np.allclose(in_space, 1):
-        return None  # what programs write that know no voxel size
+        return None  # written by programs without a voxel size
     sizes, origin = [], []
     for name in "xyz":
         at = next((i for i, axis in enumerate(axes) if axis["name"] == name), None)

@@ -15,7 +15,7 @@ Version = Literal["0.5", "0.4"]
 CHUNK = 64
 SHARD = (128, 512, 512)
 IN_PASS_LEVELS = 3
-"""Levels whose shards a block fills whole; smaller levels are made from the last of them."""
+"""Number of levels whose shards a block fills completely; smaller levels are made from the last of them."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def multiscales_metadata(layout: StoreLayout, /, *, name: str) -> dict[str, Any]
 
 
 def array_spec(path: Path, layout: StoreLayout, level: int) -> dict[str, Any]:
-    """Return what tensorstore wants to be told to open, or make, a level of a store."""
+    """Return tensorstore's specification to open, or create, a level of a store."""
     shape, shard, chunk = layout.level_shape(level), layout.level_shard(level), layout.level_chunk(level)
     base: dict[str, Any] = {"kvstore": file_store(path / str(level))}
     if layout.version == "0.5":

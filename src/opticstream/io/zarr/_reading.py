@@ -24,7 +24,7 @@ def volume_reader(path: Path, /) -> tuple[tuple[int, int, int], BlockReader]:
     Raises
     ------
     MissingInputError, FileFormatError
-        It is no volume of real numbers, or has more than one time point or channel.
+        It is not a volume of real numbers, or has more than one time point or channel.
     """
     array = open_zarr_image(path).array
     if array.rank != 3:
@@ -60,7 +60,7 @@ def read_volume(path: Path, /, *, level: int = 0) -> NDArray[np.float32]:
     Raises
     ------
     MissingInputError, FileFormatError
-        There is no store, or it is not what its name says.
+        There is no store, or it does not match its name.
     """
     import tensorstore as ts
 
@@ -82,6 +82,6 @@ def read_attributes(path: Path, /) -> dict[str, Any]:
             return dict(json.loads(group.read_bytes())["attributes"])
         return dict(json.loads((path / ".zattrs").read_bytes()))
     except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: no OME-Zarr store") from error
+        raise MissingInputError(f"{path}: is not an OME-Zarr store") from error
     except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"{path}: its metadata cannot be read: {error}") from error

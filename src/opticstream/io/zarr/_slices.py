@@ -1,8 +1,8 @@
-"""A multiscale OME-Zarr that grows by slices: every slice owns its slab of chunks at every level.
+"""A multiscale OME-Zarr that grows by slices: every slice has its own slab of chunks at every level.
 
-Chunks never reach over two slices, so that adding or replacing a slice writes its own chunks and nothing else; the
-arrays grow by a change of their metadata alone. Axes are (z, y, x), or (c, z, y, x) for vectors, as OME-NGFF 0.5 wants
-them; callers hand over (x, y, z).
+A chunk never belongs to two slices, so that adding or replacing a slice writes only its own chunks; the
+arrays grow by changing only their metadata. Axes are (z, y, x), or (c, z, y, x) for vectors, as OME-NGFF 0.5 requires;
+callers pass (x, y, z).
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ class SliceStore:
         shape : (int, int)
             Size of the slice along x and y.
         read : callable
-            Gives the slice block by block, so that it never needs to be in memory as a whole. A block with fewer than
-            `planes` planes is filled up, further planes are left out.
+            Returns blocks of the slice, so that it never has to be in memory as a whole. A block with fewer than
+            `planes` planes is padded, additional planes are dropped.
 
         Raises
         ------
         FileFormatError
-            The store on disk has another slab, voxel size or type than this one.
+            The existing store has another slab, voxel size or type.
         OSError
-            The disk is full, or refuses otherwise.
+            The disk is full, or has another error.
         """
         with disk_errors(self.path):
             levels = self._open(slice_index, shape)
@@ -91,33 +91,33 @@ class SliceStore:
 
     @classmethod
     def opened(cls, path: Path, /) -> SliceStore:
-        """Return a store that is on the disk already.
+        """Return an existing store.
 
         Raises
         ------
         FileFormatError
-            There is none at `path`.
+            There is no store at `path`.
         """
         facts = _stored_facts(path)
         dtype = json.loads((path / "0" / "zarr.json").read_bytes())["data_type"]
         return cls(path, facts["planes"], tuple(facts["voxel_um"]), facts["kind"], dtype)
 
     def plane(self, slice_index: int, /) -> NDArray[Any] | None:
-        """Return the first plane of a slice, (x, y), at full size; None where the store does not reach so far."""
+        """Return the first plane of a slice, (x, y), at full size; None if the store is shorter."""
         finest = self._array(0)
         if slice_index * self.planes >= finest.shape[-3]:
             return None
         return np.asarray(finest[..., slice_index * self.planes, :, :].read().result()).T
 
     def remove(self, slice_index: int, /) -> None:
-        """Make the place of a slice a gap; a store that does not reach so far stays as it is."""
+        """Clear a slice; a shorter store is not changed."""
         finest = self._array(0)
         if slice_index * self.planes < finest.shape[-3]:
             empty = self._blank((0, 0, self.planes))
             self.put(slice_index, self._canvas(finest), lambda _xs, _ys: empty)
 
     def level_factors(self, count: int, /) -> list[tuple[int, int, int]]:
-        """Return the downsampling of each level against the first, along x, y, z; z only where slabs stay whole."""
+        """Return the downsampling of each level relative to the first, along x, y, z; along z only for whole slabs."""
         factors = []
         for level in range(count):
             z = 1
@@ -171,7 +171,7 @@ class SliceStore:
         return {"planes": self.planes, "voxel_um": list(self.voxel_um), "kind": self.kind, "levels": levels}
 
     def _open(self, slice_index: int, shape: tuple[int, int]) -> list[Any]:
-        """Return the arrays of all levels, made or grown to hold the slice."""
+        """Return the arrays of all levels, created or extended to hold the slice."""
         if not (self.path / "zarr.json").exists():
             levels = 1
             while max(shape) / 2 ** (levels - 1) > 192 and levels < 8:
@@ -179,7 +179,7 @@ class SliceStore:
             factors = self.level_factors(levels)
             for level in range(levels):
                 self._create(level, factors[level], slice_index, shape)
-            # The group's metadata comes last: a store without it is not there yet, and is made again.
+            # The group's metadata comes last: a store without it is incomplete, and is made again.
             write_text(self.path / "zarr.json", self._metadata(factors))
         stored = _stored_facts(self.path)
         expected = self._facts(stored["levels"])
@@ -270,5 +270,5 @@ def _stored_facts(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]["opticstream"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(f"{path}: is no store of slices; remove it to start again") from error
+        raise FileFormatError(f"{path}: is not a store of slices; remove it to start again") from error
     return content

@@ -1,7 +1,7 @@
-"""Filling OME-Zarr stores of multiscale volumes.
+"""Write OME-Zarr stores of multiscale volumes.
 
-A store is filled under a temporary name and takes its own when it is complete. Blocks that are finished are noted
-beside the data, so that a killed run is taken up where it stopped.
+A store is written under a temporary name and renamed when it is complete. Finished blocks are noted
+beside the data, so that a killed run can continue where it stopped.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _note_path(path: Path, key: str) -> Path:
 
 
 def was_finished(path: Path, layout: StoreLayout, /, *, name: str, provenance: Mapping[str, Any]) -> bool:
-    """Return whether an earlier run left a note that it finished this very store."""
+    """Return whether an earlier run left a note that it finished this store."""
     return path.exists() and _note_path(path, _identity(layout, name, provenance)).exists()
 
 
@@ -62,13 +62,13 @@ def remove_notes(path: Path, /) -> None:
 
 
 def _with_any_key(path: Path, named: Callable[[Path, str], Path]) -> list[Path]:
-    """Return what exists of the names that a store's path has with any key."""
+    """Return the existing temporary paths of a store, with any key."""
     before, _, after = named(path, "*").name.rpartition("*")
     return [p for p in path.parent.iterdir() if p.name.startswith(before) and p.name.endswith(after)]
 
 
 def _lock_of(folder: Path) -> FileLock | None:
-    """Return the lock on an unfinished store's folder, None where another process holds it."""
+    """Return the lock on an unfinished store's folder, or None if another process holds it."""
     return try_lock(folder / f"{_JOURNAL}.lock")
 
 
@@ -78,7 +78,7 @@ class LevelArrays:
     Parameters
     ----------
     folder : Path
-        Where the store lies now.
+        Current folder of the store.
     layout : StoreLayout
         Geometry.
     threads : int
@@ -91,7 +91,7 @@ class LevelArrays:
         self.folder, self.layout = folder, layout
         context = ts.Context(
             {
-                # Data reaches the disk before the store takes its name (`StoreWriter.finish`), not file by file.
+                # Data are synced before the store gets its name (`StoreWriter.finish`), not file by file.
                 "file_io_sync": False,
                 "cache_pool": {"total_bytes_limit": 0},
                 "file_io_locking": {"mode": "os" if has_locks(folder) else "none"},
@@ -111,7 +111,7 @@ class LevelArrays:
         Returns
         -------
         pair of futures
-            `data` may be reused when the first (``copy``) is done; the block is stored when the second is.
+            `data` may be reused when the first (``copy``) is done; the block is stored when the second is done.
         """
         shape = self.layout.level_shape(level)
         size = [min(n, s - c) for n, s, c in zip(data.shape, shape, corner, strict=True)]
@@ -121,7 +121,7 @@ class LevelArrays:
         return self._arrays[level][region].write(data[: size[0], : size[1], : size[2]])
 
     def settle(self, writes: Iterable[Any], /) -> None:
-        """Wait until what `write` started is stored; None counts as stored.
+        """Wait until the data of `write` are stored; None counts as stored.
 
         Raises
         ------
@@ -140,7 +140,7 @@ class LevelArrays:
 
 
 class StoreWriter:
-    """A store being filled. Use as a context manager; call `finish` when every block is written.
+    """A store being written. Use as a context manager; call `finish` when every block is written.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ class StoreWriter:
         Name of the image in the metadata.
     provenance : mapping
         Kept in the store's attributes under ``opticstream``. Two runs with the same layout, name and provenance write
-        the same store: blocks that an earlier one finished are not done again.
+        the same store: blocks that an earlier run finished are not written again.
     threads : int
         Threads that compress and write.
 
@@ -161,12 +161,12 @@ class StoreWriter:
     finished : set of int
         Blocks that are done.
     superseded : int
-        Unfinished runs with other inputs or settings whose leavings were removed.
+        Number of unfinished runs with other inputs or settings whose files were removed.
 
     Raises
     ------
     StateError
-        Another process is writing this very store.
+        Another process is writing this store.
     """
 
     def __init__(
@@ -195,14 +195,14 @@ class StoreWriter:
         self._flush = FlushBehind(self._work)
 
     def _remove_others(self) -> int:
-        """Remove what was left of this store by runs with other inputs or settings; return how many there were."""
+        """Remove the unfinished files of runs with other inputs or settings; return their number."""
         removed = 0
         for other in _with_any_key(self.path, _work_path):
             if other == self._work or not (other / f"{_JOURNAL}.txt").exists():
                 continue
             lock = _lock_of(other)
             if lock is None:
-                continue  # someone is at work there
+                continue  # another process is writing it
             shutil.rmtree(other, ignore_errors=True)
             lock.release()
             removed += 1
@@ -216,7 +216,7 @@ class StoreWriter:
         if not lines or lines[0] != f"boot {_boot_id()}\n":
             self._journal_path.unlink()
             return set()
-        # A line that was cut off by the end of the process counts for nothing.
+        # A line that was truncated when the process ended is ignored.
         return {
             int(line.removeprefix("block ")) for line in lines[1:] if line.startswith("block ") and line[-1] == "\n"
         }
@@ -246,7 +246,7 @@ class StoreWriter:
         Raises
         ------
         OSError
-            The disk refused what was stored before; a later run does all blocks again.
+            The disk failed to store earlier data; a later run writes all blocks again.
         """
         self._journal.write(f"block {block}\n")
         self._journal.flush()
@@ -254,14 +254,14 @@ class StoreWriter:
         try:
             self._flush.start()
         except OSError:
-            self._journal_path.unlink()  # what the disk has not taken is gone from memory too: no run may build on it
+            self._journal_path.unlink()  # lost data are no longer in memory either: no run may rely on them
             raise
 
     def finish(self, provenance: Mapping[str, Any] | None = None, /, *, leave_note: bool = False) -> Path:
-        """Bring everything to the disk, give the store its name and return it; an older store is replaced.
+        """Sync everything to the disk, rename the store and return it; an older store is replaced.
 
-        `provenance` replaces that given at the start, where more is known at the end. With `leave_note` a hidden file
-        beside the store tells `was_finished` so, until `remove_notes`.
+        `provenance` replaces that given at the start, if more is known at the end. With `leave_note`, a hidden file
+        beside the store records this for `was_finished`, until `remove_notes`.
         """
         if provenance is not None:
             self._write_group(provenance)

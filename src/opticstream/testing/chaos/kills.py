@@ -48,7 +48,7 @@ class Kill:
     killed: list[Work]
     """Claims whose holder died by it."""
     takeover_s: float | None = None
-    """Time until all that was killed was in somebody's hands again; None where nothing was."""
+    """Time until another process had taken over all killed work; None if there was none."""
     next_item_s: float | None = None
     """Time until the next piece of work was completed; None after the last one."""
 
@@ -176,7 +176,7 @@ class ChaosRun:
     # -- striking ----------------------------------------------------------------------------------------------------
 
     def _strike(self, strike: Strike, holder: Holder) -> bool:
-        """Kill, unless the work is over or who is to be killed is not there."""
+        """Kill, unless the work is over or the victim does not exist."""
         running = self._living()
         service = self._service(strike, holder)
         now = datetime.now(UTC)

@@ -44,7 +44,7 @@ class Service:
     Parameters
     ----------
     name : str
-        What people call it.
+        Its name.
     command : sequence of str
         Arguments of ``python -m opticstream``.
     environment : mapping

@@ -1,4 +1,4 @@
-"""What a run left behind, and in what it differs from an undisturbed one."""
+"""The outcome of a run, and its differences from an undisturbed one."""
 
 from __future__ import annotations
 

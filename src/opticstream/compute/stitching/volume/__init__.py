@@ -1,7 +1,7 @@
 """Volume stitching: blocks of many tiles blended plane by plane, with the first pyramid levels.
 
-A face of its own, as importing it loads the compiler. Volumes are arrays (z, y, x) in C order here: that is the order
-of the bytes on disk, in tiles and in stores.
+A separate package, because importing it loads the compiler. Volumes are arrays (z, y, x) in C order here: that is the
+order of the bytes on disk, in tiles and in stores.
 """
 
 from __future__ import annotations

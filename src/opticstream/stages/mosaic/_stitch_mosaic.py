@@ -1,0 +1,328 @@
+"""The 2-D mosaics of one slice and illumination: every map of its tiles, the tissue mask, pictures, and the seams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.stitching import (
+    Canvas,
+    MosaicSum,
+    Seam,
+    canvas_from_positions,
+    common_shading,
+    is_blank,
+    neighbour_pairs,
+    overlap_widths,
+    seams_from_tiles,
+    tile_weight,
+    tissue_mask,
+)
+from opticstream.config import ScanSettings
+from opticstream.config.processing import EnfaceSettings, MaskSettings, StitchSettings
+from opticstream.io.atomic import write_text
+from opticstream.io.geometry import Geometry
+from opticstream.io.nifti import long_axis_notes, write_nifti
+from opticstream.io.pictures import picture_of_map, reduced, write_jpeg, write_tiff
+from opticstream.io.tilemap import TileMap, read_tilemap
+from opticstream.model.errors import ProcessingError
+from opticstream.model.ids import MosaicId
+from opticstream.model.modalities import described
+from opticstream.stages.mosaic._tiles import MosaicTiles, check_template, tiles_of_mosaic
+
+Progress = Callable[[float], None]
+PREVIEW_PX = 4000
+
+
+@dataclass(frozen=True)
+class MosaicResult:
+    """What `stitch_mosaic` made.
+
+    Attributes
+    ----------
+    outputs : dict
+        Files by name: a modality (NIfTI), ``{modality}_tif``, ``{modality}_jpg``, ``mask``, ``seams``, ``qc_overlap``.
+    shape : tuple of int
+        Size of the mosaic, (x, y).
+    missing : dict
+        By modality, the tiles that have no file; they were stitched around.
+    blank : tuple of int
+        Tiles without any value in the first modality.
+    seam_ncc : float
+        Median correlation of neighbouring tiles in their overlaps; NaN where nothing can be compared.
+    tissue_fraction : float
+        Share of the covered area inside the mask; NaN without a mask.
+    notes : tuple of str
+        What was written in another format because the usual one cannot hold it.
+    """
+
+    outputs: dict[str, Path]
+    shape: tuple[int, int]
+    missing: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    blank: tuple[int, ...] = ()
+    seam_ncc: float = float("nan")
+    tissue_fraction: float = float("nan")
+    notes: tuple[str, ...] = ()
+
+    @property
+    def missing_tiles(self) -> list[int]:
+        """Tiles that lack a file of any modality."""
+        return sorted({number for numbers in self.missing.values() for number in numbers})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {
+            "outputs": {name: str(path) for name, path in self.outputs.items()},
+            "shape": list(self.shape),
+            "missing": {modality: list(tiles) for modality, tiles in self.missing.items()},
+            "blank": list(self.blank),
+            "seam_ncc": None if np.isnan(self.seam_ncc) else round(self.seam_ncc, 4),
+            "tissue_fraction": None if np.isnan(self.tissue_fraction) else round(self.tissue_fraction, 4),
+            "notes": list(self.notes),
+        }
+
+
+def stitch_mosaic(
+    mosaic: MosaicId,
+    /,
+    *,
+    scan: ScanSettings,
+    enface: EnfaceSettings,
+    mask: MaskSettings,
+    stitch: StitchSettings,
+    tiles_folder: Path,
+    template_path: Path,
+    stitched_folder: Path,
+    progress: Progress | None = None,
+) -> MosaicResult:
+    """Stitch all maps of a mosaic with the illumination's template, and write them.
+
+    Parameters
+    ----------
+    mosaic : MosaicId
+        The mosaic.
+    scan : ScanSettings
+        Grid and pixel size.
+    enface : EnfaceSettings
+        Which maps the tiles have.
+    mask : MaskSettings
+        How the mask is made; ``made_from = ""`` for none.
+    stitch : StitchSettings
+        Interpolation, shading correction, formats.
+    tiles_folder : Path
+        Folder of the tiles' products.
+    template_path : Path
+        Coordinate template.
+    stitched_folder : Path
+        Where the results go: ``mosaic_{m:03d}_{modality}.nii.gz`` (also ``.tif``, ``.jpg``), ``..._mask.nii.gz``,
+        ``..._seams.json``, ``..._qc_overlap.jpg``.
+    progress : callable, optional
+        Told the fraction done.
+
+    Returns
+    -------
+    MosaicResult
+        Maps hold NaN where no tile lies or the mask excludes.
+
+    Raises
+    ------
+    InputError
+        The template is for another grid, a tile has another size, or no tile of a map is there.
+    ProcessingError
+        Every tile is blank.
+    """
+    tiles = tiles_of_mosaic(mosaic, scan=scan, folder=tiles_folder, modalities=enface.modalities)
+    tilemap = read_tilemap(template_path)
+    check_template(tiles.numbers, tiles.tile_shape, tiles.grid, tilemap, str(template_path))
+    x_mm, y_mm, z_mm = scan.scan_resolution_3d
+    return stitch_maps(
+        tiles,
+        tilemap,
+        modalities=enface.modalities,
+        mask=mask,
+        stitch=stitch,
+        folder=stitched_folder,
+        stem=f"mosaic_{mosaic.mosaic_id:03d}",
+        geometry=Geometry(np.diag([x_mm, y_mm, z_mm, 1.0]), positioned=True),
+        progress=progress,
+    )
+
+
+def stitch_maps(
+    tiles: MosaicTiles,
+    tilemap: TileMap,
+    /,
+    *,
+    modalities: Sequence[str],
+    mask: MaskSettings,
+    stitch: StitchSettings,
+    folder: Path,
+    stem: str,
+    geometry: Geometry,
+    progress: Progress | None = None,
+) -> MosaicResult:
+    """Stitch maps of tiles at given places; what `stitch_mosaic` does, for any set of files.
+
+    `geometry` tells where position (0, 0) lies and how large pixels are; the maps keep it.
+    """
+    report = progress or (lambda _fraction: None)
+    present = [m for m in modalities if tiles.present(m)]
+    if not present:
+        tiles.require(modalities[0])
+    positions = np.array([tilemap.place_of(n).position_px for n in tiles.numbers])
+    canvas = canvas_from_positions(positions, tile_shape=tiles.tile_shape, subpixel=stitch.interpolation == "linear")
+    geometry = geometry.from_voxel((*canvas.origin_px, 0))
+    overlaps = overlap_widths(positions, tile_shape=tiles.tile_shape)
+    weights = [tile_weight(tiles.tile_shape, overlap) for overlap in overlaps]
+    missing = {m: tiles.missing(m) for m in present if tiles.missing(m)}
+
+    # The mask comes from one map and applies to all: that map goes first, and is kept.
+    mask_modality = mask.made_from if mask.made_from in present else ""
+    order = sorted(present, key=lambda m: (m != mask_modality, present.index(m)))
+    first = order[0]
+    outputs: dict[str, Path] = {}
+    images: dict[str, NDArray[np.float32]] = {}
+    tissue: NDArray[np.bool_] | None = None
+    blank: tuple[int, ...] = ()
+    seams: list[Seam] = []
+    for done, modality in enumerate(order):
+        image, raw, covered = _fused(tiles, modality, canvas, weights, shading=stitch.shading_correction)
+        if modality == first:
+            blank = tuple(n for n, tile in raw.items() if is_blank(tile))
+            if len(blank) == len(raw):
+                raise ProcessingError(f"{tiles.label}: every tile is blank (constant or NaN in {modality})")
+            seams = _seams(tiles, raw, positions, canvas)
+            from opticstream.stages.mosaic._pictures import overlap_picture
+
+            if len(tiles.numbers) > 1:
+                picture = overlap_picture(tiles, positions, raw.get, seams)
+                outputs["qc_overlap"] = write_jpeg(folder / f"{stem}_qc_overlap.jpg", picture)
+            if mask_modality:
+                tissue = tissue_mask(
+                    image,
+                    threshold=mask.threshold_for(tiles.illumination),
+                    sigma_px=mask.sigma_px,
+                    min_fraction=mask.min_fraction,
+                )
+                outputs |= _write_mask(tissue, folder, stem, geometry, stitch)
+                tissue_fraction = float(tissue.sum() / max(covered.sum(), 1))
+            else:
+                # An earlier run's mask would be applied to the volumes as if it were this one's.
+                for path in _mask_paths(folder, stem):
+                    path.unlink(missing_ok=True)
+        if tissue is not None:
+            image = np.where(tissue, image, np.float32(np.nan))
+        outputs |= _write_map(modality, image, folder, stem, geometry, stitch.formats)
+        # The picture of a map of axes may take its brightness from another map, so pictures wait for all of them.
+        images[modality] = reduced(image, PREVIEW_PX)
+        report((done + 1) / (len(order) + 1))
+    if "jpeg" in stitch.formats:
+        for modality, small in images.items():
+            light = next((images[name] for name in described(modality).brightness_from if name in images), None)
+            picture = picture_of_map(modality, small, brightness=light)
+            outputs[f"{modality}_jpg"] = write_jpeg(folder / f"{stem}_{modality}.jpg", picture)
+    outputs["seams"] = _write_seams(seams, tiles, folder / f"{stem}_seams.json")
+    report(1.0)
+    nccs = [s.ncc for s in seams if np.isfinite(s.ncc)]
+    return MosaicResult(
+        outputs,
+        canvas.shape,
+        missing,
+        blank,
+        float(np.median(nccs)) if nccs else float("nan"),
+        tissue_fraction if tissue is not None else float("nan"),
+        long_axis_notes([canvas.shape]),
+    )
+
+
+def _fused(
+    tiles: MosaicTiles, modality: str, canvas: Canvas, weights: Sequence[NDArray[np.float32]], *, shading: bool
+) -> tuple[NDArray[np.float32], dict[int, NDArray[np.float32]], NDArray[np.bool_]]:
+    """Return the mosaic of one modality, the tiles as they went in, and where any of them lies."""
+    raw = {n: tile for n in tiles.numbers if (tile := tiles.read(n, modality)) is not None}
+    known = described(modality)
+    if shading and known.intensity:
+        in_db = known.in_db
+        pattern = common_shading(list(raw.values()), multiplicative=not in_db)
+        flat = np.maximum(pattern, np.float32(0.05))
+        raw = {n: np.asarray(tile - pattern if in_db else tile / flat, np.float32) for n, tile in raw.items()}
+    total = MosaicSum(canvas, "axial" if known.is_axial else "scalar")
+    for index, number in enumerate(tiles.numbers):
+        if number in raw:
+            total.add(index, raw[number], weights[index])
+    return total.image(), raw, total.covered
+
+
+def _seams(
+    tiles: MosaicTiles, raw: dict[int, NDArray[np.float32]], positions: NDArray[np.float64], canvas: Canvas
+) -> list[Seam]:
+    pairs, _ = neighbour_pairs(positions, tile_shape=tiles.tile_shape)
+    here = {index for index, n in enumerate(tiles.numbers) if n in raw}
+    kept = np.array([p for p in pairs.tolist() if p[0] in here and p[1] in here], np.intp).reshape(-1, 2)
+    nothing = np.full((1, 1), np.nan, np.float32)
+    stack = [raw.get(n, nothing) for n in tiles.numbers]
+    return seams_from_tiles(stack, canvas.offset, kept)
+
+
+def _write_map(
+    modality: str,
+    image: NDArray[np.float32],
+    folder: Path,
+    stem: str,
+    geometry: Geometry,
+    formats: Sequence[str],
+) -> dict[str, Path]:
+    base = folder / f"{stem}_{modality}"
+    outputs = {
+        modality: write_nifti(
+            base.with_name(base.name + ".nii.gz"),
+            image,
+            geometry=geometry,
+            description=described(modality).mosaic_header,
+        )
+    }
+    if "tiff" in formats:
+        outputs[f"{modality}_tif"] = write_tiff(
+            base.with_name(base.name + ".tif"), image, pixel_size_mm=geometry.voxel_size_mm[:2]
+        )
+    return outputs
+
+
+def _write_mask(
+    tissue: NDArray[np.bool_],
+    folder: Path,
+    stem: str,
+    geometry: Geometry,
+    stitch: StitchSettings,
+) -> dict[str, Path]:
+    path, picture_path = _mask_paths(folder, stem)
+    outputs = {
+        "mask": write_nifti(path, tissue.astype(np.uint8), geometry=geometry, description=described("mask").unit)
+    }
+    if "jpeg" in stitch.formats:
+        picture = picture_of_map("mask", reduced(tissue, PREVIEW_PX))
+        outputs["mask_jpg"] = write_jpeg(picture_path, picture)
+    return outputs
+
+
+def _mask_paths(folder: Path, stem: str) -> tuple[Path, Path]:
+    return folder / f"{stem}_mask.nii.gz", folder / f"{stem}_mask.jpg"
+
+
+def _write_seams(seams: Sequence[Seam], tiles: MosaicTiles, path: Path) -> Path:
+    rows = [
+        {
+            "tiles": [tiles.numbers[s.pair[0]], tiles.numbers[s.pair[1]]],
+            "ncc": None if np.isnan(s.ncc) else round(s.ncc, 4),
+            "offset": None if np.isnan(s.offset) else round(s.offset, 4),
+            "pixels": s.pixels,
+        }
+        for s in seams
+    ]
+    return write_text(path, json.dumps({"seams": rows}, indent=1) + "\n")

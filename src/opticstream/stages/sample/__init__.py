@@ -1,0 +1,12 @@
+"""The sample: add one slice after the other to its stacks."""
+
+from __future__ import annotations
+
+from opticstream.stages.sample._update_sample import SampleInput, UpdatedSample, stacks_by_slice, update_sample
+
+__all__ = [
+    "SampleInput",
+    "UpdatedSample",
+    "stacks_by_slice",
+    "update_sample",
+]

@@ -1,0 +1,8 @@
+"""One slice: register its illuminations and solve the fibre axes, resample stitched volumes."""
+
+from __future__ import annotations
+
+from opticstream.stages.slice._illuminations import SliceMosaic
+from opticstream.stages.slice._register_slice import RegisteredSlice, register_slice
+
+__all__ = ["RegisteredSlice", "SliceMosaic", "register_slice"]

@@ -1,0 +1,50 @@
+"""One raw tile: import a recording as a tile, archive it, process it into volumes, surface and en face maps.
+
+Large tiles are processed by compiled code, which is loaded when the first of them comes.
+"""
+
+from __future__ import annotations
+
+from opticstream.stages.tile._archive_tile import (
+    ArchiveResult,
+    Verification,
+    archive_tile,
+    checksum_path,
+    verify_archive,
+    verify_archives,
+)
+from opticstream.stages.tile._enface_maps import MAKERS, makes
+from opticstream.stages.tile._import_tile import Counts, ImportedTile, RecordingFacts, facts_of_recording, import_tile
+from opticstream.stages.tile._process_tile import OutputFile, TileResult, available_threads, process_tile
+from opticstream.stages.tile._reconstruction import (
+    arrays_from_jones,
+    options_from_settings,
+    plan_from_settings,
+    products,
+    read_surface,
+)
+
+__all__ = [
+    "MAKERS",
+    "ArchiveResult",
+    "Counts",
+    "ImportedTile",
+    "OutputFile",
+    "RecordingFacts",
+    "TileResult",
+    "Verification",
+    "archive_tile",
+    "arrays_from_jones",
+    "available_threads",
+    "checksum_path",
+    "facts_of_recording",
+    "import_tile",
+    "makes",
+    "options_from_settings",
+    "plan_from_settings",
+    "process_tile",
+    "products",
+    "read_surface",
+    "verify_archive",
+    "verify_archives",
+]

@@ -1,0 +1,196 @@
+"""One raw tile to volumes, surface and en face maps, and its archive copy, in one reading of the raw file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from opticstream.config import ProcessingSettings, ScanSettings
+from opticstream.io.atomic import write_bytes
+from opticstream.io.nifti_stream import write_map
+from opticstream.io.paths import tile_product_name
+from opticstream.model.ids import TileId
+from opticstream.model.modalities import described
+from opticstream.stages.tile._archive_spectra import read_spectra
+from opticstream.stages.tile._archive_tile import checksum_path
+from opticstream.stages.tile._picture import tile_picture
+from opticstream.stages.tile._quality import figures_from_maps
+from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, check_polarization, products, read_surface
+from opticstream.system.cores import available_cores
+from opticstream.system.disk import symbolic_link
+
+SMALL_TILE = 32 << 20
+"""Raw values up to which a tile is done in plain NumPy, whole: about a second, without loading compiled code."""
+
+Progress = Callable[[float], None]
+"""Called with the fraction done, 0..1."""
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Make `target` a link to `source`, unless it is that file already. False where the file system has no links."""
+    if target.exists() and target.samefile(source) and not target.is_symlink():
+        return True
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return symbolic_link(target, str(source.absolute()))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One file that a stage has written."""
+
+    path: Path
+    bytes: int
+    sha256: str | None = None
+    """Checksum, where it was computed: not for volumes and complex tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileResult:
+    """What one tile left behind."""
+
+    tile: TileId
+    source: Path
+    raw_bytes: int
+    raw_sha256: str | None
+    """SHA-256 of the raw file; None where no archive copy was made."""
+    outputs: dict[str, OutputFile]
+    """By product: complex, dBI, ..., surf, surfraw, archive, checksum."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Quality figures, see `opticstream.stages.tile._quality`."""
+    flags: tuple[str, ...] = ()
+    """Quality limits that were exceeded; empty for a good tile."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        plain = asdict(self)
+        plain["tile"] = self.tile.key
+        plain["source"] = str(self.source)
+        for output in plain["outputs"].values():
+            output["path"] = str(output["path"])
+        return plain
+
+
+def available_threads(requested: int = 0, /) -> int:
+    """Return how many threads to use: as requested, or as many cores as this process may run on."""
+    return requested if requested > 0 else available_cores()
+
+
+def _with_spectra(done: Reconstructed, spectra: Path, job: TileJob, archive: Path | None) -> Reconstructed:
+    """Check and archive the spectra beside a complex tile; return the result with their size, checksum, saturation."""
+    seen = read_spectra(
+        spectra,
+        job.spectral_shape,
+        raw_format=job.scan.spectral_format,
+        archive=archive,
+        level=job.processing.archive.level,
+        threads=job.threads,
+    )
+    return replace(
+        done, raw_bytes=seen.raw_bytes, raw_sha256=seen.raw_sha256, saturated_fraction=seen.saturated_fraction
+    )
+
+
+def process_tile(
+    source: Path,
+    tile: TileId,
+    /,
+    *,
+    scan: ScanSettings,
+    processing: ProcessingSettings,
+    out_dir: Path,
+    archive_to: Path | None = None,
+    spectra: Path | None = None,
+    picture: bool = True,
+    progress: Progress | None = None,
+) -> TileResult:
+    """Reconstruct one tile, write its products and its archive copy, and return what was written.
+
+    Parameters
+    ----------
+    source : Path
+        Raw file, in the format of `scan.raw_format`.
+    tile : TileId
+        Its place in the acquisition: gives the size (by illumination) and the output names.
+    scan, processing : settings
+        Facts of the instrument, choices of the scientist.
+    out_dir : Path
+        The project's folder; products go to `mosaic-{mosaic:02d}/processed/` and `.../complex/` in it.
+    archive_to : Path, optional
+        Name of the archive copy (`.nii.gz`, `.raw.gz`); its checksum file is put beside it.
+    spectra : Path, optional
+        Spectral file that the rig wrote beside a complex `source`, in the format of `scan.spectral_format`: it is
+        checked and archived instead, and saturation is measured in it.
+    picture : bool
+        Also draw the quality picture (`..._qc.jpg`, beside the maps).
+    progress : callable, optional
+        Told the fraction done.
+
+    Raises
+    ------
+    MissingInputError, TileSizeError, FileFormatError, InputError
+        The raw file is absent, of another size, damaged, holds NaN, or cannot be read.
+    CalibrationError
+        A calibration file cannot be used.
+    """
+    check_polarization(scan, processing)
+    index = scan.layout.illumination_index(tile.mosaic)
+    a_lines, b_lines = scan.tile_shape(index)
+    given = None
+    if isinstance(processing.enface.surface, str) and processing.enface.surface.endswith((".nii", ".nii.gz")):
+        given = read_surface(Path(processing.enface.surface), (a_lines, b_lines))
+    folder = out_dir / tile.mosaic.folder
+    targets = {
+        name: folder / ("complex" if name == "complex" else "processed") / tile_product_name(tile, name)
+        for name in products(scan, processing)
+    }
+    threads = available_threads(processing.reconstruction.threads)
+    job = TileJob(
+        source=source,
+        a_lines=a_lines,
+        b_lines=b_lines,
+        setting=f"scan.illuminations[{index}] and scan",
+        scan=scan,
+        processing=processing,
+        given_surface=given,
+        targets=targets,
+        archive=None if spectra is not None else archive_to,
+        progress=progress or (lambda _fraction: None),
+        threads=threads,
+    )
+    if a_lines * b_lines * scan.samples * scan.channels <= SMALL_TILE:
+        from opticstream.stages.tile._small_tile import reconstruct_in_memory as reconstruct
+    else:  # imports the compiler, which costs a small tile more than it saves
+        from opticstream.stages.tile._large_tile import reconstruct_in_blocks as reconstruct
+    done = reconstruct(job)
+    if spectra is not None:
+        done = _with_spectra(done, spectra, job, archive_to)
+    outputs = {name: OutputFile(targets[name], size) for name, size in done.written.items()}
+    if archive_to is not None:
+        outputs["archive"] = OutputFile(archive_to, archive_to.stat().st_size)
+        outputs["checksum"] = OutputFile(checksum_path(archive_to), checksum_path(archive_to).stat().st_size)
+    if scan.raw_format == "complex" and _link(source, targets["complex"]):
+        outputs["complex"] = OutputFile(targets["complex"], source.stat().st_size)
+    for name, image in done.maps.items():
+        if name in targets:
+            content = write_map(
+                targets[name], image, voxel_size_mm=job.voxel_size_mm, description=described(name).tile_header
+            )
+            outputs[name] = OutputFile(targets[name], len(content), hashlib.sha256(content).hexdigest())
+    figures = figures_from_maps(
+        done.maps,
+        done.confidence,
+        noise_db=done.noise_db,
+        saturated_fraction=done.saturated_fraction,
+    )
+    if picture:
+        path = (folder / "processed" / tile_product_name(tile, "qc")).with_suffix(".jpg")
+        content = tile_picture(done.maps, done.section_x, done.section_y, noise_db=done.noise_db)
+        write_bytes(path, content)
+        outputs["qc"] = OutputFile(path, len(content), hashlib.sha256(content).hexdigest())
+    job.progress(1.0)
+    return TileResult(
+        tile, source, done.raw_bytes, done.raw_sha256, outputs, figures.as_dict(), figures.flags(processing.quality)
+    )
