@@ -35,6 +35,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
+    "pydantic_settings",
     "numpy",
     "scipy.ndimage",
     "scipy.optimize",
@@ -174,8 +175,8 @@ class Verdict:
         return self.code == 0
 
 
-def judged(tree: Path, room: Room, *, limit_s: float) -> Verdict:
-    """Run the tests of a room in a forked process, for at most `limit_s` of processor time and ten times that in all."""
+def judged(tree: Path, room: Room, *, limit_s: float, mutated: bool = True) -> Verdict:
+    """Run the tests of a room in a forked process, for `limit_s` of processor time and ten times that in all at most."""
     output = tree / "output.txt"
     pid = os.fork()
     if pid == 0:
@@ -189,14 +190,15 @@ def judged(tree: Path, room: Room, *, limit_s: float) -> Verdict:
             os.chdir(tree)
             sys.path.insert(0, str(tree / "src"))
             os.environ["PYTHONPATH"] = str(tree / "src")
-            sys.dont_write_bytecode = True  # a mutant of the same second and size would be taken for another
+            os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HYPOTHESIS_NO_PLUGINS": "1"}  # they take seconds
+            sys.dont_write_bytecode = mutated  # a mutant of the same second and size would be taken for another
             if not room.compiled:
                 os.environ["NUMBA_DISABLE_JIT"] = "1"
                 importlib.import_module("numba").config.DISABLE_JIT = 1
             pytest = importlib.import_module("pytest")
             tests = [test for test in room.tests if Path(test.partition("::")[0]).exists()]
-            options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-m", "not slow and not server"]
-            code = int(pytest.main([*options, "-k", f"not ({room.without})", *tests]))
+            options = "-p pytest_timeout -p no:cacheprovider -x -q --tb=line".split()
+            code = int(pytest.main([*options, "-m", "not slow and not server", "-k", f"not ({room.without})", *tests]))
         except BaseException:
             traceback.print_exc()
         finally:
@@ -230,8 +232,8 @@ def run(mutants: list[Mutant], tree: Path, *, until: float) -> Iterator[dict[str
 
     room = ROOMS[mutants[0].room]
     if room.compiled:
-        judged(tree, room, limit_s=3600)  # compiles what is not compiled yet
-    sound = judged(tree, room, limit_s=3600)
+        judged(tree, room, limit_s=3600, mutated=False)  # compiles what is not compiled yet
+    sound = judged(tree, room, limit_s=3600, mutated=False)
     if not sound.survived:
         raise SystemExit(f"the tests of {mutants[0].room} fail without any mutant:\n{sound.output[-2000:]}")
     print(f"{mutants[0].room}: {sound.cpu_s:.1f} s of processor time without a mutant", flush=True)

@@ -426,7 +426,7 @@ def test_a_pixel_seen_only_by_beams_of_nearly_one_direction_has_no_data() -> Non
     with pytest.raises(ValueError, match="no pixel has values from two beams that differ"):
         axis_from_projections(angle[:, 1:2], seen[:, 1:2], **beams)
     opposite = {"tilt_deg": [10.0, -170.0]}  # one line, seen from both ends
-    with pytest.raises(ValueError, match="differ by more than 0.5 degrees, got"):
+    with pytest.raises(ValueError, match=r"differ by more than 0\.5 degrees, got"):
         axis_from_projections(*projections_from_axis(axes, np.ones(3), **opposite), **opposite)
 
 
