@@ -76,8 +76,8 @@ ROOMS = {
         "src/opticstream/compute/stitching",
         tuple(f"{_COMPUTE}/stitching/test_{name}.py" for name in ("kernels", "fusion", "positions", "tissues")),
         "every_tissue or islands or on_every_tissue or two_faint_maps or links_across or columns_of_the or "
-        "shading_and_columns or faint_texture or turned_scan or ideal_scan or barrel_of or one_faint_link or two_kinds or "
-        "large_jump or corner or hole or backlash or kind_of_grid or inputs_stay or order_of_the_tiles",
+        "shading_and_columns or faint_texture or turned_scan or ideal_scan or barrel_of or one_faint_link or "
+        "two_kinds or large_jump or corner or hole or backlash or kind_of_grid or inputs_stay or order_of_the_tiles",
         compiled=False,
     ),
     "axis": Room(
@@ -176,7 +176,7 @@ class Verdict:
 
 
 def judged(tree: Path, room: Room, *, limit_s: float, mutated: bool = True) -> Verdict:
-    """Run the tests of a room in a forked process, for `limit_s` of processor time and ten times that in all at most."""
+    """Run the tests of a room in a forked process, for at most `limit_s` of processor time, ten times that in all."""
     output = tree / "output.txt"
     pid = os.fork()
     if pid == 0:
@@ -197,7 +197,7 @@ def judged(tree: Path, room: Room, *, limit_s: float, mutated: bool = True) -> V
                 importlib.import_module("numba").config.DISABLE_JIT = 1
             pytest = importlib.import_module("pytest")
             tests = [test for test in room.tests if Path(test.partition("::")[0]).exists()]
-            options = "-p pytest_timeout -p no:cacheprovider -x -q --tb=line".split()
+            options = ["-p", "pytest_timeout", "-p", "no:cacheprovider", "-x", "-q", "--tb=line"]
             code = int(pytest.main([*options, "-m", "not slow and not server", "-k", f"not ({room.without})", *tests]))
         except BaseException:
             traceback.print_exc()

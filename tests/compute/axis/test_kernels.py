@@ -1,4 +1,4 @@
-"""Formulas of the compiled inner loops of the fibre axis, each against its definition; quick without a compiler, too."""
+"""Formulas of the compiled inner loops of the fibre axis, each against its definition; quick without compiler, too."""
 
 from __future__ import annotations
 
