@@ -373,6 +373,29 @@ def test_branches_are_equal_up_to_the_stated_number_of_standard_deviations() -> 
     assert both == {tuple(np.round(a, 3)) for a in (narrow.axis[0], narrow.alternative[0])}
 
 
+def test_of_two_equally_good_axes_the_one_of_lower_birefringence_is_taken() -> None:
+    rng = np.random.default_rng(21)
+    angle, seen = rng.uniform(-90, 90, (2, 60)), rng.uniform(0.5, 1, (2, 60))
+    best, shorter = (
+        axis_from_projections(angle, seen, tilt_deg=TILTS, noise=1.0, branch_sigma=b, min_significance=0.0)
+        for b in (0.0, 1e6)
+    )
+    both = np.isfinite(best.alternative[:, 0])
+    assert (shorter.birefringence <= best.birefringence * (1 + 1e-6)).all()
+    swapped = np.abs((shorter.axis * best.axis).sum(1)) < 0.999
+    assert swapped[both].sum() > 3
+    np.testing.assert_allclose(shorter.axis[swapped], best.alternative[swapped], atol=1e-6)
+    np.testing.assert_allclose(shorter.alternative[swapped], best.axis[swapped], atol=1e-6)
+    assert ((shorter.flags & AxisFlag.AMBIGUOUS) > 0).tolist() == both.tolist()
+    # Turned round, each would be taken where it is the shorter one.
+    lengths = np.linspace(0.05, 40, 4000)[:, None]
+    directions, images = beam_directions(TILTS)
+    measured = measured_vectors(angle, seen, images)
+    for pixel in np.flatnonzero(both & ~swapped)[:5]:
+        costs = cost_of_axis(lengths * shorter.alternative[pixel], measured[pixel], directions)
+        assert lengths[costs.argmin(), 0] > 0.98 * shorter.birefringence[pixel]
+
+
 def test_noise_is_pooled_half_from_the_surroundings_half_from_the_image() -> None:
     from opticstream.compute.axis._axis import _noise_from_cost
 
