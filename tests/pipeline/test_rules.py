@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from opticstream.config import DeploymentSettings, ProjectConfig, load_project
+from opticstream.model.chain import chain
 from opticstream.model.events import BatchProcessed, BatchReady, MosaicReady, MosaicStitched, SliceReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
-from opticstream.pipeline.arrivals import end_waiting
+from opticstream.pipeline.arrivals import _with_former_files, end_waiting, repaired_tiles
+from opticstream.pipeline.failure_patterns import failure_patterns
 from opticstream.pipeline.fan_in import look_at_batches, look_at_mosaics
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.redo import RedoPlan, apply_plan
+from opticstream.pipeline.retry import retry_plan
 from opticstream.pipeline.rules import (
     after_batch,
     after_mosaic,
@@ -26,7 +30,9 @@ from opticstream.pipeline.rules import (
     may_register,
     waits_for_template,
 )
+from opticstream.pipeline.uploads import upload_queue
 from opticstream.state.facts import utc_now
+from opticstream.state.raw_files import identity_of
 
 
 @pytest.fixture
@@ -356,3 +362,135 @@ def test_failures_carry_their_reason_and_number_of_attempts(project):
         (TileId(1, 3), "failed"): ("cut short", 3),
         (MosaicId(1), "volume_failed"): ("unknown", 1),
     }
+
+
+# --- late files, retries, failures, publications ---------------------------------------------------------------------
+
+
+def test_a_parked_tile_is_repaired_when_its_whole_files_are_not_those_that_it_failed_with(project, tmp_path):
+    old, new = tmp_path / "old.nii", tmp_path / "new.nii"
+    old.write_bytes(b"cut short")
+    new.write_bytes(b"whole again")
+    for tile in (1, 2, 3, 4):
+        project.facts.record(TileId(1, tile), "failed", {"inputs_hash": identity_of(old)})
+    files = {1: ("new.nii",), 2: ("old.nii",), 3: None, 4: ("gone.nii",)}
+    parked = [TileId(1, tile) for tile in (1, 2, 3, 4, 5)]
+    found = repaired_tiles(project, parked, tmp_path, lambda tile: files.get(tile.tile_id, ("new.nii",)))
+    assert found == {TileId(1, 1): identity_of(new)}  # the fifth has not failed
+
+
+def test_files_that_are_gone_from_the_folder_are_still_known_by_their_old_places(project):
+    def ready(folder: str, **more: dict[int, str]) -> BatchReady:
+        return project.event(BatchReady, BatchId(1, 1), raw_folder=folder, **more)
+
+    before = ready("/first", files={1: "a1", 2: "a2"}, spectra={1: "s1", 2: "s2"})
+    found = _with_former_files(ready("/second", files={1: "b1"}, spectra={}, problems={2: "no file"}), before)
+    assert found.files == {1: "b1", 2: str(Path("/first/a2"))}
+    assert found.spectra == {2: str(Path("/first/s2"))}
+    assert found.problems == {}
+    assert found.raw_folder == "/second"
+    broken = ready("/first", files={1: "a1", 2: "a2"}, problems={2: "two files"})
+    kept = _with_former_files(ready("/second", files={1: "b1"}, problems={2: "no file"}), broken)
+    assert kept.files == {1: "b1"}
+    assert set(kept.problems) == {2}
+    assert _with_former_files(found, None) is found
+
+
+@pytest.mark.parametrize(
+    ("only", "taken"),
+    [
+        (None, {"tile", "volume", "other slice"}),
+        ([TileId(1, 1)], {"tile"}),
+        ([TileId(1, 2)], set()),
+        ([BatchId(1, 1)], {"tile"}),
+        ([BatchId(1, 2)], set()),
+        ([MosaicId(1)], {"tile"}),
+        ([MosaicId(2)], {"volume"}),
+        ([SliceId(1)], {"tile", "volume"}),
+        ([SliceId(2)], {"other slice"}),
+    ],
+)
+def test_a_retry_takes_what_failed_in_the_chosen_items_and_nothing_else(project, only, taken):
+    event = project.event(BatchReady, BatchId(1, 1), raw_folder="raw", files={1: "a"}).payload()
+    project.facts.record(BatchId(1, 1), "ready", {"detail": {"event": event}})
+    recorded(project, BatchId(1, 1), "processed")
+    recorded(project, TileId(1, 1), "failed")
+    recorded(project, MosaicId(2), "ready", "stitched", "volume_failed")
+    recorded(project, SliceId(2), "ready", "failed")
+    plan = retry_plan(project, only=only)
+    facts = {
+        "tile": (BatchId(1, 1), "processed"),
+        "volume": (MosaicId(2), "volume_failed"),
+        "other slice": (SliceId(2), "failed"),
+    }
+    assert {name for name, key in facts.items() if key in plan.withdraw} == taken
+    assert {event.item for event in plan.announce} == {facts[name][0] for name in taken}
+    assert plan.refused == []
+    assert not plan.takes_back(MosaicId(2), "stitched")
+
+
+def test_a_parked_tile_of_a_batch_that_was_never_announced_cannot_be_retried_and_is_told(project):
+    recorded(project, TileId(1, 1), "failed")
+    plan = retry_plan(project)
+    assert plan.withdraw == []
+    assert plan.announce == []
+    (why,) = plan.refused
+    assert str(BatchId(1, 1)) in why
+
+
+def test_failures_are_grouped_by_kind_stage_and_host_the_most_frequent_first(project):
+    journal = project.facts.journal
+    journal.failed(TileId(1, 3), None, why="rare", kind="disk full", stage="stitch mosaic")
+    for tile in (1, 2, 1):
+        journal.failed(TileId(1, tile), None, why=f"tile {tile} is cut short", kind="bad input", stage="process batch")
+    recorded(project, TileId(1, 1), "failed")
+    project.facts.record(TileId(1, 4), "failed", {"detail": {"reason": "no journal", "kind": "bad input"}})
+    first, *others = failure_patterns(project)
+    assert (first.kind, first.stage, first.count) == ("bad input", "process batch", 4)
+    assert first.items == tuple(TileId(1, tile).key for tile in (1, 2, 4))
+    assert first.parked == 2
+    assert first.first <= first.last
+    assert first.message == "no journal"
+    assert sum(first.per_day.values()) == 4
+    assert [(one.kind, one.stage, one.count, one.parked) for one in others] == [("disk full", "stitch mosaic", 1, 0)]
+    recorded(project, TileId(1, 4), "processed")  # mended meanwhile
+    assert failure_patterns(project)[0].items == (TileId(1, 1).key, TileId(1, 2).key)
+    assert len(failure_patterns(project, since=utc_now() - timedelta(hours=1))) == 2
+    assert failure_patterns(project, since=utc_now() + timedelta(hours=1)) == []
+
+
+def test_the_queue_of_publications_holds_what_has_its_result_and_has_not_ended(project):
+    def queue() -> list[tuple[object, str]]:
+        return [(item, step.name) for item, step in upload_queue(project, project.facts.snapshot())]
+
+    recorded(project, BatchId(1, 1), "ready", "archived")
+    recorded(project, MosaicId(2), "stitched")
+    recorded(project, MosaicId(1), "stitched", "uploaded")
+    assert [item for item, _ in queue()] == [BatchId(1, 1), MosaicId(2)]
+    recorded(project, BatchId(1, 1), "uploaded")
+    recorded(project, MosaicId(2), "upload_failed")
+    assert queue() == []
+
+
+def test_with_a_result_what_rests_on_it_is_taken_back_and_nothing_else(project):
+    event = project.event(BatchReady, BatchId(1, 1), raw_folder="raw", files={1: "a"}).payload()
+    project.facts.record(BatchId(1, 1), "ready", {"detail": {"event": event}})
+    recorded(project, BatchId(1, 1), "processed", "archived", "uploaded")
+    for item in (MosaicId(1), MosaicId(2)):
+        recorded(project, item, "ready", "stitched", "volume_stitched", "uploaded")
+    for item in (SliceId(1), SliceId(2)):
+        recorded(project, item, "ready", "registered", "uploaded")
+    plan = RedoPlan(project)
+    plan.redo(chain().step_of(BatchId(1, 1), "processed"), BatchId(1, 1))
+    assert set(plan.withdraw) == {
+        (BatchId(1, 1), "processed"),
+        *((MosaicId(1), fact) for fact in ("ready", "stitched", "volume_stitched", "uploaded")),
+        *((SliceId(1), fact) for fact in ("ready", "registered", "uploaded")),
+    }
+    assert len(plan.withdraw) == len(set(plan.withdraw))
+    assert [event.item for event in plan.announce] == [BatchId(1, 1)]
+    number = apply_plan(project, plan, reason="a test")
+    assert number == len(plan.withdraw)
+    assert not project.facts.facts_of(MosaicId(1)) & {"ready", "stitched"}
+    assert project.facts.has(MosaicId(2), "stitched")
+    assert project.facts.has(BatchId(1, 1), "archived")
