@@ -74,9 +74,9 @@ _PIPELINE = "tests/pipeline"
 ROOMS = {
     "stitching": Room(
         "src/opticstream/compute/stitching",
-        tuple(f"{_COMPUTE}/stitching/test_{name}.py" for name in ("kernels", "fusion", "positions", "tissues")),
+        tuple(f"{_COMPUTE}/stitching/test_{name}.py" for name in ("formulas", "fusion", "positions", "tissues")),
         "every_tissue or islands or on_every_tissue or two_faint_maps or links_across or columns_of_the or "
-        "shading_and_columns or faint_texture or turned_scan or ideal_scan or barrel_of or one_faint_link or "
+        "shading_and_columns or faint_texture or turned_scan or one_faint_link or "
         "two_kinds or large_jump or corner or hole or backlash or kind_of_grid or inputs_stay or order_of_the_tiles",
         compiled=False,
     ),
@@ -95,7 +95,16 @@ ROOMS = {
             *(
                 f"{_PIPELINE}/test_{name}.py"
                 for name in (
-                    *("incoming", "damaged_flags", "quality_flags", "milestones", "stuck", "mosaic_doubts", "slices"),
+                    *(
+                        "rules",
+                        "incoming",
+                        "damaged_flags",
+                        "quality_flags",
+                        "milestones",
+                        "stuck",
+                        "mosaic_doubts",
+                        "slices",
+                    ),
                     *("reemission", "run_parameters", "raw_changes"),
                 )
             ),

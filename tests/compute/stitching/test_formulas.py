@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -19,6 +21,7 @@ from opticstream.compute.stitching import (
     tissue_mask,
     usual_overlap_px,
 )
+from opticstream.compute.stitching._distortion import FieldGeometry, _design, _free_of_linear, _turn
 from opticstream.compute.stitching._evidence import (
     Evidence,
     contrast,
@@ -30,8 +33,20 @@ from opticstream.compute.stitching._evidence import (
     smooth,
 )
 from opticstream.compute.stitching._grid import nominal_positions
+from opticstream.compute.stitching._instrument import _interior
 from opticstream.compute.stitching._peaks import peaks_of_likelihoods, quadratic_peaks
 from opticstream.compute.stitching._propagation import _jitter, _message, _moments, limited_information
+from opticstream.compute.stitching._ruler import Ruler
+from opticstream.compute.stitching._solution import (
+    Links,
+    _chi2,
+    _islands,
+    _lattice_slope,
+    _overrating,
+    _robust,
+    _without_own,
+    without_links,
+)
 from opticstream.compute.stitching._solver import LinkSystem, lines_from_positions
 from opticstream.compute.stitching._stage_model import StageModel, rounding_of, stage_features
 from opticstream.compute.stitching._tilefilter import (
@@ -682,3 +697,235 @@ def test_the_jitter_is_estimated_from_tiles_that_are_known_well():
     np.testing.assert_allclose(_jitter(system, deviation, stage, covariance, before), np.sqrt(square[:6].mean(0)))
     still = _jitter(system, features @ stage, stage, np.zeros((12, 2, 2)), before)
     np.testing.assert_allclose(still, 0.5)
+
+
+def test_spectra_are_smoothed_over_five_rings_without_moving_or_shrinking():
+    delta = np.zeros(9)
+    delta[4] = 16
+    assert correlation._smoothed(delta).tolist() == [0, 0, 1, 4, 6, 4, 1, 0, 0]
+    assert correlation._smoothed(np.full(7, 3.0)) == pytest.approx([3] * 7)
+
+
+def test_shading_is_smoothed_by_its_share_of_each_side():
+    pattern = 5 + np.random.default_rng(4).normal(size=(80, 40))
+    found = common_shading([pattern] * 3, multiplicative=False, sigma_fraction=0.1)
+    level = pattern - np.median(pattern)
+    expected = ndimage.gaussian_filter(level, (8, 4), mode="reflect", truncate=8)
+    np.testing.assert_allclose(found, expected - expected.mean(), atol=5e-3)
+
+
+def test_a_tile_is_empty_by_what_the_tiles_that_show_something_show():
+    values = np.zeros((9, 12, 12), np.float32)
+    values[:3] = RNG.choice([-1.0, 1.0], (3, 12, 12))
+    values[3] = 0.1  # a hundredth of the usual contrast
+    shown = filtered_tiles([np.zeros((12, 12), np.float32)] * 9, logarithm=False)
+    assert empty_tiles(type(shown)(values, shown.blur, 8.0)).tolist() == [False] * 3 + [True] * 6
+
+
+def test_scatter_about_the_lattice_widens_the_expectation_of_links():
+    nominal = nominal_positions(
+        [(c, r) for c in range(6) for r in range(6)], tile_shape=(100, 100), overlap_px=(20, 20)
+    )
+    pairs, axis = neighbour_pairs(nominal, tile_shape=(100, 100))
+    features = stage_features(nominal, None)
+    step = np.random.default_rng(5).normal(size=(len(pairs), 2)) * (1.0, 2.0)
+    evidence = stage_links(np.zeros_like(step), nominal, pairs, axis)
+    evidence.shift = step
+    stage = StageModel.from_links(evidence, nominal, features)
+    for direction in (0, 1):
+        mine = axis == direction
+        residual = np.abs(step - stage.prediction(evidence)[0])[mine]
+        spread = 1.4826 * np.median(residual, axis=0) * np.sqrt(30 / 28) * 1.1 + 1.5 / np.sqrt(30)
+        np.testing.assert_allclose(stage.link_sigma_px[direction], np.clip(spread, 0.5, 4), rtol=1e-6)
+
+
+def test_an_image_without_texture_does_not_keep_the_ruler_from_another():
+    shift = np.array([[42, 3], [42, 3]])
+    blank = filtered_tiles([np.ones((60, 70), np.float32)] * 2, logarithm=False)
+    textured = filtered_tiles(speckled((42, 3)), logarithm=False)
+    pairs, axis = np.array([[0, 1], [0, 1]]), np.array([1, 1])
+    ruler = Ruler([blank, textured], pairs, axis, 1)
+    both, yes, no = np.arange(2), np.ones(2, bool), np.zeros(2, bool)
+    assert ruler.showing(shift.astype(float)).all()
+    assert not Ruler([blank], pairs, axis, 1).showing(shift.astype(float)).any()
+    assert not ruler.measure(both, shift.astype(float), no)[2].any()  # nothing is known yet
+    ruler.measure(both, shift.astype(float), yes)
+    found, information, good = ruler.measure(both, shift + 0.4, no)
+    assert good.all()
+    np.testing.assert_allclose(found, shift, atol=0.1)
+    assert (np.linalg.eigvalsh(information) > 1).all()
+    far, _, seen = ruler.search(both, shift + np.array([5.0, -6.0]), np.tile(np.eye(2) / 100, (2, 1, 1)))
+    assert seen.all()
+    np.testing.assert_allclose(far, shift, atol=0.1)
+
+
+# --- solution --------------------------------------------------------------------------------------------------------
+
+
+def ring(shift: np.ndarray) -> tuple[LinkSystem, np.ndarray]:
+    """Return a grid of 2 x 2 tiles without a stage model, and its prior."""
+    nominal = nominal_positions([(0, 0), (1, 0), (0, 1), (1, 1)], tile_shape=(100, 100), overlap_px=(20, 20))
+    pairs, _ = neighbour_pairs(nominal, tile_shape=(100, 100))
+    assert len(shift) == len(pairs) == 4
+    return LinkSystem(pairs, np.zeros((4, 0)), lines_from_positions(nominal, pairs, (100, 100))), np.full((4, 2), 1e-6)
+
+
+def test_an_outlier_among_measured_links_is_ignored_and_what_only_speaks_is_not_judged():
+    true = np.array([(0, 0), (3, -1), (1, 2), (-2, 4)], float)
+    system, prior = ring(true)
+    shift = true[system.pairs[:, 1]] - true[system.pairs[:, 0]]
+    information = np.tile(100 * np.eye(2), (4, 1, 1))
+    every = np.ones(4, bool)
+    solution, weight = _robust(system, shift, information, every, every, prior)
+    np.testing.assert_allclose(weight, 1, atol=1e-6)
+    off = solution.deviation_px - solution.deviation_px[0]
+    np.testing.assert_allclose(off, true, atol=1e-3)
+    cells = [(c, r) for c in range(4) for r in range(4)]
+    nominal = nominal_positions(cells, tile_shape=(100, 100), overlap_px=(20, 20))
+    pairs, _ = neighbour_pairs(nominal, tile_shape=(100, 100))
+    grid = LinkSystem(pairs, np.zeros((16, 0)), lines_from_positions(nominal, pairs, (100, 100)))
+    shift, information = np.zeros((24, 2)), np.tile(100 * np.eye(2), (24, 1, 1))
+    shift[11] = (6, 0)
+    every, prior = np.ones(24, bool), np.full((16, 2), 1e-6)
+    solution, weight = _robust(grid, shift, information, every, every, prior)
+    assert weight[11] < 0.01
+    assert np.delete(weight, 11).min() > 0.9
+    assert np.abs(solution.deviation_px).max() < 0.1
+    speaks = every.copy()
+    speaks[11] = False
+    _, weight = _robust(grid, shift, information, every, speaks, prior)
+    assert weight[11] == 1
+    _, weight = _robust(grid, shift, information, speaks, every, prior)
+    assert weight[11] == 0
+    np.testing.assert_allclose(_chi2(grid, solution, shift, information)[11], 100 * 36, rtol=0.1)
+
+
+def test_what_all_others_expect_of_a_link_is_what_is_left_without_its_own_word():
+    others, own = np.array([[[0.5, 0.1], [0.1, 0.4]]]), np.array([[[2.0, -0.3], [-0.3, 1.0]]])
+    expected, measured = np.array([[1.0, 2.0]]), np.array([[-1.0, 0.5]])
+    together = np.linalg.solve(others + own, others @ expected[..., None] + own @ measured[..., None])[..., 0]
+    found, precision = _without_own(together, np.linalg.inv(others + own), measured, own)
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(precision, others)
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+def test_information_that_is_too_large_for_the_residuals_is_told(factor):
+    n = 400
+    information = np.tile(np.diag([4.0, 9.0]), (n, 1, 1))
+    residual = np.random.default_rng(1).normal(size=(n, 2)) * (0.5, 1 / 3) * np.sqrt(factor * 0.75)
+    held = np.arange(150) < 101  # a quarter of the links is used up by the positions
+    found = _overrating(residual, information, np.ones(n), held)
+    np.testing.assert_allclose(found, factor, rtol=0.15)
+    weight = np.where(np.arange(n) < 200, 1.0, 0.4)
+    information[0] = np.diag([0.9, 9.0])  # not known to a pixel
+    some = _overrating(residual, information, weight, np.arange(150) < 51)
+    assert some[0] == 1
+    assert (some[200:] == 1).all()
+    assert some[1:200] == pytest.approx(some[1])
+    assert (_overrating(residual[:19], information[:19], np.ones(19), held[:5]) == 1).all()
+    assert (_overrating(residual, information, np.ones(n), np.ones(400, bool)) == 1).all()  # no link is redundant
+
+
+def test_islands_are_numbered_groups_of_linked_tiles():
+    assert _islands(7, np.array([[5, 2], [2, 6], [0, 3]])).tolist() == [0, -1, 1, 0, -1, 1, 1]
+    assert _islands(3, np.empty((0, 2), np.intp)).tolist() == [-1, -1, -1]
+    assert _islands(4, np.array([[0, 1], [2, 3], [1, 2]])).tolist() == [0, 0, 0, 0]
+
+
+def test_the_lattice_is_the_displacement_per_pixel_of_the_scan():
+    nominal = RNG.uniform(0, 1000, (12, 2))
+    slope = np.array([[0.01, -0.002], [0.003, -0.02]])
+    np.testing.assert_allclose(_lattice_slope(nominal, nominal @ slope + (5, 7)), slope, atol=1e-9)
+
+
+def test_without_links_tiles_stay_nominal_and_are_known_as_badly_as_the_margin():
+    nominal = np.array([(0.0, 0.0), (80.0, 0.0)])
+    none = np.empty((0, 2), np.intp)
+    found = without_links(nominal, none, np.empty(0, np.intp), 16.0)
+    assert found.positions_px.tolist() == nominal.tolist()
+    assert (found.uncertainty_px == 8).all()
+    assert found.by_stage_only.all()
+    assert (found.island == -1).all()
+    assert found.lattice.tolist() == np.eye(2).tolist()
+    assert found.links.clear.size == 0
+    assert (without_links(nominal[:1], none, np.empty(0, np.intp), 16.0).uncertainty_px == 0).all()
+
+
+def test_clear_links_hold_and_are_known_to_a_pixel():
+    information = np.stack([np.diag([1.1, 5.0]), np.diag([0.9, 5.0]), np.diag([1.1, 5.0])])
+    two = np.zeros((3, 2))
+    links = Links(two.astype(int), np.zeros(3, int), two, np.zeros(3), information, np.array([0.6, 1.0, 0.5]), two)
+    assert links.clear.tolist() == [True, False, False]
+
+
+def test_a_bend_of_the_field_has_no_linear_part_and_displaces_the_two_tiles_of_a_link_differently():
+    size = np.array([200.0, 160.0])
+    field = _free_of_linear(size)
+    assert field.shape == (81, 2, 3)
+    grid = np.linspace(-1, 1, 9)
+    x, y = (v.ravel() for v in np.meshgrid(grid, grid, indexing="ij"))
+    linear = np.stack([np.ones(81), x, y])
+    np.testing.assert_allclose(np.einsum("kp,pct->kct", linear, field), 0, atol=1e-10)
+    np.testing.assert_allclose(field[:, 0, 0], x * y, atol=1e-12)
+    assert np.abs(field[:, 0, 1]).max() < 1e-12
+    np.testing.assert_allclose(field[:, 1, 1], x * y, atol=1e-12)
+    radial = (x**2 + y**2) / 2
+    fit = linear.T @ np.linalg.lstsq(linear.T, radial * x, rcond=None)[0]
+    np.testing.assert_allclose(field[:, 0, 2], radial * x - fit, atol=1e-10)
+    design = _design(np.array([[160.0, 0.0], [-4.0, 130.0]]), size)
+    assert design.shape == (5, 2, 2, 3)
+    for part in range(5):
+        # Link along x: the overlap is 40 px wide and 160 px long, the parts follow each other along y.
+        y = (part + 0.5) / 5 * 160
+        first, second = np.array([180.0, y]) / (100, 80) - 1, np.array([20.0, y]) / (100, 80) - 1
+        np.testing.assert_allclose(design[part, 0, 0, 0], second[0] * second[1] - first[0] * first[1])
+        barrel = [(u @ u) / 2 * u for u in (first, second)]
+        np.testing.assert_allclose(design[part, 0, :, 2], barrel[1] - barrel[0])
+        x = (part + 0.5) / 5 * 196
+        first, second = np.array([x, 145.0]) / (100, 80) - 1, np.array([x + 4, 15.0]) / (100, 80) - 1
+        np.testing.assert_allclose(design[part, 1, 1, 1], second[0] * second[1] - first[0] * first[1])
+
+
+@pytest.mark.parametrize(
+    ("turn", "error", "turned"), [(0.31, 0.01, True), (-0.31, 0.01, True), (0.29, 0.0, False), (0.5, 0.13, False)]
+)
+def test_a_turn_and_a_bend_are_told_when_they_are_large_and_certain(turn, error, turned):
+    assert FieldGeometry(turn, error, 0.0, 0.0).turned is turned
+    assert not FieldGeometry(float("nan"), 0.0, float("nan"), 0.0).turned
+    assert not FieldGeometry(float("nan"), 0.0, float("nan"), 0.0).bent
+    assert FieldGeometry(0.0, 0.0, 0.21, 0.05).bent
+    assert not FieldGeometry(0.0, 0.0, 0.19, 0.0).bent
+    assert not FieldGeometry(0.0, 0.0, 0.5, 0.13).bent
+
+
+def test_a_turn_of_the_scan_is_read_from_the_lattice():
+    nominal = nominal_positions(
+        [(c, r) for c in range(3) for r in range(3)], tile_shape=(100, 100), overlap_px=(20, 20)
+    )
+    pairs, axis = neighbour_pairs(nominal, tile_shape=(100, 100))
+    angle = np.radians(2.0)
+    found = without_links(nominal, pairs, axis, 16.0)
+    n = len(pairs)
+    links = Links(
+        pairs, axis, np.zeros((n, 2)), np.ones(n), np.tile(np.eye(2), (n, 1, 1)), np.ones(n), np.zeros((n, 2))
+    )
+    turned = dataclasses.replace(
+        found,
+        links=links,
+        jitter_px=np.array([3.0, 4.0]),
+        lattice=np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]),
+    )
+    turn, error = _turn(turned, nominal)
+    assert turn == pytest.approx(2)
+    assert error == pytest.approx(np.degrees(5 / np.sqrt(((nominal - nominal.mean(0)) ** 2).sum())))
+    weight = np.where(axis == 0, 1.0, 0.5)
+    one_way = dataclasses.replace(turned, links=dataclasses.replace(links, weight=weight))
+    assert np.isnan(_turn(one_way, nominal)).all()
+
+
+def test_tissue_at_an_edge_of_blocks_is_not_inside():
+    tissue = np.ones((1, 5, 4), bool)
+    tissue[0, 2, 1] = False
+    inside = _interior(tissue)
+    assert np.argwhere(~inside[0]).tolist() == [[1, 1], [2, 0], [2, 1], [2, 2], [3, 1]]
