@@ -8,7 +8,7 @@ The faults are those of cosmic-ray (mutmut 3 calls its mutants through a wrapper
 put into a temporary copy of the tree. `--sample` places are drawn by `--seed`, and one fault at each; annotations and
 decorators are left out. Every mutant is judged by the quick tests of its room, in a process that is forked after the
 heavy libraries have been imported, which saves most of the time; a limit on processor time ends endless loops on a busy
-machine, too. `--again` judges the survivors of an earlier run once more. Not for Windows.
+machine, too. `--again` judges the survivors of an earlier run once more, by longer tests as well. Not for Windows.
 """
 
 from __future__ import annotations
@@ -65,17 +65,30 @@ class Room:
     """The quick tests, those that find most at the front; files that are not there are passed over."""
     without: str
     """Tests among them that take too long, as an expression of `pytest -k`."""
+    longer: tuple[str, ...] = ()
+    """Tests that take too long for every mutant, and run for the survivors with `--again`."""
     compiled: bool = True
     """Whether kernels are compiled: that takes longer than to run the quick tests in plain Python, for each mutant."""
 
 
 _COMPUTE = "tests/compute"
 _PIPELINE = "tests/pipeline"
+_RULES = [
+    "rules",
+    "incoming",
+    "damaged_flags",
+    "quality_flags",
+    "milestones",
+    "stuck",
+    "mosaic_doubts",
+    "slices",
+    "reemission",
+]
 ROOMS = {
     "stitching": Room(
         "src/opticstream/compute/stitching",
         tuple(f"{_COMPUTE}/stitching/test_{name}.py" for name in ("formulas", "fusion", "positions", "tissues")),
-        "every_tissue or islands or on_every_tissue or two_faint_maps or links_across or columns_of_the or "
+        "every_tissue or islands_of_tissue or on_every_tissue or two_faint_maps or links_across or columns_of_the or "
         "shading_and_columns or faint_texture or turned_scan or one_faint_link or "
         "two_kinds or large_jump or corner or hole or backlash or kind_of_grid or inputs_stay or order_of_the_tiles",
         compiled=False,
@@ -91,26 +104,14 @@ ROOMS = {
     ),
     "pipeline": Room(
         "src/opticstream/pipeline",
-        (
-            *(
-                f"{_PIPELINE}/test_{name}.py"
-                for name in (
-                    *(
-                        "rules",
-                        "incoming",
-                        "damaged_flags",
-                        "quality_flags",
-                        "milestones",
-                        "stuck",
-                        "mosaic_doubts",
-                        "slices",
-                    ),
-                    *("reemission", "run_parameters", "raw_changes"),
-                )
-            ),
+        tuple(f"{_PIPELINE}/test_{name}.py" for name in _RULES),
+        "bad_tiles_and_changed",
+        longer=(
+            f"{_PIPELINE}/test_run_parameters.py",
+            f"{_PIPELINE}/test_raw_changes.py",
             f"{_PIPELINE}/test_chain.py::test_raw_tiles_become_a_registered_and_published_slice",
+            f"{_PIPELINE}/test_failures.py",
         ),
-        "bad_tiles_and_changed or whole_chain_of_a_run or status_and_verify",
     ),
 }
 
@@ -234,12 +235,11 @@ def judged(tree: Path, room: Room, *, limit_s: float, mutated: bool = True) -> V
     )
 
 
-def run(mutants: list[Mutant], tree: Path, *, until: float) -> Iterator[dict[str, Any]]:
+def run(room: Room, mutants: list[Mutant], tree: Path, *, until: float) -> Iterator[dict[str, Any]]:
     """Judge mutants of one room and yield a row for each."""
     from cosmic_ray.mutating import use_mutation
     from cosmic_ray.plugins import get_operator
 
-    room = ROOMS[mutants[0].room]
     if room.compiled:
         judged(tree, room, limit_s=3600, mutated=False)  # compiles what is not compiled yet
     sound = judged(tree, room, limit_s=3600, mutated=False)
@@ -308,7 +308,10 @@ def main() -> None:
         shutil.copy(ROOT / "pyproject.toml", tree)
         for name in names:
             if chosen := [mutant for mutant in mutants if mutant.room == name]:
-                for row in run(chosen, tree, until=time.monotonic() + 60 * given.minutes):
+                room = ROOMS[name]
+                if given.again:
+                    room = dataclasses.replace(room, tests=room.tests + room.longer)
+                for row in run(room, chosen, tree, until=time.monotonic() + 60 * given.minutes):
                     rows.append(row)
                     given.out.write_text(json.dumps(rows, indent=1))
     print(table(rows))
