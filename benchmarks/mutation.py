@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,24 +66,18 @@ class Room:
     without: str
     """Tests among them that take too long, as an expression of `pytest -k`."""
     longer: tuple[str, ...] = ()
-    """Tests that take too long for every mutant, and run for the survivors with `--again`."""
+    """Tests that take too long for every mutant; they run for those of their own module, and with `--again`."""
     compiled: bool = True
     """Whether kernels are compiled: that takes longer than to run the quick tests in plain Python, for each mutant."""
+
+    def tests_of(self, module: str, /) -> tuple[str, ...]:
+        """Return the tests that judge a mutant of a module, those that are named after it first."""
+        own = [test for test in (*self.tests, *self.longer) if Path(module).stem in test]
+        return (*own, *(test for test in self.tests if test not in own))
 
 
 _COMPUTE = "tests/compute"
 _PIPELINE = "tests/pipeline"
-_RULES = [
-    "rules",
-    "incoming",
-    "damaged_flags",
-    "quality_flags",
-    "milestones",
-    "stuck",
-    "mosaic_doubts",
-    "slices",
-    "reemission",
-]
 ROOMS = {
     "stitching": Room(
         "src/opticstream/compute/stitching",
@@ -104,13 +98,16 @@ ROOMS = {
     ),
     "pipeline": Room(
         "src/opticstream/pipeline",
-        tuple(f"{_PIPELINE}/test_{name}.py" for name in _RULES),
-        "bad_tiles_and_changed",
+        tuple(f"{_PIPELINE}/test_{name}.py" for name in ("rules", "stuck", "quality_flags", "mosaic_doubts")),
+        "bad_tiles_and_changed or status_and_verify or whole_chain",
         longer=(
-            f"{_PIPELINE}/test_run_parameters.py",
+            *(
+                f"{_PIPELINE}/test_{name}.py"
+                for name in ("incoming", "damaged_flags", "milestones", "slices", "reemission", "run_parameters")
+            ),
             f"{_PIPELINE}/test_raw_changes.py",
-            f"{_PIPELINE}/test_chain.py::test_raw_tiles_become_a_registered_and_published_slice",
             f"{_PIPELINE}/test_failures.py",
+            f"{_PIPELINE}/test_chain.py::test_raw_tiles_become_a_registered_and_published_slice",
         ),
     ),
 }
@@ -185,7 +182,7 @@ class Verdict:
         return self.code == 0
 
 
-def judged(tree: Path, room: Room, *, limit_s: float, mutated: bool = True) -> Verdict:
+def judged(tree: Path, room: Room, chosen: Sequence[str], *, limit_s: float, mutated: bool = True) -> Verdict:
     """Run the tests of a room in a forked process, for at most `limit_s` of processor time, ten times that in all."""
     output = tree / "output.txt"
     pid = os.fork()
@@ -206,7 +203,7 @@ def judged(tree: Path, room: Room, *, limit_s: float, mutated: bool = True) -> V
                 os.environ["NUMBA_DISABLE_JIT"] = "1"
                 importlib.import_module("numba").config.DISABLE_JIT = 1
             pytest = importlib.import_module("pytest")
-            tests = [test for test in room.tests if Path(test.partition("::")[0]).exists()]
+            tests = [test for test in chosen if Path(test.partition("::")[0]).exists()]
             options = ["-p", "pytest_timeout", "-p", "no:cacheprovider", "-x", "-q", "--tb=line"]
             code = int(pytest.main([*options, "-m", "not slow and not server", "-k", f"not ({room.without})", *tests]))
         except BaseException:
@@ -241,8 +238,8 @@ def run(room: Room, mutants: list[Mutant], tree: Path, *, until: float) -> Itera
     from cosmic_ray.plugins import get_operator
 
     if room.compiled:
-        judged(tree, room, limit_s=3600, mutated=False)  # compiles what is not compiled yet
-    sound = judged(tree, room, limit_s=3600, mutated=False)
+        judged(tree, room, room.tests, limit_s=3600, mutated=False)  # compiles what is not compiled yet
+    sound = judged(tree, room, room.tests, limit_s=3600, mutated=False)
     if not sound.survived:
         raise SystemExit(f"the tests of {mutants[0].room} fail without any mutant:\n{sound.output[-2000:]}")
     print(f"{mutants[0].room}: {sound.cpu_s:.1f} s of processor time without a mutant", flush=True)
@@ -253,7 +250,7 @@ def run(room: Room, mutants: list[Mutant], tree: Path, *, until: float) -> Itera
         with use_mutation(path, get_operator(mutant.operator)(), mutant.occurrence) as (before, after):
             if after is None:
                 continue  # the source has changed since
-            verdict = judged(tree, room, limit_s=20 + 4 * sound.cpu_s)
+            verdict = judged(tree, room, room.tests_of(mutant.module), limit_s=60 + 4 * sound.cpu_s)
         lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
         change = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
         by = next((line for line in verdict.output.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
