@@ -98,7 +98,7 @@ ROOMS = {
     ),
     "pipeline": Room(
         "src/opticstream/pipeline",
-        tuple(f"{_PIPELINE}/test_{name}.py" for name in ("rules", "stuck", "quality_flags", "mosaic_doubts")),
+        tuple(f"{_PIPELINE}/test_{name}.py" for name in ("rules", "jobs", "stuck", "quality_flags", "mosaic_doubts")),
         "bad_tiles_and_changed or status_and_verify or whole_chain",
         longer=(
             *(
@@ -107,6 +107,7 @@ ROOMS = {
             ),
             f"{_PIPELINE}/test_raw_changes.py",
             f"{_PIPELINE}/test_failures.py",
+            f"{_PIPELINE}/test_stale.py::test_another_focus_map_redoes_the_volumes_and_the_mosaic_that_finds_it_but_no_slice",
             f"{_PIPELINE}/test_chain.py::test_raw_tiles_become_a_registered_and_published_slice",
         ),
     ),
