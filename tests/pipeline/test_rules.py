@@ -13,8 +13,10 @@ from opticstream.model.chain import chain
 from opticstream.model.events import BatchProcessed, BatchReady, MosaicReady, MosaicStitched, SliceReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.arrivals import _with_former_files, end_waiting, repaired_tiles
+from opticstream.pipeline.dependencies import inputs_hash, keep_settings, settings_of
 from opticstream.pipeline.failure_patterns import failure_patterns
 from opticstream.pipeline.fan_in import look_at_batches, look_at_mosaics
+from opticstream.pipeline.parameters import slice_settings
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
@@ -30,6 +32,9 @@ from opticstream.pipeline.rules import (
     may_register,
     waits_for_template,
 )
+from opticstream.pipeline.stacking import unstacked
+from opticstream.pipeline.stale import stale_results
+from opticstream.pipeline.templates import determined_template, template_noted
 from opticstream.pipeline.uploads import upload_queue
 from opticstream.state.facts import utc_now
 from opticstream.state.raw_files import identity_of
@@ -492,3 +497,57 @@ def test_with_a_result_what_rests_on_it_is_taken_back_and_nothing_else(project):
     assert not project.facts.facts_of(MosaicId(1)) & {"ready", "stitched"}
     assert project.facts.has(MosaicId(2), "stitched")
     assert project.facts.has(BatchId(1, 1), "archived")
+
+
+# --- what results rest on --------------------------------------------------------------------------------------------
+
+
+def test_a_template_belongs_to_the_mosaic_that_has_made_it(project):
+    assert not determined_template(project, MosaicId(1))
+    with template_noted(project, MosaicId(1)):
+        project.paths.tilemap("normal").write_text("there")
+    assert determined_template(project, MosaicId(1))
+    assert not determined_template(project, MosaicId(3))
+    assert not determined_template(project, MosaicId(2))
+
+
+def test_a_template_that_was_not_made_is_not_noted(project):
+    with template_noted(project, MosaicId(1)):
+        pass
+    assert not determined_template(project, MosaicId(1))
+
+
+@pytest.mark.parametrize(("mask", "own"), [("aip", False), ("", False), ("mip", True)])
+def test_a_registration_rests_on_the_settings_of_a_mask_of_its_own_only(project, mask, own):
+    changed = with_settings(project, mask={"made_from": "aip"}, registration={"mask_file_type": mask})
+    settings = slice_settings(changed.config).results["processing"]
+    assert ("mask" in settings) is own
+    assert settings["registration"]["use_mask"] == (mask if own else bool(mask))
+
+
+def test_slices_that_the_stacks_do_not_hold_are_told_unless_parked(project):
+    for number in (1, 2, 3):
+        recorded(project, SliceId(number), "ready", "registered")
+    recorded(project, SliceId(2), "stack_failed")
+    recorded(project, SliceId(3), "stacked")
+    assert unstacked(project) == [SliceId(1)]
+
+
+def test_a_result_is_stale_when_what_it_is_made_from_was_done_again_or_a_setting_has_changed(project):
+    for batch in project.layout.batches(MosaicId(1)):
+        recorded(project, batch, "processed")
+    grounds = {
+        "inputs_hash": inputs_hash(project, MosaicId(1), "stitched"),
+        "parameters_hash": keep_settings(project, settings_of(project, MosaicId(1), "stitched")),
+    }
+    project.facts.record(MosaicId(1), "stitched", grounds)
+    assert stale_results(project) == []
+    other = with_settings(project, mask={"sigma_px": 7.5})
+    (stale,) = stale_results(other)
+    assert (stale.item, stale.fact) == (MosaicId(1), "stitched")
+    assert "7.5" in stale.why[0]
+    project.facts.replace(BatchId(1, 2), "processed", {"inputs_hash": "another"}, why="done again")
+    (stale,) = stale_results(project)
+    assert (stale.item, stale.fact) == (MosaicId(1), "stitched")
+    project.facts.replace(MosaicId(1), "stitched", {}, why="made by hand")
+    assert stale_results(project) == []
