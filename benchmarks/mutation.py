@@ -8,7 +8,8 @@ The faults are those of cosmic-ray (mutmut 3 calls its mutants through a wrapper
 put into a temporary copy of the tree. `--sample` places are drawn by `--seed`, and one fault at each; annotations and
 decorators are left out. Every mutant is judged by the quick tests of its room, in a process that is forked after the
 heavy libraries have been imported, which saves most of the time; a limit on processor time ends endless loops on a busy
-machine, too. `--again` judges the survivors of an earlier run once more, by longer tests as well. Not for Windows.
+machine, too. `--again` judges the survivors of an earlier run once more, with `--longer` by further tests. Not for
+Windows.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Room:
     without: str
     """Tests among them that take too long, as an expression of `pytest -k`."""
     longer: tuple[str, ...] = ()
-    """Tests that take too long for every mutant; they run for those of their own module, and with `--again`."""
+    """Tests that take too long for every mutant; they run for those of their own module, and with `--longer`."""
     compiled: bool = True
     """Whether kernels are compiled: that takes longer than to run the quick tests in plain Python, for each mutant."""
 
@@ -284,6 +285,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("mutants.json"), help="every mutant and its verdict, as JSON")
     parser.add_argument("--again", type=Path, metavar="FILE", help="judge the survivors of an earlier run once more")
+    parser.add_argument("--longer", action="store_true", help="judge by longer tests as well")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end each room after that time")
     given = parser.parse_args()
     if unknown := set(given.rooms) - set(ROOMS):
@@ -307,7 +309,7 @@ def main() -> None:
         for name in names:
             if chosen := [mutant for mutant in mutants if mutant.room == name]:
                 room = ROOMS[name]
-                if given.again:
+                if given.longer:
                     room = dataclasses.replace(room, tests=room.tests + room.longer)
                 for row in run(room, chosen, tree, until=time.monotonic() + 60 * given.minutes):
                     rows.append(row)
