@@ -92,6 +92,15 @@ def test_the_mosaic_follows_from_slice_and_illumination(project):
     assert (event.total_batches, event.grid_size_x, event.grid_size_y) == (1, 1, 2)
 
 
+def test_a_mosaic_that_is_named_is_not_looked_up_and_an_illumination_alone_names_none(project):
+    payload = {"project_name": "p", "slice_id": 2, "mosaic_id": 3}
+    assert understood(project, "mosaic.ready", payload).mosaic == MosaicId(3)
+    with pytest.raises(EventError, match="mosaic_id"):
+        understood(project, "mosaic.ready", {"project_name": "p", "illumination": "tilted"})
+    with pytest.raises(EventError, match="illumination"):
+        understood(project, "mosaic.ready", payload | {"illumination": "tilted"})
+
+
 def test_unknown_fields_are_ignored_with_a_line_in_the_log(project, caplog):
     caplog.set_level(logging.INFO)
     event = understood(project, "mosaic.ready", {"project_name": "p", "mosaic_id": 1, "operator": "A", "nested": {}})

@@ -39,7 +39,15 @@ def offset_within_half_turn(offset_deg: float, /) -> float:
 
 
 def components(angle_deg: ArrayLike, /) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return ``cos 2t`` and ``sin 2t`` of angles in degrees, in the precision they come in; NaN stays NaN."""
+    """Return ``cos 2t`` and ``sin 2t`` of angles in degrees, in the precision they come in; NaN stays NaN.
+
+    Examples
+    --------
+    An axis turned by 90 degrees has the opposite components, and one turned by 180 the same:
+
+    >>> [np.round(part, 9).tolist() for part in components([30.0, 120.0, 210.0])]
+    [[0.5, -0.5, 0.5], [0.866025404, -0.866025404, 0.866025404]]
+    """
     doubled = np.radians(2 * np.asarray(angle_deg))
     return np.cos(doubled), np.sin(doubled)
 
@@ -48,6 +56,13 @@ def angle_from_components(cosine: ArrayLike, sine: ArrayLike, /) -> NDArray[Any]
     """Return the angle in degrees of doubled-angle components of any length, within -90..90; 0 where both are 0.
 
     Rounded components can give -90: use `wrap` for the range (-90, 90].
+
+    Examples
+    --------
+    The length says nothing of the angle:
+
+    >>> angle_from_components([0.1, 5.0], [0.1, 5.0]).tolist()
+    [22.5, 22.5]
     """
     return np.asarray(0.5 * np.degrees(np.arctan2(sine, cosine)))
 
@@ -73,6 +88,11 @@ def mean(angle_deg: ArrayLike, /, *, where: ArrayLike = True, axis: int = -1) ->
     --------
     >>> float(mean([170.0, 20.0]).round(6))
     5.0
+
+    The mean of 89 and -89 degrees is 90, not 0; angles that do not count may be NaN:
+
+    >>> float(mean([89.0, -89.0]).round(6)), float(mean([30.0, np.nan], where=[True, False]).round(6))
+    (90.0, 30.0)
     """
     cosine, sine = components(angle_deg)
     y = np.where(where, sine, 0).sum(axis=axis, dtype=np.float64)

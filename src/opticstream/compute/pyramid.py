@@ -35,6 +35,13 @@ def halved(block: ArrayLike, factors: tuple[int, int, int], /, *, kind: ValueKin
     --------
     >>> halved([[[80.0]], [[-80.0]]], (2, 1, 1), kind="axial").ravel()
     array([90.])
+
+    NaN takes no part, and axes in space have no sign:
+
+    >>> halved([[[1.0, np.nan, 3.0]]], (1, 1, 2)).ravel()
+    array([1., 3.])
+    >>> halved([[[[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]]]], (1, 1, 2), kind="vector").ravel().round(6)
+    array([0., 0., 1.])
     """
     values = np.asarray(block)
     if kind == "label":

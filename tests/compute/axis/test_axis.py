@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opticstream.compute.axis import AxisFlag, axis_from_projections, beam_frames, projections_from_axis
+from opticstream.compute.axis import AxisField, AxisFlag, axis_from_projections, beam_frames, projections_from_axis
 from opticstream.testing.axis_search import (
     beam_directions,
     best_of_searches,
@@ -295,3 +295,170 @@ def test_bad_beams_and_empty_images_are_refused() -> None:
         axis_from_projections(angle, seen[:, :5], tilt_deg=TILTS)
     with pytest.raises(ValueError, match="no pixel"):
         axis_from_projections(np.full((2, 5), np.nan), np.ones((2, 5)), tilt_deg=TILTS)
+
+
+SEEN = projections_from_axis([0.6, 0.48, 0.64], 1e-3, tilt_deg=TILTS)
+"""One fibre: inclined by 39.79 degrees, 38.66 degrees in the image plane."""
+
+
+def one_fibre(**limits: object) -> AxisField:
+    """Return what two beams tell of one fibre."""
+    return axis_from_projections(SEEN[0][:, None], SEEN[1][:, None], tilt_deg=TILTS, **{"noise": 1e-6} | limits)
+
+
+def test_the_angles_of_one_fibre_are_those_of_its_vector() -> None:
+    field = one_fibre()
+    assert field.inplane_deg[0] == pytest.approx(np.degrees(np.arctan2(0.48, 0.6)), abs=1e-2)
+    assert field.thruplane_deg[0] == pytest.approx(np.degrees(np.arcsin(0.64)), abs=1e-2)
+    assert field.birefringence[0] == pytest.approx(1e-3, rel=1e-4)
+    assert field.flags[0] == 0
+    assert np.linalg.norm(field.alternative[0]) == pytest.approx(1, abs=1e-6)
+    assert axial_error_deg(field.alternative, field.axis)[0] > 3
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+def test_uncertainty_grows_with_the_noise_and_the_residual_is_the_misfit_by_its_freedom(beams: int) -> None:
+    one, three = one_fibre(noise=1e-6), one_fibre(noise=3e-6)
+    assert three.uncertainty_deg[0] == pytest.approx(3 * one.uncertainty_deg[0], rel=1e-4)
+    assert three.birefringence_uncertainty[0] == pytest.approx(3 * one.birefringence_uncertainty[0], rel=1e-4)
+    assert 0 < one.uncertainty_deg[0] < 5
+    tilts, axes = [0.0, -15.0, 20.0, 25.0][:beams], [90.0, 90.0, 0.0, 45.0][:beams]
+    angle, seen = np.random.default_rng(4).uniform(0.2, 1, (2, beams, 3)) * [[[90]], [[1]]]
+    field = axis_from_projections(angle, seen, tilt_deg=tilts, tilt_axis_deg=axes, noise=1.0, min_significance=0.0)
+    directions, images = beam_directions(tilts, axes)
+    r = field.axis * field.birefringence[:, None]
+    cost = [
+        float(cost_of_axis(v, m, directions)) for v, m in zip(r, measured_vectors(angle, seen, images), strict=True)
+    ]
+    np.testing.assert_allclose(field.residual**2 * (2 * beams - 3), cost, rtol=1e-3, atol=1e-6)
+    assert (field.noise == 1).all()
+
+
+def test_each_limit_draws_its_line_where_it_says() -> None:
+    field = one_fibre()
+    steep, length, spread = 39.79, 1e-3, float(field.uncertainty_deg[0])
+    certain = length / float(field.birefringence_uncertainty[0])
+    for below, above, flag in (
+        ({"vertical_deg": steep + 0.1}, {"vertical_deg": steep - 0.1}, AxisFlag.NEAR_VERTICAL),
+        ({"max_uncertainty_deg": 1.01 * spread}, {"max_uncertainty_deg": 0.99 * spread}, AxisFlag.UNCERTAIN),
+        ({"min_birefringence": 0.99 * length}, {"min_birefringence": 1.01 * length}, AxisFlag.LOW_BIREFRINGENCE),
+        ({"min_significance": 0.99 * certain}, {"min_significance": 1.01 * certain}, AxisFlag.LOW_BIREFRINGENCE),
+    ):
+        assert one_fibre(**below).flags[0] == 0
+        over = one_fibre(**above)
+        assert over.flags[0] == flag
+        assert np.isnan(over.thruplane_deg[0]) == (flag == AxisFlag.LOW_BIREFRINGENCE)
+        assert over.birefringence[0] == pytest.approx(length, rel=1e-4)
+
+
+def test_branches_are_equal_up_to_the_stated_number_of_standard_deviations() -> None:
+    angle, seen = np.array([[10.0], [35.0]]), np.array([[1.0], [0.7]])
+    apart = axis_from_projections(angle, seen, tilt_deg=TILTS, noise=1e-5, min_significance=0.0)
+    assert not apart.flags[0] & AxisFlag.AMBIGUOUS
+    directions, images = beam_directions(TILTS)
+    measured = measured_vectors(angle, seen, images)[0]
+    first = float(cost_of_axis(apart.axis[0] * apart.birefringence[0], measured, directions))
+    lengths = np.linspace(0.01, 60, 60_000)[:, None]
+    second = float(cost_of_axis(lengths * apart.alternative[0], measured, directions).min())
+    sigma = np.sqrt(second - first)
+    wide, narrow = (
+        axis_from_projections(angle, seen, tilt_deg=TILTS, noise=sigma, branch_sigma=b, min_significance=0.0)
+        for b in (1.02, 0.98)
+    )
+    assert wide.flags[0] & AxisFlag.AMBIGUOUS
+    assert not narrow.flags[0] & AxisFlag.AMBIGUOUS
+    # Of two equally good axes that of lower birefringence is given, the other one beside it.
+    assert wide.birefringence[0] <= narrow.birefringence[0] * 1.0001
+    both = {tuple(np.round(a, 3)) for a in (wide.axis[0], wide.alternative[0])}
+    assert both == {tuple(np.round(a, 3)) for a in (narrow.axis[0], narrow.alternative[0])}
+
+
+def test_of_two_equally_good_axes_the_one_of_lower_birefringence_is_taken() -> None:
+    rng = np.random.default_rng(21)
+    angle, seen = rng.uniform(-90, 90, (2, 60)), rng.uniform(0.5, 1, (2, 60))
+    best, shorter = (
+        axis_from_projections(angle, seen, tilt_deg=TILTS, noise=1.0, branch_sigma=b, min_significance=0.0)
+        for b in (0.0, 1e6)
+    )
+    both = np.isfinite(best.alternative[:, 0])
+    assert (shorter.birefringence <= best.birefringence * (1 + 1e-6)).all()
+    swapped = np.abs((shorter.axis * best.axis).sum(1)) < 0.999
+    assert swapped[both].sum() > 3
+    np.testing.assert_allclose(shorter.axis[swapped], best.alternative[swapped], atol=1e-6)
+    np.testing.assert_allclose(shorter.alternative[swapped], best.axis[swapped], atol=1e-6)
+    assert ((shorter.flags & AxisFlag.AMBIGUOUS) > 0).tolist() == both.tolist()
+    # Turned round, each would be taken where it is the shorter one.
+    lengths = np.linspace(0.05, 40, 4000)[:, None]
+    directions, images = beam_directions(TILTS)
+    measured = measured_vectors(angle, seen, images)
+    for pixel in np.flatnonzero(both & ~swapped)[:5]:
+        costs = cost_of_axis(lengths * shorter.alternative[pixel], measured[pixel], directions)
+        assert lengths[costs.argmin(), 0] > 0.98 * shorter.birefringence[pixel]
+
+
+def test_noise_is_pooled_half_from_the_surroundings_half_from_the_image() -> None:
+    from opticstream.compute.axis._axis import _noise_from_cost
+
+    chi_squared = np.random.default_rng(2).normal(size=(60, 60)).astype(np.float32) ** 2
+    everywhere = np.ones((60, 60), bool)
+    one = np.ones((60, 60), np.float32)
+    np.testing.assert_allclose(np.mean(_noise_from_cost(4 * chi_squared, one, everywhere)), 2, rtol=0.05)
+    np.testing.assert_allclose(_noise_from_cost(8 * chi_squared, 2 * one, everywhere), _noise_from_cost(
+        4 * chi_squared, one, everywhere), rtol=1e-6)  # fmt: skip
+    # A quarter with 100 times the variance is told from the rest; the median of the image stays.
+    rough = chi_squared.copy()
+    rough[:30, :30] *= 100
+    overall = np.median(rough) / 0.455
+    found = _noise_from_cost(rough, one, everywhere)
+    assert found[50, 50] == pytest.approx(np.sqrt(0.5 * rough[43:58, 43:58].mean() + 0.5 * overall), rel=1e-4)
+    capped = np.minimum(rough, 50 * overall)
+    assert found[12, 12] == pytest.approx(np.sqrt(0.5 * capped[5:20, 5:20].mean() + 0.5 * overall), rel=1e-4)
+    # Pixels without a cost take no part: beside them the mean is over those that have one.
+    half = everywhere.copy()
+    half[:, 30:] = False
+    cost = np.where(half, chi_squared, np.nan).astype(np.float32)
+    found = _noise_from_cost(cost, one, half)
+    overall = np.median(chi_squared[:, :30]) / 0.455
+    expected = np.sqrt(0.5 * chi_squared[23:38, 22:30].mean() + 0.5 * overall)
+    assert found[30, 29] == pytest.approx(expected, rel=1e-4)
+    # Of a list of pixels there are no surroundings.
+    line = _noise_from_cost(chi_squared[0], one[0], everywhere[0])
+    np.testing.assert_allclose(line, np.sqrt(np.median(chi_squared[0]) / 0.455), rtol=1e-5)
+
+
+def test_birefringence_below_zero_counts_as_none() -> None:
+    seen = SEEN[1][:, None].copy()
+    seen[1] = -5.0
+    given, zero = (
+        axis_from_projections(SEEN[0][:, None], np.maximum(seen, lowest), tilt_deg=TILTS, noise=1e-6)
+        for lowest in (-np.inf, 0.0)
+    )
+    np.testing.assert_array_equal(given.birefringence, zero.birefringence)
+    np.testing.assert_array_equal(given.flags, zero.flags)
+
+
+def test_a_pixel_seen_only_by_beams_of_nearly_one_direction_has_no_data() -> None:
+    beams = {"tilt_deg": [10.0, 10.4, -20.0]}
+    axes = np.array([[0.6, 0.48, 0.64]] * 3)
+    angle, seen = projections_from_axis(axes, np.ones(3), **beams)
+    seen[2, 1] = np.nan
+    field = axis_from_projections(angle, seen, **beams)
+    assert field.flags.tolist() == [0, AxisFlag.NO_DATA, 0]
+    assert np.isnan([field.axis[1, 0], field.birefringence[1], field.residual[1], field.noise[1]]).all()
+    assert axial_error_deg(field.axis, axes)[[0, 2]].max() < 0.5
+    with pytest.raises(ValueError, match="no pixel has values from two beams that differ"):
+        axis_from_projections(angle[:, 1:2], seen[:, 1:2], **beams)
+    opposite = {"tilt_deg": [10.0, -170.0]}  # one line, seen from both ends
+    with pytest.raises(ValueError, match=r"differ by more than 0\.5 degrees, got"):
+        axis_from_projections(*projections_from_axis(axes, np.ones(3), **opposite), **opposite)
+
+
+def test_sixteen_beams_are_solved_and_seventeen_refused() -> None:
+    def beams(n: int) -> dict[str, list[float]]:
+        return {"tilt_deg": [5.0 + 2 * k for k in range(n)], "tilt_axis_deg": [20.0 * k for k in range(n)]}
+
+    axis = [[0.6, 0.48, 0.64]]
+    field = axis_from_projections(*projections_from_axis(axis, [1.0], **beams(16)), **beams(16), noise=1e-4)
+    assert axial_error_deg(field.axis, np.array(axis))[0] < 0.1
+    with pytest.raises(ValueError, match="at most 16 beams"):
+        axis_from_projections(*projections_from_axis(axis, [1.0], **beams(17)), **beams(17))

@@ -187,8 +187,8 @@ def axis_from_projections(
     Raises
     ------
     ValueError
-        Fewer than two beams, shapes that differ, two beams of (nearly) the same direction, or no pixel with values of
-        two beams.
+        Fewer than two beams, shapes that differ, beams that all have (nearly) the same direction, or no pixel with
+        values of two beams that differ.
 
     Notes
     -----
@@ -220,6 +220,9 @@ def axis_from_projections(
     solutions, costs, spread = _solve(
         angle.reshape(len(frames), -1), seen.reshape(len(frames), -1), valid.reshape(len(frames), -1), frames, threads
     )
+    enough &= np.isfinite(costs[:, 0]).reshape(shape)  # two beams of one direction alone hold no axis
+    if not enough.any():
+        raise ValueError(f"no pixel has values from two beams that differ by more than 0.5 degrees: {tilts.tolist()}")
     freedom = np.maximum(2 * valid.sum(0) - 3, 1).astype(np.float32)
     sigma = (
         _noise_from_cost(costs[:, 0].reshape(shape), freedom, enough)
@@ -281,7 +284,7 @@ def _solve(
     jobs = []
     for pattern in np.unique(code):
         beams = np.flatnonzero(int(pattern) >> np.arange(len(frames)) & 1)
-        if len(beams) < 2 or _smallest_angle_deg(frames[beams]) < 0.5:
+        if len(beams) < 2 or _largest_angle_deg(frames[beams]) < 0.5:
             continue
         members = np.flatnonzero(code == pattern)
         jobs += [(beams, members[i : i + _BLOCK]) for i in range(0, len(members), _BLOCK)]
@@ -305,7 +308,8 @@ def _solve(
     return solutions, costs, spread
 
 
-def _smallest_angle_deg(frames: NDArray[np.float64]) -> float:
+def _largest_angle_deg(frames: NDArray[np.float64]) -> float:
+    """Return the largest angle between two of the lines along the beams, in degrees."""
     between = np.abs(frames[:, 2] @ frames[:, 2].T)[~np.eye(len(frames), dtype=bool)]
     return float(np.degrees(np.arccos(np.clip(between.min(), 0.0, 1.0))))
 
@@ -329,7 +333,7 @@ def _table(key: bytes) -> tuple[NDArray[Any], ...]:
         ]
     )
     between /= np.linalg.norm(between, axis=1, keepdims=True)
-    gap = max(_smallest_angle_deg(frames), 3.0)
+    gap = max(_largest_angle_deg(frames), 3.0)
     coarse = 15.0
     zones = ((0.0, 0.9 * gap, gap / 3), (0.9 * gap, 2.2 * gap, gap / 2), (2.2 * gap, 181.0, coarse))
     chosen = []

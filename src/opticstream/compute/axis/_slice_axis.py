@@ -172,7 +172,16 @@ def aligned_map(
     shape: tuple[int, int],
     weight: ArrayLike | None = None,
 ) -> NDArray[np.float32]:
-    """Return a moving map on the fixed pixels, resampled according to the table of modalities."""
+    """Return a moving map on the fixed pixels, resampled according to the table of modalities.
+
+    Examples
+    --------
+    Half a pixel further, an orientation is interpolated across the wrap, a retardance is not:
+
+    >>> half = PlanarTransform(np.eye(2), np.array([0.0, 0.5]))
+    >>> [float(aligned_map(name, [[80.0, -80.0]], half, shape=(1, 1))[0, 0].round(3)) for name in ("ori", "ret")]
+    [90.0, 0.0]
+    """
     return resampled(image, mapping, how=described(modality).resampling, shape=shape, weight=weight)
 
 

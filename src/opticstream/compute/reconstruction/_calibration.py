@@ -101,7 +101,13 @@ def positions_from_wavelengths(*wavelengths: ArrayLike) -> NDArray[np.float64]:
 
 
 def positions_from_phases(measured: ArrayLike, linear: ArrayLike, /) -> NDArray[np.float64]:
-    """Return where the measured phase (`dphase`, rad per pixel) takes the values of the linear ramp (`linPhase`)."""
+    """Return where the measured phase (`dphase`, rad per pixel) takes the values of the linear ramp (`linPhase`).
+
+    Examples
+    --------
+    >>> positions_from_phases([0.0, 1.0, 4.0], [0.0, 2.0, 4.0]).round(3).tolist()
+    [0.0, 1.333, 2.0]
+    """
     return positions_from_coordinate(_monotonic(measured, "the measured phase"), _monotonic(linear, "the linear phase"))
 
 

@@ -47,7 +47,13 @@ def depth_window(surface: ArrayLike, /, *, depth_samples: int, offset: int = 0, 
 
 
 def window_mean(samples: NDArray[np.float32], valid: NDArray[np.bool_], /) -> NDArray[np.float32]:
-    """Return the mean over the valid samples along the last axis."""
+    """Return the mean over the valid samples along the last axis.
+
+    Examples
+    --------
+    >>> float(window_mean(np.float32([1, 3, 100]), np.array([True, True, False])))
+    2.0
+    """
     total = np.where(valid, samples, 0).sum(axis=-1, dtype=np.float64)
     return np.asarray(total / valid.sum(axis=-1), dtype=np.float32)
 

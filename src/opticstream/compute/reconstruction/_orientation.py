@@ -11,7 +11,14 @@ from opticstream.compute import axial
 
 
 def axis_window_mean(orientation_deg: NDArray[Any], valid: NDArray[np.bool_], /) -> NDArray[np.float32]:
-    """Return the axial (180-degree periodic) mean over the valid samples along the last axis, in (-90, 90]."""
+    """Return the axial (180-degree periodic) mean over the valid samples along the last axis, in (-90, 90].
+
+    Examples
+    --------
+    >>> orientation = np.array([80.0, -80.0, 12.0])
+    >>> float(axis_window_mean(orientation, np.abs(orientation) > 50).round(3))
+    90.0
+    """
     return axial.mean(orientation_deg, where=valid).astype(np.float32)
 
 

@@ -14,7 +14,14 @@ THRESHOLD_SAMPLES = 20
 
 
 def smoothing_kernel() -> NDArray[np.float64]:
-    """Return the Gaussian (sigma 5 px, cut at 4 sigma, sum 1) that smooths A-lines before the edge is sought."""
+    """Return the Gaussian (sigma 5 px, cut at 4 sigma, sum 1) that smooths A-lines before the edge is sought.
+
+    Examples
+    --------
+    >>> kernel = smoothing_kernel()
+    >>> kernel.size, round(float(kernel.sum()), 12), bool((kernel == kernel[::-1]).all())
+    (41, 1.0, True)
+    """
     offsets = np.arange(-SMOOTHING_RADIUS_PX, SMOOTHING_RADIUS_PX + 1)
     kernel = np.exp(-0.5 * (offsets / SMOOTHING_SIGMA_PX) ** 2)
     return np.asarray(kernel / kernel.sum())
@@ -107,6 +114,15 @@ def unfiltered_surface_from_threshold(
     """Return the first sample at or above the threshold where tissue begins at once, else the strongest rise.
 
     Tissue begins at once where the mean of the first 20 samples is at or above `threshold_db`.
+
+    Examples
+    --------
+    The first A-line is tissue at once, the second after 30 samples:
+
+    >>> intensity_db = np.full((2, 60), 60, np.float32)
+    >>> intensity_db[0, :3], intensity_db[1, :30] = 50, 40
+    >>> unfiltered_surface_from_threshold(intensity_db).tolist()
+    [3.0, 30.0]
     """
     surface = unfiltered_surface_from_gradient(intensity_db)
     at_once = intensity_db[..., :THRESHOLD_SAMPLES].mean(axis=-1) >= threshold_db

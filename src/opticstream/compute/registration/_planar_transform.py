@@ -32,12 +32,28 @@ class PlanarTransform:
         return PlanarTransform(np.eye(2), np.zeros(2))
 
     def points(self, points: ArrayLike, /) -> NDArray[np.float64]:
-        """Return the moving coordinates of fixed points, shape (..., 2); the displacement is left out."""
+        """Return the moving coordinates of fixed points, shape (..., 2); the displacement is left out.
+
+        Examples
+        --------
+        The mapping pulls back: a fixed point is taken to where it lies in the moving image.
+
+        >>> quarter = PlanarTransform(np.array([[0.0, -1.0], [1.0, 0.0]]), np.array([10.0, 0.0]))
+        >>> quarter.points([2.0, 3.0]), quarter.rotation_deg
+        (array([7., 2.]), 90.0)
+        """
         mapped: NDArray[np.float64] = np.asarray(points, float) @ self.matrix.T + self.offset
         return mapped
 
     def inverse(self) -> PlanarTransform:
-        """Return the mapping from moving to fixed coordinates; only without a displacement."""
+        """Return the mapping from moving to fixed coordinates; only without a displacement.
+
+        Examples
+        --------
+        >>> there = PlanarTransform(np.array([[0.0, -2.0], [2.0, 0.0]]), np.array([5.0, 1.0]))
+        >>> there.inverse().points(there.points([3.0, 4.0]))
+        array([3., 4.])
+        """
         if self.displacement is not None:
             raise ValueError("a mapping with a displacement has no inverse in closed form")
         inverse: NDArray[np.float64] = np.asarray(np.linalg.inv(self.matrix), np.float64)
@@ -52,6 +68,15 @@ class PlanarTransform:
         """Return the mapping in pixels that are `factor` times smaller; pixel centres stay centres.
 
         `shape`, of the fixed image in the new pixels, is needed where there is a displacement.
+
+        Examples
+        --------
+        Pixels are counted from the centre of the first one, so that a shift of nothing stays one:
+
+        >>> PlanarTransform.identity().scaled(2.0).offset
+        array([0., 0.])
+        >>> PlanarTransform(2 * np.eye(2), np.zeros(2)).scaled(2.0).offset
+        array([-0.5, -0.5])
         """
         shift = (factor - 1) / 2
         one = np.ones(2)
@@ -71,7 +96,14 @@ class PlanarTransform:
 
     @property
     def is_plausible(self) -> bool:
-        """Whether the mapping is plausible between two pictures of a slice: no mirror, no stretch by more than 1.7."""
+        """Whether the mapping is plausible between two pictures of a slice: no mirror, no stretch by more than 1.7.
+
+        Examples
+        --------
+        >>> stretches = [1.2, 0.9], [-1.0, 1.0], [1.8, 1.0]
+        >>> [PlanarTransform(np.diag(stretch), np.zeros(2)).is_plausible for stretch in stretches]
+        [True, False, False]
+        """
         scale = np.linalg.svd(self.matrix, compute_uv=False)
         return bool(np.linalg.det(self.matrix) > 0 and scale[1] > 0.6 and scale[0] < 1.7)
 
@@ -89,7 +121,18 @@ class PlanarTransform:
         )
 
     def local_rotation_deg(self, shape: tuple[int, int], /) -> NDArray[np.float32] | float:
-        """Return the angle by which the mapping turns directions at each pixel, or one number where it is the same."""
+        """Return the angle by which the mapping turns directions at each pixel, or one number where it is the same.
+
+        Examples
+        --------
+        A shear turns directions by half of what it turns the y axis, as in `rotation_from_matrix`:
+
+        >>> shear = np.zeros((2, 4, 4), np.float32)
+        >>> shear[0] = -0.1 * np.arange(4)
+        >>> bent = PlanarTransform(np.eye(2), np.zeros(2), shear)
+        >>> round(float(bent.local_rotation_deg((4, 4))[1, 1]), 2)
+        2.86
+        """
         if self.displacement is None:
             return self.rotation_deg
         jacobian = np.empty((*shape, 2, 2))

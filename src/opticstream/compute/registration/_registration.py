@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -153,8 +154,10 @@ def register_images(
     Raises
     ------
     ValueError
-        An image without values, an empty mask, or shapes that differ.
+        An image without values, an empty mask, shapes that differ, or an unknown freedom.
     """
+    if freedom not in get_args(Freedom):
+        raise ValueError(f"unknown freedom {freedom!r}; expected one of {', '.join(get_args(Freedom))}")
     pair = []
     for name, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
         try:

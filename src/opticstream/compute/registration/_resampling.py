@@ -36,6 +36,14 @@ def resample_image(
     -------
     ndarray of float32, shape `shape`
         NaN where less than half of the interpolation's weight falls on pixels with a value.
+
+    Examples
+    --------
+    A pixel without a value takes no part while the others have at least half of the weight:
+
+    >>> quarter = PlanarTransform(np.eye(2), np.array([0.0, 0.25]))
+    >>> resample_image([[1.0, np.nan, 3.0, 5.0]], quarter, shape=(1, 3)).tolist()
+    [[1.0, nan, 3.5]]
     """
     return _resample_planes(np.asarray(image, np.float32)[None], mapping, shape, nearest)[0]
 
@@ -101,6 +109,16 @@ def smooth_orientation(
     -------
     orientation_deg, weight : ndarray of float32
         Orientation in (-90, 90] and mean weight; NaN stays where it was.
+
+    Examples
+    --------
+    Axes on both sides of the wrap meet between them, and the one of more weight counts for more:
+
+    >>> angle, weight = smooth_orientation([[70.0, -80.0]], [[1.0, 1.0]], sigma_px=50.0)
+    >>> angle.round(1).tolist(), weight.round(2).tolist()
+    ([[85.0, 85.0]], [[1.0, 1.0]])
+    >>> smooth_orientation([[0.0, 40.0]], [[1.0, 0.0]], sigma_px=50.0)[0].round(1).tolist()
+    [[0.0, 0.0]]
     """
     from scipy import ndimage
 

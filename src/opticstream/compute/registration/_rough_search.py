@@ -18,7 +18,14 @@ Image = NDArray[np.float32]
 
 
 def shrunk(image: Image, valid: NDArray[np.bool_], factor: int) -> tuple[Image, NDArray[np.bool_]]:
-    """Return block means over valid pixels; a block is valid where half of it is."""
+    """Return block means over valid pixels; a block is valid where half of it is.
+
+    Examples
+    --------
+    >>> image, valid = np.array([[1.0, 3.0], [5.0, 9.0]]), np.array([[True, True], [True, False]])
+    >>> [part.tolist() for part in shrunk(image, valid, 2)]
+    [[[3.0]], [[True]]]
+    """
     if factor == 1:
         return image, valid
     shape = tuple(size // factor for size in image.shape)

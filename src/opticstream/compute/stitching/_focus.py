@@ -53,7 +53,13 @@ def monomials(degree: int, /) -> tuple[tuple[int, int], ...]:
 
 
 def polynomial_surface(coefficients: Array, exponents: Sequence[tuple[int, int]], shape: tuple[int, int], /) -> Array:
-    """Return the polynomial on a tile's pixels, shape (x, y), mean removed."""
+    """Return the polynomial on a tile's pixels, shape (x, y), mean removed.
+
+    Examples
+    --------
+    >>> polynomial_surface(np.array([2.0]), [(1, 0)], (3, 2)).tolist()
+    [[-2.0, -2.0], [0.0, 0.0], [2.0, 2.0]]
+    """
     u = np.linspace(-1, 1, shape[0])[:, None]
     v = np.linspace(-1, 1, shape[1])[None, :]
     surface = sum((c * u**i * v**j for c, (i, j) in zip(coefficients, exponents, strict=True)), start=np.zeros(shape))

@@ -38,6 +38,13 @@ def axis_from_components(cosine: NDArray[np.floating], sine: NDArray[np.floating
     """Return the axis angle in degrees, in (-90, 90], of doubled-angle components; NaN where both are 0.
 
     In single precision throughout, as volumes are blended.
+
+    Examples
+    --------
+    Components that cancel have no axis; rounding never gives -90:
+
+    >>> axis_from_components(np.float32([-1, 0]), np.float32([-0.0, 0])).tolist()
+    [90.0, nan]
     """
     angle = np.asarray(np.arctan2(sine, cosine), np.float32) * np.float32(90 / np.pi)
     angle = np.where(angle <= -90, np.float32(90), angle)
@@ -128,7 +135,17 @@ class MosaicSum:
         return np.asarray(np.where(covered, result, np.float32(fill)), np.float32)
 
     def agreement(self) -> FloatArray:
-        """Return how well overlapping axes agree, 0 (cancel out) to 1 (equal); NaN where nothing covers a pixel."""
+        """Return how well overlapping axes agree, 0 (cancel out) to 1 (equal); NaN where nothing covers a pixel.
+
+        Examples
+        --------
+        >>> from opticstream.compute.stitching import canvas_from_positions
+        >>> total = MosaicSum(canvas_from_positions([(0, 0), (0, 0)], tile_shape=(3, 1)), "axial")
+        >>> for tile, angles in enumerate(([[0.0], [0.0], [10.0]], [[180.0], [45.0], [100.0]])):
+        ...     total.add(tile, np.array(angles), np.ones((3, 1), np.float32))
+        >>> [round(float(share), 3) for share in total.agreement().ravel()]
+        [1.0, 0.707, 0.0]
+        """
         if self.kind != "axial":
             raise ValueError("agreement is defined for axial data only")
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -38,6 +38,13 @@ def common_shading(
     -------
     ndarray, shape (x, y), float32
         Divide (or subtract) it. The neutral pattern where fewer than 3 tiles hold signal in most of their pixels.
+
+    Examples
+    --------
+    >>> fall = np.linspace(1.2, 0.8, 50)[:, None] * np.ones(40)
+    >>> shading = common_shading([fall, 3 * fall, 7 * fall], multiplicative=True)
+    >>> bool(abs(shading - fall).max() < 0.05), float(shading.mean().round(3))
+    (True, 1.0)
     """
     shape = tiles[0].shape
     neutral = np.full(shape, 1.0 if multiplicative else 0.0, np.float32)

@@ -142,7 +142,13 @@ def soft_floor_of_tiles(tiles: Sequence[NDArray[np.floating]], /, level: float |
 
 
 def tissue_level(tiles: Sequence[NDArray[np.floating]], /) -> float:
-    """Return the usual level of tissue: the 80th percentile of the tiles' medians, 0 if it is unknown."""
+    """Return the usual level of tissue: the 80th percentile of the tiles' medians, 0 if it is unknown.
+
+    Examples
+    --------
+    >>> tissue_level([np.full((5, 5), level) for level in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)])
+    5.0
+    """
     medians = []
     for tile in tiles:
         sample = tile[::5, ::5]

@@ -145,7 +145,16 @@ def ramp(length: int, /, *, before: float, after: float) -> FloatArray:
 
 
 def tile_weight(tile_shape: tuple[int, int], overlap_px: ArrayLike, /) -> FloatArray:
-    """Return the weight of a tile, shape (x, y), for its overlaps indexed (axis, side)."""
+    """Return the weight of a tile, shape (x, y), for its overlaps indexed (axis, side).
+
+    Examples
+    --------
+    The weights of two tiles add up to one where they overlap, here by four pixels:
+
+    >>> left, right = tile_weight((6, 1), [[0, 4], [0, 0]]), tile_weight((6, 1), [[4, 0], [0, 0]])
+    >>> (left[2:] + right[:4]).ravel().tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
     (left, right), (low, high) = np.asarray(overlap_px, np.float64)
     along_x = ramp(tile_shape[0], before=left, after=right)
     along_y = ramp(tile_shape[1], before=low, after=high)

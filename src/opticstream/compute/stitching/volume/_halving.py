@@ -32,7 +32,13 @@ def halved(
 
 
 def halved_axis(angle_deg: FloatArray, /, *, pool: ThreadPoolExecutor | None = None) -> FloatArray:
-    """Return axis angles (degrees) at half the resolution: axial means over 2 x 2 x 2 voxels, NaN left out."""
+    """Return axis angles (degrees) at half the resolution: axial means over 2 x 2 x 2 voxels, NaN left out.
+
+    Examples
+    --------
+    >>> halved_axis(np.array([[[80.0, -80.0]]], np.float32)).ravel().round(3).tolist()
+    [90.0]
+    """
     cosine, sine = (halved(part.astype(np.float32), pool=pool) for part in axial.components(angle_deg))
     return angle_from_components(cosine, sine, pool=pool)
 
