@@ -28,8 +28,8 @@ def project_file_page() -> str:
         "The design's flat parameter names work wherever parameters are overridden (`--set`, event payloads, flow\n"
         "parameters): `grid_size_x_{illumination}`, `grid_size_y`, `tile_overlap`, `mask_threshold_{illumination}`,\n"
         "`scan_resolution_3d`, `surface` or `surface_finding_method`, `offset`, `depth`, `gamma`, `mask_file_type`,\n"
-        "`force_refresh_coordinates`, `save_volumes`, `project_name`, `project_base_path`, `archive_path` and\n"
-        "`subject_id`.\n\n" + reference()
+        "`force_refresh_coordinates`, `save_volumes`, `project_name`, `project_base_path`, `archive_path`,\n"
+        "`raw_path` and `subject_id`.\n\n" + reference()
     )
 
 

@@ -18,7 +18,7 @@ from opticstream.cli.console import (
     print_json,
     styled,
 )
-from opticstream.config import ProjectConfig, load_project
+from opticstream.config import DeploymentSettings, ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
 
 app = typer.Typer(help="The phantom and the virtual rig: a microscope with known truth.", no_args_is_help=True)
@@ -91,7 +91,7 @@ def rig(
             out.print(f"{done:>9}  {event.path.name}{'  (complete already)' if event.kept else ''}")
 
     with errors_shown():
-        config = load_project(project)
+        config = load_project(project, path_map=DeploymentSettings().path_map)
         home = Path(project).absolute().parent
         VirtualRig(
             config,
@@ -123,7 +123,7 @@ def show(
     from opticstream.sim.tiles import TileSimulator
 
     with errors_shown():
-        config = load_project(project)
+        config = load_project(project, path_map=DeploymentSettings().path_map)
         simulator = TileSimulator(config, load_phantom(phantom or Path(project).absolute().parent / _PHANTOM))
         chosen = None
         if tile is not None:
@@ -204,7 +204,7 @@ def show_validation(
     from opticstream.sim.validate import DEMO_BOUNDS, validate_project
     from opticstream.sim.validate_pictures import write_error_pictures
 
-    config: ProjectConfig = load_project(project_file)
+    config: ProjectConfig = load_project(project_file, path_map=DeploymentSettings().path_map)
     report = validate_project(config, truth, bounds=DEMO_BOUNDS if bounds is None else bounds)
     made = write_error_pictures(report, pictures or config.base_path / "validation")
     if as_json:

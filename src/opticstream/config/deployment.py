@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from opticstream.config.notify_targets import LogTargetSettings, NotifyTargets
+from opticstream.config.path_map import PathMap
 from opticstream.model.errors import ConfigurationError
 
 
@@ -69,6 +70,9 @@ class DeploymentSettings(BaseSettings):
     """Who is told of milestones and failures: a list in JSON or TOML, such as
     `[{"kind": "log"}, {"kind": "file", "path": "milestones.jsonl"}]`. The same on every host that serves the pool
     `state`."""
+    path_map: Annotated[PathMap, NoDecode] = ()
+    r"""Where this host sees folders that other hosts name otherwise: a list in JSON or TOML, such as
+    `[{ from = '\\rig\data', to = "/mnt/rig" }, { from = "D:/acq", to = "/mnt/acq" }]`."""
 
 
 def variable_of(name: str, /) -> str:
@@ -85,9 +89,9 @@ def variable_of(name: str, /) -> str:
 def _described(problem: Mapping[str, Any]) -> str:
     """Return one line on a variable that is not possible; a place in a list is told as in `NOTIFY_TARGETS[1].path`."""
     variable, *inner = problem["loc"] or ("",)
-    # Behind a place in a list stands the kind of target, which is no key.
-    parts = [part for before, part in zip([None, *inner], inner, strict=False) if not isinstance(before, int)]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    if variable == "notify_targets":  # behind a place in a list stands the kind of target, which is no key
+        inner = [part for before, part in zip([None, *inner], inner, strict=False) if not isinstance(before, int)]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
     given, context = problem["input"], problem.get("ctx", {})
     match problem["type"]:
         case "union_tag_invalid":
