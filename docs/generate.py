@@ -9,6 +9,7 @@ from pathlib import Path
 from opticstream.config import DeploymentSettings
 from opticstream.config.deployment import variable_of
 from opticstream.config.overrides import models_in
+from opticstream.config.path_map import PathMapping
 from opticstream.config.template import reference, shown_default, type_name
 from opticstream.flows.deployments import DEPLOYMENTS
 from opticstream.flows.events import MOST_BYTES
@@ -33,6 +34,10 @@ def project_file_page() -> str:
     )
 
 
+_LISTS = {"notify_targets": ("list of targets", '[{"kind": "log"}]'), "path_map": ("list of folders", "[]")}
+"""Type and default of the settings that hold a list of tables."""
+
+
 def deployment_page() -> str:
     """Return the page on the environment variables of a host, and on the targets of notifications."""
     lines = [
@@ -47,8 +52,7 @@ def deployment_page() -> str:
     fields = DeploymentSettings.model_fields
     for name, field in fields.items():
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-        listed = "list of targets" if name == "notify_targets" else type_name(field.annotation)
-        default = '[{"kind": "log"}]' if name == "notify_targets" else shown_default(field.default)
+        listed, default = _LISTS.get(name) or (type_name(field.annotation), shown_default(field.default))
         lines.append(f"| `{variable_of(name)}` | {listed} | `{default}` | {meaning} |")
     lines += [
         "",
@@ -63,6 +67,19 @@ def deployment_page() -> str:
     for kind in models_in(fields["notify_targets"].annotation):
         title = f'kind = "{kind.model_fields["kind"].default}"'
         lines += [reference(kind, path="notify_targets").replace("`[notify_targets]`", f"`{title}`")]
+    lines += [
+        "## Folders of other hosts",
+        "",
+        "`OPTICSTREAM_PATH_MAP` holds a list of folders, as JSON or TOML. The longest `from` that holds a path counts;",
+        "folders of Windows compare without case and with either slash. What lies in none is left as it is.",
+        "[Several hosts](../how-to/several-hosts.md#paths-that-differ-between-hosts) has an example.",
+        "",
+        "| key | type | meaning |",
+        "|---|---|---|",
+    ]
+    for field in PathMapping.model_fields.values():
+        meaning = " ".join((field.description or "").split())
+        lines.append(f"| `{field.alias or 'to'}` | {'text' if field.alias else 'path'} | {meaning} |")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -9,6 +9,7 @@ import time
 from prefect import flow, get_run_logger
 
 from opticstream.config import DeploymentSettings, ProjectConfig
+from opticstream.config.path_map import said_of_path
 from opticstream.flows.events import announce_automatically
 from opticstream.flows.parameters import registered_projects
 from opticstream.flows.picture import publish_picture, publish_stuck
@@ -26,7 +27,8 @@ def sweep() -> None:
     settings = DeploymentSettings()
     for config in registered_projects():
         if not config.base_path.is_dir():
-            logger.info("%s: %s cannot be seen from this host", config.name, config.base_path)
+            said = said_of_path(config.as_configured.base_path, config.base_path)
+            logger.info("%s: its folder %s, cannot be seen from this host", config.name, said)
             continue
         try:
             _sweep_project(config, settings)
