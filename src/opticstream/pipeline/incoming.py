@@ -316,7 +316,7 @@ def _raw_folder(project: Project, batch: BatchId, given: Mapping[str, Any], reco
             return next((folder for folder in folders if folder.is_dir()), here)
         if configured is not None and configured.is_dir():
             return configured
-        raise ValueError(f"raw_folder: expected a folder that this host can see, got {said_of_path(said, here)}")
+        raise ValueError(f"raw_folder: expected a folder that this host can see, got {said_of_path(str(said), here)}")
     if not folders and configured is not None:
         return configured
     if not folders:
