@@ -64,7 +64,7 @@ class Event(BaseModel):
     project_name: str
     """Project, as configured."""
     project_base_path: str
-    """Base folder of the project, as configured on the host that announces."""
+    """Base folder of the project, as configured; each host finds it by its path map."""
     parameters: dict[str, Any] = {}
     """Project parameters that what this event starts shall use instead of the registered ones."""
     artifacts: dict[str, str] = {}
@@ -164,7 +164,7 @@ class BatchReady(BatchEvent):
 
     state = "ready"
     raw_folder: str
-    """Folder of the raw files on the host that saw them."""
+    """Folder of the raw files, as the host that saw them names it."""
     files: dict[int, str]
     """Raw file of each tile number, relative to `raw_folder`; a tile without one has none."""
     spectra: dict[int, str] = {}
