@@ -7,6 +7,7 @@ from pathlib import Path
 from opticstream.config import DeploymentSettings
 from opticstream.config.deployment import variable_of
 from opticstream.config.overrides import models_in
+from opticstream.config.path_map import PathMapping
 from opticstream.config.template import reference, shown_default, type_name
 from opticstream.flows.deployments import DEPLOYMENTS
 from opticstream.flows.events import MOST_BYTES
@@ -26,9 +27,13 @@ def project_file_page() -> str:
         "These flat names can be used wherever parameters are overridden (`--set`, event payloads, flow\n"
         "parameters): `grid_size_x_{illumination}`, `grid_size_y`, `tile_overlap`, `mask_threshold_{illumination}`,\n"
         "`scan_resolution_3d`, `surface` or `surface_finding_method`, `offset`, `depth`, `gamma`, `mask_file_type`,\n"
-        "`force_refresh_coordinates`, `save_volumes`, `project_name`, `project_base_path`, `archive_path` and\n"
-        "`subject_id`.\n\n" + reference()
+        "`force_refresh_coordinates`, `save_volumes`, `project_name`, `project_base_path`, `archive_path`,\n"
+        "`raw_path` and `subject_id`.\n\n" + reference()
     )
+
+
+_LISTS = {"notify_targets": ("list of targets", '[{"kind": "log"}]'), "path_map": ("list of folders", "[]")}
+"""Type and default of the settings that hold a list of tables."""
 
 
 def deployment_page() -> str:
@@ -45,8 +50,7 @@ def deployment_page() -> str:
     fields = DeploymentSettings.model_fields
     for name, field in fields.items():
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-        listed = "list of targets" if name == "notify_targets" else type_name(field.annotation)
-        default = '[{"kind": "log"}]' if name == "notify_targets" else shown_default(field.default)
+        listed, default = _LISTS.get(name) or (type_name(field.annotation), shown_default(field.default))
         lines.append(f"| `{variable_of(name)}` | {listed} | `{default}` | {meaning} |")
     lines += [
         "",
@@ -61,6 +65,19 @@ def deployment_page() -> str:
     for kind in models_in(fields["notify_targets"].annotation):
         title = f'kind = "{kind.model_fields["kind"].default}"'
         lines += [reference(kind, path="notify_targets").replace("`[notify_targets]`", f"`{title}`")]
+    lines += [
+        "## Folders of other hosts",
+        "",
+        "`OPTICSTREAM_PATH_MAP` holds a list of folders, as JSON or TOML. The longest `from` that holds a path counts;",
+        "folders of Windows compare without case and with either slash. What lies in none is left as it is.",
+        "[Several hosts](../how-to/several-hosts.md#paths-that-differ-between-hosts) has an example.",
+        "",
+        "| key | type | meaning |",
+        "|---|---|---|",
+    ]
+    for field in PathMapping.model_fields.values():
+        meaning = " ".join((field.description or "").split())
+        lines.append(f"| `{field.alias or 'to'}` | {'text' if field.alias else 'path'} | {meaning} |")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -72,7 +89,9 @@ def events_page() -> str:
         "Generated from the event classes by `make docs`. The name of an event is `linc.oct.{hierarchy}.{state}`. Its",
         "resource has `project`, `hierarchy` and ids as labels. Its payload has the fields below, and `project_name`,",
         "`project_base_path`, `parameters` (overrides) and `artifacts` (keys of the artifacts that show the item).",
-        "Paths are relative to the project, or to the archive if they start with `archive:`.",
+        "Paths are relative to the project, or to the archive if they start with `archive:`. `project_base_path`",
+        "and `raw_folder` are absolute, as the sender has configured them; each host finds them by its",
+        "[path map](../how-to/several-hosts.md#paths-that-differ-between-hosts).",
         "",
         "Other programs may send the same events. `project_name` and the ids of the item are enough, in the payload or",
         "as labels of the resource. Numbers may be text, and fields in *italics* are filled in if they are missing:",

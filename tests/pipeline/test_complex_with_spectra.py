@@ -53,6 +53,19 @@ def test_the_archive_holds_the_spectra_and_the_maps_come_from_the_complex_tiles(
     assert len(archived.outputs) == 2
 
 
+def test_links_to_complex_tiles_hold_when_project_and_raw_folder_are_moved_together(rig, tmp_path):
+    project, raw = rig
+    run(project, raw)
+    moved = tmp_path / "elsewhere" / "2026"
+    moved.mkdir(parents=True)
+    for folder in (project.paths.base, raw):
+        folder.rename(moved / folder.name)
+    links = sorted((moved / "project" / "mosaic-01" / "complex").iterdir())
+    assert len(links) == 4
+    for tile, kept in enumerate(links, 1):
+        assert kept.resolve() == moved / "raw" / COMPLEX.format(mosaic=1, tile=tile)
+
+
 def test_a_tile_whose_spectra_did_not_come_is_parked_alone(rig):
     project, raw = rig
     (raw / SPECTRAL.format(mosaic=1, tile=2)).unlink()

@@ -157,7 +157,7 @@ def test_unknown_facts_keys_and_claims_are_refused(facts):
         facts.has(SliceId(1), "registred")
     with pytest.raises(ValueError, match="is a claim; use claim"):
         facts.record(BATCH, "started")
-    with pytest.raises(ValueError, match="has no output;"):
+    with pytest.raises(ValueError, match="unknown keys of a record: output;"):
         facts.record(BATCH, "processed", {"output": []})
     assert facts.snapshot() == FactsSnapshot({})
 

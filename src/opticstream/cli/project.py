@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from opticstream.cli.console import JsonOption, ProjectArgument, errors_shown, out, print_json
 from opticstream.cli.run import HomeOption, SetOption, config_of, server_session
 from opticstream.config import DeploymentSettings, ProjectConfig, parameters_hash
+from opticstream.config.path_map import is_of_another_kind_of_host
 from opticstream.model.errors import ConfigurationError
 
 app = typer.Typer(help="Write, check, show or register a project file.", no_args_is_help=True)
@@ -117,4 +119,15 @@ def register(project: ProjectArgument, options: SetOption = [], home: HomeOption
             from opticstream.flows.parameters import save_parameters
 
             name = save_parameters(config)
+        _make_folder(config)
     out.print(f"registered {config.name} as Prefect Variable {name} (hash {parameters_hash(config)})")
+
+
+def _make_folder(config: ProjectConfig) -> None:
+    """Make the project's folder where this host can; where it cannot, whoever sees the folder makes it.
+
+    Flow runs make none: a folder that is not there may be one that their host does not see.
+    """
+    if not is_of_another_kind_of_host(config.base_path):
+        with contextlib.suppress(OSError):
+            config.base_path.mkdir(parents=True, exist_ok=True)

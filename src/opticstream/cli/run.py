@@ -112,7 +112,7 @@ def config_of(project: str, options: list[str]) -> ProjectConfig:
     """Return the configuration that a PROJECT argument names; for a registered name the server must be reachable."""
     overrides = overrides_from_options(options)
     if is_project_file(project):
-        return load_project(project, overrides=overrides)
+        return load_project(project, overrides=overrides, path_map=DeploymentSettings().path_map)
     from opticstream.flows.parameters import load_parameters
 
     return load_parameters(project, overrides=overrides)
@@ -143,10 +143,10 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             opened = Project.open(config, deployment=settings, parameters=chosen.overrides)
             if lacking := missing_features(config.base_path):
                 say(f"the file system of {config.base_path} lacks {'; '.join(lacking)}")
+            driver = Driver.on_folder(opened, folder, live=live)
             _take_back_changed(opened, say)
             if stale:
                 _take_back_stale(opened, say)
-            driver = Driver.on_folder(opened, folder, live=live)
             with Follower(live=out.is_terminal, quiet=as_json) as follower:
                 over = _EverythingAnnounced(driver, accept_incomplete) if not live else (lambda: False)
                 progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5, check=check)

@@ -52,12 +52,15 @@ def parameters_for_run(project: str, config: ProjectConfig, bare: ProjectConfig,
     if registered is None:
         if not register:
             return RunParameters(config, {})
-        data = bare.model_dump(mode="json")
-        registered = config_from_mapping(data, overrides={"project_name": config.name})
-        name = save_parameters(registered)
+        data = bare.as_configured.model_dump(mode="json")
+        name = save_parameters(config_from_mapping(data, overrides={"project_name": config.name}))
+        registered = registered_parameters(config.name)
+        assert registered is not None
         notes.append(f"registered {config.name} with the parameters in {project} (Prefect Variable {name})")
     if is_project_file(project):
         notes += _notes_on_file(project, registered, bare)
+    if config.base_path == registered.base_path:  # the name that every host knows, whatever this one calls the folder
+        config = config.configured_as(registered) if registered.as_configured is not registered else config
     overrides = differences(registered.model_dump(mode="json"), config.model_dump(mode="json"))
     notes += [
         f"{line}, for this run (--set)"

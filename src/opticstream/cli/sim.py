@@ -18,7 +18,7 @@ from opticstream.cli.console import (
     print_json,
     styled,
 )
-from opticstream.config import ProjectConfig, load_project
+from opticstream.config import DeploymentSettings, ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
 
 app = typer.Typer(
@@ -94,7 +94,7 @@ def rig(
             out.print(f"{done:>9}  {event.path.name}{'  (already complete)' if event.kept else ''}")
 
     with errors_shown():
-        config = load_project(project)
+        config = load_project(project, path_map=DeploymentSettings().path_map)
         home = Path(project).absolute().parent
         VirtualRig(
             config,
@@ -126,7 +126,7 @@ def show(
     from opticstream.sim.tiles import TileSimulator
 
     with errors_shown():
-        config = load_project(project)
+        config = load_project(project, path_map=DeploymentSettings().path_map)
         simulator = TileSimulator(config, load_phantom(phantom or Path(project).absolute().parent / _PHANTOM))
         chosen = None
         if tile is not None:
@@ -212,7 +212,7 @@ def show_validation(
     from opticstream.sim.validate import DEMO_BOUNDS, validate_project
     from opticstream.sim.validate_pictures import write_error_pictures
 
-    config: ProjectConfig = load_project(project_file)
+    config: ProjectConfig = load_project(project_file, path_map=DeploymentSettings().path_map)
     report = validate_project(config, truth, bounds=DEMO_BOUNDS if bounds is None else bounds)
     made = write_error_pictures(report, pictures or config.base_path / "validation")
     if as_json:

@@ -54,7 +54,7 @@ def tile(
     from rich.progress import BarColumn, Progress, TimeRemainingColumn
     from rich.text import Text
 
-    from opticstream.config import load_project
+    from opticstream.config import DeploymentSettings, load_project
     from opticstream.stages.tile import process_tile
 
     with errors_shown():
@@ -67,7 +67,7 @@ def tile(
             overrides["processing.reconstruction.save_complex"] = True
         if threads is not None:
             overrides["processing.reconstruction.threads"] = threads
-        project = load_project(config, overrides=overrides)
+        project = load_project(config, overrides=overrides, path_map=DeploymentSettings().path_map)
         if name is not None and len(files) != 1:
             raise ConfigurationError(f"--name {name}: expected exactly one FILE with this option, got {len(files)}")
         results: list[dict[str, Any]] = []

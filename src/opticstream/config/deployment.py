@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from opticstream.config.notify_targets import LogTargetSettings, NotifyTargets
+from opticstream.config.path_map import PathMap
 from opticstream.model.errors import ConfigurationError
 
 
@@ -73,6 +74,9 @@ class DeploymentSettings(BaseSettings):
     """Where milestones and failures are reported: a list in JSON or TOML, such as
     `[{"kind": "log"}, {"kind": "file", "path": "milestones.jsonl"}]`. It must be the same on every host that serves the
     pool `state`."""
+    path_map: Annotated[PathMap, NoDecode] = ()
+    r"""Where this host sees folders that other hosts know by another name: a list in JSON or TOML, such as
+    `[{ from = '\\rig\data', to = "/mnt/rig" }, { from = "D:/acq", to = "/mnt/acq" }]`."""
 
 
 def variable_of(name: str, /) -> str:
@@ -89,9 +93,9 @@ def variable_of(name: str, /) -> str:
 def _described(problem: Mapping[str, Any]) -> str:
     """Return one line about an invalid variable; the place in a list is given as in `NOTIFY_TARGETS[1].path`."""
     variable, *inner = problem["loc"] or ("",)
-    # After an index of a list, pydantic inserts the kind of target, which is not a key.
-    parts = [part for before, part in zip([None, *inner], inner, strict=False) if not isinstance(before, int)]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    if variable == "notify_targets":  # after an index, pydantic inserts the kind of target, which is not a key
+        inner = [part for before, part in zip([None, *inner], inner, strict=False) if not isinstance(before, int)]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
     given, context = problem["input"], problem.get("ctx", {})
     match problem["type"]:
         case "union_tag_invalid":

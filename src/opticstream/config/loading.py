@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from opticstream.config.old_keys import with_new_keys
 from opticstream.config.overrides import fill_in_default, flat_parameter_path, readings, set_in_tables, suggestion
+from opticstream.config.path_map import PathMapping, is_absolute_path, path_here
 from opticstream.config.project import ProjectConfig
 from opticstream.model.errors import ConfigurationError, FileFormatError
 from opticstream.model.text import text_from_bytes
@@ -39,18 +40,18 @@ def _describe(error: ValidationError, source: str) -> str:
     return f"{source}: " + "; ".join(lines)
 
 
-def _with_absolute_paths(config: ProjectConfig, folder: Path) -> ProjectConfig:
-    def absolute(path: Path) -> Path:
-        return Path(folder, path.expanduser()).absolute()
+def _with_paths(config: ProjectConfig, place: Callable[[Path], Path]) -> ProjectConfig:
+    """Return a configuration in which every path is what `place` makes of it."""
 
     def reference(text: str) -> str:
         path, mark, variable = text.partition("#")
-        return f"{absolute(Path(path))}{mark}{variable}"
+        return f"{place(Path(path))}{mark}{variable}"
 
     project = config.project.model_copy(
         update={
-            "project_base_path": absolute(config.project.project_base_path),
-            "archive_path": None if config.project.archive_path is None else absolute(config.project.archive_path),
+            "project_base_path": place(config.project.project_base_path),
+            "archive_path": None if config.project.archive_path is None else place(config.project.archive_path),
+            "raw_path": None if config.project.raw_path is None else place(config.project.raw_path),
         }
     )
     calibration = config.scan.calibration
@@ -72,9 +73,9 @@ def _with_absolute_paths(config: ProjectConfig, folder: Path) -> ProjectConfig:
     coordinates = config.processing.coordinates
     enface = config.processing.enface
     if coordinates.tile_configuration is not None:
-        coordinates = coordinates.model_copy(update={"tile_configuration": absolute(coordinates.tile_configuration)})
+        coordinates = coordinates.model_copy(update={"tile_configuration": place(coordinates.tile_configuration)})
     if isinstance(enface.surface, str) and enface.surface.endswith((".nii", ".nii.gz")):
-        enface = enface.model_copy(update={"surface": str(absolute(Path(enface.surface)))})
+        enface = enface.model_copy(update={"surface": str(place(Path(enface.surface)))})
     return config.model_copy(
         update={
             "project": project,
@@ -84,6 +85,45 @@ def _with_absolute_paths(config: ProjectConfig, folder: Path) -> ProjectConfig:
     )
 
 
+def _placed(config: ProjectConfig, folder: Path | None, path_map: Sequence[PathMapping]) -> ProjectConfig:
+    """Return a configuration with its paths as on this host; it keeps how they were configured."""
+
+    def absolute(path: Path) -> Path:
+        if folder is None or is_absolute_path(path):
+            return path
+        return Path(folder, path.expanduser()).absolute()
+
+    configured = config if folder is None else _with_paths(config, absolute)
+    if not path_map:
+        return configured
+    here = _with_paths(configured, lambda path: path_here(path, path_map))
+    return configured if here == configured else here.configured_as(configured)
+
+
+def moved_config(config: ProjectConfig, base: Path, /, *, configured: str) -> ProjectConfig:
+    """Return a project's configuration for another folder of the project; what lies in the folder moves with it.
+
+    Parameters
+    ----------
+    config : ProjectConfig
+        The configuration, with paths as on this host.
+    base : Path
+        The project's folder on this host.
+    configured : str
+        The name of that folder that other hosts are told.
+    """
+    former = config.base_path
+
+    def place(path: Path) -> Path:
+        return base / path.relative_to(former) if path.is_relative_to(former) else path
+
+    told = config.as_configured
+    project = told.project.model_copy(update={"project_base_path": Path(configured)})
+    told = told.model_copy(update={"project": project})
+    moved = _with_paths(config, place)
+    return moved if moved == told else moved.configured_as(told)
+
+
 def config_from_mapping(
     data: Mapping[str, Any],
     /,
@@ -91,6 +131,7 @@ def config_from_mapping(
     source: str = "project settings",
     folder: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    path_map: Sequence[PathMapping] = (),
 ) -> ProjectConfig:
     """Return the project configuration that a nested mapping describes, with `overrides` applied.
 
@@ -104,6 +145,8 @@ def config_from_mapping(
         Where relative paths start; if absent, paths are not changed.
     overrides : mapping, optional
         Keys are dotted paths (`processing.enface.depth`) or the flat names of the design (see `flat_parameter_path`).
+    path_map : sequence of PathMapping
+        Where this host sees folders that the settings name as another host does.
 
     Raises
     ------
@@ -113,7 +156,7 @@ def config_from_mapping(
     """
     tables = with_new_keys(json.loads(json.dumps(data, default=str)), source=source)
     config = _with_overrides(tables, overrides or {}, source)
-    return config if folder is None else _with_absolute_paths(config, folder)
+    return _placed(config, folder, path_map)
 
 
 _ILLUMINATIONS = "scan.illuminations.*"
@@ -170,8 +213,12 @@ def toml_from_bytes(content: bytes, /, *, name: str) -> dict[str, Any]:
         raise ConfigurationError(f"{name}: cannot be read as TOML: {error}") from error
 
 
-def load_project(path: Path | str, /, *, overrides: Mapping[str, Any] | None = None) -> ProjectConfig:
+def load_project(
+    path: Path | str, /, *, overrides: Mapping[str, Any] | None = None, path_map: Sequence[PathMapping] = ()
+) -> ProjectConfig:
     """Return the configuration in a project file (TOML), with relative paths made absolute.
+
+    Absolute ones may be those of another host: `path_map` says where this one sees them.
 
     Raises
     ------
@@ -185,7 +232,8 @@ def load_project(path: Path | str, /, *, overrides: Mapping[str, Any] | None = N
         raise ConfigurationError(f"{path}: no such project file; `opticstream project init` writes one") from error
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return config_from_mapping(data, source=str(path), folder=path.absolute().parent, overrides=overrides)
+    folder = path.absolute().parent
+    return config_from_mapping(data, source=str(path), folder=folder, overrides=overrides, path_map=path_map)
 
 
 def parameters_hash(*parts: BaseModel | Mapping[str, Any] | str | float | Iterable[str] | None) -> str:

@@ -5,14 +5,13 @@ The kind is also the name of the module that implements it: `opticstream.notify.
 
 from __future__ import annotations
 
-import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from opticstream.config.base import Settings
+from opticstream.config.lists import list_from_text
 
 
 class NotifyTargetSettings(Settings):
@@ -52,19 +51,8 @@ NotifyTarget = Annotated[LogTargetSettings | FileTargetSettings, Field(discrimin
 
 def _from_text(value: Any) -> Any:
     """Return the list that an environment variable holds, as JSON or TOML."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        pass
-    try:
-        tables = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
-        tables = {}
-    if set(tables) != {"value"}:
-        raise ValueError('expected a list of targets in JSON or TOML, such as [{"kind": "log"}, {"kind": "file"}]')
-    return tables["value"]
+    expected = 'a list of targets in JSON or TOML, such as [{"kind": "log"}, {"kind": "file"}]'
+    return list_from_text(value, expected=expected)
 
 
 def _with_names_of_their_own(targets: tuple[NotifyTargetSettings, ...]) -> tuple[NotifyTargetSettings, ...]:

@@ -19,6 +19,7 @@ _FLAT = {
     "project_base_path": "project.project_base_path",
     "subject_id": "project.subject_id",
     "archive_path": "project.archive_path",
+    "raw_path": "project.raw_path",
     "grid_size_y": "scan.grid_size_y",
     "tile_overlap": "scan.tile_overlap",
     "tile_overlap_unit": "scan.tile_overlap_unit",

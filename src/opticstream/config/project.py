@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from opticstream.config.base import Settings
 from opticstream.config.processing import ProcessingSettings
@@ -22,6 +22,8 @@ class ProjectSettings(Settings):
     """Folder for all results; relative paths start at the folder of the project file."""
     archive_path: Path | None = None
     """Folder for the archive copies (the DANDISET); default: `DANDISET` in the project's folder."""
+    raw_path: Path | None = None
+    """Present folder of the raw tiles, if they were moved after they were found; default: where they were found."""
     subject_id: str = Field(default="01", pattern=r"^[A-Za-z0-9]+$")
     """Subject, as in `sub-{subject_id}`: letters and digits."""
 
@@ -39,6 +41,7 @@ class ProjectConfig(Settings):
     """Facts about the instrument and the acquisition."""
     processing: ProcessingSettings = ProcessingSettings()
     """Choices of the scientist."""
+    _configured: ProjectConfig | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -80,6 +83,20 @@ class ProjectConfig(Settings):
     @property
     def base_path(self) -> Path:
         return self.project.project_base_path
+
+    @property
+    def as_configured(self) -> ProjectConfig:
+        """The same with the paths as they were configured, where this host has other names for them.
+
+        That is what is registered and what events carry, because each host has a path map of its own.
+        """
+        return self._configured or self
+
+    def configured_as(self, configured: ProjectConfig, /) -> ProjectConfig:
+        """Return this configuration, which keeps that its paths were configured otherwise."""
+        copy = self.model_copy()
+        copy._configured = configured.as_configured
+        return copy
 
     @property
     def stitches_volumes(self) -> bool:

@@ -25,6 +25,7 @@ from opticstream.pipeline.milestones import notifier, tell_again
 from opticstream.pipeline.pending import pending_announcements, ready_event
 from opticstream.pipeline.progress import ProjectProgress, is_finished, project_progress
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.raw_folders import ready_content, remember_folder
 from opticstream.pipeline.rules import BATCH_ENDED
 from opticstream.pipeline.run_parameters import take_over, waiting_in_folder
 from opticstream.pipeline.stuck import stuck_items
@@ -93,7 +94,10 @@ class Driver:
 
         Without `live` nobody writes to the folder any more: a file that stands still and has the wrong size is a
         problem of its tile at once, and columns that stay incomplete are worked on after a minute at most.
+
+        The project remembers a folder that holds its raw files, so that work that is done again looks there, too.
         """
+        remember_folder(project, folder.absolute())
         stable_s, stall_s = project.deployment.stable_s, project.deployment.stall_s
         watcher = Watcher(
             folder,
@@ -164,7 +168,7 @@ class Driver:
     def ready(self, found: FoundBatch, /) -> None:
         """Record that a batch is ready and announce it; the sweep does so again if the server cannot be reached."""
         facts, event = self.project.facts, self._event(found)
-        content = {"detail": {"event": event.payload()}}
+        content = ready_content(self.project, event)
         recorded = facts.record(found.batch, "ready", content)
         if not recorded and not _is_announced(self.project, found.batch):
             facts.replace(found.batch, "ready", content, why="its flag could not be read")

@@ -18,13 +18,15 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
-from opticstream.flows.parameters import load_parameters, registered_projects
+from opticstream.config import DeploymentSettings
+from opticstream.flows.parameters import registered_parameters, registered_projects
 from opticstream.flows.prefect_state import PrefectApi
 from opticstream.model.errors import ConfigurationError, EventError
 from opticstream.model.events import PREFIX, BatchReady, Event
 from opticstream.pipeline.incoming import Received, event_from_received, kind_of_event
 from opticstream.pipeline.milestones import notifier, refusal
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.project_folder import config_of_received
 from opticstream.pipeline.reemission import release, remember_batch
 from opticstream.pipeline.refused import refuse
 from opticstream.state.slugs import artifact_key
@@ -131,7 +133,7 @@ def received_from(name: str, payload: Any, source: Any, occurred: datetime | Non
 
 def take(received: Received, /, *, overrides: Mapping[str, Any] | None = None) -> Taken:
     """Return the event of a run and its open project, with the registered parameters, those of the event and of the
-    run on top.
+    run on top, and with its folder where this host sees the one that the event names.
 
     Raises
     ------
@@ -192,8 +194,10 @@ def run_name() -> str:
 
 
 def _open(received: Received, parameters: Mapping[str, Any]) -> Project:
-    config = load_parameters(received.project_name, overrides=parameters)
-    return Project.open(config, flow_run_id=flow_run.id, parameters=parameters)
+    settings = DeploymentSettings()
+    registered = registered_parameters(received.project_name, overrides=parameters)
+    config = config_of_received(received, registered, path_map=settings.path_map, overrides=parameters)
+    return Project.open(config, deployment=settings, flow_run_id=flow_run.id, parameters=parameters)
 
 
 def _parameters(received: Received) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.variables import Variable
 
-from opticstream.config import ProjectConfig, config_from_mapping, parameters_hash
+from opticstream.config import DeploymentSettings, ProjectConfig, config_from_mapping, parameters_hash
 from opticstream.model.errors import ConfigurationError
 from opticstream.state.shards import shards_from_tree, tree_from_shards
 from opticstream.state.slugs import artifact_key, project_slug
@@ -29,7 +29,7 @@ def save_parameters(config: ProjectConfig, /) -> str:
     A Variable holds a few thousand characters; what does not fit goes to further ones, written before the first.
     """
     name = parameters_variable(config.name)
-    root, shards = shards_from_tree(config.model_dump(mode="json"), limit=_LIMIT)
+    root, shards = shards_from_tree(config.as_configured.model_dump(mode="json"), limit=_LIMIT)
     for shard, value in shards.items():
         Variable.set(f"{name}--{shard}", value, overwrite=True)
     Variable.set(name, root, overwrite=True)
@@ -37,7 +37,7 @@ def save_parameters(config: ProjectConfig, /) -> str:
 
 
 def load_parameters(project_name: str, /, *, overrides: Mapping[str, Any] | None = None) -> ProjectConfig:
-    """Return the registered parameters of a project, with `overrides` on top.
+    """Return the registered parameters of a project, with `overrides` on top, and with its paths as on this host.
 
     Raises
     ------
@@ -45,26 +45,26 @@ def load_parameters(project_name: str, /, *, overrides: Mapping[str, Any] | None
         The project is not registered, or an override is impossible.
     """
     name = parameters_variable(project_name)
-    data = _stored(name)
-    if data is None:
+    config = registered_parameters(project_name, overrides=overrides)
+    if config is None:
         raise ConfigurationError(
             f"project {project_name!r} is not registered (there is no Prefect Variable {name!r}); "
             f"`opticstream project register` does it"
         )
-    return config_from_mapping(data, source=f"Prefect Variable {name}", overrides=overrides)
+    return config
 
 
-def registered_parameters(project_name: str, /) -> ProjectConfig | None:
-    """Return the registered parameters of a project, None where it is not registered.
+def registered_parameters(project_name: str, /, *, overrides: Mapping[str, Any] | None = None) -> ProjectConfig | None:
+    """Return the registered parameters of a project, None where it is not registered; else as `load_parameters`.
 
     Raises
     ------
     ConfigurationError
-        They cannot be read by this version.
+        They cannot be read by this version, or an override is impossible.
     """
     name = parameters_variable(project_name)
     data = _stored(name)
-    return None if data is None else config_from_mapping(data, source=f"Prefect Variable {name}")
+    return None if data is None else _config(name, data, overrides)
 
 
 def parameters_variable(project_name: str, /) -> str:
@@ -92,10 +92,15 @@ def registered_projects() -> list[ProjectConfig]:
         try:
             data = _stored(name)
             if data is not None and f"{project_slug(data['project']['project_name'])}{_SUFFIX}" == name:
-                projects.append(config_from_mapping(data, source=f"Prefect Variable {name}"))
+                projects.append(_config(name, data))
         except (ConfigurationError, KeyError, TypeError) as error:
             _log.warning("the Prefect Variable %s holds no parameters of a project: %s", name, error)
     return projects
+
+
+def _config(name: str, data: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> ProjectConfig:
+    source, path_map = f"Prefect Variable {name}", DeploymentSettings().path_map
+    return config_from_mapping(data, source=source, overrides=overrides, path_map=path_map)
 
 
 def _stored(name: str) -> dict[str, Any] | None:

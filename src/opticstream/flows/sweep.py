@@ -11,6 +11,7 @@ from prefect import flow, get_run_logger
 from prefect.settings import PREFECT_API_URL
 
 from opticstream.config import DeploymentSettings, ProjectConfig
+from opticstream.config.path_map import said_of_path
 from opticstream.flows.events import announce_automatically
 from opticstream.flows.leftovers import crash_runs_of_workers, lost_workers
 from opticstream.flows.parameters import registered_projects
@@ -31,7 +32,8 @@ def sweep() -> None:
     _crash_runs_of_lost_workers()
     for config in registered_projects():
         if not config.base_path.is_dir():
-            logger.info("%s: %s cannot be seen from this host", config.name, config.base_path)
+            said = said_of_path(config.as_configured.base_path, config.base_path)
+            logger.info("%s: its folder %s, cannot be seen from this host", config.name, said)
             continue
         try:
             _sweep_project(config, settings)

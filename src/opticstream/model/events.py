@@ -64,7 +64,7 @@ class Event(BaseModel):
     project_name: str
     """Project, as configured."""
     project_base_path: str
-    """Base folder of the project, as configured on the host that announces."""
+    """Base folder of the project, as configured; each host finds it by its path map."""
     parameters: dict[str, Any] = {}
     """Project parameters to use instead of the registered ones in the work that this event starts."""
     artifacts: dict[str, str] = {}
@@ -164,7 +164,7 @@ class BatchReady(BatchEvent):
 
     state = "ready"
     raw_folder: str
-    """Folder of the raw files on the host that found them."""
+    """Folder of the raw files, as the host that found them names it."""
     files: dict[int, str]
     """Raw file of each tile number, relative to `raw_folder`; a tile without a file has no entry."""
     spectra: dict[int, str] = {}

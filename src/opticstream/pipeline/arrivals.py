@@ -16,6 +16,7 @@ from opticstream.model.ids import BatchId, MosaicId, TileId
 from opticstream.pipeline.jobs import PROCESS_BATCH
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.raw_folders import ready_content
 from opticstream.pipeline.redo import RedoPlan, apply_plan
 from opticstream.pipeline.rules import (
     earlier_mosaics,
@@ -77,7 +78,7 @@ def take_again(project: Project, batch: BatchId, tiles: Iterable[TileId], found:
     why = f"files of tiles {', '.join(str(tile.tile_id) for tile in tiles)} arrived late or were replaced"
     with claim:
         event = _with_former_files(found, ready_event(project, batch))
-        project.facts.replace(batch, "ready", {"detail": {"event": event.payload()}}, why=why)
+        project.facts.replace(batch, "ready", ready_content(project, event), why=why)
         plan = RedoPlan(project)
         plan.redo(PROCESS_BATCH, batch, side_results=True)
         apply_plan(project, plan, reason=why)
@@ -91,11 +92,16 @@ def _with_former_files(found: BatchReady, before: BatchReady | None) -> BatchRea
     files, spectra, problems = dict(found.files), dict(found.spectra), dict(found.problems)
     for number, name in before.files.items():
         if number not in files and number not in before.problems:
-            files[number] = str(Path(before.raw_folder, name))
+            files[number] = _name_from(found, before, name)
             problems.pop(number, None)
             if number in before.spectra:
-                spectra[number] = str(Path(before.raw_folder, before.spectra[number]))
+                spectra[number] = _name_from(found, before, before.spectra[number])
     return found.model_copy(update={"files": files, "spectra": spectra, "problems": problems})
+
+
+def _name_from(found: BatchReady, before: BatchReady, name: str) -> str:
+    """Return the name of a file from the raw folder of now; the whole path where it lies in another one."""
+    return name if found.raw_folder == before.raw_folder else str(Path(before.raw_folder, name))
 
 
 def end_waiting(

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from opticstream.config.path_map import path_here, said_of_path
 from opticstream.io.names import FileNameGrammar
 from opticstream.io.raw_folder import RawNames, raw_files_below
 from opticstream.model.errors import EventError, FileNameError, InputError, StateError
@@ -304,15 +305,20 @@ def _raw_folder(project: Project, batch: BatchId, given: Mapping[str, Any], reco
     said = given.get("raw_folder")
     if said is not None and not isinstance(said, str):
         raise ValueError(f"raw_folder: expected the path of a folder, got {said!r}")
-    if said and Path(said).is_dir():
-        return Path(said)
+    here = path_here(said, project.deployment.path_map) if said else None
+    if here is not None and here.is_dir():
+        return here
     known = [recorded] if recorded is not None else list(_neighbours(project, batch))
     folders = [Path(event.raw_folder) for event in known]
-    if said:  # this host may have another path for the folder: where the batch was found before
-        if Path(said) in folders or recorded is not None:
-            return next((folder for folder in folders if folder.is_dir()), Path(said))
-        windows = " (a Windows path)" if PureWindowsPath(said).drive else ""
-        raise ValueError(f"raw_folder: expected a folder that this host can see, got {said!r}{windows}")
+    configured = project.config.project.raw_path
+    if here is not None:  # this host may see the folder under another name: where the batch was found before
+        if here in folders or recorded is not None:
+            return next((folder for folder in folders if folder.is_dir()), here)
+        if configured is not None and configured.is_dir():
+            return configured
+        raise ValueError(f"raw_folder: expected a folder that this host can see, got {said_of_path(str(said), here)}")
+    if not folders and configured is not None:
+        return configured
     if not folders:
         raise ValueError(
             f"raw_folder is missing, and no batch of {project.config.name} was found before; expected the folder of "

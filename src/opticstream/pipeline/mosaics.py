@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opticstream.model.chain import Step
 from opticstream.model.events import Event, MosaicFlagged, MosaicReady, MosaicStitched
@@ -71,7 +71,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
                 "coordinates": coordinates.as_dict()["verdict"],
                 "missing_tiles": stitched.missing_tiles,
                 "doubts": quality_flags_of_mosaic(coordinates, stitched),
-                "focus": focus.as_dict(),
+                "focus": _focus_as_recorded(project, focus),
                 "notes": list(stitched.notes),
             },
         )
@@ -98,6 +98,12 @@ def _find_coordinates(project: Project, mosaic: MosaicId) -> CoordinatesResult:
         if not found.reused:
             note()
     return found
+
+
+def _focus_as_recorded(project: Project, focus: FocusResult) -> dict[str, Any]:
+    """Return what a record keeps of a focus map, with names that hold on every host."""
+    outputs = {name: project.paths.relative(path) for name, path in focus.outputs.items()}
+    return focus.as_dict() | {"path": project.paths.relative(focus.path), "outputs": outputs}
 
 
 def _find_focus(project: Project, mosaic: MosaicId) -> FocusResult:

@@ -16,10 +16,12 @@ from opticstream.model.events import BatchProcessed, BatchReady, Event, MosaicSt
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId
 from opticstream.pipeline.bindings import binding_of, due_items
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.raw_folders import located
 from opticstream.pipeline.rules import BATCH_ENDED, has_all_batches, is_settled, may_register
 from opticstream.pipeline.run_parameters import event_of
 from opticstream.pipeline.stacking import end_of_registration, unstacked
 from opticstream.state import FactsSnapshot
+from opticstream.state.raw_folders import position_in_record
 
 _READY_FIELDS = ("raw_folder", "files", "spectra", "problems", "parameters")
 """Fields of a batch's announcement that only its record knows."""
@@ -45,19 +47,19 @@ def pending_announcements(project: Project, /, snapshot: FactsSnapshot | None = 
 def ready_event(project: Project, batch: BatchId, /) -> BatchReady | None:
     """Return the announcement that was recorded when a batch's files were found, None when there is none to read.
 
-    A flag that is damaged, or that a person made with `touch`, names no files; `verify` reports it, and no other batch
-    waits for it.
+    Its raw folder is the one of this host, now. A flag that is damaged, or that a person made with `touch`, names no
+    files; `verify` reports it, and no other batch waits for it.
     """
     try:
         record = project.facts.read(batch, "ready")
     except StateError:
         return None
     event = record.detail.get("event") if record else None
-    if not isinstance(event, Mapping):
+    if record is None or not isinstance(event, Mapping):
         return None
     given = {name: event[name] for name in _READY_FIELDS if event.get(name) is not None}
     try:  # all other fields follow from the layout; earlier versions wrote fewer
-        return project.event(BatchReady, batch, **given)
+        return located(project, project.event(BatchReady, batch, **given), position=position_in_record(record.detail))
     except ValueError:
         return None
 

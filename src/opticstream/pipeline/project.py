@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from opticstream.config import DeploymentSettings, IlluminationSettings, ProjectConfig
+from opticstream.config.path_map import is_of_another_kind_of_host
 from opticstream.io.names import FileNameGrammar
 from opticstream.io.paths import ProjectPaths
+from opticstream.model.errors import ConfigurationError
 from opticstream.model.events import (
     BatchEvent,
     Event,
@@ -20,6 +22,7 @@ from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.pipeline.payloads import artifacts_of, recorded_fields
 from opticstream.state import Facts
+from opticstream.state.raw_folders import RawFolders
 
 E = TypeVar("E", bound=Event)
 
@@ -44,12 +47,21 @@ class Project:
         flow_run_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> Project:
-        """Return the project of a configuration, creating its folder if need be."""
+        """Return the project of a configuration, creating its folder if need be.
+
+        Raises
+        ------
+        ConfigurationError
+            Its folder, or its archive, has the name of another kind of host, such as Windows.
+        """
+        settings = deployment or DeploymentSettings()
+        _check_is_of_this_host(config)
         paths = ProjectPaths.of(config)
         paths.base.mkdir(parents=True, exist_ok=True)
         roots = {"archive": paths.archive_root}
-        facts = Facts(paths.base, flow_run_id=flow_run_id, roots=roots)
-        return cls(config, paths, facts, deployment or DeploymentSettings(), dict(parameters or {}))
+        raw_folders = RawFolders(paths.base, settings.path_map, config.project.raw_path)
+        facts = Facts(paths.base, flow_run_id=flow_run_id, roots=roots, raw_folders=raw_folders)
+        return cls(config, paths, facts, settings, dict(parameters or {}))
 
     @property
     def layout(self) -> AcquisitionLayout:
@@ -72,7 +84,7 @@ class Project:
         """Return the fields of an event that follow from the project's layout alone."""
         labels: dict[str, Any] = {
             "project_name": self.config.name,
-            "project_base_path": str(self.config.base_path),
+            "project_base_path": str(self.config.as_configured.base_path),
             "parameters": dict(self.parameters),
             "artifacts": artifacts_of(kind, self.config.name, item, self.paths),
         }
@@ -90,3 +102,13 @@ class Project:
             if issubclass(kind, TileEvent) and isinstance(item, TileId):
                 labels |= {"batch_id": self.layout.batch_of(item).batch_id, "tile_id": item.tile_id}
         return labels
+
+
+def _check_is_of_this_host(config: ProjectConfig) -> None:
+    named = {"project_base_path": config.base_path, "archive_path": config.project.archive_root}
+    for name, path in named.items():
+        if is_of_another_kind_of_host(path):
+            raise ConfigurationError(
+                f"project.{name} = {str(path)!r} of {config.name!r} is a path of another kind of host; say in "
+                f"OPTICSTREAM_PATH_MAP where this host sees it"
+            )

@@ -8,7 +8,7 @@ for a retry. A re-emitted event meets three conditions: the pipeline did not mak
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from opticstream.pipeline.incoming import Received
 from opticstream.pipeline.jobs import PROCESS_BATCH
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.raw_folders import ready_content
 from opticstream.pipeline.redo import RedoPlan, apply_plan
 from opticstream.pipeline.rules import good_mosaics
 from opticstream.state.durable import create_exclusively
@@ -32,7 +33,8 @@ def remember_batch(project: Project, event: BatchReady, /, *, received: Received
 
     An event that is sent again may name other raw files than the first one; these are then used from now on.
     """
-    content = {"detail": {"event": event.payload()}}
+    said = received.payload.get("raw_folder") if isinstance(received.payload, Mapping) else None
+    content = ready_content(project, event, raw_folder=said if isinstance(said, str) else None)
     if project.facts.record(event.batch, "ready", content) or received.is_automatic:
         return
     before = ready_event(project, event.batch)

@@ -6,7 +6,9 @@ all runs at once: each event has the parameters of its own item, not those of th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from opticstream.model.errors import StateError
@@ -14,6 +16,7 @@ from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
 from opticstream.pipeline.project import Project
 from opticstream.state import FactRecord
+from opticstream.state.raw_folders import position_in_record
 
 E = TypeVar("E", bound=Event)
 DETAIL = "parameters"
@@ -73,12 +76,23 @@ def _lies_in(project: Project, item: ItemId, folder: str) -> bool:
     match item:
         case BatchId():
             record = _read(project, item, "ready")
-            return record is not None and record.detail.get("event", {}).get("raw_folder") == folder
+            found = None if record is None else _raw_folder(project, record)
+            return found is not None and os.path.normpath(found) == os.path.normpath(folder)
         case MosaicId():
             return any(_lies_in(project, batch, folder) for batch in project.layout.batches(item))
         case SliceId():
             return any(_lies_in(project, mosaic, folder) for mosaic in project.layout.mosaics(item))
     return False
+
+
+def _raw_folder(project: Project, record: FactRecord) -> Path | None:
+    """Return the raw folder of a batch as this host sees it now."""
+    event = record.detail.get("event") or {}
+    if not isinstance(event, Mapping) or not isinstance(event.get("files"), Mapping):
+        return None
+    names = map(str, event["files"].values())
+    position = position_in_record(record.detail)
+    return project.facts.raw_folders.find(str(event.get("raw_folder", "")), names, position=position)
 
 
 def _parameters(record: FactRecord) -> dict[str, Any]:

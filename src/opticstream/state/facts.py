@@ -20,6 +20,7 @@ from opticstream.state.claims import DEFAULT_LEASE_S, Claim, Claims, Holder
 from opticstream.state.durable import create_exclusively, replace_whole
 from opticstream.state.flags import WITHDRAWN_FOLDER, flag_folder, flag_path, flag_stem, scan_flags
 from opticstream.state.journal import Journal
+from opticstream.state.raw_folders import RawFolders
 from opticstream.state.record import (
     HEAD_BYTES,
     PROJECT_ROOT,
@@ -127,6 +128,8 @@ class Facts:
     roots : mapping of str to Path, optional
         Further folders that outputs may lie in, such as ``{"archive": Path(...)}``. Records name files relative to
         the project, or to a further root as ``archive:rawdata/...``, because hosts mount them in different places.
+    raw_folders : RawFolders, optional
+        Finds the raw folders that records name.
 
     Examples
     --------
@@ -146,8 +149,10 @@ class Facts:
         clock: Callable[[], datetime] = utc_now,
         flow_run_id: str | None = None,
         roots: Mapping[str, Path] | None = None,
+        raw_folders: RawFolders | None = None,
     ) -> None:
         self.project_dir = Path(project_dir)
+        self.raw_folders = raw_folders or RawFolders(self.project_dir)
         self.host = host or HostIdentity.current()
         self.roots: Mapping[str, Path] = MappingProxyType({PROJECT_ROOT: self.project_dir, **(roots or {})})
         self.journal = Journal(self.project_dir, host=self.host, clock=clock, flow_run_id=flow_run_id)

@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from opticstream.config import parameters_hash
 from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, TileId
 from opticstream.state.facts import Facts
+from opticstream.state.raw_folders import position_in_record
 from opticstream.state.record import FactRecord
 
 KNOWN_AS = "known_as"
@@ -133,10 +134,9 @@ def changed_raw_files(facts: Facts, batch: BatchId, /) -> list[ChangedRawFile]:
     except StateError:
         return []  # `state verify` reports damaged flags
     event = ready.detail.get("event") if ready else None
-    if record is None or not isinstance(event, Mapping):
+    if record is None or ready is None or not isinstance(event, Mapping):
         return []
-    folder = str(event.get("raw_folder", ""))
-    files = {number: _names(event, number) for number in record.detail.get("tiles", ())}
+    folder, files = _files_here(facts, ready.detail, event, record.detail.get("tiles", ()))
     failed = {str(number) for number in record.detail.get("failed_tiles", ())}
     now = {number: _identity_or_none(folder, names) for number, names in files.items()}
     rests_on = {number: None if number in failed else identity for number, identity in now.items()}
@@ -149,6 +149,17 @@ def changed_raw_files(facts: Facts, batch: BatchId, /) -> list[ChangedRawFile]:
             facts, TileId(batch.mosaic_id, int(number)), tuple(Path(folder, name) for name in files[number]), identity
         )
     ]
+
+
+def _files_here(
+    facts: Facts, detail: Mapping[str, Any], event: Mapping[str, Any], numbers: Iterable[str]
+) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """Return the raw folder of a batch as this host sees it, and the names of the files of its tiles."""
+    named = {number: _names(event, number) for number in numbers}
+    names = (name for some in named.values() for name in some)
+    folder = facts.raw_folders.find(str(event.get("raw_folder", "")), names, position=position_in_record(detail))
+    here = {number: tuple(facts.raw_folders.name_here(folder, name) for name in some) for number, some in named.items()}
+    return str(folder), here
 
 
 def _names(event: Mapping[str, Any], number: str) -> tuple[str, ...]:

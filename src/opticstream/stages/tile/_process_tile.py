@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,12 +30,18 @@ Progress = Callable[[float], None]
 """Called with the fraction done, 0..1."""
 
 
-def _link(source: Path, target: Path) -> bool:
-    """Make `target` a link to `source`, unless it is that file already. False where the file system has no links."""
+def _link(source: Path, target: Path, project_folder: Path) -> bool:
+    """Make `target` a link to `source`, unless it is that file already. False where the file system has no links.
+
+    What lies in or beside the project's folder is linked from there, so that both can be moved, or mounted elsewhere.
+    """
     if target.exists() and target.samefile(source) and not target.is_symlink():
         return True
     target.parent.mkdir(parents=True, exist_ok=True)
-    return symbolic_link(target, str(source.absolute()))
+    wanted = source.absolute()
+    real, folder = wanted.parent.resolve() / wanted.name, target.parent.resolve()
+    is_beside = real.is_relative_to(project_folder.resolve().parent)
+    return symbolic_link(target, os.path.relpath(real, folder) if is_beside else str(wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +178,7 @@ def process_tile(
     if archive_to is not None:
         outputs["archive"] = OutputFile(archive_to, archive_to.stat().st_size)
         outputs["checksum"] = OutputFile(checksum_path(archive_to), checksum_path(archive_to).stat().st_size)
-    if scan.raw_format == "complex" and _link(source, targets["complex"]):
+    if scan.raw_format == "complex" and _link(source, targets["complex"], out_dir):
         outputs["complex"] = OutputFile(targets["complex"], source.stat().st_size)
     for name, image in done.maps.items():
         if name in targets:
