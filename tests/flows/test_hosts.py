@@ -100,7 +100,7 @@ def test_an_event_of_a_windows_rig_is_worked_on_where_this_host_sees_the_share(w
         (mount / "kept.toml").rename(mount / "out" / "project.toml")
     facts = opened(mount).facts
     assert facts.has(BatchId(1, 1), "processed")
-    assert "no NIfTI header" in facts.read(TileId(1, 1), "failed").detail["reason"]
+    assert "is not a NIfTI file" in facts.read(TileId(1, 1), "failed").detail["reason"]
     worker.wait_until(lambda: worker.events("linc.oct.batch.processed", project=name))
     (event,) = worker.events("linc.oct.batch.processed", project=name)
     assert event["payload"]["project_base_path"] == rf"{rig.upper()}\out", "every host can map the name that came"

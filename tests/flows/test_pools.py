@@ -22,8 +22,10 @@ from tests.flows.conftest import ask_again_if_busy
 from opticstream.config import DeploymentSettings
 from opticstream.flows.deploying import deploy
 from opticstream.flows.deployments import DEPLOYMENTS, TAG
+from opticstream.flows.leftovers import lost_workers
 from opticstream.flows.pools import POOLS
 from opticstream.flows.server import EmbeddedServer
+from opticstream.flows.sweep import sweep
 from opticstream.flows.workers import checked_pools
 from opticstream.model.errors import ConfigurationError
 
@@ -296,6 +298,21 @@ def test_runs_that_were_killed_with_their_worker_are_marked_as_crashed_by_the_ne
     assert workers.run(id_)["state"]["type"] == "RUNNING", "nobody is there to tell the server"
     workers.ready("--pool", "state")
     assert "has ended" in workers.wait(id_, "CRASHED")["state"]["message"]
+
+
+def test_runs_of_a_worker_that_never_comes_back_are_marked_as_crashed_by_the_sweep(server, api):
+    deployed()
+    ghost = {"name": "ghost state", "heartbeat_interval_seconds": 1}
+    api("POST", "/work_pools/state/workers/heartbeat", ghost)
+    flow = api("POST", "/flows/", {"name": "of a ghost"})["id"]
+    runs = [api("POST", "/flow_runs/", {"flow_id": flow, "state": {"type": "RUNNING"}})["id"] for _ in range(2)]
+    api("PATCH", f"/flow_runs/{runs[0]}/labels", {"prefect.worker.name": "ghost state"})
+    end = time.monotonic() + 240
+    while "ghost state" not in lost_workers(server.api_url, POOLS):
+        assert time.monotonic() < end, "the server still believes in the worker"
+        time.sleep(1)
+    sweep()
+    assert [api("GET", f"/flow_runs/{id_}")["state"]["type"] for id_ in runs] == ["CRASHED", "RUNNING"]
 
 
 def test_a_second_worker_of_the_same_pool_and_home_is_refused(workers):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from opticstream.cli import app
 from opticstream.config import DeploymentSettings, load_project
-from opticstream.flows.deployments import POOLS, runner_deployments
+from opticstream.flows.deployments import runner_deployments
 from opticstream.flows.driver import Driver
 from opticstream.flows.parameters import registered_projects, save_parameters
 from opticstream.flows.sweep import sweep
@@ -53,7 +53,7 @@ def swept_alone(monkeypatch):
 
 def test_only_a_worker_that_is_to_sweep_has_it_scheduled():
     def deployments(sweep_s):
-        return [d for pool in POOLS for d in asyncio.run(runner_deployments(pool, collapse_s=3, sweep_s=sweep_s))]
+        return asyncio.run(runner_deployments(collapse_s=3, sweep_s=sweep_s))
 
     (found,) = [d for d in deployments(42.0) if d.name == "sweep"]
     assert [schedule.schedule.interval.total_seconds() for schedule in found.schedules] == [42.0]
