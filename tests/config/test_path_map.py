@@ -133,7 +133,7 @@ class TestSetting:
             ('[{from = "/a", to = "b"}]', r"PATH_MAP\[0\].to = b: expected an absolute path of this host"),
             ("""[{from = "/a", to = 'D:\\b'}]""", r"PATH_MAP\[0\].to = D:\\b: expected an absolute path of this host"),
             ('[{from = "/a", to = "/b"}, {from = "/c"}]', r"PATH_MAP\[1\].to: "),
-            ('[{from = "/a", to = "/b", drive = "D"}]', r"PATH_MAP\[0\].drive = D: there is no such setting"),
+            ('[{from = "/a", to = "/b", drive = "D"}]', r"PATH_MAP\[0\].drive = D: unknown setting"),
             ("""[{from = "//rig/data", to = "/b"}, {from = '\\\\RIG\\Data', to = "/c"}]""", "the same `from`"),
         ],
     )
