@@ -38,7 +38,7 @@ WITHOUT = {
     "upload": ([(SLICE, "stacked"), (MOSAIC, "volume_stitched")], [(BATCH, "uploaded"), (MOSAIC, "uploaded")]),
 }
 
-_QUICK = ("process-batch", "batch-state", "stitch-mosaic")
+_QUICK = ("process-batch", "batch-state")
 """Those that the chain reaches soon; the others take a minute and more each."""
 
 

@@ -83,7 +83,10 @@ def ended(worker, id_: str) -> dict:
     return runs()[0]
 
 
-@pytest.mark.parametrize("is_registered", [True, False], ids=["registered", "known by its file"])
+@pytest.mark.parametrize(
+    "is_registered",
+    [pytest.param(True, id="registered", marks=pytest.mark.slow), pytest.param(False, id="known by its file")],
+)
 def test_an_event_of_a_windows_rig_is_worked_on_where_this_host_sees_the_share(worker, mount, rig, name, is_registered):
     with temporary_settings({PREFECT_API_URL: worker.api_url}):
         if is_registered:

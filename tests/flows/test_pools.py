@@ -137,6 +137,7 @@ def test_a_deployment_of_an_earlier_version_is_removed_and_those_of_others_stay(
     assert "of the old one" not in [one["name"] for one in api("POST", "/automations/filter", {})]
 
 
+@pytest.mark.slow
 def test_prefect_deploys_the_same_from_the_written_file(server, api, tmp_path):
     deployed()
     api("DELETE", f"/deployments/{deployed().ids['upload']}")

@@ -55,6 +55,7 @@ def test_with_all_stages_every_bound_is_met(scanned, tmp_path):
     assert report.passed
 
 
+@pytest.mark.slow
 def test_the_nominal_grid_misses_the_position(scanned, tmp_path):
     report = validated(scanned, tmp_path, **{"processing.coordinates.method": "nominal"})
     assert "position" in missed(report)
@@ -65,6 +66,7 @@ def test_a_flat_surface_misses_the_surface(scanned, tmp_path):
     assert "surface" in missed(report)
 
 
+@pytest.mark.slow
 def test_a_constant_angle_misses_the_orientation(scanned, tmp_path, monkeypatch):
     from opticstream.compute.reconstruction import axis_window_mean as original
 
