@@ -227,6 +227,14 @@ class Workers:
             time.sleep(0.2)
         return run
 
+    def wait_for_log(self, id_, text, timeout_s=120):
+        """Wait until a line of a run's log is at the server, which may come after the run's last state."""
+        query = {"logs": {"flow_run_id": {"any_": [id_]}}}
+        end = time.monotonic() + timeout_s
+        while not any(text in log["message"] for log in self.api("POST", "/logs/filter", query)):
+            assert time.monotonic() < end, f"no {text!r} in the log of the run"
+            time.sleep(0.3)
+
     def end(self):
         for process in self.processes:
             if process.poll() is None:
@@ -263,16 +271,22 @@ def test_a_worker_runs_what_is_scheduled_and_keeps_what_prefect_promises(workers
     _pid, folder, colour = wait_for(tmp_path / "done").split()
     assert colour == "red"
     assert folder != os.getcwd()
-    logs = workers.api("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [failed]}}})
-    assert any("wanted" in log["message"] for log in logs), "the logs of the run are at the server"
+    workers.wait_for_log(failed, "wanted")
     worker.terminate()
     assert worker.wait(60) == 0
 
 
+def running(workers, folder):
+    """Start a run that takes long, and return its id and its process."""
+    id_ = workers.submit("told", mark=str(folder / "mark"), seconds=600)
+    pid = int(wait_for(folder / "mark").split()[0])
+    workers.wait(id_, "RUNNING")
+    return id_, pid
+
+
 def test_a_cancelled_run_ends(workers, tmp_path):
     workers.ready("--pool", "state")
-    id_ = workers.submit("told", mark=str(tmp_path / "mark"), seconds=600)
-    pid = int(wait_for(tmp_path / "mark").split()[0])
+    id_, pid = running(workers, tmp_path)
     workers.api("POST", f"/flow_runs/{id_}/set_state", {"state": {"type": StateType.CANCELLING.value}})
     assert workers.wait(id_, "CANCELLED", "CRASHED", "FAILED", "COMPLETED")["state"]["type"] == "CANCELLED"
     assert _is_gone(pid)
@@ -280,18 +294,14 @@ def test_a_cancelled_run_ends(workers, tmp_path):
 
 def test_no_run_outlives_a_worker_that_was_killed(workers, tmp_path):
     worker = workers.ready("--pool", "state")
-    id_ = workers.submit("told", mark=str(tmp_path / "mark"), seconds=600)
-    pid = int(wait_for(tmp_path / "mark").split()[0])
-    workers.wait(id_, "RUNNING")
+    _id, pid = running(workers, tmp_path)
     worker.send_signal(signal.SIGKILL)
     assert _is_gone(pid)
 
 
 def test_runs_that_were_killed_with_their_worker_are_marked_as_crashed_by_the_next_one(workers, tmp_path):
     worker = workers.ready("--pool", "state")
-    id_ = workers.submit("told", mark=str(tmp_path / "mark"), seconds=600)
-    pid = int(wait_for(tmp_path / "mark").split()[0])
-    workers.wait(id_, "RUNNING")
+    id_, pid = running(workers, tmp_path)
     worker.send_signal(signal.SIGSTOP)  # so that it does not tell the server of the death of its run
     os.kill(pid, signal.SIGKILL)
     worker.send_signal(signal.SIGKILL)
