@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.pipeline.one_column import BATCH, PROJECT
 
 from opticstream.config import DeploymentSettings, config_from_mapping, load_project
 from opticstream.config.path_map import PathMapping
 from opticstream.model.errors import ConfigurationError, EventError
 from opticstream.model.events import BatchReady, Event
-from opticstream.model.ids import BatchId, MosaicId, TileId
+from opticstream.model.ids import MosaicId, TileId
 from opticstream.pipeline.incoming import Received, event_from_received
 from opticstream.pipeline.pending import pending_announcements, ready_event
 from opticstream.pipeline.progress import project_progress
@@ -32,26 +33,6 @@ from opticstream.state.verify import verify
 from opticstream.testing.bus import LocalBus
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
-PROJECT = """
-[project]
-project_name = "small"
-project_base_path = "out"
-[scan]
-samples = 256
-channels = 1
-b_lines = 10
-grid_size_y = 2
-file_name = "mosaic_{mosaic:03d}_image_{tile:04d}.nii"
-illuminations = [{ name = "normal", columns = 1, a_lines = 12 }]
-[processing.enface]
-modalities = ["aip", "mip", "surf"]
-depth = 30
-[processing.reconstruction]
-volume_modalities = ["dBI"]
-[processing.volume]
-modalities = ["dBI"]
-"""
-BATCH = BatchId(1, 1)
 RIG = r"\\rig\data"
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.pipeline.one_column import BATCH, PROJECT
 from typer.testing import CliRunner
 
 from opticstream.cli import app
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.model.errors import ChangingInputError
 from opticstream.model.events import BatchProcessed, BatchReady
-from opticstream.model.ids import BatchId, MosaicId, TileId
+from opticstream.model.ids import MosaicId, TileId
 from opticstream.pipeline import batches
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.project import Project
@@ -25,27 +26,6 @@ from opticstream.pipeline.settled_files import result_of_settled_files
 from opticstream.pipeline.stale import stale_plan, stale_results
 from opticstream.state.verify import verify
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
-
-PROJECT = """
-[project]
-project_name = "small"
-project_base_path = "out"
-[scan]
-samples = 256
-channels = 1
-b_lines = 10
-grid_size_y = 2
-file_name = "mosaic_{mosaic:03d}_image_{tile:04d}.nii"
-illuminations = [{ name = "normal", columns = 1, a_lines = 12 }]
-[processing.enface]
-modalities = ["aip", "mip", "surf"]
-depth = 30
-[processing.reconstruction]
-volume_modalities = ["dBI"]
-[processing.volume]
-modalities = ["dBI"]
-"""
-BATCH = BatchId(1, 1)
 
 
 def write_tile(folder: Path, tile: int, *, seed: int) -> Path:

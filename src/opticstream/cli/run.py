@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,7 +80,7 @@ def server_session(
     """
     from opticstream.flows.server import is_healthy
     from opticstream.flows.session import local_session
-    from opticstream.flows.surroundings import client_environment, keep_off_proxies, prepared_home
+    from opticstream.flows.surroundings import talk_to_server
 
     if settings.api_url:
         if not is_healthy(settings.api_url):
@@ -89,8 +88,7 @@ def server_session(
                 f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there; start one with "
                 "`opticstream server`, or unset the variable to use the embedded one"
             )
-        keep_off_proxies(os.environ, settings.api_url)
-        os.environ.update(client_environment(prepared_home(settings.home), settings.api_url))
+        talk_to_server(settings.api_url, settings.home)
         yield lambda: False
         return
     with local_session(home or settings.home, workers=workers, say=say) as session:

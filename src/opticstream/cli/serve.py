@@ -84,7 +84,7 @@ def deploy(
             else:
                 out.print(f"wrote {yaml}")
             return
-        _talk_to_server(settings)
+        _talk_to_configured_server(settings)
         import asyncio
 
         from opticstream.flows.deploying import deploy as deploy_to_server
@@ -118,7 +118,7 @@ def worker(
     """
     with errors_shown():
         settings = DeploymentSettings()
-        home = _talk_to_server(settings)
+        home = _talk_to_configured_server(settings)
         from opticstream.flows.workers import checked_pools, serve
         from opticstream.system.cores import keep_to_processors
 
@@ -131,10 +131,10 @@ def worker(
         serve(chosen, settings, home=home, limit=limit)
 
 
-def _talk_to_server(settings: DeploymentSettings) -> Path:
+def _talk_to_configured_server(settings: DeploymentSettings) -> Path:
     """Point this process at the server of OPTICSTREAM_API_URL and return the folder of our settings."""
     from opticstream.flows.server import is_healthy
-    from opticstream.flows.surroundings import client_environment, keep_off_proxies
+    from opticstream.flows.surroundings import talk_to_server
 
     if not settings.api_url:
         raise ConfigurationError("OPTICSTREAM_API_URL is not set; set it to the address of a server's API")
@@ -143,7 +143,4 @@ def _talk_to_server(settings: DeploymentSettings) -> Path:
             f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there; "
             "start one with `opticstream server`"
         )
-    home = prepared_home(settings.home)
-    keep_off_proxies(os.environ, settings.api_url)
-    os.environ.update(client_environment(home, settings.api_url))
-    return home
+    return talk_to_server(settings.api_url, settings.home)

@@ -41,7 +41,7 @@ def crash_runs_of_workers(
     names: Collection[str],
     /,
     *,
-    is_gone: Callable[[int], bool] | None = None,
+    is_alive: Callable[[int], bool] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Mark the unfinished flow runs of workers that have ended as crashed, and return their names.
@@ -55,8 +55,8 @@ def crash_runs_of_workers(
         The server.
     names : collection of str
         Names of the workers.
-    is_gone : callable, optional
-        Says of a process id whether that process has ended; by default all have.
+    is_alive : callable, optional
+        Says of a process id whether that process lives, so that its run is left alone; by default none does.
     headers : mapping, optional
         Say who asks, where that matters.
     """
@@ -67,7 +67,7 @@ def crash_runs_of_workers(
         for run in list(_unfinished(client, ["PENDING", "RUNNING", "CANCELLING"])):
             worker = (run.get("labels") or {}).get("prefect.worker.name")
             pid = run.get("infrastructure_pid") or ""
-            if worker not in names or (is_gone is not None and pid.isdigit() and not is_gone(int(pid))):
+            if worker not in names or (is_alive is not None and pid.isdigit() and is_alive(int(pid))):
                 continue
             message = f"its worker {worker} has ended; another run takes the work up"
             body = {"state": {"type": "CRASHED", "message": message}, "force": True}

@@ -99,6 +99,20 @@ def open_directly(url: str, /, *, timeout_s: float) -> Any:
     return urllib.request.build_opener(*handlers).open(url, timeout=timeout_s)
 
 
+def talk_to_server(api_url: str, home: Path, /) -> Path:
+    """Point this process at a server for the rest of its life, and return the folder of our settings, made if need be.
+
+    Raises
+    ------
+    ConfigurationError
+        `home` cannot be written.
+    """
+    folder = prepared_home(home)
+    keep_off_proxies(os.environ, api_url)
+    os.environ.update(client_environment(folder, api_url))
+    return folder
+
+
 def child_environment(given: Mapping[str, str], home: Path, /) -> dict[str, str]:
     """Return the environment of a process that belongs to an embedded server: `given` without a person's own settings.
 

@@ -24,7 +24,7 @@ from opticstream.flows.server import HOME_VARIABLE
 from opticstream.flows.warm import warm_starts
 from opticstream.flows.worker_type import WarmWorker
 from opticstream.model.errors import ConfigurationError, ServerError
-from opticstream.system.host import HostIdentity
+from opticstream.system.host import HostIdentity, process_exists
 from opticstream.system.locks import FileLock, try_lock
 from opticstream.system.places import can_run_programs
 
@@ -80,24 +80,13 @@ async def serve_pools(pools: Sequence[str], settings: DeploymentSettings, /, *, 
         kind(pool, name=worker_name(pool), limit=limit, prefetch_seconds=0, create_pool_if_not_found=False)
         for pool in pools
     ]
-    crash_runs_of_workers(
-        str(PREFECT_API_URL.value()), {worker.name for worker in workers}, is_gone=_is_gone, headers=credentials()
-    )
+    # Another worker of this host, of another home, has the same name and may have runs under way.
+    names = {worker.name for worker in workers}
+    crash_runs_of_workers(str(PREFECT_API_URL.value()), names, is_alive=process_exists, headers=credentials())
     _say("ready")
     task = asyncio.gather(*(worker.start(printer=_ignored) for worker in workers))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     await task
-
-
-def _is_gone(pid: int) -> bool:
-    """Return whether no process has this id; another worker of this host, of another home, may have a run under way."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _ignored(*_words: object) -> None:

@@ -68,7 +68,7 @@ class HostIdentity:
             return "unknown"
         found = _process_start(other.pid)
         if found is None:
-            return "dead" if not _pid_exists(other.pid) else "unknown"
+            return "dead" if not process_exists(other.pid) else "unknown"
         return "alive" if found == other.process_start else "dead"
 
     def __str__(self) -> str:
@@ -86,9 +86,8 @@ def _read(path: str) -> str | None:
 def _identity(pid: int) -> HostIdentity:
     host = socket.gethostname()
     try:
-        trusted = Path("/proc/self").readlink().name == str(
-            pid
-        )  # a /proc of another namespace would name other processes
+        # A /proc of another namespace would name other processes.
+        trusted = Path("/proc/self").readlink().name == str(pid)
         namespace = str(Path("/proc/self/ns/pid").readlink()) if trusted else None
     except OSError:
         return HostIdentity(host, pid)
@@ -106,7 +105,8 @@ def _process_start(pid: int) -> int | None:
     return -1 if fields[0] in "ZX" else int(fields[19])
 
 
-def _pid_exists(pid: int) -> bool:
+def process_exists(pid: int, /) -> bool:
+    """Return whether this host has a process with an id, whoever it belongs to."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
