@@ -86,6 +86,19 @@ def test_the_server_has_the_pools_and_every_deployment_is_in_its_own(server, api
     assert found == {deployment.name: deployment.pool for deployment in DEPLOYMENTS}
 
 
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """The working folder is a git checkout with a remote, as that of somebody who has cloned the project."""
+    for words in (
+        "init --quiet",
+        "remote add origin https://example.org/somebody/opticstream.git",
+        "-c user.name=a -c user.email=a@example.org commit --quiet --allow-empty --message first",
+    ):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("checkout")
 def test_a_second_time_nothing_changes_and_no_trigger_is_made_anew(server, api):
     deployed()
     before = sorted(one["id"] for one in api("POST", "/automations/filter", {}))

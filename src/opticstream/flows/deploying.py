@@ -15,6 +15,7 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.objects import VersionInfo
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
@@ -74,7 +75,9 @@ async def deploy(settings: DeploymentSettings, /, *, sweeps: bool = True) -> Dep
             if found is not None and await _is_current(client, found, deployment):
                 states[name], ids[name] = "unchanged", found.id
                 continue
-            ids[name] = await deployment.aapply()
+            # Said here, or Prefect puts the commit of the checkout that it is run in, if any, in the version's place.
+            said = VersionInfo(type="prefect:simple", version=deployment.version)
+            ids[name] = await deployment.aapply(version_info=said)
             states[name] = "created" if found is None else "updated"
         for gone in known.values():
             await client.delete_resource_owned_automations(f"prefect.deployment.{gone.id}")
