@@ -17,13 +17,10 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(2400)]
 PROJECTS = 8
 LONG = strikes_for_projects(7, 72, projects=PROJECTS)
 SHORT = [
-    Strike("tile", "rig", 0.5),
     Strike("tile", "run", 0.3),
     Strike("batch", "worker", 0.5),
     Strike("mosaic", "server", 0.6),
-    Strike("volume", "run", 0.7),
     Strike("axis", "host", 0.5),
-    Strike("sample", "watch", 0.1),
 ]
 
 
@@ -42,9 +39,9 @@ def disturbed(folder, calm: Outcome, strikes, **lab_options) -> Report:
     return report
 
 
-def test_killed_at_every_stage_the_project_ends_with_the_undisturbed_result(tmp_path, calm):
+def test_killed_again_and_again_the_project_ends_with_the_undisturbed_result(tmp_path, calm):
     report = disturbed(tmp_path / "lab", calm, SHORT)
-    assert len(report.kills) >= len(SHORT) - 3, report.missed  # a quick machine is sooner done than a strike is aimed
+    assert len(report.kills) >= len(SHORT) - 2, report.missed  # a quick machine is sooner done than a strike is aimed
     assert sum(bool(struck.killed) for struck in report.kills) >= 2
 
 
