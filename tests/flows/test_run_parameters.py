@@ -78,7 +78,6 @@ def test_a_command_that_only_looks_registers_nothing(server, tmp_path):
 
 
 @pytest.mark.slow  # tests/pipeline/test_run_parameters.py has the same chain without a server
-@pytest.mark.slow
 def test_flow_runs_of_a_run_use_its_parameters_to_the_end_of_the_chain(server, acquired, tmp_path, worker):
     shutil.copytree(acquired, tmp_path, dirs_exist_ok=True)
     registered = load_project(tmp_path / "project.toml", overrides={"project_name": "Set For One Run"})
