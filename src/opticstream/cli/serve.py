@@ -13,6 +13,7 @@ import typer
 from opticstream.cli.console import JsonOption, err, errors_shown, out, print_json, styled
 from opticstream.cli.run import HomeOption
 from opticstream.config import DeploymentSettings
+from opticstream.config.deployment import variable_of
 from opticstream.flows.surroundings import prepared_home
 from opticstream.model.errors import ConfigurationError, ServerError
 
@@ -108,6 +109,13 @@ def worker(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Flow runs of a pool at a time on this host. Default: the pool's limit.")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that flow runs may use together on this host, such as 24GiB; heavy ones wait for each other. "
+            "Default: OPTICSTREAM_MEMORY_BUDGET, else three quarters of this host's."
+        ),
+    ] = None,
     cpus: Annotated[
         str | None, typer.Option(help="Processors that this host gives to the pools, such as 0-7,16. Default: all.")
     ] = None,
@@ -117,6 +125,8 @@ def worker(
     Pools: tile, stitch, register, upload, state. `opticstream deploy` makes them, once.
     """
     with errors_shown():
+        if memory is not None:  # by the environment, because flow runs are processes of their own
+            os.environ[variable_of("memory_budget")] = memory
         settings = DeploymentSettings()
         home = _talk_to_configured_server(settings)
         from opticstream.flows.workers import checked_pools, serve

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from opticstream.config.notify_targets import LogTargetSettings, NotifyTargets
@@ -49,6 +49,9 @@ class DeploymentSettings(BaseSettings):
     """Flow runs are forked from a process that has everything imported; otherwise each starts an interpreter."""
     worker_poll_s: float = Field(default=1.0, gt=0)
     """Time between two queries of a worker for flow runs, in seconds."""
+    memory_budget: Annotated[ByteSize, Field(ge=100_000_000)] | None = None
+    """Memory that the flow runs of this host may use together, such as `24GiB`; heavy ones wait for each other, and
+    blocks are made smaller. Default: three quarters of the memory of this host, or of its control group."""
     lease_s: float = Field(default=300.0, gt=0)
     """Lease of a claim, in seconds; a process that has not renewed it for this long is considered dead."""
     poll_s: float = Field(default=2.0, gt=0)

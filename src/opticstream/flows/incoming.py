@@ -19,6 +19,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from opticstream.config import DeploymentSettings
+from opticstream.flows.host_memory import memory_budget
 from opticstream.flows.parameters import registered_parameters, registered_projects
 from opticstream.flows.prefect_state import PrefectApi
 from opticstream.model.errors import ConfigurationError, EventError
@@ -197,7 +198,13 @@ def _open(received: Received, parameters: Mapping[str, Any]) -> Project:
     settings = DeploymentSettings()
     registered = registered_parameters(received.project_name, overrides=parameters)
     config = config_of_received(received, registered, path_map=settings.path_map, overrides=parameters)
-    return Project.open(config, deployment=settings, flow_run_id=flow_run.id, parameters=parameters)
+    return Project.open(
+        config,
+        deployment=settings,
+        flow_run_id=flow_run.id,
+        parameters=parameters,
+        memory=memory_budget(settings),
+    )
 
 
 def _parameters(received: Received) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from opticstream.model.events import (
     TileFlagged,
 )
 from opticstream.model.ids import TileId
+from opticstream.pipeline.host_memory import within_memory
 from opticstream.pipeline.jobs import (
     PROCESS_BATCH,
     Attempt,
@@ -169,7 +170,7 @@ class _TileWork:
                     source,
                     tile,
                     scan=project.config.scan,
-                    processing=project.config.processing,
+                    processing=within_memory(project).processing,
                     out_dir=project.paths.base,
                     archive_to=archive if project.config.processing.archive.enabled and not kept else None,
                     spectra=spectra,

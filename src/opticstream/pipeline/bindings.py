@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from opticstream.model.chain import Step
 from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, ItemId, MosaicId, TileId
+from opticstream.pipeline.host_memory import memory_of_mosaic, memory_of_slice, memory_of_tile, memory_of_volume
 from opticstream.pipeline.parameters import (
     StageSettings,
     mosaic_settings,
@@ -25,6 +26,7 @@ from opticstream.pipeline.templates import determined_focus
 from opticstream.state import FactsView
 
 SettingsOf = Callable[[Project, ItemId, FactsView], StageSettings]
+Memory = Callable[[Project, ItemId], int]
 Waits = Callable[[Project, ItemId, FactsView], bool]
 Work = Callable[[Project, Event], Iterable[Event]]
 
@@ -39,6 +41,8 @@ class Binding:
     """Whether the project's settings ask for the step."""
     waits: Waits = lambda _project, _item, _facts: False
     """Whether the step has to wait for a result of another item, although it is due."""
+    memory: Memory = lambda _project, _item: 0
+    """Returns how many bytes of memory the step will take at most; 0 where that is no more than any program takes."""
     work: Work | None = None
     """Does the step for the event that starts it, if there is no flow for it."""
 
@@ -65,15 +69,20 @@ def _waits_for_focus(project: Project, item: ItemId, facts: FactsView) -> bool:
 
 
 BINDINGS: dict[str, Binding] = {
-    "process batch": Binding(settings=_settings_of_tile),
-    "stitch mosaic": Binding(settings=_settings_of_mosaic, waits=_waits_for_template),
+    "process batch": Binding(settings=_settings_of_tile, memory=memory_of_tile),
+    "stitch mosaic": Binding(settings=_settings_of_mosaic, waits=_waits_for_template, memory=memory_of_mosaic),
     "stitch volume": Binding(
         settings=lambda project, _item, _facts: volume_settings(project.config),
         wanted=lambda project: project.config.stitches_volumes,
         waits=_waits_for_focus,
+        memory=memory_of_volume,
     ),
-    "register slice": Binding(settings=lambda project, _item, _facts: slice_settings(project.config)),
-    "update sample": Binding(settings=lambda project, _item, _facts: sample_settings(project.config)),
+    "register slice": Binding(
+        settings=lambda project, _item, _facts: slice_settings(project.config), memory=memory_of_slice
+    ),
+    "update sample": Binding(
+        settings=lambda project, _item, _facts: sample_settings(project.config), memory=memory_of_slice
+    ),
 }
 """By the name of the step."""
 

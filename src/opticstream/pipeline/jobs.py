@@ -7,8 +7,10 @@ the tiles of a batch, go through the same protocol under the claim on the item.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +18,7 @@ from opticstream.model.chain import STEPS, Chain, Step
 from opticstream.model.errors import ClaimLost, ProcessingError
 from opticstream.model.events import Event
 from opticstream.model.ids import ItemId
+from opticstream.pipeline.bindings import binding_of
 from opticstream.pipeline.dependencies import inputs_hash, keep_settings, settings_of
 from opticstream.pipeline.failures import describe, is_transient, kind_of
 from opticstream.pipeline.project import Project
@@ -24,6 +27,7 @@ from opticstream.state import Claim, FileRecord
 from opticstream.state.vocabulary import is_failure
 
 R = TypeVar("R")
+_log = logging.getLogger(__name__)
 
 
 class Attempt(Protocol):
@@ -141,15 +145,28 @@ def perform(project: Project, item: ItemId, job: Step, compute: Compute, /) -> O
     if reason := _settled(project, item, job):
         facts.journal.skipped(item, job.done, reason)
         return Skipped(reason)
-    claim = facts.claim(item, job.claim, lease_s=project.deployment.lease_s)
-    if claim is None:
-        reason = f"claimed: {facts.holder(item, job.claim)}"
-        facts.journal.skipped(item, job.done, reason)
-        return Skipped(reason)
-    with claim:
-        if reason := _settled(project, item, job):
+    # Waited for before the claim: meanwhile another host may do the work.
+    with memory_for(project, item, job):
+        claim = facts.claim(item, job.claim, lease_s=project.deployment.lease_s)
+        if claim is None:
+            reason = f"claimed: {facts.holder(item, job.claim)}"
+            facts.journal.skipped(item, job.done, reason)
             return Skipped(reason)
-        return _attempt(project, item, job, claim, compute)
+        with claim:
+            if reason := _settled(project, item, job):
+                return Skipped(reason)
+            return _attempt(project, item, job, claim, compute)
+
+
+@contextlib.contextmanager
+def memory_for(project: Project, item: ItemId, job: Step, /) -> Iterator[None]:
+    """Have the memory that a step takes inside a `with` block, out of what the steps of this host share."""
+    needed = binding_of(job).memory(project, item)
+    if project.memory is None or not needed:
+        yield
+        return
+    with project.memory.share(needed, f"{job.name}: {project.config.name} {item}", tell=_log.info):
+        yield
 
 
 def perform_part(project: Project, part: Part, job: Step, claim: Claim, compute: Compute, /) -> Outcome:

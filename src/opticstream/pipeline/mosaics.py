@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from opticstream.model.chain import Step
 from opticstream.model.events import Event, MosaicFlagged, MosaicReady, MosaicStitched
 from opticstream.model.ids import MosaicId
+from opticstream.pipeline.host_memory import within_memory
 from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME, Attempt, Done, Result, announcements, once, perform
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import RedoPlan, apply_plan
@@ -88,7 +89,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
 def _stages(project: Project, mosaic: MosaicId) -> MosaicStages:
     from opticstream.stages.project import MosaicStages
 
-    return MosaicStages(project.config, project.paths, mosaic)
+    return MosaicStages(within_memory(project), project.paths, mosaic)
 
 
 def _find_coordinates(project: Project, mosaic: MosaicId) -> CoordinatesResult:

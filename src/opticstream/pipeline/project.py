@@ -23,6 +23,7 @@ from opticstream.model.layout import AcquisitionLayout
 from opticstream.pipeline.payloads import artifacts_of, recorded_fields
 from opticstream.state import Facts
 from opticstream.state.raw_folders import RawFolders
+from opticstream.system.memory import MemoryBudget
 
 E = TypeVar("E", bound=Event)
 
@@ -37,6 +38,8 @@ class Project:
     deployment: DeploymentSettings
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Parameters that this run uses instead of the registered ones; `config` includes them, and events pass them on."""
+    memory: MemoryBudget | None = None
+    """Budget of memory that heavy steps of this host share; None where nothing else runs beside this process."""
 
     @classmethod
     def open(
@@ -46,6 +49,7 @@ class Project:
         deployment: DeploymentSettings | None = None,
         flow_run_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
+        memory: MemoryBudget | None = None,
     ) -> Project:
         """Return the project of a configuration, creating its folder if need be.
 
@@ -61,7 +65,7 @@ class Project:
         roots = {"archive": paths.archive_root}
         raw_folders = RawFolders(paths.base, settings.path_map, config.project.raw_path)
         facts = Facts(paths.base, flow_run_id=flow_run_id, roots=roots, raw_folders=raw_folders)
-        return cls(config, paths, facts, settings, dict(parameters or {}))
+        return cls(config, paths, facts, settings, dict(parameters or {}), memory)
 
     @property
     def layout(self) -> AcquisitionLayout:

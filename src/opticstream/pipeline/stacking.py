@@ -15,7 +15,18 @@ from opticstream.model.chain import Step
 from opticstream.model.errors import InputError, StateError
 from opticstream.model.events import Event, SampleFailed, SampleUpdated, SliceReady, SliceRegistered
 from opticstream.model.ids import MosaicId, SampleId, SliceId
-from opticstream.pipeline.jobs import UPDATE_SAMPLE, Attempt, Done, Failed, Outcome, Part, Result, once, perform_part
+from opticstream.pipeline.jobs import (
+    UPDATE_SAMPLE,
+    Attempt,
+    Done,
+    Failed,
+    Outcome,
+    Part,
+    Result,
+    memory_for,
+    once,
+    perform_part,
+)
 from opticstream.pipeline.products import recorded_products, stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import belongs_in_sample
@@ -28,9 +39,14 @@ if TYPE_CHECKING:
 
 def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
     """Add every slice that waits for it to the sample's stacks, and yield what is to be announced as it happens."""
-    facts = project.facts
     if not unstacked(project):
         return
+    with memory_for(project, SampleId(), UPDATE_SAMPLE):
+        yield from _add_waiting_slices(project, attempt)
+
+
+def _add_waiting_slices(project: Project, attempt: Attempt) -> Iterator[Event]:
+    facts = project.facts
     claim = facts.claim(SampleId(), UPDATE_SAMPLE.claim, lease_s=project.deployment.lease_s)
     if claim is None:
         # The holder checks for further slices before it releases its claim; the sweep finds one that slips through.
