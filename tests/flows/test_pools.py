@@ -19,15 +19,19 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from tests.flows.conftest import ask_again_if_busy
 
-from opticstream.config import DeploymentSettings
+from opticstream.config import DeploymentSettings, config_from_mapping
 from opticstream.flows.deploying import deploy
 from opticstream.flows.deployments import DEPLOYMENTS, TAG
+from opticstream.flows.events import announce_automatically
 from opticstream.flows.leftovers import lost_workers
 from opticstream.flows.pools import POOLS
 from opticstream.flows.server import EmbeddedServer
 from opticstream.flows.sweep import sweep
 from opticstream.flows.workers import checked_pools
 from opticstream.model.errors import ConfigurationError
+from opticstream.model.events import BatchProcessed
+from opticstream.model.ids import MosaicId
+from opticstream.pipeline.project import Project
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
 
@@ -113,6 +117,28 @@ def test_what_has_changed_is_brought_up_to_date(server, api):
     assert done.deployments["upload"] == "updated"
     assert done.deployments["process-batch"] == "unchanged"
     deployed()
+
+
+def test_events_of_two_projects_in_one_window_share_no_run(server, api, tmp_path):
+    deployed()
+    names = ["Brain one", "brain-two"]
+    projects = [
+        Project.open(config_from_mapping({"project": {"project_name": name, "project_base_path": tmp_path / name}}))
+        for name in names
+    ]
+    batches = projects[0].layout.batches(MosaicId(1))[:3]
+    announce_automatically(one.event(BatchProcessed, batch) for batch in batches for one in projects)
+
+    def runs():
+        found = api("POST", "/flow_runs/filter", {"deployments": {"name": {"any_": ["batch-state"]}}})
+        return [one for one in found if one["parameters"]["payload"]["project_name"] in names]
+
+    while len(runs()) < 2:
+        time.sleep(0.2)
+    time.sleep(2.0)  # none of the others makes a further one
+    assert sorted(run["parameters"]["payload"]["project_name"] for run in runs()) == names
+    for run in runs():  # not for the workers of other tests
+        api("DELETE", f"/flow_runs/{run['id']}")
 
 
 def test_a_trigger_that_somebody_has_deleted_comes_back(server, api):

@@ -30,7 +30,7 @@ from opticstream.system.locks import FileLock, has_record_locks, try_lock
 from opticstream.system.temporaries import remove_stale_temporaries
 from opticstream.system.temporary_names import temporary_beside
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 HOME_VARIABLE = "OPTICSTREAM_SESSION_HOME"
 """Set in every process that an owner of a home starts, by which its leftovers are known."""
 _HOST = "127.0.0.1"
