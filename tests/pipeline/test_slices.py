@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from opticstream.config import config_from_mapping
+from opticstream.config import DeploymentSettings, config_from_mapping
 from opticstream.io.nifti import read_nifti
 from opticstream.io.zarr import volume_reader
 from opticstream.model.errors import InputError, StateError
@@ -21,7 +23,8 @@ from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.retry import apply_plan, retry_plan
 from opticstream.pipeline.rules import after_mosaic
-from opticstream.pipeline.stacking import stack_slices
+from opticstream.pipeline.stacking import stack_slices, update_sample
+from opticstream.stages import sample as sample_stages
 from opticstream.testing.bus import LocalBus
 from opticstream.testing.slice_phantom import Picture, SlicePhantom, make_slice
 from opticstream.testing.stitched_project import record_stitched, record_volume, slice_ready, stitched_project
@@ -292,3 +295,35 @@ class TestMaskOfTheRegistration:
         assert slice_settings(project.config).hash != slice_settings(other).hash
         stitching = config_from_mapping(data, overrides={"processing.mask.made_from": "mip"})
         assert mosaic_settings(project.config, 0).hash != mosaic_settings(stitching, 0).hash
+
+
+def test_a_slice_that_kills_its_process_again_and_again_is_parked_and_the_others_go_on(pair, tmp_path, monkeypatch):
+    project = stitched_project(tmp_path, [pair[0]] * 3, more=NO_VOLUMES)
+    run(project, 1, 2, 3)
+    for number in (2, 3):
+        project.facts.withdraw(SliceId(number), "stacked", reason="test")
+    project = replace(project, deployment=DeploymentSettings(lease_s=5, attempts=1, crashes=2))
+    real = sample_stages.update_sample
+
+    def dies(given):
+        if given.slice_id == 2:
+            os._exit(9)
+        return real(given)
+
+    monkeypatch.setattr(sample_stages, "update_sample", dies)
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            # Opened in the child: a claim names the process that opened the project.
+            list(update_sample(Project.open(project.config, deployment=project.deployment)))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert not project.facts.has(SliceId(2), "stack_failed")
+    list(update_sample(project))
+    assert "the last 2 attempts ended with the death of their process" in project_progress(project).failures[0].reason
+    assert project.facts.has(SliceId(3), "stacked")
+
+    monkeypatch.setattr(sample_stages, "update_sample", real)
+    apply_plan(project, retry_plan(project), reason="test")
+    list(update_sample(project))
+    assert project.facts.has(SliceId(2), "stacked")

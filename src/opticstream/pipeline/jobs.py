@@ -332,7 +332,11 @@ def _is_tried_again(project: Project, item: ItemId, job: Step, error: Exception)
 
 def _refuse_after_crashes(project: Project, item: ItemId, job: Step) -> None:
     """Raise an error, which parks the work, where its last attempts all ended with the death of their process."""
-    crashed = project.facts.claims.crashes(item, job.claim)
+    refuse_after_crashes(project, item, job, project.facts.claims.crashes(item, job.claim))
+
+
+def refuse_after_crashes(project: Project, item: ItemId, job: Step, crashed: int, /) -> None:
+    """Raise ProcessingError, which parks the work, where too many attempts ended with the death of their process."""
     if crashed >= project.deployment.crashes:
         raise ProcessingError(
             f"{job.name} of {item}: the last {crashed} attempts ended with the death of their process; "

@@ -26,6 +26,7 @@ from opticstream.pipeline.jobs import (
     memory_for,
     once,
     perform_part,
+    refuse_after_crashes,
 )
 from opticstream.pipeline.products import recorded_products, stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
@@ -77,7 +78,9 @@ def _stack_slice(
     facts = project.facts
     made: list[UpdatedSample] = []
 
-    def compute(_claim: Claim) -> Result:
+    def compute(claim: Claim) -> Result:
+        if step.failed is not None:
+            refuse_after_crashes(project, slice_id, step, _crashes_without_progress(project, claim))
         # Looked up before the volumes are read: what is stitched meanwhile is not in the stacks.
         volumes = _hashes_of_volumes(project, slice_id)
         name = f"stack slice {slice_id.slice_id}"
@@ -95,12 +98,29 @@ def _stack_slice(
         sample = {
             "parameters_hash": content["parameters_hash"],
             "outputs": [facts.file_record(path, checksum=False) for path in made[-1].outputs.values()],
-            "detail": {"slices": list(made[-1].slices), "missing": list(made[-1].missing)},
+            "detail": {
+                "slices": list(made[-1].slices),
+                "missing": list(made[-1].missing),
+                "attempt": claim.generation,
+            },
         }
         facts.replace(SampleId(), "updated", sample, why=f"slice {slice_id.slice_id} added")
 
-    outcome = perform_part(project, Part(slice_id, record), step, claim, compute)
+    part = Part(slice_id, record, lambda: {"detail": {"attempt": claim.generation}})
+    outcome = perform_part(project, part, step, claim, compute)
     return outcome, made[-1] if isinstance(outcome, Done) else None
+
+
+def _crashes_without_progress(project: Project, claim: Claim) -> int:
+    """Return how many attempts in a row have died since a slice was last added or parked.
+
+    They all died at the slice that is the first one now: slices are added in order.
+    """
+    facts = project.facts
+    parked = [item for item in facts.snapshot(mosaics=()).items("slice") if facts.has(item, "stack_failed")]
+    ends = [facts.read(SampleId(), "updated"), *(facts.read(item, "stack_failed") for item in parked)]
+    last = max((int(record.detail.get("attempt", 0)) for record in ends if record is not None), default=0)
+    return min(facts.claims.crashes(SampleId(), claim.work), claim.generation - 1 - last)
 
 
 def last_update(project: Project, /) -> SampleUpdated | None:
