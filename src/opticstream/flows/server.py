@@ -79,7 +79,7 @@ def settings_of_retention(settings: DeploymentSettings, /) -> dict[str, tuple[st
             f"runs that have ended, their logs and artifacts: {days:g} days (OPTICSTREAM_RETENTION_DAYS)",
         ),
         "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": (
-            f"{event_days * _DAY_S:.0f}",
+            f"PT{event_days * _DAY_S:.0f}S",
             f"events: {event_days:g} days (OPTICSTREAM_EVENT_RETENTION_DAYS)",
         ),
     }

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -73,7 +74,7 @@ async def _prepare(role: str, say: Say, patience_s: float) -> None:
             if role == "upgrade" or before != after:
                 say(f"database {shown}: " + ("is up to date" if before == after else "brought up to date"))
         else:
-            await _up_to_date(engine, shown, say, patience_s)
+            await _up_to_date(engine, Path(database.orm.versions_dir), shown, say, patience_s)
     finally:
         await engine.dispose()
 
@@ -126,10 +127,12 @@ async def _register_blocks(database: PrefectDBInterface) -> None:
         await run_block_auto_registration(session=session)
 
 
-async def _up_to_date(engine: AsyncEngine, shown: str, say: Say, patience_s: float) -> None:
+async def _up_to_date(engine: AsyncEngine, versions: Path, shown: str, say: Say, patience_s: float) -> None:
     """Wait until somebody has brought the tables to what this Prefect needs."""
     scripts = ScriptDirectory.from_config(alembic_config())
+    scripts.version_locations = [str(versions)]
     needed, known = scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()}
+    assert needed is not None, f"no migrations in {versions}"
     end, told = time.monotonic() + patience_s, False
     advice = "run `opticstream server upgrade` once, with this version of Prefect"
     while (found := await _revision(engine)) != needed:
