@@ -173,13 +173,13 @@ def serve(pools: Sequence[str], settings: DeploymentSettings, /, *, home: Path, 
         try:
             asyncio.run(serve_pools(pools, settings, limit=limit))
         except BaseExceptionGroup as group:
-            raise _first_server_error(group) or group from None
+            raise first_server_error(group) or group from None
 
 
-def _first_server_error(error: BaseException) -> ServerError | None:
+def first_server_error(error: BaseException, /) -> ServerError | None:
     """Return what ended the workers, from among what ended with it."""
     if isinstance(error, BaseExceptionGroup):
-        return next((found for inner in error.exceptions if (found := _first_server_error(inner))), None)
+        return next((found for inner in error.exceptions if (found := first_server_error(inner))), None)
     return error if isinstance(error, ServerError) else None
 
 
