@@ -2,9 +2,8 @@
 
 ``python benchmarks/growth.py``: a small phantom is acquired and run through the whole pipeline on an embedded server
 (SQLite), then the worker sweeps every second for a while. Printed are the rows and bytes of each table (with indices)
-before and after. A batch costs the same however large its tiles are; only pictures in artifacts grow with the mosaic, so
-a picture of full size is measured apart. The last lines say what a year of acquisition comes to, with and without
-retention.
+before and after. A batch costs the same however large its tiles are; only pictures in artifacts grow with the mosaic,
+so a picture of full size is measured apart. The last lines say what a year of acquisition comes to if nothing is removed.
 """
 
 from __future__ import annotations
@@ -122,12 +121,10 @@ def main() -> None:
     thousand = 1000 / TILES_OF_A_BATCH
     day = 86400 / 60 * sweep
     year = YEAR_TILES / TILES_OF_A_BATCH * batch + 365 * day
-    print(
-        f"\n1,000 tiles in batches of {TILES_OF_A_BATCH}: {thousand * batch / 1e6:.1f} MB, of it {thousand * artifacts / 1e6:.1f} MB artifacts"
-    )
-    print(
-        f"a day of sweeps, one a minute: {day / 1e6:.0f} MB; an artifact with a picture of full size: {picture / 1e6:.2f} MB"
-    )
+    small = f"{thousand * batch / 1e6:.1f} MB, of it {thousand * artifacts / 1e6:.1f} MB artifacts"
+    print(f"\n1,000 tiles in batches of {TILES_OF_A_BATCH}: {small}")
+    print(f"a day of sweeps, one a minute: {day / 1e6:.0f} MB")
+    print(f"an artifact with a picture of full size: {picture / 1e6:.2f} MB")
     print(f"a year of {YEAR_TILES / 1e6:g} million tiles, nothing removed: {year / 1e9:.1f} GB, small pictures")
     figures = {"batch": batch, "batch_without_artifacts": runs, "sweep": sweep, "picture": picture}
     if given.json:

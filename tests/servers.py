@@ -13,7 +13,7 @@ from pathlib import Path
 
 from opticstream.flows.server import free_port, is_healthy
 
-START_S = 300.0
+START_S = 900.0
 
 
 def plain_environment(**values: str) -> dict[str, str]:
@@ -22,7 +22,7 @@ def plain_environment(**values: str) -> dict[str, str]:
     return kept | values
 
 
-def opticstream(*arguments: str, environment: dict[str, str], timeout_s: float = 300.0) -> subprocess.CompletedProcess:
+def opticstream(*arguments: str, environment: dict[str, str], timeout_s: float = 1200.0) -> subprocess.CompletedProcess:
     """Return what a command of ours has said, when it has ended."""
     command = [sys.executable, "-m", "opticstream", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)

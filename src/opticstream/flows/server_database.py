@@ -1,4 +1,4 @@
-"""The database of a server of several processes: waited for, and brought up to date by one of them at a time.
+"""The database of a server of several processes: waited for, as Redis is, and brought up to date by one at a time.
 
 Prefect's replicas would each migrate the tables and register their block types when they start, and fail when two do so
 at once. Here ``all`` and ``upgrade`` do it under a lock of PostgreSQL, and ``api`` and ``services`` wait for it.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import redis
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 from prefect.server.database import PrefectDBInterface, provide_database_interface
@@ -24,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from opticstream.config.secrets import without_password
 from opticstream.model.errors import ServerError
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 """How long a server waits for its database, or for its tables to be brought up to date, in seconds."""
 _LONGEST_MIGRATION_S = 3600.0
 _LOOK_S = 1.0
@@ -59,6 +60,38 @@ def prepare_database(role: str, /, *, say: Say, patience_s: float = PATIENCE_S) 
     asyncio.run(_prepare(role, say, patience_s))
 
 
+def reach_redis(url: str, /, *, say: Say, patience_s: float = PATIENCE_S) -> None:
+    """Return when a Redis answers; parameters as in `prepare_database`.
+
+    Raises
+    ------
+    ServerError
+        It refuses the password, or does not answer in time.
+    """
+    shown = without_password(url)
+    end, told = time.monotonic() + patience_s, False
+    with redis.Redis.from_url(url, socket_connect_timeout=5.0, socket_timeout=5.0) as client:
+        while True:
+            try:
+                client.ping()
+                return
+            except (redis.AuthenticationError, redis.exceptions.NoPermissionError, redis.ResponseError) as error:
+                raise ServerError(f"Redis {shown}: it refuses this server ({_one_line(error)})") from None
+            except (redis.RedisError, OSError) as error:
+                if time.monotonic() > end:
+                    raise ServerError(
+                        f"Redis {shown}: no answer within {patience_s:g} s ({_one_line(error)})"
+                    ) from None
+                if not told:
+                    say(f"waiting for Redis {shown} ({_one_line(error)})")
+                    told = True
+            time.sleep(_LOOK_S)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 async def _prepare(role: str, say: Say, patience_s: float) -> None:
     database = provide_database_interface()
     shown = without_password(str(database.database_config.connection_url))
@@ -91,7 +124,7 @@ async def _reachable(engine: AsyncEngine, shown: str, say: Say, patience_s: floa
             reason = _hopeless(error)
             if reason is not None:
                 raise ServerError(f"database {shown}: {reason}") from None
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            said = _one_line(error)
             if time.monotonic() > end:
                 raise ServerError(f"database {shown}: no answer within {patience_s:g} s ({said})") from None
             if not told:

@@ -26,6 +26,7 @@ from opticstream.model.errors import ServerError
 
 OWN_MIGRATIONS = "PREFECT_SERVER_DATABASE_MIGRATE_ON_START"
 """Prefect's setting that says, as ``false``, that a server does not bring its database up to date by itself."""
+REDIS = "PREFECT_REDIS_MESSAGING_URL"
 _REMEMBERED = 64
 _LOADED_AFTER_S = 30.0
 """Seconds after which a server has loaded what it needs."""
@@ -73,14 +74,11 @@ def main() -> None:
     parser.add_argument("--port", default="4200")
     given = parser.parse_args()
     remember_rendered_settings()
-    if given.role == "upgrade" or os.environ.get(OWN_MIGRATIONS) == "false":
-        from opticstream.flows.server_database import prepare_database
-
-        try:
-            prepare_database(given.role, say=_say)
-        except ServerError as error:
-            _say(f"error: {error}")
-            sys.exit(1)
+    try:
+        _prepare(given.role)
+    except ServerError as error:
+        _say(f"error: {error}")
+        sys.exit(1)
     if given.role == "upgrade":
         return
     keep_out_of_collections()
@@ -92,6 +90,19 @@ def main() -> None:
     }[given.role]
     sys.argv[:] = ["prefect", "server", *command]
     runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+
+
+def _prepare(role: str) -> None:
+    """Return when what the server needs is there: PostgreSQL with its tables, and Redis."""
+    redis_url = os.environ.get(REDIS)
+    if role == "upgrade" or os.environ.get(OWN_MIGRATIONS) == "false":
+        from opticstream.flows.server_database import prepare_database
+
+        prepare_database(role, say=_say)
+    if role != "upgrade" and redis_url and "+" not in redis_url.partition(":")[0]:  # no cluster and no sentinel
+        from opticstream.flows.server_database import reach_redis
+
+        reach_redis(redis_url, say=_say)
 
 
 def _say(line: str) -> None:
