@@ -3,7 +3,7 @@
 ``python benchmarks/growth.py``: a small phantom is acquired and run through the whole pipeline on an embedded server
 (SQLite), then the worker sweeps every second for a while. Printed are the rows and bytes of each table (with indices)
 before and after. A batch costs the same however large its tiles are; only pictures in artifacts grow with the mosaic,
-so a picture of full size is measured apart. The last lines say what a year of acquisition comes to if nothing is removed.
+so a picture of full size is measured apart. The last lines say what a year of acquisition comes to without retention.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-COLUMNS, ROWS, MOSAICS = 6, 4, 2
+COLUMNS, ROWS, MOSAICS = 2, 6, 2
 YEAR_TILES = 100 * 2 * 40 * 25 * 10
 """Ten samples of 100 slices, 2 mosaics, 40 batches, 25 tiles: a year of a busy microscope."""
 TILES_OF_A_BATCH = 25
@@ -52,6 +52,10 @@ def sizes(home: Path) -> dict[str, tuple[int, int]]:
     for table, counts in found.items():
         if table in owner.values():
             counts[0] = base.execute(f'select count(*) from "{table}"').fetchone()[0]
+    # What each tile brings, as a task of its flow run, apart from what each batch brings.
+    mean = sum(found[table][1] for table in ("events", "event_resources")) / found["events"][0]
+    tasks = base.execute("select count(*) from events where event like 'prefect.task-run.%'").fetchone()[0]
+    found["(events of tasks)"] = [tasks, int(tasks * mean)]
     base.close()
     return {table: (rows, size) for table, (rows, size) in found.items()}
 
@@ -61,7 +65,7 @@ def show(title: str, before: dict[str, tuple[int, int]], after: dict[str, tuple[
     total = 0.0
     for table in sorted(after, key=lambda name: before.get(name, (0, 0))[1] - after[name][1]):
         rows, size = (a - b for a, b in zip(after[table], before.get(table, (0, 0))))
-        total += size / per
+        total += 0 if table.startswith("(") else size / per
         if size / per > 200 or rows / per >= 0.5:
             print(f"{table:28} {rows / per:9.1f} {size / per / 1e3:9.1f}")
     print(f"{'all':28} {'':9} {total / 1e3:9.1f}")
@@ -113,22 +117,47 @@ def main() -> None:
                 found = api.call("POST", "/flow_runs/count", which).json()
         idle = sizes(home)
     batches = COLUMNS * MOSAICS
-    batch = show("Work: one slice of two mosaics", empty, worked, batches, "batch")
+    batch = show("Work: one slice of two mosaics", empty, worked, batches, f"batch of {ROWS} tiles")
     sweep = show("Sweeps without work", worked, idle, found, "sweep")
-    picture = picture_bytes()
-    artifacts = (worked["artifact"][1] - empty["artifact"][1]) / batches
-    runs = batch - artifacts
-    thousand = 1000 / TILES_OF_A_BATCH
-    day = 86400 / 60 * sweep
-    year = YEAR_TILES / TILES_OF_A_BATCH * batch + 365 * day
-    small = f"{thousand * batch / 1e6:.1f} MB, of it {thousand * artifacts / 1e6:.1f} MB artifacts"
-    print(f"\n1,000 tiles in batches of {TILES_OF_A_BATCH}: {small}")
-    print(f"a day of sweeps, one a minute: {day / 1e6:.0f} MB")
-    print(f"an artifact with a picture of full size: {picture / 1e6:.2f} MB")
-    print(f"a year of {YEAR_TILES / 1e6:g} million tiles, nothing removed: {year / 1e9:.1f} GB, small pictures")
-    figures = {"batch": batch, "batch_without_artifacts": runs, "sweep": sweep, "picture": picture}
+
+    def grown(*tables: str) -> float:
+        return sum(worked[table][1] - empty[table][1] for table in tables) / batches
+
+    events, artifacts = grown("events", "event_resources"), grown("artifact", "artifact_collection")
+    events_of_tile = grown("(events of tasks)") / ROWS
+    runs_of_tile = grown("task_run", "task_run_state") / ROWS
+    events_of_batch = events - ROWS * events_of_tile
+    runs_of_batch = batch - events - artifacts - ROWS * runs_of_tile
+    per_thousand = 1000 / TILES_OF_A_BATCH
+    events_mb = (1000 * events_of_tile + per_thousand * events_of_batch) / 1e6
+    runs_mb = (1000 * runs_of_tile + per_thousand * runs_of_batch) / 1e6
+    artifacts_mb = per_thousand * artifacts / 1e6
+    sweep_events = sum(idle[table][1] - worked[table][1] for table in ("events", "event_resources")) / found
+    figures = {
+        "events, kB for each tile": events_of_tile / 1e3,
+        "events, kB for each batch": events_of_batch / 1e3,
+        "task runs, kB for each tile": runs_of_tile / 1e3,
+        "flow runs, logs, states, kB for each batch": runs_of_batch / 1e3,
+        "artifacts with small pictures, kB for each batch": artifacts / 1e3,
+        f"1,000 tiles in batches of {TILES_OF_A_BATCH}: events, MB": events_mb,
+        "1,000 tiles: task and flow runs, logs, MB": runs_mb,
+        "1,000 tiles: artifacts with all versions, MB": artifacts_mb,
+        "a day of sweeps, one a minute: events, MB": 1440 * sweep_events / 1e6,
+        "a day of sweeps: runs, logs, MB": 1440 * (sweep - sweep_events) / 1e6,
+        "an artifact with a picture of full size, MB": picture_bytes() / 1e6,
+        f"a year of {YEAR_TILES / 1e6:g} million tiles, without retention, GB": (
+            YEAR_TILES / 1e6 * (events_mb + runs_mb + artifacts_mb) + 365 * 1440 * sweep / 1e9
+        ),
+        "the same, with 7 days of events, 30 of runs and 1 of sweeps, GB": (
+            YEAR_TILES / 1e6 * (7 * events_mb + 30 * (runs_mb + artifacts_mb)) / 365
+            + 1440 * (7 * sweep_events + sweep - sweep_events) / 1e9
+        ),
+    }
+    print()
+    for what, value in figures.items():
+        print(f"{what:70} {value:9.2f}")
     if given.json:
-        given.json.write_text(json.dumps(figures))
+        given.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
