@@ -18,6 +18,7 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
     register,
     run,
     serve,
+    server,
     sim,
     state,
     status,
@@ -61,7 +62,7 @@ app.add_typer(stitch.app, name="stitch", rich_help_panel=_FILES)
 app.command("register", rich_help_panel=_FILES)(register.register)
 app.command("sample", rich_help_panel=_FILES)(register.sample)
 app.command("up", rich_help_panel=_HOSTS)(serve.up)
-app.command("server", rich_help_panel=_HOSTS)(serve.server)
+app.add_typer(server.app, name="server", rich_help_panel=_HOSTS)
 app.command("deploy", rich_help_panel=_HOSTS)(serve.deploy)
 app.command("worker", rich_help_panel=_HOSTS)(serve.worker)
 

@@ -88,7 +88,7 @@ def server_session(
                 f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there; start one with "
                 "`opticstream server`, or unset the variable to use the embedded one"
             )
-        talk_to_server(settings.api_url, settings.home)
+        talk_to_server(settings)
         yield lambda: False
         return
     with local_session(home or settings.home, workers=workers, say=say) as session:

@@ -1,9 +1,8 @@
-"""`up`, `server`, `deploy` and `worker`: the long-running processes, on one machine or on several."""
+"""`up`, `deploy` and `worker`: the long-running processes, on one machine or on several."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,6 @@ from opticstream.cli.console import JsonOption, err, errors_shown, out, print_js
 from opticstream.cli.run import HomeOption
 from opticstream.config import DeploymentSettings
 from opticstream.config.deployment import variable_of
-from opticstream.flows.surroundings import prepared_home
 from opticstream.model.errors import ConfigurationError, ServerError
 
 
@@ -38,28 +36,6 @@ def up(home: HomeOption = None) -> None:
             while True:
                 session.check()
                 time.sleep(1)
-
-
-def server(
-    host: Annotated[str, typer.Option(help="Address to listen on; no other is listened on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 4200,
-) -> None:
-    """Run a Prefect server in the foreground, for workers on several hosts, until Ctrl-C.
-
-    It keeps its database in OPTICSTREAM_HOME. PREFECT_SERVER_... variables of the environment win: for PostgreSQL,
-    Redis and passwords.
-    """
-    from opticstream.flows.server import settings_of_shared_server
-
-    with errors_shown():
-        home = prepared_home(DeploymentSettings().home)
-        for name, (value, why) in settings_of_shared_server(home, os.environ).items():
-            os.environ[name] = value
-            err.print(styled(f"{name}={value}  {why}", "dim"))
-        out.print(f"address   OPTICSTREAM_API_URL=http://{host}:{port}/api")
-        sys.stdout.flush()
-        module = "opticstream.flows.server_process"
-        os.execv(sys.executable, [sys.executable, "-m", module, "--host", host, "--port", str(port)])
 
 
 def deploy(
@@ -153,4 +129,4 @@ def _talk_to_configured_server(settings: DeploymentSettings) -> Path:
             f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there; "
             "start one with `opticstream server`"
         )
-    return talk_to_server(settings.api_url, settings.home)
+    return talk_to_server(settings)

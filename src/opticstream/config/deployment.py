@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ByteSize, Field, ValidationError
+from pydantic import BaseModel, ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from opticstream.config.notify_targets import LogTargetSettings, NotifyTargets
 from opticstream.config.path_map import PathMap
+from opticstream.config.secrets import secret_in_file
 from opticstream.model.errors import ConfigurationError
+
+SECRETS = ("api_auth", "database_url", "redis_url")
+"""Settings that may stand in a file instead, which the setting of the same name with ``_file`` names."""
 
 
 class DeploymentSettings(BaseSettings):
@@ -35,6 +39,27 @@ class DeploymentSettings(BaseSettings):
     """Folder of the embedded server's database and logs."""
     api_url: str | None = None
     """Address of the Prefect server's API; default: an embedded server."""
+    api_auth: SecretStr | None = None
+    """User and password, as `user:password`: `opticstream server` asks for them, and every other command gives them."""
+    api_auth_file: Path | None = None
+    """File that holds them instead, on one line."""
+    database_url: SecretStr | None = None
+    """Database of `opticstream server`, such as `postgresql://user:password@host/prefect`; default: SQLite in the home
+    folder."""
+    database_url_file: Path | None = None
+    """File that holds this address instead, on one line."""
+    redis_url: SecretStr | None = None
+    """Redis of `opticstream server`, such as `redis://host:6379`, for events, leases and several API replicas; default:
+    none, and one process keeps them. Three databases are used, from the one that is named (0)."""
+    redis_url_file: Path | None = None
+    """File that holds this address instead, on one line."""
+    retention_days: float = Field(default=30.0, ge=1.0, le=36_500.0)
+    """How long the server keeps flow runs that have ended, with their logs and artifacts, in days. State of projects
+    and runs that have not ended are kept for ever."""
+    event_retention_days: float = Field(default=7.0, ge=1.0, le=36_500.0)
+    """How long the server keeps events, in days; they are most of what it stores."""
+    artifact_versions: int = Field(default=3, ge=1)
+    """Versions of an artifact that the server keeps: the latest ones."""
     tile_limit: int = Field(default=2, ge=1)
     """Batches processed at the same time, on all hosts together."""
     stitch_limit: int = Field(default=1, ge=1)
@@ -81,6 +106,44 @@ class DeploymentSettings(BaseSettings):
     r"""Where this host sees folders that other hosts know by another name: a list in JSON or TOML, such as
     `[{ from = '\\rig\data', to = "/mnt/rig" }, { from = "D:/acq", to = "/mnt/acq" }]`."""
 
+    @field_validator("api_url")
+    @classmethod
+    def _api_url_is_public(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value.partition("?")[0]:
+            raise ValueError("it names a user, as messages would show; set OPTICSTREAM_API_AUTH instead")
+        return value
+
+    @field_validator(*SECRETS, *(f"{name}_file" for name in SECRETS), mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _one_place_of_secrets(self) -> DeploymentSettings:
+        for name in SECRETS:
+            if getattr(self, name) is not None and getattr(self, f"{name}_file") is not None:
+                raise ValueError(f"{variable_of(name)} and {variable_of(f'{name}_file')} are both set; expected one")
+        return self
+
+    def secret(self, name: str, /) -> tuple[str, str] | None:
+        """Return one of `SECRETS`, from its variable or its file, and the variable that it comes from; None if not set.
+
+        Raises
+        ------
+        ConfigurationError
+            The file cannot be read, or `api_auth` is not of the form ``user:password``.
+        """
+        value, path, variable = getattr(self, name), getattr(self, f"{name}_file"), variable_of(name)
+        if value is None and path is not None:
+            variable = variable_of(f"{name}_file")
+            value = secret_in_file(path, variable)
+        if value is None or not value.get_secret_value().strip():
+            return None
+        text = value.get_secret_value()
+        if name == "api_auth" and not all(text.partition(":")):
+            raise ConfigurationError(f"{variable}: not of the form user:password (the value is not shown here)")
+        return text, variable
+
 
 def variable_of(name: str, /) -> str:
     """Return the environment variable of a setting.
@@ -109,5 +172,8 @@ def _described(problem: Mapping[str, Any]) -> str:
             message = "unknown setting"
         case _:
             message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(given, Mapping | list | tuple | BaseModel) else f" = {given}"
+    if not variable:
+        return message
+    hidden = variable in SECRETS or isinstance(given, Mapping | list | tuple | BaseModel)
+    shown = "" if hidden or (isinstance(given, str) and "@" in given) else f" = {given}"
     return f"{variable_of(str(variable))}{place}{shown}: {message}"

@@ -195,9 +195,16 @@ def type_name(annotation: Any, /) -> str:
         if marks:
             return _names(marks[0])
         return type_name(get_args(annotation)[0])
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}.get(
-        getattr(annotation, "__name__", str(annotation)), getattr(annotation, "__name__", str(annotation))
-    )
+    names = {
+        "str": "text",
+        "int": "whole number",
+        "float": "number",
+        "bool": "true or false",
+        "Path": "path",
+        "SecretStr": "text, never shown",
+    }
+    name = getattr(annotation, "__name__", str(annotation))
+    return names.get(name, name)
 
 
 def _groups(kind: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:

@@ -16,6 +16,7 @@ from opticstream.flows import oct as flows
 from opticstream.flows.events import SENDER
 from opticstream.flows.started_by import STARTED_BY
 from opticstream.flows.sweep import sweep
+from opticstream.flows.vacuum import EVERY_S, vacuum
 from opticstream.model.chain import STEPS
 from opticstream.model.events import Event
 
@@ -33,6 +34,8 @@ class Deployment:
     """Events of a project within the window share one run, which looks at the facts until the window has passed."""
     periodic: bool = False
     """Started every so often instead, where the worker is to sweep."""
+    every_s: float | None = None
+    """Time between two starts of a periodic one, in seconds; default: that between sweeps."""
 
     @property
     def name(self) -> str:
@@ -61,6 +64,7 @@ DEPLOYMENTS: tuple[Deployment, ...] = (
     _computing(flows.upload, collapse=True),
     Deployment(flows.notify, "state", collapse=True),
     Deployment(sweep, "state", periodic=True),
+    Deployment(vacuum, "state", periodic=True, every_s=EVERY_S),
 )
 
 _ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
@@ -127,7 +131,7 @@ async def runner_deployments(*, collapse_s: float, sweep_s: float | None = None)
             name=deployment.name,
             description=(deployment.flow.description or "").split("\n")[0],
             triggers=[] if deployment.periodic else [trigger_of(deployment, collapse_s=collapse_s)],
-            interval=sweep_s if deployment.periodic else None,
+            interval=(deployment.every_s or sweep_s) if deployment.periodic and sweep_s is not None else None,
             # A sweep that takes longer than the time between two: the next one would find the same.
             concurrency_limit=_ONE_AT_A_TIME if deployment.periodic else None,
             tags=[TAG],

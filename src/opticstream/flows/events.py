@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from prefect.client.orchestration import get_client
 
+from opticstream.flows.surroundings import refusal
 from opticstream.model.errors import EventError, ServerError
 from opticstream.model.events import RESOURCE_ID, RESOURCE_NAME, Event
 from opticstream.pipeline.incoming import ANNOUNCED
@@ -65,6 +66,10 @@ def announce(events: Iterable[Event], /, *, automatic: bool = False) -> int:
                 return len(bodies)
             except (httpx.HTTPError, OSError) as error:
                 problem = error
+                if isinstance(error, httpx.HTTPStatusError) and (
+                    message := refusal(error.response.status_code, str(client.api_url))
+                ):
+                    raise ServerError(message) from None
     raise ServerError(f"{client.api_url} did not take {[body['event'] for body in bodies]}: {problem}") from problem
 
 

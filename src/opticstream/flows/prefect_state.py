@@ -28,6 +28,7 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
 from pydantic import ValidationError
 
+from opticstream.flows.surroundings import refusal
 from opticstream.model.errors import LockTimeout, ServerError, StateError
 from opticstream.state.file_store import FileProjectLock
 from opticstream.state.lsm_state import LSMProjectState, LSMStateService
@@ -109,6 +110,8 @@ class PrefectApi:
         except httpx.HTTPStatusError as error:
             if error.response.status_code in also:
                 return error.response
+            if message := refusal(error.response.status_code, self.url):
+                raise ServerError(message) from None
             raise ServerError(f"{method} {self.url}{path} was refused: {error.response.text[:500]}") from error
         except (httpx.HTTPError, OSError) as error:
             raise ServerError(f"{method} {self.url}{path} had no answer: {error!r}") from error

@@ -31,10 +31,10 @@ def unfinished_runs(project_name: str, /) -> list[str]:
 
 def credentials() -> dict[str, str]:
     """Return the header by which a server that asks for it knows us, as Prefect's own clients send it."""
-    if key := PREFECT_API_KEY.value():
-        return {"Authorization": f"Bearer {_plain(key)}"}
     if password := PREFECT_API_AUTH_STRING.value():
         return {"Authorization": f"Basic {base64.b64encode(_plain(password).encode()).decode()}"}
+    if key := PREFECT_API_KEY.value():
+        return {"Authorization": f"Bearer {_plain(key)}"}
     return {}
 
 

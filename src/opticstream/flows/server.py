@@ -16,12 +16,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from opticstream.config import DeploymentSettings
 from opticstream.flows.surroundings import child_environment, client_environment, open_directly, prepared_home
 from opticstream.model.errors import ServerError
 from opticstream.system.disk import replace
@@ -55,36 +56,33 @@ def is_healthy(api_url: str, /, *, timeout_s: float = 2.0) -> bool:
         return False
 
 
-_LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 _LATE_RUNS = "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED"
-# Both hold for every server of ours; the reason is told where a person starts one.
-_DURABLE = {
-    _LEASES: (
+DURABLE = {
+    LEASES: (
         "prefect.server.concurrency.lease_storage.filesystem",
         "a lock that is held during a restart does not stay taken for ever",
     ),
     _LATE_RUNS: ("false", "marking late runs floods the database in a burst of events, and nothing acts on it"),
 }
+"""What holds for every server of ours: name -> value, and the reason, which is told where a person starts one."""
+_DAY_S = 86_400
 
 
-def settings_of_shared_server(home: Path, given: Mapping[str, str], /) -> dict[str, tuple[str, str]]:
-    """Return the settings that a server for several hosts needs and that `given` lacks: name -> value and reason.
-
-    Examples
-    --------
-    >>> chosen = settings_of_shared_server(Path("/srv/optic"), {"PREFECT_HOME": "/srv/prefect"})
-    >>> "PREFECT_HOME" in chosen, chosen["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"][0].rpartition(".")[2]
-    (False, 'filesystem')
-    """
-    wanted = {
-        "PREFECT_HOME": (str(home), "database, leases and log"),
-        "PREFECT_PROFILES_PATH": (str(home / "profiles.toml"), "no profile of a person applies"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": ("false", "nothing is sent to Prefect"),
-        **_DURABLE,
+def settings_of_retention(settings: DeploymentSettings, /) -> dict[str, tuple[str, str]]:
+    """Return the settings by which a server removes what is old by itself, every hour: name -> value and reason."""
+    days, event_days = settings.retention_days, settings.event_retention_days
+    return {
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": ("events,flow_runs", "what is old is removed every hour"),
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": (
+            f"{days * _DAY_S:.0f}",
+            f"runs that have ended, their logs and artifacts: {days:g} days (OPTICSTREAM_RETENTION_DAYS)",
+        ),
+        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": (
+            f"PT{event_days * _DAY_S:.0f}S",
+            f"events: {event_days:g} days (OPTICSTREAM_EVENT_RETENTION_DAYS)",
+        ),
     }
-    if given.get("PREFECT_SERVER_EVENTS_MESSAGING_BROKER") == "prefect_redis.messaging":
-        wanted[_LEASES] = ("prefect_redis.lease_storage", "leases where all replicas of the API see them")
-    return {name: setting for name, setting in wanted.items() if name not in given}
 
 
 class HomeInUse(ServerError):
@@ -218,7 +216,8 @@ class EmbeddedServer:
             "PREFECT_SERVER_UI_ENABLED": str(self._ui).lower(),
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         }
-        environment |= {name: value for name, (value, _why) in _DURABLE.items()}
+        lasting = DURABLE | settings_of_retention(DeploymentSettings())
+        environment |= {name: value for name, (value, _why) in lasting.items()}
         command = [sys.executable, "-m", "opticstream.flows.server_process", "--host", _HOST, "--port", str(self.port)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

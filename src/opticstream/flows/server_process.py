@@ -1,21 +1,32 @@
-"""The process of an embedded Prefect server: ``python -m opticstream.flows.server_process --host H --port N``.
+"""The process of a Prefect server: ``python -m opticstream.flows.server_process --role R --host H --port N``.
 
-It is ``prefect server start`` with two things changed. What is loaded when the server has started stays out of the
-garbage collector, which otherwise stops the server's one thread for a third of a second to visit 300,000 objects. And
-one thing is remembered: for every flow run that a trigger starts, Prefect 3.8 asks for its application by the hash of
-its settings and sets up its logging, and renders all its settings twice for it: 0.4 s in which the server, one thread,
-does nothing else. In a server process the settings never change.
+It is ``prefect server start``, or for the role ``services`` ``prefect server services start``, with two things changed.
+What is loaded when the server has started stays out of the garbage collector, which otherwise stops the server's one
+thread for a third of a second to visit 300,000 objects. And one thing is remembered: for every flow run that a trigger
+starts, Prefect 3.8 asks for its application by the hash of its settings and sets up its logging, and renders all its
+settings twice for it: 0.4 s in which the server, one thread, does nothing else. In a server process the settings never
+change.
+
+Where the database is PostgreSQL, which several processes share, it is brought up to date before the server starts.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
+import os
 import runpy
 import sys
 import threading
 from collections import OrderedDict
 from typing import Any
 
+from opticstream.flows.shared_server import ROLES
+from opticstream.model.errors import ServerError
+
+OWN_MIGRATIONS = "PREFECT_SERVER_DATABASE_MIGRATE_ON_START"
+"""Prefect's setting that says, as ``false``, that a server does not bring its database up to date by itself."""
+REDIS = "PREFECT_REDIS_MESSAGING_URL"
 _REMEMBERED = 64
 _LOADED_AFTER_S = 30.0
 """Seconds after which a server has loaded what it needs."""
@@ -56,11 +67,47 @@ def keep_out_of_collections(after_s: float = _LOADED_AFTER_S, /) -> None:
 
 
 def main() -> None:
-    """Start the server with the options of the command line."""
+    """Be what ``--role`` says: ``all``, ``api``, ``services`` or ``upgrade``."""
+    parser = argparse.ArgumentParser(prog="opticstream.flows.server_process")
+    parser.add_argument("--role", choices=ROLES, default="all")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", default="4200")
+    given = parser.parse_args()
     remember_rendered_settings()
+    try:
+        _prepare(given.role)
+    except ServerError as error:
+        _say(f"error: {error}")
+        sys.exit(1)
+    if given.role == "upgrade":
+        return
     keep_out_of_collections()
-    sys.argv[:] = ["prefect", "server", "start", *sys.argv[1:]]
+    address = ["--host", given.host, "--port", given.port]
+    command = {
+        "all": ["start", *address],
+        "api": ["start", "--no-services", *address],
+        "services": ["services", "start"],
+    }[given.role]
+    sys.argv[:] = ["prefect", "server", *command]
     runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+
+
+def _prepare(role: str) -> None:
+    """Return when what the server needs is there: PostgreSQL with its tables, and Redis."""
+    redis_url = os.environ.get(REDIS)
+    if role == "upgrade" or os.environ.get(OWN_MIGRATIONS) == "false":
+        from opticstream.flows.server_database import prepare_database
+
+        prepare_database(role, say=_say)
+    if role != "upgrade" and redis_url and "+" not in redis_url.partition(":")[0]:  # no cluster and no sentinel
+        from opticstream.flows.server_database import reach_redis
+
+        reach_redis(redis_url, say=_say)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

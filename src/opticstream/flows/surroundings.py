@@ -6,12 +6,15 @@ Does not import Prefect: Prefect reads its settings when it is imported, from th
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import importlib
 import ipaddress
 import os
 import socket
 import sys
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -21,6 +24,7 @@ from typing import Any
 
 import certifi
 
+from opticstream.config import DeploymentSettings
 from opticstream.model.errors import ConfigurationError
 from opticstream.system.disk import replace
 from opticstream.system.places import has_home
@@ -93,24 +97,93 @@ def is_this_machine(url: str, /) -> bool:
     return _local_host(url) is not None
 
 
-def open_directly(url: str, /, *, timeout_s: float) -> Any:
+def open_directly(request: str | urllib.request.Request, /, *, timeout_s: float) -> Any:
     """Open an address, one of this machine never through a proxy."""
+    url = request if isinstance(request, str) else request.full_url
     handlers = [urllib.request.ProxyHandler({})] if is_this_machine(url) else []
-    return urllib.request.build_opener(*handlers).open(url, timeout=timeout_s)
+    return urllib.request.build_opener(*handlers).open(request, timeout=timeout_s)
 
 
-def talk_to_server(api_url: str, home: Path, /) -> Path:
-    """Point this process at a server for the rest of its life, and return the folder of our settings, made if need be.
+def talk_to_server(settings: DeploymentSettings, /) -> Path:
+    """Point this process at the configured server for the rest of its life, and return the folder of our settings.
 
     Raises
     ------
     ConfigurationError
-        `home` cannot be written.
+        The home folder cannot be written, or the server answers and refuses the user and password.
     """
-    folder = prepared_home(home)
-    keep_off_proxies(os.environ, api_url)
-    os.environ.update(client_environment(folder, api_url))
+    assert settings.api_url is not None
+    folder = prepared_home(settings.home)
+    keep_off_proxies(os.environ, settings.api_url)
+    os.environ.update(client_environment(folder, settings.api_url))
+    source = use_credentials(settings)
+    _check_credentials(settings.api_url, source)
     return folder
+
+
+AUTH = "PREFECT_API_AUTH_STRING"
+KEY = "PREFECT_API_KEY"
+
+
+def use_credentials(settings: DeploymentSettings, /) -> str | None:
+    """Let Prefect's clients in this process give user and password, and return the variable that they come from.
+
+    Prefect's own variables win. None where nothing is set.
+    """
+    for name in (AUTH, KEY):
+        if os.environ.get(name):
+            return name
+    found = settings.secret("api_auth")
+    if found is None:
+        return None
+    os.environ[AUTH], variable = found
+    return variable
+
+
+def credentials_header() -> dict[str, str]:
+    """Return the header by which a server knows this process, as Prefect's own clients send it."""
+    if password := os.environ.get(AUTH):
+        return {"Authorization": f"Basic {base64.b64encode(password.encode()).decode()}"}
+    if key := os.environ.get(KEY):
+        return {"Authorization": f"Bearer {key}"}
+    return {}
+
+
+def refusal(status: int, api_url: str, /, source: str | None = None) -> str | None:
+    """Return one line where a status of HTTP means that a server refuses our credentials, None for any other.
+
+    Examples
+    --------
+    >>> print(refusal(401, "http://db:4200/api", "PREFECT_API_KEY").partition(" (HTTP 401): ")[2])
+    user or password in PREFECT_API_KEY are wrong; expected what the server was started with
+    >>> refusal(503, "http://db:4200/api") is None
+    True
+    """
+    if status not in (401, 403):
+        return None
+    source = source or (AUTH if os.environ.get(AUTH) else KEY if os.environ.get(KEY) else None)
+    said = f"{api_url} refuses this host (HTTP {status})"
+    if source is None:
+        return (
+            f"{said}: it asks for a user and a password; set OPTICSTREAM_API_AUTH=user:password, or "
+            "OPTICSTREAM_API_AUTH_FILE, as on the server"
+        )
+    shown = "OPTICSTREAM_API_AUTH or OPTICSTREAM_API_AUTH_FILE" if source == AUTH else source
+    return f"{said}: user or password in {shown} are wrong; expected what the server was started with"
+
+
+def _check_credentials(api_url: str, source: str | None) -> None:
+    """Raise ConfigurationError where the server refuses us; whatever else is wrong is told by who meets it."""
+    request = urllib.request.Request(f"{api_url.rstrip('/')}/admin/version", headers=credentials_header())
+    try:
+        with open_directly(request, timeout_s=10.0):
+            return
+    except urllib.error.HTTPError as error:
+        error.close()
+        if message := refusal(error.code, api_url, source):
+            raise ConfigurationError(message) from None
+    except (OSError, ValueError, http.client.HTTPException):
+        return
 
 
 def child_environment(given: Mapping[str, str], home: Path, /) -> dict[str, str]:

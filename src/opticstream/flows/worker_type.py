@@ -16,6 +16,9 @@ import httpx
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
+from opticstream.flows.surroundings import refusal
+from opticstream.model.errors import ServerError
+
 _WAIT_S = 5.0
 """Wait after the server has not answered, in seconds."""
 LAUNCHER_VARIABLE = "OPTICSTREAM_WARM_LAUNCHER"
@@ -65,6 +68,10 @@ class WarmWorker(ProcessWorker):
             await self._wait(error)
 
     async def _wait(self, error: httpx.HTTPError) -> None:
+        if isinstance(error, httpx.HTTPStatusError):
+            url = str(error.request.url.copy_with(path="/api", query=None))
+            if message := refusal(error.response.status_code, url):
+                raise ServerError(message) from None  # waiting cannot help
         if not self._is_cut_off:
             self._is_cut_off = True
             self._logger.warning("the server does not answer (%s: %s); waiting", type(error).__name__, error)

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +23,7 @@ from opticstream.flows.leftovers import crash_runs_of_workers
 from opticstream.flows.pools import POOLS
 from opticstream.flows.queues import credentials
 from opticstream.flows.server import HOME_VARIABLE
+from opticstream.flows.vacuum import EVERY_S, vacuum_server
 from opticstream.flows.warm import warm_starts
 from opticstream.flows.worker_type import WarmWorker
 from opticstream.model.errors import ConfigurationError, ServerError
@@ -167,13 +170,34 @@ def serve(pools: Sequence[str], settings: DeploymentSettings, /, *, home: Path, 
         _started_warm(settings),
         _poll_setting(settings),
     ):
-        asyncio.run(serve_pools(pools, settings, limit=limit))
+        try:
+            asyncio.run(serve_pools(pools, settings, limit=limit))
+        except BaseExceptionGroup as group:
+            raise first_server_error(group) or group from None
+
+
+def first_server_error(error: BaseException, /) -> ServerError | None:
+    """Return what ended the workers, from among what ended with it."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for inner in error.exceptions if (found := first_server_error(inner))), None)
+    return error if isinstance(error, ServerError) else None
+
+
+def _vacuum_now_and_then(settings: DeploymentSettings) -> None:
+    """Remove what the embedded server keeps too long, where no schedule does it."""
+    while True:
+        time.sleep(EVERY_S)
+        with contextlib.suppress(ServerError):
+            vacuum_server(days=settings.retention_days, versions=settings.artifact_versions, since_last=True)
 
 
 def main() -> None:
     """Deploy to an embedded server and serve all its pools: the process that a session starts."""
     settings = DeploymentSettings()
-    asyncio.run(deploy(settings, sweeps=NO_SWEEP not in sys.argv))
+    sweeps = NO_SWEEP not in sys.argv
+    asyncio.run(deploy(settings, sweeps=sweeps))
+    if not sweeps:
+        threading.Thread(target=_vacuum_now_and_then, args=(settings,), daemon=True).start()
     serve(POOLS, settings, home=Path(os.environ[HOME_VARIABLE]))
 
 
