@@ -23,8 +23,10 @@ from prefect.exceptions import ObjectNotFound
 from opticstream import __version__
 from opticstream.config import DeploymentSettings
 from opticstream.flows.deployments import TAG, runner_deployments
+from opticstream.flows.pool_state import trouble_of_pools
 from opticstream.flows.pools import DESCRIPTIONS, POOLS, pool_limits
 from opticstream.flows.worker_type import WarmWorker
+from opticstream.model.errors import ServerError
 
 _PAGE = 200
 
@@ -61,6 +63,11 @@ async def deploy(settings: DeploymentSettings, /, *, sweeps: bool = True) -> Dep
         Limits, the window of shared runs, and the time between sweeps.
     sweeps : bool
         Whether sweeps are scheduled; not where the process that feeds the project sweeps itself.
+
+    Raises
+    ------
+    ServerError
+        The server has a pool of the same name and of another type.
     """
     async with get_client() as client:
         pools = {pool: await _deploy_pool(client, pool, settings) for pool in POOLS}
@@ -85,13 +92,6 @@ async def deploy(settings: DeploymentSettings, /, *, sweeps: bool = True) -> Dep
     return Deployed(pools, states, tuple(sorted(known)), ids)
 
 
-async def missing_pools(pools: list[str], /) -> list[str]:
-    """Return those pools that the server does not have."""
-    async with get_client() as client:
-        known = {pool.name for pool in await client.read_work_pools()}
-    return [pool for pool in pools if pool not in known]
-
-
 async def _deploy_pool(client: PrefectClient, pool: str, settings: DeploymentSettings) -> str:
     template, limit = WarmWorker.get_default_base_job_template(), pool_limits(settings)[pool]
     try:
@@ -107,6 +107,8 @@ async def _deploy_pool(client: PrefectClient, pool: str, settings: DeploymentSet
             )
         )
         return "created"
+    if trouble := trouble_of_pools([pool], {pool: {"type": found.type}}):
+        raise ServerError(trouble)
     changes: dict[str, Any] = {}
     if found.base_job_template != template:
         changes["base_job_template"] = template

@@ -184,8 +184,10 @@ def prepared_home(home: Path, /) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"\n" * 4096)  # an empty file has room on a full disk
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigurationError(f"OPTICSTREAM_HOME = {folder}: cannot be written ({reason}); {setting}") from error

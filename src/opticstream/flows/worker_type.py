@@ -16,6 +16,8 @@ import httpx
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
+from opticstream.flows.pools import POOL_TYPE
+
 _WAIT_S = 5.0
 """Wait after the server has not answered, in seconds."""
 LAUNCHER_VARIABLE = "OPTICSTREAM_WARM_LAUNCHER"
@@ -39,7 +41,7 @@ class WarmWorker(ProcessWorker):
     It waits for a server that is away, however long: Prefect's ends after a minute and a half, and its runs with it.
     """
 
-    type = "opticstream"
+    type = POOL_TYPE
     job_configuration = WarmJobConfiguration
     _description = "Runs flow runs as processes that are forked from one that has everything imported and compiled."
     _display_name = "OpticStream"

@@ -20,7 +20,7 @@ from opticstream.model.events import Event
 from opticstream.model.ids import ItemId
 from opticstream.pipeline.bindings import binding_of
 from opticstream.pipeline.dependencies import inputs_hash, keep_settings, settings_of
-from opticstream.pipeline.failures import describe, is_transient, kind_of
+from opticstream.pipeline.failures import describe, is_of_surroundings, is_transient, kind_of
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.run_parameters import detail_of_parameters
 from opticstream.state import Claim, FileRecord
@@ -170,7 +170,8 @@ def memory_for(project: Project, item: ItemId, job: Step, /) -> Iterator[None]:
 
 
 def perform_part(project: Project, part: Part, job: Step, claim: Claim, compute: Compute, /) -> Outcome:
-    """Do a step on a part of an item whose claim is held. A part that fails is parked and stops no other part.
+    """Do a step on a part of an item whose claim is held. A part that fails is parked and stops no other part, unless
+    the disk is full or the share away, which stops the others, too.
 
     Parameters
     ----------
@@ -221,6 +222,8 @@ def _attempt(
         raise
     except Exception as error:
         claim.ensure_mine()
+        if part is not None and is_of_surroundings(error):
+            raise  # the whole item ends, and is tried again when the disk has room again
         if job.failed is None or (part is None and _is_tried_again(project, item, job, error)):
             facts.journal.failed(item, None, why=describe(error), kind=kind_of(error), stage=job.name)
             raise
@@ -325,6 +328,8 @@ def _settled(project: Project, item: ItemId, job: Step) -> str | None:
 
 
 def _is_tried_again(project: Project, item: ItemId, job: Step, error: Exception) -> bool:
+    if is_of_surroundings(error):
+        return True
     if not (job.tried_again and is_transient(error)):
         return False
     return project.facts.claims.failures(item, job.claim) + 1 < project.deployment.attempts

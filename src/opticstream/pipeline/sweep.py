@@ -19,11 +19,13 @@ from opticstream.pipeline.project import Project
 
 Memory = dict[tuple[str, str], tuple[float, float]]
 """Wait before the next announcement and its time, both in seconds, by name and item of the event."""
+LONGEST_WAIT_S = 1800.0
+"""Longest wait between two announcements of the same work, in seconds: a disk may have room again after days."""
 
 
 @dataclass
 class Sweeper:
-    """Repeats events whose work has not started, each with a delay that doubles.
+    """Repeats events whose work has not started, each with a delay that doubles up to half an hour.
 
     Parameters
     ----------
@@ -54,7 +56,8 @@ class Sweeper:
             wait, at = self.memory.get(key, (self.patience_s, now + self.patience_s))
             if at_once or (now >= at and not self.is_queued(event)):
                 due.append(event)
-                wait, at = wait * 2, now + wait * 2
+                wait = max(self.patience_s, min(wait * 2, LONGEST_WAIT_S))
+                at = now + wait
             self.memory[key] = (wait, at)
         if due:
             try:
