@@ -248,10 +248,14 @@ _RIGHT_ADDRESS = "set it to the address of the API, such as http://10.0.0.1:4200
 
 def _advice(api_url: str) -> str:
     """Return what to do about an address where another program answers; often only the end is missing."""
-    if not is_this_machine(api_url) and (proxy := urllib.request.getproxies().get(urllib.parse.urlsplit(api_url).scheme)):
+    if not is_this_machine(api_url) and (
+        proxy := urllib.request.getproxies().get(urllib.parse.urlsplit(api_url).scheme)
+    ):
         host = urllib.parse.urlsplit(api_url).hostname
         if not urllib.request.proxy_bypass(host or ""):
-            return f"the request went through the proxy {shown_url(proxy)}: name {host} in NO_PROXY, or {_RIGHT_ADDRESS}"
+            return (
+                f"the request went through the proxy {shown_url(proxy)}: name {host} in NO_PROXY, or {_RIGHT_ADDRESS}"
+            )
     if urllib.parse.urlsplit(api_url).path.rstrip("/").endswith("/api"):
         return "is this the right host and port? " + _RIGHT_ADDRESS
     with_end = f"{api_url.rstrip('/')}/api"
@@ -299,7 +303,9 @@ def _contact_of_error(api_url: str, error: httpx.HTTPError) -> Contact:
     if isinstance(error, httpx.TimeoutException):
         return _away("no answer in time (the host may be down, or a firewall drops what is sent)")
     if re.search(r"Name or service not known|nodename nor servname|No address associated|getaddrinfo failed", said):
-        return Contact("away", f"the host name {host!r} cannot be resolved", f"correct the name in {SETTING}, or in DNS")
+        return Contact(
+            "away", f"the host name {host!r} cannot be resolved", f"correct the name in {SETTING}, or in DNS"
+        )
     if "Temporary failure in name resolution" in said:
         return Contact("away", f"the name server does not answer for {host!r}", "check the network of this host")
     if "SSL" in said or "certificate" in said.lower():
@@ -406,20 +412,14 @@ def _date_of(answer: _Answer) -> float | None:
 
 def said_of_http_error(error: httpx.HTTPError, api_url: str, /) -> str:
     """Return one line about a request to the server that failed, for a command that cannot go on without it."""
-    if isinstance(error, httpx.HTTPStatusError):
-        answer = error.response
-        try:
-            body = answer.content
-        except httpx.StreamError:
-            body = b""
-        found = _contact_of_answer(api_url, _Answer(answer.status_code, answer.headers, body), answer.request.headers, 2.0)
-        if found.state == "no Prefect":  # a Prefect API that refuses this one request
-            detail = _Answer(answer.status_code, answer.headers, body).detail
-            where = f"{answer.request.method} {answer.request.url.path}"
-            return f"{SETTING} = {shown_url(api_url)}: the server refused {where} (HTTP {answer.status_code}{_after(detail)})"
-    else:
-        found = _contact_of_error(api_url, error)
-    return str(found.error(api_url))
+    if not isinstance(error, httpx.HTTPStatusError):
+        return str(_contact_of_error(api_url, error).error(api_url))
+    answer = _Answer(error.response.status_code, error.response.headers, error.response.content)
+    found = _contact_of_answer(api_url, answer, error.request.headers, 2.0)
+    if found.state != "no Prefect":
+        return str(found.error(api_url))
+    what = f"{error.request.method} {error.request.url.path} (HTTP {answer.status}{_after(answer.detail)})"
+    return f"{SETTING} = {shown_url(api_url)}: the server refused {what}"
 
 
 def is_passing(error: httpx.HTTPError, /) -> bool:

@@ -77,7 +77,7 @@ async def deploy(settings: DeploymentSettings, /, *, sweeps: bool = True) -> Dep
         wanted = await runner_deployments(collapse_s=settings.collapse_s, sweep_s=settings.sweep_s if sweeps else None)
         for deployment in wanted:
             name = str(deployment.name)
-            deployment.version = _version(deployment)
+            deployment.version = version_of(deployment)
             found = known.pop(name, None)
             if found is not None and await _is_current(client, found, deployment):
                 states[name], ids[name] = "unchanged", found.id
@@ -131,7 +131,7 @@ async def _deployed(client: PrefectClient) -> list[DeploymentResponse]:
     return found
 
 
-def _version(deployment: RunnerDeployment) -> str:
+def version_of(deployment: RunnerDeployment, /) -> str:
     """Return the package's version with a hash of everything that a deployment says."""
     said = deployment.model_dump(exclude={"version", "triggers", "schedules"})
     said["triggers"] = [trigger.model_dump() for trigger in deployment.triggers]

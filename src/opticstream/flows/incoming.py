@@ -24,8 +24,8 @@ from opticstream.flows.parameters import registered_parameters, registered_proje
 from opticstream.flows.prefect_state import PrefectApi
 from opticstream.model.errors import ConfigurationError, EventError
 from opticstream.model.events import PREFIX, BatchReady, Event
-from opticstream.pipeline.incoming import Received, event_from_received, kind_of_event
 from opticstream.pipeline.failures import SUGGESTIONS, describe, is_of_surroundings, kind_of
+from opticstream.pipeline.incoming import Received, event_from_received, kind_of_event
 from opticstream.pipeline.milestones import notifier, refusal
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.project_folder import config_of_received

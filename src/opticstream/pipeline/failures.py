@@ -35,7 +35,7 @@ SUGGESTIONS: Mapping[str, str] = MappingProxyType(
         "event not understood": "correct the event in the program that sends it (docs/reference/events.md); resend it",
         "settings": "correct the project file (`opticstream project check`); then retry",
         "no result": "check the quality pictures of the item and the settings of its stage; then retry",
-        "disk full": "free some space, or move the project; the work goes on by itself, at the latest half an hour later",
+        "disk full": "free some space, or move the project; the work goes on by itself within half an hour",
         "no access": "give the worker's user access to the folder; then retry",
         "disk or network": "check the disk or network share of that host; several attempts failed; then retry",
         "memory": "lower the memory budgets or OPTICSTREAM_TILE_LIMIT on that host; then retry",
