@@ -132,8 +132,8 @@ def wait_for_server(
         waited_s = clock() - begin
         due_s = 0.0 if told == 0 else _time_to_say(told)
         if waited_s >= due_s or found.said != reason:
-            since = f" since {_in_words(waited_s)}" if told else ""
-            say(f"{SETTING} = {shown_url(api_url)}: {found.said}; waiting for it{since}")
+            so_far = f", {_in_words(waited_s)} so far" if told else ""
+            say(f"{SETTING} = {shown_url(api_url)}: {found.said}; waiting for it{so_far}")
             while _time_to_say(told) <= waited_s:
                 told += 1
             told, reason = max(told, 1), found.said
@@ -311,7 +311,11 @@ def _contact_of_error(api_url: str, error: httpx.HTTPError) -> Contact:
     if "SSL" in said or "certificate" in said.lower():
         advice = "check http:// or https://, and PREFECT_API_SSL_CERT_FILE for a certificate of your own"
         return Contact("wrong address", f"no secure connection ({said})", advice)
-    if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in said.lower():
+    if isinstance(error, httpx.RemoteProtocolError) and "disconnected" in said.lower():
+        return _away(
+            "what listens there closed the connection without an answer: another program, or a server that is starting"
+        )
+    if isinstance(error, httpx.RemoteProtocolError):
         return Contact("no Prefect", f"what answers there is not a Prefect API (no HTTP: {said})", _RIGHT_ADDRESS)
     if isinstance(error, httpx.ProxyError):
         return _away(f"the proxy does not lead there ({said}); see HTTP_PROXY and NO_PROXY")

@@ -59,6 +59,12 @@ def mount_of(folder: Path, /, *, mounts: Path = _MOUNTS) -> Mount | None:
     return found
 
 
+def is_stamped_by_hosts(folder: Path, /) -> bool:
+    """Return whether files in a folder get their time from the host that writes them, not from one clock for all."""
+    mount = mount_of(folder)
+    return mount is not None and mount.is_stamped_by_hosts
+
+
 def _unescaped(text: str) -> str:
     for escape, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
         text = text.replace(escape, character)
