@@ -1,4 +1,4 @@
-"""A small HTTP server that speaks as much of Prefect's protocol as a test needs: another version, or another program."""
+"""A small HTTP server with as much of Prefect's protocol as a test needs: another version, or another program."""
 
 from __future__ import annotations
 

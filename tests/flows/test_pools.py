@@ -28,7 +28,7 @@ from opticstream.flows.pools import POOLS
 from opticstream.flows.server import EmbeddedServer
 from opticstream.flows.sweep import sweep
 from opticstream.flows.workers import checked_pools
-from opticstream.model.errors import ConfigurationError
+from opticstream.model.errors import ConfigurationError, ServerError
 from opticstream.model.events import BatchProcessed
 from opticstream.model.ids import MosaicId
 from opticstream.pipeline.project import Project
@@ -377,6 +377,76 @@ def test_a_missing_pool_is_told_with_what_to_do(workers, api):
     worker = workers.start("--pool", "upload")
     assert worker.wait(120) == 1
     assert "no work pool upload; run `opticstream deploy` once" in worker.stderr.read()
+
+
+def test_a_pool_of_another_type_is_refused_by_workers_and_deployments(workers, api):
+    api("DELETE", "/work_pools/upload")
+    api("POST", "/work_pools/", {"name": "upload", "type": "docker", "base_job_template": {}})
+    try:
+        with pytest.raises(ServerError, match="work pool upload is of type 'docker', expected 'opticstream'"):
+            deployed()
+        worker = workers.start("--pool", "upload")
+        assert worker.wait(120) == 1
+        assert "work pool upload is of type 'docker'" in worker.stderr.read()
+    finally:
+        api("DELETE", "/work_pools/upload")
+        deployed()
+
+
+def test_a_paused_pool_is_told_once_and_when_it_goes_on(workers, api):
+    api("PATCH", "/work_pools/upload", {"is_paused": True})
+    worker = workers.ready("--pool", "upload")
+    lines = [line_with(worker.stderr, "upload")]
+    assert "work pool upload is paused: no run of it starts until it is resumed" in lines[0]
+    assert "waiting since 20" in lines[0]
+    told = doctor(workers)
+    assert [one["found"] for one in told["pools"] if one["result"] == "warning"] == [
+        "work pool upload is paused: no run of it starts"
+    ]
+    api("PATCH", "/work_pools/upload", {"is_paused": False})
+    assert "work pool upload goes on, after" in line_with(worker.stderr, "upload")
+
+
+def doctor(workers, *arguments, status=0):
+    """Return what the command finds with the server of these tests, by the name of the check."""
+    done = subprocess.run(
+        [sys.executable, "-m", "opticstream", "doctor", "--json", *arguments], env=workers.environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    found = {}
+    for one in json.loads(done.stdout)["checks"]:
+        found.setdefault(one["name"], []).append(one)
+    return found
+
+
+def test_the_doctor_finds_a_server_in_order_and_what_somebody_has_switched_off(workers, api):
+    ids = deployed().ids
+    told = doctor(workers)
+    for name in ("server", "credentials", "version", "clock", "pools", "deployments", "triggers", "locks"):
+        assert [one["result"] for one in told[name]] == ["ok"], told[name]
+    (automation,) = api("GET", f"/automations/related-to/prefect.deployment.{ids['upload']}")
+    api("PATCH", f"/automations/{automation['id']}", {"enabled": False})
+    (lost,) = api("GET", f"/automations/related-to/prefect.deployment.{ids['notify']}")
+    api("DELETE", f"/automations/{lost['id']}")
+    api("POST", f"/deployments/{ids['stitch-mosaic']}/pause_deployment")
+    api("DELETE", f"/deployments/{ids['register-slice']}")
+    told = doctor(workers, status=1)
+    said = {one["found"]: one["result"] for name in ("deployments", "triggers") for one in told[name]}
+    assert said == {
+        "missing: register-slice": "problem",
+        "paused, so that their runs do not start: stitch-mosaic": "warning",
+        "deployments without trigger, which no event starts: notify": "problem",
+        "triggers that are switched off: upload": "problem",
+    }
+    api("PATCH", f"/automations/{automation['id']}", {"enabled": True})
+    api("POST", f"/deployments/{ids['stitch-mosaic']}/resume_deployment")
+    deployed()
+
+
+def line_with(stream, word):
+    """Return the next line of a stream that holds a word; the time limit of the test ends the wait."""
+    return next(line for line in stream if word in line)
 
 
 def _is_gone(pid, timeout_s=60):

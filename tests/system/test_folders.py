@@ -1,4 +1,4 @@
-"""Why a folder cannot be used is told in words; a call that hangs is given up; mounts and limits are read as they are."""
+"""Why a folder cannot be used is told in words; a call that hangs is given up; mounts and limits are read."""
 
 from __future__ import annotations
 
