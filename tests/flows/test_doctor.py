@@ -307,10 +307,12 @@ def test_a_home_on_a_full_disk_without_locks_or_on_a_share(tmp_path, monkeypatch
 def test_little_memory_and_few_open_files(monkeypatch):
     import resource
 
-    monkeypatch.setattr(_host, "memory_limit_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(_host, "memory_of_host", lambda: 1 << 30)
     (one,) = _host.machine(Scene(DeploymentSettings()))
     assert (one.result, "1.0 GiB" in one.found) == ("warning", True)
     monkeypatch.setattr(resource, "getrlimit", lambda _what: (256, 4096))
+    (over,) = _host.machine(Scene(DeploymentSettings(memory_budget="2GiB")))
+    assert (over.result, "OPTICSTREAM_MEMORY_BUDGET = 2.0 GiB" in over.found) == ("problem", True)
     (one,) = _host.open_files(Scene(DeploymentSettings()))
     assert (one.result, "256 files" in one.found) == ("warning", True)
 

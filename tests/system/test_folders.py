@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from opticstream.system import folders
-from opticstream.system.cgroup import memory_limit_bytes, processor_limit
+from opticstream.system.cgroup import processor_limit
 from opticstream.system.folders import ABSENT, folder_trouble
 from opticstream.system.mounts import mount_of
 from opticstream.system.time_limit import within
@@ -99,20 +99,12 @@ def test_the_file_system_of_a_folder_is_known(tmp_path, folder, kind, is_of_netw
     assert (mount.kind, mount.is_of_network, mount.is_stamped_by_hosts) == (kind, is_of_network, is_stamped_by_hosts)
 
 
-def test_limits_of_a_container_are_read_from_all_groups_above(tmp_path):
+def test_the_processor_time_of_a_container_is_read_from_all_groups_above(tmp_path):
     (tmp_path / "cgroup").write_text("0::/system.slice/worker.service\n")
     group = tmp_path / "fs" / "system.slice" / "worker.service"
     group.mkdir(parents=True)
-    (group / "memory.max").write_text("max\n")
-    (group.parent / "memory.max").write_text(f"{3 << 20}\n")
-    (group / "cpu.max").write_text("150000 100000\n")
-    (group.parent / "cpu.max").write_text("max 100000\n")
-    assert memory_limit_bytes(root=tmp_path / "fs", own=tmp_path / "cgroup") == 3 << 20
+    (group / "cpu.max").write_text("max 100000\n")
+    assert processor_limit(root=tmp_path / "fs", own=tmp_path / "cgroup") is None
+    (group.parent / "cpu.max").write_text("150000 100000\n")
     assert processor_limit(root=tmp_path / "fs", own=tmp_path / "cgroup") == 1.5
-
-
-def test_without_limits_the_machine_counts(tmp_path):
-    size = memory_limit_bytes(root=tmp_path, own=tmp_path / "none")
-    assert size is not None
-    assert size == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert processor_limit(root=tmp_path, own=tmp_path / "none") is None

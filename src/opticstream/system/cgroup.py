@@ -1,23 +1,13 @@
-"""How much memory and processor time this process may use: the machine's, or less inside a container or a service."""
+"""How much processor time this process may use, inside a container or a service."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
-
-
-def memory_limit_bytes(*, root: Path = _ROOT, own: Path = _OWN) -> int | None:
-    """Return the memory that this process may use, in bytes; None where it is unknown."""
-    found = [
-        _number(folder / name) for folder in _groups(root, own) for name in ("memory.max", "memory.limit_in_bytes")
-    ]
-    found.append(_memory_of_machine())
-    return min((int(size) for size in found if size is not None), default=None)
 
 
 def processor_limit(*, root: Path = _ROOT, own: Path = _OWN) -> float | None:
@@ -57,10 +47,3 @@ def _number(path: Path) -> float | None:
     except (OSError, ValueError):
         return None
     return value if 0 < value < 1 << 60 else None
-
-
-def _memory_of_machine() -> float | None:
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return None

@@ -18,10 +18,11 @@ from opticstream.config import DeploymentSettings
 from opticstream.flows.contact import installed_version, needed_packages
 from opticstream.flows.doctor._checks import Finding
 from opticstream.flows.doctor._scene import Scene
-from opticstream.system.cgroup import memory_limit_bytes, processor_limit
+from opticstream.system.cgroup import processor_limit
 from opticstream.system.cores import available_cores
 from opticstream.system.folders import folder_trouble
 from opticstream.system.locks import has_record_locks
+from opticstream.system.memory import memory_of_host
 from opticstream.system.mounts import mount_of
 from opticstream.system.places import can_run_programs
 from opticstream.system.temporary_names import temporary_beside
@@ -140,13 +141,16 @@ def open_files(_scene: Scene) -> Iterator[Finding]:
     )
 
 
-def machine(_scene: Scene) -> Iterator[Finding]:
+def machine(scene: Scene) -> Iterator[Finding]:
     """Read how many processors and how much memory this process may use, inside a container as well."""
     cores, limit = available_cores(), processor_limit()
     shown = f"{cores} processors" if limit is None or limit >= cores else f"{cores} processors, limited to {limit:g}"
-    memory = memory_limit_bytes()
+    memory, budget = memory_of_host(), scene.settings.memory_budget
     if memory is None:
         yield Finding("ok", f"{shown}, memory unknown")
+    elif budget is not None and budget > memory:
+        said = f"OPTICSTREAM_MEMORY_BUDGET = {in_words(budget)}, and this host has {in_words(memory)}"
+        yield Finding("problem", said, "set it to three quarters of the memory, which is also the default")
     elif memory < LITTLE_MEMORY_BYTES:
         advice = "give this host or container more, or serve the pools `state` and `upload` only"
         yield Finding("warning", f"{shown}, {in_words(memory)} of memory, which is little for a mosaic", advice)
