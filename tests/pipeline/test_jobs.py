@@ -17,6 +17,7 @@ from opticstream.model.errors import InputError
 from opticstream.model.events import MosaicFailed, MosaicStitched
 from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.pipeline.dependencies import changed_settings, inputs_hash, keep_settings, settings_of
+from opticstream.pipeline.healed import take_up_healed
 from opticstream.pipeline.jobs import Done, Failed, Part, Result, Skipped, announcements, park, perform, perform_part
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.project import Project
@@ -243,3 +244,25 @@ def test_work_that_fails_for_days_is_announced_again_within_half_an_hour(project
         now[0] += 30
     assert max(later - earlier for earlier, later in pairwise(told)) <= 1830
     assert len(told) < 200
+
+
+def test_what_was_parked_for_a_full_disk_is_tried_again_by_itself_and_other_failures_are_not(project):
+    upload = next(step for step in chain().steps if step.publishes and step.hierarchy == "mosaic")
+    for batch in project.layout.batches(MosaicId(2)):
+        project.facts.record(batch, "processed")
+    project.facts.record(MosaicId(2), "ready")
+    park(project, MosaicId(2), "failed", InputError("tile 3 is bad"), stage="stitch mosaic")
+    assert isinstance(stitch(project), Done)
+    full = failing(OSError(errno.ENOSPC, "No space left on device"))
+    outcome = perform(project, MOSAIC, upload, lambda _claim: full())
+    assert isinstance(outcome, Failed), "it is parked, holds up nothing, and is told"
+    assert take_up_healed(project, now=utc_now() + timedelta(minutes=10)) == []
+    for moment in (utc_now() + timedelta(minutes=40), utc_now() - timedelta(days=1)):
+        events = take_up_healed(project, now=moment)
+        assert {event.item for event in events} == {MOSAIC}
+        assert not project.facts.has(MOSAIC, upload.failed)
+        assert project.facts.has(MosaicId(2), "failed")
+        assert take_up_healed(project, now=moment) == []
+        perform(project, MOSAIC, upload, lambda _claim: full())
+    assert take_up_healed(project, now=utc_now() + timedelta(hours=1))
+    assert isinstance(perform(project, MOSAIC, upload, lambda _claim: Result()), Done)

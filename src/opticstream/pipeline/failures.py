@@ -24,6 +24,8 @@ _PERMANENT_OS_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, N
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _SHARE_AWAY = {errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 
+PASSES = "passes"
+"""Detail of a record of parked work: what it was parked for passes by itself."""
 PROCESS_DIED = "process died"
 NOT_TOLD = "not told"
 SUGGESTIONS: Mapping[str, str] = MappingProxyType(
@@ -70,7 +72,7 @@ def is_transient(error: BaseException, /) -> bool:
 def is_of_surroundings(error: BaseException, /) -> bool:
     """Return whether an error tells of the place of the work and not of the work: a full disk, a share that is away.
 
-    It may last for days and then pass. Work is never parked for it, because nothing is wrong with the item.
+    It may last for days and then pass, and nothing is wrong with the item.
 
     Examples
     --------
