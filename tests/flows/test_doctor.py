@@ -337,6 +337,15 @@ def test_a_check_that_fails_or_hangs_is_told_itself_and_the_others_go_on():
     assert found[2].found == "all is well"
 
 
+def test_a_part_that_cannot_be_told_leaves_out_what_needs_it_and_ends_nothing(monkeypatch):
+    def broken(_scene, need):
+        raise OSError(f"no {need}")
+
+    monkeypatch.setattr(Scene, "has", broken)
+    checks = [Check("one", lambda _s: [Finding("ok", "one")], needs=("project",)), Check("two", lambda _s: [])]
+    assert list(run_checks(checks, Scene(DeploymentSettings()))) == []
+
+
 def test_every_check_has_a_name_of_its_own_and_a_limit():
     assert len({check.name for check in CHECKS}) == len(CHECKS)
     assert all(0 < check.limit_s <= 120 for check in CHECKS)

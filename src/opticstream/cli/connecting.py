@@ -28,11 +28,16 @@ def connect(settings: DeploymentSettings, /, *, waits: bool = False) -> Path:
     ServerError
         No server answers, or not one that this host can work with.
     """
-    from opticstream.flows.surroundings import talk_to_server
-
-    home = talk_to_server(configured_url(settings), settings.home)
+    home = point_at_server(settings)
     check_configured_server(settings, waits=waits)
     return home
+
+
+def point_at_server(settings: DeploymentSettings, /) -> Path:
+    """Point this process at the configured server, whatever answers there, and return the folder of our settings."""
+    from opticstream.flows.surroundings import talk_to_server
+
+    return talk_to_server(configured_url(settings), settings.home)
 
 
 def check_configured_server(settings: DeploymentSettings, /, *, waits: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from opticstream.cli.connecting import check_configured_server, configured_url, connect
+from opticstream.cli.connecting import check_configured_server, connect, point_at_server
 from opticstream.cli.console import JsonOption, err, errors_shown, out, print_json, styled
 from opticstream.cli.run import HomeOption
 from opticstream.config import DeploymentSettings
@@ -130,9 +130,7 @@ def worker(
         if memory is not None:  # by the environment, because flow runs are processes of their own
             os.environ[variable_of("memory_budget")] = memory
         settings = DeploymentSettings()
-        from opticstream.flows.surroundings import talk_to_server
-
-        home = talk_to_server(configured_url(settings), settings.home)
+        home = point_at_server(settings)
         from opticstream.flows.workers import checked_pools, serve
         from opticstream.system.cores import keep_to_processors
 

@@ -61,11 +61,25 @@ class CheckResult:
 
 def run_checks(checks: Sequence[Check], scene: Scene, /) -> Iterator[CheckResult]:
     """Yield the findings of checks, in their order. A check that fails or takes too long is a problem itself."""
+    lacking: set[Need] = set()
     for check in checks:
-        if not all(map(scene.has, check.needs)):
+        if not _is_possible(check, scene, lacking):
             continue
         for finding in _findings(check, scene):
             yield CheckResult(check.name, finding.result, _one_line(finding.found), _one_line(finding.advice))
+
+
+def _is_possible(check: Check, scene: Scene, lacking: set[Need]) -> bool:
+    """Return whether what a check needs is there; what is not, or cannot be told, is put into `lacking`."""
+    for need in check.needs:
+        if need not in lacking:
+            try:
+                is_there = within(check.limit_s, lambda need=need: scene.has(need))  # type: ignore[misc]
+            except Exception:  # the check of that part itself tells why
+                is_there = False
+            if not is_there:
+                lacking.add(need)
+    return lacking.isdisjoint(check.needs)
 
 
 def _findings(check: Check, scene: Scene) -> list[Finding]:
