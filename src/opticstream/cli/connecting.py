@@ -40,13 +40,16 @@ def point_at_server(settings: DeploymentSettings, /) -> Path:
     return talk_to_server(configured_url(settings), settings.home)
 
 
-def check_configured_server(settings: DeploymentSettings, /, *, waits: bool = False) -> None:
-    """Raise the error of `connect` unless a server answers that fits, and warn of one that hardly does."""
+def check_configured_server(settings: DeploymentSettings, /, *, waits: bool = False, once: bool = False) -> None:
+    """Raise the error of `connect` unless a server answers that fits, and warn of one that hardly does.
+
+    With `once` a server that is away is not asked again.
+    """
     from opticstream.flows.clock_skew import judged_skew
-    from opticstream.flows.contact import check_server, wait_for_server
+    from opticstream.flows.contact import PATIENCE_S, check_server, wait_for_server
 
     url = configured_url(settings)
-    found = wait_for_server(url, say=_say) if waits else check_server(url)
+    found = wait_for_server(url, say=_say) if waits else check_server(url, patience_s=0 if once else PATIENCE_S)
     if found.advice:
         warn(f"{found.said}; {found.advice}")
     skew = judged_skew(found, lease_s=settings.lease_s)

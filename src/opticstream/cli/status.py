@@ -73,7 +73,7 @@ def open_project(project: str, *, tell: bool = False) -> Project:
 def _answers(settings: DeploymentSettings) -> bool:
     """Return whether the configured server can be asked, and warn if not: what follows does without it."""
     try:
-        check_configured_server(settings)
+        check_configured_server(settings, once=True)
     except OpticStreamError as error:
         warn(f"{error}; the file is not compared with the registered parameters")
         return False
