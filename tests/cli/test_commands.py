@@ -41,7 +41,7 @@ def test_help_names_every_command_and_is_quick():
     assert answer.exit_code == 0
     commands = (
         "demo run watch status retry failures history state project stitch register sample validate sim import up "
-        "server worker tile archive calibrate"
+        "server worker doctor tile archive calibrate"
     )
     for command in commands.split():
         assert f" {command} " in answer.output, command

@@ -24,11 +24,12 @@ from opticstream.flows.deploying import deploy
 from opticstream.flows.deployments import DEPLOYMENTS, TAG
 from opticstream.flows.events import announce_automatically
 from opticstream.flows.leftovers import lost_workers
+from opticstream.flows.pool_state import check_pools
 from opticstream.flows.pools import POOLS
 from opticstream.flows.server import EmbeddedServer
 from opticstream.flows.sweep import sweep
 from opticstream.flows.workers import checked_pools
-from opticstream.model.errors import ConfigurationError
+from opticstream.model.errors import ConfigurationError, ServerError
 from opticstream.model.events import BatchProcessed
 from opticstream.model.ids import MosaicId
 from opticstream.pipeline.project import Project
@@ -375,8 +376,77 @@ def test_a_second_worker_of_the_same_pool_and_home_is_refused(workers):
 def test_a_missing_pool_is_told_with_what_to_do(workers, api):
     api("DELETE", "/work_pools/upload")
     worker = workers.start("--pool", "upload")
-    assert worker.wait(120) == 1
+    assert worker.wait(600) == 1
     assert "no work pool upload; run `opticstream deploy` once" in worker.stderr.read()
+
+
+def test_a_pool_of_another_type_is_refused_by_workers_and_deployments(server, api):
+    deployed()
+    api("DELETE", "/work_pools/upload")
+    api("POST", "/work_pools/", {"name": "upload", "type": "docker", "base_job_template": {}})
+    try:
+        with pytest.raises(ServerError, match="work pool upload is of type 'docker', expected 'opticstream'"):
+            deployed()
+        with pytest.raises(ServerError, match="work pool upload is of type 'docker', expected 'opticstream'"):
+            check_pools(["upload"], server.api_url, headers=None, say=print)
+    finally:
+        api("DELETE", "/work_pools/upload")
+        deployed()
+
+
+def test_a_paused_pool_is_told_once_and_when_it_goes_on(workers, api):
+    deployed()
+    api("PATCH", "/work_pools/upload", {"is_paused": True})
+    worker = workers.ready("--pool", "upload")
+    lines = [line_with(worker.stderr, "upload")]
+    assert "work pool upload is paused: no run of it starts until it is resumed" in lines[0]
+    assert "waiting since 20" in lines[0]
+    api("PATCH", "/work_pools/upload", {"is_paused": False})
+    assert "work pool upload goes on, after" in line_with(worker.stderr, "upload")
+
+
+def doctor(workers, *arguments, status=0):
+    """Return what the command finds with the server of these tests, by the name of the check."""
+    done = subprocess.run(
+        [sys.executable, "-m", "opticstream", "doctor", "--json", *arguments], env=workers.environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    found = {}
+    for one in json.loads(done.stdout)["checks"]:
+        found.setdefault(one["name"], []).append(one)
+    return found
+
+
+@pytest.mark.slow
+def test_the_doctor_finds_a_server_in_order_and_what_somebody_has_switched_off(workers, api):
+    ids = deployed().ids
+    told = doctor(workers)
+    assert [one["result"] for one in told["server"]] in (["ok"], ["warning"]), "it answers, on a busy machine slowly"
+    for name in ("credentials", "version", "clock", "pools", "deployments", "triggers", "locks"):
+        assert [one["result"] for one in told[name]] == ["ok"], told[name]
+    (automation,) = api("GET", f"/automations/related-to/prefect.deployment.{ids['upload']}")
+    api("PATCH", f"/automations/{automation['id']}", {"enabled": False})
+    (lost,) = api("GET", f"/automations/related-to/prefect.deployment.{ids['notify']}")
+    api("DELETE", f"/automations/{lost['id']}")
+    api("POST", f"/deployments/{ids['stitch-mosaic']}/pause_deployment")
+    api("DELETE", f"/deployments/{ids['register-slice']}")
+    told = doctor(workers, status=1)
+    said = {one["found"]: one["result"] for name in ("deployments", "triggers") for one in told[name]}
+    assert said == {
+        "missing: register-slice": "problem",
+        "paused, so that their runs do not start: stitch-mosaic": "warning",
+        "deployments without trigger, which no event starts: notify": "problem",
+        "triggers that are switched off: upload": "problem",
+    }
+    api("PATCH", f"/automations/{automation['id']}", {"enabled": True})
+    api("POST", f"/deployments/{ids['stitch-mosaic']}/resume_deployment")
+    deployed()
+
+
+def line_with(stream, word):
+    """Return the next line of a stream that holds a word; the time limit of the test ends the wait."""
+    return next(line for line in stream if word in line)
 
 
 def _is_gone(pid, timeout_s=60):

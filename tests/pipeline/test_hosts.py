@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -30,6 +32,7 @@ from opticstream.pipeline.reemission import remember_batch
 from opticstream.pipeline.retry import retry_plan
 from opticstream.pipeline.stale import stale_plan, stale_results
 from opticstream.state.verify import verify
+from opticstream.system import folders
 from opticstream.testing.bus import LocalBus
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
@@ -197,6 +200,34 @@ def test_a_folder_that_this_host_does_not_see_is_one_clear_error_and_nothing_is_
     assert words.replace("\\\\", "\\" * 2).replace("MOUNT", str(worker.mount)) in str(error.value)
     assert "\n" not in str(error.value)
     assert sorted(share.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EACCES, "this account may not look into it (Permission denied)"),
+        (errno.ESTALE, "its network share is stale"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_a_folder_that_this_host_may_not_use_is_one_clear_error_that_names_it(share, rig, monkeypatch, code, said):
+    event = found_by(rig)
+    registered = rig.from_file().config.model_dump(mode="json")
+    folder, scandir = rig.mount / "I80" / "out", os.scandir
+
+    def refuse(path):
+        if Path(path) == folder:
+            raise OSError(code, os.strerror(code), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(folders.os, "scandir", refuse)
+    with pytest.raises(EventError) as error:
+        rig.takes(event, registered=registered)
+    told = str(error.value)
+    assert said in told
+    assert f"{str(folder)!r}, which OPTICSTREAM_PATH_MAP does not name, cannot be used on this host: " in told
+    assert "Nothing was changed" in told
+    assert "\n" not in told
 
 
 def test_a_registered_folder_that_this_host_does_not_see_is_not_made(share, rig, tmp_path):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
+from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,9 +17,14 @@ from opticstream.model.errors import InputError
 from opticstream.model.events import MosaicFailed, MosaicStitched
 from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.pipeline.dependencies import changed_settings, inputs_hash, keep_settings, settings_of
-from opticstream.pipeline.jobs import Done, Failed, Result, Skipped, announcements, park, perform
+from opticstream.pipeline.healed import take_up_healed
+from opticstream.pipeline.jobs import Done, Failed, Part, Result, Skipped, announcements, park, perform, perform_part
+from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.stuck import stuck_items
+from opticstream.pipeline.sweep import Sweeper
 from opticstream.state import Facts
+from opticstream.state.facts import utc_now
 from opticstream.system.host import HostIdentity
 
 MOSAIC = MosaicId(1)
@@ -186,3 +195,74 @@ def test_the_hash_of_inputs_changes_with_each_result_they_are_made_from(project)
     third = inputs_hash(project, MOSAIC, "stitched")
     project.facts.withdraw(BatchId(1, 2), "processed", reason="taken back")
     assert len({first, second, third, inputs_hash(project, MOSAIC, "stitched")}) == 4
+
+
+FULL = [errno.ENOSPC, errno.EDQUOT]
+AWAY = [errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN]
+
+
+@pytest.mark.parametrize("code", FULL + AWAY)
+def test_a_full_disk_or_a_share_that_is_away_parks_nothing_however_often_it_fails(project, code):
+    error = OSError(code, os.strerror(code), "mosaic_001_aip.nii")
+    for _ in range(project.deployment.attempts + 2):
+        with pytest.raises(OSError, match=os.strerror(code)):
+            stitch(project, failing(error))
+    assert not project.facts.has(MOSAIC, "failed")
+    assert [e.detail["kind"] for e in project.facts.journal.entries() if e.event == "failed"][-1] == (
+        "disk full" if code in FULL else "disk or network"
+    )
+    assert MOSAIC in {event.item for event in pending_announcements(project)}, "the sweep announces it again"
+    later = stuck_items(project, now=utc_now() + timedelta(hours=1))
+    (why,) = [one.why for one in later if one.item == MOSAIC]
+    assert os.strerror(code) in why
+    assert isinstance(stitch(project), Done), "and it is done as soon as there is room"
+
+
+def test_a_tile_on_a_full_disk_is_not_parked_and_ends_the_batch(project):
+    batch = BatchId(2, 1)
+    project.facts.record(batch, "ready")
+    tile = project.layout.tiles(batch)[0]
+    step = chain().named("process batch", "batch")
+
+    def compute(claim):
+        part = Part(tile, lambda _content, _seconds: None)
+        perform_part(project, part, step, claim, lambda _c: failing(OSError(errno.ENOSPC, "No space left on device"))())
+        return Result()
+
+    with pytest.raises(OSError, match="No space left"):
+        perform(project, batch, step, compute)
+    assert not project.facts.has(tile, "failed")
+    assert not project.facts.has(batch, "failed")
+
+
+def test_work_that_fails_for_days_is_announced_again_within_half_an_hour(project):
+    now = [0.0]
+    told: list[float] = []
+    sweeper = Sweeper(project, 60.0, lambda events: told.append(now[0]) if list(events) else None, clock=lambda: now[0])
+    while now[0] < 86_400 * 2:
+        sweeper.sweep()
+        now[0] += 30
+    assert max(later - earlier for earlier, later in pairwise(told)) <= 1830
+    assert len(told) < 200
+
+
+def test_what_was_parked_for_a_full_disk_is_tried_again_by_itself_and_other_failures_are_not(project):
+    upload = next(step for step in chain().steps if step.publishes and step.hierarchy == "mosaic")
+    for batch in project.layout.batches(MosaicId(2)):
+        project.facts.record(batch, "processed")
+    project.facts.record(MosaicId(2), "ready")
+    park(project, MosaicId(2), "failed", InputError("tile 3 is bad"), stage="stitch mosaic")
+    assert isinstance(stitch(project), Done)
+    full = failing(OSError(errno.ENOSPC, "No space left on device"))
+    outcome = perform(project, MOSAIC, upload, lambda _claim: full())
+    assert isinstance(outcome, Failed), "it is parked, holds up nothing, and is told"
+    assert take_up_healed(project, now=utc_now() + timedelta(minutes=10)) == []
+    for moment in (utc_now() + timedelta(minutes=40), utc_now() - timedelta(days=1)):
+        events = take_up_healed(project, now=moment)
+        assert {event.item for event in events} == {MOSAIC}
+        assert not project.facts.has(MOSAIC, upload.failed)
+        assert project.facts.has(MosaicId(2), "failed")
+        assert take_up_healed(project, now=moment) == []
+        perform(project, MOSAIC, upload, lambda _claim: full())
+    assert take_up_healed(project, now=utc_now() + timedelta(hours=1))
+    assert isinstance(perform(project, MOSAIC, upload, lambda _claim: Result()), Done)

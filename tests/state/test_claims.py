@@ -401,3 +401,39 @@ def test_claims_of_earlier_versions_say_only_in_their_text_that_an_attempt_faile
     path = facts.project_dir / "mosaic-01/state/claims/batch-003.started.0001"
     path.write_text(path.read_text().replace(', "failed": true', ""))
     assert facts.claims.failures(BATCH, "started") == 1
+
+
+@pytest.fixture
+def stamped_by_hosts(facts, monkeypatch):
+    """A file system on which each host stamps its own files; this host's clock is two minutes ahead."""
+    from opticstream.state import claims
+    from opticstream.system.disk import time_of_server_s
+
+    monkeypatch.setattr(claims, "is_stamped_by_hosts", lambda _folder: True)
+    monkeypatch.setattr(claims, "time_of_server_s", lambda folder: time_of_server_s(folder) + 120)
+
+
+def test_a_living_holder_is_not_robbed_where_hosts_stamp_their_files_by_clocks_that_differ(
+    facts, elsewhere, stamped_by_hosts
+):
+    with elsewhere.claim(BATCH, lease_s=1.5) as held:
+        assert facts.holder(BATCH).state == "dead", "by the clocks alone"
+        assert facts.claim(BATCH) is None
+        assert held.still_mine()
+    taken = facts.claim(BATCH)
+    assert taken is not None, "released work is free at once"
+
+
+def test_a_dead_holder_is_replaced_there_after_a_while(facts, elsewhere, stamped_by_hosts):
+    doomed = elsewhere.claim(BATCH, lease_s=0.6)
+    taken = facts.claim(BATCH, lease_s=0.6)
+    assert taken is not None
+    assert (doomed.still_mine(), taken.still_mine()) == (False, True)
+
+
+def test_what_is_released_while_it_is_watched_is_taken(facts, elsewhere, stamped_by_hosts):
+    held = elsewhere.claim(BATCH, lease_s=30)
+    begin = time.monotonic()
+    threading.Timer(0.5, held.release).start()
+    assert facts.claim(BATCH) is not None
+    assert time.monotonic() - begin < 10

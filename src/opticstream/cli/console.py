@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -105,14 +106,30 @@ def errors_shown() -> Iterator[None]:
     except MemoryError as error:
         _show_error(f"not enough memory: {error}" if str(error) else "not enough memory (see `ulimit -v`)")
         raise typer.Exit(FAILED) from error
-    except RuntimeError as error:
-        if "start new thread" not in str(error):
+    except Exception as error:
+        if (said := _said_of_server(error)) is not None:
+            _show_error(said)
+            raise typer.Exit(FAILED) from error
+        if not isinstance(error, RuntimeError) or "start new thread" not in str(error):
             raise
         _show_error(f"{error}: this account has reached its limit of threads and processes (see `ulimit -u`)")
         raise typer.Exit(FAILED) from error
     except KeyboardInterrupt:
         err.print("stopped")
         raise typer.Exit(130) from None
+
+
+def _said_of_server(error: Exception) -> str | None:
+    """Return one line about an error of a request to the server, None of any other error."""
+    if "httpx" not in sys.modules:  # loading it takes time, and what is not loaded has raised nothing
+        return None
+    import httpx
+
+    if not isinstance(error, httpx.HTTPError):
+        return None
+    from opticstream.flows.contact import said_of_http_error
+
+    return said_of_http_error(error, os.environ.get("PREFECT_API_URL", ""))
 
 
 def _show_error(error: object) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opticstream.cli.connecting import connect
 from opticstream.cli.console import (
     DONE,
     FAILED,
@@ -71,24 +72,23 @@ def overrides_from_options(options: list[str], /) -> dict[str, OptionText]:
 
 @contextlib.contextmanager
 def server_session(
-    settings: DeploymentSettings, home: Path | None, *, say: Callable[[str], object], workers: bool = True
+    settings: DeploymentSettings,
+    home: Path | None,
+    *,
+    say: Callable[[str], object],
+    workers: bool = True,
+    waits: bool = False,
 ) -> Iterator[Callable[[], bool]]:
     """Connect this process to the configured server, or run an embedded one in this context, with workers if wanted.
 
     Yields a check. It raises ServerError when the server or a worker that was started here has ended, and returns True
     when this process has just taken over a shared server, so that all unfinished work has to be announced again.
+    With `waits` a configured server that is away is waited for.
     """
-    from opticstream.flows.server import is_healthy
     from opticstream.flows.session import local_session
-    from opticstream.flows.surroundings import talk_to_server
 
     if settings.api_url:
-        if not is_healthy(settings.api_url):
-            raise ConfigurationError(
-                f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there; start one with "
-                "`opticstream server`, or unset the variable to use the embedded one"
-            )
-        talk_to_server(settings)
+        connect(settings, waits=waits)
         yield lambda: False
         return
     with local_session(home or settings.home, workers=workers, say=say) as session:
@@ -130,7 +130,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             if not as_json:
                 err.print(styled(line, "dim"))
 
-        with server_session(settings, home, say=say) as check:
+        with server_session(settings, home, say=say, waits=live) as check:
             from opticstream.cli.following import Follower, follow
             from opticstream.flows.driver import Driver
             from opticstream.pipeline.project import Project
@@ -298,6 +298,7 @@ def watch(
     Checks the folder every few seconds (network shares send no notifications), waits until files have stopped
     changing, and warns once about columns that stall. A column with missing tiles is processed without them once the
     microscope has moved on, or after OPTICSTREAM_STALL_S without anything new. Tiles that arrive later are processed,
-    and what depends on them is redone. The command can be stopped and started again at any time.
+    and what depends on them is redone. The command can be stopped and started again at any time. A server that does not
+    answer at OPTICSTREAM_API_URL is waited for.
     """
     _feed(project, folder, options, home, False, live=True, accept_incomplete=False)

@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
+from opticstream.cli.connecting import check_configured_server, connect, point_at_server
 from opticstream.cli.console import JsonOption, err, errors_shown, out, print_json, styled
 from opticstream.cli.run import HomeOption
 from opticstream.config import DeploymentSettings
 from opticstream.config.deployment import variable_of
-from opticstream.model.errors import ConfigurationError, ServerError
+from opticstream.model.errors import ConfigurationError
 
 
 def up(home: HomeOption = None) -> None:
@@ -61,7 +62,7 @@ def deploy(
             else:
                 out.print(f"wrote {yaml}")
             return
-        _talk_to_configured_server(settings)
+        connect(settings)
         import asyncio
 
         from opticstream.flows.deploying import deploy as deploy_to_server
@@ -98,13 +99,14 @@ def worker(
 ) -> None:
     """Run flows on this host for the server at OPTICSTREAM_API_URL, from all pools or the named ones, until Ctrl-C.
 
-    Pools: tile, stitch, register, upload, state. `opticstream deploy` makes them, once.
+    Pools: tile, stitch, register, upload, state. `opticstream deploy` makes them, once. A server that does not answer
+    is waited for; `opticstream doctor` tells what else may be wrong.
     """
     with errors_shown():
         if memory is not None:  # by the environment, because flow runs are processes of their own
             os.environ[variable_of("memory_budget")] = memory
         settings = DeploymentSettings()
-        home = _talk_to_configured_server(settings)
+        home = point_at_server(settings)
         from opticstream.flows.workers import checked_pools, serve
         from opticstream.system.cores import keep_to_processors
 
@@ -114,19 +116,5 @@ def worker(
                 keep_to_processors(cpus)
             except ValueError as error:
                 raise ConfigurationError(f"--cpus {cpus}: {error}") from error
+        check_configured_server(settings, waits=True)
         serve(chosen, settings, home=home, limit=limit)
-
-
-def _talk_to_configured_server(settings: DeploymentSettings) -> Path:
-    """Point this process at the server of OPTICSTREAM_API_URL and return the folder of our settings."""
-    from opticstream.flows.server import is_healthy
-    from opticstream.flows.surroundings import talk_to_server
-
-    if not settings.api_url:
-        raise ConfigurationError("OPTICSTREAM_API_URL is not set; set it to the address of a server's API")
-    if not is_healthy(settings.api_url):
-        raise ServerError(
-            f"OPTICSTREAM_API_URL = {settings.api_url}: no Prefect server answers there; "
-            "start one with `opticstream server`"
-        )
-    return talk_to_server(settings)

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from opticstream.cli.connecting import check_configured_server, warn
 from opticstream.cli.console import (
     DONE,
     FAILED,
@@ -26,8 +27,7 @@ from opticstream.cli.console import (
 )
 from opticstream.cli.run import HomeOption, config_of, run_parameters_of, server_session
 from opticstream.config import DeploymentSettings
-from opticstream.flows.server import is_healthy
-from opticstream.model.errors import ConfigurationError
+from opticstream.model.errors import ConfigurationError, OpticStreamError
 from opticstream.model.ids import ItemId, item_from_key
 from opticstream.pipeline.project import Project
 
@@ -56,7 +56,7 @@ def open_project(project: str, *, tell: bool = False) -> Project:
     """
     settings = DeploymentSettings()
     if is_project_file(project):
-        if not (tell and settings.api_url and is_healthy(settings.api_url)):
+        if not (tell and settings.api_url and _answers(settings)):
             return Project.open(config_of(project, []))
         with server_session(settings, None, say=lambda _line: None):
             chosen = run_parameters_of(project, [], register=False)
@@ -68,6 +68,16 @@ def open_project(project: str, *, tell: bool = False) -> Project:
         )
     with server_session(settings, None, say=lambda _line: None):
         return Project.open(config_of(project, []))
+
+
+def _answers(settings: DeploymentSettings) -> bool:
+    """Return whether the configured server can be asked, and warn if not: what follows does without it."""
+    try:
+        check_configured_server(settings, once=True)
+    except OpticStreamError as error:
+        warn(f"{error}; the file is not compared with the registered parameters")
+        return False
+    return True
 
 
 def item_of(key: str) -> ItemId:

@@ -23,8 +23,10 @@ from prefect.exceptions import ObjectNotFound
 from opticstream import __version__
 from opticstream.config import DeploymentSettings
 from opticstream.flows.deployments import TAG, runner_deployments
+from opticstream.flows.pool_state import trouble_of_pools
 from opticstream.flows.pools import DESCRIPTIONS, POOLS, pool_limits
 from opticstream.flows.worker_type import WarmWorker
+from opticstream.model.errors import ServerError
 
 _PAGE = 200
 
@@ -61,6 +63,11 @@ async def deploy(settings: DeploymentSettings, /, *, sweeps: bool = True) -> Dep
         Limits, the window of shared runs, and the time between sweeps.
     sweeps : bool
         Whether sweeps are scheduled; not where the process that feeds the project sweeps itself.
+
+    Raises
+    ------
+    ServerError
+        The server has a pool of the same name and of another type.
     """
     async with get_client() as client:
         pools = {pool: await _deploy_pool(client, pool, settings) for pool in POOLS}
@@ -70,7 +77,7 @@ async def deploy(settings: DeploymentSettings, /, *, sweeps: bool = True) -> Dep
         wanted = await runner_deployments(collapse_s=settings.collapse_s, sweep_s=settings.sweep_s if sweeps else None)
         for deployment in wanted:
             name = str(deployment.name)
-            deployment.version = _version(deployment)
+            deployment.version = version_of(deployment)
             found = known.pop(name, None)
             if found is not None and await _is_current(client, found, deployment):
                 states[name], ids[name] = "unchanged", found.id
@@ -83,13 +90,6 @@ async def deploy(settings: DeploymentSettings, /, *, sweeps: bool = True) -> Dep
             await client.delete_resource_owned_automations(f"prefect.deployment.{gone.id}")
             await client.delete_deployment(gone.id)
     return Deployed(pools, states, tuple(sorted(known)), ids)
-
-
-async def missing_pools(pools: list[str], /) -> list[str]:
-    """Return those pools that the server does not have."""
-    async with get_client() as client:
-        known = {pool.name for pool in await client.read_work_pools()}
-    return [pool for pool in pools if pool not in known]
 
 
 async def _deploy_pool(client: PrefectClient, pool: str, settings: DeploymentSettings) -> str:
@@ -107,6 +107,8 @@ async def _deploy_pool(client: PrefectClient, pool: str, settings: DeploymentSet
             )
         )
         return "created"
+    if trouble := trouble_of_pools([pool], {pool: {"type": found.type}}):
+        raise ServerError(trouble)
     changes: dict[str, Any] = {}
     if found.base_job_template != template:
         changes["base_job_template"] = template
@@ -129,7 +131,7 @@ async def _deployed(client: PrefectClient) -> list[DeploymentResponse]:
     return found
 
 
-def _version(deployment: RunnerDeployment) -> str:
+def version_of(deployment: RunnerDeployment, /) -> str:
     """Return the package's version with a hash of everything that a deployment says."""
     said = deployment.model_dump(exclude={"version", "triggers", "schedules"})
     said["triggers"] = [trigger.model_dump() for trigger in deployment.triggers]

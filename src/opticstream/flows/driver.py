@@ -6,7 +6,10 @@ and `run` ends when nothing goes on any longer, saying what was left undone.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +43,8 @@ _log = logging.getLogger(__name__)
 RUN_STALL_S = 60.0
 """Longest time that `run` waits for the missing tiles of a column, in seconds: nobody writes to its folder any more."""
 _FINISH_S = 60.0
+_FULL_BYTES = 16 << 20
+"""Free space below which a disk counts as full; no result is so small."""
 _LATE_QUIET_S = 60.0
 """How long a batch must be quiet before late files are taken while others are still missing, in seconds."""
 
@@ -138,6 +143,8 @@ class Driver:
                 announced.append(self._unrecorded.pop(0))
         with self._bearing_trouble():
             self._take_late_tiles()
+        with self._bearing_trouble():
+            self._look_for_room()
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + min(5.0, self.project.deployment.sweep_s)
@@ -149,6 +156,12 @@ class Driver:
             self._telling = threading.Thread(target=self._tell_again, daemon=True)  # a target may be slow to answer
             self._telling.start()
         return announced
+
+    def _look_for_room(self) -> None:
+        """Raise OSError where the project's disk is full, which the flow runs alone would find out."""
+        free, folder = shutil.disk_usage(self.project.paths.base).free, self.project.paths.base
+        if free < _FULL_BYTES:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free >> 20} MiB left)", str(folder))
 
     def _tell_again(self) -> None:
         try:

@@ -24,6 +24,7 @@ from opticstream.flows.parameters import registered_parameters, registered_proje
 from opticstream.flows.prefect_state import PrefectApi
 from opticstream.model.errors import ConfigurationError, EventError
 from opticstream.model.events import PREFIX, BatchReady, Event
+from opticstream.pipeline.failures import SUGGESTIONS, describe, is_of_surroundings, kind_of
 from opticstream.pipeline.incoming import Received, event_from_received, kind_of_event
 from opticstream.pipeline.milestones import notifier, refusal
 from opticstream.pipeline.project import Project
@@ -31,6 +32,7 @@ from opticstream.pipeline.project_folder import config_of_received
 from opticstream.pipeline.reemission import release, remember_batch
 from opticstream.pipeline.refused import refuse
 from opticstream.state.slugs import artifact_key
+from opticstream.system.folders import folder_trouble
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +68,7 @@ def concerned(taken: Taken, /) -> Iterator[Project]:
     if not taken.received.id or taken.received.labels.get("project"):
         return
     for config in registered_projects():
-        if config.name != taken.project.config.name and config.base_path.is_dir():
+        if config.name != taken.project.config.name and folder_trouble(config.base_path, writes=True) is None:
             yield Project.open(config, flow_run_id=flow_run.id)
 
 
@@ -155,7 +157,9 @@ def take(received: Received, /, *, overrides: Mapping[str, Any] | None = None) -
 
 
 def refusals_told(work: Callable[P, R], /) -> Callable[P, R | State[Any]]:
-    """Return a flow's function that ends as Failed, with one line and no traceback, where its event is refused."""
+    """Return a flow's function that ends as Failed, with one line and no traceback, where its event is refused or its
+    disk is full.
+    """
 
     @functools.wraps(work)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R | State[Any]:
@@ -164,6 +168,12 @@ def refusals_told(work: Callable[P, R], /) -> Callable[P, R | State[Any]]:
         except RefusedEventError as refused:
             get_run_logger().error("event not understood: %s", refused)
             return Failed(message=str(refused))
+        except (OSError, ExceptionGroup) as error:
+            if not is_of_surroundings(error):
+                raise
+            line = f"{describe(error)}; nothing is parked as failed: {SUGGESTIONS[kind_of(error)]}"
+            get_run_logger().error(line)
+            return Failed(message=line)
 
     return guarded
 

@@ -13,6 +13,8 @@ DESCRIPTIONS = {
 }
 """What each pool is for, as Prefect's page shows it."""
 POOLS = tuple(DESCRIPTIONS)
+POOL_TYPE = "opticstream"
+"""Type of the pools, which is that of our workers."""
 
 
 def pool_limits(settings: DeploymentSettings, /) -> dict[str, int]:

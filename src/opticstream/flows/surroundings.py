@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import http.client
 import importlib
 import ipaddress
 import os
@@ -110,14 +109,13 @@ def talk_to_server(settings: DeploymentSettings, /) -> Path:
     Raises
     ------
     ConfigurationError
-        The home folder cannot be written, or the server answers and refuses the user and password.
+        The home folder cannot be written, or the file with user and password cannot be read.
     """
     assert settings.api_url is not None
     folder = prepared_home(settings.home)
     keep_off_proxies(os.environ, settings.api_url)
     os.environ.update(client_environment(folder, settings.api_url))
-    source = use_credentials(settings)
-    _check_credentials(settings.api_url, source)
+    use_credentials(settings)
     return folder
 
 
@@ -125,19 +123,12 @@ AUTH = "PREFECT_API_AUTH_STRING"
 KEY = "PREFECT_API_KEY"
 
 
-def use_credentials(settings: DeploymentSettings, /) -> str | None:
-    """Let Prefect's clients in this process give user and password, and return the variable that they come from.
-
-    Prefect's own variables win. None where nothing is set.
-    """
-    for name in (AUTH, KEY):
-        if os.environ.get(name):
-            return name
-    found = settings.secret("api_auth")
-    if found is None:
-        return None
-    os.environ[AUTH], variable = found
-    return variable
+def use_credentials(settings: DeploymentSettings, /) -> None:
+    """Let Prefect's clients in this process give user and password, where they are set. Prefect's own variables win."""
+    if os.environ.get(AUTH) or os.environ.get(KEY):
+        return
+    if (found := settings.secret("api_auth")) is not None:
+        os.environ[AUTH], _variable = found
 
 
 def credentials_header() -> dict[str, str]:
@@ -149,41 +140,33 @@ def credentials_header() -> dict[str, str]:
     return {}
 
 
-def refusal(status: int, api_url: str, /, source: str | None = None) -> str | None:
-    """Return one line where a status of HTTP means that a server refuses our credentials, None for any other.
+def refused(status: int, /) -> tuple[str, str] | None:
+    """Return what a status of HTTP says where a server refuses our credentials, and what to do; None for any other.
 
     Examples
     --------
-    >>> print(refusal(401, "http://db:4200/api", "PREFECT_API_KEY").partition(" (HTTP 401): ")[2])
-    user or password in PREFECT_API_KEY are wrong; expected what the server was started with
-    >>> refusal(503, "http://db:4200/api") is None
+    >>> refused(401)[0]
+    'the server refuses this host (HTTP 401): it asks for a user and a password'
+    >>> refused(503) is None
     True
     """
     if status not in (401, 403):
         return None
-    source = source or (AUTH if os.environ.get(AUTH) else KEY if os.environ.get(KEY) else None)
-    said = f"{api_url} refuses this host (HTTP {status})"
-    if source is None:
-        return (
-            f"{said}: it asks for a user and a password; set OPTICSTREAM_API_AUTH=user:password, or "
-            "OPTICSTREAM_API_AUTH_FILE, as on the server"
-        )
-    shown = "OPTICSTREAM_API_AUTH or OPTICSTREAM_API_AUTH_FILE" if source == AUTH else source
-    return f"{said}: user or password in {shown} are wrong; expected what the server was started with"
+    said = f"the server refuses this host (HTTP {status})"
+    if os.environ.get(AUTH):
+        source = "OPTICSTREAM_API_AUTH or OPTICSTREAM_API_AUTH_FILE"
+    elif os.environ.get(KEY):
+        source = KEY
+    else:
+        advice = "set OPTICSTREAM_API_AUTH=user:password, or OPTICSTREAM_API_AUTH_FILE, as on the server"
+        return f"{said}: it asks for a user and a password", advice
+    return f"{said}: user or password in {source} are wrong", "expected what the server was started with"
 
 
-def _check_credentials(api_url: str, source: str | None) -> None:
-    """Raise ConfigurationError where the server refuses us; whatever else is wrong is told by who meets it."""
-    request = urllib.request.Request(f"{api_url.rstrip('/')}/admin/version", headers=credentials_header())
-    try:
-        with open_directly(request, timeout_s=10.0):
-            return
-    except urllib.error.HTTPError as error:
-        error.close()
-        if message := refusal(error.code, api_url, source):
-            raise ConfigurationError(message) from None
-    except (OSError, ValueError, http.client.HTTPException):
-        return
+def refusal(status: int, api_url: str, /) -> str | None:
+    """Return one line where a server refuses our credentials, None for any other status of HTTP."""
+    found = refused(status)
+    return None if found is None else f"{api_url}: {found[0]}; {found[1]}"
 
 
 def child_environment(given: Mapping[str, str], home: Path, /) -> dict[str, str]:
@@ -257,8 +240,10 @@ def prepared_home(home: Path, /) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"\n" * 4096)  # an empty file has room on a full disk
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigurationError(f"OPTICSTREAM_HOME = {folder}: cannot be written ({reason}); {setting}") from error

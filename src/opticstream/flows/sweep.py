@@ -22,6 +22,7 @@ from opticstream.pipeline.milestones import notifier, tell_again
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stuck import stuck_items
 from opticstream.pipeline.sweep import Sweeper, keep_memory_of_sweeps, memory_of_sweeps
+from opticstream.system.folders import folder_trouble
 
 
 @flow(name="sweep")
@@ -31,9 +32,9 @@ def sweep() -> None:
     settings = DeploymentSettings()
     _crash_runs_of_lost_workers()
     for config in registered_projects():
-        if not config.base_path.is_dir():
+        if trouble := folder_trouble(config.base_path, writes=True):
             said = said_of_path(config.as_configured.base_path, config.base_path)
-            logger.info("%s: its folder %s, cannot be seen from this host", config.name, said)
+            logger.info("%s: its folder %s, cannot be used on this host: %s", config.name, said, trouble)
             continue
         try:
             _sweep_project(config, settings)

@@ -16,6 +16,7 @@ import httpx
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
+from opticstream.flows.pools import POOL_TYPE
 from opticstream.flows.surroundings import refusal
 from opticstream.model.errors import ServerError
 
@@ -42,7 +43,7 @@ class WarmWorker(ProcessWorker):
     It waits for a server that is away, however long: Prefect's ends after a minute and a half, and its runs with it.
     """
 
-    type = "opticstream"
+    type = POOL_TYPE
     job_configuration = WarmJobConfiguration
     _description = "Runs flow runs as processes that are forked from one that has everything imported and compiled."
     _display_name = "OpticStream"

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
+from prefect.logging import get_logger
 from prefect.settings import PREFECT_API_URL, PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 from prefect.workers.process import ProcessWorker
 
 from opticstream.config import DeploymentSettings
-from opticstream.flows.deploying import deploy, missing_pools
+from opticstream.flows.deploying import deploy
 from opticstream.flows.leftovers import crash_runs_of_workers
+from opticstream.flows.pool_state import check_pools, tell_of_pauses, until_answered
 from opticstream.flows.pools import POOLS
 from opticstream.flows.queues import credentials
 from opticstream.flows.server import HOME_VARIABLE
@@ -54,12 +59,18 @@ def checked_pools(names: Sequence[str], /) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def worker_name(pool: str, /) -> str:
-    """Return the name by which people know the worker of a pool on this host."""
-    return f"{HostIdentity.current().host} {pool}".replace("/", "-").replace("%", "-")
+def worker_name(pool: str, home: Path, /) -> str:
+    """Return the name by which people know the worker of a pool, of a home on this host.
+
+    Two homes on one host have workers of two names: Prefect would take workers of one name for one.
+    """
+    mark = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:4]
+    return f"{HostIdentity.current().host} {pool} {mark}".replace("/", "-").replace("%", "-")
 
 
-async def serve_pools(pools: Sequence[str], settings: DeploymentSettings, /, *, limit: int | None = None) -> None:
+async def serve_pools(
+    pools: Sequence[str], settings: DeploymentSettings, /, *, home: Path, limit: int | None = None
+) -> None:
     """Run what is scheduled in some pools, until this is cancelled or the process is told to end.
 
     Parameters
@@ -68,28 +79,34 @@ async def serve_pools(pools: Sequence[str], settings: DeploymentSettings, /, *, 
         Of `POOLS`.
     settings : DeploymentSettings
         Whether starts are warm.
+    home : Path
+        Folder of our settings on this host.
     limit : int, optional
         Flow runs of each pool at a time on this host; by default only the pool's own limit holds.
 
     Raises
     ------
     ServerError
-        The server has no such pool.
+        The server has no such pool, or one of another type.
     """
-    if missing := await missing_pools(list(pools)):
-        raise ServerError(f"the server has no work pool {', '.join(missing)}; run `opticstream deploy` once")
+    api_url, say = str(PREFECT_API_URL.value()), get_logger("opticstream").warning
+    check_pools(pools, api_url, headers=credentials(), say=say)
     kind = WarmWorker if settings.warm_starts else ProcessWorker
     workers = [
-        kind(pool, name=worker_name(pool), limit=limit, prefetch_seconds=0, create_pool_if_not_found=False)
+        kind(pool, name=worker_name(pool, home), limit=limit, prefetch_seconds=0, create_pool_if_not_found=False)
         for pool in pools
     ]
-    # Another worker of this host, of another home, has the same name and may have runs under way.
     names = {worker.name for worker in workers}
-    crash_runs_of_workers(str(PREFECT_API_URL.value()), names, is_alive=process_exists, headers=credentials())
+    crash = partial(crash_runs_of_workers, api_url, names, is_alive=process_exists, headers=credentials())
+    until_answered(crash, api_url, headers=credentials(), say=say)
     _say("ready")
+    pauses = asyncio.create_task(tell_of_pauses(pools, api_url, headers=credentials(), say=say))
     task = asyncio.gather(*(worker.start(printer=_ignored) for worker in workers))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await task
+    try:
+        await task
+    finally:
+        pauses.cancel()
 
 
 def _ignored(*_words: object) -> None:
@@ -127,6 +144,8 @@ def _started_warm(settings: DeploymentSettings) -> Iterator[None]:
 def _only_worker_of(pools: Sequence[str], home: Path) -> Iterator[None]:
     """Keep a second worker of this home off the same pools: Prefect would take the two for one.
 
+    Other hosts may share the home, as where accounts have one home folder on all of them.
+
     Raises
     ------
     ServerError
@@ -135,7 +154,7 @@ def _only_worker_of(pools: Sequence[str], home: Path) -> Iterator[None]:
     locks: list[FileLock] = []
     try:
         for pool in pools:
-            lock = try_lock(home / f"worker-{pool}.lock")
+            lock = try_lock(home / f"worker-{socket.gethostname()}-{pool}.lock".replace("/", "-"))
             if lock is None:
                 raise ServerError(
                     f"pool {pool} is served by another worker of {home} on this host; end that one first, or give this "
@@ -171,7 +190,7 @@ def serve(pools: Sequence[str], settings: DeploymentSettings, /, *, home: Path, 
         _poll_setting(settings),
     ):
         try:
-            asyncio.run(serve_pools(pools, settings, limit=limit))
+            asyncio.run(serve_pools(pools, settings, home=home, limit=limit))
         except BaseExceptionGroup as group:
             raise first_server_error(group) or group from None
 

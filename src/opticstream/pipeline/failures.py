@@ -22,7 +22,10 @@ from opticstream.model.errors import (
 
 _PERMANENT_OS_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_SHARE_AWAY = {errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 
+PASSES = "passes"
+"""Detail of a record of parked work: what it was parked for passes by itself."""
 PROCESS_DIED = "process died"
 NOT_TOLD = "not told"
 SUGGESTIONS: Mapping[str, str] = MappingProxyType(
@@ -34,7 +37,7 @@ SUGGESTIONS: Mapping[str, str] = MappingProxyType(
         "event not understood": "correct the event in the program that sends it (docs/reference/events.md); resend it",
         "settings": "correct the project file (`opticstream project check`); then retry",
         "no result": "check the quality pictures of the item and the settings of its stage; then retry",
-        "disk full": "free some space, or move the project; then retry",
+        "disk full": "free some space, or move the project; the work goes on by itself within half an hour",
         "no access": "give the worker's user access to the folder; then retry",
         "disk or network": "check the disk or network share of that host; several attempts failed; then retry",
         "memory": "lower the memory budgets or OPTICSTREAM_TILE_LIMIT on that host; then retry",
@@ -64,6 +67,21 @@ def is_transient(error: BaseException, /) -> bool:
     if isinstance(error, OpticStreamError):
         return False
     return isinstance(error, OSError | MemoryError) and not isinstance(error, _PERMANENT_OS_ERRORS)
+
+
+def is_of_surroundings(error: BaseException, /) -> bool:
+    """Return whether an error tells of the place of the work and not of the work: a full disk, a share that is away.
+
+    It may last for days and then pass, and nothing is wrong with the item.
+
+    Examples
+    --------
+    >>> is_of_surroundings(OSError(28, "No space left on device")), is_of_surroundings(OSError(5, "Input/output error"))
+    (True, False)
+    """
+    if isinstance(error, ExceptionGroup):
+        return any(map(is_of_surroundings, error.exceptions))
+    return isinstance(error, OSError) and error.errno in _FULL | _SHARE_AWAY
 
 
 def kind_of(error: BaseException, /) -> str:

@@ -20,7 +20,7 @@ from opticstream.model.events import Event
 from opticstream.model.ids import ItemId
 from opticstream.pipeline.bindings import binding_of
 from opticstream.pipeline.dependencies import inputs_hash, keep_settings, settings_of
-from opticstream.pipeline.failures import describe, is_transient, kind_of
+from opticstream.pipeline.failures import PASSES, describe, is_of_surroundings, is_transient, kind_of
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.run_parameters import detail_of_parameters
 from opticstream.state import Claim, FileRecord
@@ -170,7 +170,8 @@ def memory_for(project: Project, item: ItemId, job: Step, /) -> Iterator[None]:
 
 
 def perform_part(project: Project, part: Part, job: Step, claim: Claim, compute: Compute, /) -> Outcome:
-    """Do a step on a part of an item whose claim is held. A part that fails is parked and stops no other part.
+    """Do a step on a part of an item whose claim is held. A part that fails is parked and stops no other part, unless
+    the disk is full or the share away, which stops the others, too.
 
     Parameters
     ----------
@@ -221,6 +222,8 @@ def _attempt(
         raise
     except Exception as error:
         claim.ensure_mine()
+        if part is not None and _waits_for_its_place(job, error):
+            raise  # the whole item ends, and is tried again when the disk has room again
         if job.failed is None or (part is None and _is_tried_again(project, item, job, error)):
             facts.journal.failed(item, None, why=describe(error), kind=kind_of(error), stage=job.name)
             raise
@@ -309,6 +312,7 @@ def park(
         "reason": reason,
         "stage": stage,
         "kind": kind,
+        **({PASSES: True} if is_of_surroundings(error) else {}),
     }
     project.facts.replace(item, fact, given, why=reason)
     project.facts.journal.failed(item, fact, why=reason, kind=kind, stage=stage)
@@ -325,9 +329,19 @@ def _settled(project: Project, item: ItemId, job: Step) -> str | None:
 
 
 def _is_tried_again(project: Project, item: ItemId, job: Step, error: Exception) -> bool:
+    if _waits_for_its_place(job, error):
+        return True
     if not (job.tried_again and is_transient(error)):
         return False
     return project.facts.claims.failures(item, job.claim) + 1 < project.deployment.attempts
+
+
+def _waits_for_its_place(job: Step, error: Exception) -> bool:
+    """Return whether a step is tried again until the disk has room, or the share is back, however long that takes.
+
+    Publishing and stacking are parked and released later, so that they hold up nothing.
+    """
+    return is_of_surroundings(error) and not job.publishes and not job.claimed_on_sample
 
 
 def _refuse_after_crashes(project: Project, item: ItemId, job: Step) -> None:

@@ -15,6 +15,7 @@ from opticstream.config.loading import moved_config
 from opticstream.config.path_map import PathMapping, is_absolute_path, path_here, said_of_path
 from opticstream.model.errors import ConfigurationError, EventError
 from opticstream.pipeline.incoming import Received
+from opticstream.system.folders import ABSENT, folder_trouble
 
 PROJECT_FILE = "project.toml"
 """Name of the project file in the project's folder."""
@@ -44,7 +45,7 @@ def config_of_received(
     Raises
     ------
     EventError
-        It names no project, no folder, or one that cannot be found on this host.
+        It names no project, no folder, or one that this host cannot find, read or write.
     ConfigurationError
         The project is not registered and has no file in or beside its folder.
     """
@@ -82,11 +83,13 @@ def _said(received: Received) -> str | None:
 
 
 def _check_is_there(received: Received, said: str, here: Path, what: str) -> None:
-    if not here.is_dir():
+    trouble = folder_trouble(here, writes=True)
+    if trouble is not None:
+        fails = "found on this host" if trouble == ABSENT else f"used on this host: {trouble}"
         raise EventError(
-            f"{received}: {what} {said_of_path(said, here)}, cannot be found on this host; expected the folder of "
-            f"project {received.project_name!r}: mount it, or say in OPTICSTREAM_PATH_MAP where this host sees it. "
-            f"Nothing was changed: another host, or the sweep, can still do it"
+            f"{received}: {what} {said_of_path(said, here)}, cannot be {fails}; expected the folder of project "
+            f"{received.project_name!r}: mount it, let this account read and write it, or say in OPTICSTREAM_PATH_MAP "
+            f"where this host sees it. Nothing was changed: another host, or the sweep, can still do it"
         )
 
 

@@ -25,7 +25,7 @@ class Stuck:
 
     item: ItemId
     what: str
-    """`lease dead`, `columns incomplete`, `template missing` or `not started`."""
+    """`lease dead`, `columns incomplete`, `template missing`, `not started` or `not done`: the last attempt failed."""
     why: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,7 +102,9 @@ def _stopped_work(project: Project, snapshot: FactsSnapshot, now: datetime) -> I
                     waits = isinstance(item, MosaicId) and snapshot.has(item, "waiting")
                     if ready is not None and now - ready > patience and not waits:
                         why = f"{step.name}: ready since {ready:%Y-%m-%d %H:%M}, but no worker has started it"
-                        yield Stuck(item, "not started", why)
+                        if holder is not None and holder.failed:
+                            why = f"{step.name}: attempt {holder.generation} on {holder.host.host} {holder.outcome}"
+                        yield Stuck(item, "not started" if holder is None else "not done", why)
 
 
 def _time_of(project: Project, item: ItemId, fact: str) -> datetime | None:

@@ -8,7 +8,8 @@ its holder has lost the work as soon as a higher one exists.
 
 A holder renews its lease by writing the newline at the end of its first line once more. That changes nothing but the
 file's modification time, which the file server sets, so that all leases are compared by one clock and the clocks of the
-hosts do not matter. A release appends a second line.
+hosts do not matter. Where each host stamps its own files instead (Lustre, GPFS, Ceph), a lease that seems to have run
+out is watched for a third of its length, in which a living holder renews it. A release appends a second line.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,10 +37,14 @@ from opticstream.state.record import time_from_text, time_to_text
 from opticstream.state.vocabulary import check_claim
 from opticstream.system.disk import time_of_server_s
 from opticstream.system.host import HostIdentity
+from opticstream.system.mounts import is_stamped_by_hosts
 
 DEFAULT_LEASE_S = 60.0
 HUNG_AFTER_LEASES = 5.0
 """Number of lease lengths after which a holder that is alive on this host but does not renew counts as dead."""
+RENEWALS_IN_LEASE = 3
+"""Number of times that a lease is renewed in its length."""
+_SLOW_RENEWAL_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +112,7 @@ class Claims:
             raise ValueError(f"a lease must be longer than 0 s, got {lease_s}")
         while True:
             holder = self.holder(item, work)
-            if holder is not None and holder.state == "alive":
+            if holder is not None and (holder.state == "alive" or self._renews_after_all(holder)):
                 return None
             generation = 1 if holder is None else holder.generation + 1
             token = uuid.uuid4().hex
@@ -122,6 +128,24 @@ class Claims:
         else:
             self._journal.write("claimed", item, fact=work, detail={"attempt": generation})
         return claim
+
+    def _renews_after_all(self, holder: Holder) -> bool:
+        """Return whether a holder that seems dead lives, where its clock and ours may have stamped the files.
+
+        Waits for a renewal for a little more than the time between two of them. No other file system needs that, and
+        no holder of which this host can see that its process has ended.
+        """
+        if holder.state != "dead" or self._host.life_of(holder.host) != "unknown":
+            return False
+        path = self._path(holder.item, holder.work, holder.generation)
+        if not is_stamped_by_hosts(path.parent):
+            return False
+        before, end = _stamp(path), time.monotonic() + 1.25 * holder.lease_s / RENEWALS_IN_LEASE + _SLOW_RENEWAL_S
+        while time.monotonic() < end:
+            time.sleep(min(1.0, holder.lease_s / 20))
+            if _stamp(path) != before:
+                return self._read(holder.item, holder.work, holder.generation).state != "released"
+        return False
 
     def holder(self, item: ItemId, work: str, /) -> Holder | None:
         """Return the last holder of the work and whether it is alive; None if there was none."""
@@ -362,12 +386,19 @@ class Claim:
             self._claims._journal.write("lost", self.item, fact=self.work, detail={"attempt": self.generation})
 
     def _renew_until_stopped(self) -> None:
-        while not self._stop.wait(self.lease_s / 3):
+        while not self._stop.wait(self.lease_s / RENEWALS_IN_LEASE):
             try:
                 if not self.renew():
                     return
             except OSError as error:  # the share may come back; if not in time, another process takes over
                 _log.warning("the lease on %s of %s could not be renewed: %s", self.work, self.item, error)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return the time and size of a file, asked of the file server by opening it."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        return status.st_mtime_ns, status.st_size
 
 
 def _length_of_tail(attempts: Iterable[Holder], belongs: Callable[[Holder], bool]) -> int:

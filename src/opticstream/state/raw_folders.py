@@ -82,14 +82,14 @@ class RawFolders:
         """Note that the project is fed from a folder, so that work that is done again finds its files there."""
         text = str(folder)
         path = self._memory / f"{hashlib.sha256(os.fsencode(text)).hexdigest()[:16]}.json"
-        if next(iter(self._remembered()), None) != text:
+        if next(iter(self.remembered()), None) != text:
             replace_whole(path, (json.dumps({"folder": text}) + "\n").encode())
 
     @property
     def _memory(self) -> Path:
         return self._base / "state" / "raw-folders"
 
-    def _remembered(self) -> Iterator[str]:
+    def remembered(self) -> Iterator[str]:
         """Yield the folders that the project was fed from, the latest first."""
         known = []
         for path in self._memory.glob("*.json"):
@@ -107,7 +107,7 @@ class RawFolders:
         if self._configured is not None:
             yield self._configured
         yield from beside
-        for folder in self._remembered():
+        for folder in self.remembered():
             yield path_here(folder, self._path_map)
 
 
