@@ -37,8 +37,9 @@ def namespaces_or_skip() -> None:
         if os.environ.get("CI") and os.geteuid() == 0:
             pytest.fail(reason)
         pytest.skip(reason)
+    script = "mount -t tmpfs none /srv; ip link add veth0 type veth peer name veth1"
     tried = subprocess.run(
-        ["unshare", *_flags("net"), "sh", "-ec", "mount -t tmpfs none /srv && ip link add veth0 type veth peer name veth1"],
+        ["unshare", *_flags("net"), "sh", "-ec", script],
         env={"PATH": _path()}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if tried.returncode:
@@ -119,7 +120,7 @@ class Host:
             lines += [f"mkdir -p {place}", f"mount --bind {shlex.quote(str(source))} {place}"]
         self._space.check("; ".join(lines))
 
-    def run(self, script: str, /, *, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, /, *, timeout_s: float = 900.0) -> subprocess.CompletedProcess[str]:
         """Run a script of the shell on the host, to its end.
 
         Raises
@@ -202,7 +203,7 @@ class Service:
         """Return what it has printed."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def wait_for(self, line: str, /, *, count: int = 1, timeout_s: float = 240.0) -> None:
+    def wait_for(self, line: str, /, *, count: int = 1, timeout_s: float = 600.0) -> None:
         """Wait until it has printed a line so many times, counting all its starts; AssertionError if it does not."""
         end = time.monotonic() + timeout_s
         while self.text().splitlines().count(line) < count:
