@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from click.exceptions import ClickException
 
 from opticstream.cli import app
 from opticstream.config import DeploymentSettings
@@ -19,22 +18,20 @@ DEPLOY = ROOT / "deploy"
 
 def assert_command(words: Sequence[str]) -> None:
     """Fail unless `opticstream WORDS...` is understood: the command, its options, and the form of their values."""
-    command: Any = typer.main.get_command(app)
-    context = None
-    words = list(words)
+    command = typer.main.get_command(app)
+    _do_nothing(command)
     try:
-        while True:
-            context = command.make_context(command.name or "opticstream", list(words), parent=context)
-            if not hasattr(command, "commands"):
-                return
-            words = [*context.protected_args, *context.args] if hasattr(context, "protected_args") else context.args
-            if not words:
-                assert command.invoke_without_command, f"{command.name}: a command is missing"
-                return
-            name, command, words = command.resolve_command(context, words)
-            assert command is not None, f"there is no command {name}"
-    except ClickException as error:
-        raise AssertionError(f"opticstream {' '.join(words)}: {error.format_message()}") from error
+        command.main(list(words), "opticstream", standalone_mode=False)
+    except Exception as error:
+        said = getattr(error, "format_message", lambda: repr(error))()
+        raise AssertionError(f"opticstream {' '.join(words)}: {said}") from error
+
+
+def _do_nothing(command: Any) -> None:
+    """Take out what a command and those below it do, so that only their words are read."""
+    command.callback = lambda **_values: None
+    for below in getattr(command, "commands", {}).values():
+        _do_nothing(below)
 
 
 def settings_of(environment: Mapping[str, str], monkeypatch: Any) -> DeploymentSettings:
