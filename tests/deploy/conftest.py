@@ -23,7 +23,7 @@ def assert_command(words: Sequence[str]) -> None:
     try:
         command.main(list(words), "opticstream", standalone_mode=False)
     except Exception as error:
-        said = getattr(error, "format_message", lambda: repr(error))()
+        said = error.format_message() if hasattr(error, "format_message") else repr(error)
         raise AssertionError(f"opticstream {' '.join(words)}: {said}") from error
 
 

@@ -1,4 +1,4 @@
-"""The compose file: valid, its commands and settings exist, secrets are files, and everything waits for what it needs."""
+"""The compose file: it is valid, its commands and settings exist, secrets are files, and services wait for each other."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ def test_the_list_of_packages_is_that_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = done.stdout.split("\n")
     assert set(project["dependencies"]) <= set(listed)
-    assert any(line.startswith("distributed") for line in listed)
+    assert any(line.startswith("distributed") for line in listed), "volumes by Dask"
+    assert any(line.startswith("prefect-redis") for line in listed), "replicas of the API"
 
 
 @pytest.mark.slow

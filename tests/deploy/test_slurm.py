@@ -1,4 +1,4 @@
-"""The job scripts on a real Slurm of one node, which the tests start: a worker in a job, a volume by Dask in another."""
+"""The job scripts on a real Slurm of one node, which the tests start: a worker in a job, and a volume by Dask."""
 
 from __future__ import annotations
 
@@ -195,7 +195,8 @@ def test_a_worker_in_a_job_works_ends_before_the_limit_and_is_queued_again(slurm
         api.post(f"/deployments/{id_}/create_flow_run", json={"parameters": {"mark": str(mark)}}).raise_for_status()
         # Slurm counts in minutes: told to end one minute before a limit of two.
         job = slurm.submit(
-            "--time=2", "--signal=B:TERM@60", "--cpus-per-task=1", "--mem=1500M", f"{DEPLOY}/slurm/opticstream-worker.sbatch",
+            "--time=2", "--signal=B:TERM@60", "--cpus-per-task=1", "--mem=1500M",
+            f"{DEPLOY}/slurm/opticstream-worker.sbatch",
             OPTICSTREAM=str(programs / "opticstream"), OPTICSTREAM_API_URL=server.api_url, POOLS="register",
             PYTHONPATH=str(tmp_path),
         )  # fmt: skip
@@ -216,24 +217,20 @@ def test_a_worker_in_a_job_works_ends_before_the_limit_and_is_queued_again(slurm
 
 
 def test_a_volume_by_dask_in_a_job_has_the_bytes_of_one_process(slurm, programs, tmp_path):
-    volumes = []
+    projects = {}
     for name in ("here", "job"):
-        folder = tmp_path / name
-        make_case(folder / "project", volumes=("dBI",))
-        project = folder / "project.toml"
-        project.write_text(PROJECT)
-        if name == "here":
-            command = [sys.executable, "-m", "opticstream", "stitch", "volume", str(project), "--mosaic", "1"]
-            subprocess.run(command, check=True, capture_output=True)
-        else:
-            job = slurm.submit(
-                "--nodes=1", "--cpus-per-task=1", "--mem=3000M", "--time=10",
-                f"{DEPLOY}/slurm/opticstream-volume.sbatch", str(project), "1", BIN=str(programs),
-            )  # fmt: skip
-            ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-            wait_until(lambda: slurm.job(job, "JobState") in ended, "the job has ended", timeout_s=600)
-            log = (slurm.folder / f"opticstream-volume-{job}.log").read_text()
-            assert slurm.job(job, "JobState") == "COMPLETED", log
-        (volume,) = folder.rglob("*.ome.zarr")
-        volumes.append(tree_checksums(volume))
-    assert volumes[0] == volumes[1]
+        make_case(tmp_path / name / "project", volumes=("dBI",))
+        projects[name] = tmp_path / name / "project.toml"
+        projects[name].write_text(PROJECT)
+    command = [sys.executable, "-m", "opticstream", "stitch", "volume", str(projects["here"]), "--mosaic", "1"]
+    subprocess.run(command, check=True, capture_output=True)
+    job = slurm.submit(
+        "--nodes=1", "--cpus-per-task=1", "--mem=3000M", "--time=10",
+        f"{DEPLOY}/slurm/opticstream-volume.sbatch", str(projects["job"]), "1", BIN=str(programs),
+    )  # fmt: skip
+    ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    wait_until(lambda: slurm.job(job, "JobState") in ended, "the job has ended", timeout_s=600)
+    log = (slurm.folder / f"opticstream-volume-{job}.log").read_text()
+    assert slurm.job(job, "JobState") == "COMPLETED", log
+    (here,), (by_job,) = (project.parent.rglob("*.ome.zarr") for project in projects.values())
+    assert tree_checksums(here) == tree_checksums(by_job)

@@ -23,6 +23,7 @@ HOSTS = sorted(folder for folder in EXAMPLES.iterdir() if folder.is_dir())
 EXPOSURE = 1.5
 """Of 10, by `systemd-analyze security`: no unit is more exposed than this."""
 ENV_FILES = sorted([*SYSTEMD.glob("*.env"), *EXAMPLES.glob("*/*.env")])
+DROP_INS = sorted([*SYSTEMD.glob("*.conf"), *EXAMPLES.glob("*/*.conf")])
 INSTANCES = {"opticstream-worker@.service": "heavy", "opticstream-watch@.service": "brain"}
 
 
@@ -114,9 +115,7 @@ def test_a_unit_exposes_little(root, unit):
     assert code != 0, "the threshold counts"
 
 
-@pytest.mark.parametrize(
-    "drop_in", sorted([*SYSTEMD.glob("*.conf"), *EXAMPLES.glob("*/*.conf")]), ids=lambda path: f"{path.parent.name}-{path.stem}"
-)  # fmt: skip
+@pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_drop_in_says_where_it_goes_and_is_accepted_there(root, drop_in):
     for place in places_named_in(drop_in):
         install_drop_in(root, drop_in, place)
