@@ -1,4 +1,4 @@
-"""The compose file: it is valid, its commands and settings exist, secrets are files, and services wait for each other."""
+"""The compose file: valid, with commands and settings that exist, secrets in files, and services that wait."""
 
 from __future__ import annotations
 
