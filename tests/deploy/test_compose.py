@@ -42,6 +42,11 @@ def secrets(tmp_path_factory):
     return folder
 
 
+def folders_of(service: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the folders of the host that a service sees, apart from files of ours."""
+    return [volume for volume in service.get("volumes", []) if isinstance(volume, dict)]
+
+
 def environment_of(service: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in service.get("environment", {}).items() if value is not None}
 
@@ -121,8 +126,7 @@ def test_our_containers_may_do_little_and_never_write_raw_tiles(name):
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
     assert any("/tmp:exec" in entry for entry in service["tmpfs"]), "warm starts run a program from there"
-    for volume in service.get("volumes", []):
-        assert "/raw" not in volume or volume.endswith(":ro")
+    assert not {"/data/raw"} & {volume["target"] for volume in folders_of(service) if not volume.get("read_only")}
 
 
 def test_no_secret_is_in_the_file_or_in_a_variable():
@@ -181,8 +185,9 @@ def test_names_of_folders_on_the_host_lead_into_the_containers(monkeypatch):
     settings = settings_of({"OPTICSTREAM_PATH_MAP": environment_of(service)["OPTICSTREAM_PATH_MAP"]}, monkeypatch)
     assert path_here("/srv/oct/projects/brain", settings.path_map) == Path("/data/projects/brain")
     assert path_here("/mnt/rig/brain", settings.path_map) == Path("/data/raw/brain")
-    assert "/srv/oct/projects:/data/projects" in service["volumes"]
-    assert "/mnt/rig:/data/raw:ro" in service["volumes"]
+    mounted = {volume["source"]: volume["target"] for volume in folders_of(service)}
+    assert mounted["/srv/oct/projects"] == "/data/projects"
+    assert mounted["/mnt/rig"] == "/data/raw"
 
 
 def test_prometheus_and_grafana_find_what_they_read():
@@ -195,9 +200,16 @@ def test_prometheus_and_grafana_find_what_they_read():
             assert Path(password).name in SERVICES["prometheus"]["secrets"]
     source = yaml.safe_load((DEPLOY / "container" / "grafana" / "datasource.yml").read_text())["datasources"][0]
     assert source["url"] == "http://prometheus:9090"
+
+
+def test_volumes_exist_and_a_missing_folder_of_the_data_is_not_made():
+    named = set()
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
-            if volume.startswith("./"):
+            if isinstance(volume, dict):
+                assert volume["bind"]["create_host_path"] is False, "it may be a mount point"
+            elif volume.startswith("./"):
                 assert (DEPLOY / volume.partition(":")[0]).exists()
-    named = {volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
-    assert {name for name in named if not name.startswith((".", "/"))} == set(COMPOSE["volumes"])
+            else:
+                named.add(volume.partition(":")[0])
+    assert named == set(COMPOSE["volumes"])

@@ -54,8 +54,8 @@ def root(tmp_path):
         target = tmp_path / "etc/systemd/system" / unit.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(unit.read_bytes())
-    for name in ("bin/opticstream", "bin/python"):
-        stub = tmp_path / "opt/opticstream" / name
+    for name in ("opt/opticstream/bin/opticstream", "opt/opticstream/bin/python", "bin/sh"):
+        stub = tmp_path / name
         stub.parent.mkdir(parents=True, exist_ok=True)
         stub.write_text("#!/bin/sh\n")
         stub.chmod(0o755)
