@@ -156,11 +156,18 @@ def test_no_process_of_a_unit_may_write_raw_tiles(unit):
     assert not any(raw.is_relative_to(folder) for folder in written)
 
 
-def test_workers_start_again_without_end_and_are_given_time_to_end():
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if "deploy" not in unit.name], ids=lambda unit: unit.name)
+def test_a_service_starts_again_without_end_whatever_it_ended_with(unit):
+    """A share that is away, a full disk and a server without an answer are wrong settings to a program that looks once."""
+    assert lines_of(unit, "Restart") in (["always"], ["on-failure"])
+    assert lines_of(unit, "StartLimitIntervalSec") == ["0"]
+    assert int(lines_of(unit, "RestartSec")[0].removesuffix("s")) >= 10, "not in a hurry"
+    assert lines_of(unit, "RestartPreventExitStatus") == []
+    assert set(lines_of(unit, "SuccessExitStatus")) <= {"130"}
+
+
+def test_a_worker_is_given_time_to_end_its_flow_runs():
     worker = SYSTEMD / "opticstream-worker@.service"
-    assert lines_of(worker, "Restart") == ["always"]
-    assert lines_of(worker, "StartLimitIntervalSec") == ["0"]
-    assert lines_of(worker, "RestartPreventExitStatus") == ["2"], "wrong settings do not mend themselves"
     assert lines_of(worker, "KillMode") == ["mixed"], "the worker ends its flow runs itself"
     assert lines_of(worker, "OOMPolicy") == ["continue"]
 
