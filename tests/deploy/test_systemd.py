@@ -158,7 +158,7 @@ def test_no_process_of_a_unit_may_write_raw_tiles(unit):
 
 @pytest.mark.parametrize("unit", [unit for unit in UNITS if "deploy" not in unit.name], ids=lambda unit: unit.name)
 def test_a_service_starts_again_without_end_whatever_it_ended_with(unit):
-    """A share that is away, a full disk and a server without an answer look like wrong settings to a program that starts."""
+    """A share that is away and a full disk look like wrong settings to a program that starts."""
     assert lines_of(unit, "Restart") in (["always"], ["on-failure"])
     assert lines_of(unit, "StartLimitIntervalSec") == ["0"]
     assert int(lines_of(unit, "RestartSec")[0].removesuffix("s")) >= 10, "not in a hurry"
