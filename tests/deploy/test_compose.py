@@ -75,13 +75,13 @@ def test_our_services_run_commands_and_settings_that_exist(name, monkeypatch):
     settings_of(given, monkeypatch)
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_settings_of_prefect_exist(name):
+def test_settings_of_prefect_exist():
     from prefect.settings import Settings
 
     known = {alias.upper() for alias in Settings().to_environment_variables(exclude_unset=False)}
-    for key in environment_of(OURS[name]):
-        assert key.startswith("OPTICSTREAM_") or key in known, f"{name}: there is no setting {key}"
+    for name, service in OURS.items():
+        for key in environment_of(service):
+            assert key.startswith("OPTICSTREAM_") or key in known, f"{name}: there is no setting {key}"
 
 
 def test_workers_serve_every_pool_once():
