@@ -216,6 +216,24 @@ def test_a_worker_in_a_job_works_ends_before_the_limit_and_is_queued_again(slurm
         slurm.ask("scancel", job)
 
 
+def test_a_job_that_is_cancelled_stays_ended(slurm, tmp_path):
+    worker = tmp_path / "opticstream"
+    worker.write_text('#!/bin/sh\necho started "$@"\ntrap "echo told; exit 0" TERM\nsleep 600 &\nwait\n')
+    worker.chmod(0o755)
+    job = slurm.submit(
+        "--cpus-per-task=1", "--mem=100M", f"{DEPLOY}/slurm/opticstream-worker.sbatch",
+        OPTICSTREAM=str(worker), OPTICSTREAM_API_URL="http://127.0.0.1:1/api", LIMIT="3",
+    )  # fmt: skip
+    log = slurm.folder / f"opticstream-{job}.log"
+    wait_until(lambda: log.exists() and "started" in log.read_text(), "the worker has started")
+    assert "worker --pool stitch,register --limit 3" in log.read_text()
+    slurm.ask("scancel", job)
+    wait_until(lambda: slurm.job(job, "JobState") in ("CANCELLED", "PENDING"), "the job has ended")
+    wait_until(lambda: "idle" in slurm.ask("sinfo", "--noheader"), "the node is free")
+    assert (slurm.job(job, "JobState"), slurm.job(job, "Restarts")) == ("CANCELLED", "0")
+    assert "told" in log.read_text()
+
+
 def test_a_volume_by_dask_in_a_job_has_the_bytes_of_one_process(slurm, programs, tmp_path):
     projects = {}
     for name in ("here", "job"):
