@@ -66,6 +66,12 @@ _DURABLE = {
     _LATE_RUNS: ("false", "marking late runs floods the database in a burst of events, and nothing acts on it"),
 }
 
+# Every client asks the server for its version and for a token that this server does not give: 5 requests of a flow run.
+_SAME_INSTALLATION = {
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+    "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+}
+
 
 def settings_of_shared_server(home: Path, given: Mapping[str, str], /) -> dict[str, tuple[str, str]]:
     """Return the settings that a server for several hosts needs and that `given` lacks: name -> value and reason.
@@ -151,7 +157,7 @@ class EmbeddedServer:
     @property
     def environment(self) -> dict[str, str]:
         """The settings that a process needs to talk to this server."""
-        return client_environment(self.home, self.api_url)
+        return client_environment(self.home, self.api_url) | _SAME_INSTALLATION
 
     @property
     def pid(self) -> int | None:

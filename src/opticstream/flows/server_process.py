@@ -1,10 +1,11 @@
 """The process of an embedded Prefect server: ``python -m opticstream.flows.server_process --host H --port N``.
 
-It is ``prefect server start`` with two things changed. What is loaded when the server has started stays out of the
+It is ``prefect server start`` with three things changed. What is loaded when the server has started stays out of the
 garbage collector, which otherwise stops the server's one thread for a third of a second to visit 300,000 objects. And
 one thing is remembered: for every flow run that a trigger starts, Prefect 3.8 asks for its application by the hash of
 its settings and sets up its logging, and renders all its settings twice for it: 0.4 s in which the server, one thread,
-does nothing else. In a server process the settings never change.
+does nothing else. In a server process the settings never change. Third, transactions of an SQLite database wait for
+each other instead of failing.
 """
 
 from __future__ import annotations
@@ -43,6 +44,21 @@ def remember_rendered_settings() -> None:
     PrefectBaseSettings.to_environment_variables = rendered  # type: ignore[method-assign]
 
 
+def begin_writing_at_once() -> None:
+    """Let every transaction of an SQLite database that Prefect begins wait for the right to write before it reads.
+
+    Prefect begins most of them as readers that write later ("deferred"). SQLite refuses the write, without waiting, if
+    another has written since: the server answers 503 and the client waits 2, 4, 8 seconds before it asks again.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def immediate(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> tuple[str, Any]:
+        return ("BEGIN IMMEDIATE" if statement == "BEGIN DEFERRED" else statement), parameters
+
+    event.listen(Engine, "before_cursor_execute", immediate, retval=True)
+
+
 def keep_out_of_collections(after_s: float = _LOADED_AFTER_S, /) -> None:
     """Take what is loaded when the server has started out of the garbage collector, once, some seconds from now."""
 
@@ -58,6 +74,7 @@ def keep_out_of_collections(after_s: float = _LOADED_AFTER_S, /) -> None:
 def main() -> None:
     """Start the server with the options of the command line."""
     remember_rendered_settings()
+    begin_writing_at_once()
     keep_out_of_collections()
     sys.argv[:] = ["prefect", "server", "start", *sys.argv[1:]]
     runpy.run_module("prefect", run_name="__main__", alter_sys=True)

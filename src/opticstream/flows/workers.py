@@ -16,6 +16,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_WORKER_QUERY_SECONDS, temp
 from prefect.workers.process import ProcessWorker
 
 from opticstream.config import DeploymentSettings
+from opticstream.flows.announced_runs import tell_workers
 from opticstream.flows.deploying import deploy, missing_pools
 from opticstream.flows.leftovers import crash_runs_of_workers
 from opticstream.flows.pools import POOLS
@@ -28,6 +29,8 @@ from opticstream.system.host import HostIdentity, process_exists
 from opticstream.system.locks import FileLock, try_lock
 from opticstream.system.places import can_run_programs
 
+_LEAST_WAIT_S = 0.1
+"""Least wait between two queries for runs of one pool, in seconds, however many runs are announced."""
 NO_SWEEP = "--no-sweep"
 """Argument of the process that says that its starter sweeps itself."""
 
@@ -84,9 +87,15 @@ async def serve_pools(pools: Sequence[str], settings: DeploymentSettings, /, *, 
     names = {worker.name for worker in workers}
     crash_runs_of_workers(str(PREFECT_API_URL.value()), names, is_alive=process_exists, headers=credentials())
     _say("ready")
-    task = asyncio.gather(*(worker.start(printer=_ignored) for worker in workers))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await task
+    warm = {pool: worker for pool, worker in zip(pools, workers, strict=True) if isinstance(worker, WarmWorker)}
+    for worker in warm.values():
+        worker.poll_s = PREFECT_WORKER_QUERY_SECONDS.value()
+    with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: _LEAST_WAIT_S}) if warm else nullcontext():
+        task = asyncio.gather(
+            *(worker.start(printer=_ignored) for worker in workers), *([tell_workers(warm)] if warm else [])
+        )
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        await task
 
 
 def _ignored(*_words: object) -> None:
