@@ -58,7 +58,7 @@ def batches(module):
     def process_tile(source, tile, *, out_dir, **_options):
         with open(os.environ["LOAD_LOG"], "a") as log:
             log.write(json.dumps([tile.mosaic_id, tile.tile_id, time.time()]) + "\\n")
-        path = out_dir / "load" / f"{tile.key}.txt"
+        path = out_dir / "load" / (tile.key.replace("/", "-") + ".txt")
         path.parent.mkdir(exist_ok=True)
         path.write_text(tile.key)
         return TileResult(tile, source, source.stat().st_size, None, {"aip": OutputFile(path, path.stat().st_size)})
@@ -66,12 +66,13 @@ def batches(module):
     module.process_tile = process_tile
 
 
-def _does(step, kind):
+def _does(step):
     def work(project, event, *, attempt=None):
         from opticstream.pipeline.jobs import Result, announcements, perform
 
         def compute(_claim):
-            path = project.paths.base / "load" / f"{event.item.key}-{step.done}.txt"
+            name = f"{event.item.key.replace('/', '-')}-{step.done}.txt"
+            path = project.paths.base / "load" / name
             attempt(step.name, lambda: path.write_text(step.name))
             return Result(outputs=[project.facts.file_record(path)], detail={"products": {}, "doubts": [], "notes": []})
 
@@ -83,13 +84,13 @@ def _does(step, kind):
 def mosaics(module):
     from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME
 
-    module.stitch_mosaic, module.stitch_volume = _does(STITCH_MOSAIC, "mosaic"), _does(STITCH_VOLUME, "mosaic")
+    module.stitch_mosaic, module.stitch_volume = _does(STITCH_MOSAIC), _does(STITCH_VOLUME)
 
 
 def slices(module):
     from opticstream.pipeline.jobs import REGISTER_SLICE
 
-    module.register_slice = _does(REGISTER_SLICE, "slice")
+    module.register_slice = _does(REGISTER_SLICE)
 
 
 def stacking(module):
@@ -255,7 +256,7 @@ def replay(folder: Path, options: argparse.Namespace, groups: Groups) -> Replay:
         time.sleep(max(0.0, begin + number * options.every_s - time.time()))
         files = {}
         for tile in project.layout.tiles(batch):
-            files[tile.tile_id] = f"{tile.key}.raw"
+            files[tile.tile_id] = f"{tile.key.replace('/', '-')}.raw"
             (raw / files[tile.tile_id]).write_bytes(b"raw")
         event = project.event(BatchReady, batch, raw_folder=str(raw), files=files)
         project.facts.record(batch, "ready", ready_content(project, event))
