@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +87,57 @@ def test_a_server_renders_its_settings_once_and_to_the_same(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+TWO_WRITERS = """
+import asyncio, sys
+import sqlalchemy as sa
+from prefect.server.database.configurations import AioSqliteConfiguration
+from opticstream.flows.server_process import begin_writing_at_once
+
+if sys.argv[1] == "waiting":
+    begin_writing_at_once()
+
+async def main():
+    database = AioSqliteConfiguration("sqlite+aiosqlite:///" + sys.argv[2])
+    engine = await database.engine()
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE run (number INTEGER)"))
+    read = asyncio.Event()
+
+    async def reads_then_writes(number, wait=None):
+        session = await database.session(engine)
+        async with session, database.begin_transaction(session):
+            await session.execute(sa.text("SELECT * FROM run"))
+            if wait is not None:
+                read.set()
+                await asyncio.wait([wait], timeout=1)
+            await session.execute(sa.text(f"INSERT INTO run VALUES ({number})"))
+
+    async def second():
+        await read.wait()
+        await reads_then_writes(2)
+
+    other = asyncio.ensure_future(second())
+    await reads_then_writes(1, wait=other)
+    await other
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["waiting", "Prefect's own"])
+def test_requests_that_read_and_then_write_wait_for_each_other(tmp_path, kind):
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_WRITERS, kind, str(tmp_path / "runs.db")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HOME": str(tmp_path)},
+        check=False,
+    )
+    if kind == "waiting":
+        assert done.returncode == 0, done.stderr[-3000:]
+        with contextlib.closing(sqlite3.connect(tmp_path / "runs.db")) as database:
+            assert database.execute("SELECT number FROM run ORDER BY number").fetchall() == [(1,), (2,)]
+    else:  # once this fails, Prefect waits by itself and our change can go
+        assert "database is locked" in done.stderr

@@ -73,7 +73,7 @@ class DeploymentSettings(BaseSettings):
     warm_starts: bool = True
     """Flow runs are forked from a process that has everything imported; otherwise each starts an interpreter."""
     worker_poll_s: float = Field(default=1.0, gt=0)
-    """Time between two queries of a worker for flow runs, in seconds."""
+    """Time between two queries of a worker for flow runs while the server announces none to it, in seconds."""
     memory_budget: Annotated[ByteSize, Field(ge=100_000_000)] | None = None
     """Memory that the flow runs of this host may use together, such as `24GiB`; heavy ones wait for each other, and
     blocks are made smaller. Default: three quarters of the memory of this host, or of its control group."""

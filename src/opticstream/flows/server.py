@@ -68,6 +68,12 @@ DURABLE = {
 """What holds for every server of ours: name -> value, and the reason, which is told where a person starts one."""
 _DAY_S = 86_400
 
+# Every client asks the server for its version and for a token that this server does not give: 5 requests of a flow run.
+_SAME_INSTALLATION = {
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+    "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+}
+
 
 def settings_of_retention(settings: DeploymentSettings, /) -> dict[str, tuple[str, str]]:
     """Return the settings by which a server removes what is old by itself, every hour: name -> value and reason."""
@@ -149,7 +155,7 @@ class EmbeddedServer:
     @property
     def environment(self) -> dict[str, str]:
         """The settings that a process needs to talk to this server."""
-        return client_environment(self.home, self.api_url)
+        return client_environment(self.home, self.api_url) | _SAME_INSTALLATION
 
     @property
     def pid(self) -> int | None:

@@ -1,11 +1,11 @@
 """The process of a Prefect server: ``python -m opticstream.flows.server_process --role R --host H --port N``.
 
-It is ``prefect server start``, or for the role ``services`` ``prefect server services start``, with two things changed.
-What is loaded when the server has started stays out of the garbage collector, which otherwise stops the server's one
-thread for a third of a second to visit 300,000 objects. And one thing is remembered: for every flow run that a trigger
-starts, Prefect 3.8 asks for its application by the hash of its settings and sets up its logging, and renders all its
-settings twice for it: 0.4 s in which the server, one thread, does nothing else. In a server process the settings never
-change.
+It is ``prefect server start``, or for the role ``services`` ``prefect server services start``, with three things
+changed. What is loaded when the server has started stays out of the garbage collector, which otherwise stops the
+server's one thread for a third of a second to visit 300,000 objects. And one thing is remembered: for every flow run
+that a trigger starts, Prefect 3.8 asks for its application by the hash of its settings and sets up its logging, and
+renders all its settings twice for it: 0.4 s in which the server, one thread, does nothing else. In a server process the
+settings never change. Third, transactions of an SQLite database wait for each other instead of failing.
 
 Where the database is PostgreSQL, which several processes share, it is brought up to date before the server starts.
 """
@@ -54,6 +54,21 @@ def remember_rendered_settings() -> None:
     PrefectBaseSettings.to_environment_variables = rendered  # type: ignore[method-assign]
 
 
+def begin_writing_at_once() -> None:
+    """Let every transaction of an SQLite database that Prefect begins wait for the right to write before it reads.
+
+    Prefect begins most of them as readers that write later ("deferred"). SQLite refuses the write, without waiting, if
+    another has written since: the server answers 503 and the client waits 2, 4, 8 seconds before it asks again.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def immediate(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> tuple[str, Any]:
+        return ("BEGIN IMMEDIATE" if statement == "BEGIN DEFERRED" else statement), parameters
+
+    event.listen(Engine, "before_cursor_execute", immediate, retval=True)
+
+
 def keep_out_of_collections(after_s: float = _LOADED_AFTER_S, /) -> None:
     """Take what is loaded when the server has started out of the garbage collector, once, some seconds from now."""
 
@@ -74,6 +89,7 @@ def main() -> None:
     parser.add_argument("--port", default="4200")
     given = parser.parse_args()
     remember_rendered_settings()
+    begin_writing_at_once()
     try:
         _prepare(given.role)
     except ServerError as error:

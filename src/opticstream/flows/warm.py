@@ -106,6 +106,7 @@ def serve(address: Path, /) -> None:
     for name in _PRELOADED:
         importlib.import_module(name)
     _complete_models()
+    _run_an_event_loop()
     # What is loaded by now stays: collections of garbage in the children neither visit nor copy it.
     gc.collect()
     gc.freeze()
@@ -158,6 +159,15 @@ def _complete_models() -> None:
         models += found.__subclasses__()
         if found.__module__.startswith("prefect.") and not found.__pydantic_complete__:
             found.model_rebuild(raise_errors=False)
+
+
+def _run_an_event_loop() -> None:
+    """Load what the clients of a server load when they are first used; it starts no thread."""
+    import anyio
+    import anyio.streams.tls
+
+    anyio.run(anyio.sleep, 0)
+    "localhost".encode("idna")
 
 
 def _warm_kernels() -> None:

@@ -22,6 +22,8 @@ from opticstream.model.errors import ServerError
 
 _WAIT_S = 5.0
 """Wait after the server has not answered, in seconds."""
+_ASK_ANYWAY_S = 5.0
+"""Time between two queries for runs of which no event told: scheduled for a time that has come, or lost, in seconds."""
 LAUNCHER_VARIABLE = "OPTICSTREAM_WARM_LAUNCHER"
 """Set in the process of a worker that has a warm process: the program that stands in for an interpreter."""
 
@@ -48,9 +50,26 @@ class WarmWorker(ProcessWorker):
     _description = "Runs flow runs as processes that are forked from one that has everything imported and compiled."
     _display_name = "OpticStream"
     _is_cut_off = False
+    is_told = False
+    """Whether somebody says when there is something to ask for (`announced_runs.py`)."""
+    poll_s = 0.0
+    """Wait between two queries for runs while nobody does, beside that of `PREFECT_WORKER_QUERY_SECONDS`, in s."""
+    _told: anyio.Event | None = None
+
+    def tell(self) -> None:
+        """Let the next query for runs be now."""
+        if self._told is not None:
+            self._told.set()
+
+    async def _wait_for_runs(self) -> None:
+        if self._told is not None:
+            with anyio.move_on_after(max(self.poll_s, _ASK_ANYWAY_S) if self.is_told else self.poll_s):
+                await self._told.wait()
+        self._told = anyio.Event()  # what is told from now on calls for another query
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Start what is scheduled; nothing while the server does not answer."""
+        await self._wait_for_runs()
         try:
             found = await super().get_and_submit_flow_runs()
         except httpx.HTTPError as error:

@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_WORKER_QUERY_SECONDS, temp
 from prefect.workers.process import ProcessWorker
 
 from opticstream.config import DeploymentSettings
+from opticstream.flows.announced_runs import tell_workers
 from opticstream.flows.deploying import deploy
 from opticstream.flows.leftovers import crash_runs_of_workers
 from opticstream.flows.pool_state import check_pools, tell_of_pauses, until_answered
@@ -36,6 +37,8 @@ from opticstream.system.host import HostIdentity, process_exists
 from opticstream.system.locks import FileLock, try_lock
 from opticstream.system.places import can_run_programs
 
+_LEAST_WAIT_S = 0.1
+"""Least wait between two queries for runs of one pool, in seconds, however many runs are announced."""
 NO_SWEEP = "--no-sweep"
 """Argument of the process that says that its starter sweeps itself."""
 
@@ -100,13 +103,19 @@ async def serve_pools(
     crash = partial(crash_runs_of_workers, api_url, names, is_alive=process_exists, headers=credentials())
     until_answered(crash, api_url, headers=credentials(), say=say)
     _say("ready")
+    warm = {pool: worker for pool, worker in zip(pools, workers, strict=True) if isinstance(worker, WarmWorker)}
+    for worker in warm.values():
+        worker.poll_s = PREFECT_WORKER_QUERY_SECONDS.value()
     pauses = asyncio.create_task(tell_of_pauses(pools, api_url, headers=credentials(), say=say))
-    task = asyncio.gather(*(worker.start(printer=_ignored) for worker in workers))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        await task
-    finally:
-        pauses.cancel()
+    with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: _LEAST_WAIT_S}) if warm else nullcontext():
+        task = asyncio.gather(
+            *(worker.start(printer=_ignored) for worker in workers), *([tell_workers(warm)] if warm else [])
+        )
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        try:
+            await task
+        finally:
+            pauses.cancel()
 
 
 def _ignored(*_words: object) -> None:
