@@ -6,7 +6,6 @@ import asyncio
 import http.server
 import os
 import threading
-import time
 from typing import ClassVar
 
 import httpx
@@ -98,9 +97,9 @@ COMMANDS = ["status p.toml", "status p", "failures p", "history p mosaic-001", "
 def test_a_command_ends_at_once_with_one_line_that_names_setting_and_server(command, auth, host, refusing, monkeypatch):
     if auth:
         monkeypatch.setenv("OPTICSTREAM_API_AUTH", auth)
-    begin = time.monotonic()
+    Refusing.seen.clear()
     done = CliRunner().invoke(app, command.split())
-    assert time.monotonic() - begin < 30
+    assert len(Refusing.seen) <= 3  # it is not asked again and again
     assert done.exit_code == 2, done.output
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.output
@@ -126,10 +125,10 @@ def test_who_is_refused_while_working_does_not_wait(refusing):
         total_batches=1, grid_size_y=1, raw_folder="/raw", files={},
     )  # fmt: skip
     with temporary_settings({PREFECT_API_URL: refusing, PREFECT_API_AUTH_STRING: f"optic:{SECRET}"}):
-        begin = time.monotonic()
+        Refusing.seen.clear()
         with pytest.raises(ServerError, match="refuses this host") as caught:
             announce([event])
-        assert time.monotonic() - begin < 10
+        assert len(Refusing.seen) <= 2
         assert SECRET not in str(caught.value)
         with pytest.raises(ServerError, match="refuses this host"):
             PrefectApi(refusing).call("GET", "/variables/name/x")
