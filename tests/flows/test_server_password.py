@@ -148,6 +148,11 @@ def test_what_is_old_goes_and_what_is_young_unfinished_or_state_stays_behind_a_p
     assert service.read_project("Brain").slices
     assert_no_secret_is_seen(server, tmp_path, api)
 
+    every_minute = [{"schedule": {"interval": 60.0}, "active": True}]
+    api.call("POST", "/deployments/", {"name": "scheduled", "flow_id": flow, "schedules": every_minute})
+    wait_until(lambda: len(runs()) > len(unfinished), "runs are scheduled, as sweeps are", runs)
+    assert "Traceback" not in server.log.read_text()
+
 
 def assert_no_secret_is_seen(server: ServerProcess, folder: Path, api: PrefectApi) -> None:
     for file in [path for path in folder.rglob("*") if path.is_file() and path.name != "auth"]:

@@ -38,6 +38,12 @@ def test_a_database_of_several_processes_is_not_migrated_by_each_of_them(chosen,
     assert settings["PREFECT_SERVER_REGISTER_BLOCKS_ON_START"].value == "false"
 
 
+def test_a_database_on_this_host_needs_no_password(chosen):
+    settings = chosen(DATABASE_URL="postgresql://optic@/prefect?host=/run/postgresql")
+    assert settings[DATABASE].value == settings[DATABASE].shown
+    assert settings[DATABASE].value == "postgresql+asyncpg://optic@/prefect?host=/run/postgresql"
+
+
 def test_a_database_in_a_file_is_migrated_by_its_server(chosen):
     assert "PREFECT_SERVER_DATABASE_MIGRATE_ON_START" not in chosen(DATABASE_URL="sqlite:////srv/prefect.db")
 
