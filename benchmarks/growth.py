@@ -3,8 +3,9 @@
 ``python benchmarks/growth.py``: a small phantom is acquired and run through the whole pipeline on an embedded server
 (SQLite), then the worker sweeps every second for a while. Printed are the rows and bytes of each table (with indices)
 before and after. What mosaics and the slice cost is spread over their few batches, so that the figures for batches and
-for 1,000 tiles are too high rather than too low. A batch costs the same however large its tiles are; only pictures in artifacts grow with the mosaic,
-so a picture of full size is measured apart. The last lines say what a year of acquisition comes to without retention.
+for 1,000 tiles are too high rather than too low. A batch costs the same however large its tiles are; only pictures in
+artifacts grow with the mosaic, so a picture of full size is measured apart. The last lines say what a year of
+acquisition comes to, with and without retention.
 """
 
 from __future__ import annotations
