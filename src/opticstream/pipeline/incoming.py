@@ -34,6 +34,7 @@ from opticstream.model.tile_problem import TileProblem
 from opticstream.pipeline.payloads import recorded_fields
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
+from opticstream.system.folders import folder_trouble
 
 ANNOUNCED = "announced"
 """Label of an event's resource: when the pipeline itself made it. A copy that is sent later occurs later."""
@@ -306,17 +307,19 @@ def _raw_folder(project: Project, batch: BatchId, given: Mapping[str, Any], reco
     if said is not None and not isinstance(said, str):
         raise ValueError(f"raw_folder: expected the path of a folder, got {said!r}")
     here = path_here(said, project.deployment.path_map) if said else None
-    if here is not None and here.is_dir():
+    trouble = None if here is None else folder_trouble(here)
+    if here is not None and trouble is None:
         return here
     known = [recorded] if recorded is not None else list(_neighbours(project, batch))
     folders = [Path(event.raw_folder) for event in known]
     configured = project.config.project.raw_path
     if here is not None:  # this host may see the folder under another name: where the batch was found before
         if here in folders or recorded is not None:
-            return next((folder for folder in folders if folder.is_dir()), here)
-        if configured is not None and configured.is_dir():
+            return next((folder for folder in folders if folder_trouble(folder) is None), here)
+        if configured is not None and folder_trouble(configured) is None:
             return configured
-        raise ValueError(f"raw_folder: expected a folder that this host can see, got {said_of_path(str(said), here)}")
+        got = said_of_path(str(said), here)
+        raise ValueError(f"raw_folder: expected a folder that this host can see, got {got}: {trouble}")
     if not folders and configured is not None:
         return configured
     if not folders:
