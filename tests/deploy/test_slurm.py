@@ -27,7 +27,7 @@ from opticstream.flows.server import EmbeddedServer
 from opticstream.testing.checksums import tree_checksums
 from opticstream.testing.stitching_cases import make_case
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400), pytest.mark.filterwarnings("default")]
 
 FLOW = """
 import os
@@ -194,9 +194,8 @@ def test_a_worker_in_a_job_works_ends_before_the_limit_and_is_queued_again(slurm
         )
         id_ = asyncio.run(deployment.aapply())
         api.post(f"/deployments/{id_}/create_flow_run", json={"parameters": {"mark": str(mark)}}).raise_for_status()
-        # Slurm counts in minutes: told to end one minute before a limit of two.
         job = slurm.submit(
-            "--time=2", "--signal=B:TERM@60", "--cpus-per-task=1", "--mem=1500M",
+            "--time=60", "--signal=B:TERM@60", "--cpus-per-task=1", "--mem=1500M",
             f"{DEPLOY}/slurm/opticstream-worker.sbatch",
             OPTICSTREAM=str(programs / "opticstream"), OPTICSTREAM_API_URL=server.api_url, POOLS="register",
             PYTHONPATH=str(tmp_path),
@@ -206,10 +205,13 @@ def test_a_worker_in_a_job_works_ends_before_the_limit_and_is_queued_again(slurm
         def told():
             return f"{slurm.ask('scontrol', 'show', 'job', job)}\n{log.read_text() if log.exists() else 'no log'}"
 
-        wait_until(lambda: mark.exists() and mark.read_text(), "the flow has run in the job", told=told)
+        wait_until(lambda: mark.exists() and mark.read_text(), "the flow has run in the job", timeout_s=900, told=told)
         number, memory, processors = mark.read_text().split()
         assert (number, memory) == (job, "1500MiB")
         assert int(processors) == 1, "the job was given one processor"
+        # Slurm counts in minutes: the limit is now one to two minutes away, and the worker is told one minute before.
+        hours, minutes, _seconds = map(int, slurm.job(job, "RunTime").split(":"))
+        slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
         wait_until(lambda: slurm.job(job, "Restarts") == "1", "the job is queued again", told=told)
         assert slurm.job(job, "JobState") in ("PENDING", "COMPLETING", "RUNNING", "CONFIGURING")
         assert "queued again" in log.read_text()
