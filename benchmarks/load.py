@@ -126,6 +126,7 @@ class Finder(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Finder())
 """
 _LONGEST_S = 3600.0
+_IDLE_S = 15.0
 _POSTGRESQL = Path("/usr/lib/postgresql")
 
 
@@ -229,6 +230,8 @@ class Replay:
     peeks_s: list[float]
     reads_s: list[float]
     lasted_s: float
+    idle: float = 0.0
+    """Processor seconds a second of the server before the first batch."""
 
 
 def replay(folder: Path, options: argparse.Namespace, groups: Groups) -> Replay:
@@ -251,6 +254,9 @@ def replay(folder: Path, options: argparse.Namespace, groups: Groups) -> Replay:
     mosaics = [MosaicId(number + 1) for number in range(options.mosaics)]
     batches = [batch for mosaic in mosaics for batch in project.layout.batches(mosaic)]
     seen = Replay([], [], [], [], 0.0)
+    before = sample(groups)
+    time.sleep(_IDLE_S)
+    seen.idle = (sample(groups).server_s - before.server_s) / _IDLE_S
     begin = time.time()
     for number, batch in enumerate(batches):
         time.sleep(max(0.0, begin + number * options.every_s - time.time()))
@@ -267,9 +273,9 @@ def replay(folder: Path, options: argparse.Namespace, groups: Groups) -> Replay:
             for latencies, look in (
                 (seen.peeks_s, OCT_STATE_SERVICE.peek_project), (seen.reads_s, OCT_STATE_SERVICE.read_project)
             ):  # fmt: skip
-                before = time.perf_counter()
+                start = time.perf_counter()
                 look(config.name)
-                latencies.append(time.perf_counter() - before)
+                latencies.append(time.perf_counter() - start)
     wait_for("every batch is processed", lambda: all(project.facts.has(batch, "processed") for batch in batches))
     seen.lasted_s = time.time() - begin
     seen.samples.append(sample(groups))
@@ -295,6 +301,7 @@ def report(seen: Replay, waited: list[float], options: argparse.Namespace) -> No
     server_s, database_s, worker_s = (
         (getattr(last, name) - getattr(first, name)) / count for name in ("server_s", "database_s", "worker_s")
     )
+    server_s = max(0.01, server_s - seen.idle * seen.lasted_s / count)
     print(
         f"{count} batches of {options.tiles} tiles, one every {options.every_s:g} s, in {seen.lasted_s:.0f} s: "
         f"{60 * count / seen.lasted_s:.1f} batches a minute; load average {os.getloadavg()[0]:.1f}"
@@ -303,14 +310,15 @@ def report(seen: Replay, waited: list[float], options: argparse.Namespace) -> No
     print(f"event to first tile {statistics.median(waited):.2f} s (median), {late:.2f} s (99th percentile)")
     print(
         f"processor time of a batch, with what follows from it: server {server_s:.2f} s, database {database_s:.2f} s, "
-        f"worker {worker_s:.2f} s"
+        f"worker {worker_s:.2f} s; the idle server takes {100 * seen.idle:.0f} % of a core, which is not counted"
     )
     quarter = max(1, count // 4)
-    for name, begin, end in (("first", 0, quarter), ("last", count - quarter, count)):
+    for name, begin, end in (("first", 0, quarter), ("last", count - 1 - quarter, count - 1)):
         a, b = seen.samples[begin], seen.samples[end]
+        used = b.server_s - a.server_s - seen.idle * (seen.announced[end] - seen.announced[begin])
         print(
             f"{name} quarter: delay {statistics.median(waited[begin:end]):.2f} s (median), server "
-            f"{(b.server_s - a.server_s) / (end - begin):.2f} s of processor a batch, {a.server_mib:.0f} to "
+            f"{used / (end - begin):.2f} s of processor a batch, {a.server_mib:.0f} to "
             f"{b.server_mib:.0f} MiB, worker {a.worker_mib:.0f} to {b.worker_mib:.0f} MiB"
         )
     grown = (last.server_mib - seen.samples[quarter].server_mib) / max(1, count - quarter)
@@ -326,9 +334,10 @@ def report(seen: Replay, waited: list[float], options: argparse.Namespace) -> No
             f"{1e3 * worst:.0f} ms (worst)"
         )
     # The API of a server has one thread; at more than 70 % of it, delays grow quickly.
-    most, one = 60 * 0.7 / server_s, 60 / options.batch_every_s
+    most, one = 60 * (0.7 - seen.idle) / server_s, 60 / options.batch_every_s
     print(
-        f"one server: 60 s x 70 % / {server_s:.2f} s = {most:.0f} batches a minute; a microscope makes one every "
+        f"one server: 60 s x (70 % - {100 * seen.idle:.0f} % idle) / {server_s:.2f} s = {most:.0f} batches a minute; "
+        f"a microscope makes one every "
         f"{options.batch_every_s:g} s, {one:.2g} a minute (20 tiles of 350 x 350 A-lines at 76 kHz are 32 s, and 8 s "
         f"of moving the stage): {most / one:.0f} microscopes"
     )
