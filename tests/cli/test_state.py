@@ -57,7 +57,7 @@ def file(tmp_path: Path) -> Path:
     published = project.paths.archive_root / "derivative" / "aip.nii"
     published.parent.mkdir(parents=True)
     published.write_text("published")
-    facts.record(MosaicId(1), "uploaded", {"outputs": [facts.file_record(published)]})
+    facts.record(MosaicId(1), "published", {"outputs": [facts.file_record(published)]})
     facts.record(SliceId(1), "ready")
     facts.record(SliceId(1), "registered", {"outputs": [output(project, "registered/axis.nii")]})
     return path
@@ -73,7 +73,7 @@ def test_show_draws_the_tree_and_lists_what_is_not_done(file):
     lines = [" ".join(line.strip("│├└─ ").split()) for line in answer.output.splitlines()]
     assert lines[0].startswith("Brain 7")
     assert "slice 1 ready registered" in lines
-    assert "mosaic 1 ready stitched uploaded 2 of 2 batches done" in lines
+    assert "mosaic 1 ready stitched published 2 of 2 batches done" in lines
     assert "batch 2 ready processed failed tiles 3" in lines
     assert not any(line.startswith("batch 1") for line in lines)
     assert call("state", "show", file, "--batches").output.count("batch 1 ") == 2
@@ -83,7 +83,7 @@ def test_show_as_json_holds_every_fact(file):
     data = json.loads(call("state", "show", file, "--json").output)
     mosaic = data["slices"]["1"]["mosaics"]["1"]
     assert mosaic["batches"]["2"]["failed_tiles"] == [3]
-    assert {"ready_at", "stitched_at", "uploaded_at"} <= mosaic.keys()
+    assert {"ready_at", "stitched_at", "published_at"} <= mosaic.keys()
     assert data["slices"]["1"]["registered_at"].endswith("Z")
 
 

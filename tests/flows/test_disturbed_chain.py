@@ -99,7 +99,7 @@ def test_a_project_that_fails_everywhere_does_not_disturb_another(
 
         worker.wait_until(finished, timeout_s=900)
         worker.wait_until_quiet()
-    assert [(s.state, s.stacked, s.uploaded) for s in project_progress(good).slices] == [("registered", True, True)]
+    assert [(s.state, s.stacked, s.published) for s in project_progress(good).slices] == [("registered", True, True)]
     assert project_progress(good).failures == ()
     failed = project_progress(bad).failures
     assert sum(isinstance(failure.item, TileId) for failure in failed) == 12

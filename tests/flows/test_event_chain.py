@@ -29,13 +29,13 @@ BATCH, MOSAIC, SLICE, SAMPLE = BatchId(1, 1), MosaicId(1), SliceId(1), SampleId(
 # What must have happened, and what must not, when the trigger of a deployment is off.
 WITHOUT = {
     "process-batch": ([(BATCH, "ready")], [(BATCH, "started"), (BATCH, "processed"), (MOSAIC, "ready")]),
-    "batch-state": ([(BATCH, "processed"), (BATCH, "uploaded")], [(MOSAIC, "ready"), (MOSAIC, "started")]),
+    "batch-state": ([(BATCH, "processed"), (BATCH, "published")], [(MOSAIC, "ready"), (MOSAIC, "started")]),
     "stitch-mosaic": ([(MOSAIC, "ready")], [(MOSAIC, "started"), (MOSAIC, "stitched"), (SLICE, "ready")]),
-    "stitch-volume": ([(SLICE, "registered"), (MOSAIC, "uploaded")], [(MOSAIC, "volume_started")]),
-    "slice-state": ([(MOSAIC, "volume_stitched"), (MOSAIC, "uploaded")], [(SLICE, "ready"), (SLICE, "started")]),
+    "stitch-volume": ([(SLICE, "registered"), (MOSAIC, "published")], [(MOSAIC, "volume_started")]),
+    "slice-state": ([(MOSAIC, "volume_stitched"), (MOSAIC, "published")], [(SLICE, "ready"), (SLICE, "started")]),
     "register-slice": ([(SLICE, "ready")], [(SLICE, "started"), (SLICE, "registered"), (SAMPLE, "updated")]),
-    "update-sample": ([(SLICE, "registered"), (SLICE, "uploaded")], [(SLICE, "stacked"), (SAMPLE, "updated")]),
-    "upload": ([(SLICE, "stacked"), (MOSAIC, "volume_stitched")], [(BATCH, "uploaded"), (MOSAIC, "uploaded")]),
+    "update-sample": ([(SLICE, "registered"), (SLICE, "published")], [(SLICE, "stacked"), (SAMPLE, "updated")]),
+    "upload": ([(SLICE, "stacked"), (MOSAIC, "volume_stitched")], [(BATCH, "published"), (MOSAIC, "published")]),
 }
 
 _QUICK = ("process-batch", "batch-state")
@@ -65,7 +65,7 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert worker.errors == []
     progress = project_progress(project)
     assert progress.failures == ()
-    assert [(s.state, s.stacked, s.uploaded) for s in progress.slices] == [("registered", True, True)]
+    assert [(s.state, s.stacked, s.published) for s in progress.slices] == [("registered", True, True)]
 
     runs = [run for run in worker.flow_runs() if project_of(run) == "Whole Chain"]
     assert {run["created_by"]["type"] for run in runs} == {"AUTOMATION"}
@@ -95,16 +95,16 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
         assert picture_is_current(project)
         view = OCT_STATE_SERVICE.peek_project(name)
     assert view == oct_state_from_facts(name, facts, layout).to_view()
-    assert all(mosaic.finished and mosaic.has("volume_uploaded") for mosaic in view.mosaics())
+    assert all(mosaic.finished and mosaic.has("volume_published") for mosaic in view.mosaics())
     assert view.slices[1].finished
     assert view.slices[1].has("stacked")
     own = artifact_key("Whole Chain", "")  # the last look may be that of the feeding process, which is no flow run
     tables = {a["key"].removeprefix(own): a["data"] for a in worker.artifacts() if a["key"].startswith(own)}
     for mosaic in (1, 2):
-        for row in ("maps: stitched", "volumes: stitched", "maps uploaded"):
+        for row in ("maps: stitched", "volumes: stitched", "maps published"):
             assert row in tables[f"mosaic-{mosaic}-progress"]
     rows = [row for row in json.loads(tables["progress"]) if row["slice"] == 1]
-    assert [(r["slice state"], r["in the sample"], r["slice uploaded"], r["state"]) for r in rows] == [
+    assert [(r["slice state"], r["in the sample"], r["slice published"], r["state"]) for r in rows] == [
         ("registered", True, True, "stitched")
     ] * 2
     stitched = [e["payload"] for e in worker.events("linc.oct.mosaic.stitched", project=name)]

@@ -152,11 +152,11 @@ def test_parked_uploads_of_which_the_events_come_at_once_are_all_tried_again(pro
     batches = project.layout.batches(MosaicId(1))
     for batch in batches:
         project.facts.record(batch, "archived", {"detail": {"failed_tiles": []}})
-        project.facts.record(batch, "upload_failed", {"detail": {"reason": "the share was away"}})
+        project.facts.record(batch, "publish_failed", {"detail": {"reason": "the share was away"}})
     payload = {"project_name": project.config.name, "mosaic_id": 1}
     for batch in batches:
         emit(worker, "linc.oct.batch.archived", {**payload, "batch_id": batch.batch_id})
-    worker.wait_until(lambda: project.facts.reached(batches, "uploaded"), sweeps=project)
+    worker.wait_until(lambda: project.facts.reached(batches, "published"), sweeps=project)
     assert all(withdrawn(project, batch) for batch in batches)
 
 

@@ -49,7 +49,7 @@ def test_raw_tiles_become_a_registered_and_published_slice(undisturbed):
     progress = project_progress(project)
     assert [m.state for m in progress.mosaics] == ["stitched", "stitched"]
     assert [m.volume for m in progress.mosaics] == ["stitched", "stitched"]
-    assert [(s.state, s.stacked, s.uploaded) for s in progress.slices] == [("registered", True, True)]
+    assert [(s.state, s.stacked, s.published) for s in progress.slices] == [("registered", True, True)]
     assert progress.failures == ()
     assert is_finished(project, project.facts.snapshot())
     base = undisturbed / "project"
@@ -177,7 +177,7 @@ def test_a_failed_publication_is_parked_holds_up_nothing_and_is_retried(acquisit
     bus.run()
     progress = project_progress(project)
     assert [s.state for s in progress.slices] == ["registered"]
-    assert {f.fact for f in progress.failures} == {"upload_failed", "volume_upload_failed"}
+    assert {f.fact for f in progress.failures} == {"publish_failed", "volume_publish_failed"}
     assert all("No space left" in f.reason for f in progress.failures)
     assert is_finished(project, project.facts.snapshot())
     assert {"linc.oct.mosaic.failed", "linc.oct.slice.failed"} <= {event.event_name() for event in bus.seen}
@@ -203,10 +203,10 @@ def test_a_result_that_is_gone_when_it_is_to_be_published_is_told_and_not_passed
     bus.lose = lambda _event: False
     bus.announce([project.event(MosaicStitched, MosaicId(1))])
     bus.run()
-    (failure,) = [f for f in project_progress(project).failures if f.fact == "upload_failed"]
+    (failure,) = [f for f in project_progress(project).failures if f.fact == "publish_failed"]
     assert failure.item == MosaicId(1)
     assert gone.name in failure.reason
-    assert not project.facts.has(MosaicId(1), "uploaded")
+    assert not project.facts.has(MosaicId(1), "published")
 
 
 def test_a_slice_that_cannot_be_stacked_is_parked_and_retried(acquisition, monkeypatch):

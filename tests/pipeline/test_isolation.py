@@ -55,7 +55,7 @@ def test_a_batch_of_which_no_tile_is_good_stops_no_other_batch_and_is_stitched_a
     for batch in (*project.layout.batches(MosaicId(1)), *project.layout.batches(MosaicId(2))):
         lost = [3, 4] if batch == BatchId(1, 2) else []
         assert project.facts.read(batch, "processed").detail["failed_tiles"] == lost
-        assert project.facts.has(batch, "uploaded")
+        assert project.facts.has(batch, "published")
     assert {f.item for f in project_progress(project).failures} == {TileId(1, 3), TileId(1, 4)}
     assert project.facts.read(MosaicId(1), "stitched").detail["missing_tiles"] == [3, 4]
     assert project.facts.has(SliceId(1), "ready")
@@ -71,7 +71,7 @@ def test_a_mosaic_that_is_lost_stops_its_slices_axis_and_no_other_slice(two_slic
     assert progress.slices[0].state == "skipped"
     assert "mosaic 2 (tilted)" in progress.slices[0].reason
     assert {"linc.oct.mosaic.failed", "linc.oct.slice.failed"} <= {event.event_name() for event in bus.seen}
-    assert project.facts.has(MosaicId(1), "uploaded")
+    assert project.facts.has(MosaicId(1), "published")
 
 
 @pytest.mark.slow  # `test_slices.py` shows the same of a registration that fails for its pictures
@@ -92,7 +92,7 @@ def test_a_slice_that_cannot_be_registered_stops_no_other_slice(two_slices, monk
     (failure,) = project_progress(project).failures
     assert (failure.item, failure.reason) == (SliceId(1), "slice 1: out of luck")
     assert "linc.oct.slice.failed" in {event.event_name() for event in bus.seen}
-    assert all(project.facts.has(MosaicId(number), "uploaded") for number in (1, 2, 3, 4))
+    assert all(project.facts.has(MosaicId(number), "published") for number in (1, 2, 3, 4))
 
 
 def test_a_publication_that_fails_stops_neither_the_others_nor_the_computing(acquisition, monkeypatch):
@@ -108,10 +108,10 @@ def test_a_publication_that_fails_stops_neither_the_others_nor_the_computing(acq
     monkeypatch.setattr(uploads, "publish_locally", publish)
     project, _ = processed(acquisition)
     (failure,) = project_progress(project).failures
-    assert (failure.item, failure.fact) == (MosaicId(1), "upload_failed")
-    assert project.facts.has(MosaicId(1), "volume_uploaded")
-    assert project.facts.has(MosaicId(2), "uploaded")
-    assert [(s.state, s.stacked, s.uploaded) for s in project_progress(project).slices] == [("registered", True, True)]
+    assert (failure.item, failure.fact) == (MosaicId(1), "publish_failed")
+    assert project.facts.has(MosaicId(1), "volume_published")
+    assert project.facts.has(MosaicId(2), "published")
+    assert [(s.state, s.stacked, s.published) for s in project_progress(project).slices] == [("registered", True, True)]
 
 
 def test_a_damaged_flag_stops_its_own_item_only(acquisition):
@@ -128,16 +128,16 @@ def test_a_damaged_flag_stops_its_own_item_only(acquisition):
     bus.run()
     assert project.facts.has(MosaicId(2), "stitched")
     project.facts.path(BatchId(2, 1), "archived").write_text("{ cut by a power fail")
-    project.facts.withdraw(BatchId(2, 1), "uploaded", reason="test")
-    project.facts.withdraw(BatchId(2, 2), "uploaded", reason="test")
+    project.facts.withdraw(BatchId(2, 1), "published", reason="test")
+    project.facts.withdraw(BatchId(2, 2), "published", reason="test")
     bus.lose = lambda _event: False
     bus.run_until_nothing_is_pending()
-    assert project.facts.has(BatchId(2, 2), "uploaded")
+    assert project.facts.has(BatchId(2, 2), "published")
     (failure,) = project_progress(project).failures
-    assert (failure.item, failure.fact) == (BatchId(2, 1), "upload_failed")
+    assert (failure.item, failure.fact) == (BatchId(2, 1), "publish_failed")
     assert "batch-001.archived" in failure.reason
-    project.facts.path(BatchId(2, 1), "upload_failed").write_text("damaged as well")
-    assert "batch-001.upload_failed" in project_progress(project).failures[0].reason
+    project.facts.path(BatchId(2, 1), "publish_failed").write_text("damaged as well")
+    assert "batch-001.publish_failed" in project_progress(project).failures[0].reason
 
 
 def test_a_milestone_that_cannot_be_told_stops_no_other_and_is_told_later(acquisition):

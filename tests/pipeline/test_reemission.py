@@ -37,18 +37,18 @@ def received(event: catalogue.Event, *, occurred: datetime | None = None, id_: s
 PARKED = {
     "stitching": (MOSAIC, "failed", catalogue.MosaicReady, MOSAIC, "mosaic.ready"),
     "volumes": (MOSAIC, "volume_failed", catalogue.MosaicStitched, MOSAIC, "mosaic.stitched"),
-    "maps uploaded": (MOSAIC, "upload_failed", catalogue.MosaicStitched, MOSAIC, "mosaic.stitched"),
-    "volumes uploaded": (
-        MOSAIC, "volume_upload_failed", catalogue.MosaicVolumeStitched, MOSAIC, "mosaic.volume_stitched",
+    "maps published": (MOSAIC, "publish_failed", catalogue.MosaicStitched, MOSAIC, "mosaic.stitched"),
+    "volumes published": (
+        MOSAIC, "volume_publish_failed", catalogue.MosaicVolumeStitched, MOSAIC, "mosaic.volume_stitched",
     ),
     "registration": (SLICE, "axis_failed", catalogue.SliceReady, SLICE, "slice.ready"),
     "registration without any mosaic": (SLICE, "failed", catalogue.SliceReady, SLICE, "slice.ready"),
-    "slice uploaded": (SLICE, "upload_failed", catalogue.SliceRegistered, SLICE, "slice.ready"),
+    "slice published": (SLICE, "publish_failed", catalogue.SliceRegistered, SLICE, "slice.ready"),
     "stacks, by the slice": (SLICE, "stack_failed", catalogue.SliceReady, SLICE, "slice.ready"),
     "stacks, by its registration": (SLICE, "stack_failed", catalogue.SliceRegistered, SLICE, "slice.ready"),
     "stacks, by its failure": (SLICE, "stack_failed", catalogue.SliceFailed, SLICE, "slice.ready"),
     "stacks, by its volumes": (SLICE, "stack_failed", catalogue.MosaicVolumeStitched, MOSAIC, "slice.ready"),
-    "batch uploaded": (BATCH, "upload_failed", catalogue.BatchArchived, BATCH, "batch.archived"),
+    "batch published": (BATCH, "publish_failed", catalogue.BatchArchived, BATCH, "batch.archived"),
     "batch": (BATCH, "failed", catalogue.BatchReady, BATCH, "batch.ready"),
 }  # fmt: skip
 

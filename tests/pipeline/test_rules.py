@@ -257,7 +257,7 @@ def test_gates_that_nobody_has_looked_through_are_announced_once_for_each_mosaic
     assert pending_announcements(project) == []
     recorded(project, BatchId(1, 2), "processed")
     assert kinds(pending_announcements(project)) == {(BatchProcessed, BatchId(1, 1))}
-    recorded(project, MosaicId(1), "ready", "stitched", "volume_stitched", "uploaded")
+    recorded(project, MosaicId(1), "ready", "stitched", "volume_stitched", "published")
     recorded(project, MosaicId(2), "ready")
     assert (MosaicStitched, MosaicId(1)) not in kinds(pending_announcements(project))
     assert (MosaicReady, MosaicId(2)) in kinds(pending_announcements(project))
@@ -281,7 +281,7 @@ def test_a_project_is_finished_when_nothing_that_was_announced_is_left_to_do(pro
     assert finished()  # a column is missing: nothing more can be done for the mosaic
     recorded(project, BatchId(1, 1), "archived")
     assert not finished()  # to be published
-    recorded(project, BatchId(1, 1), "uploaded")
+    recorded(project, BatchId(1, 1), "published")
     recorded(project, BatchId(1, 2), "ready", "failed")
     assert not finished()  # the mosaic is not recorded as ready yet
     recorded(project, MosaicId(1), "ready")
@@ -308,8 +308,8 @@ def test_progress_counts_tiles_batches_and_states_of_each_mosaic(project):
     assert (mosaic.total_batches, mosaic.total_tiles) == (2, 4)
     assert (mosaic.tiles_processed, mosaic.tiles_failed) == (2, 1)
     assert mosaic.percent == 75
-    assert mosaic.batches == {"ready": 2, "started": 1, "archived": 0, "processed": 1, "uploaded": 0}
-    assert (mosaic.state, mosaic.volume, mosaic.uploaded) == ("acquiring", "none", False)
+    assert mosaic.batches == {"ready": 2, "started": 1, "archived": 0, "processed": 1, "published": 0, "uploaded": 0}
+    assert (mosaic.state, mosaic.volume, mosaic.published) == ("acquiring", "none", False)
 
 
 @pytest.mark.parametrize(
@@ -344,16 +344,16 @@ def test_the_furthest_state_of_a_slice_is_told_with_its_reason(project, fact, st
     project.facts.record(SliceId(2), fact, {"detail": {"reason": "because"}})
     (found,) = project_progress(project).slices
     told = fact in ("skipped", "axis_failed", "failed")
-    assert (found.state, found.reason, found.stacked, found.uploaded) == (
+    assert (found.state, found.reason, found.stacked, found.published) == (
         state,
         "because" if told else "",
         False,
         False,
     )
-    recorded(project, SliceId(2), "started", "stacked", "uploaded")
+    recorded(project, SliceId(2), "started", "stacked", "published")
     (found,) = project_progress(project).slices
     assert found.stacked
-    assert found.uploaded
+    assert found.published
     assert found.state == ("registering" if fact == "ready" else state)
 
 
@@ -468,27 +468,27 @@ def test_the_queue_of_publications_holds_what_has_its_result_and_has_not_ended(p
 
     recorded(project, BatchId(1, 1), "ready", "archived")
     recorded(project, MosaicId(2), "stitched")
-    recorded(project, MosaicId(1), "stitched", "uploaded")
+    recorded(project, MosaicId(1), "stitched", "published")
     assert [item for item, _ in queue()] == [BatchId(1, 1), MosaicId(2)]
-    recorded(project, BatchId(1, 1), "uploaded")
-    recorded(project, MosaicId(2), "upload_failed")
+    recorded(project, BatchId(1, 1), "published")
+    recorded(project, MosaicId(2), "publish_failed")
     assert queue() == []
 
 
 def test_with_a_result_what_rests_on_it_is_taken_back_and_nothing_else(project):
     event = project.event(BatchReady, BatchId(1, 1), raw_folder="raw", files={1: "a"}).payload()
     project.facts.record(BatchId(1, 1), "ready", {"detail": {"event": event}})
-    recorded(project, BatchId(1, 1), "processed", "archived", "uploaded")
+    recorded(project, BatchId(1, 1), "processed", "archived", "published")
     for item in (MosaicId(1), MosaicId(2)):
-        recorded(project, item, "ready", "stitched", "volume_stitched", "uploaded")
+        recorded(project, item, "ready", "stitched", "volume_stitched", "published")
     for item in (SliceId(1), SliceId(2)):
-        recorded(project, item, "ready", "registered", "uploaded")
+        recorded(project, item, "ready", "registered", "published")
     plan = RedoPlan(project)
     plan.redo(chain().step_of(BatchId(1, 1), "processed"), BatchId(1, 1))
     assert set(plan.withdraw) == {
         (BatchId(1, 1), "processed"),
-        *((MosaicId(1), fact) for fact in ("ready", "stitched", "volume_stitched", "uploaded")),
-        *((SliceId(1), fact) for fact in ("ready", "registered", "uploaded")),
+        *((MosaicId(1), fact) for fact in ("ready", "stitched", "volume_stitched", "published")),
+        *((SliceId(1), fact) for fact in ("ready", "registered", "published")),
     }
     assert len(plan.withdraw) == len(set(plan.withdraw))
     assert [event.item for event in plan.announce] == [BatchId(1, 1)]

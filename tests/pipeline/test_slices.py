@@ -72,7 +72,7 @@ def test_a_failed_registration_stops_the_axis_and_not_the_slice(pair, tmp_path: 
     first, second = project_progress(project).slices
     assert (first.state, first.stacked) == ("axis failed", True)
     assert first.reason.startswith("no fibre axis: tilted onto normal: ")
-    assert (second.state, second.stacked, second.uploaded) == ("registered", True, True)
+    assert (second.state, second.stacked, second.published) == ("registered", True, True)
     (failure,) = project_progress(project).failures
     assert (failure.item, failure.fact) == (SliceId(1), "axis_failed")
     record = project.facts.read(SliceId(1), "axis_failed")
@@ -120,7 +120,7 @@ def test_axes_that_are_lost_in_a_second_run_leave_a_gap(pair, tmp_path: Path) ->
     run(project, 1)
     assert np.isfinite(plane(project, "registered_inplane", 1)).mean() > 0.5
     record_stitched(project, MosaicId(2), other.beams[1])
-    for fact in ("registered", "stacked", "uploaded"):
+    for fact in ("registered", "stacked", "published"):
         project.facts.withdraw(SliceId(1), fact, reason="test")
     run(project, 1)
     assert project_progress(project).slices[0].state == "axis failed"
@@ -198,7 +198,7 @@ def test_volumes_that_are_not_in_the_sample_yet_keep_a_run_going(pair, tmp_path:
     run(project, 1)
     for mosaic in (MosaicId(1), MosaicId(2)):
         record_volume(project, mosaic, 5.0, shape=(*SHAPE, 10))
-        for fact in ("uploaded", "volume_uploaded"):
+        for fact in ("published", "volume_published"):
             project.facts.record(mosaic, fact)
     assert project.facts.has(SliceId(1), "stacked")
     assert not is_finished(project, project.facts.snapshot())
@@ -212,7 +212,7 @@ def test_a_slice_that_is_not_stacked_yet_keeps_a_run_going(pair, tmp_path: Path)
     bus.announce([slice_ready(project, 1)])
     bus.run()
     for mosaic in (MosaicId(1), MosaicId(2)):
-        project.facts.record(mosaic, "uploaded")
+        project.facts.record(mosaic, "published")
     project.facts.withdraw(SliceId(1), "stacked", reason="test")
     assert not is_finished(project, project.facts.snapshot())
     bus.run_until_nothing_is_pending()

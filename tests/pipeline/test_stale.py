@@ -166,7 +166,7 @@ def test_another_stitching_option_leaves_tiles_alone(done, freshly_stitched):
     project = opened(done, **STITCHING)
     work = redo(project)
     assert not work & {"tile processed", "batch processed"}
-    assert work >= {"mosaic stitched", "mosaic volume_stitched", "slice registered", "mosaic uploaded"}
+    assert work >= {"mosaic stitched", "mosaic volume_stitched", "slice registered", "mosaic published"}
     assert results(project) == freshly_stitched
     assert verify(project.facts, layout=project.layout) == []
 

@@ -209,7 +209,7 @@ def test_only_what_has_changed_is_read_and_nothing_is_saved_without_a_change(tmp
     old = time.time() - 1000
     for mosaic in (MosaicId(m) for m in range(1, 5)):
         for batch in layout.batches(mosaic):
-            for fact in ("ready", "archived", "processed", "uploaded"):
+            for fact in ("ready", "archived", "processed", "published"):
                 path = facts.path(batch, fact)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()

@@ -300,12 +300,12 @@ def test_updating_some_items_keeps_the_others_and_follows_withdrawals(facts):
 
 
 def test_flags_made_by_hand_or_outside_the_layout_do_not_stop_a_rebuild(facts, caplog):
-    facts.path(SliceId(1), "uploaded").touch()
+    facts.path(SliceId(1), "published").touch()
     facts.path(SliceId(2), "registered").write_text("not JSON")
     facts.record(BatchId(1, 9), "processed")
     facts.record(TileId(1, 99), "failed")
     state = oct_state_from_facts("p", facts, LAYOUT)
-    assert state.slices[1].has("uploaded")
+    assert state.slices[1].has("published")
     assert state.slices[2].has("registered")
     assert 9 not in state.slices[1].mosaics[1].batches
     assert "batch 9 of mosaic 1 is left out" in caplog.text

@@ -21,7 +21,7 @@ def mosaic_line(mosaic: MosaicProgress, /) -> str:
     """Return the progress of a mosaic as one line."""
     failed = f", {mosaic.tiles_failed} failed" if mosaic.tiles_failed else ""
     volumes = "" if mosaic.volume == "none" else f", volumes {mosaic.volume}"
-    published = ", published" if mosaic.uploaded else ""
+    published = ", uploaded" if mosaic.uploaded else ", published" if mosaic.published else ""
     return (
         f"slice {mosaic.slice_id} {mosaic.illumination:<8} mosaic {mosaic.mosaic_id}: "
         f"{mosaic.tiles_processed}/{mosaic.total_tiles} tiles{failed}, {mosaic.state}{volumes}{published}"
@@ -67,7 +67,7 @@ class Follower:
             if slice_.state != "acquiring":
                 reason = f": {slice_.reason}" if slice_.reason else ""
                 stacked = ", in the sample" if slice_.stacked else ""
-                published = ", published" if slice_.uploaded else ""
+                published = ", uploaded" if slice_.uploaded else ", published" if slice_.published else ""
                 self._say(
                     f"slice {slice_.slice_id}", f"slice {slice_.slice_id}: {slice_.state}{stacked}{published}{reason}"
                 )

@@ -119,7 +119,10 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         title=Text.assemble(escaped(progress.project_name), "   ", styled(opened.config.base_path, "dim")),
         title_justify="left",
     )
-    for column in ("slice", "mosaic", "illumination", "tiles", "failed", "batches", "state", "volumes", "published"):
+    columns = (
+        "slice", "mosaic", "illumination", "tiles", "failed", "batches", "state", "volumes", "published", "uploaded",
+    )  # fmt: skip
+    for column in columns:
         table.add_column(column, justify="right" if column in ("slice", "mosaic", "tiles", "failed") else "left")
     slices = {s.slice_id: s for s in progress.slices}
     for mosaic in progress.mosaics:
@@ -132,6 +135,7 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
             f"{mosaic.batches['processed']}/{mosaic.total_batches}",
             mosaic.state,
             mosaic.volume,
+            "yes" if mosaic.published else "",
             "yes" if mosaic.uploaded else "",
         )
     out.print(table)

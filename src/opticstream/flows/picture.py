@@ -227,6 +227,7 @@ def _mosaic_table(mosaic: MosaicProgress) -> Table:
     of_mosaic = {
         f"maps: {mosaic.state}": "",
         f"volumes: {mosaic.volume}": "",
+        f"maps {'published' if mosaic.published else 'not published'}": "",
         f"maps {'uploaded' if mosaic.uploaded else 'not uploaded'}": "",
     }
     return [
@@ -243,6 +244,7 @@ def _project_table(progress: ProjectProgress) -> Table:
             "slice": mosaic.slice_id,
             "slice state": slices[mosaic.slice_id].state,
             "in the sample": slices[mosaic.slice_id].stacked,
+            "slice published": slices[mosaic.slice_id].published,
             "slice uploaded": slices[mosaic.slice_id].uploaded,
             "mosaic": mosaic.mosaic_id,
             "illumination": mosaic.illumination,
@@ -250,7 +252,8 @@ def _project_table(progress: ProjectProgress) -> Table:
             "failed": mosaic.tiles_failed,
             "state": mosaic.state,
             "volumes": mosaic.volume,
-            "published": mosaic.uploaded,
+            "published": mosaic.published,
+            "uploaded": mosaic.uploaded,
         }
         for mosaic in progress.mosaics
     ]

@@ -69,6 +69,8 @@ class Step:
     """Facts that record that it is due but has to wait."""
     publishes: bool = False
     """Whether it publishes a result outside the project; published results are never removed."""
+    uploads: bool = False
+    """Whether it sends a published result to the remote targets; otherwise it publishes to the local archive tree."""
     claimed_on_sample: bool = False
     """Whether the claim is on the sample, because all items share what is written."""
     tried_again: bool = False
@@ -177,19 +179,80 @@ STEPS: tuple[Step, ...] = (
         failure="the slice could not be added to the sample",
     ),
     Step(
-        name="upload",
+        name="publish",
         hierarchy="batch",
-        claim="upload_started",
-        done="uploaded",
-        failed="upload_failed",
+        claim="publish_started",
+        done="published",
+        failed="publish_failed",
         after="archived",
         made_from=(Source("own", "archived"),),
         started_by=(events.BatchArchived,),
-        announces=(events.BatchUploaded,),
         announces_failure=events.BatchFailed,
         flow="upload",
         pool="upload",
         publishes=True,
+        failure="publication failed",
+    ),
+    Step(
+        name="publish",
+        hierarchy="mosaic",
+        claim="publish_started",
+        done="published",
+        failed="publish_failed",
+        after="stitched",
+        made_from=(Source("own", "stitched"),),
+        started_by=(events.MosaicStitched,),
+        announces_failure=events.MosaicFailed,
+        flow="upload",
+        pool="upload",
+        publishes=True,
+        failure="publication failed",
+    ),
+    Step(
+        name="publish volume",
+        hierarchy="mosaic",
+        claim="volume_publish_started",
+        done="volume_published",
+        failed="volume_publish_failed",
+        after="volume_stitched",
+        made_from=(Source("own", "volume_stitched"),),
+        started_by=(events.MosaicVolumeStitched,),
+        announces_failure=events.MosaicFailed,
+        flow="upload",
+        pool="upload",
+        publishes=True,
+        failure="publication of the volumes failed",
+    ),
+    Step(
+        name="publish",
+        hierarchy="slice",
+        claim="publish_started",
+        done="published",
+        failed="publish_failed",
+        after="registered",
+        made_from=(Source("own", "registered"),),
+        started_by=(events.SliceRegistered,),
+        announces_failure=events.SliceFailed,
+        flow="upload",
+        pool="upload",
+        publishes=True,
+        failure="publication failed",
+    ),
+    Step(
+        name="upload",
+        hierarchy="slice",
+        claim="upload_started",
+        done="uploaded",
+        failed="upload_failed",
+        after="published",
+        made_from=(Source("own", "published"),),
+        started_by=(events.SliceRegistered,),
+        announces=(events.SliceUploaded,),
+        announces_failure=events.SliceFailed,
+        flow="upload",
+        pool="upload",
+        publishes=True,
+        uploads=True,
         failure="upload failed",
     ),
     Step(
@@ -198,14 +261,15 @@ STEPS: tuple[Step, ...] = (
         claim="upload_started",
         done="uploaded",
         failed="upload_failed",
-        after="stitched",
-        made_from=(Source("own", "stitched"),),
+        after="published",
+        made_from=(Source("own", "published"),),
         started_by=(events.MosaicStitched,),
         announces=(events.MosaicUploaded,),
         announces_failure=events.MosaicFailed,
         flow="upload",
         pool="upload",
         publishes=True,
+        uploads=True,
         failure="upload failed",
     ),
     Step(
@@ -214,34 +278,37 @@ STEPS: tuple[Step, ...] = (
         claim="volume_upload_started",
         done="volume_uploaded",
         failed="volume_upload_failed",
-        after="volume_stitched",
-        made_from=(Source("own", "volume_stitched"),),
+        after="volume_published",
+        made_from=(Source("own", "volume_published"),),
         started_by=(events.MosaicVolumeStitched,),
         announces=(events.MosaicVolumeUploaded,),
         announces_failure=events.MosaicFailed,
         flow="upload",
         pool="upload",
         publishes=True,
+        uploads=True,
         failure="upload of the volumes failed",
     ),
     Step(
-        name="upload",
-        hierarchy="slice",
+        name="upload raw tiles",
+        hierarchy="batch",
         claim="upload_started",
         done="uploaded",
         failed="upload_failed",
-        after="registered",
-        made_from=(Source("own", "registered"),),
-        started_by=(events.SliceRegistered,),
-        announces=(events.SliceUploaded,),
-        announces_failure=events.SliceFailed,
+        after="published",
+        made_from=(Source("own", "published"),),
+        started_by=(events.BatchArchived,),
+        announces=(events.BatchUploaded,),
+        announces_failure=events.BatchFailed,
         flow="upload",
         pool="upload",
         publishes=True,
+        uploads=True,
         failure="upload failed",
     ),
 )
-"""The chain, in the order of the work; publication comes last, because nothing depends on it."""
+"""The chain, in the order of the work; publication comes last, because nothing depends on it, and the uploads of the
+largest files come at its end."""
 
 GATES: tuple[Gate, ...] = (
     Gate("mosaic", (Source("parts", "processed"),), events.MosaicReady),
@@ -287,6 +354,10 @@ class Chain:
     def known(self) -> Mapping[str, frozenset[str]]:
         """Facts of each hierarchy, to be looked up."""
         return MappingProxyType({hierarchy: frozenset(facts) for hierarchy, facts in self.facts.items()})
+
+    def position(self, item: ItemId, fact: str, /) -> int:
+        """Return the position of a fact among those of its kind of item: facts are withdrawn from the last one on."""
+        return self.facts[item.hierarchy].index(fact)
 
     @property
     def published(self) -> frozenset[str]:

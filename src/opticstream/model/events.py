@@ -192,11 +192,11 @@ class BatchProcessed(BatchEvent):
 
 
 class BatchUploaded(BatchEvent):
-    """A batch is published."""
+    """Every remote target holds the archive copies of a batch, as compared by size and digest."""
 
     state = "uploaded"
     outputs: tuple[str, ...] = ()
-    """Published files."""
+    """Uploaded files, as named in the local archive tree."""
 
 
 class BatchFailed(BatchEvent):
@@ -263,19 +263,19 @@ class MosaicVolumeStitched(MosaicEvent):
 
 
 class MosaicUploaded(MosaicEvent):
-    """The maps of a mosaic are published."""
+    """Every remote target holds the maps of a mosaic, as compared by size and digest."""
 
     state = "uploaded"
     outputs: tuple[str, ...] = ()
-    """Published files."""
+    """Uploaded files, as named in the local archive tree."""
 
 
 class MosaicVolumeUploaded(MosaicEvent):
-    """The volumes of a mosaic are published."""
+    """Every remote target holds the volumes of a mosaic, as compared by size and digest."""
 
     state = "volume_uploaded"
     outputs: tuple[str, ...] = ()
-    """Published stores."""
+    """Uploaded stores, as named in the local archive tree."""
 
 
 class MosaicFailed(MosaicEvent):
@@ -330,11 +330,11 @@ class SliceRegistered(SliceEvent):
 
 
 class SliceUploaded(SliceEvent):
-    """The results of a slice are published."""
+    """Every remote target holds the results of a slice, as compared by size and digest."""
 
     state = "uploaded"
     outputs: tuple[str, ...] = ()
-    """Published files."""
+    """Uploaded files, as named in the local archive tree."""
 
 
 class SliceFailed(SliceEvent):

@@ -83,6 +83,10 @@ BINDINGS: dict[str, Binding] = {
     "update sample": Binding(
         settings=lambda project, _item, _facts: sample_settings(project.config), memory=memory_of_slice
     ),
+    # No remote target can be configured yet: nothing is uploaded.
+    "upload": Binding(wanted=lambda _project: False),
+    "upload volume": Binding(wanted=lambda _project: False),
+    "upload raw tiles": Binding(wanted=lambda _project: False),
 }
 """By the name of the step."""
 

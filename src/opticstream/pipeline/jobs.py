@@ -265,7 +265,7 @@ def announcements(project: Project, item: ItemId, step: Step, outcome: Outcome, 
         case Failed():
             return [failure_event(project, item, step, outcome.reason)]
         case Done():
-            return [project.event(step.announces[0], item, **fields)]
+            return [project.event(kind, item, **fields) for kind in step.announces[:1]]
         case Skipped():
             return []
 

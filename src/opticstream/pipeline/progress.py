@@ -16,7 +16,7 @@ from opticstream.pipeline.stacking import unstacked
 from opticstream.state import FactsSnapshot
 from opticstream.state.vocabulary import is_failure
 
-BATCH_STATES = ("ready", "started", "archived", "processed", "uploaded")
+BATCH_STATES = ("ready", "started", "archived", "processed", "published", "uploaded")
 MILESTONES_PERCENT = (25, 50, 75, 100)
 
 
@@ -47,7 +47,10 @@ class MosaicProgress:
     """The furthest state of the mosaic itself: acquiring, ready, waiting, stitching, stitched or failed."""
     volume: str
     """State of its volumes: none, stitching, stitched or failed."""
+    published: bool
+    """Whether its maps are in the local archive tree."""
     uploaded: bool
+    """Whether every remote target holds its maps."""
     steps: dict[str, str]
     """State of each step of the chain on the mosaic, by the step's name: due, under way, done, failed or empty."""
 
@@ -66,7 +69,10 @@ class SliceProgress:
     """acquiring, ready, registering, registered, axis failed (it goes on without fibre axes), skipped or failed."""
     reason: str = ""
     stacked: bool = False
+    published: bool = False
+    """Whether its results are in the local archive tree."""
     uploaded: bool = False
+    """Whether every remote target holds its results."""
     steps: dict[str, str] = field(default_factory=dict)
     """State of each step of the chain on the slice, by the step's name."""
 
@@ -168,6 +174,7 @@ def _mosaic_progress(project: Project, snapshot: FactsSnapshot, mosaic: MosaicId
         volume={"volume_failed": "failed", "volume_stitched": "stitched", "volume_started": "stitching"}.get(
             volume, volume
         ),
+        published="published" in known,
         uploaded="uploaded" in known,
         steps=_steps(project, snapshot, mosaic),
     )
@@ -179,9 +186,11 @@ def _steps(project: Project, snapshot: FactsSnapshot, item: ItemId) -> dict[str,
     def state(step: Step) -> str:
         if not known.isdisjoint(step.ends):
             return "done" if step.done in known else "failed"
+        if not binding_of(step).wanted(project):
+            return ""
         if step.claim in known and not step.claimed_on_sample:
             return "under way"
-        return "due" if step.after in known and binding_of(step).wanted(project) else ""
+        return "due" if step.after in known else ""
 
     return {step.name: state(step) for step in chain().of(item.hierarchy)}
 
@@ -196,6 +205,7 @@ def _slice_progress(project: Project, snapshot: FactsSnapshot, slice_id: SliceId
         {"started": "registering", "axis_failed": "axis failed"}.get(state, state),
         reason=str(detail.get("reason", "")),
         stacked="stacked" in known,
+        published="published" in known,
         uploaded="uploaded" in known,
         steps=_steps(project, snapshot, slice_id),
     )

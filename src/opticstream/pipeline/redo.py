@@ -95,5 +95,5 @@ def apply_plan(project: Project, plan: RedoPlan, /, *, reason: str) -> int:
     that opened the project, with its parameters.
     """
     take_over(project, [event.item for event in plan.announce])
-    ordered = sorted(plan.withdraw, key=lambda key: (ORDER[key[0].hierarchy], key[0].key, key[1] == "ready"))
+    ordered = sorted(plan.withdraw, key=lambda key: (ORDER[key[0].hierarchy], key[0].key, -chain().position(*key)))
     return sum(project.facts.withdraw(item, fact, reason=reason) for item, fact in ordered)

@@ -1,6 +1,6 @@
-"""Publish: link archive copies from their mosaic, and copy results to the archive's derivative tree.
+"""Publish results: link archive copies from their mosaic, and copy other results to the archive's derivative tree.
 
-The queue follows from the facts: everything that is archived, stitched or registered and not yet uploaded. A run
+The queue follows from the facts: everything that is archived, stitched or registered and not yet published. A run
 handles the whole queue, so that a burst of events costs one run and a lost event only costs time.
 """
 
@@ -36,21 +36,19 @@ def upload_pending(project: Project, /, *, attempt: Attempt = once) -> Iterator[
     for item, step in upload_queue(project, project.facts.snapshot()):
         if not project.facts.has(item, step.after):  # withdrawn in the meantime
             continue
-        work = partial(_upload, project, item, step.after, attempt)
+        work = partial(_publish, project, item, step.after, attempt)
         yield from announcements(project, item, step, perform(project, item, step, work))
 
 
-def _upload(project: Project, item: ItemId, fact: str, attempt: Attempt, _claim: Claim) -> Result:
+def _publish(project: Project, item: ItemId, fact: str, attempt: Attempt, _claim: Claim) -> Result:
     record = project.facts.read(item, fact)
     if record is None:
         raise StateError(f"{item} is no longer {fact}")
-    published = attempt(f"publish {item}", lambda: _publish(project, item, record.outputs))
-    return Result(
-        outputs=[project.facts.file_record(path, checksum=False) for path in published],
-    )
+    published = attempt(f"publish {item}", lambda: _publish_files(project, item, record.outputs))
+    return Result(outputs=[project.facts.file_record(path, checksum=False) for path in published])
 
 
-def _publish(project: Project, item: ItemId, files: tuple[FileRecord, ...]) -> list[Path]:
+def _publish_files(project: Project, item: ItemId, files: tuple[FileRecord, ...]) -> list[Path]:
     sources = [project.paths.absolute(file.path) for file in files]
     if isinstance(item, BatchId):
         return [link_into_mosaic(source, project.paths.archived_folder(item.mosaic)) for source in sources]

@@ -18,6 +18,7 @@ import opticstream
 from opticstream.model.ids import ItemId, MosaicId
 from opticstream.state.claims import DEFAULT_LEASE_S, Claim, Claims, Holder
 from opticstream.state.durable import create_exclusively, replace_whole
+from opticstream.state.earlier_words import EARLIER, PUBLICATION_WORDS, in_current_words, local_word
 from opticstream.state.flags import WITHDRAWN_FOLDER, flag_folder, flag_path, flag_stem, scan_flags
 from opticstream.state.journal import Journal
 from opticstream.state.raw_folders import RawFolders
@@ -186,6 +187,7 @@ class Facts:
             The flag could not be written; the fact is then not recorded.
         """
         record = self._new_record(item, fact, content)
+        self._rename_earlier_flags(item, fact)
         created = create_exclusively(self.path(item, fact), record.to_bytes())
         if created:
             self.journal.write("recorded", item, fact=fact, flow_run_id=record.flow_run_id)
@@ -198,6 +200,7 @@ class Facts:
         hold the claim on the item's work.
         """
         record = self._new_record(item, fact, content)
+        self._rename_earlier_flags(item, fact)
         path = self.path(item, fact)
         if create_exclusively(path, record.to_bytes()):
             self.journal.write("recorded", item, fact=fact, why=why, flow_run_id=record.flow_run_id)
@@ -213,7 +216,7 @@ class Facts:
 
     def has(self, item: ItemId, fact: str, /) -> bool:
         """Return whether `fact` has been recorded about `item`."""
-        return self.path(item, check_fact(item, fact)).exists()
+        return self._flag(item, check_fact(item, fact)) is not None
 
     def read(self, item: ItemId, fact: str, /) -> FactRecord | None:
         """Return the record of a fact, or None if it is not recorded.
@@ -223,7 +226,9 @@ class Facts:
         StateError
             The flag is not a record.
         """
-        path = self.path(item, check_fact(item, fact))
+        path = self._flag(item, check_fact(item, fact))
+        if path is None:
+            return None
         try:
             with path.open("rb") as file:
                 modified = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
@@ -234,15 +239,19 @@ class Facts:
 
     def hashes(self, item: ItemId, fact: str, /) -> RecordedHashes | None:
         """Return the hashes in a fact's record, or None if it is not recorded; reads only the head of the flag."""
+        path = self._flag(item, check_fact(item, fact))
+        if path is None:
+            return None
         try:
-            with self.path(item, check_fact(item, fact)).open("rb") as file:
+            with path.open("rb") as file:
                 return hashes_from_head(file.read(HEAD_BYTES))
         except FileNotFoundError:
             return None
 
     def withdraw(self, item: ItemId, fact: str, *, reason: str) -> bool:
         """Withdraw a fact; its flag is moved to ``state/withdrawn/``. True for exactly one of all callers."""
-        path = self.path(item, check_fact(item, fact))
+        self._rename_earlier_flags(item, check_fact(item, fact))
+        path = self.path(item, fact)
         kept = self._withdrawn_path(item, fact)
         if not path.exists():
             return False
@@ -257,7 +266,10 @@ class Facts:
 
     def facts_of(self, item: ItemId, /) -> frozenset[str]:
         """Return all facts that have been recorded about `item`."""
-        return frozenset(fact for fact in facts_of(item.hierarchy) if self.path(item, fact).exists())
+        names = frozenset(fact for fact in facts_of(item.hierarchy) if self.path(item, fact).exists())
+        if names.isdisjoint(EARLIER):
+            return names
+        return (names - PUBLICATION_WORDS) | in_current_words(names & PUBLICATION_WORDS).keys()
 
     def reached(self, items: Iterable[ItemId], /, *facts: str) -> bool:
         """Return whether each of `items` has at least one of `facts`; true of no items at all."""
@@ -312,6 +324,7 @@ class Facts:
         claim = self.claims.claim(item, check_claim(item, work), lease_s=lease_s)
         if claim is None:
             return None
+        self._rename_earlier_flags(item, work)
         record = self._new_record(item, work, None, detail={"attempt": claim.generation, "lease_s": lease_s})
         try:
             replace_whole(self.path(item, work), record.to_bytes())
@@ -325,12 +338,37 @@ class Facts:
         return self.claims.holder(item, work)
 
     def path(self, item: ItemId, fact: str, /) -> Path:
-        """Return the path of the flag of a fact."""
+        """Return the path of the flag of a fact, as this version names it."""
         return self.project_dir / flag_path(item, fact)
 
     def file_record(self, path: Path, /, *, checksum: bool = True) -> FileRecord:
         """Return size and checksum of an output, for `record`; reads the whole file."""
         return FileRecord.from_path(path, self.roots, checksum=checksum)
+
+    def _flag(self, item: ItemId, fact: str) -> Path | None:
+        """Return the flag that says a fact, perhaps in the words of an earlier version; None if there is none."""
+        path = self.path(item, fact)
+        if fact not in PUBLICATION_WORDS:
+            return path if path.exists() else None
+        local = local_word(fact)
+        names = [n for n in PUBLICATION_WORDS if local_word(n) == local and self.path(item, n).exists()]
+        name = in_current_words(names).get(fact)
+        return None if name is None else self.path(item, name)
+
+    def _rename_earlier_flags(self, item: ItemId, fact: str) -> None:
+        """Give flags of an earlier version their present names, before one about the same publication is changed."""
+        if fact not in PUBLICATION_WORDS or self.path(item, local_word(fact)).exists():
+            return
+        for earlier, now in EARLIER.items():
+            path, target = self.path(item, earlier), self.path(item, now)
+            if local_word(earlier) != local_word(fact) or not path.exists() or target.exists():
+                continue
+            try:
+                path.rename(target)
+            except FileNotFoundError:  # another process has just done it
+                continue
+            sync_path(path.parent)
+            self.journal.write("renamed", item, fact=now, why=f"an earlier version called it {earlier}")
 
     def _new_record(
         self, item: ItemId, fact: str, content: Mapping[str, Any] | None, detail: Mapping[str, Any] | None = None

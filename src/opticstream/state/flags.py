@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from opticstream.model.chain import chain
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
+from opticstream.state.earlier_words import PUBLICATION_WORDS, in_current_words
 
 STATE_FOLDER = "state"
 TILES_FOLDER = "tiles"
@@ -108,11 +109,26 @@ def stamp_flags(project_dir: Path, /) -> Iterator[tuple[ItemId, str, Stamp | Non
 def _scan_entries(
     project_dir: Path, mosaics: Iterable[MosaicId] | None
 ) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
-    yield from _scan_root(project_dir / STATE_FOLDER)
+    yield from _in_current_words(_scan_root(project_dir / STATE_FOLDER))
     for mosaic in mosaics_of_project(project_dir) if mosaics is None else mosaics:
         folder = project_dir / mosaic.folder / STATE_FOLDER
-        yield from _scan_numbered(folder, "batch", BatchId, mosaic.mosaic_id)
+        yield from _in_current_words(_scan_numbered(folder, "batch", BatchId, mosaic.mosaic_id))
         yield from _scan_numbered(folder / TILES_FOLDER, "tile", TileId, mosaic.mosaic_id)
+
+
+def _in_current_words(
+    entries: Iterable[tuple[ItemId, str, os.DirEntry[str]]],
+) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
+    """Yield the flags of one folder, with those of publication under the facts that they say now."""
+    publication: dict[ItemId, dict[str, os.DirEntry[str]]] = {}
+    for item, fact, entry in entries:
+        if fact in PUBLICATION_WORDS:
+            publication.setdefault(item, {})[fact] = entry
+        else:
+            yield item, fact, entry
+    for item, flags in publication.items():
+        for fact, name in in_current_words(flags).items():
+            yield item, fact, flags[name]
 
 
 def mosaics_of_project(project_dir: Path, /) -> list[MosaicId]:

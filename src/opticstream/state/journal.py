@@ -26,7 +26,8 @@ from opticstream.state.record import time_from_text, time_to_text
 from opticstream.system.host import HostIdentity
 
 EVENTS = (
-    "recorded", "replaced", "withdrawn", "claimed", "taken over", "released", "lost", "skipped", "computed", "failed",
+    "recorded", "replaced", "withdrawn", "renamed", "claimed", "taken over", "released", "lost", "skipped", "computed",
+    "failed",
 )  # fmt: skip
 """What a line can report; `computed` is a completed compute with its duration, `failed` an attempt with its error."""
 

@@ -28,6 +28,9 @@ class OCTBatchStateView(Failing):
     archived_at: datetime | None = None
     processed_at: datetime | None = None
     failed_at: datetime | None = None
+    publish_started_at: datetime | None = None
+    published_at: datetime | None = None
+    publish_failed_at: datetime | None = None
     upload_started_at: datetime | None = None
     uploaded_at: datetime | None = None
     upload_failed_at: datetime | None = None
@@ -44,8 +47,13 @@ class OCTBatchStateView(Failing):
         return self.finished or self.failed_at is not None
 
     @property
+    def published(self) -> bool:
+        """Whether its archive copies are in the local archive tree."""
+        return self.published_at is not None
+
+    @property
     def uploaded(self) -> bool:
-        """Whether its archive copies have been uploaded."""
+        """Whether every remote target holds its archive copies."""
         return self.uploaded_at is not None
 
 
@@ -61,9 +69,15 @@ class OCTMosaicStateView(Failing):
     volume_started_at: datetime | None = None
     volume_stitched_at: datetime | None = None
     volume_failed_at: datetime | None = None
+    publish_started_at: datetime | None = None
+    published_at: datetime | None = None
+    publish_failed_at: datetime | None = None
     upload_started_at: datetime | None = None
     uploaded_at: datetime | None = None
     upload_failed_at: datetime | None = None
+    volume_publish_started_at: datetime | None = None
+    volume_published_at: datetime | None = None
+    volume_publish_failed_at: datetime | None = None
     volume_upload_started_at: datetime | None = None
     volume_uploaded_at: datetime | None = None
     volume_upload_failed_at: datetime | None = None
@@ -80,8 +94,13 @@ class OCTMosaicStateView(Failing):
         return self.finished or self.failed_at is not None
 
     @property
+    def published(self) -> bool:
+        """Whether its maps are in the local archive tree."""
+        return self.published_at is not None
+
+    @property
     def uploaded(self) -> bool:
-        """Whether its maps have been uploaded."""
+        """Whether every remote target holds its maps."""
         return self.uploaded_at is not None
 
     def batch(self, batch_id: int, /) -> OCTBatchStateView | None:
@@ -105,6 +124,9 @@ class OCTSliceStateView(Failing):
     failed_at: datetime | None = None
     stacked_at: datetime | None = None
     stack_failed_at: datetime | None = None
+    publish_started_at: datetime | None = None
+    published_at: datetime | None = None
+    publish_failed_at: datetime | None = None
     upload_started_at: datetime | None = None
     uploaded_at: datetime | None = None
     upload_failed_at: datetime | None = None
@@ -121,8 +143,13 @@ class OCTSliceStateView(Failing):
         return self.finished or self.failed_at is not None
 
     @property
+    def published(self) -> bool:
+        """Whether its results are in the local archive tree."""
+        return self.published_at is not None
+
+    @property
     def uploaded(self) -> bool:
-        """Whether its results have been uploaded."""
+        """Whether every remote target holds its results."""
         return self.uploaded_at is not None
 
     def mosaic(self, mosaic_id: int, /) -> OCTMosaicStateView | None:
@@ -186,8 +213,12 @@ class OCTWork(Failing, MirroredState, frozen=False):
         self.failure = None if reason is None else shortened(reason)
         return self
 
+    def mark_published(self, *, at: datetime | None = None) -> Self:
+        """Note that it is in the local archive tree."""
+        return self.mark("published", at=at)
+
     def set_uploaded(self, uploaded: bool = True, *, at: datetime | None = None) -> Self:
-        """Note that it has, or has not, been uploaded."""
+        """Note that every remote target holds it, or that one does not."""
         return self.mark("uploaded", at=at) if uploaded else self.unmark("uploaded")
 
 

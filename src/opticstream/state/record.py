@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from opticstream.model.errors import StateError
 from opticstream.model.ids import ItemId, item_from_key
+from opticstream.state.earlier_words import EARLIER
 
 PROJECT_ROOT = "project"
 HEAD_BYTES = 1024
@@ -139,6 +140,8 @@ class FactRecord:
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise StateError(f"{path} is not the record of a fact ({error!r}); withdraw it or restore it") from error
+        if record.item == item and EARLIER.get(record.fact) == fact:
+            record = replace(record, fact=fact)
         if (record.item, record.fact) != (item, fact):
             raise StateError(f"{path} holds the record of {record.item} {record.fact!r}, expected {item} {fact!r}")
         return record

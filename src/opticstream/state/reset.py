@@ -66,7 +66,8 @@ class ResetPlan:
     def lines(self) -> Iterator[str]:
         """Yield what will be done, a line for each item and file, to ask for confirmation."""
         for item in self.items:
-            yield f"{item}: withdraw {', '.join(fact for other, fact in self.withdraw if other == item)}"
+            facts = [fact for other, fact in reversed(self.withdraw) if other == item]  # as they have occurred
+            yield f"{item}: withdraw {', '.join(facts)}"
         for name in self.remove:
             yield f"remove {name}"
         for name in self.keep:
@@ -113,7 +114,9 @@ def plan_reset(facts: Facts, item: ItemId, /, layout: AcquisitionLayout, *, down
         resting |= found
     if downstream:
         chosen |= resting
-    ordered = sorted(chosen, key=lambda key: (ORDER[key[0].hierarchy], key[0].key, is_claim(key[1]), key[1]))
+    ordered = sorted(
+        chosen, key=lambda key: (ORDER[key[0].hierarchy], key[0].key, is_claim(key[1]), -chain().position(*key))
+    )
     outputs = {file: key for key in ordered if key in records for file in records[key].outputs}
     vouched = {file.path for key, record in records.items() if key not in chosen for file in record.outputs}
     remove = {file.path for file, key in outputs.items() if _goes(file, key, item) and file.path not in vouched}

@@ -264,7 +264,7 @@ def summary(reports: Sequence[Report], /) -> str:
 def _stages(work: Work) -> tuple[Stage, ...]:
     """Return the stages of which a claim is part."""
     item, claim = work
-    if "upload" in claim:
+    if "upload" in claim or "publish" in claim:
         return ("upload",)
     if claim == "volume_started":
         return ("volume",)
