@@ -18,6 +18,7 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
     project,
     register,
     run,
+    secrets,
     serve,
     server,
     sim,
@@ -25,6 +26,7 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
     status,
     stitch,
     tile,
+    upload,
 )
 
 app = typer.Typer(
@@ -51,6 +53,8 @@ app.command("status", rich_help_panel=_PIPELINE)(status.status)
 app.command("retry", rich_help_panel=_PIPELINE)(status.retry)
 app.command("failures", rich_help_panel=_PIPELINE)(status.failures)
 app.command("history", rich_help_panel=_PIPELINE)(status.history)
+app.command("upload", rich_help_panel=_PIPELINE)(upload.upload)
+app.add_typer(secrets.app, name="secrets", rich_help_panel=_PIPELINE)
 app.add_typer(state.app, name="state", rich_help_panel=_PIPELINE)
 app.add_typer(project.app, name="project", rich_help_panel=_PIPELINE)
 app.command("validate", rich_help_panel=_PIPELINE)(sim.validate)

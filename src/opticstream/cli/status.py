@@ -98,6 +98,7 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
     from opticstream.pipeline.refused import SHOWN_FOR, refused_events
     from opticstream.pipeline.stale import stale_results
     from opticstream.pipeline.stuck import stuck_items
+    from opticstream.pipeline.under_way import uploads_under_way
 
     with errors_shown():
         opened = open_project(project, tell=True)
@@ -105,9 +106,11 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         progress = project_progress(opened, snapshot)
         stale, stuck = stale_results(opened, snapshot), stuck_items(opened, snapshot)
         doubtful = list(flagged_results(opened, snapshot))
+        under_way = uploads_under_way(opened)
         refused = refused_events(opened, since=datetime.now(UTC) - SHOWN_FOR)
     if as_json:
         found = {
+            "uploads": [one.as_dict() for one in under_way],
             "refused_events": [one.as_dict() for one in refused],
             "stale": [one.as_dict() for one in stale],
             "stuck": [one.as_dict() for one in stuck],
@@ -143,6 +146,8 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
         stacked = ", in the sample" if slice_.stacked else ""
         reason = f": {slice_.reason}" if slice_.reason else ""
         out.print(f"slice {slice_.slice_id}: {slice_.state}{stacked}{reason}")
+    for upload in under_way:
+        out.print(styled("uploading", "blue"), f"{item_of(upload.item)}: {upload}")
     for failure in progress.failures:
         tries = f" after {failure.attempts} attempts" if failure.attempts > 1 else ""
         out.print(styled(failure.fact, "red"), f"{failure.item}{tries}: {failure.reason}")

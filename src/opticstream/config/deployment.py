@@ -68,6 +68,18 @@ class DeploymentSettings(BaseSettings):
     """Slices registered at the same time, on all hosts together."""
     upload_limit: int = Field(default=1, ge=1)
     """Upload runs at the same time, on all hosts together."""
+    upload_transfers: int = Field(default=5, ge=1, le=64)
+    """Files, or parts of large files, that one upload run sends at the same time."""
+    upload_rate: Annotated[ByteSize, Field(ge=1000)] | None = None
+    """Bytes per second for uploads, on all hosts together, such as `20MB`: each of the OPTICSTREAM_UPLOAD_LIMIT runs
+    has an equal share. Default: no limit."""
+    upload_rate_night: Annotated[ByteSize, Field(ge=1000)] | None = None
+    """The same at night; default: as by day."""
+    upload_night: str = Field(default="22:00-06:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")
+    """When OPTICSTREAM_UPLOAD_RATE_NIGHT holds, in the local time of the host."""
+    upload_patience_s: float = Field(default=600.0, ge=0)
+    """Time for which one request to a remote target is repeated while the target does not answer, in seconds. The
+    upload then waits for the next sweep; it is not parked."""
     state_limit: int = Field(default=4, ge=1)
     """State and notification runs at the same time, on all hosts together."""
     warm_starts: bool = True

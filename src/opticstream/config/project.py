@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from opticstream.config.base import Settings
 from opticstream.config.processing import ProcessingSettings
+from opticstream.config.publish_targets import PublishSettings
 from opticstream.config.scan import ScanSettings
 from opticstream.model.modalities import polarized
 
@@ -41,6 +42,8 @@ class ProjectConfig(Settings):
     """Facts about the instrument and the acquisition."""
     processing: ProcessingSettings = ProcessingSettings()
     """Choices of the scientist."""
+    publish: PublishSettings = PublishSettings()
+    """Where results are uploaded."""
     _configured: ProjectConfig | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")

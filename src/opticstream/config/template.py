@@ -50,6 +50,17 @@ def project_template(*, project_name: str, project_base_path: str = "project") -
     for name, field in ProcessingSettings.model_fields.items():
         group = getattr(ProcessingSettings(), name)
         lines += _table(f"processing.{name}", type(group), group, field.description or "")
+    lines += [
+        "# Remote targets of the results, besides the archive tree, for example (a table for each):",
+        "# [[publish.targets]]",
+        '# kind = "s3"',
+        '# endpoint = "https://s3.example.org"',
+        '# bucket = "brains"',
+        '# prefix = "i80"',
+        '# what = ["raw", "derivatives"]',
+        '# credentials = "lab-s3"  # the name of the secret: `opticstream secrets set lab-s3`',
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -209,14 +209,18 @@ def slice_state(
 @flow(name="upload")
 @refusals_told
 def upload(event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None) -> None:
-    """Publish everything of the project that waits for publication."""
+    """Publish everything of the project that waits in its archive tree, and upload it to its remote targets."""
+    from opticstream.flows.secrets import secret_of
+    from opticstream.flows.upload_picture import UploadPicture
     from opticstream.pipeline.uploads import upload_pending
 
     taken = _looked_at(event_name, payload, source, occurred)
     announce_automatically(taken.release())
 
     def look(project: Project) -> Iterable[Event]:
-        return upload_pending(project, attempt=_attempt(project, taken.event.item, "upload"))
+        attempt = _attempt(project, taken.event.item, "upload")
+        with UploadPicture(project) as picture:
+            yield from upload_pending(project, attempt=attempt, secrets=secret_of, show=picture.show)
 
     for project in concerned(taken):
         _look_until(occurred, window_s, partial(look, project))

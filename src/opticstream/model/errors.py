@@ -17,6 +17,8 @@
     ├── StateError (RuntimeError)            facts contradict each other, or a record cannot be read
     │   ├── LockTimeout (TimeoutError)       a lock was not released in time; the message names its holder
     │   └── ClaimLost                        the work was taken over by another process; results may not be published
+    ├── UploadError (RuntimeError)           a remote target refused an upload, or holds other bytes than were sent
+    │   └── TargetUnavailable (ConnectionError)     it did not answer, or has no time; a later attempt may help
     └── ServerError (RuntimeError)           the Prefect server did not answer or refused
 
 Each class is also the builtin that a caller would expect. A message says what is wrong, where (file, item, setting and
@@ -84,6 +86,18 @@ class LockTimeout(StateError, TimeoutError):
 
 class ClaimLost(StateError):
     """The work was taken over by another process, because the lease ran out; results may not be published."""
+
+
+class UploadError(OpticStreamError, RuntimeError):
+    """A remote target refused an upload, or holds other bytes than were sent; trying again cannot help."""
+
+
+class TargetUnavailable(UploadError, ConnectionError):
+    """A remote target did not answer, or has no time for now."""
+
+    def __init__(self, message: str, /, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ServerError(OpticStreamError, RuntimeError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from opticstream.config.publish_targets import What
 from opticstream.model.chain import Step
 from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, ItemId, MosaicId, TileId
@@ -18,6 +19,7 @@ from opticstream.pipeline.parameters import (
     sample_settings,
     slice_settings,
     tile_settings,
+    upload_settings,
     volume_settings,
 )
 from opticstream.pipeline.project import Project
@@ -68,6 +70,14 @@ def _waits_for_focus(project: Project, item: ItemId, facts: FactsView) -> bool:
     return waits_for_focus(project, item, facts)
 
 
+def _to_targets(what: What) -> Binding:
+    """Return the binding of an upload: it depends on where the results go, and is wanted if they go anywhere."""
+    return Binding(
+        settings=lambda project, _item, _facts: upload_settings(project.config, what),
+        wanted=lambda project: bool(project.config.publish.receiving(what)),
+    )
+
+
 BINDINGS: dict[str, Binding] = {
     "process batch": Binding(settings=_settings_of_tile, memory=memory_of_tile),
     "stitch mosaic": Binding(settings=_settings_of_mosaic, waits=_waits_for_template, memory=memory_of_mosaic),
@@ -83,10 +93,9 @@ BINDINGS: dict[str, Binding] = {
     "update sample": Binding(
         settings=lambda project, _item, _facts: sample_settings(project.config), memory=memory_of_slice
     ),
-    # No remote target can be configured yet: nothing is uploaded.
-    "upload": Binding(wanted=lambda _project: False),
-    "upload volume": Binding(wanted=lambda _project: False),
-    "upload raw tiles": Binding(wanted=lambda _project: False),
+    "upload": _to_targets("derivatives"),
+    "upload volume": _to_targets("derivatives"),
+    "upload raw tiles": _to_targets("raw"),
 }
 """By the name of the step."""
 

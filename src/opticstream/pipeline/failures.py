@@ -18,6 +18,8 @@ from opticstream.model.errors import (
     ProcessingError,
     ServerError,
     StateError,
+    TargetUnavailable,
+    UploadError,
 )
 
 _PERMANENT_OS_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -44,6 +46,9 @@ SUGGESTIONS: Mapping[str, str] = MappingProxyType(
         "server": "check the log of the Prefect server; work continues when it answers again",
         "state": "run `opticstream state verify` to find facts that are damaged or contradict each other",
         "claim lost": "the host was stopped or disconnected for longer than OPTICSTREAM_LEASE_S; nothing was lost",
+        "target unavailable": "check the network and the remote target; the upload continues by itself",
+        "upload refused": "correct credentials, permissions, quota or the target's settings (`opticstream secrets "
+        "check`); then retry",
         PROCESS_DIED: "check the memory and the system log of that host: its processes were killed; the work was taken "
         "over",
         NOT_TOLD: "check the target in OPTICSTREAM_NOTIFY_TARGETS and where it writes to; the sweep tries again",
@@ -104,6 +109,8 @@ def kind_of(error: BaseException, /) -> str:
         (ProcessingError, "no result"),
         (ClaimLost, "claim lost"),
         (StateError, "state"),
+        (TargetUnavailable, "target unavailable"),
+        (UploadError, "upload refused"),
         (ServerError, "server"),
         (PermissionError, "no access"),
         (MemoryError, "memory"),

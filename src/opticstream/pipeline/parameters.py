@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from opticstream.config import ProjectConfig, parameters_hash
 from opticstream.config.processing import MaskSettings
+from opticstream.config.publish_targets import What
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,15 @@ def slice_settings(config: ProjectConfig, /) -> StageSettings:
         processing["registration"]["use_mask"] = registration.mask_file_type
         processing["mask"] = _without(mask, "made_from")
     return StageSettings({"scan": {"illuminations": tilts}, "processing": processing})
+
+
+def upload_settings(config: ProjectConfig, what: What, /) -> StageSettings:
+    """Return where results are uploaded to, by target; how a target is reached does not matter."""
+    places = {
+        target.target_name: target.model_dump(mode="json", exclude={"name", "what", "credentials"})
+        for target in config.publish.receiving(what)
+    }
+    return StageSettings({"publish": {"targets": places}})
 
 
 def sample_settings(config: ProjectConfig, /) -> StageSettings:

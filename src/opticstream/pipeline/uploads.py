@@ -1,28 +1,47 @@
-"""Publish results: link archive copies from their mosaic, and copy other results to the archive's derivative tree.
+"""Publish results in the local archive tree, and upload what is there to the remote targets.
 
-The queue follows from the facts: everything that is archived, stitched or registered and not yet published. A run
-handles the whole queue, so that a burst of events costs one run and a lost event only costs time.
+The queue follows from the facts: everything that is archived, stitched or registered and not yet published, and
+everything that is published and not yet uploaded. A run handles the whole queue, so that a burst of events costs one
+run and a lost event only costs time. Publication never waits for uploads: it goes on between the files of an upload.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from opticstream.config import DeploymentSettings
+from opticstream.config.publish_targets import PublishTarget, What
 from opticstream.model.chain import Step, chain
-from opticstream.model.errors import StateError
+from opticstream.model.errors import StateError, TargetUnavailable
 from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
 from opticstream.pipeline.bindings import due_items
-from opticstream.pipeline.jobs import Attempt, Result, announcements, once, perform
+from opticstream.pipeline.failures import describe, kind_of
+from opticstream.pipeline.jobs import Attempt, Result, Skipped, announcements, once, perform
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.stale import stale_results
+from opticstream.pipeline.under_way import shown_under_way
+from opticstream.publish.ledger import Asset, Ledger
 from opticstream.publish.local import link_into_mosaic, publish_locally
+from opticstream.publish.opening import ReadSecret, open_remote_target
+from opticstream.publish.pace import Pace, is_night
+from opticstream.publish.patience import Patience
+from opticstream.publish.secrets import secret_from_environment
+from opticstream.publish.target import RemoteTarget
+from opticstream.publish.transfer import Published, Transfer
 from opticstream.state import Claim, FactsSnapshot, FileRecord
+
+_LOOK_AGAIN_S = 5.0
+"""Time between two looks for results to publish during an upload, in seconds."""
 
 
 def upload_queue(project: Project, snapshot: FactsSnapshot, /) -> list[tuple[ItemId, Step]]:
-    """Return what waits for publication, with the step that publishes it."""
+    """Return what waits for publication or upload, with the step that does it: small files before large ones."""
     return [
         (item, step)
         for step in chain().steps
@@ -31,10 +50,60 @@ def upload_queue(project: Project, snapshot: FactsSnapshot, /) -> list[tuple[Ite
     ]
 
 
-def upload_pending(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
-    """Publish everything that waits, and yield the events to announce as it happens."""
+def upload_pending(
+    project: Project,
+    /,
+    *,
+    attempt: Attempt = once,
+    secrets: ReadSecret = secret_from_environment,
+    only: Callable[[ItemId], bool] = lambda _item: True,
+    targets: Collection[str] | None = None,
+    show: Callable[[], object] = lambda: None,
+) -> Iterator[Event]:
+    """Publish and upload everything that waits, and yield the events to announce as it happens.
+
+    Parameters
+    ----------
+    project : Project
+        The project.
+    attempt : Attempt
+        Runs the work on the local archive tree, with retries where the caller wants them.
+    secrets : callable
+        Finds the credentials of the targets.
+    only : callable
+        Whether an item is to be uploaded.
+    targets : collection of str, optional
+        Upload to these targets only. An item is `uploaded` once all of its targets hold it.
+    show : callable
+        Called now and then during uploads, to show how far they are.
+    """
+    yield from _publish_due(project, attempt)
+    uploads = _Uploads(project, secrets, targets, partial(_publish_due, project, attempt), show)
+    tried: set[tuple[ItemId, str]] = set()
+    while True:
+        queue = [
+            (item, step)
+            for item, step in upload_queue(project, project.facts.snapshot())
+            if step.uploads and (item, step.name) not in tried and only(item)
+        ]
+        end = time.monotonic() + _LOOK_AGAIN_S  # then smaller files may wait that were not there before
+        for item, step in queue:
+            tried.add((item, step.name))
+            if not (project.facts.has(item, step.after) and uploads.may_go(item)):
+                continue
+            outcome = perform(project, item, step, partial(uploads.upload, item, step))
+            yield from announcements(project, item, step, outcome)
+            yield from uploads.published_meanwhile()
+            if time.monotonic() > end:
+                break
+        else:
+            return
+
+
+def _publish_due(project: Project, attempt: Attempt) -> Iterator[Event]:
+    """Publish everything that waits in the local archive tree."""
     for item, step in upload_queue(project, project.facts.snapshot()):
-        if not project.facts.has(item, step.after):  # withdrawn in the meantime
+        if step.uploads or not project.facts.has(item, step.after):  # withdrawn in the meantime
             continue
         work = partial(_publish, project, item, step.after, attempt)
         yield from announcements(project, item, step, perform(project, item, step, work))
@@ -54,3 +123,143 @@ def _publish_files(project: Project, item: ItemId, files: tuple[FileRecord, ...]
         return [link_into_mosaic(source, project.paths.archived_folder(item.mosaic)) for source in sources]
     assert isinstance(item, MosaicId | SliceId)
     return [publish_locally(source, project.paths.published(source)) for source in sources]
+
+
+class _Uploads:
+    """The uploads of one run: its open targets, those that do not answer, and what it has published meanwhile."""
+
+    def __init__(
+        self,
+        project: Project,
+        secrets: ReadSecret,
+        targets: Collection[str] | None,
+        publish: Callable[[], Iterator[Event]],
+        show: Callable[[], object],
+    ) -> None:
+        self._project = project
+        self._show = show
+        self._secrets = secrets
+        self._publish = publish
+        self._events: deque[Event] = deque()
+        self._looked = time.monotonic()
+        self._open: dict[str, tuple[RemoteTarget, Ledger]] = {}
+        names = [settings.target_name for settings in project.config.publish.targets]
+        left_out = [] if targets is None else [name for name in names if name not in targets]
+        self._unavailable = {name: TargetUnavailable(f"{name}: was not chosen") for name in left_out}
+        self._pace = Pace(partial(rate_now, project.deployment))
+
+    def upload(self, item: ItemId, step: Step, claim: Claim) -> Result | Skipped:
+        """Have every target that receives an item hold it, and return what to record.
+
+        It stays due if a target does not answer, and does not count as failed.
+        """
+        files = files_to_upload(self._project, item, step)
+        held: dict[str, list[Asset]] = {}
+        receiving = self._project.config.publish.receiving(what_of(item))
+        for settings in receiving:
+            name = settings.target_name
+            try:
+                if error := self._unavailable.get(name):
+                    raise error
+                held[name] = self._send(settings, item, step, files, claim)
+            except TargetUnavailable as error:
+                if name not in self._unavailable:
+                    self._unavailable[name] = error
+                    self._project.facts.journal.failed(
+                        item, None, why=describe(error), kind=kind_of(error), stage=step.name
+                    )
+        if missing := [str(self._unavailable[s.target_name]) for s in receiving if s.target_name not in held]:
+            return Skipped("; ".join(missing))
+        targets = {
+            name: {"place": self._open[name][0].place, "assets": [asset.to_json() for asset in assets]}
+            for name, assets in held.items()
+        }
+        outputs = [FileRecord(self._project.paths.relative(file.path), file.size, file.sha256) for file in files]
+        return Result(outputs=outputs, detail={"targets": targets})
+
+    def may_go(self, item: ItemId) -> bool:
+        """Return whether a target that receives an item has not been found silent by this run."""
+        receiving = self._project.config.publish.receiving(what_of(item))
+        return any(settings.target_name not in self._unavailable for settings in receiving)
+
+    def published_meanwhile(self) -> Iterator[Event]:
+        """Yield what is to be announced of the results that were published during uploads."""
+        while self._events:
+            yield self._events.popleft()
+
+    def _send(
+        self, settings: PublishTarget, item: ItemId, step: Step, files: list[Published], claim: Claim
+    ) -> list[Asset]:
+        target, ledger = self._target(settings)
+        total = sum(file.size for file in files)
+        with shown_under_way(self._project, item, step, target.name, total) as shown:
+
+            def passed(size: int) -> None:
+                claim.ensure_mine()
+                shown(size)
+                if time.monotonic() - self._looked > _LOOK_AGAIN_S:
+                    self._events.extend(self._publish())
+                    self._show()
+                    self._looked = time.monotonic()
+
+            threads = self._project.deployment.upload_transfers
+            transfer = Transfer(target, ledger, self._pace, threads, passed)
+            return [transfer.send(file) for file in files]
+
+    def _target(self, settings: PublishTarget) -> tuple[RemoteTarget, Ledger]:
+        name = settings.target_name
+        if name not in self._open:
+            patience = Patience(self._project.deployment.upload_patience_s)
+            target = open_remote_target(settings, self._secrets, patience)
+            self._open[name] = (target, Ledger(self._project.paths.base, name))
+        return self._open[name]
+
+
+def what_of(item: ItemId, /) -> What:
+    """Return what the files of an item are: those of a batch are copies of raw tiles, all others are derivatives."""
+    return "raw" if isinstance(item, BatchId) else "derivatives"
+
+
+def files_to_upload(project: Project, item: ItemId, step: Step, /) -> list[Published]:
+    """Return the files of an upload in the archive tree, with the checksums of the results that they are copies of.
+
+    Raises
+    ------
+    StateError
+        The item is no longer published.
+    """
+    published = project.facts.read(item, step.after)
+    if published is None:
+        raise StateError(f"{item} is no longer {step.after}")
+    publishing = chain().step_of(item, step.after)
+    source = None if publishing is None else project.facts.read(item, publishing.after)
+    sums = {Path(file.path).name: file.sha256 for file in source.outputs} if source else {}
+    files = []
+    for file in published.outputs:
+        path = project.paths.absolute(file.path)
+        key = path.relative_to(project.paths.archive_root).as_posix()
+        files.append(Published(path, key, file.size, sums.get(path.name)))
+    return sorted(files, key=lambda one: (one.size, one.key))
+
+
+def rate_now(deployment: DeploymentSettings, /, *, now: datetime | None = None) -> float | None:
+    """Return the bytes per second that one upload run may send now; None for no limit."""
+    rate = deployment.upload_rate
+    if deployment.upload_rate_night is not None and is_night(deployment.upload_night, now or datetime.now()):
+        rate = deployment.upload_rate_night
+    return None if rate is None else rate / deployment.upload_limit
+
+
+def release_uploads(project: Project, chosen: Callable[[ItemId], bool], /) -> int:
+    """Withdraw uploads that are parked as failed, or went elsewhere than they would now; return how many facts."""
+    snapshot = project.facts.snapshot()
+    withdrawn = 0
+    for step in (step for step in chain().steps if step.uploads):
+        for item in filter(chosen, snapshot.items(step.hierarchy)):
+            if step.failed is not None and snapshot.has(item, step.failed):
+                withdrawn += project.facts.withdraw(item, step.failed, reason="opticstream upload")
+    for stale in stale_results(project, snapshot):
+        step_of_stale = chain().step_of(stale.item, stale.fact)
+        if step_of_stale is not None and step_of_stale.uploads and chosen(stale.item):
+            withdrawn += project.facts.withdraw(stale.item, stale.fact, reason="; ".join(stale.why))
+    return withdrawn

@@ -1,0 +1,99 @@
+"""Settings of the remote targets of a project's results: one class for each kind of target.
+
+The kind is also the name of the module that implements it: `opticstream.publish.s3` is the target of kind ``s3``.
+Credentials are never part of the settings, only the name under which they are found.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from opticstream.config.base import Settings
+
+What = Literal["raw", "derivatives"]
+
+
+class PublishTargetSettings(Settings):
+    """Settings that every kind of remote target has."""
+
+    kind: str
+    """Kind of the target."""
+    name: str = Field(default="", pattern=r"^[a-z0-9_]*$")
+    """Name under which the project records what the target holds; default: the kind. Lower-case letters, digits and
+    `_`."""
+    what: Annotated[tuple[What, ...], Field(min_length=1)] = ("raw", "derivatives")
+    """What it receives: `raw` (archive copies of raw tiles), `derivatives` (maps, volumes, slices), or both."""
+    credentials: str = Field(default="", pattern=r"^[a-z0-9-]*$")
+    """Name of the secret with its credentials, as in `opticstream secrets set NAME`: lower-case letters, digits and
+    `-`. Never the credentials themselves."""
+
+    @property
+    def target_name(self) -> str:
+        """Name of the target, unique in the project."""
+        return self.name or self.kind
+
+
+class S3TargetSettings(PublishTargetSettings):
+    """Objects in a bucket of Amazon S3 or of any server that speaks its protocol.
+
+    The secret is `ACCESS_KEY:SECRET_KEY`. Without `credentials`, boto3 finds them as usual (`AWS_ACCESS_KEY_ID`,
+    `~/.aws/credentials`).
+    """
+
+    kind: Literal["s3"] = "s3"
+    """Kind of the target."""
+    endpoint: str = ""
+    """Address of the server, such as `https://s3.example.org`; default: Amazon."""
+    region: str = "us-east-1"
+    """Region of the bucket."""
+    bucket: str = Field(min_length=3, max_length=255, pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the bucket, which must exist."""
+    prefix: str = ""
+    """Folder in the bucket, such as `i80/dandiset`; default: the bucket itself."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urlsplit(value)
+        if parts.username or parts.password:  # the value is not repeated: it has a secret in it
+            raise ValueError("must not contain a user or a password; use `credentials`")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address such as https://s3.example.org")
+        return value.rstrip("/")
+
+    @field_validator("prefix")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        folder = value.strip("/")
+        if any(part in ("", ".", "..") for part in folder.split("/")) and folder:
+            raise ValueError("expected a folder such as i80/dandiset, without empty parts, `.` and `..`")
+        return folder
+
+
+PublishTarget = S3TargetSettings
+"""The settings of one target. A second kind makes this a union with `kind` as its discriminator."""
+
+
+class PublishSettings(Settings):
+    """Where results are uploaded, besides the local archive tree, which always has them."""
+
+    targets: tuple[PublishTarget, ...] = ()
+    """Remote targets; a result is `uploaded` when every one that receives it holds it."""
+
+    @model_validator(mode="after")
+    def _with_names_of_their_own(self) -> Self:
+        names = [target.target_name for target in self.targets]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"{names.count(repeated[0])} targets have the name {repeated[0]!r}; give each a `name` of its own"
+            )
+        return self
+
+    def receiving(self, what: What, /) -> tuple[PublishTarget, ...]:
+        """Return the targets that receive raw tiles, or derivatives."""
+        return tuple(target for target in self.targets if what in target.what)

@@ -1,0 +1,370 @@
+"""Objects in a bucket of S3, or of a server that speaks its protocol.
+
+Large files are sent in parts. Parts that the server has already received from an interrupted upload are compared by
+their MD5 and are not sent again. The SHA-256 of a file is kept as metadata of its object. Whether the server holds the
+right bytes is decided by its own answer: size and ETag, or, if its ETag says nothing, by reading the object back.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import threading
+from base64 import b64encode
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
+
+from opticstream.config.publish_targets import S3TargetSettings
+from opticstream.model.errors import ConfigurationError, InputError, TargetUnavailable, UploadError
+from opticstream.publish.pace import Pace
+from opticstream.publish.patience import Patience
+from opticstream.publish.target import Held, LocalFile, Passed, RemoteTarget
+
+R = TypeVar("R")
+PART_SIZE = 16 * 2**20
+"""Smallest size of a part in bytes; files up to this size are sent at once. It bounds the memory of an upload."""
+_MOST_PARTS = 9_000  # S3 allows 10 000
+_FRESH_STARTS = 3
+_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TRANSIENT_CODES = frozenset(
+    {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "BadDigest", "IncompleteBody",
+     "OperationAborted"}
+)  # fmt: skip
+_READ_BYTES = 2**20
+
+
+class _UploadIsGoneError(Exception):
+    """The server does not know the multipart upload: it was completed, aborted, or lost in a restart."""
+
+
+class S3Target:
+    """See `RemoteTarget`; for credentials see `S3TargetSettings`."""
+
+    def __init__(self, settings: S3TargetSettings, secret: str | None, /, *, patience: Patience) -> None:
+        self.name = settings.target_name
+        self._settings = settings
+        self._patience = patience
+        self._secrets: tuple[str, ...] = ()
+        keys: dict[str, str] = {}
+        if secret is not None:
+            access, colon, key = secret.strip().partition(":")
+            if not (access and colon and key):
+                raise ConfigurationError(
+                    f"the secret {settings.credentials!r} of target {self.name!r} is not of the form "
+                    "ACCESS_KEY:SECRET_KEY"
+                )
+            self._secrets = (key, access)
+            keys = {"aws_access_key_id": access, "aws_secret_access_key": key}
+        config = Config(
+            retries={"total_max_attempts": 1},  # `Patience` repeats
+            connect_timeout=20,
+            read_timeout=120,
+            max_pool_connections=80,
+            s3={"addressing_style": "path"} if settings.endpoint else {},
+            request_checksum_calculation="when_required",  # other servers than Amazon's do not know the newer ones
+            response_checksum_validation="when_required",
+        )
+        # A session of its own: the default one is shared by the process and not safe between threads.
+        self._client: Any = boto3.session.Session().client(
+            "s3", endpoint_url=settings.endpoint or None, region_name=settings.region, config=config, **keys
+        )
+
+    @property
+    def place(self) -> str:
+        """Bucket and prefix, and the server if it is not Amazon's."""
+        where = "/".join(part for part in (self._settings.bucket, self._settings.prefix) if part)
+        return f"s3://{where}" + (f" at {self._settings.endpoint}" if self._settings.endpoint else "")
+
+    def look(self, key: str, /) -> Held | None:
+        """Return size and ETag of an object."""
+        try:
+            found = self._ask("look at", key, lambda: self._client.head_object(**self._object(key)))
+        except _NotFoundError:
+            return None
+        return Held(int(found["ContentLength"]), _etag(found))
+
+    def look_below(self, folder: str, /) -> Mapping[str, Held]:
+        """Return size and ETag of every object below a folder."""
+        prefix = self._key(folder.rstrip("/") + "/")
+        held: dict[str, Held] = {}
+        more: dict[str, str] = {}
+        while True:
+            about = {"Bucket": self._settings.bucket, "Prefix": prefix, **more}
+            found = self._ask("list", folder, partial(self._client.list_objects_v2, **about))
+            for one in found.get("Contents", ()):
+                held[one["Key"].removeprefix(prefix)] = Held(int(one["Size"]), _etag(one))
+            if not found.get("IsTruncated"):
+                return held
+            more = {"ContinuationToken": found["NextContinuationToken"]}
+
+    def put(self, file: LocalFile, /, *, pace: Pace, threads: int, passed: Passed) -> frozenset[str]:
+        """Send a file, at once or in parts."""
+        if file.size <= PART_SIZE:
+            marks = self._put_whole(file, pace)
+            passed(file.size)
+            return marks
+        for _ in range(_FRESH_STARTS):
+            try:
+                return self._put_parts(file, pace, threads, passed)
+            except _UploadIsGoneError:  # completed although the answer was lost, or begun anew
+                held, marks = self.look(file.key), self.marks(file)
+                if held is not None and held.size == file.size and held.mark in marks:
+                    return marks
+        raise TargetUnavailable(f"{self.name}: the server has lost the upload of {file.key} {_FRESH_STARTS} times")
+
+    def marks(self, file: LocalFile, /) -> frozenset[str]:
+        """Return the ETags that servers give to the bytes of a file: their MD5, or that of the MD5s of the parts."""
+        digests = _Digests()
+        with file.path.open("rb") as stream:
+            while part := stream.read(part_size(file.size)):
+                digests.add(part)
+        return digests.marks(file)
+
+    def read_sha256(self, key: str, /) -> str:
+        """Read an object and return its SHA-256."""
+
+        def read() -> str:
+            digest = hashlib.sha256()
+            body = self._client.get_object(**self._object(key))["Body"]
+            with body:
+                for block in body.iter_chunks(_READ_BYTES):
+                    digest.update(block)
+            return digest.hexdigest()
+
+        return self._ask("read", key, read)
+
+    def remove(self, key: str, /) -> None:
+        """Remove an object."""
+        self._ask("remove", key, lambda: self._client.delete_object(**self._object(key)))
+
+    def check(self) -> None:
+        """List one object of the bucket."""
+        self._ask(
+            "list", "",
+            lambda: self._client.list_objects_v2(
+                Bucket=self._settings.bucket, Prefix=self._settings.prefix, MaxKeys=1
+            ),
+        )  # fmt: skip
+
+    def _put_whole(self, file: LocalFile, pace: Pace) -> frozenset[str]:
+        data = file.path.read_bytes()
+        digests = _Digests()
+        digests.add(data)
+        marks = digests.marks(file)
+        pace.take(len(data))
+        self._ask(
+            "write", file.key,
+            lambda: self._client.put_object(
+                **self._object(file.key), Body=data, ContentMD5=_base64_md5(data), Metadata={"sha256": file.sha256}
+            ),
+        )  # fmt: skip
+        return marks
+
+    def _put_parts(self, file: LocalFile, pace: Pace, threads: int, passed: Passed) -> frozenset[str]:
+        upload, present = self._begun_upload(file)
+        about = {**self._object(file.key), "UploadId": upload}
+        digests = _Digests()
+        etags: dict[int, str] = {}
+        stop = threading.Event()
+
+        def send(number: int, data: bytes) -> int:
+            if stop.is_set():
+                return 0
+            pace.take(len(data))
+            answer = self._ask(
+                "write", file.key,
+                lambda: self._client.upload_part(**about, PartNumber=number, Body=data, ContentMD5=_base64_md5(data)),
+            )  # fmt: skip
+            etags[number] = answer["ETag"]
+            return len(data)
+
+        with ThreadPoolExecutor(threads) as pool, file.path.open("rb") as stream:
+            sending: deque[Future[int]] = deque()
+            try:
+                number = 0
+                while data := stream.read(part_size(file.size)):
+                    number += 1
+                    md5 = digests.add(data)
+                    if present.get(number) == (len(data), md5):
+                        etags[number] = f'"{md5}"'
+                        passed(len(data))
+                        continue
+                    if len(sending) >= threads:
+                        passed(sending.popleft().result())
+                    sending.append(pool.submit(send, number, data))
+                while sending:
+                    passed(sending.popleft().result())
+            except BaseException:
+                stop.set()
+                raise
+        marks = digests.marks(file)  # compared with the record before the object appears
+        parts = [{"PartNumber": n, "ETag": etags[n]} for n in sorted(etags)]
+        self._ask(
+            "complete", file.key,
+            lambda: self._client.complete_multipart_upload(**about, MultipartUpload={"Parts": parts}),
+        )  # fmt: skip
+        return marks
+
+    def _begun_upload(self, file: LocalFile) -> tuple[str, dict[int, tuple[int, str]]]:
+        """Return an upload of the file that was interrupted, with its parts by number; a new one if there is none."""
+        key = self._key(file.key)
+        try:
+            found = self._ask(
+                "list the uploads of",
+                file.key,
+                lambda: self._client.list_multipart_uploads(Bucket=self._settings.bucket, Prefix=key),
+            )
+        except (_UploadIsGoneError, _NotFoundError):  # some servers say so where there are none
+            found = {}
+        own = [one for one in found.get("Uploads", ()) if one["Key"] == key]
+        for one in sorted(own, key=lambda upload: upload.get("Initiated", datetime.min), reverse=True):
+            try:
+                return one["UploadId"], self._parts(file, one["UploadId"])
+            except (_UploadIsGoneError, _NotFoundError):
+                continue
+        begun = self._ask(
+            "begin", file.key,
+            lambda: self._client.create_multipart_upload(**self._object(file.key), Metadata={"sha256": file.sha256}),
+        )  # fmt: skip
+        return begun["UploadId"], {}
+
+    def _parts(self, file: LocalFile, upload: str) -> dict[int, tuple[int, str]]:
+        parts: dict[int, tuple[int, str]] = {}
+        marker = 0
+        while True:
+            about = {**self._object(file.key), "UploadId": upload, "PartNumberMarker": marker}
+            found = self._ask("list the parts of", file.key, partial(self._client.list_parts, **about))
+            for one in found.get("Parts", ()):
+                parts[one["PartNumber"]] = (int(one["Size"]), _etag(one))
+            if not found.get("IsTruncated"):
+                return parts
+            marker = found["NextPartNumberMarker"]
+
+    def _key(self, key: str) -> str:
+        return f"{self._settings.prefix}/{key}" if self._settings.prefix else key
+
+    def _object(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._settings.bucket, "Key": self._key(key)}
+
+    def _ask(self, what: str, key: str, request: Callable[[], R]) -> R:
+        """Return the answer to a request, repeated while the server does not answer."""
+
+        def once() -> R:
+            try:
+                return request()
+            except ClientError as error:
+                raise self._refusal(what, key, error) from None  # the original error shows the request
+            except (ConnectionError, HTTPClientError, IncompleteReadError, OSError) as error:
+                raise TargetUnavailable(self._told(what, key, f"{type(error).__name__}: {error}")) from None
+            except BotoCoreError as error:
+                raise UploadError(self._told(what, key, f"{type(error).__name__}: {error}")) from None
+
+        return self._patience.repeat(once)
+
+    def _refusal(self, what: str, key: str, error: ClientError) -> Exception:
+        about: Mapping[str, Any] = error.response
+        status = int(about.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        code, message = str(about.get("Error", {}).get("Code", "")), str(about.get("Error", {}).get("Message", ""))
+        if code == "NoSuchUpload":
+            return _UploadIsGoneError()
+        if status == 404 and code in ("404", "NoSuchKey", "NotFound"):
+            return _NotFoundError()
+        told = self._told(what, key, " ".join(part for part in (str(status or ""), code, message) if part))
+        if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
+            headers = about.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            return TargetUnavailable(told, retry_after_s=_seconds_of(headers.get("retry-after")))
+        return UploadError(told)
+
+    def _told(self, what: str, key: str, why: str) -> str:
+        """Return a message about a request, without secrets."""
+        text = f"{self.name} ({self.place}): cannot {what} {key or 'the bucket'}: {' '.join(why.split())}"
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+class _NotFoundError(Exception):
+    """The server has no such object."""
+
+
+class _Digests:
+    """Digests of a file, from its parts in order."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, part: bytes, /) -> str:
+        """Add a part and return its MD5."""
+        self._sha256.update(part)
+        self._md5.update(part)
+        self._size += len(part)
+        digest = hashlib.md5(part, usedforsecurity=False)
+        self._parts.append(digest.digest())
+        return digest.hexdigest()
+
+    def marks(self, file: LocalFile, /) -> frozenset[str]:
+        """Return the ETags of the whole file; raise InputError if it is not the file that its record describes."""
+        if (self._size, self._sha256.hexdigest()) != (file.size, file.sha256):
+            raise InputError(
+                f"{file.path}: holds {self._size} bytes with the SHA-256 {self._sha256.hexdigest()[:12]}…, but its "
+                f"record says {file.size} bytes with {file.sha256[:12]}…; `opticstream state verify` lists such files"
+            )
+        together = hashlib.md5(b"".join(self._parts), usedforsecurity=False).hexdigest()
+        return frozenset({self._md5.hexdigest(), f"{together}-{len(self._parts)}"})
+
+
+def part_size(size: int, /) -> int:
+    """Return the size of the parts of a file, which depends on nothing else, so that an upload can be continued.
+
+    Examples
+    --------
+    >>> part_size(10**9) == PART_SIZE, part_size(10**12) > PART_SIZE, 10**12 / part_size(10**12) <= 9000
+    (True, True, True)
+    """
+    needed = -(-size // _MOST_PARTS)
+    return max(PART_SIZE, -(-needed // 2**20) * 2**20)
+
+
+def open_target(settings: S3TargetSettings, secret: str | None, patience: Patience, /) -> RemoteTarget:
+    """Return the target that settings of kind `s3` name; it does not connect yet."""
+    return S3Target(settings, secret, patience=patience)
+
+
+def _etag(found: Mapping[str, Any]) -> str:
+    return str(found.get("ETag", "")).strip('"')
+
+
+def _base64_md5(data: bytes) -> str:
+    return b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def _seconds_of(header: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for, as a number or a date.
+
+    Examples
+    --------
+    >>> _seconds_of("2"), _seconds_of("soon"), _seconds_of(None)
+    (2.0, None, None)
+    """
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        until = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())

@@ -1,0 +1,304 @@
+"""Uploads of a project to a real S3 server: what is recorded and announced, what waits, and what is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from opticstream.config import DeploymentSettings, load_project
+from opticstream.model.chain import chain
+from opticstream.model.events import MosaicStitched, MosaicVolumeStitched, SliceRegistered
+from opticstream.model.ids import BatchId, MosaicId, SliceId
+from opticstream.pipeline.failure_patterns import failure_patterns
+from opticstream.pipeline.pending import pending_announcements
+from opticstream.pipeline.progress import project_progress
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.stale import stale_plan, stale_results
+from opticstream.pipeline.under_way import shown_under_way, uploads_under_way
+from opticstream.pipeline.uploads import rate_now, upload_pending, upload_queue
+from opticstream.state.manifest import records_of_store, write_manifest
+from opticstream.state.record import sha256_of_path
+from opticstream.testing.s3_server import SECRET, SECRET_KEY, Proxy, RcloneServer, error_answer
+
+BATCH, MOSAIC, SLICE = BatchId(1, 1), MosaicId(1), SliceId(1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    server = RcloneServer(tmp_path_factory.mktemp("s3"), "raw", "derived")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def proxy(server):
+    proxy = Proxy(server.port)
+    yield proxy
+    proxy.close()
+
+
+def targets(endpoint: str, prefix: str) -> str:
+    return "".join(
+        f"""
+[[publish.targets]]
+kind = "s3"
+name = "{name}"
+endpoint = "{endpoint}"
+bucket = "{bucket}"
+prefix = "{prefix}"
+what = {what}
+credentials = "lab"
+"""
+        for name, bucket, what in (("raw_s3", "raw", '["raw"]'), ("derived_s3", "derived", '["derivatives"]'))
+    )
+
+
+@pytest.fixture
+def open_at(project_file: Path, request):
+    """Open the project with its targets at an address; the prefix is that of the test."""
+    text = project_file.read_text()
+
+    def opened(endpoint: str | None, **values) -> Project:
+        added = "" if endpoint is None else targets(endpoint, request.node.name.replace("[", "-").replace("]", ""))
+        project_file.write_text(text + added)
+        return Project.open(load_project(project_file), deployment=DeploymentSettings(upload_patience_s=0.2, **values))
+
+    return opened
+
+
+def with_results(project: Project) -> Project:
+    """Give the project a batch in the archive, maps and a volume of a mosaic, and a slice."""
+    facts, paths = project.facts, project.paths
+    raw = paths.archived_tile(project.layout.tiles(MOSAIC)[0])
+    raw.parent.mkdir(parents=True)
+    raw.write_bytes(b"raw" * 1000)
+    facts.record(BATCH, "archived", {"outputs": [facts.file_record(raw)]})
+    stitched = paths.stitched_folder(MOSAIC)
+    stitched.mkdir(parents=True)
+    maps = stitched / "mosaic_001_aip.nii.gz"
+    maps.write_bytes(b"map" * 1000)
+    facts.record(MOSAIC, "stitched", {"outputs": [facts.file_record(maps)]})
+    store = stitched / "mosaic_001_dBI.ome.zarr"
+    for number in range(7):
+        chunk = store / "0" / "c" / f"{number}"
+        chunk.parent.mkdir(parents=True, exist_ok=True)
+        chunk.write_bytes(bytes([number]) * 100)
+    write_manifest(store)
+    facts.record(MOSAIC, "volume_stitched", {"outputs": records_of_store(facts.file_record, store)})
+    paths.registered_folder.mkdir()
+    axis = paths.registered_folder / "slice_001_axis.nii.gz"
+    axis.write_bytes(b"axis")
+    facts.record(SLICE, "registered", {"outputs": [facts.file_record(axis)]})
+    return project
+
+
+def secrets(name: str) -> str | None:
+    return SECRET if name == "lab" else None
+
+
+UPLOADS = {
+    (BATCH, "uploaded"): "linc.oct.batch.uploaded",
+    (MOSAIC, "uploaded"): "linc.oct.mosaic.uploaded",
+    (MOSAIC, "volume_uploaded"): "linc.oct.mosaic.volume_uploaded",
+    (SLICE, "uploaded"): "linc.oct.slice.uploaded",
+}
+
+
+def test_without_a_remote_target_results_are_published_and_nothing_is_uploaded(open_at):
+    project = with_results(open_at(None))
+    assert list(upload_pending(project, secrets=secrets)) == [], "no event tells of a copy on the same disk"
+    known = project.facts.snapshot()
+    assert all(known.has(item, fact.replace("uploaded", "published")) for item, fact in UPLOADS)
+    assert not any(known.has(item, fact) for item, fact in UPLOADS)
+    assert [(s.published, s.uploaded) for s in project_progress(project).slices] == [(True, False)]
+    assert upload_queue(project, known) == []
+
+
+def test_everything_is_uploaded_where_its_kind_belongs_and_recorded_and_announced_then(open_at, server, request):
+    project = with_results(open_at(server.endpoint))
+    events = list(upload_pending(project, secrets=secrets))
+    names = [event.event_name() for event in events]
+    assert sorted(names) == sorted(UPLOADS.values())
+    assert names[-1] == "linc.oct.batch.uploaded", "raw tiles come last"
+    archive, prefix = project.paths.archive_root, request.node.name
+    for bucket, part in (("raw", "rawdata"), ("derived", "derivative")):
+        remote = server.folder / bucket / prefix / part
+        files = {p.relative_to(archive / part): p for p in (archive / part).rglob("*") if p.is_file()}
+        assert {p.relative_to(remote) for p in remote.rglob("*") if p.is_file()} == files.keys()
+        assert all((remote / name).read_bytes() == path.read_bytes() for name, path in files.items())
+    for item, fact in UPLOADS:
+        record = project.facts.read(item, fact)
+        name = "raw_s3" if item == BATCH else "derived_s3"
+        assert list(record.detail["targets"]) == [name]
+        about = record.detail["targets"][name]
+        assert about["place"].startswith(f"s3://{'raw' if item == BATCH else 'derived'}/{prefix} at http")
+        for asset in about["assets"]:
+            assert asset["sha256"] == sha256_of_path(archive / asset["key"])
+            assert asset["mark"]
+            assert asset["verified"]
+    assert upload_queue(project, project.facts.snapshot()) == []
+    assert list(upload_pending(project, secrets=secrets)) == []
+    assert [(m.published, m.uploaded) for m in project_progress(project).mosaics] == [(True, True)]
+
+
+def test_a_target_that_does_not_answer_holds_up_nothing_and_parks_nothing(open_at, server, proxy):
+    proxy.fault = lambda request: error_answer(503, "SlowDown") if "/derived" in request.path else None
+    project = with_results(open_at(proxy.endpoint))
+    events = list(upload_pending(project, secrets=secrets))
+    assert [event.event_name() for event in events] == ["linc.oct.batch.uploaded"], "the other target works"
+    progress = project_progress(project)
+    assert progress.failures == ()
+    assert [(m.published, m.uploaded) for m in progress.mosaics] == [(True, False)]
+    waits = {type(event) for event in pending_announcements(project)}
+    assert waits & {MosaicStitched, MosaicVolumeStitched, SliceRegistered}, "the sweep has it tried again"
+    (pattern,) = failure_patterns(project)
+    assert pattern.kind == "target unavailable"
+    assert "derived_s3" in pattern.message
+    proxy.fault = lambda _request: None
+    assert len(list(upload_pending(project, secrets=secrets))) == 3
+    assert upload_queue(project, project.facts.snapshot()) == []
+
+
+def test_a_refusal_parks_the_upload_and_is_announced_and_retried(open_at, proxy):
+    proxy.fault = lambda request: error_answer(403, "AccessDenied") if request.method == "PUT" else None
+    project = with_results(open_at(proxy.endpoint))
+    names = {event.event_name() for event in upload_pending(project, secrets=secrets)}
+    assert names == {"linc.oct.batch.failed", "linc.oct.mosaic.failed", "linc.oct.slice.failed"}
+    failures = project_progress(project).failures
+    assert {(f.item, f.fact) for f in failures} == {(i, f.replace("uploaded", "upload_failed")) for i, f in UPLOADS}
+    assert all("403 AccessDenied" in f.reason for f in failures)
+    assert all(project.facts.has(i, f.replace("uploaded", "published")) for i, f in UPLOADS)
+
+
+def test_a_missing_secret_is_told_with_what_to_do(open_at, server):
+    project = with_results(open_at(server.endpoint))
+    list(upload_pending(project, secrets=lambda _name: None))
+    (reason,) = {failure.reason.partition("target ")[2][:12] and failure.reason for failure in
+                 project_progress(project).failures if failure.item == SLICE}  # fmt: skip
+    assert "OPTICSTREAM_SECRET_LAB" in reason
+    assert "opticstream secrets set lab" in reason
+
+
+def test_no_file_of_the_project_has_the_secret(open_at, proxy, monkeypatch, caplog):
+    caplog.set_level("DEBUG", logger="opticstream")
+    project = with_results(open_at(proxy.endpoint))
+    list(upload_pending(project, secrets=lambda _name: f"WRONG:{SECRET_KEY}"))  # every upload fails, and says why
+    monkeypatch.setenv("OPTICSTREAM_SECRET_LAB", SECRET)
+    for failure in project_progress(project).failures:
+        project.facts.withdraw(failure.item, failure.fact, reason="test")
+    assert len(list(upload_pending(project))) == 4
+    for path in project.paths.base.parent.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert SECRET_KEY.encode() not in data, path
+            assert b"TESTACCESSKEY" not in data, path
+    assert SECRET_KEY not in caplog.text
+
+
+def test_a_result_made_again_is_uploaded_again(open_at, server, request):
+    project = with_results(open_at(server.endpoint))
+    list(upload_pending(project, secrets=secrets))
+    maps = project.paths.mosaic_product(MOSAIC, "aip")
+    new = maps.with_name("new")
+    new.write_bytes(b"better")
+    os.replace(new, maps)
+    for fact in ("uploaded", "published", "stitched"):
+        project.facts.withdraw(MOSAIC, fact, reason="made again")
+    project.facts.record(MOSAIC, "stitched", {"outputs": [project.facts.file_record(maps)]})
+    assert [e.event_name() for e in upload_pending(project, secrets=secrets)] == ["linc.oct.mosaic.uploaded"]
+    remote = server.folder / "derived" / request.node.name / "derivative/sub-01/mosaic_001_aip.nii.gz"
+    assert remote.read_bytes() == b"better"
+
+
+def test_a_target_that_is_added_or_moved_later_receives_what_was_uploaded_before(open_at, server, project_file):
+    project = with_results(open_at(server.endpoint))
+    list(upload_pending(project, secrets=secrets))
+    assert stale_results(project) == []
+    text = project_file.read_text().replace('bucket = "derived"', 'bucket = "raw"')
+    project_file.write_text(text)
+    moved = Project.open(load_project(project_file), deployment=project.deployment)
+    stale = stale_results(moved)
+    assert {(one.item, one.fact) for one in stale} == set(UPLOADS) - {(BATCH, "uploaded")}
+    assert all("publish.targets.derived_s3.bucket: 'derived' -> 'raw'" in one.why for one in stale)
+    plan = stale_plan(moved, stale)
+    assert {fact for _, fact in plan.withdraw} == {"uploaded", "volume_uploaded"}, "nothing is computed again"
+
+
+def test_an_upload_that_was_killed_goes_on_in_another_process(open_at, server, proxy, tmp_path):
+    """The process is killed in the middle of a store; the next one takes over and sends only what is missing."""
+    sent = []
+
+    def fault(request):
+        if request.method == "PUT" and "ome.zarr/" in request.path:
+            sent.append(request.path)
+            if len(sent) == 4:
+                process.kill()
+        return
+
+    proxy.fault = fault
+    project = with_results(open_at(proxy.endpoint, upload_transfers=1))
+    script = f"""
+from opticstream.config import DeploymentSettings, load_project
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.uploads import upload_pending
+list(upload_pending(Project.open(load_project({str(project.paths.base.parent / "p.toml")!r}),
+    deployment=DeploymentSettings(upload_transfers=1))))
+"""
+    environment = os.environ | {"OPTICSTREAM_SECRET_LAB": SECRET}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    assert process.wait(timeout=300) != 0
+    assert not project.facts.has(MOSAIC, "volume_uploaded")
+    assert uploads_under_way(project) == [], "its process is dead"
+    before = set(sent[:3])
+    sent.clear()
+    list(upload_pending(project, secrets=secrets))
+    assert project.facts.has(MOSAIC, "volume_uploaded")
+    assert not before & set(sent), "what had arrived is not sent again"
+
+
+def test_an_upload_under_way_shows_how_far_it_is(open_at):
+    project = with_results(open_at(None))
+    step = chain().named("upload", "mosaic")
+    with project.facts.claim(MOSAIC, step.claim), shown_under_way(project, MOSAIC, step, "s3", 2_000_000):
+        (one,) = uploads_under_way(project)
+        assert (one.item, one.target, one.total_bytes, one.percent) == ("mosaic-001", "s3", 2_000_000, 0.0)
+        assert "0 of 2 MB (0 %) at s3" in str(one)
+    assert uploads_under_way(project) == []
+
+
+def test_results_are_published_during_a_long_upload(open_at, server, monkeypatch):
+    from opticstream.pipeline import uploads
+
+    monkeypatch.setattr(uploads, "_LOOK_AGAIN_S", 0.0)
+    project = with_results(open_at(server.endpoint))
+    late = MosaicId(2)
+    original = uploads.Transfer.send
+    seen = []
+
+    def send(self, published):
+        if not seen:
+            maps = project.paths.mosaic_product(late, "aip")
+            maps.parent.mkdir(parents=True)
+            maps.write_bytes(b"late")
+            project.facts.record(late, "stitched", {"outputs": [project.facts.file_record(maps)]})
+        asset = original(self, published)
+        seen.append(project.facts.has(late, "published"))
+        return asset
+
+    monkeypatch.setattr(uploads.Transfer, "send", send)
+    names = [event.event_name() for event in upload_pending(project, secrets=secrets)]
+    assert seen[0], "it was published while the first upload was under way"
+    assert names.count("linc.oct.mosaic.uploaded") == 2
+
+
+@pytest.mark.parametrize(("hour", "rate"), [(12, 5e6), (23, 25e6), (5, 25e6)])
+def test_the_bandwidth_of_all_runs_together_is_limited_by_day_and_by_night(hour, rate):
+    settings = DeploymentSettings(upload_limit=2, upload_rate="10MB", upload_rate_night="50MB")
+    assert rate_now(settings, now=datetime(2026, 1, 1, hour)) == rate
+    assert rate_now(DeploymentSettings()) is None
