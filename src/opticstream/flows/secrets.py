@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from prefect.blocks.system import Secret
 from prefect.exceptions import ObjectNotFound
+from pydantic import SecretStr
 
 from opticstream.flows.prefect_state import PrefectApi
 from opticstream.publish.secrets import secret_from_environment
@@ -19,8 +21,9 @@ def secret_of(name: str, /) -> str | None:
 
 def secret_from_server(name: str, /) -> str | None:
     """Return the value of the Secret block of a name, or None if there is none."""
+    load: Any = Secret.load  # `_sync` is not among its types
     try:
-        block = Secret.load(name, _sync=True)
+        block = load(name, _sync=True)
     except ValueError:  # as Prefect says that there is no such block
         return None
     value = block.get()
@@ -29,7 +32,8 @@ def secret_from_server(name: str, /) -> str | None:
 
 def keep_secret(name: str, value: str, /) -> None:
     """Keep a secret in a Secret block, in place of an earlier one of that name."""
-    Secret(value=value).save(name, overwrite=True, _sync=True)
+    save: Any = Secret(value=SecretStr(value)).save
+    save(name, overwrite=True, _sync=True)
 
 
 def secret_names() -> list[str]:

@@ -58,6 +58,8 @@ class UploadPicture:
 
 def upload_table(project: Project, /) -> list[dict[str, Any]]:
     """Return a row for each kind of upload with its counts, and one for each upload that is under way."""
+    if not project.config.publish.targets:
+        return []
     snapshot = project.facts.snapshot()
     rows = []
     for step in chain().steps:
@@ -77,4 +79,4 @@ def upload_table(project: Project, /) -> list[dict[str, Any]]:
         {"upload": one.item, "uploaded": "", "waiting": "", "failed": "", "under way": str(one)}
         for one in uploads_under_way(project)
     ]
-    return [*rows, *under_way] if rows else []
+    return [*rows, *under_way]
