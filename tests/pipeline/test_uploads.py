@@ -15,6 +15,7 @@ from opticstream.model.chain import chain
 from opticstream.model.events import MosaicStitched, MosaicVolumeStitched, SliceRegistered
 from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.pipeline.failure_patterns import failure_patterns
+from opticstream.pipeline.milestones import milestones
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
@@ -117,6 +118,7 @@ def test_without_a_remote_target_results_are_published_and_nothing_is_uploaded(o
     assert all(known.has(item, fact.replace("uploaded", "published")) for item, fact in UPLOADS)
     assert not any(known.has(item, fact) for item, fact in UPLOADS)
     assert [(s.published, s.uploaded) for s in project_progress(project).slices] == [(True, False)]
+    assert not [one for one in milestones(project, project_progress(project)) if "remote" in one.text]
     assert upload_queue(project, known) == []
 
 
@@ -145,6 +147,9 @@ def test_everything_is_uploaded_where_its_kind_belongs_and_recorded_and_announce
     assert upload_queue(project, project.facts.snapshot()) == []
     assert list(upload_pending(project, secrets=secrets)) == []
     assert [(m.published, m.uploaded) for m in project_progress(project).mosaics] == [(True, True)]
+    told = {one.text for one in milestones(project, project_progress(project)) if one.fact == "uploaded"}
+    assert any(text.startswith("mosaic 1 (slice 1, normal): maps are held") for text in told)
+    assert any(text.startswith("slice 1: results are held") for text in told)
 
 
 def test_a_target_that_does_not_answer_holds_up_nothing_and_parks_nothing(open_at, server, proxy):

@@ -45,6 +45,8 @@ def _of_mosaic(project: Project, mosaic: MosaicProgress) -> Iterator[Milestone]:
     if mosaic.state == "stitched":
         preview = project.paths.mosaic_product(item, "aip", ".jpg")
         yield _milestone(project, item, "stitched", f"{where}: stitched", picture=preview)
+    if mosaic.uploaded:
+        yield _milestone(project, item, "uploaded", f"{where}: maps are held, verified, by every remote target")
 
 
 def _of_slice(project: Project, slice_: SliceProgress) -> Iterator[Milestone]:
@@ -58,6 +60,9 @@ def _of_slice(project: Project, slice_: SliceProgress) -> Iterator[Milestone]:
     if slice_.stacked:
         text = f"slice {slice_.slice_id}: in the sample's stacks"
         yield _milestone(project, item, "stacked", text, picture=project.paths.sample_preview)
+    if slice_.uploaded:
+        text = f"slice {slice_.slice_id}: results are held, verified, by every remote target"
+        yield _milestone(project, item, "uploaded", text)
 
 
 def _of_failure(project: Project, failure: Failure) -> Milestone:
