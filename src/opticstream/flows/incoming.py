@@ -73,14 +73,17 @@ def concerned(taken: Taken, /) -> Iterator[Project]:
 
 
 def swallowed_by_window(taken: Taken, window_s: float, /) -> Iterator[Taken]:
-    """Yield the events of other programs and people that came in the window of a run after the one that started it.
+    """Yield the events of other programs and people that came in the window of a run with the one that started it.
 
-    The server makes no runs of them. Those that cannot be understood are told of and passed over.
+    The server makes no runs of them. Those that cannot be understood are told of and passed over. Of two events that
+    come at once, either may start the run, and clocks of hosts differ: events from before the first one are looked at,
+    too. One that has started a run of its own is known, and changes nothing.
     """
     first = taken.received
     if not window_s or first.id is None or first.occurred is None or first.is_automatic:
         return
-    for found in _events_between(first.occurred, first.occurred + timedelta(seconds=window_s)):
+    window = timedelta(seconds=window_s)
+    for found in _events_between(first.occurred - window, first.occurred + window):
         received = received_from(found["event"], found["payload"], found)
         about_it = received.labels.get("project") == first.labels.get("project")
         if not about_it or received.id == first.id or received.is_automatic:
