@@ -15,7 +15,7 @@ from tests.flows.fake_api import HTML, as_json, fake_api, prefect
 from opticstream.flows import contact, surroundings
 from opticstream.flows.clock_skew import judged_skew
 from opticstream.flows.contact import Contact, look_at_server, wait_for_server
-from opticstream.flows.doctor import Scene, _server
+from opticstream.flows.doctor import CHECKS, Scene
 from opticstream.flows.pool_state import PauseTeller, trouble_of_pools
 from opticstream.flows.server import free_port
 from opticstream.model.errors import ConfigurationError, EventError, ServerError
@@ -23,6 +23,7 @@ from opticstream.pipeline.failures import SUGGESTIONS
 from opticstream.pipeline.incoming import Received
 from opticstream.pipeline.project_folder import config_of_received
 from opticstream.system import folders
+from opticstream.system.host import HostIdentity
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "bad-days.md"
 
@@ -64,13 +65,14 @@ def messages_of_pools(tmp_path) -> Iterator[str]:
     ):
         pass
     yield str(refused.value)
-    host = _server.HostIdentity.current().host
+    host = HostIdentity.current().host
     two = [{"name": f"{host} tile {mark}", "status": "ONLINE", "last_heartbeat_time": None} for mark in "ab"]
     scene = Scene.__new__(Scene)
     scene.pools = ("tile",)
     scene.__dict__["work_pools"] = {"tile": {"type": "opticstream"}}
     scene.__dict__["ask"] = lambda *_: two
-    yield from (one.found for one in _server.workers(scene))
+    (workers,) = (check for check in CHECKS if check.name == "workers")
+    yield from (one.found for one in workers.look(scene))
 
 
 def messages_of_folders(tmp_path, monkeypatch) -> Iterator[str]:

@@ -83,7 +83,7 @@ def host(refusing, tmp_path, monkeypatch):
         del os.environ[name]
 
 
-COMMANDS = ["status p.toml", "status p", "failures p", "history p mosaic-001", "retry p", "state show p.toml --server",
+COMMANDS = ["status p", "failures p", "history p mosaic-001", "retry p", "state show p.toml --server",
             "state rebuild p.toml", "state unlock p.toml --yes", "project register p.toml", "run p.toml raw",
             "watch p.toml raw", "deploy", "deploy --json", "worker --pool state", "server vacuum",
             "server vacuum --json"]  # fmt: skip
@@ -107,6 +107,15 @@ def test_a_command_ends_at_once_with_one_line_that_names_setting_and_server(comm
     assert "OPTICSTREAM_API_AUTH" in lines[0]
     assert ("wrong" in lines[0]) == bool(auth)
     assert SECRET not in done.output
+
+
+def test_the_status_of_a_project_file_is_told_from_the_files_with_a_warning(host, refusing):
+    done = CliRunner().invoke(app, ["status", "p.toml"])
+    assert done.exit_code == 0, done.output
+    (warning,) = [line for line in done.stderr.splitlines() if line.strip()]
+    assert warning.startswith("warning:")
+    assert refusing in warning
+    assert "OPTICSTREAM_API_AUTH" in warning
 
 
 def test_a_password_in_a_file_is_given_and_its_setting_is_named(host, monkeypatch):

@@ -44,8 +44,8 @@ def doctor(
     """Look for what may be wrong with this host, its server and a project, and say what to do about it.
 
     Run it first when something does not work, on the host where it does not work, with the same OPTICSTREAM_...
-    variables as the command that does not work. Each line is a check: [green]ok[/], [yellow]warning[/] (it works, but
-    look at it) or [bold red]problem[/] (it cannot work), what was found, and what to do.
+    variables as the command that does not work. Each line is a check: ok, warning (it works, but
+    look at it) or problem (it cannot work), what was found, and what to do.
 
     Without PROJECT it looks at the host (packages, home folder, memory) and at the server of OPTICSTREAM_API_URL
     (reached, credentials, version, clock, pools, workers, deployments, triggers, locks). With PROJECT also at its

@@ -66,7 +66,8 @@ class ResetPlan:
     def lines(self) -> Iterator[str]:
         """Yield what will be done, a line for each item and file, to ask for confirmation."""
         for item in self.items:
-            facts = [fact for other, fact in reversed(self.withdraw) if other == item]  # as they have occurred
+            facts = [fact for other, fact in self.withdraw if other == item]
+            facts.sort(key=lambda fact: (is_claim(fact), chain().position(item, fact)))  # as they have occurred
             yield f"{item}: withdraw {', '.join(facts)}"
         for name in self.remove:
             yield f"remove {name}"
