@@ -181,6 +181,7 @@ def test_late_files_are_taken_together_once_their_column_is_whole_or_quiet(acqui
     assert project_progress(project).mosaics[0].tiles_failed == 0
 
 
+@pytest.mark.slow
 def test_late_files_wait_while_somebody_works_on_their_batch(acquisition):
     raw = next((acquisition / "raw").glob("mosaic_001_image_0001_*"))
     late = raw.rename(acquisition / raw.name)

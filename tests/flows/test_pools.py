@@ -394,6 +394,7 @@ def test_a_pool_of_another_type_is_refused_by_workers_and_deployments(server, ap
         deployed()
 
 
+@pytest.mark.slow
 def test_a_paused_pool_is_told_once_and_when_it_goes_on(workers, api):
     deployed()
     api("PATCH", "/work_pools/upload", {"is_paused": True})

@@ -95,6 +95,7 @@ def count(api: PrefectApi, what: str, **which: object) -> int:
     return int(api.call("POST", f"/{what}/count", which).json())
 
 
+@pytest.mark.slow
 def test_what_is_old_goes_and_what_is_young_unfinished_or_state_stays_behind_a_password(server, tmp_path):
     api = PrefectApi(server.url)
     assert httpx.get(f"{server.url}/admin/version").status_code == 401

@@ -129,6 +129,7 @@ def test_what_a_target_could_not_be_told_is_told_by_the_sweep(
     assert [json.loads(line)["key"] for line in told.read_text().splitlines()] == ["Not Told/mosaic-001.failed-1"]
 
 
+@pytest.mark.slow
 def test_run_stale_does_again_what_a_changed_setting_concerns(acquired, tmp_path, worker, prefect_server, monkeypatch):
     monkeypatch.setenv("OPTICSTREAM_API_URL", prefect_server)
     with temporary_settings({PREFECT_API_URL: prefect_server}):

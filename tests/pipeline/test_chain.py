@@ -116,7 +116,7 @@ def test_duplicate_announcements_in_any_order_change_nothing(undisturbed):
     assert computed(project) == done
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_with_every_second_announcement_lost_the_sweep_brings_the_same_result(acquisition, undisturbed, seed):
     rng = random.Random(seed)
     bus = LocalBus(opened(acquisition), lose=lambda _event: rng.random() < 0.5)

@@ -119,6 +119,7 @@ def test_a_missing_file_costs_its_tile_only_and_is_taken_when_it_comes(folder, u
     assert results(folder) == results(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_template_found_without_a_tile_is_renewed_for_it_and_all_slices_take_the_new_one(acquisition):
     for raw in list((acquisition / "raw").iterdir()):  # the same slice once more
         number = int(raw.name.split("_")[1])

@@ -144,6 +144,7 @@ def test_a_skipped_slice_is_registered_once_it_has_two_good_mosaics(project):
     assert not project.facts.has(SLICE, "skipped")
 
 
+@pytest.mark.slow
 def test_bad_tiles_and_changed_raw_files_are_done_again_and_finished_batches_skipped(acquisition):
     project = Project.open(
         load_project(acquisition / "project.toml"), deployment=DeploymentSettings(lease_s=5, attempts=1)

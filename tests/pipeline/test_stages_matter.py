@@ -76,6 +76,7 @@ def test_a_constant_angle_misses_the_orientation(scanned, tmp_path, monkeypatch)
     assert "orientation" in missed(report)
 
 
+@pytest.mark.slow
 def test_without_k_linearization_the_validation_fails(scanned, tmp_path):
     report = validated(scanned, tmp_path, **{"scan.calibration.linearization": {"method": "none"}})
     assert not report.passed

@@ -110,7 +110,7 @@ print(json.dumps({"peak": int(status["VmHWM"].split()[0]) * 1024, "bytes": size}
     return took["bytes"], took["peak"]
 
 
-@pytest.mark.parametrize("raw_format", ["nifti", "complex"])
+@pytest.mark.parametrize("raw_format", [pytest.param("nifti", marks=pytest.mark.slow), "complex"])
 def test_memory_stays_within_the_budget(tmp_path, raw_format):
     size, peak = _peak_bytes(tmp_path / "t", raw_format=raw_format, a_lines=96, b_lines=1600, budget_gb=0.55)
     assert size > 0.55e9
