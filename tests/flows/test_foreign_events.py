@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -148,13 +149,14 @@ def test_without_a_known_project_the_server_tells_it(worker, payload, labels, to
     assert any(a["key"] == "opticstream--event-not-understood" and told in a["data"] for a in written)
 
 
-@pytest.mark.parametrize("second_after_s", [0.0, -2.0], ids=["in order", "the second one is older"])
+@pytest.mark.parametrize("second_after_s", [0.0, -0.2], ids=["in order", "the second one is older"])
 def test_parked_uploads_of_which_the_events_come_at_once_are_all_tried_again(project, worker, second_after_s):
     batches = project.layout.batches(MosaicId(1))
     for batch in batches:
         project.facts.record(batch, "archived", {"detail": {"failed_tiles": []}})
         project.facts.record(batch, "publish_failed", {"detail": {"reason": "the share was away"}})
     payload = {"project_name": project.config.name, "mosaic_id": 1}
+    time.sleep(0.3)  # an event that is older than the failure would not ask for another attempt
     for number, batch in enumerate(batches):
         occurred = (datetime.now(UTC) + number * timedelta(seconds=second_after_s)).isoformat()
         emit(worker, "linc.oct.batch.archived", {**payload, "batch_id": batch.batch_id}, occurred=occurred)
