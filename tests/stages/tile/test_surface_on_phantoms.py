@@ -24,9 +24,7 @@ def surface_errors(method: str, *, scattering_db: float, bubbles_per_mm2: float)
     return np.concatenate(errors)
 
 
-@pytest.mark.parametrize(
-    ("scattering_db", "bubbles_per_mm2"), [pytest.param(-36.0, 5.0, marks=pytest.mark.slow), (-54.0, 5.0)]
-)
+@pytest.mark.parametrize("scattering_db", [pytest.param(-36.0, marks=pytest.mark.slow), -54.0])
 def test_robust_beats_gradient_by_a_clear_factor_where_bubbles_and_vessels_lie(scattering_db):
     case = {"scattering_db": scattering_db, "bubbles_per_mm2": 5.0}
     robust, gradient = surface_errors("robust", **case), surface_errors("gradient", **case)
