@@ -38,6 +38,7 @@ def disturbed(folder, calm: Outcome, strikes, **lab_options) -> Report:
     return report
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_project_ends_with_the_undisturbed_result(tmp_path, calm):
     report = disturbed(tmp_path / "lab", calm, SHORT)
     assert len(report.kills) >= len(SHORT) - 1, report.missed  # a quick machine is sooner done than a strike is aimed
