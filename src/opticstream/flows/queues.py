@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-
 import httpx
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
 
 from opticstream.flows.leftovers import queued_deployments, runs_of_project
 from opticstream.flows.started_by import flows_started_by
+from opticstream.flows.surroundings import header_of
 from opticstream.model.events import Event
 
 
@@ -30,14 +29,11 @@ def unfinished_runs(project_name: str, /) -> list[str]:
 
 
 def credentials() -> dict[str, str]:
-    """Return the header by which a server that asks for it knows us, as Prefect's own clients send it."""
-    if password := PREFECT_API_AUTH_STRING.value():
-        return {"Authorization": f"Basic {base64.b64encode(_plain(password).encode()).decode()}"}
-    if key := PREFECT_API_KEY.value():
-        return {"Authorization": f"Bearer {_plain(key)}"}
-    return {}
+    """Return the header by which a server that asks for it knows us, as Prefect's settings say."""
+    return header_of(_plain(PREFECT_API_AUTH_STRING.value()), _plain(PREFECT_API_KEY.value()))
 
 
-def _plain(secret: object) -> str:
+def _plain(secret: object) -> str | None:
     reveal = getattr(secret, "get_secret_value", None)
-    return str(reveal() if reveal is not None else secret)
+    value = reveal() if reveal is not None else secret
+    return str(value) if value else None

@@ -132,10 +132,15 @@ def use_credentials(settings: DeploymentSettings, /) -> None:
 
 
 def credentials_header() -> dict[str, str]:
-    """Return the header by which a server knows this process, as Prefect's own clients send it."""
-    if password := os.environ.get(AUTH):
+    """Return the header by which a server knows this process, as its environment says."""
+    return header_of(os.environ.get(AUTH), os.environ.get(KEY))
+
+
+def header_of(password: str | None, key: str | None, /) -> dict[str, str]:
+    """Return the header for a user and password, or else for a key, as Prefect's own clients send it."""
+    if password:
         return {"Authorization": f"Basic {base64.b64encode(password.encode()).decode()}"}
-    if key := os.environ.get(KEY):
+    if key:
         return {"Authorization": f"Bearer {key}"}
     return {}
 

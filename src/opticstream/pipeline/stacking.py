@@ -117,10 +117,14 @@ def _crashes_without_progress(project: Project, claim: Claim) -> int:
     They all died at the slice that is the first one now: slices are added in order.
     """
     facts = project.facts
-    parked = [item for item in facts.snapshot(mosaics=()).items("slice") if facts.has(item, "stack_failed")]
+    crashes = facts.claims.crashes(SampleId(), claim.work)
+    if not crashes:
+        return 0
+    known = facts.snapshot(mosaics=())
+    parked = [item for item in known.items("slice") if known.has(item, "stack_failed")]
     ends = [facts.read(SampleId(), "updated"), *(facts.read(item, "stack_failed") for item in parked)]
     last = max((int(record.detail.get("attempt", 0)) for record in ends if record is not None), default=0)
-    return min(facts.claims.crashes(SampleId(), claim.work), claim.generation - 1 - last)
+    return min(crashes, claim.generation - 1 - last)
 
 
 def last_update(project: Project, /) -> SampleUpdated | None:

@@ -1,4 +1,4 @@
-"""How much processor time this process may use, inside a container or a service."""
+"""How much processor time and memory this process may use, inside a container or a service."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ def processor_limit(*, root: Path = _ROOT, own: Path = _OWN) -> float | None:
         if quota and period:
             found.append(quota / period)
     return min(found, default=None)
+
+
+def memory_limit(*, root: Path = _ROOT, own: Path = _OWN) -> int | None:
+    """Return how many bytes of memory this process may use; None where nothing limits it but the host's own."""
+    names = ("memory.max", "memory.limit_in_bytes")
+    found = [_number(folder / name) for folder in _groups(root, own) for name in names]
+    return min((int(number) for number in found if number is not None), default=None)
 
 
 def _groups(root: Path, own: Path) -> Iterator[Path]:

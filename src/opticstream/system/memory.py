@@ -10,40 +10,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from opticstream.system.cgroup import memory_limit
 from opticstream.system.locks import FileLock, locked, try_lock
 
 _LOOK_S = 0.5
 _TOLD_EVERY_S = 60.0
-_UNLIMITED = 1 << 60
-"""Control groups without a limit give the largest number that they know."""
 
 Tell = Callable[[str], None]
 
 
 def memory_of_host() -> int | None:
     """Return how many bytes of memory this host, or the control group that we run in, has; None if nothing tells."""
-    found = []
+    limits = [memory_limit()]
     with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for file in _limit_files():
-        with contextlib.suppress(OSError, ValueError):
-            found.append(int(file.read_text(encoding="ascii")))
-    return min((number for number in found if 0 < number < _UNLIMITED), default=None)
-
-
-def _limit_files() -> Iterator[Path]:
-    """Yield the files that limit the memory of our control group, or of one above it."""
-    groups = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, name = line.split(":", 2)
-            place = name.strip("/").split("/") if name.strip("/") else []
-            for depth in range(len(place) + 1):
-                group = Path(*place[:depth])
-                if not controllers:
-                    yield groups / group / "memory.max"
-                elif "memory" in controllers.split(","):
-                    yield groups / "memory" / group / "memory.limit_in_bytes"
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min((number for number in limits if number), default=None)
 
 
 @dataclass(frozen=True)
