@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from opticstream.system.cores import start_with_one_blas_thread
+
+start_with_one_blas_thread()  # two processes of tests on two cores: with more threads each waits for the other's
+
 
 def _shared_data() -> Path:
     root = Path(__file__).resolve().parents[1]

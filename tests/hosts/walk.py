@@ -29,7 +29,6 @@ HURRY: Mapping[str, str] = {
     "OPTICSTREAM_RETRY_DELAY_S": "0.2",
     "OPTICSTREAM_CRASHES": "100",
     "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
 }
 """Settings that the test puts before those of the page: the same waits, only shorter."""

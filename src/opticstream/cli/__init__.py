@@ -28,6 +28,7 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
     tile,
     upload,
 )
+from opticstream.system.cores import start_with_one_blas_thread  # noqa: E402
 
 app = typer.Typer(
     name="opticstream",
@@ -91,4 +92,5 @@ def _root(
 def main() -> None:
     """Run the command line."""
     escape_unencodable_text()
+    start_with_one_blas_thread()
     app()

@@ -91,7 +91,7 @@ class _Demo:
         for name, value in {
             "OPTICSTREAM_POLL_S": "0.5", "OPTICSTREAM_STABLE_S": "1", "OPTICSTREAM_SWEEP_S": "45",
             "OPTICSTREAM_LEASE_S": "30", "OPTICSTREAM_COLLAPSE_S": "20",
-            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
         }.items():  # fmt: skip
             os.environ.setdefault(name, value)
         from opticstream.cli.following import Follower, follow

@@ -33,6 +33,7 @@ from opticstream.flows.vacuum import EVERY_S, vacuum_server
 from opticstream.flows.warm import warm_starts
 from opticstream.flows.worker_type import WarmWorker
 from opticstream.model.errors import ConfigurationError, ServerError
+from opticstream.system.cores import start_with_one_blas_thread
 from opticstream.system.host import HostIdentity, process_exists
 from opticstream.system.locks import FileLock, try_lock
 from opticstream.system.places import can_run_programs
@@ -191,7 +192,7 @@ def serve(pools: Sequence[str], settings: DeploymentSettings, /, *, home: Path, 
     ServerError
         A pool is missing at the server, or another worker of this home serves it.
     """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    start_with_one_blas_thread()
     with (
         contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError),
         _only_worker_of(pools, home),

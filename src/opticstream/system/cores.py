@@ -60,6 +60,14 @@ def keep_to_processors(which: str, /) -> None:
     os.sched_setaffinity(0, chosen)
 
 
+def start_with_one_blas_thread() -> None:
+    """Let matrix products of this process, and of those that it starts, use one thread; call before NumPy is loaded.
+
+    The reason is that of `one_blas_thread`. A value that the environment already has stays.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 @lru_cache(maxsize=1)
 def _libraries() -> ThreadpoolController:
     """Return the libraries of NumPy that can be limited: found once, and only when they are limited."""

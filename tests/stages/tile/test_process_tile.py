@@ -60,6 +60,27 @@ def _load(result, name):
     return np.asanyarray(nib.load(result.outputs[name].path).dataobj)
 
 
+def test_matrix_products_of_a_tile_use_one_thread_wherever_it_is_called(tmp_path, monkeypatch):
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    import opticstream.stages.tile._small_tile as small
+
+    seen = []
+    reconstruct = small.reconstruct_in_memory
+
+    def looked_at(job):
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return reconstruct(job)
+
+    monkeypatch.setattr(small, "reconstruct_in_memory", looked_at)
+    monkeypatch.setattr("opticstream.stages.tile._process_tile.SMALL_TILE", 1 << 30)
+    raw = tmp_path / "raw.nii"
+    write_spectral_nifti(raw, _counts())
+    with threadpool_limits(2, user_api="blas"):
+        process_tile(raw, TILE, scan=_scan(), processing=_processing(), out_dir=tmp_path / "out")
+    assert set(seen) == {1}
+
+
 @pytest.fixture(params=["whole", "in blocks"], autouse=True)
 def route(request, monkeypatch):
     """Every promise holds for small tiles, done whole in NumPy, and for large ones, streamed through compiled code."""

@@ -20,7 +20,7 @@ from opticstream.stages.tile._archive_tile import checksum_path
 from opticstream.stages.tile._picture import tile_picture
 from opticstream.stages.tile._quality import figures_from_maps
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, check_polarization, products, read_surface
-from opticstream.system.cores import available_cores
+from opticstream.system.cores import available_cores, one_blas_thread
 from opticstream.system.disk import symbolic_link
 
 SMALL_TILE = 32 << 20
@@ -171,7 +171,8 @@ def process_tile(
         from opticstream.stages.tile._small_tile import reconstruct_in_memory as reconstruct
     else:  # imports the compiler, which costs a small tile more than it saves
         from opticstream.stages.tile._large_tile import reconstruct_in_blocks as reconstruct
-    done = reconstruct(job)
+    with one_blas_thread():
+        done = reconstruct(job)
     if spectra is not None:
         done = _with_spectra(done, spectra, job, archive_to)
     outputs = {name: OutputFile(targets[name], size) for name, size in done.written.items()}

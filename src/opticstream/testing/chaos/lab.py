@@ -32,7 +32,6 @@ SHORT_WAITS: Mapping[str, str] = {
     "OPTICSTREAM_RETRY_DELAY_S": "0.2",
     "OPTICSTREAM_CRASHES": "1000",
     "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
 }
 """Deployment settings of a lab in a hurry."""
