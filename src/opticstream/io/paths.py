@@ -6,7 +6,7 @@
     ├─ mosaic-01/
     │  ├─ complex/      complex tiles (links if the rig wrote them)
     │  ├─ processed/    volumes and en face maps of tiles
-    │  ├─ stitched/     mosaics, volumes (OME-Zarr), quality pictures
+    │  ├─ stitched/     mosaics, volumes (OME-Zarr), quality pictures: links into the archive once published
     │  ├─ state/        flag files of batches
     │  └─ archived/     links to the archive copies
     ├─ registered/      slices: axis, in-plane, through-plane, transform
@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opticstream.config import ProjectConfig
-from opticstream.model.ids import MosaicId, TileId
+from opticstream.model.ids import ItemId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
+from opticstream.system.disk import reachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,18 @@ class ProjectPaths:
         """Return the name under which an output is published."""
         return self.derivative_folder / output.name
 
+    def is_final(self, item: ItemId, output: Path) -> bool:
+        """Return whether an output is a final result of an item, which is written whole and becomes a link.
+
+        Templates, focus maps and the stacks of the sample are not: all items share them, and the stacks grow in place.
+        """
+        match item:
+            case MosaicId():
+                return output.parent == self.stitched_folder(item)
+            case SliceId():
+                return output.parent == self.registered_folder
+        return False
+
     def relative(self, path: Path) -> str:
         """Return a path as used in events and facts: relative to the project, or to the archive as `archive:...`."""
         if path.is_relative_to(self.archive_root):
@@ -116,10 +129,17 @@ class ProjectPaths:
         return path.relative_to(self.base).as_posix()
 
     def absolute(self, name: str) -> Path:
-        """Return the path on this host of a name made by `relative`."""
+        """Return the path on this host of a name made by `relative`, to read what is there.
+
+        A result is a link to its copy in the archive. Where that link leads nowhere on this host, the copy is returned.
+        """
         if name.startswith("archive:"):
             return self.archive_root / name.removeprefix("archive:")
-        return self.base / name
+        return self.readable(self.base / name)
+
+    def readable(self, output: Path) -> Path:
+        """Return where an output is read on this host: see `absolute`."""
+        return reachable(output, self.archive_root)
 
 
 def tile_product_name(tile: TileId, modality: str, /) -> str:

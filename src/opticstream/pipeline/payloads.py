@@ -48,7 +48,8 @@ def artifacts_of(kind: type[Event], project_name: str, item: ItemId, paths: Proj
         mosaic = item if isinstance(item, MosaicId) else item.mosaic
         keys["mosaic_progress"] = mosaic_progress_key(project_name, mosaic)
         if issubclass(kind, catalogue.MosaicStitched):
-            shown = (picture for picture in QUALITY_PICTURES if paths.mosaic_product(mosaic, picture, ".jpg").exists())
+            names = {picture: paths.mosaic_product(mosaic, picture, ".jpg") for picture in QUALITY_PICTURES}
+            shown = (picture for picture, path in names.items() if paths.readable(path).exists())
             keys |= {picture: mosaic_picture_key(project_name, mosaic, picture) for picture in shown}
     if isinstance(item, SampleId) and paths.sample_preview.exists():
         keys["sample"] = sample_key(project_name)

@@ -17,7 +17,7 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import RedoPlan
 from opticstream.state import FactsSnapshot, FileRecord, RecordedHashes
 from opticstream.state.raw_files import ChangedRawFile, changed_raw_files
-from opticstream.state.record import path_from_name, sha256_of_path
+from opticstream.state.record import file_from_name, sha256_of_path
 
 _MAX_FILES_NAMED = 3
 """Largest number of raw files that are named for a batch."""
@@ -133,7 +133,7 @@ class _StaleCheck:
 
     def _read_digest(self, name: str) -> str | None:
         try:
-            return sha256_of_path(path_from_name(name, self._project.facts.roots))
+            return sha256_of_path(file_from_name(name, self._project.facts.roots))
         except OSError:
             return None  # `state verify` reports missing files
 

@@ -27,7 +27,7 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.stale import stale_results
 from opticstream.pipeline.under_way import shown_under_way
 from opticstream.publish.ledger import Asset, Ledger
-from opticstream.publish.local import link_into_mosaic, publish_locally
+from opticstream.publish.local import link_into_mosaic, move_to_archive, publish_locally
 from opticstream.publish.opening import ReadSecret, open_remote_target
 from opticstream.publish.pace import Pace, is_night
 from opticstream.publish.patience import Patience
@@ -118,11 +118,15 @@ def _publish(project: Project, item: ItemId, fact: str, attempt: Attempt, _claim
 
 
 def _publish_files(project: Project, item: ItemId, files: tuple[FileRecord, ...]) -> list[Path]:
-    sources = [project.paths.absolute(file.path) for file in files]
+    paths = project.paths
+    sources = [paths.absolute(file.path) for file in files]
     if isinstance(item, BatchId):
-        return [link_into_mosaic(source, project.paths.archived_folder(item.mosaic)) for source in sources]
-    assert isinstance(item, MosaicId | SliceId)
-    return [publish_locally(source, project.paths.published(source)) for source in sources]
+        return [link_into_mosaic(source, paths.archived_folder(item.mosaic)) for source in sources]
+    published = []
+    for source, file in zip(sources, files, strict=True):
+        publish = move_to_archive if paths.is_final(item, source) else publish_locally
+        published.append(publish(source, paths.published(source), sha256=file.sha256))
+    return published
 
 
 class _Uploads:

@@ -14,7 +14,7 @@ from opticstream.model.layout import AcquisitionLayout
 from opticstream.state.facts import Facts, FactsSnapshot
 from opticstream.state.manifest import differences_from_manifest, manifest_path, read_manifest
 from opticstream.state.raw_files import changed_raw_files
-from opticstream.state.record import FactRecord, FileRecord, path_from_name, sha256_of_path, size_of_path
+from opticstream.state.record import FactRecord, FileRecord, file_from_name, sha256_of_path, size_of_path
 
 Problem = Literal[
     "unreadable", "missing", "size", "checksum", "contradiction", "outside the layout", "raw file changed"
@@ -99,7 +99,7 @@ def verify(
 
 def _compare(facts: Facts, file: FileRecord, *, checksums: bool) -> tuple[Problem, str, Path | None] | None:
     try:
-        path = path_from_name(file.path, facts.roots)
+        path = file_from_name(file.path, facts.roots)
     except StateError as error:
         return "missing", str(error), None
     try:
