@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opticstream.config import ProjectConfig
+from opticstream.io.archive_names import ArchiveNames, BidsNames, OwnNames
 from opticstream.model.ids import ItemId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.system.disk import reachable
@@ -38,12 +39,15 @@ class ProjectPaths:
     archive_root: Path
     subject_id: str
     layout: AcquisitionLayout
+    bids: bool = False
+    """Whether the archive has the names of BIDS (`publish.layout`)."""
 
     @classmethod
     def of(cls, config: ProjectConfig, /) -> ProjectPaths:
         """Return the paths of the project of a configuration."""
         project = config.project
-        return cls(project.project_base_path, project.archive_root, project.subject_id, config.scan.layout)
+        bids = config.publish.layout.kind == "bids"
+        return cls(project.project_base_path, project.archive_root, project.subject_id, config.scan.layout, bids=bids)
 
     def mosaic_folder(self, mosaic: MosaicId) -> Path:
         return self.base / mosaic.folder
@@ -98,17 +102,21 @@ class ProjectPaths:
         """Return the archive copy of a raw tile."""
         acq = self.layout.illumination_of(tile.mosaic).name
         slice_id = self.layout.slice_of(tile.mosaic).slice_id
-        name = f"sample-slice-{slice_id:03d}_chunk-{tile.tile_id:04d}_acq-{acq}_OCT{suffix}"
-        return self.archive_root / "rawdata" / f"sub-{self.subject_id}" / name
+        return self.archive_root / self.archive_names.tile(slice_id, tile.tile_id, acq, suffix)
+
+    @property
+    def archive_names(self) -> ArchiveNames:
+        """The names in the archive."""
+        return BidsNames(self.subject_id) if self.bids else OwnNames(self.subject_id)
 
     @property
     def derivative_folder(self) -> Path:
         """Folder of published results in the archive."""
-        return self.archive_root / "derivative" / f"sub-{self.subject_id}"
+        return self.archive_root / self.archive_names.results
 
-    def published(self, output: Path) -> Path:
-        """Return the name under which an output is published."""
-        return self.derivative_folder / output.name
+    def published(self, item: ItemId, output: Path) -> Path:
+        """Return the name under which an output of an item is published."""
+        return self.archive_root / self.archive_names.result(item, output.name, self.layout)
 
     def is_final(self, item: ItemId, output: Path) -> bool:
         """Return whether an output is a final result of an item, which is written whole and becomes a link.

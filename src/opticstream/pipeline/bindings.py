@@ -16,6 +16,7 @@ from opticstream.pipeline.host_memory import memory_of_mosaic, memory_of_slice, 
 from opticstream.pipeline.parameters import (
     StageSettings,
     mosaic_settings,
+    publish_settings,
     sample_settings,
     slice_settings,
     tile_settings,
@@ -27,7 +28,7 @@ from opticstream.pipeline.rules import may_determine_template, waits_for_focus, 
 from opticstream.pipeline.templates import determined_focus
 from opticstream.state import FactsView
 
-SettingsOf = Callable[[Project, ItemId, FactsView], StageSettings]
+SettingsOf = Callable[[Project, ItemId, FactsView], StageSettings | None]
 Memory = Callable[[Project, ItemId], int]
 Waits = Callable[[Project, ItemId, FactsView], bool]
 Work = Callable[[Project, Event], Iterable[Event]]
@@ -38,7 +39,7 @@ class Binding:
     """What the pipeline adds to a step of the chain's table."""
 
     settings: SettingsOf | None = None
-    """Returns the current settings that a result of the step depends on."""
+    """Returns the current settings that a result of the step depends on; None if there are none for this item."""
     wanted: Callable[[Project], bool] = lambda _project: True
     """Whether the project's settings ask for the step."""
     waits: Waits = lambda _project, _item, _facts: False
@@ -70,6 +71,11 @@ def _waits_for_focus(project: Project, item: ItemId, facts: FactsView) -> bool:
     return waits_for_focus(project, item, facts)
 
 
+def _settings_of_publication(project: Project, item: ItemId, _facts: FactsView) -> StageSettings | None:
+    """Copies of raw tiles were given their names when they were written."""
+    return None if isinstance(item, BatchId) else publish_settings(project.config)
+
+
 def _to_targets(what: What) -> Binding:
     """Return the binding of an upload: it depends on where the results go, and is wanted if they go anywhere."""
     return Binding(
@@ -93,6 +99,8 @@ BINDINGS: dict[str, Binding] = {
     "update sample": Binding(
         settings=lambda project, _item, _facts: sample_settings(project.config), memory=memory_of_slice
     ),
+    "publish": Binding(settings=_settings_of_publication),
+    "publish volume": Binding(settings=_settings_of_publication),
     "upload": _to_targets("derivatives"),
     "upload volume": _to_targets("derivatives"),
     "upload raw tiles": _to_targets("raw"),
