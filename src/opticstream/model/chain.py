@@ -102,12 +102,18 @@ class Gate:
 
 
 def _publish(
-    hierarchy: Hierarchy, after: str, started_by: type[Event], failure: type[Event], *, volume: bool = False
+    hierarchy: Hierarchy,
+    after: str,
+    started_by: type[Event],
+    failure: type[Event],
+    *,
+    volume: bool = False,
+    name: str = "publish",
 ) -> Step:
     """Return the step that puts a result into the local archive tree."""
     what = "volume_" if volume else ""
     return Step(
-        name="publish volume" if volume else "publish",
+        name="publish volume" if volume else name,
         hierarchy=hierarchy,
         claim=f"{what}publish_started",
         done=f"{what}published",
@@ -234,9 +240,11 @@ STEPS: tuple[Step, ...] = (
     _publish("mosaic", "stitched", events.MosaicStitched, events.MosaicFailed),
     _publish("mosaic", "volume_stitched", events.MosaicVolumeStitched, events.MosaicFailed, volume=True),
     _publish("slice", "registered", events.SliceRegistered, events.SliceFailed),
+    _publish("sample", "updated", events.SampleUpdated, events.SampleFailed, name="publish sample"),
     _upload("slice", events.SliceRegistered, events.SliceUploaded, events.SliceFailed),
     _upload("mosaic", events.MosaicStitched, events.MosaicUploaded, events.MosaicFailed),
     _upload("mosaic", events.MosaicVolumeStitched, events.MosaicVolumeUploaded, events.MosaicFailed, volume=True),
+    _upload("sample", events.SampleUpdated, events.SampleUploaded, events.SampleFailed, name="upload sample"),
     _upload("batch", events.BatchArchived, events.BatchUploaded, events.BatchFailed, name="upload raw tiles"),
 )
 """The chain, in the order of the work; publication comes last, because nothing depends on it, and the uploads of the

@@ -103,6 +103,8 @@ BINDINGS: dict[str, Binding] = {
     "publish volume": Binding(settings=_settings_of_publication),
     "upload": _to_targets("derivatives"),
     "upload volume": _to_targets("derivatives"),
+    "publish sample": Binding(settings=_settings_of_publication),
+    "upload sample": _to_targets("derivatives"),
     "upload raw tiles": _to_targets("raw"),
 }
 """By the name of the step."""

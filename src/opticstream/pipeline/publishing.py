@@ -13,7 +13,7 @@ from opticstream.io.archive_names import BidsNames, sample_of_slice
 from opticstream.model.ids import BatchId, ItemId, SampleId, TileId
 from opticstream.pipeline.project import Project
 from opticstream.publish.bids import BidsDataset, pixel_size, place_of_chunk, write_sidecar
-from opticstream.publish.local import link_into_mosaic, move_to_archive, publish_locally
+from opticstream.publish.local import link_into_mosaic, move_to_archive, publish_growing, publish_locally
 from opticstream.state import FileRecord
 
 
@@ -21,6 +21,8 @@ def publish_files(project: Project, item: ItemId, files: Sequence[FileRecord], /
     """Publish recorded files of an item and return the records of their copies, with sidecars where there are any."""
     if isinstance(item, BatchId):
         published = [_publish_tile(project, item, file) for file in files]
+    elif isinstance(item, SampleId):
+        published = _publish_stacks(project, files)
     else:
         published = [_publish_result(project, item, file) for file in files]
     dataset = bids_dataset(project)
@@ -52,6 +54,26 @@ def _publish_result(project: Project, item: ItemId, file: FileRecord) -> FileRec
     target = project.paths.published(item, source)
     publish = move_to_archive if project.paths.is_final(item, source) else publish_locally
     return _record(project, publish(source, target, sha256=file.sha256), file)
+
+
+def _publish_stacks(project: Project, files: Sequence[FileRecord]) -> list[FileRecord]:
+    """Copy the sample's stacks, which grow in place, as they are between two slices.
+
+    Raises
+    ------
+    ChangingStacksError
+        A slice is being added. Every stack in the archive is whole, but they may belong to different moments.
+    """
+    from opticstream.stages.sample import stacks_at_rest
+
+    paths = project.paths
+    still = stacks_at_rest(paths.sample_folder)
+    published = []
+    for file in files:
+        source = paths.absolute(file.path)
+        target = publish_growing(source, paths.published(SampleId(), source), still)
+        published.append(project.facts.file_record(target, checksum=False))
+    return published
 
 
 def _record(project: Project, path: Path, file: FileRecord) -> FileRecord:

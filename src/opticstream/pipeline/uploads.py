@@ -18,7 +18,7 @@ from pathlib import Path
 from opticstream.config import DeploymentSettings
 from opticstream.config.publish_targets import PublishTarget, What
 from opticstream.model.chain import Step, chain
-from opticstream.model.errors import InputError, StateError, TargetUnavailable
+from opticstream.model.errors import ChangingStacksError, InputError, StateError, TargetUnavailable
 from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, ItemId
 from opticstream.pipeline.bindings import due_items
@@ -113,11 +113,14 @@ def _publish_due(project: Project, attempt: Attempt) -> Iterator[Event]:
         yield from announcements(project, item, step, perform(project, item, step, work))
 
 
-def _publish(project: Project, item: ItemId, fact: str, attempt: Attempt, _claim: Claim) -> Result:
+def _publish(project: Project, item: ItemId, fact: str, attempt: Attempt, _claim: Claim) -> Result | Skipped:
     record = project.facts.read(item, fact)
     if record is None:
         raise StateError(f"{item} is no longer {fact}")
-    published = attempt(f"publish {item}", lambda: publish_files(project, item, record.outputs))
+    try:
+        published = attempt(f"publish {item}", lambda: publish_files(project, item, record.outputs))
+    except ChangingStacksError as error:
+        return Skipped(str(error))
     return Result(outputs=published)
 
 

@@ -7,15 +7,16 @@ publishing it again goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from opticstream.io.atomic import atomic_folder, atomic_path
 from opticstream.model.errors import FileFormatError, MissingInputError, StateError
 from opticstream.state.manifest import manifest_path, read_manifest
-from opticstream.system.disk import link_goal, link_or_copy, replace_by_link, symbolic_link
+from opticstream.system.disk import copy_file, link_goal, link_or_copy, replace_by_link, symbolic_link
 
 
 def publish_locally(source: Path, target: Path, /, *, sha256: str | None = None) -> Path:
@@ -64,6 +65,60 @@ def move_to_archive(path: Path, target: Path, /, *, sha256: str | None = None) -
     if not (path.is_symlink() and _is_same(path, target)):
         replace_by_link(path, link_goal(path, target), if_still=lambda now: _identity(now) == was)
     return target
+
+
+def publish_growing(source: Path, target: Path, still: Callable[[], None], /) -> Path:
+    """Copy a file or store that grows in place into the archive tree under `target`, and return it.
+
+    Chunks of a store are replaced whole, so they become hard links where that is possible; a chunk that the archive has
+    already is not copied again. A single file is always copied.
+
+    Parameters
+    ----------
+    source, target : Path
+        The file or store, and its name in the archive.
+    still : callable
+        Called before the copy takes its name; raises ChangingStacksError if `source` may have changed meanwhile.
+
+    Raises
+    ------
+    MissingInputError
+        `source` does not exist.
+    ChangingStacksError
+        See `still`; the archive is as it was.
+    """
+    if not source.exists():
+        raise MissingInputError(f"{source}: does not exist and cannot be published")
+    if source.is_dir():
+        with atomic_folder(target) as folder:
+            for base, _, names in os.walk(source):
+                inside = Path(base).relative_to(source)
+                (folder / inside).mkdir(parents=True, exist_ok=True)
+                for name in names:
+                    if not name.endswith("__lock"):  # of a writer that was killed
+                        _link_or_keep(Path(base, name), target / inside / name, folder / inside / name)
+            still()
+        return target
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
+        still()
+        return target
+    with atomic_path(target) as temporary:
+        copy_file(source, temporary)
+        still()
+    return target
+
+
+def _link_or_keep(source: Path, earlier: Path, target: Path) -> None:
+    """Give a chunk the name `target`: as a link to it, to its earlier copy if it has not changed, or as a new copy."""
+    status = source.stat()
+    with contextlib.suppress(OSError):
+        known = earlier.stat()
+        if (known.st_size, known.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
+            os.link(earlier, target)
+            return
+    if link_or_copy(source, target) is not None:
+        with contextlib.suppress(OSError):  # without it, the next publication copies the chunk again
+            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def link_into_mosaic(archive: Path, folder: Path, /) -> Path:

@@ -218,6 +218,11 @@ def link_or_copy(source: Path, target: Path, /) -> str | None:
         raise
     except (OSError, AttributeError, NotImplementedError):
         pass
+    return copy_file(source, target)
+
+
+def copy_file(source: Path, target: Path, /) -> str:
+    """Copy the bytes of a file to a new one, which is on the disk when this returns; return their SHA-256."""
     digest = hashlib.sha256()
     with source.open("rb") as read, target.open("xb") as written:
         while data := read.read(_COPIED_BYTES):
