@@ -11,8 +11,8 @@ from opticstream.model.events import SampleUpdated
 from opticstream.model.ids import MosaicId, SampleId, SliceId
 from opticstream.pipeline import stacking
 from opticstream.pipeline.pending import starting_event
-from opticstream.pipeline.project import Project
 from opticstream.pipeline.progress import is_finished
+from opticstream.pipeline.project import Project
 from opticstream.pipeline.uploads import upload_pending, upload_queue
 from opticstream.stages.sample import stacks_at_rest
 from opticstream.state.record import sha256_of_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ def upload(
 ) -> None:
     """Upload what is published and not yet uploaded, to the remote targets of a project, and wait for it.
 
-    Failed uploads are tried again, and results go to targets that were added since. What a target holds already is
+    Batches that were finished while archiving was off are archived first. Failed uploads are tried again, and results
+    go to targets that were added since. What a target holds already is
     not sent again. Workers that upload the same project share the work. The exit status is 1 if something failed,
     waits for a target that does not answer, or differs.
     """
@@ -137,12 +139,14 @@ def _upload(
     project: Project, chosen: Callable[[ItemId], bool], targets: set[str], secrets: ReadSecret, *, as_json: bool
 ) -> bool:
     """Upload, print what happens, and return whether something failed or still waits."""
+    from opticstream.pipeline.late_archive import archive_finished_batches
     from opticstream.pipeline.progress import detail_of
     from opticstream.pipeline.uploads import release_uploads, upload_pending, upload_queue, what_of
 
     release_uploads(project, chosen)
     events = []
-    for event in upload_pending(project, secrets=secrets, only=chosen, targets=targets):
+    archived = archive_finished_batches(project, only=chosen)
+    for event in itertools.chain(archived, upload_pending(project, secrets=secrets, only=chosen, targets=targets)):
         events.append(event)
         if not as_json:
             out.print(f"{event.item}: {event.state.replace('_', ' ')}")
@@ -157,7 +161,7 @@ def _upload(
     failed = [
         (item, fact, str(detail_of(project, item, fact).get("reason", "")))
         for item, fact in sorted(snapshot, key=lambda key: (key[0].key, key[1]))
-        if fact.endswith("upload_failed") and chosen(item)
+        if fact.endswith(("upload_failed", "archive_failed")) and chosen(item)
     ]
     if as_json:
         print_json(
