@@ -88,6 +88,10 @@ class PublishSettings(Settings):
     targets: tuple[PublishTarget, ...] = ()
     """Remote targets; a result is `uploaded` when every one that receives it holds it."""
 
+    clean_up: bool = False
+    """Remove maps, volumes and complex data of tiles once every target holds the mosaic and its raw tiles, verified.
+    Raw tiles and the archive tree are never touched. `opticstream upload clean-up` does it once."""
+
     @model_validator(mode="after")
     def _with_names_of_their_own(self) -> Self:
         names = [target.target_name for target in self.targets]

@@ -276,11 +276,12 @@ _OWN_FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "sample": ("started", "updated"),
         "slice": ("ready",),
         "mosaic": ("ready",),
-        "batch": ("ready",),
+        "batch": ("ready", "cleaned"),
         "tile": ("processed", "failed"),
     }
 )
-"""Facts that no step of the hierarchy leads to: readiness, the stacks, and the tiles within a batch."""
+"""Facts that no step of the hierarchy leads to: readiness, the stacks, the tiles within a batch, and whether their
+files were removed after the upload."""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
             claim.ensure_mine()
             project.facts.record(batch, "archived", {"outputs": archives, "detail": {"failed_tiles": failed}})
             project.facts.withdraw(batch, "archive_failed", reason="archived as it was processed again")
+        project.facts.withdraw(batch, "cleaned", reason="its tiles were made again")
         return Result(
             outputs=outputs,
             inputs_hash=parameters_hash(rests_on),

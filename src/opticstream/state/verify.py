@@ -73,12 +73,15 @@ def verify(
     if layout is not None:
         findings += _against_layout(snapshot, layout)
     claims: list[tuple[FactRecord, FileRecord]] = []
+    cleaned: set[str] = set()
     for item, fact in snapshot:
         try:
             record = facts.read(item, fact)
         except StateError as error:
             findings.append(Finding(item, fact, "unreadable", str(error), facts.path(item, fact)))
             continue
+        if record is not None and fact == "cleaned":
+            cleaned.update(map(str, record.detail.get("files", ())))
         if record is not None:
             claims += [(record, file) for file in record.outputs]
     distinct = sorted({file for _, file in claims}, key=lambda file: file.path)
@@ -92,6 +95,8 @@ def verify(
     for record, file in claims:
         if (result := found[file]) is not None:
             problem, message, path = result
+            if problem == "missing" and file.path in cleaned:
+                continue  # removed on purpose
             findings.append(Finding(record.item, record.fact, problem, message, path))
     findings += _changed_raw_files(facts, snapshot, checksums=checksums)
     return sorted(findings, key=lambda finding: (finding.item.key, finding.fact, finding.message))
