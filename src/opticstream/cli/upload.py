@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ def upload(
     project: Annotated[
         str,
         typer.Argument(
-            help="Project file (TOML), or the name of a registered project. `verify PROJECT` is --verify.",
+            help="Project file (TOML), or the name of a registered project. `verify PROJECT` is --verify, and "
+            "`clean-up PROJECT` is --clean-up.",
             show_default=False,
         ),
     ],
@@ -38,19 +40,31 @@ def upload(
     verify: Annotated[
         bool, typer.Option("--verify", help="Upload nothing; compare what the targets hold with what was uploaded.")
     ] = False,
+    clean_up: Annotated[
+        bool,
+        typer.Option(
+            "--clean-up",
+            help="Upload nothing; remove maps, volumes and complex data of tiles, never raw tiles, where every target "
+            "holds the mosaic and its raw tiles, verified now.",
+        ),
+    ] = False,
     read: Annotated[bool, typer.Option("--read", help="With --verify: also read single files back.")] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Upload what is published and not yet uploaded, to the remote targets of a project, and wait for it.
 
-    Failed uploads are tried again, and results go to targets that were added since. What a target holds already is
+    Batches that were finished while archiving was off are archived first. Failed uploads are tried again, and results
+    go to targets that were added since. What a target holds already is
     not sent again. Workers that upload the same project share the work. The exit status is 1 if something failed,
     waits for a target that does not answer, or differs.
     """
     with errors_shown():
-        if project == "verify" and items and not Path(project).exists():
-            verify, project, items = True, items[0], items[1:]
+        if project in ("verify", "clean-up") and items and not Path(project).exists():
+            verify, clean_up = verify or project == "verify", clean_up or project == "clean-up"
+            project, items = items[0], items[1:]
+        if clean_up and (verify or target or read):
+            raise ConfigurationError("clean-up asks every target; --verify, --read and --target do not go with it")
         opened = open_project(project)
         names = [settings.target_name for settings in opened.config.publish.targets]
         if not names:
@@ -59,6 +73,10 @@ def upload(
             raise ConfigurationError(f"--target {unknown[0]}: no such target; expected one of {', '.join(names)}")
         chosen = _choice(opened, [item_of(key) for key in items or ()])
         targets = set(target or names)
+        if clean_up:
+            with reachable_secrets(opened.config, home) as secrets:
+                _clean_up(opened, chosen, secrets, dry_run=dry_run, as_json=as_json)
+            return
         if dry_run and not verify:
             _print_plan(_plan(opened, chosen, targets), as_json=as_json)
             return
@@ -137,12 +155,14 @@ def _upload(
     project: Project, chosen: Callable[[ItemId], bool], targets: set[str], secrets: ReadSecret, *, as_json: bool
 ) -> bool:
     """Upload, print what happens, and return whether something failed or still waits."""
+    from opticstream.pipeline.late_archive import archive_finished_batches
     from opticstream.pipeline.progress import detail_of
     from opticstream.pipeline.uploads import release_uploads, upload_pending, upload_queue, what_of
 
     release_uploads(project, chosen)
     events = []
-    for event in upload_pending(project, secrets=secrets, only=chosen, targets=targets):
+    archived = archive_finished_batches(project, only=chosen)
+    for event in itertools.chain(archived, upload_pending(project, secrets=secrets, only=chosen, targets=targets)):
         events.append(event)
         if not as_json:
             out.print(f"{event.item}: {event.state.replace('_', ' ')}")
@@ -157,7 +177,7 @@ def _upload(
     failed = [
         (item, fact, str(detail_of(project, item, fact).get("reason", "")))
         for item, fact in sorted(snapshot, key=lambda key: (key[0].key, key[1]))
-        if fact.endswith("upload_failed") and chosen(item)
+        if fact.endswith(("upload_failed", "archive_failed")) and chosen(item)
     ]
     if as_json:
         print_json(
@@ -175,6 +195,29 @@ def _upload(
         if not (events or failed or waiting):
             out.print("nothing waits for upload")
     return bool(failed or waiting)
+
+
+def _clean_up(
+    project: Project, chosen: Callable[[ItemId], bool], secrets: ReadSecret, *, dry_run: bool, as_json: bool
+) -> None:
+    """Remove intermediate files, and print how much of each mosaic, or why nothing."""
+    from opticstream.pipeline.clean_up import clean_up
+
+    done = []
+    for one in clean_up(project, secrets, chosen=chosen, dry_run=dry_run):
+        done.append(one)
+        if as_json:
+            continue
+        if one.kept:
+            out.print(styled("kept", "yellow"), f"{one.mosaic}: {one.kept}")
+        else:
+            verb = "would remove" if dry_run else "removed"
+            out.print(f"{one.mosaic}: {verb} {len(one.files)} intermediate files, {one.size / 1e6:.1f} MB")
+    freed = sum(one.size for one in done if not one.kept)
+    if as_json:
+        print_json({"dry_run": dry_run, "bytes": freed, "mosaics": [one.as_dict() for one in done]})
+    else:
+        out.print(f"{freed / 1e6:.1f} MB {'would be' if dry_run else 'are'} free" if freed else "nothing to clean up")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from opticstream.config.base import Settings
+from opticstream.config.publish_layout import OpticStreamLayout, PublishLayout
 
 What = Literal["raw", "derivatives"]
 
@@ -82,8 +83,14 @@ PublishTarget = S3TargetSettings
 class PublishSettings(Settings):
     """Where results are uploaded, besides the local archive tree, which always has them."""
 
+    layout: PublishLayout = OpticStreamLayout()
+    """Names in the archive tree: `opticstream` (`rawdata/`, `derivative/`) or `bids` (BIDS microscopy)."""
     targets: tuple[PublishTarget, ...] = ()
     """Remote targets; a result is `uploaded` when every one that receives it holds it."""
+
+    clean_up: bool = False
+    """Remove maps, volumes and complex data of tiles once every target holds the mosaic and its raw tiles, verified.
+    Raw tiles and the archive tree are never touched. `opticstream upload clean-up` does it once."""
 
     @model_validator(mode="after")
     def _with_names_of_their_own(self) -> Self:

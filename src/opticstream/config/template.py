@@ -51,6 +51,10 @@ def project_template(*, project_name: str, project_base_path: str = "project") -
         group = getattr(ProcessingSettings(), name)
         lines += _table(f"processing.{name}", type(group), group, field.description or "")
     lines += [
+        "# Names in the archive tree: the lab's own, or those of a BIDS microscopy data set:",
+        "# [publish]",
+        '# layout = "bids"',
+        "",
         "# Remote targets of the results, besides the archive tree, for example (a table for each):",
         "# [[publish.targets]]",
         '# kind = "s3"',

@@ -29,6 +29,7 @@ from opticstream.flows.incoming import (
 )
 from opticstream.flows.parameters import keep_parameters
 from opticstream.model.chain import Step
+from opticstream.model.errors import OpticStreamError
 from opticstream.model.events import Event, MosaicStitched, SampleUpdated, SliceReady
 from opticstream.model.ids import ItemId, SampleId
 from opticstream.pipeline.failures import describe, is_transient, kind_of
@@ -221,12 +222,27 @@ def upload(event_name: str, occurred: datetime, payload: Any = None, window_s: f
         attempt = _attempt(project, taken.event.item, "upload")
         with UploadPicture(project) as picture:
             yield from upload_pending(project, attempt=attempt, secrets=secret_of, show=picture.show)
+        if project.config.publish.clean_up:
+            _clean_up(project)
 
     for project in concerned(taken):
         _look_until(occurred, window_s, partial(look, project))
     if released := [event for other in swallowed_by_window(taken, window_s) for event in other.release()]:
         announce_automatically(released)
         _look_until(occurred, 0.0, partial(look, taken.project))
+
+
+def _clean_up(project: Project) -> None:
+    """Remove intermediate files whose results every target holds; what cannot be verified now keeps its files."""
+    from opticstream.flows.secrets import secret_of
+    from opticstream.pipeline.clean_up import clean_up
+
+    logger = get_run_logger()
+    try:
+        for one in clean_up(project, secret_of, show_kept=False):
+            logger.info("%s: removed %d intermediate files, %.1f MB", one.mosaic, len(one.files), one.size / 1e6)
+    except (OpticStreamError, OSError) as error:
+        logger.warning("intermediate files were not removed: %s", describe(error))
 
 
 @flow(name="notify")

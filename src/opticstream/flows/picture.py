@@ -174,7 +174,7 @@ def publish_mosaic_quality(project: Project, event: MosaicStitched, /) -> list[s
     text = f"Positions: {verdict}. " + (f"Stitched around tiles {missing}." if missing else "No tile is missing.")
     keys = []
     for kind, what in zip(QUALITY_PICTURES, _WHAT_PICTURES_SHOW, strict=True):
-        path = project.paths.stitched_folder(event.mosaic) / f"mosaic_{event.mosaic_id:03d}_{kind}.jpg"
+        path = project.paths.readable(project.paths.mosaic_product(event.mosaic, kind, ".jpg"))
         if path.exists():
             key = mosaic_picture_key(project.config.name, event.mosaic, kind)
             publish_image(key, path, title=f"Mosaic {event.mosaic_id}: {what}", text=text)

@@ -65,12 +65,12 @@ def atomic_folder(path: Path, /) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path, /) -> None:
-    """Give a folder the name `target`; an existing folder is moved aside first and removed afterwards.
+    """Give a folder the name `target`; an existing folder, or a link, is moved aside first and removed afterwards.
 
     If `source` cannot be renamed, the old folder is moved back.
     """
     old = temporary_beside(target)
-    had_one = target.exists()
+    had_one = os.path.lexists(target)
     if had_one:
         os.rename(target, old)
     try:

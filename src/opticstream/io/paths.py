@@ -6,7 +6,7 @@
     ├─ mosaic-01/
     │  ├─ complex/      complex tiles (links if the rig wrote them)
     │  ├─ processed/    volumes and en face maps of tiles
-    │  ├─ stitched/     mosaics, volumes (OME-Zarr), quality pictures
+    │  ├─ stitched/     mosaics, volumes (OME-Zarr), quality pictures: links into the archive once published
     │  ├─ state/        flag files of batches
     │  └─ archived/     links to the archive copies
     ├─ registered/      slices: axis, in-plane, through-plane, transform
@@ -25,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opticstream.config import ProjectConfig
-from opticstream.model.ids import MosaicId, TileId
+from opticstream.io.archive_names import ArchiveNames, BidsNames, OwnNames
+from opticstream.model.ids import ItemId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
+from opticstream.system.disk import reachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,15 @@ class ProjectPaths:
     archive_root: Path
     subject_id: str
     layout: AcquisitionLayout
+    bids: bool = False
+    """Whether the archive has the names of BIDS (`publish.layout`)."""
 
     @classmethod
     def of(cls, config: ProjectConfig, /) -> ProjectPaths:
         """Return the paths of the project of a configuration."""
         project = config.project
-        return cls(project.project_base_path, project.archive_root, project.subject_id, config.scan.layout)
+        bids = config.publish.layout.kind == "bids"
+        return cls(project.project_base_path, project.archive_root, project.subject_id, config.scan.layout, bids=bids)
 
     def mosaic_folder(self, mosaic: MosaicId) -> Path:
         return self.base / mosaic.folder
@@ -97,17 +102,33 @@ class ProjectPaths:
         """Return the archive copy of a raw tile."""
         acq = self.layout.illumination_of(tile.mosaic).name
         slice_id = self.layout.slice_of(tile.mosaic).slice_id
-        name = f"sample-slice-{slice_id:03d}_chunk-{tile.tile_id:04d}_acq-{acq}_OCT{suffix}"
-        return self.archive_root / "rawdata" / f"sub-{self.subject_id}" / name
+        return self.archive_root / self.archive_names.tile(slice_id, tile.tile_id, acq, suffix)
+
+    @property
+    def archive_names(self) -> ArchiveNames:
+        """The names in the archive."""
+        return BidsNames(self.subject_id) if self.bids else OwnNames(self.subject_id)
 
     @property
     def derivative_folder(self) -> Path:
         """Folder of published results in the archive."""
-        return self.archive_root / "derivative" / f"sub-{self.subject_id}"
+        return self.archive_root / self.archive_names.results
 
-    def published(self, output: Path) -> Path:
-        """Return the name under which an output is published."""
-        return self.derivative_folder / output.name
+    def published(self, item: ItemId, output: Path) -> Path:
+        """Return the name under which an output of an item is published."""
+        return self.archive_root / self.archive_names.result(item, output.name, self.layout)
+
+    def is_final(self, item: ItemId, output: Path) -> bool:
+        """Return whether an output is a final result of an item, which is written whole and becomes a link.
+
+        Templates, focus maps and the stacks of the sample are not: all items share them, and the stacks grow in place.
+        """
+        match item:
+            case MosaicId():
+                return output.parent == self.stitched_folder(item)
+            case SliceId():
+                return output.parent == self.registered_folder
+        return False
 
     def relative(self, path: Path) -> str:
         """Return a path as used in events and facts: relative to the project, or to the archive as `archive:...`."""
@@ -116,10 +137,17 @@ class ProjectPaths:
         return path.relative_to(self.base).as_posix()
 
     def absolute(self, name: str) -> Path:
-        """Return the path on this host of a name made by `relative`."""
+        """Return the path on this host of a name made by `relative`, to read what is there.
+
+        A result is a link to its copy in the archive. Where that link leads nowhere on this host, the copy is returned.
+        """
         if name.startswith("archive:"):
             return self.archive_root / name.removeprefix("archive:")
-        return self.base / name
+        return self.readable(self.base / name)
+
+    def readable(self, output: Path) -> Path:
+        """Return where an output is read on this host: see `absolute`."""
+        return reachable(output, self.archive_root)
 
 
 def tile_product_name(tile: TileId, modality: str, /) -> str:

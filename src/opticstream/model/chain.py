@@ -102,12 +102,18 @@ class Gate:
 
 
 def _publish(
-    hierarchy: Hierarchy, after: str, started_by: type[Event], failure: type[Event], *, volume: bool = False
+    hierarchy: Hierarchy,
+    after: str,
+    started_by: type[Event],
+    failure: type[Event],
+    *,
+    volume: bool = False,
+    name: str = "publish",
 ) -> Step:
     """Return the step that puts a result into the local archive tree."""
     what = "volume_" if volume else ""
     return Step(
-        name="publish volume" if volume else "publish",
+        name="publish volume" if volume else name,
         hierarchy=hierarchy,
         claim=f"{what}publish_started",
         done=f"{what}published",
@@ -168,6 +174,21 @@ STEPS: tuple[Step, ...] = (
         pool="tile",
         tried_again=True,
         failure="the batch failed",
+    ),
+    Step(  # of a batch that was finished while archiving was off; otherwise it is archived as it is processed
+        name="archive batch",
+        hierarchy="batch",
+        claim="archive_started",
+        done="archived",
+        failed="archive_failed",
+        after="processed",
+        started_by=(events.BatchReady,),
+        announces=(events.BatchArchived,),
+        announces_failure=events.BatchFailed,
+        flow="process-batch",
+        pool="tile",
+        tried_again=True,
+        failure="archiving failed",
     ),
     Step(
         name="stitch mosaic",
@@ -234,9 +255,11 @@ STEPS: tuple[Step, ...] = (
     _publish("mosaic", "stitched", events.MosaicStitched, events.MosaicFailed),
     _publish("mosaic", "volume_stitched", events.MosaicVolumeStitched, events.MosaicFailed, volume=True),
     _publish("slice", "registered", events.SliceRegistered, events.SliceFailed),
+    _publish("sample", "updated", events.SampleUpdated, events.SampleFailed, name="publish sample"),
     _upload("slice", events.SliceRegistered, events.SliceUploaded, events.SliceFailed),
     _upload("mosaic", events.MosaicStitched, events.MosaicUploaded, events.MosaicFailed),
     _upload("mosaic", events.MosaicVolumeStitched, events.MosaicVolumeUploaded, events.MosaicFailed, volume=True),
+    _upload("sample", events.SampleUpdated, events.SampleUploaded, events.SampleFailed, name="upload sample"),
     _upload("batch", events.BatchArchived, events.BatchUploaded, events.BatchFailed, name="upload raw tiles"),
 )
 """The chain, in the order of the work; publication comes last, because nothing depends on it, and the uploads of the
@@ -253,11 +276,12 @@ _OWN_FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "sample": ("started", "updated"),
         "slice": ("ready",),
         "mosaic": ("ready",),
-        "batch": ("ready",),
+        "batch": ("ready", "cleaned"),
         "tile": ("processed", "failed"),
     }
 )
-"""Facts that no step of the hierarchy leads to: readiness, the stacks, and the tiles within a batch."""
+"""Facts that no step of the hierarchy leads to: readiness, the stacks, the tiles within a batch, and whether their
+files were removed after the upload."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@
     ├── ProcessingError (RuntimeError)       a stage failed on good input
     ├── StateError (RuntimeError)            facts contradict each other, or a record cannot be read
     │   ├── LockTimeout (TimeoutError)       a lock was not released in time; the message names its holder
+    │   ├── ChangingStacksError              a slice is being added to the sample's stacks; they are read afterwards
     │   └── ClaimLost                        the work was taken over by another process; results may not be published
     ├── UploadError (RuntimeError)           a remote target refused an upload, or holds other bytes than were sent
     │   └── TargetUnavailable (ConnectionError)     it did not answer, or has no time; a later attempt may help
@@ -86,6 +87,10 @@ class LockTimeout(StateError, TimeoutError):
 
 class ClaimLost(StateError):
     """The work was taken over by another process, because the lease ran out; results may not be published."""
+
+
+class ChangingStacksError(StateError):
+    """A slice is being added to the sample's stacks, so they cannot be copied now."""
 
 
 class UploadError(OpticStreamError, RuntimeError):

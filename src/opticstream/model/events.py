@@ -415,13 +415,26 @@ class SampleUpdated(Event):
         return SampleId()
 
 
+class SampleUploaded(Event):
+    """Every remote target holds the sample's stacks, as compared by size and digest."""
+
+    hierarchy = "sample"
+    state = "uploaded"
+    outputs: tuple[str, ...] = ()
+    """Uploaded files, as named in the local archive tree."""
+
+    @property
+    def item(self) -> SampleId:
+        return SampleId()
+
+
 class SampleFailed(Event):
-    """The sample's stacks could not be updated."""
+    """The sample's stacks could not be updated, published or uploaded."""
 
     hierarchy = "sample"
     state = "failed"
     slice_id: Number
-    """Slice that was to be added."""
+    """Slice that was to be added; the one added last, if the stacks could not be published or uploaded."""
     reason: str
     """What went wrong."""
 
@@ -451,6 +464,7 @@ ALL_EVENTS: tuple[type[Event], ...] = (
     TileFlagged,
     TileFailed,
     SampleUpdated,
+    SampleUploaded,
     SampleFailed,
 )
 """All events."""

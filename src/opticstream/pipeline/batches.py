@@ -19,8 +19,10 @@ from opticstream.model.events import (
     TileFlagged,
 )
 from opticstream.model.ids import TileId
+from opticstream.pipeline.bindings import is_due
 from opticstream.pipeline.host_memory import within_memory
 from opticstream.pipeline.jobs import (
+    ARCHIVE_BATCH,
     PROCESS_BATCH,
     Attempt,
     Done,
@@ -34,6 +36,7 @@ from opticstream.pipeline.jobs import (
     perform,
     perform_part,
 )
+from opticstream.pipeline.late_archive import archive_batch, archive_suffix, raw_files_of_tile
 from opticstream.pipeline.parameters import tile_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.settled_files import result_of_settled_files
@@ -47,7 +50,7 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
     """Process the tiles of a batch and return what is to be announced.
 
     Tiles that an earlier, interrupted run has finished are taken as they are. A tile that fails for good is recorded
-    with its reason and does not stop the others.
+    with its reason and does not stop the others. A batch that was finished while archiving was off is archived.
     """
     batch = event.batch
     flagged: list[Event] = []
@@ -71,6 +74,8 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
         if project.config.processing.archive.enabled:
             claim.ensure_mine()
             project.facts.record(batch, "archived", {"outputs": archives, "detail": {"failed_tiles": failed}})
+            project.facts.withdraw(batch, "archive_failed", reason="archived as it was processed again")
+        project.facts.withdraw(batch, "cleaned", reason="its tiles were made again")
         return Result(
             outputs=outputs,
             inputs_hash=parameters_hash(rests_on),
@@ -78,6 +83,8 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
         )
 
     outcome = perform(project, batch, PROCESS_BATCH, compute)
+    if isinstance(outcome, Skipped) and is_due(project, ARCHIVE_BATCH, batch):
+        return archive_batch(project, event, attempt=attempt)
     if not isinstance(outcome, Done):
         return announcements(project, batch, PROCESS_BATCH, outcome)
     return [*_announcements_of_result(project, event, outcome.result), *flagged]
@@ -104,11 +111,7 @@ def _announcements_of_result(project: Project, event: BatchReady, result: Result
 
 
 def _archive_name(project: Project, tile: TileId) -> str:
-    return project.paths.archived_tile(tile, _archive_suffix(project)).name
-
-
-def _archive_suffix(project: Project) -> str:
-    return ".raw.gz" if project.config.scan.archived_format == "packed12" else ".nii.gz"
+    return project.paths.archived_tile(tile, archive_suffix(project)).name
 
 
 @dataclass
@@ -152,7 +155,7 @@ class _TileWork:
         """Process the tile, unless its record and products are good."""
         project, tile = self.project, self.tile
         record = project.facts.read(tile, "processed")
-        source, spectra = _sources(self.event, tile)
+        source, spectra = raw_files_of_tile(self.event, tile)
         sources = (source,) if spectra is None else (source, spectra)
         parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
         if record is not None and not source.exists() and _still_good(project, record, parameters):
@@ -160,7 +163,7 @@ class _TileWork:
         self.identity = identity_of(*sources)
         if record is not None and is_known(record, self.identity) and _still_good(project, record, parameters):
             return Skipped("already processed from the same file and parameters")
-        archive = project.paths.archived_tile(tile, _archive_suffix(project))
+        archive = project.paths.archived_tile(tile, archive_suffix(project))
 
         def process(identity: str) -> tuple[TileResult, tuple[FileRecord, ...]]:
             kept = _kept_archive(project, record, identity, archive)
@@ -242,17 +245,6 @@ def _move_aside(path: Path) -> None:
 
 def _note(record: FactRecord) -> dict[str, object]:
     return {key: record.detail[key] for key in ("raw_sha256", "figures", "flags") if record.detail.get(key)}
-
-
-def _sources(event: BatchReady, tile: TileId) -> tuple[Path, Path | None]:
-    """Return the raw file of a tile, and the spectra that lie beside it, if any."""
-    if problem := event.problems.get(tile.tile_id):
-        raise problem.error()
-    if tile.tile_id not in event.files:
-        raise MissingInputError(f"{tile}: no raw file was found in {event.raw_folder}")
-    spectra = event.spectra.get(tile.tile_id)
-    source = Path(event.raw_folder, event.files[tile.tile_id])
-    return source, None if spectra is None else Path(event.raw_folder, spectra)
 
 
 def _still_good(project: Project, record: FactRecord, parameters: str) -> bool:

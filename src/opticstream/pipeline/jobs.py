@@ -45,6 +45,7 @@ def once(name: str, step: Callable[[], R], /) -> R:
 
 _chain = Chain(STEPS)
 PROCESS_BATCH = _chain.named("process batch", "batch")
+ARCHIVE_BATCH = _chain.named("archive batch", "batch")
 STITCH_MOSAIC = _chain.named("stitch mosaic", "mosaic")
 STITCH_VOLUME = _chain.named("stitch volume", "mosaic")
 REGISTER_SLICE = _chain.named("register slice", "slice")

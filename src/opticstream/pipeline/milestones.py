@@ -43,7 +43,7 @@ def _of_mosaic(project: Project, mosaic: MosaicProgress) -> Iterator[Milestone]:
         text = f"{where}: {percent} % of tiles processed ({done} of {mosaic.total_tiles})"
         yield _milestone(project, item, f"tiles-{percent}", text, title=f"{item}: {percent} % of tiles")
     if mosaic.state == "stitched":
-        preview = project.paths.mosaic_product(item, "aip", ".jpg")
+        preview = project.paths.readable(project.paths.mosaic_product(item, "aip", ".jpg"))
         yield _milestone(project, item, "stitched", f"{where}: stitched", picture=preview)
     if mosaic.uploaded:
         yield _milestone(project, item, "uploaded", f"{where}: maps are held, verified, by every remote target")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from opticstream.model.chain import Step
 from opticstream.model.events import Event, MosaicFlagged, MosaicReady, MosaicStitched
 from opticstream.model.ids import MosaicId
+from opticstream.pipeline.cleaned import check_tiles_are_there
 from opticstream.pipeline.host_memory import within_memory
 from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME, Attempt, Done, Result, announcements, once, perform
 from opticstream.pipeline.project import Project
@@ -50,6 +51,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
     others: list[Event] = []
 
     def compute(claim: Claim) -> Result:
+        check_tiles_are_there(project, mosaic)
         coordinates = attempt(f"coordinates of mosaic {mosaic.mosaic_id}", lambda: _find_coordinates(project, mosaic))
         claim.ensure_mine()
         focus = attempt(f"focus of mosaic {mosaic.mosaic_id}", lambda: _find_focus(project, mosaic))
@@ -243,6 +245,7 @@ def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attemp
         return []
 
     def compute(_claim: Claim) -> Result:
+        check_tiles_are_there(project, mosaic)
         focus, made = _result_with_stable_file(
             project,
             project.paths.focus(project.illumination(mosaic).name),

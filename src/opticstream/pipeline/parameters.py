@@ -185,6 +185,11 @@ def upload_settings(config: ProjectConfig, what: What, /) -> StageSettings:
     return StageSettings({"publish": {"targets": places}})
 
 
+def publish_settings(config: ProjectConfig, /) -> StageSettings:
+    """Return what the names of results in the archive depend on."""
+    return StageSettings({"publish": {"layout": {"kind": config.publish.layout.kind}}})
+
+
 def sample_settings(config: ProjectConfig, /) -> StageSettings:
     """Return the settings of the sample's stacks, with the names in the records of earlier versions."""
     sample = _without(config.processing.sample, "enabled", "align_pullback")

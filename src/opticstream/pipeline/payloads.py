@@ -48,7 +48,8 @@ def artifacts_of(kind: type[Event], project_name: str, item: ItemId, paths: Proj
         mosaic = item if isinstance(item, MosaicId) else item.mosaic
         keys["mosaic_progress"] = mosaic_progress_key(project_name, mosaic)
         if issubclass(kind, catalogue.MosaicStitched):
-            shown = (picture for picture in QUALITY_PICTURES if paths.mosaic_product(mosaic, picture, ".jpg").exists())
+            names = {picture: paths.mosaic_product(mosaic, picture, ".jpg") for picture in QUALITY_PICTURES}
+            shown = (picture for picture, path in names.items() if paths.readable(path).exists())
             keys |= {picture: mosaic_picture_key(project_name, mosaic, picture) for picture in shown}
     if isinstance(item, SampleId) and paths.sample_preview.exists():
         keys["sample"] = sample_key(project_name)
@@ -96,6 +97,13 @@ def _of_outputs(record: FactRecord) -> Mapping[str, Any]:
     return {"outputs": _names(record)}
 
 
+def _of_sample(record: FactRecord) -> Mapping[str, Any]:
+    """Return the fields of an update of the stacks; without slices if a person recorded it."""
+    slices, missing = (tuple(record.detail.get(name, ())) for name in ("slices", "missing"))
+    added = {"slice_id": record.detail.get("slice_id", slices[-1]), "slices": slices} if slices else {}
+    return {**_of_outputs(record), **added, "missing": missing}
+
+
 _SOURCES: Mapping[type[Event], tuple[str, Callable[[FactRecord], Mapping[str, Any]]]] = {
     catalogue.BatchArchived: ("archived", lambda record: {"files": _names(record)}),
     catalogue.BatchProcessed: ("processed", _of_batch),
@@ -106,6 +114,8 @@ _SOURCES: Mapping[type[Event], tuple[str, Callable[[FactRecord], Mapping[str, An
     catalogue.MosaicVolumeUploaded: ("volume_uploaded", _of_outputs),
     catalogue.SliceRegistered: ("registered", _of_products),
     catalogue.SliceUploaded: ("uploaded", _of_outputs),
-    catalogue.SampleUpdated: ("updated", _of_outputs),
+    catalogue.SampleUpdated: ("updated", _of_sample),
+    catalogue.SampleUploaded: ("uploaded", _of_outputs),
+    catalogue.SampleFailed: ("updated", lambda record: {"slice_id": _of_sample(record).get("slice_id", 1)}),
 }
 """The fact whose record has the fields of each kind of event."""

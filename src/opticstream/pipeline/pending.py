@@ -19,7 +19,7 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.raw_folders import located
 from opticstream.pipeline.rules import BATCH_ENDED, has_all_batches, is_settled, may_register
 from opticstream.pipeline.run_parameters import event_of
-from opticstream.pipeline.stacking import end_of_registration, unstacked
+from opticstream.pipeline.stacking import end_of_registration, last_update, unstacked
 from opticstream.state import FactsSnapshot
 from opticstream.state.raw_folders import position_in_record
 
@@ -83,6 +83,8 @@ def starting_event(
         event = ready_event(project, item)
     elif isinstance(item, SliceId) and SliceRegistered in step.started_by:
         event = end_of_registration(project, item)
+    elif isinstance(item, SampleId):
+        event = last_update(project)
     else:
         event = event_of(project, step.started_by[0], item)
     if event is None or parameters is None:

@@ -16,7 +16,7 @@ from opticstream.pipeline.stacking import unstacked
 from opticstream.state import FactsSnapshot
 from opticstream.state.vocabulary import is_failure
 
-BATCH_STATES = ("ready", "started", "archived", "processed", "published", "uploaded")
+BATCH_STATES = ("ready", "started", "archived", "processed", "published", "uploaded", "cleaned")
 MILESTONES_PERCENT = (25, 50, 75, 100)
 
 

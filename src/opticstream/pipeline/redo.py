@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from opticstream.model.chain import ORDER, Gate, Step, chain, lift, parts_of
 from opticstream.model.events import Event
-from opticstream.model.ids import ItemId
-from opticstream.pipeline.pending import starting_event
+from opticstream.model.ids import BatchId, ItemId, MosaicId
+from opticstream.pipeline.cleaned import cleaned_batches, missing_raw_file
+from opticstream.pipeline.pending import ready_event, starting_event
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.run_parameters import take_over
 
@@ -26,6 +27,8 @@ class RedoPlan:
     announce: list[Event] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     """What cannot be done again, and why."""
+    _restored: set[BatchId] = field(default_factory=set)
+    """Batches that are made again because their files were removed by a clean-up."""
 
     def redo(self, step: Step, item: ItemId, /, *, alone: bool = False, side_results: bool = False) -> None:
         """Have a step on an item done again, and everything that depends on it.
@@ -41,6 +44,14 @@ class RedoPlan:
         side_results : bool
             What the step records on the way changes, too, such as the archive copies of a batch.
         """
+        beside = [] if alone else [batch for batch in self._cleaned_beside(step, item) if batch not in self._restored]
+        if lost := self._lost_with_clean_up(beside, item):
+            self.refused.append(lost)
+            return
+        self._restored.update(beside)
+        for batch in beside:
+            if batch != item:
+                self.redo(chain().named("process batch", "batch"), batch)
         event = starting_event(self.project, step, item, parameters=self.project.parameters)
         if event is None:
             why = "it was never announced, so its raw folder is unknown; `opticstream run` finds it"
@@ -52,6 +63,27 @@ class RedoPlan:
         )
         if due and event not in self.announce:
             self.announce.append(event)
+
+    def _cleaned_beside(self, step: Step, item: ItemId) -> list[BatchId]:
+        """Return the batches whose removed files a step, or what depends on it, reads again."""
+        if step.publishes or step.after == "processed":
+            return []
+        match item:
+            case MosaicId():
+                return cleaned_batches(self.project, item)
+            case BatchId():
+                return cleaned_batches(self.project, item.mosaic)
+        return []
+
+    def _lost_with_clean_up(self, batches: Iterable[BatchId], item: ItemId) -> str:
+        """Return why an item cannot be done again: files were removed that cannot be made again; empty if it can."""
+        for batch in batches:
+            if missing := missing_raw_file(ready_event(self.project, batch)):
+                return (
+                    f"{item}: cannot be made again: the files of {batch} were removed by a clean-up after their upload "
+                    f"and its raw file {missing} no longer exists; put it back, from the archive copy if need be"
+                )
+        return ""
 
     def takes_back(self, item: ItemId, fact: str, /) -> bool:
         """Return whether the plan takes a fact back."""

@@ -33,6 +33,7 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import belongs_in_sample
 from opticstream.pipeline.run_parameters import event_of
 from opticstream.state import Claim, FactsSnapshot
+from opticstream.state.record import sha256_of_path
 
 if TYPE_CHECKING:
     from opticstream.stages.sample import SampleInput, UpdatedSample
@@ -95,8 +96,12 @@ def _stack_slice(
         if not facts.record(slice_id, "stacked", content) and changed:
             facts.replace(slice_id, "stacked", content, why="its part of the stacks was written again")
         # The stacks grow with every slice, so the sample's record, always the latest, vouches for their files.
+        if changed:
+            for fact in ("uploaded", "upload_failed", "published", "publish_failed"):
+                facts.withdraw(SampleId(), fact, reason=f"slice {slice_id.slice_id} was added")
         sample = {
             "parameters_hash": content["parameters_hash"],
+            "inputs_hash": sha256_of_path(made[-1].outputs["slices"]),
             "outputs": [facts.file_record(path, checksum=False) for path in made[-1].outputs.values()],
             "detail": {
                 "slices": list(made[-1].slices),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from opticstream.model.chain import chain
 from opticstream.model.ids import BatchId, ItemId, MosaicId
+from opticstream.pipeline.cleaned import missing_raw_file
 from opticstream.pipeline.dependencies import changed_settings, inputs_hash, settings_of
 from opticstream.pipeline.parameters import shared_part
 from opticstream.pipeline.pending import ready_event
@@ -17,7 +17,7 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.redo import RedoPlan
 from opticstream.state import FactsSnapshot, FileRecord, RecordedHashes
 from opticstream.state.raw_files import ChangedRawFile, changed_raw_files
-from opticstream.state.record import path_from_name, sha256_of_path
+from opticstream.state.record import file_from_name, sha256_of_path
 
 _MAX_FILES_NAMED = 3
 """Largest number of raw files that are named for a batch."""
@@ -133,7 +133,7 @@ class _StaleCheck:
 
     def _read_digest(self, name: str) -> str | None:
         try:
-            return sha256_of_path(path_from_name(name, self._project.facts.roots))
+            return sha256_of_path(file_from_name(name, self._project.facts.roots))
         except OSError:
             return None  # `state verify` reports missing files
 
@@ -167,8 +167,4 @@ def _failed_tiles(project: Project, batch: BatchId) -> list[int]:
 
 
 def _missing_raw_file(project: Project, batch: BatchId) -> str | None:
-    event = ready_event(project, batch)
-    if event is None:
-        return None  # the plan refuses it for this reason
-    paths = (Path(event.raw_folder, name) for name in (*event.files.values(), *event.spectra.values()))
-    return next((str(path) for path in paths if not path.exists()), None)
+    return missing_raw_file(ready_event(project, batch))  # without an announcement, the plan refuses it

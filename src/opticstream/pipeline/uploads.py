@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,17 +18,17 @@ from pathlib import Path
 from opticstream.config import DeploymentSettings
 from opticstream.config.publish_targets import PublishTarget, What
 from opticstream.model.chain import Step, chain
-from opticstream.model.errors import StateError, TargetUnavailable
+from opticstream.model.errors import ChangingStacksError, InputError, StateError, TargetUnavailable
 from opticstream.model.events import Event
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
+from opticstream.model.ids import BatchId, ItemId
 from opticstream.pipeline.bindings import due_items
 from opticstream.pipeline.failures import describe, kind_of
 from opticstream.pipeline.jobs import Attempt, Result, Skipped, announcements, once, perform
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.publishing import bids_dataset, publish_files
 from opticstream.pipeline.stale import stale_results
 from opticstream.pipeline.under_way import shown_under_way
 from opticstream.publish.ledger import Asset, Ledger
-from opticstream.publish.local import link_into_mosaic, publish_locally
 from opticstream.publish.opening import ReadSecret, open_remote_target
 from opticstream.publish.pace import Pace, is_night
 from opticstream.publish.patience import Patience
@@ -35,9 +36,12 @@ from opticstream.publish.secrets import secret_from_environment
 from opticstream.publish.target import RemoteTarget
 from opticstream.publish.transfer import Published, Transfer
 from opticstream.state import Claim, FactsSnapshot, FileRecord
+from opticstream.state.record import sha256_of_path
 
 _LOOK_AGAIN_S = 5.0
 """Time between two looks for results to publish during an upload, in seconds."""
+_DATASET_ATTEMPTS = 5
+"""How often a file of all items is sent that other processes change meanwhile."""
 
 
 def upload_queue(project: Project, snapshot: FactsSnapshot, /) -> list[tuple[ItemId, Step]]:
@@ -109,20 +113,15 @@ def _publish_due(project: Project, attempt: Attempt) -> Iterator[Event]:
         yield from announcements(project, item, step, perform(project, item, step, work))
 
 
-def _publish(project: Project, item: ItemId, fact: str, attempt: Attempt, _claim: Claim) -> Result:
+def _publish(project: Project, item: ItemId, fact: str, attempt: Attempt, _claim: Claim) -> Result | Skipped:
     record = project.facts.read(item, fact)
     if record is None:
         raise StateError(f"{item} is no longer {fact}")
-    published = attempt(f"publish {item}", lambda: _publish_files(project, item, record.outputs))
-    return Result(outputs=[project.facts.file_record(path, checksum=False) for path in published])
-
-
-def _publish_files(project: Project, item: ItemId, files: tuple[FileRecord, ...]) -> list[Path]:
-    sources = [project.paths.absolute(file.path) for file in files]
-    if isinstance(item, BatchId):
-        return [link_into_mosaic(source, project.paths.archived_folder(item.mosaic)) for source in sources]
-    assert isinstance(item, MosaicId | SliceId)
-    return [publish_locally(source, project.paths.published(source)) for source in sources]
+    try:
+        published = attempt(f"publish {item}", lambda: publish_files(project, item, record.outputs))
+    except ChangingStacksError as error:
+        return Skipped(str(error))
+    return Result(outputs=published)
 
 
 class _Uploads:
@@ -143,6 +142,7 @@ class _Uploads:
         self._events: deque[Event] = deque()
         self._looked = time.monotonic()
         self._open: dict[str, tuple[RemoteTarget, Ledger]] = {}
+        self._sent: dict[tuple[str, str], str] = {}
         names = [settings.target_name for settings in project.config.publish.targets]
         left_out = [] if targets is None else [name for name in names if name not in targets]
         self._unavailable = {name: TargetUnavailable(f"{name}: was not chosen") for name in left_out}
@@ -204,7 +204,27 @@ class _Uploads:
 
             threads = self._project.deployment.upload_transfers
             transfer = Transfer(target, ledger, self._pace, threads, passed)
+            self._send_dataset_files(transfer)
             return [transfer.send(file) for file in files]
+
+    def _send_dataset_files(self, transfer: Transfer) -> None:
+        """Send the files that belong to all items, such as tables of samples, unless this run has just sent them.
+
+        They are in no item's record, because every item may change them; the ledger knows them.
+        """
+        for file in dataset_files(self._project, transfer.target.name):
+            for attempt in reversed(range(_DATASET_ATTEMPTS)):
+                sha256 = sha256_of_path(file.path)
+                if self._sent.get((transfer.target.name, file.key)) == sha256:
+                    break
+                try:
+                    sent = replace(transfer, passed=lambda _size: None).send(replace(file, sha256=sha256))
+                except InputError:  # another process has added a row meanwhile
+                    if not attempt:
+                        raise
+                    continue
+                self._sent[transfer.target.name, file.key] = sent.sha256
+                break
 
     def _target(self, settings: PublishTarget) -> tuple[RemoteTarget, Ledger]:
         name = settings.target_name
@@ -238,8 +258,21 @@ def files_to_upload(project: Project, item: ItemId, step: Step, /) -> list[Publi
     for file in published.outputs:
         path = project.paths.absolute(file.path)
         key = path.relative_to(project.paths.archive_root).as_posix()
-        files.append(Published(path, key, file.size, sums.get(path.name)))
+        files.append(Published(path, key, file.size, file.sha256 or sums.get(path.name)))
     return sorted(files, key=lambda one: (one.size, one.key))
+
+
+def dataset_files(project: Project, target: str, /) -> list[Published]:
+    """Return the files of the archive that belong to all items, as a target receives them."""
+    dataset = bids_dataset(project)
+    settings = next((one for one in project.config.publish.targets if one.target_name == target), None)
+    if dataset is None or settings is None:
+        return []
+    root = project.paths.archive_root
+    return [
+        Published(path, path.relative_to(root).as_posix(), path.stat().st_size)
+        for path in dataset.files(results="derivatives" in settings.what)
+    ]
 
 
 def rate_now(deployment: DeploymentSettings, /, *, now: datetime | None = None) -> float | None:

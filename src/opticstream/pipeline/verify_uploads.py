@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from opticstream.model.chain import chain
 from opticstream.model.errors import StateError
-from opticstream.model.ids import ItemId
+from opticstream.model.ids import ItemId, SampleId
 from opticstream.pipeline.project import Project
-from opticstream.publish.ledger import Asset
+from opticstream.pipeline.uploads import dataset_files
+from opticstream.publish.ledger import Asset, Ledger
 from opticstream.publish.opening import ReadSecret, open_remote_target
 from opticstream.publish.patience import Patience
 from opticstream.publish.target import RemoteTarget
@@ -67,3 +68,7 @@ def verified_uploads(
                         yield Verified(item, name, asset.key, f"was uploaded to {asset.place}, not to {target.place}")
                     else:
                         yield Verified(item, name, asset.key, differences(target, asset, contents=contents))
+    for name in targets if chosen(SampleId()) else ():
+        for file in dataset_files(project, name):
+            if name in opened and (known := Ledger(project.paths.base, name).asset(file.key, place=opened[name].place)):
+                yield Verified(SampleId(), name, file.key, differences(opened[name], known, contents=contents))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from opticstream.model.errors import StateError
 from opticstream.model.ids import ItemId, item_from_key
 from opticstream.state.earlier_words import EARLIER
+from opticstream.system.disk import reachable
 
 PROJECT_ROOT = "project"
 HEAD_BYTES = 1024
@@ -226,6 +227,18 @@ def path_from_name(name: str, roots: Mapping[str, Path], /) -> Path:
         known = ", ".join(roots)
         raise StateError(f"{name!r}: unknown root {root!r} on this host; expected one of {known}")
     return roots[root] / relative
+
+
+def file_from_name(name: str, roots: Mapping[str, Path], /) -> Path:
+    """Return where the bytes of a recorded file are on this host: a result may be a link to its copy in the archive.
+
+    Raises
+    ------
+    StateError
+        The name's root is unknown.
+    """
+    path = path_from_name(name, roots)
+    return reachable(path, roots["archive"]) if "archive" in roots else path
 
 
 def time_to_text(time: datetime, /) -> str:

@@ -14,7 +14,7 @@ from opticstream.model.layout import AcquisitionLayout
 from opticstream.state.facts import Facts, FactsSnapshot
 from opticstream.state.manifest import differences_from_manifest, manifest_path, read_manifest
 from opticstream.state.raw_files import changed_raw_files
-from opticstream.state.record import FactRecord, FileRecord, path_from_name, sha256_of_path, size_of_path
+from opticstream.state.record import FactRecord, FileRecord, file_from_name, sha256_of_path, size_of_path
 
 Problem = Literal[
     "unreadable", "missing", "size", "checksum", "contradiction", "outside the layout", "raw file changed"
@@ -73,12 +73,15 @@ def verify(
     if layout is not None:
         findings += _against_layout(snapshot, layout)
     claims: list[tuple[FactRecord, FileRecord]] = []
+    cleaned: set[str] = set()
     for item, fact in snapshot:
         try:
             record = facts.read(item, fact)
         except StateError as error:
             findings.append(Finding(item, fact, "unreadable", str(error), facts.path(item, fact)))
             continue
+        if record is not None and fact == "cleaned":
+            cleaned.update(map(str, record.detail.get("files", ())))
         if record is not None:
             claims += [(record, file) for file in record.outputs]
     distinct = sorted({file for _, file in claims}, key=lambda file: file.path)
@@ -92,6 +95,8 @@ def verify(
     for record, file in claims:
         if (result := found[file]) is not None:
             problem, message, path = result
+            if problem == "missing" and file.path in cleaned:
+                continue  # removed on purpose
             findings.append(Finding(record.item, record.fact, problem, message, path))
     findings += _changed_raw_files(facts, snapshot, checksums=checksums)
     return sorted(findings, key=lambda finding: (finding.item.key, finding.fact, finding.message))
@@ -99,7 +104,7 @@ def verify(
 
 def _compare(facts: Facts, file: FileRecord, *, checksums: bool) -> tuple[Problem, str, Path | None] | None:
     try:
-        path = path_from_name(file.path, facts.roots)
+        path = file_from_name(file.path, facts.roots)
     except StateError as error:
         return "missing", str(error), None
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
 import sys
@@ -27,6 +28,7 @@ _OPEN_FOR_SYNC = NOT_ALLOWED | {errno.EISDIR, errno.ENOTSUP, errno.EINVAL}
 _NO_HARD_LINKS = NOT_ALLOWED | {errno.EMLINK, errno.EXDEV, errno.EROFS}
 _NO_SYMBOLIC_LINKS = NOT_ALLOWED | {errno.EROFS}
 _NAME_IS_TAKEN = NOT_ALLOWED | {errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY}
+_COPIED_BYTES = 1 << 20
 _seeking = threading.Lock()
 
 
@@ -159,6 +161,15 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
+def exchange(one: Path, other: Path, /) -> bool:
+    """Swap the names of two files or folders of one folder, in one step; False if the system cannot do that."""
+    rename = _renameat2()
+    if rename is None:
+        return False
+    at_cwd, swap = -100, 2
+    return rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), swap) == 0
+
+
 def _rename_without_replacing(temporary: Path, path: Path) -> bool | None:
     if sys.platform == "win32":  # pragma: no cover
         try:
@@ -187,8 +198,13 @@ def _renameat2() -> Callable[..., int] | None:
     return function
 
 
-def link_or_copy(source: Path, target: Path, /) -> None:
-    """Make `target` a hard link to a file, or a copy if it cannot be linked.
+def link_or_copy(source: Path, target: Path, /) -> str | None:
+    """Make `target` a hard link to a file, or a copy if it cannot be linked, which is on the disk then.
+
+    Returns
+    -------
+    str or None
+        SHA-256 of the bytes that were copied; None if none were.
 
     Raises
     ------
@@ -197,22 +213,24 @@ def link_or_copy(source: Path, target: Path, /) -> None:
     """
     try:
         os.link(source, target)
-        return
+        return None
     except FileExistsError:
         raise
     except (OSError, AttributeError, NotImplementedError):
         pass
-    shutil.copyfile(source, target)
+    return copy_file(source, target)
 
 
-def copy_tree(source: Path, target: Path, copy_file: Callable[[Path, Path], object] = link_or_copy, /) -> None:
-    """Copy all files in `source` to `target`, without times and modes, which some file systems refuse to set."""
-    target.mkdir(parents=True, exist_ok=True)
-    for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
-        if entry.is_dir():
-            copy_tree(Path(entry.path), target / entry.name, copy_file)
-        else:
-            copy_file(Path(entry.path), target / entry.name)
+def copy_file(source: Path, target: Path, /) -> str:
+    """Copy the bytes of a file to a new one, which is on the disk when this returns; return their SHA-256."""
+    digest = hashlib.sha256()
+    with source.open("rb") as read, target.open("xb") as written:
+        while data := read.read(_COPIED_BYTES):
+            digest.update(data)
+            written.write(data)
+        written.flush()
+        sync_handle(written.fileno(), target)
+    return digest.hexdigest()
 
 
 def symbolic_link(link: Path, goal: str, /) -> bool:
@@ -235,6 +253,80 @@ def symbolic_link(link: Path, goal: str, /) -> bool:
         return True
     log_once(link, "has no symbolic links; links that are only a convenience are left out")
     return False
+
+
+def replace_by_link(path: Path, goal: str, /, *, if_still: Callable[[Path], bool]) -> bool:
+    """Put a symbolic link in the place of a file or folder, which is removed.
+
+    Readers find the one or the other at every moment, except for a folder on a system that cannot exchange names: then
+    nothing has the name for a moment.
+
+    Parameters
+    ----------
+    path : Path
+        What is replaced.
+    goal : str
+        Text of the link.
+    if_still : callable
+        Whether a path is that of what is to be removed. What another process has put in its place stays.
+
+    Returns
+    -------
+    bool
+        False if everything stays as it is: there are no symbolic links, or something else has the name.
+    """
+    temporary = temporary_beside(path)
+    if not symbolic_link(temporary, goal):
+        return False
+    if exchange(temporary, path):
+        if not if_still(temporary):
+            if not exchange(temporary, path):  # pragma: no cover - it has just worked
+                raise OSError(errno.EIO, "two names could not be exchanged back", str(temporary))
+            temporary.unlink()
+            return False
+    elif not if_still(path):
+        temporary.unlink()
+        return False
+    elif path.is_dir():
+        aside = temporary_beside(path)
+        os.rename(path, aside)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            os.rename(aside, path)
+            raise
+        temporary = aside
+    else:
+        replace(temporary, path)
+    sync_path(path.parent)
+    remove(temporary)
+    return True
+
+
+def link_goal(link: Path, goal: Path, /) -> str:
+    """Return the text of a relative link that leads to `goal` from the place of `link`.
+
+    It passes through as few folders as possible. Where a folder on the way is a link itself, a path by names alone
+    would lead elsewhere; then the real folders count.
+    """
+    with contextlib.suppress(ValueError):  # other drives of Windows
+        by_names = os.path.relpath(goal, link.parent)
+        if _same_file(link.parent / by_names, goal):
+            return by_names
+        return os.path.relpath(goal.parent.resolve() / goal.name, link.parent.resolve())
+    return str(goal.absolute())
+
+
+def reachable(path: Path, root: Path, /) -> Path:
+    """Return `path`; if it is a link that leads nowhere on this host, what lies below `root` under the link's name.
+
+    Hosts mount the folders of a project in different places, and a link holds only one way from one to the other.
+    """
+    if not path.is_symlink() or path.exists():
+        return path
+    parts = [part for part in path.readlink().parts if part not in ("..", ".")]
+    named = (root.joinpath(*parts[start:]) for start in range(len(parts) - 1))
+    return next((there for there in named if there.exists()), path)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

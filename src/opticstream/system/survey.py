@@ -29,9 +29,9 @@ def missing_features(folder: Path, /) -> list[str]:
         if not _can(lambda: _sync(probe)):
             lacking.append("syncing of folders (a power failure may lose the latest files)")
         if not _can(lambda: os.symlink("a", probe / "link")):
-            lacking.append("symbolic links (those in mosaic-*/archived are left out)")
+            lacking.append("symbolic links (mosaic-*/archived stays empty, results are twice on the disk)")
         if not _can(lambda: os.link(probe / "a", probe / "b")):
-            lacking.append("hard links (published results are copies)")
+            lacking.append("hard links (results are copied to the archive)")
         if not has_locks(probe):
             lacking.append("file locks (files that name their owner are used instead)")
         if (probe / "A").exists():

@@ -43,6 +43,8 @@ def test_threads_change_no_byte(tmp_path):
     two = archive_tile(raw, tmp_path / "two.nii.gz", threads=3)
     assert one.archive.read_bytes() == two.archive.read_bytes()
     assert one.sha256 == two.sha256
+    digest = hashlib.sha256(one.archive.read_bytes()).hexdigest()
+    assert one.archive_sha256 == two.archive_sha256 == digest, "of the copy as it was written"
 
 
 @given(st.lists(st.integers(0, 3 * CHUNK_BYTES // 2), max_size=4))

@@ -155,6 +155,7 @@ def test_a_tile_gives_volumes_maps_and_archive_that_agree_with_the_formulas(tmp_
     assert result.raw_bytes == len(content)
     assert result.raw_sha256 == hashlib.sha256(content).hexdigest()
     archive = tmp_path / "archive" / "chunk_OCT.nii.gz"
+    assert result.outputs["archive"].sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
     assert gzip.decompress(archive.read_bytes()) == content
     assert (tmp_path / "archive" / "chunk_OCT.nii.sha256").read_text() == f"{result.raw_sha256}  chunk_OCT.nii\n"
     for output in result.outputs.values():

@@ -64,7 +64,7 @@ class MosaicStages:
     @property
     def mask(self) -> Path:
         """Mask beside the results; that of the project where there is none. It may not exist."""
-        of_project = self.paths.mosaic_product(self.mosaic, "mask")
+        of_project = self.paths.readable(self.paths.mosaic_product(self.mosaic, "mask"))
         beside = self.folder / of_project.name
         return beside if beside.exists() else of_project
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from opticstream.stages.sample._update_sample import SampleInput, UpdatedSample, stacks_by_slice, update_sample
+from opticstream.stages.sample._update_sample import (
+    SampleInput,
+    UpdatedSample,
+    stacks_at_rest,
+    stacks_by_slice,
+    update_sample,
+)
 
 __all__ = [
     "SampleInput",
     "UpdatedSample",
+    "stacks_at_rest",
     "stacks_by_slice",
     "update_sample",
 ]

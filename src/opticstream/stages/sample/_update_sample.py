@@ -24,7 +24,7 @@ from opticstream.io.atomic import write_text
 from opticstream.io.nifti import nifti_geometry, read_nifti
 from opticstream.io.nifti_stack import blank_slice, put_slice
 from opticstream.io.zarr import SliceStore, planes_of_slice, volume_reader, volume_voxel_um
-from opticstream.model.errors import InputError, MissingInputError, StateError
+from opticstream.model.errors import ChangingStacksError, InputError, MissingInputError, StateError
 from opticstream.model.modalities import described_stack
 from opticstream.system.locks import locked
 
@@ -140,6 +140,28 @@ def stacks_by_slice(folder: Path, /) -> dict[int, frozenset[str]]:
     """
     ledger = _Ledger.read(folder / "slices.json")
     return {n: frozenset(ledger.slices[n].get("stacks", {})) for n in ledger.present()}
+
+
+def stacks_at_rest(folder: Path, /) -> Callable[[], None]:
+    """Return a check that no slice has been added to the stacks since now.
+
+    The ledger says that a slice is being written before anything of it is written.
+
+    Raises
+    ------
+    ChangingStacksError
+        A slice is being added now. The returned function raises it, too.
+    """
+    path = folder / "slices.json"
+    before = path.read_bytes()
+    if any(entry.get("state") == "writing" for entry in _Ledger.read(path).slices.values()):
+        raise ChangingStacksError(f"{folder}: a slice is being added; the stacks are published afterwards")
+
+    def still() -> None:
+        if path.read_bytes() != before:
+            raise ChangingStacksError(f"{folder}: a slice was added meanwhile; the stacks are published again")
+
+    return still
 
 
 @dataclass

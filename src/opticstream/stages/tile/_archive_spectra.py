@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from opticstream.io.raw import SpectralShape, SpectralTile
-from opticstream.stages.tile._archive_tile import ArchiveWriter, open_archive
+from opticstream.stages.tile._archive_tile import ArchiveDigests, ArchiveWriter, open_archive
 from opticstream.stages.tile._quality import Saturation
 
 _BLOCK_BYTES = 16 << 20
@@ -20,7 +20,7 @@ class Spectra:
     """What was found in one reading of a spectral file."""
 
     raw_bytes: int
-    raw_sha256: str | None
+    digests: ArchiveDigests | None
     """None where no archive copy was made."""
     saturated_fraction: float
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from opticstream.io.atomic import TEMPORARY_MARK, atomic_path, write_text
 from opticstream.io.raw import gzip_reader
@@ -55,6 +55,13 @@ def _deflate(pieces: list[memoryview], level: int) -> bytes:
 _LAST_BLOCK = b"\x03\x00"  # an empty final deflate block
 
 
+class ArchiveDigests(NamedTuple):
+    """SHA-256 of a raw file and of its archive copy, both computed while the copy is written."""
+
+    raw: str
+    archive: str
+
+
 class ArchiveWriter:
     """Compresses and hashes the bytes of one raw tile; `tap` is what a reader calls.
 
@@ -78,6 +85,8 @@ class ArchiveWriter:
         self._pieces: list[memoryview] = []
         self._pending = 0
         self._hashing: Future[None] | None = None
+        self._archive_hash = hashlib.sha256()
+        self._archive_hashing: Future[None] | None = None
         self._finished = False
         self.raw_bytes = 0
         self.archive_bytes = 0
@@ -118,12 +127,21 @@ class ArchiveWriter:
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self.archive_bytes += len(data)
+        if self._pool is None:
+            self._archive_hash.update(data)
+            return
+        if self._archive_hashing is not None:
+            self._archive_hashing.result()
+        self._archive_hashing = self._pool.submit(self._archive_hash.update, data)
 
-    def finish(self) -> str:
-        """Write what is left and the trailer; return the SHA-256 of the raw bytes; a second call only returns it."""
-        if self._finished:
-            return self._hash.hexdigest()
-        self._finished = True
+    def finish(self) -> ArchiveDigests:
+        """Write what is left and the trailer, and return the checksums; a second call only returns them."""
+        if not self._finished:
+            self._finished = True
+            self._end()
+        return ArchiveDigests(self._hash.hexdigest(), self._archive_hash.hexdigest())
+
+    def _end(self) -> None:
         if self._pieces:
             self._end_chunk()
         while self._queue:
@@ -131,7 +149,8 @@ class ArchiveWriter:
         if self._hashing is not None:
             self._hashing.result()
         self._write(_LAST_BLOCK + struct.pack("<II", self._crc, self.raw_bytes & 0xFFFFFFFF))
-        return self._hash.hexdigest()
+        if self._archive_hashing is not None:
+            self._archive_hashing.result()
 
 
 def checksum_path(archive: Path, /) -> Path:
@@ -157,7 +176,7 @@ def open_archive(
         with temporary.open("wb") as file:
             writer = ArchiveWriter(file, level=level, pool=pool)
             yield writer
-            digest = writer.finish()
+            digest = writer.finish().raw
         checksum = checksum_path(archive)
         write_text(checksum, f"{digest}  {checksum.name.removesuffix('.sha256')}\n")
 
@@ -170,6 +189,8 @@ class ArchiveResult:
     raw_bytes: int
     archive_bytes: int
     sha256: str
+    """Of the raw file."""
+    archive_sha256: str
 
 
 def archive_tile(source: Path, archive: Path, /, *, level: int = 1, threads: int = 1) -> ArchiveResult:
@@ -194,8 +215,8 @@ def archive_tile(source: Path, archive: Path, /, *, level: int = 1, threads: int
             if not data:
                 break
             writer.tap(memoryview(data))
-        digest = writer.finish()
-    return ArchiveResult(archive, writer.raw_bytes, writer.archive_bytes, digest)
+        digests = writer.finish()
+    return ArchiveResult(archive, writer.raw_bytes, writer.archive_bytes, digests.raw, digests.archive)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from opticstream.io.nifti_stream import VolumeFile, open_volume
 from opticstream.io.raw import ComplexTile, SpectralTile
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.modalities import described
-from opticstream.stages.tile._archive_tile import ArchiveWriter, open_archive
+from opticstream.stages.tile._archive_tile import ArchiveDigests, ArchiveWriter, open_archive
 from opticstream.stages.tile._quality import Saturation
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, options_from_job, plan_from_settings
 
@@ -160,21 +160,21 @@ def _from_complex(
             copy_to=job.folder,
         )
     )
-    raw_sha256 = writer.finish() if writer else None
+    digests = writer.finish() if writer else None
     block = block_size(job, options, tile.depth)
     volumes = _volume_files(job, options, tile.depth, stack)
     engine = _engine(job, options, volumes, pool, block, None, tile.depth)
     for first in range(0, job.b_lines, block):
         engine.add_complex(tile.block(first, block))
         job.progress(0.95 * min(1.0, (first + block) / job.b_lines))
-    return _reconstructed(engine, volumes, job.source.stat().st_size, raw_sha256, 0.0)
+    return _reconstructed(engine, volumes, job.source.stat().st_size, digests, 0.0)
 
 
 def _reconstructed(
     engine: TileEngine,
     volumes: dict[str, VolumeFile],
     raw_bytes: int,
-    raw_sha256: str | None,
+    digests: ArchiveDigests | None,
     saturated_fraction: float,
 ) -> Reconstructed:
     return Reconstructed(
@@ -185,6 +185,6 @@ def _reconstructed(
         noise_db=engine.noise_db,
         written={name: volume.bytes for name, volume in volumes.items()},
         raw_bytes=raw_bytes,
-        raw_sha256=raw_sha256,
+        digests=digests,
         saturated_fraction=saturated_fraction,
     )

@@ -95,9 +95,7 @@ def _with_spectra(done: Reconstructed, spectra: Path, job: TileJob, archive: Pat
         level=job.processing.archive.level,
         threads=job.threads,
     )
-    return replace(
-        done, raw_bytes=seen.raw_bytes, raw_sha256=seen.raw_sha256, saturated_fraction=seen.saturated_fraction
-    )
+    return replace(done, raw_bytes=seen.raw_bytes, digests=seen.digests, saturated_fraction=seen.saturated_fraction)
 
 
 def process_tile(
@@ -177,7 +175,8 @@ def process_tile(
         done = _with_spectra(done, spectra, job, archive_to)
     outputs = {name: OutputFile(targets[name], size) for name, size in done.written.items()}
     if archive_to is not None:
-        outputs["archive"] = OutputFile(archive_to, archive_to.stat().st_size)
+        sha256 = None if done.digests is None else done.digests.archive
+        outputs["archive"] = OutputFile(archive_to, archive_to.stat().st_size, sha256)
         outputs["checksum"] = OutputFile(checksum_path(archive_to), checksum_path(archive_to).stat().st_size)
     if scan.raw_format == "complex" and _link(source, targets["complex"], out_dir):
         outputs["complex"] = OutputFile(targets["complex"], source.stat().st_size)
@@ -200,5 +199,11 @@ def process_tile(
         outputs["qc"] = OutputFile(path, len(content), hashlib.sha256(content).hexdigest())
     job.progress(1.0)
     return TileResult(
-        tile, source, done.raw_bytes, done.raw_sha256, outputs, figures.as_dict(), figures.flags(processing.quality)
+        tile,
+        source,
+        done.raw_bytes,
+        None if done.digests is None else done.digests.raw,
+        outputs,
+        figures.as_dict(),
+        figures.flags(processing.quality),
     )

@@ -34,6 +34,7 @@ from opticstream.io.calibration_files import Calibration, load_calibration
 from opticstream.io.raw import SpectralShape
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError
 from opticstream.model.modalities import polarized, volume_names
+from opticstream.stages.tile._archive_tile import ArchiveDigests
 from opticstream.stages.tile._enface_maps import functions_in_numpy, functions_without_kernel
 from opticstream.stages.tile._spectral_transform import transform_from_settings
 
@@ -325,5 +326,5 @@ class Reconstructed:
     written: dict[str, int]
     """Size in bytes of the products that have been written."""
     raw_bytes: int
-    raw_sha256: str | None
+    digests: ArchiveDigests | None
     saturated_fraction: float

@@ -27,7 +27,7 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
     """Read a tile once, archive and reconstruct it, write its volumes, and return the rest."""
     scan, processing = job.scan, job.processing
     saturation = Saturation()
-    raw_sha256 = None
+    digests = None
     if scan.raw_format == "complex":
         with contextlib.ExitStack() as stack:
             archive: ArchiveWriter | None = None
@@ -45,7 +45,7 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
                 )
             )
             jones = jones_from_complex_tile(tile.block(0, job.b_lines), channels=scan.channels)
-            raw_sha256 = archive.finish() if archive else None
+            digests = archive.finish() if archive else None
         raw_bytes = job.source.stat().st_size
     else:
         plan = plan_from_settings(scan, processing.reconstruction)
@@ -62,7 +62,7 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
                 job.progress(0.6 * (first + len(counts)) / job.b_lines)
             raw_bytes = reader.file_bytes
             if writer is not None:
-                raw_sha256 = writer.finish()
+                digests = writer.finish()
     arrays = arrays_from_jones(jones, options_from_job(job, compiled=False))
     job.progress(0.8)
     written = {}
@@ -80,6 +80,6 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
         noise_db=arrays.noise_db,
         written=written,
         raw_bytes=raw_bytes,
-        raw_sha256=raw_sha256,
+        digests=digests,
         saturated_fraction=saturation.fraction,
     )
