@@ -25,7 +25,7 @@ function run_call(call_file)
         try
             steps = opticstream.as_cells(item.steps);
             for n = 1:numel(steps)
-                feval(steps{n}.function, steps{n}.source, steps{n}.outputs, settings);
+                feval(steps{n}.name, steps{n}.source, steps{n}.outputs, settings);
             end
             status = struct('ok', true, 'seconds', toc(began));
         catch problem

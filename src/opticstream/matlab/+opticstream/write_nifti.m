@@ -17,7 +17,7 @@ function write_nifti(path, data, voxel_size_mm)
     for row = 0:2
         head = put(head, 280 + 20 * row, single(voxel_size_mm(row + 1)));
     end
-    head(345:348) = uint8(['n+1' 0]);
+    head(345:348) = [uint8('n+1') 0];
     unfinished = [path '.partial'];
     [file, message] = fopen(unfinished, 'w', 'ieee-le');
     if file < 0

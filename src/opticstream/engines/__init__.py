@@ -1,0 +1,25 @@
+"""Other programs that compute a stage: MATLAB or Octave, and Fiji. They get files and leave files.
+
+A program runs as a process group of its own, its output is logged line by line, and it is ended with all that it has
+started when it takes too long or when we end, however we end.
+"""
+
+from __future__ import annotations
+
+from opticstream.engines._matlab import (
+    FUNCTIONS,
+    MatlabCall,
+    MatlabItem,
+    MatlabProgram,
+    MatlabStep,
+    matlab_program,
+)
+
+__all__ = [
+    "FUNCTIONS",
+    "MatlabCall",
+    "MatlabItem",
+    "MatlabProgram",
+    "MatlabStep",
+    "matlab_program",
+]
