@@ -35,29 +35,30 @@ function [best, other] = solve(angle_of, amount, frames)
         measured(:, :, i) = (amount(:, i) .* cos(angle_of(:, i))) * frames(:, 1, i)' ...
                             + (amount(:, i) .* sin(angle_of(:, i))) * frames(:, 2, i)';
     end
-    trial = half_sphere(4000);
+    trial = half_sphere(800);
     seen = zeros(size(trial, 1), 3, beams);
     energy = zeros(size(trial, 1), 1);
     for i = 1:beams
         seen(:, :, i) = projection(trial, frames(:, 3, i)');
         energy = energy + sum(seen(:, :, i).^2, 2);
     end
+    seen = seen ./ sqrt(energy);
     branches = 2^(beams - 1);
     r = zeros(n, 3, branches);
     cost = zeros(n, branches);
     for branch = 0:branches - 1
         sign_of = 1 - 2 * [0 bitget(branch, 1:beams - 1)];
-        match = zeros(n, size(trial, 1));
-        for i = 1:beams
-            match = match + sign_of(i) * measured(:, :, i) * seen(:, :, i)';
-        end
-        score = abs(match) ./ sqrt(energy)';
-        [~, at] = max(score, [], 2);
-        length_of = match(sub2ind(size(match), (1:n)', at)) ./ energy(at);
         turned = measured;
         for i = 1:beams
             turned(:, :, i) = sign_of(i) * measured(:, :, i);
         end
+        match = reshape(turned, n, 3 * beams) * reshape(seen, [], 3 * beams)';  % for all pixels and directions
+        [highest, at] = max(match, [], 2);
+        [lowest, at_lowest] = min(match, [], 2);
+        against = -lowest > highest;
+        at(against) = at_lowest(against);
+        highest(against) = lowest(against);
+        length_of = highest ./ sqrt(energy(at));
         [r(:, :, branch + 1), cost(:, branch + 1)] = descend(trial(at, :) .* length_of, turned, frames);
     end
     [~, order] = sort(cost, 2);

@@ -15,6 +15,7 @@ from opticstream.stages.tile._archive_tile import (
 )
 from opticstream.stages.tile._enface_maps import MAKERS, makes
 from opticstream.stages.tile._import_tile import Counts, ImportedTile, RecordingFacts, facts_of_recording, import_tile
+from opticstream.stages.tile._matlab_tile import MatlabTiles
 from opticstream.stages.tile._process_tile import OutputFile, TileResult, available_threads, process_tile
 from opticstream.stages.tile._reconstruction import (
     arrays_from_jones,
@@ -29,6 +30,7 @@ __all__ = [
     "ArchiveResult",
     "Counts",
     "ImportedTile",
+    "MatlabTiles",
     "OutputFile",
     "RecordingFacts",
     "TileResult",

@@ -27,7 +27,7 @@ from opticstream.io.disk_errors import disk_errors
 from opticstream.io.nifti import read_nifti
 from opticstream.io.nifti_stream import open_volume
 from opticstream.io.raw import ComplexTile
-from opticstream.model.errors import ConfigurationError, ProcessingError
+from opticstream.model.errors import ProcessingError
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described, volume_names
 from opticstream.stages.tile._archive_spectra import Spectra, read_spectra
@@ -93,8 +93,15 @@ class MatlabTiles:
         EngineError, ProcessingError
             MATLAB failed, or its results are not what was asked for.
         """
-        if tile not in self._tiles:
-            raise ConfigurationError(f"{tile} is not one of the tiles of this call: {', '.join(map(str, self._tiles))}")
+        if tile not in self._tiles:  # its file came, or was replaced, after the others were looked for
+            with MatlabTiles(
+                {tile: job.source},
+                scan=self._scan,
+                processing=self._processing,
+                deployment=self._deployment,
+                folder=self._folder,
+            ) as alone:
+                return alone.reconstruct(tile, job)
         if self._call is None:
             self._call = self._prepared(job)
         self._call.begin(str(tile))
