@@ -6,6 +6,15 @@ started when it takes too long or when we end, however we end.
 
 from __future__ import annotations
 
+from opticstream.engines._fiji import (
+    PICTURE,
+    FijiGrid,
+    FijiProgram,
+    fiji_positions,
+    fiji_program,
+    fiji_scratch,
+    stitching_macro,
+)
 from opticstream.engines._matlab import (
     FUNCTIONS,
     MatlabCall,
@@ -17,9 +26,16 @@ from opticstream.engines._matlab import (
 
 __all__ = [
     "FUNCTIONS",
+    "PICTURE",
+    "FijiGrid",
+    "FijiProgram",
     "MatlabCall",
     "MatlabItem",
     "MatlabProgram",
     "MatlabStep",
+    "fiji_positions",
+    "fiji_program",
+    "fiji_scratch",
     "matlab_program",
+    "stitching_macro",
 ]
