@@ -6,6 +6,7 @@ started when it takes too long or when we end, however we end.
 
 from __future__ import annotations
 
+from opticstream.engines._checks import EngineCheck, check_engines
 from opticstream.engines._fiji import (
     PICTURE,
     FijiGrid,
@@ -27,12 +28,14 @@ from opticstream.engines._matlab import (
 __all__ = [
     "FUNCTIONS",
     "PICTURE",
+    "EngineCheck",
     "FijiGrid",
     "FijiProgram",
     "MatlabCall",
     "MatlabItem",
     "MatlabProgram",
     "MatlabStep",
+    "check_engines",
     "fiji_positions",
     "fiji_program",
     "fiji_scratch",

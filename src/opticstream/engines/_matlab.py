@@ -360,7 +360,7 @@ class MatlabCall:
             assert running is not None
             if ended is not None:
                 self.end()
-                raise self._error_of_end(name, ended, running.lines)
+                raise error_of_end(self._program, name, ended, running.lines)
             if time.monotonic() - self._progress > self._program.timeout_s:
                 self.end()
                 raise EngineTimeout(
@@ -377,25 +377,28 @@ class MatlabCall:
             return EngineOutOfMemory(f"{item.name}: {self._program.name} had too little memory: {message}{where}")
         return ProcessingError(f"{item.name}: {self._program.name}: {message}{where}")
 
-    def _error_of_end(self, name: str, status: int, lines: Sequence[str]) -> EngineError | ConfigurationError:
-        """Return why the program ended before an item was done."""
-        program, text = self._program, "\n".join(lines)
-        how, said = how_it_ended(status), _said(lines)
-        if status == 126 and lines and lines[-1].startswith("cannot be started"):
-            return ConfigurationError(f"{program.path} (OPTICSTREAM_MATLAB_COMMAND) {lines[-1]}")
-        if _LICENSE.search(text):
-            return LicenseError(f"{program.name} got no licence{said}")
-        if _MEMORY.search(text):
-            return EngineOutOfMemory(f"{name}: {program.name} had too little memory, and {how}{said}")
-        if status == -9:
-            return EngineOutOfMemory(
-                f"{name}: {program.name} was killed (SIGKILL), which the system does for want of memory{said}"
-            )
-        if status < 0 or _CRASH.search(text):
-            return EngineError(f"{name}: {program.name} crashed: it {how}{said}")
-        if status == 0:
-            return EngineError(f"{name}: {program.name} ended before it had done it{said}")
-        return EngineError(f"{name}: {program.name} {how}{said}")
+
+def error_of_end(
+    program: MatlabProgram, name: str, status: int, lines: Sequence[str], /
+) -> EngineError | ConfigurationError:
+    """Return why the program ended before an item was done, from its exit status and its last lines."""
+    text = "\n".join(lines)
+    how, said = how_it_ended(status), _said(lines)
+    if status == 126 and lines and lines[-1].startswith("cannot be started"):
+        return ConfigurationError(f"{program.path} (OPTICSTREAM_MATLAB_COMMAND) {lines[-1]}")
+    if _LICENSE.search(text):
+        return LicenseError(f"{program.name} got no licence{said}")
+    if _MEMORY.search(text):
+        return EngineOutOfMemory(f"{name}: {program.name} had too little memory, and {how}{said}")
+    if status == -9:
+        return EngineOutOfMemory(
+            f"{name}: {program.name} was killed (SIGKILL), which the system does for want of memory{said}"
+        )
+    if status < 0 or _CRASH.search(text):
+        return EngineError(f"{name}: {program.name} crashed: it {how}{said}")
+    if status == 0:
+        return EngineError(f"{name}: {program.name} ended before it had done it{said}")
+    return EngineError(f"{name}: {program.name} {how}{said}")
 
 
 def _said(lines: Sequence[str]) -> str:

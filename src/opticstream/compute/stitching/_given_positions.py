@@ -99,10 +99,11 @@ def positions_held_against_stage(
     sigma = np.full(2, _LEAST_SIGMA_PX)
     if candidate.any():
         sigma = np.maximum(1.4826 * np.median(np.abs(residual[candidate]), axis=0), _LEAST_SIGMA_PX)
-    plausible = candidate & (np.abs(residual) <= np.maximum(_SIGMAS * sigma, _LEAST_LIMIT_PX)).all(axis=1)
+    near = (np.abs(residual) <= np.maximum(_SIGMAS * sigma, _LEAST_LIMIT_PX)).all(axis=1)
+    plausible = np.asarray(candidate & near, np.bool_)
     island = _islands(len(given), pairs[plausible])
     members = np.bincount(island, minlength=len(given))
-    by_stage: NDArray[np.bool_] = np.asarray(members[island] == 1)
+    by_stage: NDArray[np.bool_] = np.asarray(members[island] == 1, bool)
     expected = nominal + features @ parameters
     positions = expected.copy()
     order = np.argsort(-members, kind="stable")

@@ -257,11 +257,8 @@ class MatlabTiles:
             for name in dict.fromkeys((*self._processing.enface.modalities, *_SURFACES))
         }
         for name in _SURFACES:
-            if not np.isfinite(maps[name]).all() or maps[name].min() < 0 or maps[name].max() > depth - 1:
-                raise ProcessingError(
-                    f"{item.name}: {files[name].name} is to hold depth indices from 0 to {depth - 1}, got "
-                    f"{np.nanmin(maps[name]):g} to {np.nanmax(maps[name]):g}"
-                )
+            if not np.isfinite(maps[name]).all():
+                raise ProcessingError(f"{item.name}: MATLAB wrote {name} with values that are not finite")
         confidence = np.ones(shape, np.float32)
         if files["confidence"].exists():
             confidence = np.array(_read(item.name, "confidence", files["confidence"], shape), np.float32)
