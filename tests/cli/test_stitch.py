@@ -14,7 +14,7 @@ import tifffile
 from typer.testing import CliRunner
 
 from opticstream.cli.stitch import app
-from opticstream.config.processing import CoordinateSettings
+from opticstream.config.coordinates import NativeCoordinates
 from opticstream.config.scan import ScanSettings
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
@@ -111,7 +111,7 @@ def test_the_commands_stitch_any_tiles_that_a_configuration_lists(case, suffix):
     source = configured(case, suffix)
     made = told("mosaic", source, "--db", "--out", case.folder / "out")
     assert list(read_nifti(Path(made["outputs"]["aip"])).shape) == made["shape"]
-    settings = CoordinateSettings(further_modalities=())
+    settings = NativeCoordinates(further_modalities=())
     find_coordinates(MOSAIC, scan=case.scan, settings=settings, tiles_folder=case.tiles, template_path=case.template)
     own = np.array([p.position_px for p in read_tilemap(case.template).places])
     configuration = Path(made["outputs"]["tile_configuration"])

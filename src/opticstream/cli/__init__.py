@@ -14,6 +14,7 @@ ignore_warnings_as_errors()
 from opticstream.cli import (  # noqa: E402  (libraries warn while they are imported)
     demo,
     doctor,
+    engines,
     importing,
     project,
     register,
@@ -71,6 +72,7 @@ app.command("up", rich_help_panel=_HOSTS)(serve.up)
 app.add_typer(server.app, name="server", rich_help_panel=_HOSTS)
 app.command("deploy", rich_help_panel=_HOSTS)(serve.deploy)
 app.command("worker", rich_help_panel=_HOSTS)(serve.worker)
+app.add_typer(engines.app, name="engines", rich_help_panel=_HOSTS)
 app.command("doctor", rich_help_panel=_HOSTS)(doctor.doctor)
 
 

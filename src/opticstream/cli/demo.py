@@ -31,6 +31,9 @@ def demo(
     resume: Annotated[bool, typer.Option(help="Continue a demo that was interrupted.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the phantom.")] = 1,
     slices: Annotated[int, typer.Option(help="Number of slices of the phantom.", min=1)] = 2,
+    engine: Annotated[
+        str, typer.Option(help="Program that computes tiles and axes: native, or matlab (MATLAB or Octave).")
+    ] = "native",
     small: Annotated[bool, typer.Option(help="Use a smaller phantom: faster, with fewer pixels to compare.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,7 +50,9 @@ def demo(
         _prepare(folder, resume=resume)
         project_file, phantom_file = folder / PROJECT_FILE, folder / PHANTOM_FILE
         if not (resume and project_file.exists() and phantom_file.exists()):
-            write_demo(folder, seed=seed, slices=slices, small=small)
+            if engine not in ("native", "matlab"):
+                raise ConfigurationError(f"--engine {engine}: expected native or matlab")
+            write_demo(folder, seed=seed, slices=slices, small=small, engine=engine)
         config = load_project(project_file)
         code = _Demo(folder, project_file, phantom_file, quiet=as_json).run()
         report = _validate(project_file, folder, as_json=as_json)

@@ -142,7 +142,7 @@ def _configured(
     """Return the tiles of a configuration file, their positions, and the report on them."""
     import numpy as np
 
-    from opticstream.config.processing import CoordinateSettings
+    from opticstream.config.coordinates import NativeCoordinates
     from opticstream.stages.mosaic import (
         measured_positions,
         tilemap_from_positions,
@@ -157,7 +157,7 @@ def _configured(
     if positions is Positions.KEEP:
         zero = np.zeros_like(tiles.nominal_px)
         return tiles, tilemap_from_positions(tiles, tiles.nominal_px, zero, nowhere, source={"file": source.name}), told
-    margin_px = margin or CoordinateSettings().margin_px
+    margin_px = margin or NativeCoordinates().margin_px
     found, _ = measured_positions(tiles, modalities=(modality,), margin_px=margin_px)
     verdict = verdict_from_positions(found)
     tilemap = tilemap_from_positions(

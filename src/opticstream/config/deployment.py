@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from opticstream.config.lists import list_from_text
 from opticstream.config.notify_targets import LogTargetSettings, NotifyTargets
 from opticstream.config.path_map import PathMap
 from opticstream.config.secrets import secret_in_file
@@ -110,6 +113,32 @@ class DeploymentSettings(BaseSettings):
     """Number of times that the process may die during the same piece of work before that work is parked as failed."""
     retry_delay_s: float = Field(default=2.0, ge=0)
     """Wait before the second attempt, in seconds; doubled each time, with jitter."""
+    matlab_command: str | None = None
+    """Program of the MATLAB engine: a name on the PATH or a path, of MATLAB or Octave. Default: the first of `matlab`,
+    `octave-cli` and `octave` that the PATH has."""
+    matlab_dialect: Literal["auto", "matlab", "octave"] = "auto"
+    """How that program is called: `matlab` with `-batch`, `octave` with `--eval`; `auto`: as its name says."""
+    matlab_flags: Annotated[tuple[str, ...], NoDecode] = ()
+    """Further flags of that program, separated by blanks, such as `-nojvm -singleCompThread`."""
+    matlab_path: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders of MATLAB functions on this host, separated as in PATH; `processing.engine.paths` come first."""
+    matlab_environment: Annotated[dict[str, SecretStr], NoDecode] = Field(default_factory=dict)
+    """Further environment variables of that program, as a table in JSON or TOML, such as
+    `{ MLM_LICENSE_FILE = "27000@licences" }`."""
+    matlab_license_wait_s: float = Field(default=600.0, ge=0)
+    """How long to try again where MATLAB gets no licence, in seconds."""
+    matlab_timeout_s: float = Field(default=3600.0, gt=0)
+    """Longest time for MATLAB to start and finish one tile, or one slice, in seconds; then it is ended, with all
+    processes that it has started."""
+    fiji_command: str | None = None
+    """Program of the Fiji engine: a name on the PATH or a path. Default: the first of `fiji`, `fiji-linux-x64`,
+    `ImageJ-linux64` and `ImageJ` that the PATH has."""
+    fiji_flags: Annotated[tuple[str, ...], NoDecode] = ()
+    """Further flags of Fiji, separated by blanks, before those that we give."""
+    fiji_memory: Annotated[ByteSize, Field(ge=100_000_000)] | None = None
+    """Memory of Fiji's Java machine, such as `8GiB`; default: what Fiji takes."""
+    fiji_timeout_s: float = Field(default=3600.0, gt=0)
+    """Longest time for Fiji to place the tiles of a mosaic, in seconds; then it is ended."""
     notify_targets: Annotated[NotifyTargets, NoDecode] = (LogTargetSettings(),)
     """Where milestones and failures are reported: a list in JSON or TOML, such as
     `[{"kind": "log"}, {"kind": "file", "path": "milestones.jsonl"}]`. It must be the same on every host that serves the
@@ -117,6 +146,26 @@ class DeploymentSettings(BaseSettings):
     path_map: Annotated[PathMap, NoDecode] = ()
     r"""Where this host sees folders that other hosts know by another name: a list in JSON or TOML, such as
     `[{ from = '\\rig\data', to = "/mnt/rig" }, { from = "D:/acq", to = "/mnt/acq" }]`."""
+
+    @field_validator("matlab_flags", "fiji_flags", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+    @field_validator("matlab_path", mode="before")
+    @classmethod
+    def _folders(cls, value: object) -> object:
+        return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("matlab_environment", mode="before")
+    @classmethod
+    def _variables(cls, value: object) -> object:
+        return list_from_text(value or "{}", expected='a table, such as { MLM_LICENSE_FILE = "27000@licences" }')
+
+    @field_validator("matlab_command", "fiji_command", mode="before")
+    @classmethod
+    def _empty_program_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("api_url")
     @classmethod
@@ -186,6 +235,6 @@ def _described(problem: Mapping[str, Any]) -> str:
             message = problem["msg"].removeprefix("Value error, ")
     if not variable:
         return message
-    hidden = variable in SECRETS or isinstance(given, Mapping | list | tuple | BaseModel)
+    hidden = variable in (*SECRETS, "matlab_environment") or isinstance(given, Mapping | list | tuple | BaseModel)
     shown = "" if hidden or (isinstance(given, str) and "@" in given) else f" = {given}"
     return f"{variable_of(str(variable))}{place}{shown}: {message}"

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from opticstream.config.coordinates import FileCoordinates
+from opticstream.config.engines import MatlabEngine
 from opticstream.config.old_keys import with_new_keys
 from opticstream.config.overrides import fill_in_default, flat_parameter_path, readings, set_in_tables, suggestion
 from opticstream.config.path_map import PathMapping, is_absolute_path, path_here
@@ -72,7 +74,10 @@ def _with_paths(config: ProjectConfig, place: Callable[[Path], Path]) -> Project
     )
     coordinates = config.processing.coordinates
     enface = config.processing.enface
-    if coordinates.tile_configuration is not None:
+    engine = config.processing.engine
+    if isinstance(engine, MatlabEngine):
+        engine = engine.model_copy(update={"paths": tuple(place(path) for path in engine.paths)})
+    if isinstance(coordinates, FileCoordinates):
         coordinates = coordinates.model_copy(update={"tile_configuration": place(coordinates.tile_configuration)})
     if isinstance(enface.surface, str) and enface.surface.endswith((".nii", ".nii.gz")):
         enface = enface.model_copy(update={"surface": str(place(Path(enface.surface)))})
@@ -80,7 +85,9 @@ def _with_paths(config: ProjectConfig, place: Callable[[Path], Path]) -> Project
         update={
             "project": project,
             "scan": config.scan.model_copy(update={"calibration": calibration}),
-            "processing": config.processing.model_copy(update={"coordinates": coordinates, "enface": enface}),
+            "processing": config.processing.model_copy(
+                update={"engine": engine, "coordinates": coordinates, "enface": enface}
+            ),
         }
     )
 

@@ -14,6 +14,7 @@ _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 STITCHING_MASK = "processing.mask.mask_file_type"
 USE_MASK = "processing.registration.use_mask"
 ALIGN_LEASH = "processing.sample.align_leash"
+COORDINATES = "processing.coordinates"
 
 
 def with_new_keys(data: Any, /, *, source: str) -> Any:
@@ -21,7 +22,8 @@ def with_new_keys(data: Any, /, *, source: str) -> Any:
 
     `processing.mask.mask_file_type` chose the map for the mask of the stitched results, which the registration used as
     well; `processing.registration.use_mask` said whether it did. `processing.sample.align_leash` is now
-    `align_pullback`. If a file has both an old key and its new one, the new one is used.
+    `align_pullback`. `processing.coordinates.method = "fiji"` with a `tile_configuration` took positions from that
+    file, as `"file"` does today. If a file has both an old key and its new one, the new one is used.
     """
     processing = data.get("processing") if isinstance(data, dict) else None
     if not isinstance(processing, dict):
@@ -31,6 +33,7 @@ def with_new_keys(data: Any, /, *, source: str) -> Any:
         value = sample.pop("align_leash")
         sample.setdefault("align_pullback", value)
         _note(source, f"{ALIGN_LEASH} has a new name: align_pullback in [processing.sample]")
+    _with_new_coordinates(processing.get("coordinates"), source)
     registration = processing.get("registration", {})
     if isinstance(registration, dict) and "use_mask" in registration:
         used = _truth(registration.pop("use_mask"), source)
@@ -53,6 +56,22 @@ def with_new_keys(data: Any, /, *, source: str) -> Any:
             f"mask_file_type = {shown} in [processing.registration] (the mask for the registration) instead",
         )
     return data
+
+
+def _with_new_coordinates(coordinates: Any, source: str) -> None:
+    if not isinstance(coordinates, dict) or "tile_configuration" not in coordinates:
+        return
+    method = coordinates.get("method", "native")
+    if method == "fiji":
+        coordinates["method"] = "file"
+        _note(
+            source,
+            f'{COORDINATES}.method = "fiji" now runs Fiji; to take positions from tile_configuration write '
+            'method = "file"',
+        )
+    elif method in ("native", "nominal"):
+        del coordinates["tile_configuration"]
+        _note(source, f'{COORDINATES}.tile_configuration is not used with method = "{method}": remove it')
 
 
 def _truth(value: Any, source: str) -> bool:

@@ -4,15 +4,15 @@ results that depend on it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from opticstream.config.base import Settings
+from opticstream.config.coordinates import CoordinateSettings, NativeCoordinates
+from opticstream.config.engines import Engine, NativeEngine
 from opticstream.config.modality_names import (
     EnfaceModality,
-    FurtherModality,
     LevelModality,
     VolumeModality,
 )
@@ -123,23 +123,6 @@ class ArchiveSettings(Settings):
     """Make the archive copy (`.nii.gz` or `.raw.gz`, with SHA-256)."""
     level: int = Field(default=1, ge=0, le=9)
     """Compression effort: 0 fastest, 9 smallest."""
-
-
-class CoordinateSettings(Settings):
-    """Positions of the tiles of a mosaic."""
-
-    method: Literal["native", "nominal", "fiji"] = "native"
-    """Where positions come from: `native`, measured from the overlaps; `nominal`, the planned grid; `fiji`, an existing
-    Fiji TileConfiguration file."""
-    force_refresh_coordinates: bool = False
-    """Determine the positions for every slice, not only for the first slice of each illumination."""
-    margin_px: int = Field(default=16, ge=1)
-    """Largest error of a tile's position relative to its neighbour that is searched, in pixels."""
-    further_modalities: tuple[FurtherModality, ...] = ("ret", "surf")
-    """Maps to compare in addition to the AIP if its links are too weak; a map is used if it makes the positions more
-    certain. Empty: the AIP alone."""
-    tile_configuration: Path | None = None
-    """Fiji `TileConfiguration[.registered].txt` to take positions from (`method = "fiji"`)."""
 
 
 class FocusSettings(Settings):
@@ -263,6 +246,8 @@ class SampleSettings(Settings):
 class ProcessingSettings(Settings):
     """Choices of the scientist, by stage."""
 
+    engine: Engine = NativeEngine()
+    """Program that computes tiles and fibre axes: `native` or `matlab`."""
     reconstruction: ReconstructionSettings = ReconstructionSettings()
     """From spectra to volumes."""
     enface: EnfaceSettings = EnfaceSettings()
@@ -271,7 +256,7 @@ class ProcessingSettings(Settings):
     """Limits beyond which a tile is flagged."""
     archive: ArchiveSettings = ArchiveSettings()
     """Archive copy of the raw tiles."""
-    coordinates: CoordinateSettings = CoordinateSettings()
+    coordinates: CoordinateSettings = NativeCoordinates()
     """Positions of the tiles."""
     focus: FocusSettings = FocusSettings()
     """Focus map."""

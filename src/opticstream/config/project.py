@@ -62,11 +62,6 @@ class ProjectConfig(Settings):
             raise ValueError(
                 'processing.reconstruction.background = "file" needs scan.calibration.background_file, which is not set'
             )
-        if processing.coordinates.method == "fiji" and processing.coordinates.tile_configuration is None:
-            raise ValueError(
-                'processing.coordinates.method = "fiji" needs processing.coordinates.tile_configuration, '
-                "which is not set"
-            )
         missing = sorted(set(processing.volume.modalities) - set(processing.reconstruction.volume_modalities))
         if processing.volume.enabled and processing.reconstruction.save_volumes and missing:
             raise ValueError(

@@ -50,6 +50,7 @@ def project_template(*, project_name: str, project_base_path: str = "project") -
     for name, field in ProcessingSettings.model_fields.items():
         group = getattr(ProcessingSettings(), name)
         lines += _table(f"processing.{name}", type(group), group, field.description or "")
+        lines[-1:] = [*_OTHER_CHOICES.get(name, ()), ""]
     lines += [
         "# Names in the archive tree: the lab's own, or those of a BIDS microscopy data set:",
         "# [publish]",
@@ -66,6 +67,17 @@ def project_template(*, project_name: str, project_base_path: str = "project") -
         "",
     ]
     return "\n".join(lines)
+
+
+_OTHER_CHOICES = {
+    "engine": ('# kind = "matlab" has further keys: stages, by_complex, functions, paths, memory_budget_gb.',),
+    "coordinates": (
+        '# Other methods: nominal; file, with tile_configuration = "TileConfiguration.registered.txt"; fiji, with the',
+        "# keys regression_threshold, max_avg_displacement_threshold, absolute_displacement_threshold,",
+        "# overlap_percent, subpixel.",
+    ),
+}
+"""What a commented file says of the other choices of a table."""
 
 
 def recording_project(*, project_name: str, samples: int, channels: int, a_lines: int, b_lines: int) -> str:

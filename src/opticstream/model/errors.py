@@ -14,6 +14,10 @@
     │   ├── EventError                       an event that cannot be understood
     │   └── MissingInputError (FileNotFoundError)   a file that was announced is not there
     ├── ProcessingError (RuntimeError)       a stage failed on good input
+    ├── EngineError (RuntimeError)           MATLAB, Octave or Fiji ended without its results; a later attempt may help
+    │   ├── EngineTimeout (TimeoutError)     it took longer than allowed, and was ended
+    │   ├── EngineOutOfMemory (MemoryError)  it had too little memory, or was killed, as for want of memory
+    │   └── LicenseError                     it got no licence in time
     ├── StateError (RuntimeError)            facts contradict each other, or a record cannot be read
     │   ├── LockTimeout (TimeoutError)       a lock was not released in time; the message names its holder
     │   ├── ChangingStacksError              a slice is being added to the sample's stacks; they are read afterwards
@@ -75,6 +79,22 @@ class MissingInputError(InputError, FileNotFoundError):
 
 class ProcessingError(OpticStreamError, RuntimeError):
     """A stage failed on input that appeared good."""
+
+
+class EngineError(OpticStreamError, RuntimeError):
+    """MATLAB, Octave or Fiji ended without its results."""
+
+
+class EngineTimeout(EngineError, TimeoutError):
+    """MATLAB, Octave or Fiji took longer than allowed, and was ended."""
+
+
+class EngineOutOfMemory(EngineError, MemoryError):
+    """MATLAB, Octave or Fiji had too little memory, or was killed, as systems do for want of memory."""
+
+
+class LicenseError(EngineError):
+    """MATLAB got no licence within the time that it was tried again."""
 
 
 class StateError(OpticStreamError, RuntimeError):

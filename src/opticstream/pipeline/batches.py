@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opticstream.config import parameters_hash
-from opticstream.model.errors import ChangingInputError, MissingInputError
+from opticstream.config.engines import matlab_for
+from opticstream.model.errors import ChangingInputError, InputError, MissingInputError
 from opticstream.model.events import (
     BatchArchived,
     BatchProcessed,
@@ -45,6 +47,9 @@ from opticstream.state import Claim, FactRecord, FileRecord
 from opticstream.state.flags import WITHDRAWN_FOLDER
 from opticstream.state.raw_files import KNOWN_AS, identity_of, is_known
 
+if TYPE_CHECKING:
+    from opticstream.stages.tile import MatlabTiles
+
 
 def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = once) -> list[Event]:
     """Process the tiles of a batch and return what is to be announced.
@@ -60,16 +65,18 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
         tiles: dict[str, dict[str, object]] = {}
         archives: list[FileRecord] = []
         rests_on: dict[str, str | None] = {}
-        for tile in project.layout.tiles(batch):
-            record, note = _TileWork(project, event, tile, attempt).perform(claim)
-            tiles[str(tile.tile_id)] = note
-            rests_on[str(tile.tile_id)] = None if record is None else record.inputs_hash
-            if record is None:
-                continue
-            outputs += record.outputs
-            archives += [file for file in record.outputs if file.path.endswith(_archive_name(project, tile))]
-            if note.get("flags"):
-                flagged.append(project.event(TileFlagged, tile, reasons=note["flags"]))
+        with contextlib.ExitStack() as stack:
+            matlab = _matlab_call(project, event, stack)
+            for tile in project.layout.tiles(batch):
+                record, note = _TileWork(project, event, tile, attempt, matlab).perform(claim)
+                tiles[str(tile.tile_id)] = note
+                rests_on[str(tile.tile_id)] = None if record is None else record.inputs_hash
+                if record is None:
+                    continue
+                outputs += record.outputs
+                archives += [file for file in record.outputs if file.path.endswith(_archive_name(project, tile))]
+                if note.get("flags"):
+                    flagged.append(project.event(TileFlagged, tile, reasons=note["flags"]))
         failed = sorted(int(number) for number, note in tiles.items() if note["outcome"] == "failed")
         if project.config.processing.archive.enabled:
             claim.ensure_mine()
@@ -110,6 +117,39 @@ def _announcements_of_result(project: Project, event: BatchReady, result: Result
     return events
 
 
+def _matlab_call(project: Project, event: BatchReady, stack: contextlib.ExitStack) -> MatlabTiles | None:
+    """Return the call of MATLAB for the tiles of a batch that are not done; None where our own code processes them."""
+    processing = within_memory(project).processing
+    if matlab_for(processing.engine, "tile") is None:
+        return None
+    from opticstream.stages.tile import MatlabTiles
+
+    tiles: dict[TileId, Path] = {}
+    for tile in project.layout.tiles(event.batch):
+        with contextlib.suppress(InputError, OSError):  # said when the tile's turn comes
+            source = _sources(event, tile)[0]
+            if not _is_done(project, event, tile):
+                tiles[tile] = source
+    call = MatlabTiles(
+        tiles,
+        scan=project.config.scan,
+        processing=processing,
+        deployment=project.deployment,
+        folder=project.paths.processed_folder(event.batch.mosaic),
+    )
+    return stack.enter_context(call)
+
+
+def _is_done(project: Project, event: BatchReady, tile: TileId) -> bool:
+    """Return whether a tile has been processed from the same file with the same settings."""
+    record = project.facts.read(tile, "processed")
+    parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
+    if record is None or not _still_good(project, record, parameters):
+        return False
+    source, spectra = _sources(event, tile)
+    return not source.exists() or is_known(record, identity_of(*((source,) if spectra is None else (source, spectra))))
+
+
 def _archive_name(project: Project, tile: TileId) -> str:
     return project.paths.archived_tile(tile, archive_suffix(project)).name
 
@@ -122,6 +162,8 @@ class _TileWork:
     event: BatchReady
     tile: TileId
     attempt: Attempt
+    matlab: MatlabTiles | None = None
+    """The call that processes the tiles of the batch, where MATLAB is their engine."""
     identity: str | None = None
     """Identity of the raw files that the tile is made from, as soon as it is known."""
     attempts: int = 0
@@ -177,6 +219,7 @@ class _TileWork:
                     out_dir=project.paths.base,
                     archive_to=archive if project.config.processing.archive.enabled and not kept else None,
                     spectra=spectra,
+                    matlab=self.matlab,
                 ),
             )
             return result, kept

@@ -11,8 +11,12 @@ from opticstream.model.errors import (
     ChangingInputError,
     ClaimLost,
     ConfigurationError,
+    EngineError,
+    EngineOutOfMemory,
+    EngineTimeout,
     EventError,
     InputError,
+    LicenseError,
     MissingInputError,
     OpticStreamError,
     ProcessingError,
@@ -39,6 +43,11 @@ SUGGESTIONS: Mapping[str, str] = MappingProxyType(
         "event not understood": "correct the event in the program that sends it (docs/reference/events.md); resend it",
         "settings": "correct the project file (`opticstream project check`); then retry",
         "no result": "check the quality pictures of the item and the settings of its stage; then retry",
+        "engine": "look at the last lines of the program in the message, and at the log of the run; then retry",
+        "engine time-out": "raise OPTICSTREAM_MATLAB_TIMEOUT_S or OPTICSTREAM_FIJI_TIMEOUT_S on that host, or find out "
+        "what the program waits for; then retry",
+        "engine licence": "check the licence server and OPTICSTREAM_MATLAB_ENVIRONMENT (`opticstream engines check`); "
+        "then retry",
         "disk full": "free some space, or move the project; the work goes on by itself within half an hour",
         "no access": "give the worker's user access to the folder; then retry",
         "disk or network": "check the disk or network share of that host; several attempts failed; then retry",
@@ -67,8 +76,8 @@ def is_transient(error: BaseException, /) -> bool:
     >>> is_transient(OSError("stale file handle")), is_transient(PermissionError("no")), is_transient(ValueError("NaN"))
     (True, False, False)
     """
-    if isinstance(error, ServerError):
-        return True
+    if isinstance(error, ServerError | EngineError):
+        return not isinstance(error, LicenseError)  # which has been waited for already
     if isinstance(error, OpticStreamError):
         return False
     return isinstance(error, OSError | MemoryError) and not isinstance(error, _PERMANENT_OS_ERRORS)
@@ -107,6 +116,10 @@ def kind_of(error: BaseException, /) -> str:
         (InputError, "damaged input"),
         (ConfigurationError, "settings"),
         (ProcessingError, "no result"),
+        (EngineTimeout, "engine time-out"),
+        (EngineOutOfMemory, "memory"),
+        (LicenseError, "engine licence"),
+        (EngineError, "engine"),
         (ClaimLost, "claim lost"),
         (StateError, "state"),
         (TargetUnavailable, "target unavailable"),

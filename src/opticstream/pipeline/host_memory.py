@@ -7,6 +7,7 @@ held as they are, and their sizes follow from the layout. The factors are measur
 from __future__ import annotations
 
 from opticstream.config import ProjectConfig
+from opticstream.config.engines import matlab_for
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.pipeline.project import Project
 
@@ -21,6 +22,9 @@ _REGISTRATION_BYTES = 240
 def memory_of_tile(project: Project, item: ItemId, /) -> int:
     """Return how much memory the tiles of a batch take at most, in bytes; they are processed one after the other."""
     assert isinstance(item, BatchId | TileId)
+    if (matlab := matlab_for(project.config.processing.engine, "tile")) is not None:
+        needed = _PROGRAM_BYTES + _bytes(matlab.memory_budget_gb)
+        return needed if project.memory is None else min(needed, project.memory.budget)
     return _bytes(within_memory(project).processing.reconstruction.memory_budget_gb)
 
 

@@ -91,7 +91,7 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
 def _stages(project: Project, mosaic: MosaicId) -> MosaicStages:
     from opticstream.stages.project import MosaicStages
 
-    return MosaicStages(within_memory(project), project.paths, mosaic)
+    return MosaicStages(within_memory(project), project.paths, mosaic, deployment=project.deployment)
 
 
 def _find_coordinates(project: Project, mosaic: MosaicId) -> CoordinatesResult:

@@ -11,13 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from opticstream.config import ProjectConfig, parameters_hash
+from opticstream.config.coordinates import FijiCoordinates, FileCoordinates
+from opticstream.config.engines import MATLAB_FUNCTIONS, Engine, matlab_for
 from opticstream.config.processing import MaskSettings
 from opticstream.config.publish_targets import What
+
+_TILE_FUNCTIONS = tuple(name for name in MATLAB_FUNCTIONS if name != "thruplane_registration")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def tile_settings(config: ProjectConfig, illumination: int, /) -> StageSettings:
     contents["dispersion_files"] = [_content(reference) for reference in calibration.dispersion_files]
     if processing.reconstruction.background == "file" and calibration.background_file:
         contents["background_file"] = [_content(calibration.background_file)]
+    engine = _engine_settings(processing.engine, "tile")
     enface = _plain(processing.enface)
     if str(enface["surface"]).endswith((".nii", ".nii.gz")):
         enface["surface"] = _content(enface["surface"])
@@ -87,6 +92,7 @@ def tile_settings(config: ProjectConfig, illumination: int, /) -> StageSettings:
             "processing": {
                 "reconstruction": _without(processing.reconstruction, "memory_budget_gb", "threads", "save_complex"),
                 "enface": enface,
+                **engine,
             },
         },
         {"processing": {"reconstruction": _plain(processing.reconstruction, "save_complex")}},
@@ -96,9 +102,11 @@ def tile_settings(config: ProjectConfig, illumination: int, /) -> StageSettings:
 def coordinates_settings(config: ProjectConfig, illumination: int, /) -> StageSettings:
     """Return the settings of an illumination's coordinate template."""
     scan, coordinates = config.scan, config.processing.coordinates
-    plain = _plain(coordinates)
-    if coordinates.tile_configuration is not None:
-        plain["tile_configuration"] = _content(str(coordinates.tile_configuration))
+    plain = {"tile_configuration": None} | _plain(coordinates)
+    if isinstance(coordinates, FileCoordinates):
+        plain |= {"method": "fiji", "tile_configuration": _content(str(coordinates.tile_configuration))}
+    elif isinstance(coordinates, FijiCoordinates):
+        plain["method"] = _FIJI_ENGINE
     return StageSettings(
         {
             "scan": {
@@ -173,6 +181,7 @@ def slice_settings(config: ProjectConfig, /) -> StageSettings:
     if registration.mask_file_type not in ("", mask.made_from):
         processing["registration"]["use_mask"] = registration.mask_file_type
         processing["mask"] = _without(mask, "made_from")
+    processing |= _engine_settings(config.processing.engine, "registration")
     return StageSettings({"scan": {"illuminations": tilts}, "processing": processing})
 
 
@@ -201,6 +210,31 @@ def sample_settings(config: ProjectConfig, /) -> StageSettings:
     )
 
 
+_FIJI_ENGINE = "fiji engine"
+"""Recorded for `processing.coordinates.method = "fiji"`: in earlier records, `fiji` is what `file` is now."""
+
+
+def _engine_settings(engine: Engine, stage: Literal["tile", "registration"], /) -> dict[str, Any]:
+    """Return what a result depends on where MATLAB computes it; nothing for our own code, as in earlier records."""
+    matlab = matlab_for(engine, stage)
+    if matlab is None:
+        return {}
+    names = ("thruplane_registration",) if stage == "registration" else _TILE_FUNCTIONS
+    chosen = {does: name for does, name in sorted(matlab.functions.items()) if does in names}
+    contents = [_contents_of_folder(folder) for folder in matlab.paths] if chosen else []
+    by_complex = {"by_complex": matlab.by_complex} if stage == "tile" else {}
+    return {"engine": {"kind": matlab.kind, **by_complex, "functions": chosen, "contents": contents}}
+
+
+def _contents_of_folder(folder: Path, /) -> str:
+    """Return a digest of the functions in a folder, because hosts may mount the folder at different paths."""
+    files = sorted(path for path in folder.rglob("*.m") if path.is_file()) if folder.is_dir() else []
+    if not files:
+        return f"missing:{folder}"
+    listed = {path.relative_to(folder).as_posix(): _content(str(path)) for path in files}
+    return parameters_hash(listed)
+
+
 def _mask_settings(mask: MaskSettings, threshold_db: float) -> dict[str, Any]:
     """Return the settings of the mask of stitched maps, with the names in the records of earlier versions."""
     return _without(mask, "threshold_db", "made_from") | {
@@ -222,6 +256,8 @@ def current_name_and_value(name: str, value: Any, /) -> tuple[str, Any]:
     if name == "processing.registration.use_mask":
         current = {True: "as processing.mask.made_from", False: ""}.get(value, value)
         return "processing.registration.mask_file_type", current
+    if name == "processing.coordinates.method":
+        return name, {"fiji": "file", _FIJI_ENGINE: "fiji"}.get(value, value)
     if name == "processing.sample.align_leash":
         return "processing.sample.align_pullback", value
     return name, value

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from opticstream.config.engines import matlab_for
 from opticstream.model.events import Event, SliceFlagged, SliceReady
 from opticstream.model.ids import MosaicId, SliceId
 from opticstream.pipeline.jobs import REGISTER_SLICE, Attempt, Done, Result, announcements, failure_event, once, perform
@@ -12,6 +14,9 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import good_mosaics
 from opticstream.state import Claim, FileRecord
 from opticstream.state.manifest import records_of_store
+
+if TYPE_CHECKING:
+    from opticstream.compute.axis import AxisSolver
 
 
 def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt = once) -> list[Event]:
@@ -50,6 +55,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
                 subject_id=project.config.project.subject_id,
                 project_name=project.config.name,
                 threads=project.config.processing.reconstruction.threads,
+                solver=_solver(project, slice_id),
             ),
         )
         lost = {} if made.has_axis else {"reason": made.why_no_axis, "stage": REGISTER_SLICE.name}
@@ -80,6 +86,17 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
     if flags := outcome.result.detail["doubts"]:
         events.append(project.event(SliceFlagged, slice_id, reasons=tuple(flags)))
     return events
+
+
+def _solver(project: Project, slice_id: SliceId) -> AxisSolver | None:
+    """Return what solves for the fibre axes; None for our own code."""
+    engine = matlab_for(project.config.processing.engine, "registration")
+    if engine is None:
+        return None
+    from opticstream.stages import slice as slice_stages
+
+    folder = project.paths.registered_folder
+    return slice_stages.axis_solver_by_matlab(engine, project.deployment, folder, name=str(slice_id))
 
 
 def _records(project: Project, path: Path) -> list[FileRecord]:

@@ -148,14 +148,24 @@ def demo_phantom(*, seed: int = 1, slices: int = 2) -> PhantomSettings:
     )
 
 
-def write_demo(folder: Path, /, *, seed: int = 1, slices: int = 2, small: bool = False) -> tuple[Path, Path]:
+_ENGINE = """
+[processing.engine]
+kind = "{engine}"
+memory_budget_gb = 0.5  # the tiles are small
+"""
+
+
+def write_demo(
+    folder: Path, /, *, seed: int = 1, slices: int = 2, small: bool = False, engine: str = "native"
+) -> tuple[Path, Path]:
     """Write the demo's project file and phantom file into `folder` and return both paths.
 
     The raw tiles belong into ``folder/raw``, the truth into ``folder/truth``; results come to ``folder/project``.
     """
-    project = write_text(
-        folder / PROJECT_FILE, small_project_text(slices=slices) if small else project_text(slices=slices)
-    )
+    text = small_project_text(slices=slices) if small else project_text(slices=slices)
+    if engine != "native":
+        text += _ENGINE.format(engine=engine)
+    project = write_text(folder / PROJECT_FILE, text)
     phantom = write_text(folder / PHANTOM_FILE, demo_phantom(seed=seed, slices=slices).model_dump_json(indent=1) + "\n")
     return project, phantom
 

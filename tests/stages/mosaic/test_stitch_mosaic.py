@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from pydantic import TypeAdapter
 
+from opticstream.config.coordinates import CoordinateSettings, NativeCoordinates
 from opticstream.config.processing import (
-    CoordinateSettings,
     EnfaceSettings,
     FocusSettings,
     MaskSettings,
@@ -21,7 +22,7 @@ from opticstream.config.processing import (
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
 from opticstream.io.tilemap import read_tilemap
-from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, ProcessingError, TileSizeError
+from opticstream.model.errors import InputError, MissingInputError, ProcessingError, TileSizeError
 from opticstream.model.ids import MosaicId
 from opticstream.model.modalities import MODALITIES as MODALITY_TABLE
 from opticstream.stages.mosaic._find_coordinates import find_coordinates
@@ -42,7 +43,7 @@ def coordinates(case, **settings):
     return find_coordinates(
         MOSAIC,
         scan=case.scan,
-        settings=CoordinateSettings(**settings),
+        settings=TypeAdapter(CoordinateSettings).validate_python(settings),
         tiles_folder=case.tiles,
         template_path=case.template,
         qc_folder=case.stitched,
@@ -112,7 +113,7 @@ def test_another_mosaic_that_reuses_a_template_does_not_claim_what_was_written_w
     others = find_coordinates(
         MosaicId(MOSAIC.mosaic_id + 2),
         scan=case.scan,
-        settings=CoordinateSettings(),
+        settings=NativeCoordinates(),
         tiles_folder=case.tiles,
         template_path=case.template,
         qc_folder=case.stitched,
@@ -122,14 +123,14 @@ def test_another_mosaic_that_reuses_a_template_does_not_claim_what_was_written_w
     assert set(others.outputs) == {"template"}
 
 
-def test_positions_come_from_the_grid_or_from_fijis_file_on_request(case):
+def test_positions_come_from_the_grid_or_from_a_file_of_fiji_on_request(case):
     made = coordinates(case, method="nominal")
     found = np.array([p.position_px for p in made.tilemap.places])
     assert np.allclose(found, case.truth.nominal_px, atol=1e-3)
     names = [case.file(tile, "aip").name for tile in (6, 5, 4, 3, 2, 1)]
     listed = [ConfiguredTile(n, (float(10 * k), float(-k))) for k, n in enumerate(names)]
     path = write_tile_configuration(case.folder / "TileConfiguration.registered.txt", listed)
-    made = coordinates(case, method="fiji", tile_configuration=path, force_refresh_coordinates=True)
+    made = coordinates(case, method="file", tile_configuration=path, force_refresh_coordinates=True)
     assert made.tilemap.place_of(6).position_px == (0.0, 5.0)
     assert made.tilemap.place_of(1).position_px == (50.0, 0.0)
 
@@ -137,9 +138,7 @@ def test_positions_come_from_the_grid_or_from_fijis_file_on_request(case):
 def test_a_fiji_file_of_another_grid_is_refused(case):
     path = write_tile_configuration(case.folder / "T.txt", [ConfiguredTile("a", (0.0, 0.0))])
     with pytest.raises(InputError, match=r"lists 1 tiles, but the grid has 3 x 2 = 6"):
-        coordinates(case, method="fiji", tile_configuration=path)
-    with pytest.raises(ConfigurationError, match="tile_configuration"):
-        coordinates(case, method="fiji")
+        coordinates(case, method="file", tile_configuration=path)
 
 
 def test_fiji_can_go_on_from_the_registered_positions(case):

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from opticstream.compute.stitching import MosaicSum, canvas_from_positions, overlap_widths, tile_weight
-from opticstream.config.processing import CoordinateSettings, VolumeSettings
+from opticstream.config.coordinates import NativeCoordinates
+from opticstream.config.processing import VolumeSettings
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.tilemap import read_tilemap
 from opticstream.io.zarr import StoreWriter, read_attributes, read_volume, store_layout
@@ -33,7 +34,7 @@ VOLUMES = ("dBI", "R3D", "O3D")
 def case(tmp_path_factory):
     made = make_case(tmp_path_factory.mktemp("volume"), products=("aip",), volumes=VOLUMES)
     find_coordinates(
-        MOSAIC, scan=made.scan, settings=CoordinateSettings(), tiles_folder=made.tiles, template_path=made.template
+        MOSAIC, scan=made.scan, settings=NativeCoordinates(), tiles_folder=made.tiles, template_path=made.template
     )
     write_nifti(made.focus, (made.bend + 6).astype(np.float32))
     return made
@@ -131,7 +132,7 @@ def test_between_pixels_a_volume_is_interpolated_as_a_map_is(case, tmp_path, mod
 def test_missing_voxels_and_missing_tiles_are_blended_around(tmp_path, modality):
     made = make_case(tmp_path / "p", products=("aip",), volumes=(modality,), seed=4)
     find_coordinates(
-        MOSAIC, scan=made.scan, settings=CoordinateSettings(), tiles_folder=made.tiles, template_path=made.template
+        MOSAIC, scan=made.scan, settings=NativeCoordinates(), tiles_folder=made.tiles, template_path=made.template
     )
     write_nifti(made.focus, made.bend.astype(np.float32))
     data = read_nifti(made.file(2, modality)).copy()
@@ -172,7 +173,7 @@ def test_cropping_counts_from_the_top_where_the_depth_of_focus_is_unknown(tmp_pa
     """The map's mean is 0 then, so that its least value is negative: no reason to keep fewer samples."""
     made = make_case(tmp_path / "p", columns=2, rows=1, products=("aip",), volumes=("dBI",))
     find_coordinates(
-        MOSAIC, scan=made.scan, settings=CoordinateSettings(), tiles_folder=made.tiles, template_path=made.template
+        MOSAIC, scan=made.scan, settings=NativeCoordinates(), tiles_folder=made.tiles, template_path=made.template
     )
     write_nifti(made.focus, (made.bend - made.bend.mean()).astype(np.float32))
     whole = read_volume(stitched(made, tmp_path / "a"))
@@ -245,7 +246,7 @@ def test_levels_are_means_and_axes_are_axial_means(tmp_path):
         tmp_path / "p", columns=2, rows=2, tile_shape=(300, 60), products=("aip",), volumes=("dBI", "O3D"), bend_px=0
     )
     find_coordinates(
-        MOSAIC, scan=made.scan, settings=CoordinateSettings(), tiles_folder=made.tiles, template_path=made.template
+        MOSAIC, scan=made.scan, settings=NativeCoordinates(), tiles_folder=made.tiles, template_path=made.template
     )
     for modality in ("dBI", "O3D"):
         path = stitched(made, tmp_path / modality, modality=modality, focus=False)
@@ -334,7 +335,7 @@ def test_a_run_with_another_tile_starts_anew(tmp_path):
     """The change lies where no sample of the file is looked at, and its size is the same."""
     made = make_case(tmp_path / "p", products=("aip",), volumes=("dBI",))
     find_coordinates(
-        MOSAIC, scan=made.scan, settings=CoordinateSettings(), tiles_folder=made.tiles, template_path=made.template
+        MOSAIC, scan=made.scan, settings=NativeCoordinates(), tiles_folder=made.tiles, template_path=made.template
     )
     out = tmp_path / "out"
     killed_after_one_block(made, out)
@@ -404,7 +405,7 @@ def test_what_another_process_is_writing_is_not_removed(tmp_path):
 def test_bad_input_names_the_tile_and_leaves_nothing_behind(tmp_path):
     made = make_case(tmp_path / "p", products=("aip",), volumes=("dBI",))
     find_coordinates(
-        MOSAIC, scan=made.scan, settings=CoordinateSettings(), tiles_folder=made.tiles, template_path=made.template
+        MOSAIC, scan=made.scan, settings=NativeCoordinates(), tiles_folder=made.tiles, template_path=made.template
     )
     out = tmp_path / "out"
     write_nifti(made.file(3, "dBI"), np.zeros((72, 64, 39), np.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from opticstream.compute.axis._axis import (
     AxisField,
     AxisFlag,
+    AxisSolver,
     axis_from_projections,
     beam_frames,
     projections_from_axis,
@@ -21,6 +22,7 @@ __all__ = [
     "AlignedIllumination",
     "AxisField",
     "AxisFlag",
+    "AxisSolver",
     "IlluminationImages",
     "SliceAxis",
     "aligned_map",

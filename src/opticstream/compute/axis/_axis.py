@@ -9,6 +9,7 @@ several branches; the best solution over all of them and the best distinct alter
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from enum import IntFlag
@@ -26,6 +27,11 @@ _BLOCK = 16_384
 _DISTINCT_COS = float(np.cos(np.radians(3.0)))
 _MERGE_COS = float(np.cos(np.radians(4.0)))
 _TOLERANCE = 1e-8
+
+
+AxisSolver = Callable[[NDArray[Any], NDArray[Any], NDArray[np.float64]], tuple[ArrayLike, ArrayLike]]
+"""Takes orientation (degrees) and birefringence of the beams, (beams, ...), and their frames as `beam_frames` gives
+them; returns the vectors (..., 3) that fit best, and those of the next branch: axes, as long as the birefringence."""
 
 
 class AxisFlag(IntFlag):
@@ -160,6 +166,7 @@ def axis_from_projections(
     max_uncertainty_deg: float = 30.0,
     vertical_deg: float = 75.0,
     threads: int = 0,
+    solver: AxisSolver | None = None,
 ) -> AxisField:
     """Return the fibre axis and true birefringence of every pixel from the measurements of two or more beams.
 
@@ -183,6 +190,8 @@ def axis_from_projections(
         Above these the pixel is flagged `UNCERTAIN`, `NEAR_VERTICAL`.
     threads : int
         Number of threads; 0: all cores that this process may use. The result does not depend on it.
+    solver : callable, optional
+        Finds the solutions instead; misfits, uncertainties and flags follow from them as for our own.
 
     Raises
     ------
@@ -217,9 +226,13 @@ def axis_from_projections(
     enough = valid.sum(0) >= 2
     if not enough.any():
         raise ValueError("no pixel has orientation and birefringence from two beams; are the masks disjoint?")
-    solutions, costs, spread = _solve(
-        angle.reshape(len(frames), -1), seen.reshape(len(frames), -1), valid.reshape(len(frames), -1), frames, threads
-    )
+    flat = angle.reshape(len(frames), -1), seen.reshape(len(frames), -1), valid.reshape(len(frames), -1)
+    if solver is None:
+        solutions, costs, spread = _solve(*flat, frames, threads)
+    else:
+        found = solver(angle, np.maximum(seen, 0), frames)
+        solutions = np.stack([np.asarray(one, np.float64).reshape(-1, 3) for one in found], axis=1)
+        costs, spread = _assessed(solutions, *flat, frames)
     enough &= np.isfinite(costs[:, 0]).reshape(shape)  # two beams of one direction alone hold no axis
     if not enough.any():
         raise ValueError(f"no pixel has values from two beams that differ by more than 0.5 degrees: {tilts.tolist()}")
@@ -306,6 +319,44 @@ def _solve(
     with ThreadPoolExecutor(threads or available_cores()) as pool:
         list(pool.map(work, jobs[1:]))
     return solutions, costs, spread
+
+
+def _assessed(
+    solutions: NDArray[Any],
+    angle: NDArray[Any],
+    seen: NDArray[Any],
+    valid: NDArray[np.bool_],
+    frames: NDArray[np.float64],
+) -> tuple[Float, Float]:
+    """Return costs (pixels, 2) and spreads (pixels, 2, 2) of solutions (pixels, 2, 3); NaN where there is none.
+
+    A spread holds the variances of direction (rad^2) and length for a noise of 1.
+    """
+    square = np.maximum((solutions**2).sum(-1), 1e-300)
+    costs = np.where(np.isfinite(solutions).all(-1), 0.0, np.nan)
+    normal = np.zeros((*costs.shape, 3, 3))
+    for beam, frame in enumerate(frames):
+        turn, length = np.radians(angle[beam].astype(np.float64)), np.maximum(seen[beam].astype(np.float64), 0)
+        measured = (np.stack([np.cos(turn), np.sin(turn)], -1) * length[:, None]) @ frame[:2]
+        along = solutions @ frame[2]
+        across = solutions - along[..., None] * frame[2]
+        sine = np.sqrt(np.maximum(1 - along**2 / square, 1e-12))
+        seen_now = across * sine[..., None]
+        misfit = np.minimum(*(((sign * measured[:, None] - seen_now) ** 2).sum(-1) for sign in (1, -1)))
+        slope = -(along / square / sine)[..., None] * (frame[2] - (along / square)[..., None] * solutions)
+        jacobian = sine[..., None, None] * (np.eye(3) - np.outer(frame[2], frame[2])) + (
+            across[..., :, None] * slope[..., None, :]
+        )
+        known = valid[beam][:, None]
+        costs = costs + np.where(known, misfit, 0)
+        normal += np.where(known[..., None, None], np.swapaxes(jacobian, -1, -2) @ jacobian, 0)
+    fine = np.isfinite(costs)
+    covariance = np.linalg.pinv(np.where(fine[..., None, None], np.nan_to_num(normal), 0), hermitian=True)
+    unit = solutions / np.sqrt(square)[..., None]
+    of_length = np.einsum("...i,...ij,...j->...", unit, covariance, unit)
+    of_direction = np.maximum(np.trace(covariance, axis1=-2, axis2=-1) - of_length, 0) / square
+    spread = np.where(fine[..., None], np.stack([of_direction, of_length], -1), np.inf)
+    return costs.astype(np.float32), spread.astype(np.float32)
 
 
 def _largest_angle_deg(frames: NDArray[np.float64]) -> float:

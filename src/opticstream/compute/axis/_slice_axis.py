@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.axis._axis import AxisField, axis_from_projections
+from opticstream.compute.axis._axis import AxisField, AxisSolver, axis_from_projections
 from opticstream.compute.registration import (
     Freedom,
     PlanarTransform,
@@ -86,6 +86,7 @@ def slice_axis_from_illuminations(
     min_confidence: float = 0.5,
     max_residual_px: float = 3.0,
     threads: int = 0,
+    solver: AxisSolver | None = None,
 ) -> SliceAxis:
     """Return the registrations and the fibre axes of one slice.
 
@@ -99,7 +100,7 @@ def slice_axis_from_illuminations(
         Gaussian average of orientation and birefringence before the axis is solved; 0: none.
     use_mask : bool
         Register, and give axes, only inside the masks, where there are masks.
-    min_birefringence, branch_sigma, max_uncertainty_deg, threads
+    min_birefringence, branch_sigma, max_uncertainty_deg, threads, solver
         Axis, as in `axis_from_projections`.
 
     Raises
@@ -159,6 +160,7 @@ def slice_axis_from_illuminations(
         branch_sigma=branch_sigma,
         max_uncertainty_deg=max_uncertainty_deg,
         threads=threads,
+        solver=solver,
     )
     return SliceAxis(tuple(aligned), axes, tuple(failures))
 

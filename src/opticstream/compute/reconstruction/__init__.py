@@ -46,7 +46,13 @@ from opticstream.compute.reconstruction._robust_surface import (
     strongest_rise_near,
     surface_sheet,
 )
-from opticstream.compute.reconstruction._spectral import SpectralPlan, Transform, jones_from_spectra, spectral_plan
+from opticstream.compute.reconstruction._spectral import (
+    SpectralPlan,
+    Transform,
+    jones_from_spectra,
+    spectral_plan,
+    spectral_window,
+)
 from opticstream.compute.reconstruction._stokes import (
     BLOCK_PX,
     LEAST_AGREEMENT,
@@ -116,6 +122,7 @@ __all__ = [
     "retardance_from_jones",
     "retardance_without_noise",
     "spectral_plan",
+    "spectral_window",
     "strongest_rise_near",
     "surface_sheet",
     "unfiltered_surface_from_gradient",

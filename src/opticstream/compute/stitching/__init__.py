@@ -9,6 +9,7 @@ from opticstream.compute.stitching._distortion import FieldGeometry, field_geome
 from opticstream.compute.stitching._evidence import empty_tiles
 from opticstream.compute.stitching._focus import ConfocalPeak, FocusFit, confocal_peak, focus_from_overlaps
 from opticstream.compute.stitching._fusion import MosaicSum, is_blank
+from opticstream.compute.stitching._given_positions import CheckedPositions, positions_held_against_stage
 from opticstream.compute.stitching._grid import neighbour_pairs, usual_overlap_px
 from opticstream.compute.stitching._mask import tissue_mask
 from opticstream.compute.stitching._positions import positions_from_tiles
@@ -25,6 +26,7 @@ from opticstream.compute.stitching._weights import Canvas, canvas_from_positions
 
 __all__ = [
     "Canvas",
+    "CheckedPositions",
     "ConfocalPeak",
     "FieldGeometry",
     "FilteredTiles",
@@ -46,6 +48,7 @@ __all__ = [
     "overlap_widths",
     "parity_colours",
     "positions_from_tiles",
+    "positions_held_against_stage",
     "ramp",
     "seams_from_tiles",
     "shared_slices",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.stitching import (
+    CheckedPositions,
     FieldGeometry,
     FilteredTiles,
     TilePositions,
@@ -23,12 +24,12 @@ from opticstream.compute.stitching import (
     positions_from_tiles,
     usual_overlap_px,
 )
-from opticstream.config import ScanSettings
+from opticstream.config import DeploymentSettings, ScanSettings
+from opticstream.config.coordinates import CoordinateSettings, FijiCoordinates, FileCoordinates
 from opticstream.config.modality_names import FIRST_COMPARED
-from opticstream.config.processing import CoordinateSettings
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
 from opticstream.io.tilemap import TileMap, TilePlace, read_tilemap, write_template
-from opticstream.model.errors import ConfigurationError, InputError, ProcessingError
+from opticstream.model.errors import InputError, ProcessingError
 from opticstream.model.ids import MosaicId
 from opticstream.model.modalities import described
 from opticstream.stages.mosaic._tiles import MosaicTiles, check_placed, check_template, tiles_of_mosaic
@@ -83,9 +84,11 @@ class Verdict:
         if self.grade == "stage only":
             return f"no overlap shows texture: all {self.tiles} tiles lie on the nominal grid"
         pattern = f"; {self.pattern}" if self.pattern else ""
+        known = self.rms_px == self.rms_px
+        residual = f"residual {self.rms_px:.2f} px RMS and {self.worst_px:.2f} px at worst, " if known else ""
         return (
-            f"{self.grade}: {self.links_trusted} of {self.links} links hold, residual {self.rms_px:.2f} px RMS and "
-            f"{self.worst_px:.2f} px at worst, {self.tiles_by_stage} of {self.tiles} tiles placed by the stage model"
+            f"{self.grade}: {self.links_trusted} of {self.links} links hold, {residual}"
+            f"{self.tiles_by_stage} of {self.tiles} tiles placed by the stage model"
             f"{pattern}"
         )
 
@@ -300,6 +303,7 @@ def find_coordinates(
     template_path: Path,
     qc_folder: Path | None = None,
     modality: str = FIRST_COMPARED,
+    deployment: DeploymentSettings | None = None,
 ) -> CoordinatesResult:
     """Find the positions of a mosaic's tiles and write the illumination's template, or return the one that is there.
 
@@ -319,9 +323,13 @@ def find_coordinates(
         Folder for the quality picture and a Fiji tile configuration of the result; none are written without it.
     modality : str
         Map whose overlaps are compared; ``mip`` is taken where no tile has it.
+    deployment : DeploymentSettings, optional
+        How Fiji is started on this host, where it is the method; default: as the environment says.
 
     Raises
     ------
+    EngineError, ConfigurationError
+        Fiji failed, or cannot be started.
     InputError
         An existing template is for another grid; a tile has another size; no tile is there; the Fiji file has another
         number of tiles.
@@ -343,10 +351,16 @@ def find_coordinates(
     if settings.method == "nominal":
         positions, uncertainty = tiles.nominal_px, np.zeros_like(tiles.nominal_px)
         by_stage = np.ones(len(positions), bool)
-    elif settings.method == "fiji":
-        positions = _positions_from_fiji(settings.tile_configuration, tiles)
+    elif isinstance(settings, FileCoordinates):
+        positions = _positions_from_file(settings.tile_configuration, tiles)
         uncertainty, by_stage = np.zeros_like(positions), np.zeros(len(positions), bool)
-        source["tile_configuration"] = Path(str(settings.tile_configuration)).name
+        source["tile_configuration"] = settings.tile_configuration.name
+    elif isinstance(settings, FijiCoordinates):
+        checked, missing = _checked_positions(tiles, mosaic, scan, settings, deployment, modality)
+        positions, by_stage = checked.positions_px, checked.by_stage_only
+        uncertainty = np.where(by_stage[:, np.newaxis], checked.jitter_px, 0.0)
+        verdict = verdict_from_check(checked)
+        source |= {"modalities": [modality], "verdict": _without_nan(asdict(verdict))}
     else:
         found, geometry, missing, used = _best_positions(tiles, modality, settings)
         positions, uncertainty, by_stage = found.positions_px, found.uncertainty_px, found.by_stage_only
@@ -436,10 +450,56 @@ def write_coordinate_quality(
     return outputs
 
 
-def _positions_from_fiji(path: Path | None, tiles: MosaicTiles) -> NDArray[np.float64]:
+def _checked_positions(
+    tiles: MosaicTiles,
+    mosaic: MosaicId,
+    scan: ScanSettings,
+    settings: FijiCoordinates,
+    deployment: DeploymentSettings | None,
+    modality: str,
+) -> tuple[CheckedPositions, tuple[int, ...]]:
+    """Return Fiji's positions, held against the stage, and the numbers of the tiles without a file."""
+    from opticstream.engines import fiji_program
+    from opticstream.stages.mosaic._fiji_coordinates import blank_tiles, positions_by_fiji
+
+    program = fiji_program(deployment or DeploymentSettings())
+    maps = _Maps(tiles)
+    blank = blank_tiles(maps.filtered(modality), maps.missing, tiles)
+    checked = positions_by_fiji(
+        tiles, mosaic, scan=scan, settings=settings, program=program, modality=modality, blank=blank
+    )
+    return checked, maps.missing
+
+
+def verdict_from_check(checked: CheckedPositions, /) -> Verdict:
+    """Return the verdict on positions of another program, which were held against the stage.
+
+    That program does not say how well its links agree, so residuals and uncertainties are not known (NaN).
+    """
+    tiles, linked = len(checked.positions_px), ~checked.by_stage_only
+    grade: Literal["good", "doubtful", "stage only"]
+    if not linked.any():
+        grade = "stage only"
+    else:
+        grade = "good" if linked.mean() >= 0.4 else "doubtful"
+    islands = len(set(checked.island[linked].tolist()))
+    unknown = float("nan")
+    return Verdict(
+        grade,
+        unknown,
+        unknown,
+        len(checked.pairs),
+        int(checked.plausible.sum()),
+        tiles,
+        int((~linked).sum()),
+        islands,
+        unknown,
+        (float(checked.jitter_px[0]), float(checked.jitter_px[1])),
+    )
+
+
+def _positions_from_file(path: Path, tiles: MosaicTiles) -> NDArray[np.float64]:
     """Return positions from a tile configuration: by file name where names fit, else in the order of tile numbers."""
-    if path is None:
-        raise ConfigurationError('coordinates.method = "fiji" needs coordinates.tile_configuration, which is not set')
     configured = read_tile_configuration(path)
     if len(configured) != len(tiles.numbers):
         raise InputError(

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-from opticstream.config import ProjectConfig
+from opticstream.config import DeploymentSettings, ProjectConfig
 from opticstream.config.processing import StitchSettings, VolumeSettings
 from opticstream.io.paths import ProjectPaths
 from opticstream.model.ids import MosaicId
@@ -34,12 +34,15 @@ class MosaicStages:
     results_folder : Path, optional
         Folder of maps, volumes and quality pictures; the project's own if None. Template and focus map belong to the
         illumination and always lie in the project.
+    deployment : DeploymentSettings, optional
+        How other programs are started on this host; default: as the environment says.
     """
 
     config: ProjectConfig
     paths: ProjectPaths
     mosaic: MosaicId
     results_folder: Path | None = None
+    deployment: DeploymentSettings | None = None
 
     @property
     def folder(self) -> Path:
@@ -92,6 +95,7 @@ class MosaicStages:
             tiles_folder=self.tiles_folder,
             template_path=self.template,
             qc_folder=self.folder,
+            deployment=self.deployment,
         )
 
     def find_focus(self, *, refresh: bool = False) -> FocusResult:

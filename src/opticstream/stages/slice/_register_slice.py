@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opticstream.compute.axis import slice_axis_from_illuminations
+from opticstream.compute.axis import AxisSolver, slice_axis_from_illuminations
 from opticstream.config.processing import MaskSettings, RegistrationSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import long_axis_notes
-from opticstream.model.errors import InputError
+from opticstream.model.errors import ConfigurationError, InputError
 from opticstream.stages.slice._illuminations import SliceMosaic, geometries_of_mosaics, read_illumination
 from opticstream.stages.slice._results import (
     ResultNames,
@@ -60,6 +60,7 @@ def register_slice(
     subject_id: str = "01",
     project_name: str = "",
     threads: int = 0,
+    solver: AxisSolver | None = None,
 ) -> RegisteredSlice:
     """Register the mosaics of one slice onto the first of them and write all results.
 
@@ -80,6 +81,8 @@ def register_slice(
         For the template of file names.
     threads : int
         Threads for the axis; 0 takes all. The results do not depend on it.
+    solver : AxisSolver, optional
+        Solves for the fibre axes instead of our own code, such as `axis_solver_by_matlab`.
 
     Returns
     -------
@@ -116,7 +119,10 @@ def register_slice(
             min_confidence=options.min_confidence,
             max_residual_px=options.max_residual_px,
             threads=threads,
+            solver=solver,
         )
+    except ConfigurationError:
+        raise
     except InputError as error:
         raise type(error)(f"slice {slice_id}: {error}") from error
     except ValueError as error:

@@ -13,8 +13,10 @@ from opticstream.stages.tile._archive_tile import (
     verify_archive,
     verify_archives,
 )
+from opticstream.stages.tile._compare_engines import Comparison, Difference, compare_engines
 from opticstream.stages.tile._enface_maps import MAKERS, makes
 from opticstream.stages.tile._import_tile import Counts, ImportedTile, RecordingFacts, facts_of_recording, import_tile
+from opticstream.stages.tile._matlab_tile import MatlabTiles
 from opticstream.stages.tile._process_tile import OutputFile, TileResult, available_threads, process_tile
 from opticstream.stages.tile._reconstruction import (
     arrays_from_jones,
@@ -27,8 +29,11 @@ from opticstream.stages.tile._reconstruction import (
 __all__ = [
     "MAKERS",
     "ArchiveResult",
+    "Comparison",
     "Counts",
+    "Difference",
     "ImportedTile",
+    "MatlabTiles",
     "OutputFile",
     "RecordingFacts",
     "TileResult",
@@ -37,6 +42,7 @@ __all__ = [
     "arrays_from_jones",
     "available_threads",
     "checksum_path",
+    "compare_engines",
     "facts_of_recording",
     "import_tile",
     "makes",

@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opticstream.config import ProcessingSettings, ScanSettings
+from opticstream.config.engines import matlab_for
 from opticstream.io.atomic import write_bytes
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
@@ -22,6 +23,9 @@ from opticstream.stages.tile._quality import figures_from_maps
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, check_polarization, products, read_surface
 from opticstream.system.cores import available_cores, one_blas_thread
 from opticstream.system.disk import symbolic_link
+
+if TYPE_CHECKING:
+    from opticstream.stages.tile._matlab_tile import MatlabTiles
 
 SMALL_TILE = 32 << 20
 """Raw values up to which a tile is done in plain NumPy, whole: about a second, without loading compiled code."""
@@ -98,6 +102,25 @@ def _with_spectra(done: Reconstructed, spectra: Path, job: TileJob, archive: Pat
     return replace(done, raw_bytes=seen.raw_bytes, digests=seen.digests, saturated_fraction=seen.saturated_fraction)
 
 
+def _reconstructed(tile: TileId, job: TileJob, matlab: MatlabTiles | None) -> Reconstructed:
+    """Return the results of the engine that the settings name, and of the code that is quickest for the tile's size."""
+    scan = job.scan
+    if matlab is not None:
+        return matlab.reconstruct(tile, job)
+    if matlab_for(job.processing.engine, "tile") is not None:
+        from opticstream.stages.tile._matlab_tile import reconstruct_one
+
+        return reconstruct_one(tile, job)
+    if job.a_lines * job.b_lines * scan.samples * scan.channels <= SMALL_TILE:
+        from opticstream.stages.tile._small_tile import reconstruct_in_memory
+
+        return reconstruct_in_memory(job)
+    # imports the compiler, which costs a small tile more than it saves
+    from opticstream.stages.tile._large_tile import reconstruct_in_blocks
+
+    return reconstruct_in_blocks(job)
+
+
 def process_tile(
     source: Path,
     tile: TileId,
@@ -110,6 +133,7 @@ def process_tile(
     spectra: Path | None = None,
     picture: bool = True,
     progress: Progress | None = None,
+    matlab: MatlabTiles | None = None,
 ) -> TileResult:
     """Reconstruct one tile, write its products and its archive copy, and return what was written.
 
@@ -132,9 +156,13 @@ def process_tile(
         Also draw the quality picture (`..._qc.jpg`, beside the maps).
     progress : callable, optional
         Told the fraction done.
+    matlab : MatlabTiles, optional
+        The call that processes this tile among others, where `processing.engine` is MATLAB; default: one of its own.
 
     Raises
     ------
+    EngineError, ProcessingError
+        MATLAB failed, or its results are not what was asked for.
     MissingInputError, TileSizeError, FileFormatError, InputError
         The raw file is absent, of another size, damaged, holds NaN, or cannot be read.
     CalibrationError
@@ -165,12 +193,8 @@ def process_tile(
         progress=progress or (lambda _fraction: None),
         threads=threads,
     )
-    if a_lines * b_lines * scan.samples * scan.channels <= SMALL_TILE:
-        from opticstream.stages.tile._small_tile import reconstruct_in_memory as reconstruct
-    else:  # imports the compiler, which costs a small tile more than it saves
-        from opticstream.stages.tile._large_tile import reconstruct_in_blocks as reconstruct
     with one_blas_thread():
-        done = reconstruct(job)
+        done = _reconstructed(tile, job, matlab)
     if spectra is not None:
         done = _with_spectra(done, spectra, job, archive_to)
     outputs = {name: OutputFile(targets[name], size) for name, size in done.written.items()}

@@ -1,0 +1,159 @@
+"""One tile by our own code and by MATLAB, and where the results differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.config import DeploymentSettings, ProcessingSettings, ScanSettings
+from opticstream.config.engines import MatlabEngine, NativeEngine
+from opticstream.io.nifti import read_nifti
+from opticstream.model.ids import TileId
+from opticstream.model.modalities import described
+from opticstream.stages.tile._matlab_tile import MatlabTiles
+from opticstream.stages.tile._process_tile import TileResult, process_tile
+
+ABOVE_NOISE_DB = 10.0
+"""Angles are compared where the intensity is this far above the noise."""
+LIMITS: Mapping[str, float] = {
+    "complex": 1e-4,
+    "dBI": 0.01,
+    "aip": 0.01,
+    "mip": 0.01,
+    "R3D": 0.01,
+    "O3D": 0.01,
+    "ret": 0.01,
+    "ori": 0.01,
+    "surf": 1.0,
+    "surfraw": 1.0,
+    "biref": 1e-5,
+    "mus": 0.01,
+}
+"""Largest difference of each product: relative to the largest value for complex tiles, else in the product's unit."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the two results of a product differ.
+
+    Attributes
+    ----------
+    product, unit : str
+        Name, and the unit of the differences.
+    largest, typical : float
+        Largest and median difference, angles above the noise only.
+    limit : float
+        What the largest may be.
+    """
+
+    product: str
+    unit: str
+    largest: float
+    typical: float
+    limit: float
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the largest difference is within its limit."""
+        return bool(self.largest <= self.limit)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences of all products, and how long each engine took, in seconds."""
+
+    differences: tuple[Difference, ...]
+    native_s: float
+    matlab_s: float
+
+    @property
+    def agrees(self) -> bool:
+        return all(difference.is_small for difference in self.differences)
+
+
+def compare_engines(
+    source: Path,
+    tile: TileId,
+    /,
+    *,
+    scan: ScanSettings,
+    processing: ProcessingSettings,
+    deployment: DeploymentSettings,
+    folder: Path,
+) -> Comparison:
+    """Process a raw tile by our own code and by MATLAB, and return the differences.
+
+    Parameters
+    ----------
+    source : Path
+        Raw file, which is not changed.
+    tile : TileId
+        Its place in the acquisition.
+    scan, processing, deployment
+        Settings; `processing.engine` says which functions MATLAB is to use, where it is the engine.
+    folder : Path
+        Folder for both results, in `native` and `matlab`.
+
+    Raises
+    ------
+    OpticStreamError
+        One of the engines failed.
+    """
+    import time
+
+    engine = processing.engine if isinstance(processing.engine, MatlabEngine) else MatlabEngine()
+    reconstruction = processing.reconstruction.model_copy(update={"save_volumes": True, "save_complex": True})
+    both = processing.model_copy(update={"reconstruction": reconstruction})
+    results: list[TileResult] = []
+    seconds: list[float] = []
+    for name, chosen in (("native", NativeEngine()), ("matlab", engine.model_copy(update={"stages": ("tile",)}))):
+        settings = both.model_copy(update={"engine": chosen})
+        began = time.perf_counter()
+        if isinstance(chosen, MatlabEngine):
+            with MatlabTiles(
+                {tile: source}, scan=scan, processing=settings, deployment=deployment, folder=folder / name
+            ) as call:
+                made = process_tile(source, tile, scan=scan, processing=settings, out_dir=folder / name, matlab=call)
+        else:
+            made = process_tile(source, tile, scan=scan, processing=settings, out_dir=folder / name)
+        results.append(made)
+        seconds.append(time.perf_counter() - began)
+    native, matlab = results
+    maps = {name: output.path for name, output in native.outputs.items() if name in LIMITS}
+    seen = _above_noise(native, maps)
+    differences = [
+        _difference(name, read_nifti(path), read_nifti(matlab.outputs[name].path), seen)
+        for name, path in maps.items()
+        if not (name == "complex" and scan.raw_format == "complex")
+    ]
+    return Comparison(tuple(differences), *seconds)
+
+
+def _above_noise(result: TileResult, maps: Mapping[str, Path]) -> dict[int, NDArray[np.bool_]]:
+    """Return by number of axes where there is signal: in volumes by intensity, in maps by its projection."""
+    level = result.figures["noise_db"] + ABOVE_NOISE_DB
+    found = {3: np.asarray(read_nifti(maps["dBI"]) >= level)} if "dBI" in maps else {}
+    if "aip" in maps:
+        found[2] = np.asarray(read_nifti(maps["aip"]).squeeze() >= level)
+    return found
+
+
+def _difference(
+    name: str, one: NDArray[np.float32], other: NDArray[np.float32], seen: Mapping[int, NDArray[np.bool_]]
+) -> Difference:
+    values, others = one.squeeze().astype(np.float64), other.squeeze().astype(np.float64)
+    apart = np.abs(values - others)
+    known = described(name)
+    unit = known.unit
+    if name == "complex":
+        apart, unit = apart / max(float(np.abs(values).max()), 1e-30), "of the largest"
+    if known.kind == "axial":
+        apart = np.minimum(apart, np.abs(180 - apart))
+    apart = np.where(np.isnan(values) & np.isnan(others), 0, np.where(np.isnan(apart), np.inf, apart))
+    if name in ("R3D", "O3D", "ret", "ori", "biref", "mus") and values.ndim in seen and seen[values.ndim].any():
+        apart = apart[seen[values.ndim]]
+    return Difference(name, unit, float(apart.max()), float(np.median(apart)), LIMITS[name])

@@ -1,0 +1,270 @@
+"""Fiji places tiles: the macro that it gets, what is made of its answer, and what each failure says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from opticstream.config import DeploymentSettings
+from opticstream.config.coordinates import FijiCoordinates
+from opticstream.engines import FijiGrid, stitching_macro
+from opticstream.model.errors import ConfigurationError, EngineError, EngineOutOfMemory, EngineTimeout
+from opticstream.model.layout import ScanOrder, ScanPattern, ScanStart
+from opticstream.stages.mosaic import find_coordinates
+from opticstream.testing.stitching_cases import MOSAIC, make_case
+from opticstream.testing.synthetic_mosaic import position_errors
+
+# Reads the macro as Fiji would, and answers with the positions of a plan, in the form of the plugin's own file.
+_FIJI = r"""#!{python} -IS
+import json, os, re, shutil, sys, time
+assert sys.argv[1:-1] == ["--mem=500M", "--headless", "--console", "-macro"], sys.argv
+macro = open(sys.argv[-1], encoding="utf-8").read()
+found = re.match(r'run\("Grid/Collection stitching", "(.*)"\);\n', macro)
+assert found, macro
+text = found[1]
+values = dict(re.findall(r"(\S+?)=(\[[^\]]*\]|\S+)", text))
+folder = values["directory"].strip("[]")
+assert values["output_directory"] == values["directory"] and os.path.samefile(folder, os.getcwd())
+shutil.copytree(folder, {copy!r}, dirs_exist_ok=True)
+json.dump({{"values": values, "words": re.sub(r"\[[^\]]*\]", "", text).split()}}, open({seen!r}, "w"))
+plan = json.load(open({plan!r}))
+print(plan.get("says", "Stitching internal version: 1.2"), flush=True)
+if "sleep" in plan: time.sleep(plan["sleep"])
+if "positions" in plan:
+    lines = ["# Define the number of dimensions we are working on", "dim = 2", "", "# Define the image coordinates"]
+    lines += ["%s; ; (%s, %s)" % (name, x, y) for name, x, y in plan["positions"]]
+    open(os.path.join(folder, "TileConfiguration.registered.txt"), "w").write("\n".join(lines) + "\n")
+sys.exit(plan.get("status", 0))
+"""
+
+
+class FijiStandIn:
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.path, self._plan, self._seen, self.pictures = (
+            folder / name for name in ("fiji", "plan.json", "seen.json", "pictures")
+        )
+        self.path.write_text(
+            _FIJI.format(python=sys.executable, plan=str(self._plan), seen=str(self._seen), copy=str(self.pictures))
+        )
+        self.path.chmod(0o755)
+
+    def plan(self, **steps: object) -> None:
+        import json
+
+        self._plan.write_text(json.dumps(steps))
+
+    @property
+    def seen(self) -> dict[str, object]:
+        import json
+
+        return json.loads(self._seen.read_text())
+
+
+@pytest.fixture
+def fiji(tmp_path):
+    return FijiStandIn(tmp_path / "stand-in")
+
+
+@pytest.fixture
+def case(tmp_path):
+    return make_case(tmp_path / "project [1]")
+
+
+def placed(case, fiji, *, timeout_s=60.0, scan=None, **settings):
+    return find_coordinates(
+        MOSAIC,
+        scan=scan or case.scan,
+        settings=FijiCoordinates(**settings),
+        tiles_folder=case.tiles,
+        template_path=case.template,
+        qc_folder=case.stitched,
+        deployment=DeploymentSettings(fiji_command=str(fiji.path), fiji_memory="500MB", fiji_timeout_s=timeout_s),
+    )
+
+
+def true_positions(case):
+    return [
+        [f"tile_{n:05d}.tif", float(x), float(y)]
+        for n, (x, y) in enumerate(case.truth.positions_px - case.truth.positions_px[0], start=1)
+    ]
+
+
+def test_the_template_is_that_of_fijis_positions(case, fiji):
+    fiji.plan(positions=true_positions(case))
+    made = placed(case, fiji)
+    found = np.array([place.position_px for place in made.tilemap.places])
+    assert position_errors(found, case.truth.positions_px).max() < 0.01
+    assert made.tilemap.source["method"] == "fiji"
+    assert made.verdict is not None
+    assert made.verdict.grade == "good"
+    assert "nan" not in made.verdict.sentence
+    assert not any(place.by_stage_only for place in made.tilemap.places)
+
+
+def test_fiji_sees_the_tiles_with_x_to_the_right_and_y_downwards(case, fiji):
+    from opticstream.io.nifti import map_from_nifti
+
+    fiji.plan(positions=true_positions(case))
+    placed(case, fiji)
+    for number in (1, 4):
+        picture = tifffile.imread(fiji.pictures / f"tile_{number:05d}.tif")
+        assert np.array_equal(picture.T, map_from_nifti(case.file(number, "aip")))
+
+
+def test_tiles_that_fiji_left_at_the_origin_or_placed_badly_go_where_the_stage_put_them(case, fiji):
+    positions = true_positions(case)
+    positions[2][1:] = [0.0, 0.0]  # as Fiji leaves tiles without links; the first tile lies there as well
+    positions[4][1] += 40.0
+    fiji.plan(positions=positions)
+    made = placed(case, fiji)
+    found = np.array([place.position_px for place in made.tilemap.places])
+    by_stage = [place.tile for place in made.tilemap.places if place.by_stage_only]
+    assert by_stage == [3, 5]
+    errors = position_errors(found, case.truth.positions_px)
+    assert errors.max() < 8  # the stage's own error
+    assert made.verdict.tiles_by_stage == 2
+
+
+def test_tiles_that_fiji_leaves_out_are_placed_by_the_stage(case, fiji):
+    fiji.plan(positions=true_positions(case)[:-1])
+    made = placed(case, fiji)
+    assert [place.tile for place in made.tilemap.places if place.by_stage_only] == [len(made.tilemap.places)]
+
+
+def test_a_mosaic_in_which_nothing_fits_lies_on_the_nominal_grid_and_is_doubted(case, fiji):
+    fiji.plan(positions=[[name, 0.0, 0.0] for name, *_ in true_positions(case)])
+    made = placed(case, fiji)
+    assert made.verdict.grade == "stage only"
+    found = np.array([place.position_px for place in made.tilemap.places])
+    assert position_errors(found, case.truth.nominal_px).max() < 0.01
+
+
+def test_a_missing_tile_is_given_to_fiji_as_noise_and_placed_by_the_stage(case, fiji):
+    case.file(2, "aip").unlink()
+    fiji.plan(positions=true_positions(case))
+    made = placed(case, fiji)
+    assert made.missing == (2,)
+    assert made.tilemap.place_of(2).by_stage_only
+    picture = tifffile.imread(fiji.pictures / "tile_00002.tif")
+    assert 0 < np.abs(picture).max() < 0.1
+
+
+def test_the_macro_names_grid_order_overlap_and_thresholds(case, fiji):
+    fiji.plan(positions=true_positions(case))
+    placed(case, fiji, regression_threshold=0.12, absolute_displacement_threshold=7.5, subpixel=False)
+    values = fiji.seen["values"]
+    assert values["type"] == "[Grid: snake by columns]"
+    assert values["order"] == f"[Down & Right{' ' * 16}]"
+    assert (values["grid_size_x"], values["grid_size_y"]) == ("3", "2")
+    assert values["regression_threshold"] == "0.12"
+    assert values["absolute_displacement_threshold"] == "7.5"
+    assert "subpixel_accuracy" not in fiji.seen["words"]
+    assert "compute_overlap" in fiji.seen["words"]
+
+
+def test_an_overlap_that_differs_along_x_and_y_is_told_by_positions(case, fiji):
+    fiji.plan(positions=true_positions(case))
+    width, height = case.truth.tile_shape if hasattr(case.truth, "tile_shape") else case.scan.tile_shape(0)
+    if width == height:
+        scan = case.scan.model_copy(update={"tile_overlap": 20.0, "tile_overlap_unit": "pixels"})
+        assert scan.overlap_px(0) == (20.0, 20.0)
+        pytest.skip("these tiles are square: one percentage describes both overlaps")
+    placed(case, fiji, scan=case.scan.model_copy(update={"tile_overlap": 20.0, "tile_overlap_unit": "pixels"}))
+    assert fiji.seen["values"]["type"] == "[Positions from file]"
+    assert (fiji.pictures / "TileConfiguration.txt").exists()
+
+
+def fijis_walk(kind: str, order: str, columns: int, rows: int) -> list[tuple[int, int]]:
+    """Return the cells in the order in which Fiji's plugin visits them; rows go downwards."""
+    first, second = order.strip().split(" & ")
+    by_columns = first in ("Up", "Down")
+    outer, inner = (columns, rows) if by_columns else (rows, columns)
+    inner_back, outer_back = first in ("Up", "Left"), second in ("Up", "Left")
+    walk = []
+    for o in range(outer):
+        for i in range(inner):
+            back = inner_back != ("snake" in kind and o % 2 == 1)
+            fast = inner - 1 - i if back else i
+            slow = outer - 1 - o if outer_back else o
+            walk.append((slow, fast) if by_columns else (fast, slow))
+    return walk
+
+
+@pytest.mark.parametrize("pattern", list(ScanPattern))
+@pytest.mark.parametrize("start", list(ScanStart))
+def test_fiji_walks_every_grid_as_the_stage_did(pattern, start):
+    grid = FijiGrid(3, 4, pattern, start, 20.0)
+    ours = [ScanOrder(pattern, start).grid_position(n, 3, 4) for n in range(1, 13)]
+    assert fijis_walk(grid.type, grid.order, 3, 4) == ours
+    macro = stitching_macro(Path("/tmp/a b"), FijiCoordinates(), grid=grid)
+    assert f"order=[{grid.order}]" in macro
+    assert "directory=[/tmp/a b]" in macro
+
+
+def test_a_folder_that_a_macro_cannot_name_is_refused():
+    with pytest.raises(ConfigurationError, match="TMPDIR"):
+        stitching_macro(Path("/tmp/a]b"), FijiCoordinates(), grid=None)
+
+
+@pytest.mark.parametrize(
+    ("plan", "error", "words"),
+    [
+        ({"says": "java.lang.OutOfMemoryError: heap", "status": 1}, EngineOutOfMemory, "OPTICSTREAM_FIJI_MEMORY"),
+        ({"says": 'Unrecognized command: "Grid/..."'}, ConfigurationError, "expected Fiji, not plain ImageJ"),
+        ({"says": "Exception in thread", "status": 1}, EngineError, "status 1 without writing TileConf.*Exception"),
+        ({"status": 0}, EngineError, "without writing TileConfiguration.registered.txt"),
+        ({"positions": [["other.tif", 0, 0]]}, RuntimeError, "position for 'other.tif', which is none of the tiles"),
+        ({"positions": [["tile_00001.tif", "nan", 0]]}, RuntimeError, "cannot be read: .*must be finite"),
+    ],
+)
+def test_each_failure_has_its_own_message_and_leaves_no_template(case, fiji, plan, error, words):
+    fiji.plan(**plan)
+    with pytest.raises(error, match=words):
+        placed(case, fiji)
+    assert not case.template.exists()
+
+
+def test_fiji_that_hangs_is_ended(case, fiji):
+    fiji.plan(sleep=600)
+    with pytest.raises(EngineTimeout, match=r"did not finish within 3 s \(OPTICSTREAM_FIJI_TIMEOUT_S\)"):
+        placed(case, fiji, timeout_s=3.0)
+
+
+def test_without_fiji_the_error_says_what_to_configure(case, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="Fiji was not found on this host: .*set OPTICSTREAM_FIJI_COMMAND"):
+        find_coordinates(
+            MOSAIC,
+            scan=case.scan,
+            settings=FijiCoordinates(),
+            tiles_folder=case.tiles,
+            template_path=case.template,
+            deployment=DeploymentSettings(),
+        )
+
+
+@pytest.mark.slow
+def test_the_real_fiji_places_tiles_near_the_truth(case):
+    names = ("fiji", "fiji-linux-x64", "ImageJ-linux64")
+    program = os.environ.get("OPTICSTREAM_FIJI_COMMAND") or next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("Fiji is not installed (it is in no package registry; set OPTICSTREAM_FIJI_COMMAND to its program)")
+    made = find_coordinates(
+        MOSAIC,
+        scan=case.scan,
+        settings=FijiCoordinates(regression_threshold=0.1),
+        tiles_folder=case.tiles,
+        template_path=case.template,
+        deployment=DeploymentSettings(fiji_command=program, fiji_timeout_s=300),
+    )
+    found = np.array([place.position_px for place in made.tilemap.places])
+    assert np.median(position_errors(found, case.truth.positions_px)) < 3
+    assert re.search("links hold", made.verdict.sentence)
