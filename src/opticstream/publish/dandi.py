@@ -142,9 +142,7 @@ class ArchiveTarget:
 
     def _advice(self, error: ClientError) -> str:
         if error.status == 401 or (error.status == 403 and "token" in error.why.lower()):
-            return (
-                f"; the key is not valid, make another one on the archive's page and see {self._settings.key_variable}"
-            )
+            return "; make another key on the archive's page"
         if error.status == 403:
             return f"; only owners of dandiset {self._settings.dandiset} may write to it"
         if error.status == 404:

@@ -209,7 +209,8 @@ class Archive:
         asset = self._asset(request["path"])
         if asset is None or not _is_blob(asset):
             return None
-        about = asset.get_raw_metadata()
+        # Not `get_raw_metadata`, which may give back what was sent instead of what the archive has computed.
+        about = self._client.get(asset.api_path)
         size = about.get("contentSize", asset.size)
         return {"size": int(size), "mark": str(about.get("digest", {}).get(_FILE_DIGEST, ""))}
 
