@@ -20,7 +20,7 @@ class Verdict:
     grade : {"ok", "look", "bad"}
         The worst grade of its reasons; `ok` without any.
     reasons : tuple of str
-        What exceeds which limit, with the figure and the setting, the worst first.
+        What exceeds which limit, with the figure and the setting.
     """
 
     grade: Grade = "ok"
@@ -33,7 +33,10 @@ class Verdict:
         Examples
         --------
         >>> Verdict.of([("look", "weak signal"), ("bad", "empty mask")])
-        Verdict(grade='bad', reasons=('empty mask', 'weak signal'))
+        Verdict(grade='bad', reasons=('weak signal', 'empty mask'))
+        >>> Verdict.of([])
+        Verdict(grade='ok', reasons=())
         """
-        ordered = sorted(found, key=lambda one: -_ORDER.index(one[0]))
-        return cls(ordered[0][0] if ordered else "ok", tuple(reason for _, reason in ordered))
+        graded = list(found)
+        worst = max((_ORDER.index(grade) for grade, _ in graded), default=0)
+        return cls(_ORDER[worst], tuple(reason for _, reason in graded))

@@ -66,7 +66,9 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
             outputs += record.outputs
             archives += [file for file in record.outputs if file.path.endswith(_archive_name(project, tile))]
             if note.get("flags"):
-                flagged.append(project.event(TileFlagged, tile, reasons=note["flags"]))
+                flagged.append(
+                    project.event(TileFlagged, tile, reasons=note["flags"], verdict=note.get("verdict", "look"))
+                )
         failed = sorted(int(number) for number, note in tiles.items() if note["outcome"] == "failed")
         if project.config.processing.archive.enabled:
             claim.ensure_mine()
@@ -189,6 +191,7 @@ class _TileWork:
                 "raw_sha256": record.detail.get("raw_sha256") if record is not None and kept else result.raw_sha256,
                 "figures": result.figures,
                 "flags": list(result.flags),
+                **({"verdict": result.verdict} if result.flags else {}),
                 **({} if same is None or KNOWN_AS not in same.detail else {KNOWN_AS: same.detail[KNOWN_AS]}),
             },
         )
@@ -241,7 +244,7 @@ def _move_aside(path: Path) -> None:
 
 
 def _note(record: FactRecord) -> dict[str, object]:
-    return {key: record.detail[key] for key in ("raw_sha256", "figures", "flags") if record.detail.get(key)}
+    return {key: record.detail[key] for key in ("raw_sha256", "figures", "flags", "verdict") if record.detail.get(key)}
 
 
 def _sources(event: BatchReady, tile: TileId) -> tuple[Path, Path | None]:

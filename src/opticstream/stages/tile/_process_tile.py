@@ -15,6 +15,7 @@ from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described
+from opticstream.model.verdict import Grade
 from opticstream.stages.tile._archive_spectra import read_spectra
 from opticstream.stages.tile._archive_tile import checksum_path
 from opticstream.stages.tile._picture import tile_picture
@@ -69,6 +70,8 @@ class TileResult:
     """Quality figures, see `opticstream.stages.tile._quality`."""
     flags: tuple[str, ...] = ()
     """Quality limits that were exceeded; empty for a good tile."""
+    verdict: Grade = "ok"
+    """Verdict of quality control."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -198,6 +201,7 @@ def process_tile(
         write_bytes(path, content)
         outputs["qc"] = OutputFile(path, len(content), hashlib.sha256(content).hexdigest())
     job.progress(1.0)
+    verdict = figures.verdict(processing.quality)
     return TileResult(
-        tile, source, done.raw_bytes, done.raw_sha256, outputs, figures.as_dict(), figures.flags(processing.quality)
+        tile, source, done.raw_bytes, done.raw_sha256, outputs, figures.as_dict(), verdict.reasons, verdict.grade
     )
