@@ -347,14 +347,38 @@ class TestNotifyTargets:
             ('[{"kind": "file"}, {"kind": "file"}]', "2 targets have the name 'file'; give each a `name` of its own"),
             ('[{"kind": "file", "name": "log"}]', "a target of kind 'file' cannot have the name 'log'"),
             ('{"kind": "log"}', "NOTIFY_TARGETS: "),
+            ('[{"kind": "slack"}]', r"NOTIFY_TARGETS\[0\]: expected one of `token`, .* got none of them"),
+            ('[{"kind": "slack", "token": "x"}]', r"NOTIFY_TARGETS\[0\]: `channel` is missing; expected the ID"),
+            ('[{"kind": "slack", "channel": "#a"}]', r"NOTIFY_TARGETS\[0\].channel = #a: "),
+            ('[{"kind": "file", "quiet_hours": "10-6"}]', r"NOTIFY_TARGETS\[0\].quiet_hours = 10-6: "),
+            ('[{"kind": "apprise", "url": "json://a", "url_file": "b"}]', "expected one of `url` and `url_file`"),
         ],
     )
     def test_a_wrong_value_is_refused_with_its_place(self, monkeypatch, text, words):
         with pytest.raises(ConfigurationError, match=words):
             self.read(monkeypatch, text)
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '[{"kind": "slack", "tokn": "S3CRET", "channel": "C0123456789"}]',
+            '[{"kind": "slack", "token": ["S3CRET"]}]',
+            '[{"kind": "slack", "token": "S3CRET"}]',
+            '[{"kind": "slack", "token": "S3CRET",}',
+            '[{"kind": "slack", "channel": "C0123456789", "token": "S3CRET", "api_url": "http://S3CRET@x"}]',
+            '[{"kind": "apprise", "url": "json://S3CRET", "url_file": "S3CRET"}]',
+            '[{"kind": "mail", "url": "S3CRET"}]',
+        ],
+    )
+    def test_no_message_about_a_wrong_value_shows_a_secret(self, monkeypatch, text):
+        with pytest.raises(ConfigurationError) as error:
+            self.read(monkeypatch, text)
+        assert "S3CRET" not in str(error.value)
+
     def test_every_kind_has_a_module_that_opens_it(self, tmp_path):
+        needed = {"slack": {"token": "xoxb-1", "channel": "C0123456789"}, "apprise": {"url": "json://127.0.0.1/x"}}
         for kind in get_args(get_args(NotifyTarget)[0]):
-            (target,) = open_targets([kind()], TargetContext(tmp_path, print))
-            assert type(target).__module__ == f"opticstream.notify.{kind().kind}"
-            assert target.name == kind().kind
+            name = kind.model_fields["kind"].default
+            (target,) = open_targets([kind(**needed.get(name, {}))], TargetContext(tmp_path, print))
+            assert type(target).__module__ == f"opticstream.notify.{name}"
+            assert target.name == name

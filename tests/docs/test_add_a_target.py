@@ -81,7 +81,7 @@ def test_a_target_made_after_the_guide_is_told_each_milestone_once_and_again_aft
     first, refused = look("a")
     assert first == "['log', 'folder'] 2 1 []"
     assert "OPTICSTREAM_NOTIFY_TARGETS[0].colour = red: unknown setting" in refused
-    assert "unknown kind 'pigeon'; expected one of 'log', 'file', 'folder'" in refused
+    assert "unknown kind 'pigeon'; expected one of 'log', 'file', 'slack', 'apprise', 'folder'" in refused
     assert (base / "outbox" / "brain--a.txt").read_text() == "title of a\n\ntext of a\n"
 
     shutil.rmtree(base / "outbox")

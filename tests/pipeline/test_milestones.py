@@ -13,7 +13,7 @@ from opticstream.config import DeploymentSettings, load_project
 from opticstream.model.ids import MosaicId
 from opticstream.notify import Milestone, Notifier, NotTold
 from opticstream.pipeline.failure_patterns import failure_patterns
-from opticstream.pipeline.milestones import milestones, notifier, tell_again, tell_milestones
+from opticstream.pipeline.milestones import milestones, notifier, tell_milestones
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
@@ -86,26 +86,24 @@ def test_a_target_that_fails_stops_no_other_and_is_told_again_by_the_next_look(p
     assert "ConnectionError: nobody answers" in str(failure)
 
     again = Notifier(project.paths.base, [broken, sound], on_failure=failures.append)
-    assert tell_again(project, again) == 0
+    assert tell_milestones(project, again) == 0
     assert [one.is_new for one in failures] == [True, False]
     broken.broken.clear()
-    assert tell_again(project, Notifier(project.paths.base, [broken, sound])) == 1
+    assert tell_milestones(project, Notifier(project.paths.base, [broken, sound])) == 1
     assert broken.keys.count("mosaic-001.stitched") == 1
     assert len(sound.keys) == 3
-    assert not Notifier(project.paths.base, [broken, sound]).has_untold()
+    assert again.memory.untold("broken") == frozenset()
 
 
-def test_the_sweep_tells_only_what_has_failed_and_still_stands(project):
-    target = MadeUpTarget("one")
-    assert tell_again(project, Notifier(project.paths.base, [target])) == 0, "nothing has failed"
-    target.broken = {"all"}
+def test_what_could_not_be_told_and_is_no_longer_true_is_forgotten(project):
+    target = MadeUpTarget("one", broken={"all"})
     tell_milestones(project, Notifier(project.paths.base, [target]))
     project.facts.withdraw(MosaicId(2), "failed", reason="tried again")
     target.broken = set()
     look = Notifier(project.paths.base, [target])
-    assert tell_again(project, look) == 2
+    assert tell_milestones(project, look) == 2
     assert set(target.keys) == KEYS - {"mosaic-002.failed-2"}
-    assert not look.has_untold(), "what stands no longer is forgotten"
+    assert look.memory.untold("one") == frozenset()
 
 
 def test_a_target_that_cannot_be_reached_is_left_alone_after_some_failures(project):
@@ -156,7 +154,7 @@ def test_a_failing_target_parks_no_work_and_stands_in_the_journal_once(project):
     assert (pattern.stage, pattern.count, pattern.parked) == ("notify file", 3, 0)
     assert (project.facts.snapshot(), pending_announcements(project), project_progress(project)) == before
     os.rmdir(project.paths.base / "milestones.jsonl")
-    assert tell_again(project, notifier(project, say=said.append, warn=pytest.fail)) == 3
+    assert tell_milestones(project, notifier(project, say=said.append, warn=pytest.fail)) == 3
 
 
 def test_milestones_carry_what_targets_need(project):

@@ -576,3 +576,26 @@ def test_no_damage_of_a_raw_file_ends_the_watch(tmp_path, clock, end):
         (found,) = watcher.poll()
         announced += found.files == {1: name}
     assert announced == 300
+
+
+def test_columns_are_open_from_the_first_file_of_a_mosaic_until_it_is_whole(tmp_path, watcher, clock):
+    assert watcher.open_batches() == []
+    put(tmp_path, 1)
+    watcher.poll()
+    assert watcher.open_batches() == [BatchId(1, 1), BatchId(1, 2)]
+    clock.now += 10
+    assert watcher.folder_quiet_s() == 10
+    for tile in (2, 3, 4):
+        put(tmp_path, tile)
+    watcher.poll()
+    assert watcher.folder_quiet_s() == 0
+    clock.now += 6
+    watcher.poll()
+    assert watcher.open_batches() == []
+
+
+def test_columns_of_an_earlier_slice_are_no_longer_open(tmp_path, watcher, clock):
+    put(tmp_path, 1)
+    put(tmp_path, 1, mosaic=2)
+    watcher.poll()
+    assert watcher.open_batches() == [BatchId(2, 1), BatchId(2, 2)]

@@ -17,6 +17,7 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
     doctor,
     engines,
     importing,
+    notify,
     project,
     register,
     run,
@@ -57,6 +58,7 @@ app.command("retry", rich_help_panel=_PIPELINE)(status.retry)
 app.command("failures", rich_help_panel=_PIPELINE)(status.failures)
 app.command("history", rich_help_panel=_PIPELINE)(status.history)
 app.command("upload", rich_help_panel=_PIPELINE)(upload.upload)
+app.add_typer(notify.app, name="notify", rich_help_panel=_PIPELINE)
 app.add_typer(secrets.app, name="secrets", rich_help_panel=_PIPELINE)
 app.add_typer(state.app, name="state", rich_help_panel=_PIPELINE)
 app.add_typer(project.app, name="project", rich_help_panel=_PIPELINE)

@@ -145,7 +145,8 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             _take_back_changed(opened, say)
             if stale:
                 _take_back_stale(opened, say)
-            with Follower(live=out.is_terminal, quiet=as_json) as follower:
+            with Follower(live=out.is_terminal, quiet=as_json) as follower, contextlib.ExitStack() as leaving:
+                leaving.callback(driver.leave)
                 over = _EverythingAnnounced(driver, accept_incomplete) if not live else (lambda: False)
                 progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5, check=check)
         incomplete = driver.incomplete()

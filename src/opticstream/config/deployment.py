@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ByteSize, Field, SecretStr, ValidationError, fie
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from opticstream.config.lists import list_from_text
-from opticstream.config.notify_targets import LogTargetSettings, NotifyTargets
+from opticstream.config.notify_targets import LogTargetSettings, NotifyTargets, kinds_with_secrets
 from opticstream.config.path_map import PathMap
 from opticstream.config.secrets import secret_in_file
 from opticstream.model.errors import ConfigurationError
@@ -151,6 +152,15 @@ class DeploymentSettings(BaseSettings):
     """Where milestones and failures are reported: a list in JSON or TOML, such as
     `[{"kind": "log"}, {"kind": "file", "path": "milestones.jsonl"}]`. It must be the same on every host that serves the
     pool `state`."""
+    page_url: str | None = Field(default=None, pattern=r"^https?://[^@\s]+$")
+    """Address of Prefect's page as people open it, for links in notifications; default: that of OPTICSTREAM_API_URL."""
+    acquisition_alarm_s: float = Field(default=300.0, gt=0)
+    """Time without new data in the raw folder, while columns are missing, after which the acquisition is reported as
+    stalled, in seconds."""
+    disk_alarm_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of a disk that is free when it is reported as nearly full; 0: never."""
+    disk_alarm_h: float = Field(default=12.0, ge=0)
+    """Time until a disk is full, at the present rate, below which it is reported as nearly full, in hours; 0: never."""
     path_map: Annotated[PathMap, NoDecode] = ()
     r"""Where this host sees folders that other hosts know by another name: a list in JSON or TOML, such as
     `[{ from = '\\rig\data', to = "/mnt/rig" }, { from = "D:/acq", to = "/mnt/acq" }]`."""
@@ -194,6 +204,12 @@ class DeploymentSettings(BaseSettings):
                 raise ValueError(f"{variable_of(name)} and {variable_of(f'{name}_file')} are both set; expected one")
         return self
 
+    @property
+    def page(self) -> str | None:
+        """Address of Prefect's page, without a slash at its end; None where it has none that people can open."""
+        url = self.page_url or (self.api_url or "").removesuffix("/").removesuffix("/api")
+        return url.rstrip("/") or None
+
     def secret(self, name: str, /) -> tuple[str, str] | None:
         """Return one of `SECRETS`, from its variable or its file, and the variable that it comes from; None if not set.
 
@@ -225,6 +241,17 @@ def variable_of(name: str, /) -> str:
     return f"OPTICSTREAM_{name.upper()}"
 
 
+_SHOWN = ("kind", "name", "level", "every_s", "quiet_hours", "quiet_level", "channel", "pictures")
+"""Settings of any target of notifications whose values a message may repeat."""
+
+
+def _may_be_secret(place: tuple[str | int, ...], given: str) -> bool:
+    """Return whether what is wrong in the targets of notifications may be a secret, if only under a wrong name."""
+    if len(place) > 2:
+        return place[2] in kinds_with_secrets() and place[-1] not in _SHOWN
+    return re.search(r"token|webhook|url|://|xox", given, re.IGNORECASE) is not None
+
+
 def _described(problem: Mapping[str, Any]) -> str:
     """Return one line about an invalid variable; the place in a list is given as in `NOTIFY_TARGETS[1].path`."""
     variable, *inner = problem["loc"] or ("",)
@@ -243,6 +270,9 @@ def _described(problem: Mapping[str, Any]) -> str:
             message = problem["msg"].removeprefix("Value error, ")
     if not variable:
         return message
+    # A target may hold a secret, also under a name that is written wrongly.
     hidden = variable in (*SECRETS, "matlab_environment") or isinstance(given, Mapping | list | tuple | BaseModel)
+    if variable == "notify_targets":
+        hidden = hidden or _may_be_secret(problem["loc"], str(given))
     shown = "" if hidden or (isinstance(given, str) and "@" in given) else f" = {given}"
     return f"{variable_of(str(variable))}{place}{shown}: {message}"

@@ -98,7 +98,13 @@ class EnfaceSettings(Settings):
 
 
 class QualitySettings(Settings):
-    """Limits beyond which a tile is flagged for review; a limit never changes a result."""
+    """Limits beyond which a tile, mosaic or slice is flagged for review; a limit never changes a result.
+
+    The verdict is `look` where a limit is exceeded, and `bad` where that is so by more than `bad_factor`.
+    """
+
+    bad_factor: float = Field(default=5.0, ge=1)
+    """How many times a figure exceeds its limit where the result is bad, and not only to be looked at."""
 
     saturated_fraction: float = Field(default=1e-3, ge=0, le=1)
     """Largest share of samples at the camera's full scale, where spectra are distorted."""
@@ -114,6 +120,28 @@ class QualitySettings(Settings):
     mosaic."""
     nan_fraction: float = Field(default=0.01, ge=0, le=1)
     """Largest share of A-lines of tissue without a value in a map."""
+    missing_fraction: float = Field(default=0.02, ge=0, le=1)
+    """Share of missing tiles of a mosaic from which it is bad; a single one is always to be looked at."""
+    seam_ncc: float = Field(default=0.2, ge=-1, le=1)
+    """Lowest median correlation of neighbouring tiles in their overlaps, in the first map."""
+    consistency_ncc: float = Field(default=0.0, ge=-1, le=1)
+    """Lowest median correlation of neighbouring tiles in every other map, where they agree in the first map: below it
+    the maps do not belong together."""
+    mask_coverage: float = Field(default=0.01, ge=0, le=1)
+    """Smallest share of a mosaic that its mask keeps."""
+    mask_coverage_most: float = Field(default=1.0, ge=0, le=1)
+    """Largest share of a mosaic that its mask keeps; at 1, a mask of everything is never flagged."""
+    mask_contrast_db: float = 3.0
+    """Lowest difference between the median levels inside and outside the mask, in dB: below it the threshold divides
+    noise, or tissue."""
+    mask_parts: int = Field(default=20, ge=1)
+    """Largest number of separate parts of the mask."""
+    focus_residual_px: float = Field(default=10.0, gt=0)
+    """Largest scatter of the surface in the overlaps after the focus correction, in depth samples."""
+    axis_uncertainty_deg: float = Field(default=20.0, gt=0)
+    """Largest median uncertainty of the fibre axes of a slice, in degrees."""
+    axis_share: float = Field(default=0.05, ge=0, le=1)
+    """Smallest share of the tissue of a slice that has a fibre axis."""
 
 
 class ArchiveSettings(Settings):
@@ -253,7 +281,7 @@ class ProcessingSettings(Settings):
     enface: EnfaceSettings = EnfaceSettings()
     """Surface and en face maps."""
     quality: QualitySettings = QualitySettings()
-    """Limits beyond which a tile is flagged."""
+    """Limits beyond which a tile, mosaic or slice is flagged."""
     archive: ArchiveSettings = ArchiveSettings()
     """Archive copy of the raw tiles."""
     coordinates: CoordinateSettings = NativeCoordinates()

@@ -23,8 +23,10 @@ from opticstream.io.atomic import remove_stale_temporaries
 from opticstream.model.errors import InputError, OpticStreamError, ServerError
 from opticstream.model.events import BatchReady, Event
 from opticstream.model.ids import BatchId, TileId
+from opticstream.pipeline.acquisition import RENEWED_EVERY_S, forget_acquisition, note_acquisition
 from opticstream.pipeline.arrivals import end_waiting, repaired_tiles, take_again
-from opticstream.pipeline.milestones import notifier, tell_again
+from opticstream.pipeline.conditions import conditions
+from opticstream.pipeline.milestones import notifier, tell_milestones
 from opticstream.pipeline.pending import pending_announcements, ready_event
 from opticstream.pipeline.progress import ProjectProgress, is_finished, project_progress
 from opticstream.pipeline.project import Project
@@ -83,6 +85,7 @@ class Driver:
         self._progress: ProjectProgress | None = None
         self._next_sweep = 0.0
         self._next_telling = 0.0
+        self._next_note = 0.0
         self._telling: threading.Thread | None = None
         self._has_seen_folder = False
         self._parked: tuple[TileId, ...] = ()
@@ -145,6 +148,8 @@ class Driver:
             self._take_late_tiles()
         with self._bearing_trouble():
             self._look_for_room()
+        with self._bearing_trouble():
+            self._note_acquisition()
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + min(5.0, self.project.deployment.sweep_s)
@@ -153,9 +158,23 @@ class Driver:
                 self.sweeper.sweep()
         if now >= self._next_telling and not (self._telling and self._telling.is_alive()):
             self._next_telling = now + self.project.deployment.sweep_s
-            self._telling = threading.Thread(target=self._tell_again, daemon=True)  # a target may be slow to answer
+            self._telling = threading.Thread(target=self._tell, daemon=True)  # a target may be slow to answer
             self._telling.start()
         return announced
+
+    def _note_acquisition(self) -> None:
+        """Write what this host sees of the acquisition, for hosts that do not see the raw folder."""
+        now = time.monotonic()
+        if self.live and now >= self._next_note:
+            self._next_note = now + RENEWED_EVERY_S
+            columns = [batch.key for batch in self.watcher.open_batches()]
+            quiet_s = self.watcher.folder_quiet_s()
+            note_acquisition(self.project, self.watcher.folder, quiet_s=quiet_s, open_columns=columns)
+
+    def leave(self) -> None:
+        """End watching because somebody wants it: nobody is to be told that the watcher is silent."""
+        if self.live:
+            forget_acquisition(self.project)
 
     def _look_for_room(self) -> None:
         """Raise OSError where the project's disk is full, which the flow runs alone would find out."""
@@ -163,10 +182,13 @@ class Driver:
         if free < _FULL_BYTES:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free >> 20} MiB left)", str(folder))
 
-    def _tell_again(self) -> None:
+    def _tell(self) -> None:
+        """Tell targets what they have not been told, and what lasts: a rig that stands still, a disk that fills up."""
         try:
-            tell_again(self.project, notifier(self.project, say=_log.info, warn=_log.warning))
-        except (OpticStreamError, OSError) as error:  # the next sweep tries again
+            look = notifier(self.project, say=_log.info, warn=_log.warning)
+            lasting = conditions(self.project, raw_folder=self.watcher.folder)
+            tell_milestones(self.project, look, also=lasting, progress=self._progress)
+        except (OpticStreamError, OSError) as error:  # the next look tries again
             _log.warning("targets could not be told what is left to tell: %s", error)
 
     @contextmanager

@@ -9,7 +9,7 @@ import httpx
 from opticstream.flows.picture import publish_picture
 from opticstream.model.errors import ServerError
 from opticstream.model.events import Event
-from opticstream.pipeline.milestones import milestones, notifier
+from opticstream.pipeline.milestones import finished, milestones, notifier
 from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stacking import last_update
@@ -22,11 +22,13 @@ def show_final_state(
 
     Idempotent: what is up to date already is left alone.
     """
-    look = notifier(project, say=say, warn=say)
-    reached = milestones(project, project_progress(project))
+    look = notifier(project, say=say, warn=say, at_once=True)
+    progress = project_progress(project)
+    reached = milestones(project, progress)
     if any(one.fact == "stacked" for one in look.never_told(reached)) and (event := last_update(project)) is not None:
         announce([event])
-    look.tell(reached)
+    summary = finished(project, progress)
+    look.tell([*reached, *([] if summary is None else [summary])])
     try:
         publish_picture(project)
     except (ServerError, httpx.HTTPError, OSError) as error:  # the next run, or look, shows it

@@ -1,5 +1,5 @@
 """The periodic sweep over all registered projects: lost announcements are repeated, what is stuck is reported,
-and targets are told what they could not be told before.
+and targets are told what they were not told, and what lasts: a rig that stands still, a disk that fills up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from opticstream.flows.parameters import registered_projects
 from opticstream.flows.picture import publish_picture, publish_stuck
 from opticstream.flows.pools import POOLS
 from opticstream.flows.queues import credentials, is_queued
-from opticstream.pipeline.milestones import notifier, tell_again
+from opticstream.pipeline.conditions import conditions
+from opticstream.pipeline.milestones import notifier, tell_milestones
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stuck import stuck_items
 from opticstream.pipeline.sweep import Sweeper, keep_memory_of_sweeps, memory_of_sweeps
@@ -68,6 +69,7 @@ def _sweep_project(config: ProjectConfig, settings: DeploymentSettings) -> None:
     stuck = stuck_items(project)
     for one in stuck:
         logger.warning("%s: %s, %s: %s", config.name, one.item, one.what, one.why)
-    tell_again(project, notifier(project, say=logger.info, warn=logger.warning))
     publish_stuck(project, stuck)
-    publish_picture(project)  # facts of which no event tells, or whose event was lost, are seen here at the latest
+    progress = publish_picture(project)  # facts whose event was lost, or that have none, are seen here at the latest
+    look = notifier(project, say=logger.info, warn=logger.warning)
+    tell_milestones(project, look, also=conditions(project), progress=progress)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -294,6 +294,8 @@ class MosaicFlagged(MosaicEvent):
     state = "flagged"
     reasons: tuple[str, ...]
     """What exceeded which limit."""
+    verdict: Literal["look", "bad"] = "look"
+    """Whether somebody should look at it, or it is probably of no use."""
 
 
 class SliceEvent(Event):
@@ -356,6 +358,8 @@ class SliceFlagged(SliceEvent):
     state = "flagged"
     reasons: tuple[str, ...]
     """What exceeded which limit."""
+    verdict: Literal["look", "bad"] = "look"
+    """Whether somebody should look at it, or it is probably of no use."""
 
 
 class TileEvent(Event):
@@ -385,6 +389,8 @@ class TileFlagged(TileEvent):
     state = "flagged"
     reasons: tuple[str, ...]
     """What exceeded which limit."""
+    verdict: Literal["look", "bad"] = "look"
+    """Whether somebody should look at it, or it is probably of no use."""
 
 
 class TileFailed(TileEvent):

@@ -7,10 +7,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from opticstream.notify.delivery import LastSent
 from opticstream.notify.milestone import Milestone
 from opticstream.state.durable import create_exclusively, replace_whole
 
@@ -59,6 +62,20 @@ class Memory:
     def forget_untold(self, target: str, key: str, /) -> None:
         """Forget that a milestone could not be sent to a target."""
         (self._untold / target / key).unlink(missing_ok=True)
+
+    def last_sent(self, target: str, /) -> LastSent:
+        """Return when a target was last sent something."""
+        try:
+            return LastSent(**json.loads(self._last_sent_file(target).read_bytes()))
+        except (OSError, ValueError, TypeError):  # never, or cut by a crash: a message more than wanted
+            return LastSent()
+
+    def record_last_sent(self, target: str, last: LastSent, /) -> None:
+        """Record when a target was last sent something."""
+        replace_whole(self._last_sent_file(target), json.dumps(asdict(last)).encode(), fsync=False)
+
+    def _last_sent_file(self, target: str) -> Path:
+        return self._told / f".{target}.last"
 
     def lock_file(self, target: str, /) -> Path:
         """Return the file to lock while sending to a target; its folder is created if needed."""

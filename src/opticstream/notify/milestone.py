@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from opticstream.config.notify_targets import Level
 from opticstream.model.ids import ItemId
-
-Level = Literal["info", "warning", "failure"]
-"""How urgent a milestone is: `failure` requires action, `warning` a check."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,8 @@ class Milestone:
         Pictures to attach, as paths on this host. They may no longer exist when the target reads them.
     links : tuple of Link
         Addresses of further information.
+    implied_by : tuple of str
+        Keys of milestones after which this one is no news: 25 % of the tiles after 50 %.
     """
 
     key: str
@@ -55,6 +54,7 @@ class Milestone:
     level: Level = "info"
     pictures: tuple[Path, ...] = ()
     links: tuple[Link, ...] = ()
+    implied_by: tuple[str, ...] = ()
 
     @property
     def idempotency_key(self) -> str:

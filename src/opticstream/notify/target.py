@@ -10,6 +10,22 @@ from typing import Protocol
 from opticstream.notify.milestone import Milestone
 
 
+class RetryLater(Exception):
+    """A target did not accept a message now, and has said when it will.
+
+    Parameters
+    ----------
+    message : str
+        What it said.
+    wait_s : float
+        Time until it accepts one, in seconds.
+    """
+
+    def __init__(self, message: str, /, *, wait_s: float) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
 class Target(Protocol):
     """A receiver of notifications: a log, a file, a chat channel."""
 
@@ -26,8 +42,10 @@ class Target(Protocol):
 
         Raises
         ------
+        RetryLater
+            The target has said when it will accept a message; until then it is sent nothing.
         Exception
-            It was not delivered, for any reason; the next check tries again.
+            It was not delivered, for any other reason; the next check tries again.
         """
         ...
 

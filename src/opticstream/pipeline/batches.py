@@ -76,7 +76,9 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
                 outputs += record.outputs
                 archives += [file for file in record.outputs if file.path.endswith(_archive_name(project, tile))]
                 if note.get("flags"):
-                    flagged.append(project.event(TileFlagged, tile, reasons=note["flags"]))
+                    flagged.append(
+                        project.event(TileFlagged, tile, reasons=note["flags"], verdict=note.get("verdict", "look"))
+                    )
         failed = sorted(int(number) for number, note in tiles.items() if note["outcome"] == "failed")
         if project.config.processing.archive.enabled:
             claim.ensure_mine()
@@ -127,7 +129,7 @@ def _matlab_call(project: Project, event: BatchReady, stack: contextlib.ExitStac
     tiles: dict[TileId, Path] = {}
     for tile in project.layout.tiles(event.batch):
         with contextlib.suppress(InputError, OSError):  # said when the tile's turn comes
-            source = _sources(event, tile)[0]
+            source = raw_files_of_tile(event, tile)[0]
             if not _is_done(project, event, tile):
                 tiles[tile] = source
     call = MatlabTiles(
@@ -146,7 +148,7 @@ def _is_done(project: Project, event: BatchReady, tile: TileId) -> bool:
     parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
     if record is None or not _still_good(project, record, parameters):
         return False
-    source, spectra = _sources(event, tile)
+    source, spectra = raw_files_of_tile(event, tile)
     return not source.exists() or is_known(record, identity_of(*((source,) if spectra is None else (source, spectra))))
 
 
@@ -235,6 +237,7 @@ class _TileWork:
                 "raw_sha256": record.detail.get("raw_sha256") if record is not None and kept else result.raw_sha256,
                 "figures": result.figures,
                 "flags": list(result.flags),
+                **({"verdict": result.verdict} if result.flags else {}),
                 **({} if same is None or KNOWN_AS not in same.detail else {KNOWN_AS: same.detail[KNOWN_AS]}),
             },
         )
@@ -287,7 +290,7 @@ def _move_aside(path: Path) -> None:
 
 
 def _note(record: FactRecord) -> dict[str, object]:
-    return {key: record.detail[key] for key in ("raw_sha256", "figures", "flags") if record.detail.get(key)}
+    return {key: record.detail[key] for key in ("raw_sha256", "figures", "flags", "verdict") if record.detail.get(key)}
 
 
 def _still_good(project: Project, record: FactRecord, parameters: str) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from opticstream.model.errors import StateError
-from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId
-from opticstream.notify import Level, Milestone, Notifier, NotTold, TargetContext, open_targets
+from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId, TileId
+from opticstream.notify import Delivery, Level, Link, Milestone, Notifier, NotTold, TargetContext, open_targets
+from opticstream.notify.delivery import utc_now
 from opticstream.pipeline.failures import NOT_TOLD
+from opticstream.pipeline.payloads import mosaic_progress_key, project_progress_key
 from opticstream.pipeline.products import recorded_products
 from opticstream.pipeline.progress import (
     MILESTONES_PERCENT,
@@ -16,19 +21,36 @@ from opticstream.pipeline.progress import (
     MosaicProgress,
     ProjectProgress,
     SliceProgress,
+    detail_of,
     project_progress,
 )
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.quality_flags import FlaggedResult, flagged_results
 from opticstream.pipeline.refused import RefusedEvent, refused_events
+from opticstream.state import FactsSnapshot
 
 Say = Callable[[str], object]
 
 
-def milestones(project: Project, progress: ProjectProgress, /) -> list[Milestone]:
-    """Return every milestone that a project has reached, oldest kind first."""
+def milestones(
+    project: Project, progress: ProjectProgress, /, snapshot: FactsSnapshot | None = None
+) -> list[Milestone]:
+    """Return every milestone that a project has reached, oldest kind first.
+
+    Parameters
+    ----------
+    project : Project
+        The project.
+    progress : ProjectProgress
+        Its progress.
+    snapshot : FactsSnapshot, optional
+        The facts behind that; read by default.
+    """
+    snapshot = project.facts.snapshot() if snapshot is None else snapshot
     return [
         *(one for mosaic in progress.mosaics for one in _of_mosaic(project, mosaic)),
         *(one for slice_ in progress.slices for one in _of_slice(project, slice_)),
+        *(_of_flag(project, flagged) for flagged in flagged_results(project, snapshot, keep=True)),
         *(_of_failure(project, failure) for failure in progress.failures),
         *(refusal(project, refused) for refused in refused_events(project)),
     ]
@@ -41,12 +63,14 @@ def _of_mosaic(project: Project, mosaic: MosaicProgress) -> Iterator[Milestone]:
     passed = [percent for percent in MILESTONES_PERCENT if mosaic.percent >= percent]
     for percent in passed[-1:]:
         text = f"{where}: {percent} % of tiles processed ({done} of {mosaic.total_tiles})"
-        yield _milestone(project, item, f"tiles-{percent}", text, title=f"{item}: {percent} % of tiles")
+        later = tuple(f"{item.key}.tiles-{more}" for more in MILESTONES_PERCENT if more > percent)
+        yield _milestone(project, item, f"tiles-{percent}", text, title=f"{item}: {percent} % of tiles", after=later)
     if mosaic.state == "stitched":
         preview = project.paths.readable(project.paths.mosaic_product(item, "aip", ".jpg"))
         yield _milestone(project, item, "stitched", f"{where}: stitched", picture=preview)
     if mosaic.uploaded:
-        yield _milestone(project, item, "uploaded", f"{where}: maps are held, verified, by every remote target")
+        text = f"{where}: maps are held, verified, by every remote target"
+        yield _milestone(project, item, "uploaded", text, links=_addresses(project, item))
 
 
 def _of_slice(project: Project, slice_: SliceProgress) -> Iterator[Milestone]:
@@ -62,19 +86,107 @@ def _of_slice(project: Project, slice_: SliceProgress) -> Iterator[Milestone]:
         yield _milestone(project, item, "stacked", text, picture=project.paths.sample_preview)
     if slice_.uploaded:
         text = f"slice {slice_.slice_id}: results are held, verified, by every remote target"
-        yield _milestone(project, item, "uploaded", text)
+        yield _milestone(project, item, "uploaded", text, links=_addresses(project, item))
+
+
+def _of_flag(project: Project, flagged: FlaggedResult) -> Milestone:
+    """Return the milestone that reports a verdict of quality control."""
+    item, reasons = flagged.item, "; ".join(flagged.reasons)
+    mark = hashlib.sha256(reasons.encode(errors="backslashreplace")).hexdigest()[:8]
+    is_bad = flagged.grade == "bad"
+    return Milestone(
+        key=f"{item.key.replace('/', '.')}.flagged-{mark}",
+        project=project.config.name,
+        item=item,
+        fact="bad" if is_bad else "to check",
+        title=f"{item}: {'bad' if is_bad else 'to check'}",
+        text=f"{item} is {'bad' if is_bad else 'to be checked'}: {reasons}",
+        level="failure" if is_bad else "warning",
+        pictures=_quality_pictures(project, item),
+        links=_page_links(project, item),
+    )
+
+
+def _quality_pictures(project: Project, item: ItemId) -> tuple[Path, ...]:
+    match item:
+        case MosaicId():
+            return (project.paths.mosaic_product(item, "qc_overlap", ".jpg"),)
+        case SliceId():
+            picture = _axis_picture(project, item)
+            return () if picture is None else (picture,)
+        case TileId():
+            picture = project.paths.tile_product(item, "qc").with_suffix(".jpg")
+            return (picture,) if picture.exists() else ()
+    return ()
 
 
 def _of_failure(project: Project, failure: Failure) -> Milestone:
     return Milestone(
-        key=f"{failure.item.key.replace('/', '.')}.{failure.fact}-{failure.attempts}",
+        key=f"{failure.item.key.replace('/', '.')}.{failure.fact}-{failure.attempts}{_earlier(project, failure)}",
         project=project.config.name,
         item=failure.item,
         fact=failure.fact,
         title=f"{failure.item}: {failure.fact}",
         text=f"{failure.item} {failure.fact}: {failure.reason}",
         level="failure",
+        links=_page_links(project, failure.item),
     )
+
+
+def _earlier(project: Project, failure: Failure) -> str:
+    """Return the end of a key that tells how often the same failure was taken back; empty where it never was.
+
+    What fails again after a retry is reported again.
+    """
+    count = project.facts.times_withdrawn(failure.item, failure.fact)
+    return f".{count}" if count else ""
+
+
+def finished(project: Project, progress: ProjectProgress, /) -> Milestone | None:
+    """Return the milestone that sums up a project of which nothing is left to do; None if nothing was found."""
+    if not progress.mosaics:
+        return None
+    tiles = sum(mosaic.tiles_processed for mosaic in progress.mosaics)
+    registered = sum(slice_.state == "registered" for slice_ in progress.slices)
+    stitched = sum(mosaic.state == "stitched" for mosaic in progress.mosaics)
+    parts = [
+        f"{tiles} of {sum(mosaic.total_tiles for mosaic in progress.mosaics)} tiles processed",
+        f"{stitched} of {len(progress.mosaics)} mosaics stitched",
+        f"{registered} of {len(progress.slices)} slices registered",
+    ]
+    flagged = sum(1 for _ in flagged_results(project, project.facts.snapshot()))
+    parts += [f"{len(progress.failures)} failed"] * bool(progress.failures) + [f"{flagged} to check"] * bool(flagged)
+    text = f"finished: {', '.join(parts)}"
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return Milestone(
+        key=f"finished-{mark}",
+        project=project.config.name,
+        item=SampleId(),
+        fact="finished",
+        title="finished",
+        text=text,
+        level="warning" if progress.failures else "info",
+        pictures=(project.paths.sample_preview,),
+        links=_page_links(project, SampleId()),
+    )
+
+
+def _page_links(project: Project, item: ItemId) -> tuple[Link, ...]:
+    """Return the address of the progress of an item on Prefect's page; none where that page has no known address."""
+    page = project.deployment.page
+    if page is None:
+        return ()
+    name = project.config.name
+    mosaic = item if isinstance(item, MosaicId) else item.mosaic if isinstance(item, TileId) else None
+    key = project_progress_key(name) if mosaic is None else mosaic_progress_key(name, mosaic)
+    return (Link("progress", f"{page}/artifacts/key/{quote(key)}"),)
+
+
+def _addresses(project: Project, item: ItemId) -> tuple[Link, ...]:
+    """Return where the remote targets hold an item."""
+    targets = detail_of(project, item, "uploaded").get("targets", {})
+    places = {str(name): str(held.get("place", "")) for name, held in targets.items() if isinstance(held, dict)}
+    return tuple(Link(name, place) for name, place in places.items() if "://" in place)
 
 
 def _milestone(
@@ -86,9 +198,13 @@ def _milestone(
     title: str | None = None,
     level: Level = "info",
     picture: Path | None = None,
+    links: tuple[Link, ...] = (),
+    after: tuple[str, ...] = (),
 ) -> Milestone:
     pictures = () if picture is None else (picture,)
-    return Milestone(f"{item.key}.{fact}", project.config.name, item, fact, title or text, text, level, pictures)
+    links = (*_page_links(project, item), *links)
+    name = project.config.name
+    return Milestone(f"{item.key}.{fact}", name, item, fact, title or text, text, level, pictures, links, after)
 
 
 def _axis_picture(project: Project, slice_id: SliceId) -> Path | None:
@@ -111,7 +227,9 @@ def refusal(project: Project, refused: RefusedEvent, /) -> Milestone:
     )
 
 
-def notifier(project: Project, /, *, say: Say, warn: Say) -> Notifier:
+def notifier(
+    project: Project, /, *, say: Say, warn: Say, at_once: bool = False, now: Callable[[], datetime] = utc_now
+) -> Notifier:
     """Return a notifier for the targets in this host's settings, for one check of the project.
 
     Parameters
@@ -123,6 +241,10 @@ def notifier(project: Project, /, *, say: Say, warn: Say) -> Notifier:
     warn : callable
         Takes a line about each milestone that could not be sent to a target. The first failure of each is also written
         to the journal.
+    at_once : bool, default False
+        Do not wait for the time between two messages, because this process ends.
+    now : callable
+        Returns the present time with its time zone.
     """
 
     def on_failure(failure: NotTold) -> None:
@@ -132,17 +254,30 @@ def notifier(project: Project, /, *, say: Say, warn: Say) -> Notifier:
             stage = f"notify {failure.target}"
             project.facts.journal.failed(SampleId(), None, why=str(failure), kind=NOT_TOLD, stage=stage)
 
-    targets = open_targets(project.deployment.notify_targets, TargetContext(project.paths.base, say))
-    return Notifier(project.paths.base, targets, on_failure=on_failure)
+    wanted = project.deployment.notify_targets
+    targets = open_targets(wanted, TargetContext(project.paths.base, say))
+    rules = {settings.target_name: Delivery.of(settings) for settings in wanted}
+    base = project.paths.base
+    return Notifier(base, targets, on_failure=on_failure, delivery=rules, at_once=at_once, now=now)
 
 
-def tell_milestones(project: Project, notifier: Notifier, /) -> int:
-    """Send each target every milestone that it has not received yet, and return the number sent."""
-    return notifier.tell(milestones(project, project_progress(project)))
+def tell_milestones(
+    project: Project, notifier: Notifier, /, *, also: Iterable[Milestone] = (), progress: ProjectProgress | None = None
+) -> int:
+    """Send each target every milestone that it has not received yet, and return the number sent.
 
-
-def tell_again(project: Project, notifier: Notifier, /) -> int:
-    """Send targets what could not be sent earlier, and return the number sent."""
-    if not notifier.has_untold():
-        return 0
-    return notifier.tell_again(milestones(project, project_progress(project)))
+    Parameters
+    ----------
+    project : Project
+        The project.
+    notifier : Notifier
+        Its targets.
+    also : iterable of Milestone
+        What is to be told besides, such as `opticstream.pipeline.conditions`.
+    progress : ProjectProgress, optional
+        The progress of the project; read by default.
+    """
+    snapshot = project.facts.snapshot()
+    reached = [*milestones(project, progress or project_progress(project, snapshot), snapshot), *also]
+    notifier.drop_untold(reached)
+    return notifier.tell(reached)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from opticstream.config.processing import QualitySettings
 from opticstream.model.chain import Step
 from opticstream.model.events import Event, MosaicFlagged, MosaicReady, MosaicStitched
 from opticstream.model.ids import MosaicId
+from opticstream.model.verdict import Grade, Verdict
 from opticstream.pipeline.cleaned import check_tiles_are_there
 from opticstream.pipeline.host_memory import within_memory
 from opticstream.pipeline.jobs import STITCH_MOSAIC, STITCH_VOLUME, Attempt, Done, Result, announcements, once, perform
@@ -64,6 +66,8 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
         )
         outputs = {**_own_outputs(project, mosaic, coordinates, focus), **stitched.outputs}
         refreshed = project.config.processing.coordinates.force_refresh_coordinates
+        limits, tiles = project.config.processing.quality, len(project.layout.tiles(mosaic))
+        verdict = verdict_of_mosaic(coordinates, stitched, focus=focus, limits=limits, tiles=tiles)
         return Result(
             outputs=[facts.file_record(path) for path in outputs.values()],
             inputs=[] if refreshed else [template],
@@ -73,7 +77,9 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
                 "template_reused": coordinates.reused,
                 "coordinates": coordinates.as_dict()["verdict"],
                 "missing_tiles": stitched.missing_tiles,
-                "doubts": quality_flags_of_mosaic(coordinates, stitched),
+                "doubts": list(verdict.reasons),
+                "verdict": verdict.grade,
+                "figures": stitched.figures,
                 "focus": _focus_as_recorded(project, focus),
                 "notes": list(stitched.notes),
             },
@@ -84,7 +90,8 @@ def stitch_mosaic(project: Project, event: MosaicReady, /, *, attempt: Attempt =
     if events:
         events += [*_released_mosaics(project, mosaic), *others]
     if isinstance(outcome, Done) and (flags := outcome.result.detail["doubts"]):
-        events.append(project.event(MosaicFlagged, mosaic, reasons=tuple(flags)))
+        grade = outcome.result.detail["verdict"]
+        events.append(project.event(MosaicFlagged, mosaic, reasons=tuple(flags), verdict=grade))
     return events
 
 
@@ -217,18 +224,119 @@ def _waiting_for_template(project: Project, mosaic: MosaicId, snapshot: FactsSna
     ]
 
 
-def quality_flags_of_mosaic(coordinates: CoordinatesResult, stitched: MosaicResult, /) -> list[str]:
+def quality_flags_of_mosaic(
+    coordinates: CoordinatesResult,
+    stitched: MosaicResult,
+    /,
+    *,
+    focus: FocusResult | None = None,
+    limits: QualitySettings | None = None,
+) -> list[str]:
     """Return the reasons to check a stitched mosaic by eye; none where all is well."""
-    flags = []
+    return list(verdict_of_mosaic(coordinates, stitched, focus=focus, limits=limits).reasons)
+
+
+def verdict_of_mosaic(
+    coordinates: CoordinatesResult,
+    stitched: MosaicResult,
+    /,
+    *,
+    focus: FocusResult | None = None,
+    limits: QualitySettings | None = None,
+    tiles: int = 0,
+) -> Verdict:
+    """Return the verdict on a stitched mosaic: its positions, tiles, maps, mask and focus.
+
+    Parameters
+    ----------
+    coordinates, stitched, focus
+        What was found and made; without `focus` it is not judged.
+    limits : QualitySettings, optional
+        The limits; those by default.
+    tiles : int
+        Number of tiles of the mosaic; 0: unknown.
+    """
+    limits = limits or QualitySettings()
+    found: list[tuple[Grade, str]] = []
     if coordinates.verdict is not None and coordinates.verdict.grade != "good":
-        flags.append(f"coordinates are {coordinates.verdict.sentence}")
+        found.append(("look", f"coordinates are {coordinates.verdict.sentence}"))
     elif coordinates.verdict is not None and coordinates.verdict.pattern:
-        flags.append(f"coordinates: {coordinates.verdict.pattern}")
-    if stitched.missing_tiles:
-        flags.append(f"stitched without tiles {', '.join(map(str, stitched.missing_tiles))}")
-    if stitched.tissue_fraction == 0:
-        flags.append("the mask keeps nothing, all maps are empty (processing.mask.threshold_db)")
-    return flags
+        found.append(("look", f"coordinates: {coordinates.verdict.pattern}"))
+    if missing := stitched.missing_tiles:
+        share = len(missing) / tiles if tiles else 0.0
+        is_bad = share >= limits.missing_fraction and len(missing) > 1
+        more = f" ({share:.0%}, limit {limits.missing_fraction:.0%}; processing.quality.missing_fraction)" * is_bad
+        found.append(("bad" if is_bad else "look", f"stitched without tiles {', '.join(map(str, missing))}{more}"))
+    found += _graded_maps(stitched, limits)
+    found += _graded_mask(stitched, limits)
+    if focus is not None and not focus.reused:
+        found += _graded_focus(focus, limits)
+    return Verdict.of(found)
+
+
+def _graded_maps(stitched: MosaicResult, limits: QualitySettings) -> Iterator[tuple[Grade, str]]:
+    if stitched.seam_ncc < limits.seam_ncc:
+        yield (
+            "look",
+            f"overlaps: neighbouring tiles correlate with {stitched.seam_ncc:.2f}, limit {limits.seam_ncc:.2f} "
+            "(processing.quality.seam_ncc)",
+        )
+    for modality, ncc in stitched.figures.get("seam_ncc_of", {}).items():
+        if ncc < limits.consistency_ncc:
+            yield (
+                "look",
+                f"{modality} does not fit the other maps: neighbouring tiles correlate with {ncc:.2f} where they agree "
+                f"otherwise, limit {limits.consistency_ncc:.2f} (processing.quality.consistency_ncc)",
+            )
+
+
+def _graded_mask(stitched: MosaicResult, limits: QualitySettings) -> Iterator[tuple[Grade, str]]:
+    coverage = stitched.tissue_fraction
+    if coverage == 0:
+        yield "bad", "the mask keeps nothing, all maps are empty (processing.mask.threshold_db)"
+        return
+    if coverage < limits.mask_coverage:
+        yield (
+            "look",
+            f"the mask keeps {coverage:.1%} of the mosaic, limit {limits.mask_coverage:.1%} "
+            "(processing.quality.mask_coverage)",
+        )
+    if coverage > limits.mask_coverage_most:
+        yield (
+            "look",
+            f"the mask keeps {coverage:.1%} of the mosaic, at most {limits.mask_coverage_most:.1%} are expected "
+            "(processing.quality.mask_coverage_most)",
+        )
+    contrast_db = stitched.figures.get("mask_contrast_db")
+    if contrast_db is not None and contrast_db < limits.mask_contrast_db:
+        yield (
+            "look",
+            f"the mask divides levels that differ by {contrast_db:.1f} dB, limit {limits.mask_contrast_db:.1f} dB "
+            "(processing.quality.mask_contrast_db, processing.mask.threshold_db)",
+        )
+    parts = stitched.figures.get("mask_parts", 0)
+    if parts > limits.mask_parts:
+        yield (
+            "look",
+            f"the mask has {parts} parts, limit {limits.mask_parts} (processing.quality.mask_parts, "
+            "processing.mask.min_fraction)",
+        )
+
+
+def _graded_focus(focus: FocusResult, limits: QualitySettings) -> Iterator[tuple[Grade, str]]:
+    before, after = focus.residual_before_px, focus.residual_after_px
+    if after > before:
+        yield (
+            "look",
+            f"focus: the surfaces fit worse with the focus map ({after:.1f} px) than without ({before:.1f} px)",
+        )
+    elif after > limits.focus_residual_px:
+        grade: Grade = "bad" if after > limits.bad_factor * limits.focus_residual_px else "look"
+        yield (
+            grade,
+            f"focus: the surfaces differ by {after:.1f} px in the overlaps, limit {limits.focus_residual_px:.1f} px "
+            "(processing.quality.focus_residual_px)",
+        )
 
 
 def stitch_volume(project: Project, event: MosaicStitched, /, *, attempt: Attempt = once) -> list[Event]:

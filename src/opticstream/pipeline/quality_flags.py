@@ -1,15 +1,24 @@
-"""Finished results that quality control flagged for review."""
+"""Finished results that quality control flagged for review, with a verdict and its reasons in words.
+
+What was read from the flag files is kept in ``state/quality.json``, so that a look at a project of thousands of batches
+reads only the flags that have changed since.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
-from opticstream.model.ids import BatchId, ItemId, TileId
+from opticstream.model.ids import BatchId, ItemId, TileId, item_from_key
+from opticstream.model.verdict import Grade
 from opticstream.pipeline.progress import detail_of
 from opticstream.pipeline.project import Project
 from opticstream.state import FactsSnapshot
+from opticstream.state.durable import replace_whole
 
 _KEPT_IN = {"batch": "processed", "mosaic": "stitched", "slice": "registered"}
 """The fact whose detail holds the flags of an item, by hierarchy; that of a batch holds those of its tiles."""
@@ -21,22 +30,78 @@ class FlaggedResult:
 
     item: ItemId
     reasons: tuple[str, ...]
+    grade: Grade = "look"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {"item": self.item.key, "reasons": list(self.reasons)}
+        return {"item": self.item.key, "verdict": self.grade, "reasons": list(self.reasons)}
 
 
-def flagged_results(project: Project, snapshot: FactsSnapshot, /) -> Iterator[FlaggedResult]:
-    """Yield the finished tiles, mosaics and slices that quality control flagged, as recorded in the flag files."""
+def flagged_results(project: Project, snapshot: FactsSnapshot, /, *, keep: bool = False) -> Iterator[FlaggedResult]:
+    """Yield the finished tiles, mosaics and slices that quality control flagged, as recorded in the flag files.
+
+    Parameters
+    ----------
+    project : Project
+        The project.
+    snapshot : FactsSnapshot
+        Its facts.
+    keep : bool, default False
+        Keep what is read for the next call.
+    """
+    known = _known(project)
+    now: dict[str, list[Any]] = {}
     for item in snapshot.items():
         fact = _KEPT_IN.get(item.hierarchy)
         if fact is None or not snapshot.has(item, fact):
             continue
-        detail = detail_of(project, item, fact)
-        if isinstance(item, BatchId):
-            for number, note in sorted(detail.get("tiles", {}).items(), key=lambda entry: int(entry[0])):
-                if note.get("flags"):
-                    yield FlaggedResult(TileId(item.mosaic_id, int(number)), tuple(note["flags"]))
-        elif reasons := detail.get("doubts"):
-            yield FlaggedResult(item, tuple(reasons))
+        stamp = _stamp(project.facts.path(item, fact))
+        before = known.get(item.key)
+        if before is None or stamp is None or before[0] != stamp:
+            before = [stamp, [_plain(one) for one in _in_record(item, detail_of(project, item, fact))]]
+        now[item.key] = before
+        for key, grade, reasons in before[1]:
+            yield FlaggedResult(item_from_key(key), tuple(reasons), grade)
+    if keep and now != known:
+        with contextlib.suppress(OSError):  # the next call reads the flags again
+            replace_whole(_path(project), json.dumps(now, ensure_ascii=False).encode(errors="backslashreplace"))
+
+
+def _in_record(item: ItemId, detail: Mapping[str, Any]) -> Iterator[FlaggedResult]:
+    """Yield what the record of a batch says of its tiles, and that of a mosaic or slice of itself."""
+    if isinstance(item, BatchId):
+        for number, note in sorted(detail.get("tiles", {}).items(), key=lambda entry: int(entry[0])):
+            if note.get("flags"):
+                yield FlaggedResult(TileId(item.mosaic_id, int(number)), tuple(note["flags"]), _grade(note))
+    elif reasons := detail.get("doubts"):
+        yield FlaggedResult(item, tuple(reasons), _grade(detail))
+
+
+def _grade(detail: Mapping[str, Any]) -> Grade:
+    """Return the verdict in a record; those of earlier versions only tell that somebody should look."""
+    grade: Any = detail.get("verdict")
+    return grade if grade in get_args(Grade) else "look"
+
+
+def _plain(one: FlaggedResult) -> list[Any]:
+    return [one.item.key, one.grade, list(one.reasons)]
+
+
+def _known(project: Project) -> dict[str, list[Any]]:
+    try:
+        known = json.loads(_path(project).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_mtime_ns, status.st_size, status.st_ino]
+
+
+def _path(project: Project) -> Path:
+    return project.paths.base / "state" / "quality.json"

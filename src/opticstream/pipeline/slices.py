@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opticstream.config.engines import matlab_for
+from opticstream.config.processing import QualitySettings
 from opticstream.model.events import Event, SliceFlagged, SliceReady
 from opticstream.model.ids import MosaicId, SliceId
+from opticstream.model.verdict import Grade, Verdict
 from opticstream.pipeline.jobs import REGISTER_SLICE, Attempt, Done, Result, announcements, failure_event, once, perform
 from opticstream.pipeline.products import stitched_maps, stitched_volumes
 from opticstream.pipeline.project import Project
@@ -58,6 +61,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
                 solver=_solver(project, slice_id),
             ),
         )
+        verdict = verdict_of_slice(made.failures, made.summary, project.config.processing.quality)
         lost = {} if made.has_axis else {"reason": made.why_no_axis, "stage": REGISTER_SLICE.name}
         return Result(
             fact=None if made.has_axis else "axis_failed",
@@ -67,7 +71,8 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
                 "pictures": [project.paths.relative(path) for path in made.pictures],
                 "mosaics": [mosaic.mosaic_id for mosaic in good],
                 "summary": made.summary,
-                "doubts": list(made.failures),
+                "doubts": list(verdict.reasons),
+                "verdict": verdict.grade,
                 "notes": list(made.notes),
                 **lost,
             },
@@ -84,7 +89,8 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
         return [failure_event(project, slice_id, REGISTER_SLICE, told)]
     events = announcements(project, slice_id, REGISTER_SLICE, outcome)
     if flags := outcome.result.detail["doubts"]:
-        events.append(project.event(SliceFlagged, slice_id, reasons=tuple(flags)))
+        grade = outcome.result.detail["verdict"]
+        events.append(project.event(SliceFlagged, slice_id, reasons=tuple(flags), verdict=grade))
     return events
 
 
@@ -97,6 +103,36 @@ def _solver(project: Project, slice_id: SliceId) -> AxisSolver | None:
 
     folder = project.paths.registered_folder
     return slice_stages.axis_solver_by_matlab(engine, project.deployment, folder, name=str(slice_id))
+
+
+def verdict_of_slice(failures: Sequence[str], summary: Mapping[str, Any], limits: QualitySettings, /) -> Verdict:
+    """Return the verdict on a registered slice: illuminations that were left out, and how sure its fibre axes are.
+
+    Parameters
+    ----------
+    failures : sequence of str
+        Illuminations that could not be registered, and why.
+    summary : mapping
+        Figures, as in the transform file.
+    limits : QualitySettings
+        The limits.
+    """
+    found: list[tuple[Grade, str]] = [("look", failure) for failure in failures]
+    axis = summary.get("axis") or {}
+    uncertainty_deg, share = axis.get("median_uncertainty_deg"), axis.get("share_of_pixels_with_axis")
+    if uncertainty_deg is not None and uncertainty_deg > limits.axis_uncertainty_deg:
+        reason = (
+            f"fibre axes: median uncertainty {uncertainty_deg:.1f} deg, limit {limits.axis_uncertainty_deg:.1f} deg "
+            "(processing.quality.axis_uncertainty_deg)"
+        )
+        found.append(("look", reason))
+    if share is not None and share < limits.axis_share:
+        reason = (
+            f"fibre axes: {share:.1%} of the tissue has one, limit {limits.axis_share:.1%} "
+            "(processing.quality.axis_share)"
+        )
+        found.append(("bad" if share * limits.bad_factor < limits.axis_share else "look", reason))
+    return Verdict.of(found)
 
 
 def _records(project: Project, path: Path) -> list[FileRecord]:

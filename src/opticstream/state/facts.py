@@ -264,6 +264,14 @@ class Facts:
         self.journal.write("withdrawn", item, fact=fact, why=reason, detail={"kept": kept.name})
         return True
 
+    def times_withdrawn(self, item: ItemId, fact: str, /) -> int:
+        """Return how often a fact has been withdrawn; looks only at the names in ``state/withdrawn/``."""
+        prefix = f"{flag_stem(item)}.{check_fact(item, fact)}."
+        try:
+            return sum(name.startswith(prefix) for name in os.listdir(self._withdrawn_path(item, fact).parent))
+        except FileNotFoundError:
+            return 0
+
     def facts_of(self, item: ItemId, /) -> frozenset[str]:
         """Return all facts that have been recorded about `item`."""
         names = frozenset(fact for fact in facts_of(item.hierarchy) if self.path(item, fact).exists())

@@ -148,15 +148,23 @@ class Journal:
         """
         self.write("failed", item, fact=fact, why=why, detail={"kind": kind, "stage": stage})
 
-    def entries(self) -> Iterator[JournalEntry]:
+    def entries(self, *, since: datetime | None = None) -> Iterator[JournalEntry]:
         """Yield the entries of all hosts in the order of their times; damaged lines are skipped.
 
         Entries of one file keep their order even if the host's clock was set back between them.
+
+        Parameters
+        ----------
+        since : datetime, optional
+            Omit entries before this time; the files of days before it are not opened.
         """
         files = sorted(self.folder.glob("*.jsonl")) if self.folder.is_dir() else []
+        if since is not None:
+            files = [file for file in files if file.stem[-8:] >= f"{since:%Y%m%d}"]
         streams = [_in_order(file) for file in files]
         for _, _, _, entry in heapq.merge(*streams, key=lambda keyed: keyed[:3]):
-            yield entry
+            if since is None or entry.time >= since:
+                yield entry
 
     def history(self, item: ItemId, /, *, below: bool = False) -> list[JournalEntry]:
         """Return what happened to an item, oldest first.

@@ -189,6 +189,28 @@ class Watcher:
         begun = (batch for batch, files in sorted(self._by_batch.items()) if files)
         return [self._incomplete(batch, now) for batch in begun if batch not in self._done]
 
+    def folder_quiet_s(self) -> float:
+        """Return the time since a raw file appeared or grew, in seconds; without any, since the watcher began."""
+        return self._clock() - self._folder_changed_s
+
+    def open_batches(self) -> list[BatchId]:
+        """Return the batches that the rig has yet to finish: of the mosaics in progress in the last slice that began.
+
+        A mosaic is in progress as soon as one of its batches has begun; a later mosaic that is complete tells that the
+        rig has left the earlier ones.
+        """
+        begun = {batch for batch, files in self._by_batch.items() if files}
+        if not begun:
+            return []
+        last = max(self.layout.slice_of(batch.mosaic) for batch in begun)
+        mosaics = sorted({batch.mosaic for batch in begun if self.layout.slice_of(batch.mosaic) == last})
+        return [
+            batch
+            for mosaic in mosaics
+            for batch in self.layout.batches(mosaic)
+            if batch not in self._done and (batch in begun or not self._is_overtaken(batch))
+        ]
+
     def stalled(self) -> list[IncompleteBatch]:
         """Return the incomplete batches in which nothing has changed for a while, each one once.
 

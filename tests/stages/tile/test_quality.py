@@ -82,3 +82,21 @@ def test_saturation_is_counted_at_the_cameras_full_scale_only():
     assert seen.fraction == pytest.approx(1 / 8)
     seen.add(np.array([5000, 7, 8, 9], np.uint16))
     assert seen.fraction == 0.0
+
+
+@pytest.mark.parametrize(
+    ("figures", "grade"),
+    [
+        ({}, "ok"),
+        ({"saturated_fraction": 0.002}, "look"),
+        ({"saturated_fraction": 0.02}, "bad"),
+        ({"surface_confidence": 0.4}, "look"),
+        ({"surface_confidence": 0.05, "nan_fraction": 0.02}, "bad"),
+        ({"surface_roughness_px": 25.0}, "look"),
+    ],
+)
+def test_a_figure_far_beyond_its_limit_makes_the_tile_bad(figures, grade):
+    verdict = replace(GOOD, **figures).verdict(QualitySettings())
+    assert verdict.grade == grade
+    assert len(verdict.reasons) == len(figures)
+    assert replace(GOOD, **figures).verdict(QualitySettings(bad_factor=1e6)).grade in ("ok", "look")

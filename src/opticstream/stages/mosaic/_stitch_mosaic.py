@@ -34,6 +34,7 @@ from opticstream.io.tilemap import TileMap, read_tilemap
 from opticstream.model.errors import ProcessingError
 from opticstream.model.ids import MosaicId
 from opticstream.model.modalities import described
+from opticstream.stages.mosaic._quality import mask_figures, seam_ncc_of_map
 from opticstream.stages.mosaic._tiles import MosaicTiles, check_template, tiles_of_mosaic
 
 Progress = Callable[[float], None]
@@ -60,6 +61,9 @@ class MosaicResult:
         Share of the covered area inside the mask; NaN without a mask.
     notes : tuple of str
         What was written in another format because the usual one cannot hold it.
+    figures : dict
+        Quality figures: `seam_ncc`, `seam_ncc_of` (by map, in overlaps that are clear in the first one),
+        `tissue_fraction`, `mask_contrast_db` and `mask_parts`; None where there is nothing to compare.
     """
 
     outputs: dict[str, Path]
@@ -69,6 +73,7 @@ class MosaicResult:
     seam_ncc: float = float("nan")
     tissue_fraction: float = float("nan")
     notes: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def missing_tiles(self) -> list[int]:
@@ -85,6 +90,7 @@ class MosaicResult:
             "seam_ncc": None if np.isnan(self.seam_ncc) else round(self.seam_ncc, 4),
             "tissue_fraction": None if np.isnan(self.tissue_fraction) else round(self.tissue_fraction, 4),
             "notes": list(self.notes),
+            "figures": self.figures,
         }
 
 
@@ -191,6 +197,7 @@ def stitch_maps(
     tissue: NDArray[np.bool_] | None = None
     blank: tuple[int, ...] = ()
     seams: list[Seam] = []
+    figures: dict[str, Any] = {"seam_ncc_of": {}}
     for done, modality in enumerate(order):
         image, raw, covered = _fused(tiles, modality, canvas, weights, shading=stitch.shading_correction)
         if modality == first:
@@ -210,12 +217,17 @@ def stitch_maps(
                     sigma_px=mask.sigma_px,
                     min_fraction=mask.min_fraction,
                 )
+                figures |= mask_figures(image, tissue)
                 outputs |= _write_mask(tissue, folder, stem, geometry, stitch)
                 tissue_fraction = float(tissue.sum() / max(covered.sum(), 1))
             else:
                 # An earlier run's mask would be applied to the volumes as if it were this one's.
                 for path in _mask_paths(folder, stem):
                     path.unlink(missing_ok=True)
+        else:
+            agreement = seam_ncc_of_map(modality, raw, tiles.numbers, canvas.offset, seams)
+            if np.isfinite(agreement):
+                figures["seam_ncc_of"][modality] = round(agreement, 4)
         if tissue is not None:
             image = np.where(tissue, image, np.float32(np.nan))
         outputs |= _write_map(modality, image, folder, stem, geometry, stitch.formats)
@@ -230,6 +242,8 @@ def stitch_maps(
     outputs["seams"] = _write_seams(seams, tiles, folder / f"{stem}_seams.json")
     report(1.0)
     nccs = [s.ncc for s in seams if np.isfinite(s.ncc)]
+    figures["seam_ncc"] = round(float(np.median(nccs)), 4) if nccs else None
+    figures["tissue_fraction"] = round(tissue_fraction, 4) if tissue is not None else None
     return MosaicResult(
         outputs,
         canvas.shape,
@@ -238,6 +252,7 @@ def stitch_maps(
         float(np.median(nccs)) if nccs else float("nan"),
         tissue_fraction if tissue is not None else float("nan"),
         long_axis_notes([canvas.shape]),
+        figures,
     )
 
 

@@ -16,6 +16,7 @@ from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described
+from opticstream.model.verdict import Grade
 from opticstream.stages.tile._archive_spectra import read_spectra
 from opticstream.stages.tile._archive_tile import checksum_path
 from opticstream.stages.tile._picture import tile_picture
@@ -73,6 +74,8 @@ class TileResult:
     """Quality figures, see `opticstream.stages.tile._quality`."""
     flags: tuple[str, ...] = ()
     """Quality limits that were exceeded; empty for a good tile."""
+    verdict: Grade = "ok"
+    """Verdict of quality control."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -222,6 +225,7 @@ def process_tile(
         write_bytes(path, content)
         outputs["qc"] = OutputFile(path, len(content), hashlib.sha256(content).hexdigest())
     job.progress(1.0)
+    verdict = figures.verdict(processing.quality)
     return TileResult(
         tile,
         source,
@@ -229,5 +233,6 @@ def process_tile(
         None if done.digests is None else done.digests.raw,
         outputs,
         figures.as_dict(),
-        figures.flags(processing.quality),
+        verdict.reasons,
+        verdict.grade,
     )

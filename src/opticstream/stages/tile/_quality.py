@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.config.processing import QualitySettings
+from opticstream.model.verdict import Grade, Verdict
 
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)
 """Largest count of cameras with 8, 10, 12, 14 and 16 bits."""
@@ -66,44 +67,68 @@ class TileFigures:
         return asdict(self)
 
     def flags(self, limits: QualitySettings, /) -> tuple[str, ...]:
-        """Return a sentence for each limit that is exceeded, with the setting that holds it.
+        """Return a sentence for each limit that is exceeded, with the setting that holds it."""
+        return self.verdict(limits).reasons
+
+    def verdict(self, limits: QualitySettings, /) -> Verdict:
+        """Return the verdict, with a sentence for each limit that is exceeded and the setting that holds it.
 
         What tissue shows is judged only where more than a twentieth of the tile is tissue.
         """
-        found = []
+        return Verdict.of(self._graded(limits))
+
+    def _graded(self, limits: QualitySettings) -> list[tuple[Grade, str]]:
+        found: list[tuple[Grade, str]] = []
         if self.saturated_fraction > limits.saturated_fraction:
-            found.append(
+            reason = (
                 f"saturated: {self.saturated_fraction:.2%} of the samples at full scale, "
                 f"limit {limits.saturated_fraction:.2%} (processing.quality.saturated_fraction)"
             )
+            found.append((grade_above(self.saturated_fraction, limits.saturated_fraction, limits), reason))
         if 1 - self.tissue_fraction > limits.blank_fraction:
-            found.append(
+            reason = (
                 f"blank: {1 - self.tissue_fraction:.0%} of the A-lines without tissue, "
                 f"limit {limits.blank_fraction:.0%} (processing.quality.blank_fraction)"
             )
+            found.append(("look", reason))
         if self.tissue_fraction <= LEAST_TISSUE:
-            return tuple(found)
+            return found
         if limits.signal_db is not None and self.signal_db < limits.signal_db:
-            found.append(
+            reason = (
                 f"weak: average intensity {self.signal_db:.1f} dB over tissue, "
                 f"limit {limits.signal_db:.1f} dB (processing.quality.signal_db)"
             )
+            found.append(("look", reason))
         if self.surface_roughness_px > limits.surface_roughness_px:
-            found.append(
+            reason = (
                 f"surface: median step {self.surface_roughness_px:.1f} px, "
                 f"limit {limits.surface_roughness_px:.1f} px (processing.quality.surface_roughness_px)"
             )
+            found.append((grade_above(self.surface_roughness_px, limits.surface_roughness_px, limits), reason))
         if self.surface_confidence < limits.surface_confidence:
-            found.append(
+            reason = (
                 f"surface: median confidence {self.surface_confidence:.2f}, "
                 f"limit {limits.surface_confidence:.2f} (processing.quality.surface_confidence)"
             )
+            found.append((grade_above(limits.surface_confidence, self.surface_confidence, limits), reason))
         if self.nan_fraction > limits.nan_fraction:
-            found.append(
+            reason = (
                 f"no value: {self.nan_fraction:.1%} of the tissue in one of the maps, "
                 f"limit {limits.nan_fraction:.1%} (processing.quality.nan_fraction)"
             )
-        return tuple(found)
+            found.append((grade_above(self.nan_fraction, limits.nan_fraction, limits), reason))
+        return found
+
+
+def grade_above(figure: float, limit: float, limits: QualitySettings, /) -> Grade:
+    """Return the grade of a figure that exceeds its limit.
+
+    Examples
+    --------
+    >>> grade_above(0.002, 0.001, QualitySettings()), grade_above(0.02, 0.001, QualitySettings())
+    ('look', 'bad')
+    """
+    return "bad" if figure > limits.bad_factor * limit else "look"
 
 
 TISSUE_ABOVE_NOISE_DB = 3.0
