@@ -9,9 +9,11 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from opticstream.config import DeploymentSettings, load_project
+from opticstream.io.nifti import write_nifti
 from opticstream.model.chain import chain
 from opticstream.model.events import MosaicStitched, MosaicVolumeStitched, SliceRegistered
 from opticstream.model.ids import BatchId, MosaicId, SliceId
@@ -23,8 +25,11 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.stale import stale_plan, stale_results
 from opticstream.pipeline.under_way import shown_under_way, uploads_under_way
 from opticstream.pipeline.uploads import rate_now, upload_pending, upload_queue
+from opticstream.pipeline.verify_uploads import verified_uploads
 from opticstream.state.manifest import records_of_store, write_manifest
 from opticstream.state.record import sha256_of_path
+from opticstream.state.reset import apply_reset, plan_reset
+from opticstream.state.verify import verify
 from opticstream.testing.s3_server import SECRET, SECRET_KEY, Proxy, RcloneServer, error_answer
 
 BATCH, MOSAIC, SLICE = BatchId(1, 1), MosaicId(1), SliceId(1)
@@ -153,6 +158,59 @@ def test_everything_is_uploaded_where_its_kind_belongs_and_recorded_and_announce
     told = {one.text for one in milestones(project, project_progress(project)) if one.fact == "uploaded"}
     assert any(text.startswith("mosaic 1 (slice 1, normal): maps are held") for text in told)
     assert any(text.startswith("slice 1: results are held") for text in told)
+
+
+def test_a_reset_removes_the_link_to_a_published_result_and_never_what_it_leads_to(open_at):
+    project = with_results(open_at(None))
+    list(upload_pending(project, secrets=secrets))
+    maps, store = project.paths.mosaic_product(MOSAIC, "aip"), project.paths.mosaic_volume(MOSAIC, "dBI")
+    assert maps.is_symlink()
+    assert store.is_symlink()
+    goals = maps.resolve(), store.resolve()
+    assert verify(project.facts, layout=None) == []
+    plan = plan_reset(project.facts, MOSAIC, project.layout, downstream=True)
+    apply_reset(project.facts, plan, project.layout, reason="test")
+    assert not os.path.lexists(maps)
+    assert not os.path.lexists(store)
+    assert [path.exists() for path in goals] == [True, True]
+    assert goals[0].read_bytes() == b"map" * 1000
+
+
+def test_a_project_of_an_earlier_version_keeps_its_hard_links(open_at):
+    project = with_results(open_at(None))
+    maps = project.paths.mosaic_product(MOSAIC, "aip")
+    copy = project.paths.published(MOSAIC, maps)
+    copy.parent.mkdir(parents=True)
+    os.link(maps, copy)
+    project.facts.record(MOSAIC, "published", {"outputs": [project.facts.file_record(copy, checksum=False)]})
+    list(upload_pending(project, secrets=secrets))
+    assert not maps.is_symlink()
+    assert maps.samefile(copy)
+    assert stale_results(project) == []
+    assert verify(project.facts, layout=None) == []
+
+
+def test_tables_of_a_bids_data_set_are_uploaded_as_they_are_now(open_at, server, request, project_file):
+    project = open_at(server.endpoint)
+    project_file.write_text(project_file.read_text() + '[publish]\nlayout = "bids"\n')
+    project = Project.open(load_project(project_file), deployment=project.deployment)
+    samples = server.folder / "derived" / request.node.name / "derivatives/opticstream/samples.tsv"
+    for number in (1, 2):
+        axis = write_nifti(
+            project.paths.registered_folder / f"slice_{number:03d}_axis.nii.gz",
+            np.ones((2, 2, 1)),
+            voxel_size_mm=(0.01, 0.01, 0.5),
+        )
+        project.facts.record(SliceId(number), "registered", {"outputs": [project.facts.file_record(axis)]})
+        events = [event.event_name() for event in upload_pending(project, secrets=secrets)]
+        assert events == ["linc.oct.slice.uploaded"]
+        rows = samples.read_text().splitlines()[1:]
+        assert [row.split("\t")[0] for row in rows] == [f"sample-slice{n:03d}" for n in range(1, number + 1)]
+    found = list(verified_uploads(project, lambda _item: True, {"derived_s3"}, secrets))
+    assert {one.problem for one in found} == {None}, "also of the first slice, whose table had fewer rows"
+    samples.write_text("lost")
+    (wrong,) = [one for one in verified_uploads(project, lambda _i: True, {"derived_s3"}, secrets) if one.problem]
+    assert wrong.key == "derivatives/opticstream/samples.tsv"
 
 
 def test_a_target_that_does_not_answer_holds_up_nothing_and_parks_nothing(open_at, server, proxy):

@@ -166,13 +166,13 @@ class S3Target:
     def _put_whole(self, file: LocalFile, pace: Pace) -> frozenset[str]:
         data = file.path.read_bytes()
         digests = _Digests()
-        digests.add(data)
+        md5 = digests.add(data)
         marks = digests.marks(file)
         pace.take(len(data))
         self._ask(
             "write", file.key,
             lambda: self._client.put_object(
-                **self._object(file.key), Body=data, ContentMD5=_base64_md5(data), Metadata={"sha256": file.sha256}
+                **self._object(file.key), Body=data, ContentMD5=_base64(md5), Metadata={"sha256": file.sha256}
             ),
         )  # fmt: skip
         return marks
@@ -184,13 +184,13 @@ class S3Target:
         etags: dict[int, str] = {}
         stop = threading.Event()
 
-        def send(number: int, data: bytes) -> int:
+        def send(number: int, data: bytes, md5: str) -> int:
             if stop.is_set():
                 return 0
             pace.take(len(data))
             answer = self._ask(
                 "write", file.key,
-                lambda: self._client.upload_part(**about, PartNumber=number, Body=data, ContentMD5=_base64_md5(data)),
+                lambda: self._client.upload_part(**about, PartNumber=number, Body=data, ContentMD5=_base64(md5)),
             )  # fmt: skip
             etags[number] = answer["ETag"]
             return len(data)
@@ -208,7 +208,7 @@ class S3Target:
                         continue
                     if len(sending) >= threads:
                         passed(sending.popleft().result())
-                    sending.append(pool.submit(send, number, data))
+                    sending.append(pool.submit(send, number, data, md5))
                 while sending:
                     passed(sending.popleft().result())
             except BaseException:
@@ -315,10 +315,13 @@ class _Digests:
 
     def add(self, part: bytes, /) -> str:
         """Add a part and return its MD5."""
-        self._sha256.update(part)
-        self._md5.update(part)
-        self._size += len(part)
         digest = hashlib.md5(part, usedforsecurity=False)
+        self._sha256.update(part)
+        if self._size:
+            self._md5.update(part)
+        else:
+            self._md5 = digest.copy()
+        self._size += len(part)
         self._parts.append(digest.digest())
         return digest.hexdigest()
 
@@ -350,8 +353,8 @@ def _etag(found: Mapping[str, Any]) -> str:
     return str(found.get("ETag", "")).strip('"')
 
 
-def _base64_md5(data: bytes) -> str:
-    return b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+def _base64(digest: str) -> str:
+    return b64encode(bytes.fromhex(digest)).decode()
 
 
 def _seconds_of(header: str | None) -> float | None:
