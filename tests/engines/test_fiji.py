@@ -75,7 +75,7 @@ def fiji(tmp_path):
 
 @pytest.fixture
 def case(tmp_path):
-    return make_case(tmp_path / "project [1]")
+    return make_case(tmp_path / "project [1]", products=("aip",))
 
 
 def placed(case, fiji, *, timeout_s=60.0, scan=None, **settings):
@@ -137,12 +137,14 @@ def test_tiles_that_fiji_left_at_the_origin_or_placed_badly_go_where_the_stage_p
     assert made.verdict.tiles_by_stage == 2
 
 
+@pytest.mark.slow
 def test_tiles_that_fiji_leaves_out_are_placed_by_the_stage(case, fiji):
     fiji.plan(positions=true_positions(case)[:-1])
     made = placed(case, fiji)
     assert [place.tile for place in made.tilemap.places if place.by_stage_only] == [len(made.tilemap.places)]
 
 
+@pytest.mark.slow
 def test_a_mosaic_in_which_nothing_fits_lies_on_the_nominal_grid_and_is_doubted(case, fiji):
     fiji.plan(positions=[[name, 0.0, 0.0] for name, *_ in true_positions(case)])
     made = placed(case, fiji)
@@ -174,6 +176,7 @@ def test_the_macro_names_grid_order_overlap_and_thresholds(case, fiji):
     assert "compute_overlap" in fiji.seen["words"]
 
 
+@pytest.mark.slow
 def test_an_overlap_that_differs_along_x_and_y_is_told_by_positions(case, fiji):
     fiji.plan(positions=true_positions(case))
     placed(case, fiji, scan=case.scan.model_copy(update={"tile_overlap": 20.0, "tile_overlap_unit": "pixels"}))
@@ -213,6 +216,7 @@ def test_a_folder_that_a_macro_cannot_name_is_refused():
         stitching_macro(Path("/tmp/a]b"), FijiCoordinates(), grid=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "error", "words"),
     [
@@ -231,6 +235,7 @@ def test_each_failure_has_its_own_message_and_leaves_no_template(case, fiji, pla
     assert not case.template.exists()
 
 
+@pytest.mark.slow
 def test_fiji_that_hangs_is_ended(case, fiji):
     fiji.plan(sleep=600)
     with pytest.raises(EngineTimeout, match=r"did not finish within 3 s \(OPTICSTREAM_FIJI_TIMEOUT_S\)"):
@@ -239,7 +244,7 @@ def test_fiji_that_hangs_is_ended(case, fiji):
 
 def test_without_fiji_the_error_says_what_to_configure(case, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigurationError, match="Fiji was not found on this host: .*set OPTICSTREAM_FIJI_COMMAND"):
+    with pytest.raises(ConfigurationError, match=r"Fiji was not found on this host: .*set OPTICSTREAM_FIJI_COMMAND"):
         find_coordinates(
             MOSAIC,
             scan=case.scan,
