@@ -26,7 +26,7 @@ def test_the_demo_passes_with_octave_as_the_engine_of_tiles_and_axes(octave, tmp
     )
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     settings = [json.loads(path.read_text()) for path in Path(out, "project/state/settings").glob("*.json")]
-    engines = [text for text in map(json.dumps, settings) if '"engine' in text and "matlab" in text]
-    assert len(engines) >= 3  # tiles of both illuminations, and the axes
+    engines = [one for one in settings if one.get("processing.engine.kind") == "matlab"]
+    assert len(engines) >= 2  # of tiles, and of axes
     assert (out / "project" / "registered" / "slice_001_axis.nii.gz").exists()
     assert not [path for path in out.rglob("*.partial-*") if "matlab" in path.name]
