@@ -32,8 +32,13 @@ def project_file_page() -> str:
     )
 
 
-_LISTS = {"notify_targets": ("list of targets", '[{"kind": "log"}]'), "path_map": ("list of folders", "[]")}
-"""Type and default of the settings that hold a list of tables."""
+_LISTS = {
+    "notify_targets": ("list of targets", '[{"kind": "log"}]'),
+    "path_map": ("list of folders", "[]"),
+    "matlab_environment": ("table of texts, never shown", "{}"),
+    "matlab_path": ("list of paths", "[]"),
+}
+"""Type and default of the settings that hold lists and tables."""
 
 
 def deployment_page() -> str:

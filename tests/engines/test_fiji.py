@@ -75,7 +75,7 @@ def fiji(tmp_path):
 
 @pytest.fixture
 def case(tmp_path):
-    return make_case(tmp_path / "project [1]")
+    return make_case(tmp_path / "project [1]", products=("aip",))
 
 
 def placed(case, fiji, *, timeout_s=60.0, scan=None, **settings):
@@ -90,10 +90,14 @@ def placed(case, fiji, *, timeout_s=60.0, scan=None, **settings):
     )
 
 
+def errors_px(found, true_px):
+    return position_errors(found, true_px, np.ones(len(found), bool))
+
+
 def true_positions(case):
     return [
         [f"tile_{n:05d}.tif", float(x), float(y)]
-        for n, (x, y) in enumerate(case.truth.positions_px - case.truth.positions_px[0], start=1)
+        for n, (x, y) in enumerate(case.truth.true_px - case.truth.true_px[0], start=1)
     ]
 
 
@@ -101,7 +105,7 @@ def test_the_template_is_that_of_fijis_positions(case, fiji):
     fiji.plan(positions=true_positions(case))
     made = placed(case, fiji)
     found = np.array([place.position_px for place in made.tilemap.places])
-    assert position_errors(found, case.truth.positions_px).max() < 0.01
+    assert errors_px(found, case.truth.true_px).max() < 0.01
     assert made.tilemap.source["method"] == "fiji"
     assert made.verdict is not None
     assert made.verdict.grade == "good"
@@ -128,23 +132,25 @@ def test_tiles_that_fiji_left_at_the_origin_or_placed_badly_go_where_the_stage_p
     found = np.array([place.position_px for place in made.tilemap.places])
     by_stage = [place.tile for place in made.tilemap.places if place.by_stage_only]
     assert by_stage == [3, 5]
-    errors = position_errors(found, case.truth.positions_px)
+    errors = errors_px(found, case.truth.true_px)
     assert errors.max() < 8  # the stage's own error
     assert made.verdict.tiles_by_stage == 2
 
 
+@pytest.mark.slow
 def test_tiles_that_fiji_leaves_out_are_placed_by_the_stage(case, fiji):
     fiji.plan(positions=true_positions(case)[:-1])
     made = placed(case, fiji)
     assert [place.tile for place in made.tilemap.places if place.by_stage_only] == [len(made.tilemap.places)]
 
 
+@pytest.mark.slow
 def test_a_mosaic_in_which_nothing_fits_lies_on_the_nominal_grid_and_is_doubted(case, fiji):
     fiji.plan(positions=[[name, 0.0, 0.0] for name, *_ in true_positions(case)])
     made = placed(case, fiji)
     assert made.verdict.grade == "stage only"
     found = np.array([place.position_px for place in made.tilemap.places])
-    assert position_errors(found, case.truth.nominal_px).max() < 0.01
+    assert errors_px(found, case.truth.nominal_px).max() < 0.01
 
 
 def test_a_missing_tile_is_given_to_fiji_as_noise_and_placed_by_the_stage(case, fiji):
@@ -161,7 +167,7 @@ def test_the_macro_names_grid_order_overlap_and_thresholds(case, fiji):
     fiji.plan(positions=true_positions(case))
     placed(case, fiji, regression_threshold=0.12, absolute_displacement_threshold=7.5, subpixel=False)
     values = fiji.seen["values"]
-    assert values["type"] == "[Grid: snake by columns]"
+    assert values["type"] == "[Grid: column-by-column]"
     assert values["order"] == f"[Down & Right{' ' * 16}]"
     assert (values["grid_size_x"], values["grid_size_y"]) == ("3", "2")
     assert values["regression_threshold"] == "0.12"
@@ -170,13 +176,9 @@ def test_the_macro_names_grid_order_overlap_and_thresholds(case, fiji):
     assert "compute_overlap" in fiji.seen["words"]
 
 
+@pytest.mark.slow
 def test_an_overlap_that_differs_along_x_and_y_is_told_by_positions(case, fiji):
     fiji.plan(positions=true_positions(case))
-    width, height = case.truth.tile_shape if hasattr(case.truth, "tile_shape") else case.scan.tile_shape(0)
-    if width == height:
-        scan = case.scan.model_copy(update={"tile_overlap": 20.0, "tile_overlap_unit": "pixels"})
-        assert scan.overlap_px(0) == (20.0, 20.0)
-        pytest.skip("these tiles are square: one percentage describes both overlaps")
     placed(case, fiji, scan=case.scan.model_copy(update={"tile_overlap": 20.0, "tile_overlap_unit": "pixels"}))
     assert fiji.seen["values"]["type"] == "[Positions from file]"
     assert (fiji.pictures / "TileConfiguration.txt").exists()
@@ -214,6 +216,7 @@ def test_a_folder_that_a_macro_cannot_name_is_refused():
         stitching_macro(Path("/tmp/a]b"), FijiCoordinates(), grid=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "error", "words"),
     [
@@ -232,6 +235,7 @@ def test_each_failure_has_its_own_message_and_leaves_no_template(case, fiji, pla
     assert not case.template.exists()
 
 
+@pytest.mark.slow
 def test_fiji_that_hangs_is_ended(case, fiji):
     fiji.plan(sleep=600)
     with pytest.raises(EngineTimeout, match=r"did not finish within 3 s \(OPTICSTREAM_FIJI_TIMEOUT_S\)"):
@@ -240,7 +244,7 @@ def test_fiji_that_hangs_is_ended(case, fiji):
 
 def test_without_fiji_the_error_says_what_to_configure(case, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigurationError, match="Fiji was not found on this host: .*set OPTICSTREAM_FIJI_COMMAND"):
+    with pytest.raises(ConfigurationError, match=r"Fiji was not found on this host: .*set OPTICSTREAM_FIJI_COMMAND"):
         find_coordinates(
             MOSAIC,
             scan=case.scan,
@@ -266,5 +270,5 @@ def test_the_real_fiji_places_tiles_near_the_truth(case):
         deployment=DeploymentSettings(fiji_command=program, fiji_timeout_s=300),
     )
     found = np.array([place.position_px for place in made.tilemap.places])
-    assert np.median(position_errors(found, case.truth.positions_px)) < 3
+    assert np.median(errors_px(found, case.truth.true_px)) < 3
     assert re.search("links hold", made.verdict.sentence)

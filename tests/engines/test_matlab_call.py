@@ -83,10 +83,30 @@ def test_a_function_that_leaves_a_file_out_is_told_apart(started, stand_in):
     [
         ({"do": "signal", "signal": "SIGSEGV"}, EngineError, r"tile 2: MATLAB crashed: .*SIGSEGV"),
         ({"do": "signal", "signal": "SIGKILL"}, EngineOutOfMemory, r"tile 2: MATLAB was killed .*want of memory"),
-        ({"do": "exit", "status": 3, "says": "Out of memory."}, EngineOutOfMemory, r"too little memory.*Out of memory"),
-        ({"do": "exit", "status": 1, "says": "Undefined function 'x'"}, EngineError, r"status 1; it said: .*'x'"),
-        ({"do": "exit", "status": 0}, EngineError, "tile 2: MATLAB ended before it had done it"),
-        ({"do": "error", "message": "Out of memory."}, EngineOutOfMemory, "tile 2: MATLAB had too little memory"),
+        pytest.param(
+            {"do": "exit", "status": 3, "says": "Out of memory."},
+            EngineOutOfMemory,
+            r"too little memory.*Out of memory",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"do": "exit", "status": 1, "says": "Undefined function 'x'"},
+            EngineError,
+            r"status 1; it said: .*'x'",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"do": "exit", "status": 0},
+            EngineError,
+            "tile 2: MATLAB ended before it had done it",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"do": "error", "message": "Out of memory."},
+            EngineOutOfMemory,
+            "tile 2: MATLAB had too little memory",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_each_way_to_end_has_its_own_message_and_a_call_goes_on_with_the_tiles_that_are_not_done(
@@ -109,11 +129,14 @@ def test_each_way_to_end_has_its_own_message_and_a_call_goes_on_with_the_tiles_t
 def test_a_hanging_call_is_ended_with_all_its_processes(started, stand_in, tmp_path):
     pids = tmp_path / "pids"
     stand_in.plan(tile_1={"do": "hang", "pids": str(pids)})
-    with pytest.raises(EngineTimeout, match=r"tile 1: MATLAB did not finish within 3 s \(OPTICSTREAM_MATLAB_TIMEOUT_S\)"):
+    with pytest.raises(
+        EngineTimeout, match=r"tile 1: MATLAB did not finish within 3 s \(OPTICSTREAM_MATLAB_TIMEOUT_S\)"
+    ):
         started(timeout_s=3.0).wait_for("tile 1")
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
 
 
+@pytest.mark.slow
 def test_the_processes_are_ended_when_our_own_process_is_killed(stand_in, tmp_path):
     pids = tmp_path / "pids"
     stand_in.plan(tile_1={"do": "hang", "pids": str(pids)})
@@ -160,7 +183,7 @@ def test_a_licence_that_does_not_come_ends_all_tiles_at_once_and_says_how_long_w
 
 def test_a_program_that_cannot_be_started_is_a_wrong_setting(started, stand_in):
     stand_in.path.write_text("#!/nowhere/python\n")
-    with pytest.raises(ConfigurationError, match="OPTICSTREAM_MATLAB_COMMAND.*cannot be started"):
+    with pytest.raises(ConfigurationError, match=r"OPTICSTREAM_MATLAB_COMMAND.*cannot be started"):
         started().wait_for("tile 1")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from opticstream.cli.status import open_project
 from opticstream.config import config_from_mapping, load_project
 from opticstream.config.processing import RegistrationSettings
 from opticstream.model.errors import ConfigurationError, InputError
+
+if TYPE_CHECKING:
+    from opticstream.compute.axis import AxisSolver
 
 FilesArgument = Annotated[
     list[Path],
@@ -79,7 +82,8 @@ def register(
                 if not path.is_file():
                     raise InputError(f"{path}: no such file")
             mosaics.append(SliceMosaic(names[k], maps, tilts[k], axes[k]))
-        made = register_slice(mosaics, out_dir, slice_id=slice_id, settings=settings)
+        solver = _solver(project, out_dir, slice_id)
+        made = register_slice(mosaics, out_dir, slice_id=slice_id, settings=settings, solver=solver)
     if as_json:
         print_json(
             {
@@ -100,6 +104,19 @@ def register(
         err.print(styled("failed:", "bold red"), str(failure))
     if not made.has_axis:
         raise typer.Exit(FAILED)
+
+
+def _solver(project: Path | None, out_dir: Path, slice_id: int) -> AxisSolver | None:
+    """Return what solves for the axes if the project file names another program than our own code."""
+    if project is None:
+        return None
+    from opticstream.config import DeploymentSettings
+    from opticstream.config.engines import matlab_for
+    from opticstream.stages.slice import axis_solver_by_matlab
+
+    deployment = DeploymentSettings()
+    engine = matlab_for(load_project(project, path_map=deployment.path_map).processing.engine, "registration")
+    return None if engine is None else axis_solver_by_matlab(engine, deployment, out_dir, name=f"slice {slice_id}")
 
 
 def _settings(project: Path | None, options: list[str]) -> RegistrationSettings:

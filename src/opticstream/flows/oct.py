@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.tasks import exponential_backoff
 
+from opticstream.flows.engine_output import engine_output_logged
 from opticstream.flows.events import announce_automatically
 from opticstream.flows.incoming import (
     Taken,
@@ -112,7 +113,8 @@ def _compute(
 ) -> tuple[Project, list[Event]]:
     """Do a step of the chain on the item of an event, announce what comes of it, and return that with the project."""
     project, taken = _taken(step.started_by[0], event, source, overrides)
-    events = list(work(project, taken, attempt=_attempt(project, taken.item, step.name)))
+    with engine_output_logged():
+        events = list(work(project, taken, attempt=_attempt(project, taken.item, step.name)))
     announce_automatically(events)
     return project, events
 

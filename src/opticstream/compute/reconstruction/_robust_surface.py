@@ -150,7 +150,9 @@ class SurfaceSheet:
         complete = self._taken == self._rows
         while self._waiting and (complete or len(self._waiting) > LOOKAHEAD_CELLS):
             self._decide()
-        while self._seen and ((complete and not self._waiting) or len(self._seen) > TREND_CELLS):
+            while len(self._seen) > TREND_CELLS:  # at once: guesses further back are dropped
+                self._refine()
+        while complete and self._seen:
             self._refine()
 
     def _decide(self) -> None:
