@@ -24,6 +24,8 @@ from typing import Any
 
 CONNECT_S, READ_S = 20, 300
 """Time-outs of each request to the archive or its storage, in seconds; the client has none of its own."""
+MOST_CHECKSUMS = 2
+"""Checksums of a store that may be wrong before its upload is given up."""
 ALIVE_S = 2.0
 """Time between two signs of life, in seconds."""
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -264,9 +266,14 @@ class Archive:
         metadata = local.get_metadata(digest=digest).model_dump(mode="json", exclude_none=True)
         replacing = self._asset(request["path"])
         sending = local.iter_upload(self._dandiset, metadata, jobs=request["threads"], replacing=replacing)
+        others = 0
         for status in sending:
             if status["status"] == "uploading":
                 self._caller.say(sent=status["current"])
+            elif status["status"] == "Checksum mismatch":  # the client sends again what differs, for ever
+                others += 1
+                if others == MOST_CHECKSUMS:
+                    raise Refused("it computes another checksum of the store than that of the bytes that were sent")
 
     def _complete(self, zarr: str, begin: bool) -> None:
         """Wait until the archive knows the checksum of a store.
