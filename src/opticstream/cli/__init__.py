@@ -29,6 +29,7 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
     tile,
     upload,
 )
+from opticstream.cli.console import note_json  # noqa: E402
 
 app = typer.Typer(
     name="opticstream",
@@ -87,7 +88,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    note_json(False)
 
 
 def main() -> None:
