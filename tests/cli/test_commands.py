@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from opticstream.cli import app
 from opticstream.config import DeploymentSettings, load_project
+from opticstream.model.ids import TileId
 from opticstream.pipeline.project import Project
 from opticstream.testing.bus import LocalBus
 
@@ -41,7 +43,7 @@ def test_help_names_every_command_and_is_quick():
     assert answer.exit_code == 0
     commands = (
         "demo run watch status retry failures history state project stitch register sample validate sim import up "
-        "server worker doctor tile archive calibrate"
+        "server worker doctor tile archive calibrate notify"
     )
     for command in commands.split():
         assert f" {command} " in answer.output, command
@@ -99,6 +101,46 @@ def test_status_tells_what_failed_and_ends_with_status_1(processed):
     data = json.loads(call("status", processed / "project.toml", "--json").output)
     assert [f["item"] for f in data["failures"]] == ["mosaic-001/tile-0003"]
     assert [m["state"] for m in data["mosaics"]] == ["stitched", "stitched"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["status", "nowhere.toml"], 2, "nowhere.toml"),
+        (["failures", "nowhere.toml"], 2, "nowhere.toml"),
+        (["history", "{project}", "mosaic-one"], 2, "mosaic-one"),
+        (["retry", "{project}", "mosaic-one"], 2, "mosaic-one"),
+        (["notify", "test", "--target", "nobody"], 2, "nobody"),
+    ],
+)
+def test_an_error_of_a_command_that_prints_json_is_json_too(processed, arguments, status, words):
+    given = [one.replace("{project}", str(processed / "project.toml")) for one in arguments]
+    answer = call(*given, "--json")
+    assert answer.exit_code == status
+    told = json.loads(answer.stdout)
+    assert words in told["error"]
+    assert told["exit_status"] == status
+    plain = call(*given)
+    assert plain.exit_code == status
+    assert plain.stdout == ""
+
+
+def test_status_that_watches_prints_a_line_of_json_for_each_change(processed):
+    copy = Path(shutil.copytree(processed, processed.parent / "watched"))
+    command = [sys.executable, "-m", "opticstream", "status", str(copy / "project.toml"), "--watch", "--json"]
+    watching = subprocess.Popen([*command, "--every", "0.2"], stdout=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    first = json.loads(watching.stdout.readline())
+    assert first["failures"]
+    opened = Project.open(load_project(copy / "project.toml"))
+    opened.facts.withdraw(TileId(1, 3), "failed", reason="test")
+    second = json.loads(watching.stdout.readline())
+    assert not second["failures"]
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(60) == 0
+    watching.stdout.close()
+    shown = call("status", copy / "project.toml")
+    assert "mosaic" in shown.output
 
 
 def test_status_names_what_a_changed_setting_has_put_out_of_date(processed):

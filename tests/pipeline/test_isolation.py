@@ -16,7 +16,7 @@ from opticstream.config import DeploymentSettings, load_project
 from opticstream.model.errors import ProcessingError
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.notify import Notifier
-from opticstream.pipeline.milestones import tell_milestones
+from opticstream.pipeline.milestones import milestones, tell_milestones
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
@@ -158,7 +158,9 @@ def test_a_milestone_that_cannot_be_told_stops_no_other_and_is_told_later(acquis
 
     project, _ = processed(acquisition)
     target, failures = Target(), []
-    assert tell_milestones(project, look()) == 5
+    reached = len(milestones(project, project_progress(project)))
+    assert reached >= 6
+    assert tell_milestones(project, look()) == reached - 1
     assert ["the picture is gone" in str(failure) for failure in failures] == [True]
     assert "slice-001.registered" in target.told
     target.broken = False

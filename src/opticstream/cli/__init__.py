@@ -31,6 +31,7 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
     tile,
     upload,
 )
+from opticstream.cli.console import note_json  # noqa: E402
 from opticstream.system.cores import start_with_one_blas_thread  # noqa: E402
 
 app = typer.Typer(
@@ -92,7 +93,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    note_json(False)
 
 
 def main() -> None:

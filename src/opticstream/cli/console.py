@@ -81,7 +81,20 @@ ProjectArgument = Annotated[
 FolderArgument = Annotated[
     Path, typer.Argument(help="Folder of raw tiles, which are never changed.", show_default=False)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+_wants_json = False
+"""Whether the command that runs prints JSON, so that its error is JSON, too."""
+
+
+def note_json(wanted: bool) -> bool:
+    """Note whether the command that is about to run prints JSON."""
+    global _wants_json
+    _wants_json = wanted
+    return wanted
+
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", callback=note_json, help="Print JSON instead of text, also about an error.")
+]
 
 DONE, FAILED, MISUSED = 0, 1, 2
 
@@ -90,14 +103,17 @@ DONE, FAILED, MISUSED = 0, 1, 2
 def errors_shown() -> Iterator[None]:
     """Print errors as one line and exit with 2 for wrong use or wrong settings, or with 1 for everything else.
 
+    With `--json` the standard output has the error, too: ``{"error": "...", "exit_status": 2}``.
+
     Errors of the operating system (a full disk, a file without permission, too little memory) are one line too: the
     message names the file, and a traceback would add nothing.
     """
     try:
         yield
     except OpticStreamError as error:
-        _show_error(error)
-        raise typer.Exit(MISUSED if isinstance(error, ConfigurationError) else FAILED) from error
+        status = MISUSED if isinstance(error, ConfigurationError) else FAILED
+        _show_error(error, status)
+        raise typer.Exit(status) from error
     except BrokenPipeError:
         raise  # the reader of the output has gone
     except OSError as error:
@@ -132,18 +148,22 @@ def _said_of_server(error: Exception) -> str | None:
     return said_of_http_error(error, os.environ.get("PREFECT_API_URL", ""))
 
 
-def _show_error(error: object) -> None:
+def _show_error(error: object, status: int = FAILED) -> None:
     err.print(styled("error:", "bold red"), str(error))
+    if _wants_json:
+        print_json({"error": str(error), "exit_status": status})
 
 
-def print_json(data: Any, /) -> None:
+def print_json(data: Any, /, *, one_line: bool = False) -> None:
     """Print data as JSON, neither wrapped nor coloured; NaN and infinity become null."""
-    text = json.dumps(_finite(data), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+    indent = None if one_line else 1
+    text = json.dumps(_finite(data), indent=indent, ensure_ascii=False, default=str, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeError:  # a file name that is not UTF-8, or a terminal that is not
-        text = json.dumps(_finite(data), indent=1, default=str, allow_nan=False)
+        text = json.dumps(_finite(data), indent=indent, default=str, allow_nan=False)
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _finite(data: Any) -> Any:

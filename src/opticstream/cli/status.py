@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -32,7 +38,13 @@ from opticstream.model.ids import ItemId, item_from_key
 from opticstream.pipeline.project import Project
 
 if TYPE_CHECKING:
+    from opticstream.pipeline.progress import ProjectProgress
+    from opticstream.pipeline.quality_flags import FlaggedResult
+    from opticstream.pipeline.refused import RefusedEvent
     from opticstream.pipeline.stale import Stale
+    from opticstream.pipeline.stuck import Stuck
+    from opticstream.pipeline.under_way import UnderWay
+    from opticstream.state import FactsSnapshot
 
 MAX_DOUBTFUL_LINES = 20
 """Largest number of lines that `status` prints on doubtful results."""
@@ -88,11 +100,36 @@ def item_of(key: str) -> ItemId:
         raise ConfigurationError(str(error)) from error
 
 
-def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
-    """Show the progress of a project, and what has failed, is doubtful, is stuck or is out of date.
+@dataclass(frozen=True)
+class ProjectStatus:
+    """What `status` shows of a project."""
 
-    Needs no server. The exit status is 1 if anything is parked as failed.
-    """
+    progress: ProjectProgress
+    base_path: Path
+    uploads: list[UnderWay]
+    refused: list[RefusedEvent]
+    stale: list[Stale]
+    stuck: list[Stuck]
+    doubtful: list[FlaggedResult]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return self.progress.as_dict() | {
+            "uploads": [one.as_dict() for one in self.uploads],
+            "refused_events": [one.as_dict() for one in self.refused],
+            "stale": [one.as_dict() for one in self.stale],
+            "stuck": [one.as_dict() for one in self.stuck],
+            "doubtful": [one.as_dict() for one in self.doubtful],
+        }
+
+    @property
+    def exit_status(self) -> int:
+        """1 if anything is parked as failed."""
+        return FAILED if self.progress.failures else DONE
+
+
+def status_of(project: Project, snapshot: FactsSnapshot, /) -> ProjectStatus:
+    """Return what `status` shows of a project."""
     from opticstream.pipeline.progress import project_progress
     from opticstream.pipeline.quality_flags import flagged_results
     from opticstream.pipeline.refused import SHOWN_FOR, refused_events
@@ -100,26 +137,70 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
     from opticstream.pipeline.stuck import stuck_items
     from opticstream.pipeline.under_way import uploads_under_way
 
+    return ProjectStatus(
+        progress=project_progress(project, snapshot),
+        base_path=project.config.base_path,
+        uploads=uploads_under_way(project),
+        refused=refused_events(project, since=datetime.now(UTC) - SHOWN_FOR),
+        stale=stale_results(project, snapshot),
+        stuck=stuck_items(project, snapshot),
+        doubtful=list(flagged_results(project, snapshot)),
+    )
+
+
+def status(
+    project: ProjectArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again whenever it changes, until Ctrl-C.")] = False,
+    every_s: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between two looks with --watch.")] = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the progress of a project, and what has failed, is doubtful, is stuck or is out of date.
+
+    Needs no server. The exit status is 1 if anything is parked as failed. With --watch and --json each change is a line
+    of JSON.
+    """
     with errors_shown():
         opened = open_project(project, tell=True)
-        snapshot = opened.facts.snapshot()
-        progress = project_progress(opened, snapshot)
-        stale, stuck = stale_results(opened, snapshot), stuck_items(opened, snapshot)
-        doubtful = list(flagged_results(opened, snapshot))
-        under_way = uploads_under_way(opened)
-        refused = refused_events(opened, since=datetime.now(UTC) - SHOWN_FOR)
+        if watch:
+            _watch(opened, every_s, as_json)
+            return
+        found = status_of(opened, opened.facts.snapshot())
     if as_json:
-        found = {
-            "uploads": [one.as_dict() for one in under_way],
-            "refused_events": [one.as_dict() for one in refused],
-            "stale": [one.as_dict() for one in stale],
-            "stuck": [one.as_dict() for one in stuck],
-            "doubtful": [one.as_dict() for one in doubtful],
-        }
-        print_json(progress.as_dict() | found)
-        raise typer.Exit(FAILED if progress.failures else DONE)
+        print_json(found.as_dict())
+    else:
+        for part in _shown(found):
+            out.print(part)
+    raise typer.Exit(found.exit_status)
+
+
+def _watch(project: Project, every_s: float, as_json: bool) -> None:
+    """Show a project again and again, until Ctrl-C: in place on a terminal, otherwise whenever it has changed."""
+    in_place = not as_json and out.is_terminal
+    screen = Live(console=out, auto_refresh=False, vertical_overflow="visible") if in_place else None
+    shown: dict[str, Any] | None = None
+    with contextlib.suppress(KeyboardInterrupt), screen or contextlib.nullcontext():
+        while True:
+            found = status_of(project, project.facts.snapshot())
+            if (now := found.as_dict()) != shown:
+                shown = now
+                if as_json:
+                    print_json(now, one_line=True)
+                elif screen is None:
+                    out.print(f"{datetime.now():%Y-%m-%d %H:%M:%S}")
+                    for part in _shown(found):
+                        out.print(part)
+            if screen is not None:
+                screen.update(
+                    Group(*_shown(found), styled(f"{datetime.now():%H:%M:%S}  Ctrl-C ends", "dim")), refresh=True
+                )
+            time.sleep(every_s)
+
+
+def _shown(found: ProjectStatus) -> Iterator[Table | Text]:
+    """Yield the table of the mosaics, and a line for everything else."""
+    progress = found.progress
     table = Table(
-        title=Text.assemble(escaped(progress.project_name), "   ", styled(opened.config.base_path, "dim")),
+        title=Text.assemble(escaped(progress.project_name), "   ", styled(found.base_path, "dim")),
         title_justify="left",
     )
     columns = (
@@ -127,12 +208,11 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
     )  # fmt: skip
     for column in columns:
         table.add_column(column, justify="right" if column in ("slice", "mosaic", "tiles", "failed") else "left")
-    slices = {s.slice_id: s for s in progress.slices}
     for mosaic in progress.mosaics:
         table.add_row(
             str(mosaic.slice_id),
             str(mosaic.mosaic_id),
-            mosaic.illumination,
+            escaped(mosaic.illumination),
             f"{mosaic.tiles_processed}/{mosaic.total_tiles}",
             styled(mosaic.tiles_failed, "red") if mosaic.tiles_failed else "",
             f"{mosaic.batches['processed']}/{mosaic.total_batches}",
@@ -141,31 +221,36 @@ def status(project: ProjectArgument, as_json: JsonOption = False) -> None:
             "yes" if mosaic.published else "",
             "yes" if mosaic.uploaded else "",
         )
-    out.print(table)
-    for slice_ in slices.values():
+    yield table
+    for slice_ in progress.slices:
         stacked = ", in the sample" if slice_.stacked else ""
         reason = f": {slice_.reason}" if slice_.reason else ""
-        out.print(f"slice {slice_.slice_id}: {slice_.state}{stacked}{reason}")
-    for upload in under_way:
-        out.print(styled("uploading", "blue"), f"{item_of(upload.item)}: {upload}")
+        yield _line("", "", f"slice {slice_.slice_id}: {slice_.state}{stacked}{reason}")
+    for upload in found.uploads:
+        yield _line("uploading", "blue", f"{item_of(upload.item)}: {upload}")
     for failure in progress.failures:
         tries = f" after {failure.attempts} attempts" if failure.attempts > 1 else ""
-        out.print(styled(failure.fact, "red"), f"{failure.item}{tries}: {failure.reason}")
+        yield _line(failure.fact, "red", f"{failure.item}{tries}: {failure.reason}")
     if progress.failures:
-        out.print("`opticstream retry` tries everything that is parked as failed again")
-    for one in doubtful[:MAX_DOUBTFUL_LINES]:
-        out.print(styled("doubtful", "yellow"), f"{one.item}: {'; '.join(one.reasons)}")
-    if len(doubtful) > MAX_DOUBTFUL_LINES:
-        out.print(styled("doubtful", "yellow"), f"and {len(doubtful) - MAX_DOUBTFUL_LINES} more; --json lists all")
-    for event in refused:
-        out.print(styled("event not understood", "yellow"), f"{event.time:%Y-%m-%d %H:%M}: {event.why}")
-    for waiting in stuck:
-        out.print(styled(waiting.what, "yellow"), f"{waiting.item}: {waiting.why}")
-    for line in stale_lines(stale):
-        out.print(line)
+        yield _line("", "", "`opticstream retry` tries everything that is parked as failed again")
+    for one in sorted(found.doubtful, key=lambda one: one.grade != "bad")[:MAX_DOUBTFUL_LINES]:
+        is_bad = one.grade == "bad"
+        yield _line(
+            "bad" if is_bad else "doubtful", "red" if is_bad else "yellow", f"{one.item}: {'; '.join(one.reasons)}"
+        )
+    if len(found.doubtful) > MAX_DOUBTFUL_LINES:
+        yield _line("doubtful", "yellow", f"and {len(found.doubtful) - MAX_DOUBTFUL_LINES} more; --json lists all")
+    for event in found.refused:
+        yield _line("event not understood", "yellow", f"{event.time:%Y-%m-%d %H:%M}: {event.why}")
+    for waiting in found.stuck:
+        yield _line(waiting.what, "yellow", f"{waiting.item}: {waiting.why}")
+    yield from stale_lines(found.stale)
     if not progress.mosaics:
-        out.print("no tile has been found yet; start `opticstream run` or `opticstream watch`")
-    raise typer.Exit(FAILED if progress.failures else DONE)
+        yield _line("", "", "no tile has been found yet; start `opticstream run` or `opticstream watch`")
+
+
+def _line(mark: str, style: str, text: str) -> Text:
+    return Text.assemble(styled(mark, style), " " if mark else "", escaped(text))
 
 
 def stale_lines(stale: list[Stale]) -> Iterator[Text]:

@@ -12,9 +12,11 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
 from prefect.tasks import exponential_backoff
 
 from opticstream.flows.engine_output import engine_output_logged
@@ -31,7 +33,14 @@ from opticstream.flows.incoming import (
 from opticstream.flows.parameters import keep_parameters
 from opticstream.model.chain import Step
 from opticstream.model.errors import OpticStreamError
-from opticstream.model.events import Event, MosaicStitched, SampleUpdated, SliceReady
+from opticstream.model.events import (
+    BatchProcessed,
+    Event,
+    MosaicStitched,
+    SampleUpdated,
+    SliceReady,
+    SliceRegistered,
+)
 from opticstream.model.ids import ItemId, SampleId
 from opticstream.pipeline.failures import describe, is_transient, kind_of
 from opticstream.pipeline.jobs import (
@@ -123,9 +132,13 @@ def _compute(
 @refusals_told
 def process_batch(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Reconstruct and archive the tiles of a batch."""
+    from opticstream.flows.picture import publish_tile_pictures
     from opticstream.pipeline import batches
 
-    _compute(PROCESS_BATCH, batches.process_batch, event, overrides, source)
+    project, events = _compute(PROCESS_BATCH, batches.process_batch, event, overrides, source)
+    for happened in events:
+        if isinstance(happened, BatchProcessed):
+            _show(partial(publish_tile_pictures, project, happened.batch))
 
 
 @flow(name="stitch-mosaic", flow_run_name=run_name)
@@ -138,7 +151,7 @@ def stitch_mosaic(event: Any = None, overrides: dict[str, Any] | None = None, so
     project, events = _compute(STITCH_MOSAIC, mosaics.stitch_mosaic, event, overrides, source)
     for happened in events:
         if isinstance(happened, MosaicStitched):
-            publish_mosaic_quality(project, happened)
+            _show(partial(publish_mosaic_quality, project, happened))
 
 
 @flow(name="stitch-volume", flow_run_name=run_name)
@@ -154,9 +167,13 @@ def stitch_volume(event: Any = None, overrides: dict[str, Any] | None = None, so
 @refusals_told
 def register_slice(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Register the illuminations of a slice and find its fibre axes."""
+    from opticstream.flows.picture import publish_slice_quality
     from opticstream.pipeline import slices
 
-    _compute(REGISTER_SLICE, slices.register_slice, event, overrides, source)
+    project, events = _compute(REGISTER_SLICE, slices.register_slice, event, overrides, source)
+    for happened in events:
+        if isinstance(happened, SliceRegistered):
+            _show(partial(publish_slice_quality, project, happened))
 
 
 @flow(name="update-sample", flow_run_name=run_name)
@@ -176,7 +193,7 @@ def update_sample(
         for happened in stacking.update_sample(project, attempt=_attempt(project, SampleId(), UPDATE_SAMPLE.name)):
             yield happened
             if isinstance(happened, SampleUpdated):
-                publish_sample_preview(project, happened)
+                _show(partial(publish_sample_preview, project, happened))
 
     _look_until(occurred, window_s, look)
 
@@ -257,6 +274,14 @@ def notify(event_name: str, occurred: datetime, payload: Any = None, window_s: f
     for project in concerned(_looked_at(event_name, payload, source, occurred)):
         look = notifier(project, say=logger.info, warn=logger.warning)
         _look_until(occurred, window_s, partial(_told, project, look))
+
+
+def _show(publish: Callable[[], object]) -> None:
+    """Show pictures of a result; that they cannot be shown is no failure of the work, which is recorded by then."""
+    try:
+        publish()
+    except (OpticStreamError, OSError, httpx.HTTPError, PrefectException) as error:
+        get_run_logger().warning("pictures could not be shown: %s", describe(error))
 
 
 def _told(project: Project, notifier: Notifier) -> Iterable[Event]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,25 +17,37 @@ from prefect.artifacts import create_table_artifact
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 
-from opticstream.flows.picture_artifacts import as_markdown, publish_image
+from opticstream.flows.picture_artifacts import as_markdown, contact_sheet, publish_image, publish_picture_bytes
 from opticstream.flows.prefect_state import OCT_STATE_SERVICE, PrefectApi
 from opticstream.model.errors import LockTimeout, ServerError, StateError
-from opticstream.model.events import MosaicStitched, SampleUpdated
-from opticstream.model.ids import MosaicId
+from opticstream.model.events import MosaicStitched, SampleUpdated, SliceRegistered
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
+from opticstream.pipeline.milestone_times import Times, milestone_times, time_of_flag
 from opticstream.pipeline.payloads import (
     QUALITY_PICTURES,
     mosaic_picture_key,
     mosaic_progress_key,
     project_progress_key,
     sample_key,
+    slice_picture_key,
 )
-from opticstream.pipeline.progress import MILESTONES_PERCENT, MosaicProgress, ProjectProgress, project_progress
+from opticstream.pipeline.progress import (
+    MILESTONES_PERCENT,
+    MosaicProgress,
+    ProjectProgress,
+    detail_of,
+    project_progress,
+)
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.quality_flags import FlaggedResult, flagged_in_batch, flagged_results
 from opticstream.pipeline.stuck import Stuck
+from opticstream.state import FactsSnapshot
 from opticstream.state.mirror import oct_state_is_current, rebuild_oct_state, update_oct_state
 from opticstream.state.slugs import artifact_key
 
 Table = list[dict[str, Any]]
+Tables = dict[str, tuple[Table, str]]
+"""Tables with their titles, by key."""
 _MOST_LOOKS = 5
 """Looks of one run, while others publish at the same time."""
 _PAGE = 200
@@ -48,8 +60,9 @@ def publish_picture(project: Project, /) -> ProjectProgress:
     nothing differs any more.
     """
     for _ in range(_MOST_LOOKS):
-        progress = project_progress(project)
-        if not _publish_tables(project.config.name, _progress_tables(progress)):
+        snapshot = project.facts.snapshot()
+        progress = project_progress(project, snapshot)
+        if not _publish_tables(project.config.name, progress_tables(project, progress, snapshot)):
             break
     _share(project)
     return progress
@@ -70,7 +83,9 @@ def picture_is_current(project: Project, /) -> bool:
         is_shared = oct_state_is_current(OCT_STATE_SERVICE, name, project.facts, project.layout)
     except StateError:  # lost or damaged Variables: the next look rebuilds them
         return False
-    return is_shared and not _differing_tables(name, _progress_tables(project_progress(project)))
+    snapshot = project.facts.snapshot()
+    tables = progress_tables(project, project_progress(project, snapshot), snapshot)
+    return is_shared and not _differing_tables(name, tables)
 
 
 def publish_stuck(project: Project, stuck: Sequence[Stuck], /) -> None:
@@ -83,21 +98,37 @@ def publish_stuck(project: Project, stuck: Sequence[Stuck], /) -> None:
         create_table_artifact(key=key, table=table, description=title)
 
 
-def _progress_tables(progress: ProjectProgress) -> dict[str, tuple[Table, str]]:
+def progress_tables(project: Project, progress: ProjectProgress, snapshot: FactsSnapshot, /) -> Tables:
+    """Return the tables of a project, and of each of its mosaics, by the keys of their artifacts.
+
+    They follow from the flag files alone.
+    """
     name = progress.project_name
-    tables = {
-        mosaic_progress_key(name, MosaicId(mosaic.mosaic_id)): (
-            _mosaic_table(mosaic),
-            as_markdown(_mosaic_title(mosaic)),
-        )
-        for mosaic in progress.mosaics
-    }
+    times = milestone_times(project, [MosaicId(mosaic.mosaic_id) for mosaic in progress.mosaics])
+    verdicts = _verdicts(project, snapshot)
+    tables = {}
+    for mosaic in progress.mosaics:
+        item = MosaicId(mosaic.mosaic_id)
+        table = _mosaic_table(project, mosaic, times[item], verdicts.get(item, "ok"))
+        tables[mosaic_progress_key(name, item)] = (table, as_markdown(_mosaic_title(mosaic)))
     if tables:
-        tables[project_progress_key(name)] = (_project_table(progress), as_markdown(f"Progress of {name}"))
+        tables[project_progress_key(name)] = (_project_table(progress, verdicts), as_markdown(f"Progress of {name}"))
     return tables
 
 
-def _publish_tables(project_name: str, tables: dict[str, tuple[Table, str]]) -> bool:
+def _verdicts(project: Project, snapshot: FactsSnapshot) -> dict[ItemId, str]:
+    """Return what quality control says of each mosaic with its tiles, and of each slice, where it says something."""
+    flagged: dict[ItemId, list[FlaggedResult]] = {}
+    for one in flagged_results(project, snapshot, keep=True):
+        item = one.item.mosaic if isinstance(one.item, TileId) else one.item
+        flagged.setdefault(item, []).append(one)
+    return {
+        item: f"{'bad' if any(one.grade == 'bad' for one in found) else 'look'} ({len(found)})"
+        for item, found in flagged.items()
+    }
+
+
+def _publish_tables(project_name: str, tables: Tables) -> bool:
     """Publish the tables that the server does not show yet, and return whether there were any.
 
     Compared with what the server shows, not with what was published from here: it may have been lost, and other hosts
@@ -109,7 +140,7 @@ def _publish_tables(project_name: str, tables: dict[str, tuple[Table, str]]) -> 
     return bool(differing)
 
 
-def _differing_tables(project_name: str, tables: dict[str, tuple[Table, str]]) -> dict[str, tuple[Table, str]]:
+def _differing_tables(project_name: str, tables: Tables) -> Tables:
     shown = _shown_tables(project_name)
     return {key: made for key, made in tables.items() if shown.get(key) != made}
 
@@ -162,6 +193,7 @@ _WHAT_PICTURES_SHOW = (
     "neighbouring tiles in red and green: yellow where they fit",
     "links green (clear), yellow (faint), red (dropped), grey (nothing to see); blue: residuals",
     "surface in the overlaps before and after, and the focus map",
+    "average intensity, with the edge of the tissue mask",
 )
 
 
@@ -180,6 +212,46 @@ def publish_mosaic_quality(project: Project, event: MosaicStitched, /) -> list[s
             publish_image(key, path, title=f"Mosaic {event.mosaic_id}: {what}", text=text)
             keys.append(key)
     return keys
+
+
+def publish_slice_quality(project: Project, event: SliceRegistered, /) -> list[str]:
+    """Show the pictures of a slice that has just been registered, as artifacts; return their keys.
+
+    They are the overlays of the illuminations before and after the registration, and the fibre axes.
+    """
+    record = project.facts.read(event.slice, "registered")
+    detail = record.detail if record else {}
+    doubts = "; ".join(map(str, detail.get("doubts", ())))
+    keys = []
+    for name in detail.get("pictures", ()):
+        path = project.paths.absolute(str(name))
+        if path.exists():
+            key = slice_picture_key(project.config.name, event.slice, path.stem)
+            title = f"Slice {event.slice_id}: {path.stem}"
+            publish_image(
+                key, path, title=title, text=f"To check: {doubts}." if doubts else "Nothing is to be checked."
+            )
+            keys.append(key)
+    return keys
+
+
+def publish_tile_pictures(project: Project, batch: BatchId, /) -> str | None:
+    """Show the tiles of a batch that has just been processed side by side, as an artifact; return its key.
+
+    A mosaic has one artifact for its tiles, which shows the last column: a picture of each of thousands of tiles would
+    fill the server's database.
+    """
+    tiles = project.layout.tiles(batch)
+    pictures = {tile: project.paths.tile_product(tile, "qc").with_suffix(".jpg") for tile in tiles}
+    sheet = contact_sheet([(f"tile {tile.tile_id}", path) for tile, path in pictures.items() if path.exists()])
+    if sheet is None:
+        return None
+    flagged = [one for one in flagged_in_batch(project, batch) if one.reasons]
+    text = "; ".join(f"{one.item} ({one.grade}): {', '.join(one.reasons)}" for one in flagged)
+    key = mosaic_picture_key(project.config.name, batch.mosaic, "tiles")
+    title = f"Mosaic {batch.mosaic_id}: tiles of column {batch.batch_id}"
+    publish_picture_bytes(key, sheet, title=title, text=text or "Quality control flags no tile.")
+    return key
 
 
 def _logger() -> Any:
@@ -212,7 +284,8 @@ def _mosaic_title(mosaic: MosaicProgress) -> str:
     return as_markdown(f"{where}: {mosaic.percent:.0f} % of tiles, {mosaic.state}")
 
 
-def _mosaic_table(mosaic: MosaicProgress) -> Table:
+def _mosaic_table(project: Project, mosaic: MosaicProgress, times: Times, verdict: str) -> Table:
+    item = MosaicId(mosaic.mosaic_id)
     counted = [
         {
             "state": state,
@@ -224,11 +297,18 @@ def _mosaic_table(mosaic: MosaicProgress) -> Table:
     ]
     done = mosaic.tiles_processed + mosaic.tiles_failed
     passed = max((percent for percent in MILESTONES_PERCENT if mosaic.percent >= percent), default=0)
+
+    def since(fact: str) -> str:
+        return time_of_flag(project.facts.path(item, fact))
+
     of_mosaic = {
-        f"maps: {mosaic.state}": "",
-        f"volumes: {mosaic.volume}": "",
-        f"maps {'published' if mosaic.published else 'not published'}": "",
-        f"maps {'uploaded' if mosaic.uploaded else 'not uploaded'}": "",
+        **{f"{percent} % of tiles": at for percent, at in times.items()},
+        f"maps: {mosaic.state}": since("stitched") if mosaic.state == "stitched" else "",
+        f"volumes: {mosaic.volume}": since("volume_stitched") if mosaic.volume == "stitched" else "",
+        f"maps {'published' if mosaic.published else 'not published'}": since("published"),
+        f"maps {'uploaded' if mosaic.uploaded else 'not uploaded'}": since("uploaded"),
+        **{f"maps at {name}": place for name, place in _places(project, mosaic).items()},
+        f"quality: {verdict}": "",
     }
     return [
         *counted,
@@ -237,7 +317,17 @@ def _mosaic_table(mosaic: MosaicProgress) -> Table:
     ]
 
 
-def _project_table(progress: ProjectProgress) -> Table:
+def _places(project: Project, mosaic: MosaicProgress) -> dict[str, str]:
+    """Return where each remote target holds the maps of a mosaic."""
+    if not mosaic.uploaded:
+        return {}
+    targets = detail_of(project, MosaicId(mosaic.mosaic_id), "uploaded").get("targets", {})
+    return {
+        str(name): str(held["place"]) for name, held in targets.items() if isinstance(held, dict) and "place" in held
+    }
+
+
+def _project_table(progress: ProjectProgress, verdicts: Mapping[ItemId, str]) -> Table:
     slices = {s.slice_id: s for s in progress.slices}
     return [
         {
@@ -254,6 +344,8 @@ def _project_table(progress: ProjectProgress) -> Table:
             "volumes": mosaic.volume,
             "published": mosaic.published,
             "uploaded": mosaic.uploaded,
+            "quality": verdicts.get(MosaicId(mosaic.mosaic_id), "ok"),
+            "slice quality": verdicts.get(SliceId(mosaic.slice_id), "ok"),
         }
         for mosaic in progress.mosaics
     ]

@@ -6,6 +6,7 @@ are relative to the project, or to the archive as ``archive:...``, because hosts
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,17 +14,29 @@ from opticstream.io.paths import ProjectPaths
 from opticstream.model import events as catalogue
 from opticstream.model.errors import StateError
 from opticstream.model.events import Event
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, TileId
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
 from opticstream.state import FactRecord, Facts
 from opticstream.state.slugs import artifact_key
 
-QUALITY_PICTURES = ("qc_overlap", "qc_coordinates", "qc_focus")
+QUALITY_PICTURES = ("qc_overlap", "qc_coordinates", "qc_focus", "qc_mask")
 """Quality pictures of a stitched mosaic, by the ends of their names."""
 
 
 def mosaic_picture_key(project_name: str, mosaic: MosaicId, picture: str, /) -> str:
     """Return the key of the artifact that shows a quality picture of a mosaic."""
     return artifact_key(project_name, f"mosaic-{mosaic.mosaic_id}-{picture.replace('_', '-')}")
+
+
+def slice_picture_key(project_name: str, slice_id: SliceId, picture: str, /) -> str:
+    """Return the key of the artifact that shows a picture of a slice, by the name of the picture's file.
+
+    Examples
+    --------
+    >>> slice_picture_key("i55", SliceId(3), "slice_003_axis")
+    'i55--slice-3-slice-003-axis'
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", picture.lower()).strip("-")
+    return artifact_key(project_name, f"slice-{slice_id.slice_id}-{name}")
 
 
 def mosaic_progress_key(project_name: str, mosaic: MosaicId, /) -> str:

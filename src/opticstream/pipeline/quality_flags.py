@@ -67,6 +67,11 @@ def flagged_results(project: Project, snapshot: FactsSnapshot, /, *, keep: bool 
             replace_whole(_path(project), json.dumps(now, ensure_ascii=False).encode(errors="backslashreplace"))
 
 
+def flagged_in_batch(project: Project, batch: BatchId, /) -> list[FlaggedResult]:
+    """Return the tiles of a processed batch that quality control flagged."""
+    return list(_in_record(batch, detail_of(project, batch, "processed")))
+
+
 def _in_record(item: ItemId, detail: Mapping[str, Any]) -> Iterator[FlaggedResult]:
     """Yield what the record of a batch says of its tiles, and that of a mosaic or slice of itself."""
     if isinstance(item, BatchId):

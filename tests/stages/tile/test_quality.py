@@ -91,7 +91,8 @@ def test_saturation_is_counted_at_the_cameras_full_scale_only():
         ({"saturated_fraction": 0.002}, "look"),
         ({"saturated_fraction": 0.02}, "bad"),
         ({"surface_confidence": 0.4}, "look"),
-        ({"surface_confidence": 0.05, "nan_fraction": 0.02}, "bad"),
+        ({"surface_confidence": 0.0, "nan_fraction": 0.02}, "look"),
+        ({"surface_confidence": 0.4, "nan_fraction": 0.2}, "bad"),
         ({"surface_roughness_px": 25.0}, "look"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.stitching import Seam, seams_from_tiles
+from opticstream.io.pictures import picture_of_map, reduced
 from opticstream.model.modalities import described
 
 MOST_SEAMS = 24
@@ -16,6 +17,8 @@ MOST_SEAMS = 24
 CLEAR_NCC = 0.5
 """Correlation in the first map from which an overlap shows something."""
 _MOST_PIXELS = 1_000_000
+PICTURE_PX = 1600
+_EDGE_COLOUR = (255, 140, 0)
 NOT_COMPARED = ("surf", "surfraw")
 """Maps that differ in the overlaps on purpose: the field of view is curved in depth."""
 
@@ -59,6 +62,17 @@ def seam_ncc_of_map(
         stack[index] = np.cos(2 * np.deg2rad(tile)) if described(modality).is_axial else tile
     nccs = [seam.ncc for seam in seams_from_tiles(stack, offset, np.array(chosen, np.intp)) if np.isfinite(seam.ncc)]
     return float(np.median(nccs)) if nccs else float("nan")
+
+
+def mask_picture(modality: str, image: NDArray[np.float32], tissue: NDArray[np.bool_], /) -> NDArray[np.uint8]:
+    """Return the mosaic from which a mask was made, with the edge of the mask in orange; pixels (rows, columns, 3)."""
+    from scipy import ndimage
+
+    seen, inside = reduced(image, PICTURE_PX), reduced(tissue, PICTURE_PX)
+    edge = ndimage.binary_dilation(inside, iterations=2) & ~inside
+    picture = picture_of_map(modality, seen)
+    picture[edge.T] = _EDGE_COLOUR
+    return picture
 
 
 def mask_figures(image: NDArray[np.float32], tissue: NDArray[np.bool_], /) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from opticstream.io.tilemap import TileMap, read_tilemap
 from opticstream.model.errors import ProcessingError
 from opticstream.model.ids import MosaicId
 from opticstream.model.modalities import described
-from opticstream.stages.mosaic._quality import mask_figures, seam_ncc_of_map
+from opticstream.stages.mosaic._quality import mask_figures, mask_picture, seam_ncc_of_map
 from opticstream.stages.mosaic._tiles import MosaicTiles, check_template, tiles_of_mosaic
 
 Progress = Callable[[float], None]
@@ -48,7 +48,8 @@ class MosaicResult:
     Attributes
     ----------
     outputs : dict
-        Files by name: a modality (NIfTI), ``{modality}_tif``, ``{modality}_jpg``, ``mask``, ``seams``, ``qc_overlap``.
+        Files by name: a modality (NIfTI), ``{modality}_tif``, ``{modality}_jpg``, ``mask``, ``seams``, ``qc_overlap``,
+        ``qc_mask``.
     shape : tuple of int
         Size of the mosaic, (x, y).
     missing : dict
@@ -218,11 +219,13 @@ def stitch_maps(
                     min_fraction=mask.min_fraction,
                 )
                 figures |= mask_figures(image, tissue)
+                shown = mask_picture(modality, image, tissue)
+                outputs["qc_mask"] = write_jpeg(folder / f"{stem}_qc_mask.jpg", shown)
                 outputs |= _write_mask(tissue, folder, stem, geometry, stitch)
                 tissue_fraction = float(tissue.sum() / max(covered.sum(), 1))
             else:
                 # An earlier run's mask would be applied to the volumes as if it were this one's.
-                for path in _mask_paths(folder, stem):
+                for path in (*_mask_paths(folder, stem), folder / f"{stem}_qc_mask.jpg"):
                     path.unlink(missing_ok=True)
         else:
             agreement = seam_ncc_of_map(modality, raw, tiles.numbers, canvas.offset, seams)

@@ -110,7 +110,7 @@ class TileFigures:
                 f"surface: median confidence {self.surface_confidence:.2f}, "
                 f"limit {limits.surface_confidence:.2f} (processing.quality.surface_confidence)"
             )
-            found.append((grade_above(limits.surface_confidence, self.surface_confidence, limits), reason))
+            found.append(("look", reason))
         if self.nan_fraction > limits.nan_fraction:
             reason = (
                 f"no value: {self.nan_fraction:.1%} of the tissue in one of the maps, "
