@@ -13,6 +13,7 @@ ignore_warnings_as_errors()
 
 from opticstream.cli import (  # noqa: E402  (libraries warn while they are imported)
     dandi_client,
+    dashboard,
     demo,
     doctor,
     engines,
@@ -55,6 +56,7 @@ app.command("demo", rich_help_panel=_PIPELINE)(demo.demo)
 app.command("run", rich_help_panel=_PIPELINE)(run.run)
 app.command("watch", rich_help_panel=_PIPELINE)(run.watch)
 app.command("status", rich_help_panel=_PIPELINE)(status.status)
+app.command("dashboard", rich_help_panel=_PIPELINE)(dashboard.dashboard)
 app.command("retry", rich_help_panel=_PIPELINE)(status.retry)
 app.command("failures", rich_help_panel=_PIPELINE)(status.failures)
 app.command("history", rich_help_panel=_PIPELINE)(status.history)

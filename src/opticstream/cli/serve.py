@@ -11,14 +11,23 @@ import typer
 
 from opticstream.cli.connecting import check_configured_server, connect, point_at_server
 from opticstream.cli.console import JsonOption, err, errors_shown, out, print_json, styled
+from opticstream.cli.dashboard import PORT, TokenOption, dashboard_beside
 from opticstream.cli.run import HomeOption
 from opticstream.config import DeploymentSettings
 from opticstream.config.deployment import variable_of
 from opticstream.model.errors import ConfigurationError
 
 
-def up(home: HomeOption = None) -> None:
-    """Run a server with its web page, and workers for all pools, on this machine until Ctrl-C.
+def up(
+    project: Annotated[
+        str | None,
+        typer.Argument(help="Project file (TOML) to show in the dashboard; default: no dashboard.", show_default=False),
+    ] = None,
+    port: Annotated[int, typer.Option("--dashboard-port", min=0, max=65535, help="Port of the dashboard.")] = PORT,
+    token_file: TokenOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Run a server with its web page, workers for all pools, and a project's dashboard on this machine until Ctrl-C.
 
     Set OPTICSTREAM_API_URL to the address that is printed, so that other commands use this server.
     """
@@ -33,10 +42,13 @@ def up(home: HomeOption = None) -> None:
         with local_session(home or settings.home, ui=True, sweeps=True, say=say) as session:
             out.print(f"web page  {session.api_url.removesuffix('/api')}")
             out.print(f"address   OPTICSTREAM_API_URL={session.api_url}")
+            if project is None:
+                out.print("dashboard  opticstream dashboard PROJECT")
             out.print("Ctrl-C stops everything")
-            while True:
-                session.check()
-                time.sleep(1)
+            with dashboard_beside(project, port, token_file, api_url=session.api_url):
+                while True:
+                    session.check()
+                    time.sleep(1)
 
 
 def deploy(

@@ -1,0 +1,357 @@
+"""The dashboard's pages, pictures and stream of changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qs, quote, unquote
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.staticfiles import StaticFiles
+from pydantic import Field
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import FileResponse
+
+from opticstream.io.encoded_pictures import encoded_picture
+from opticstream.io.orientation_pictures import inplane_legend
+from opticstream.model.errors import InputError, OpticStreamError, StateError
+from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId, item_from_key
+from opticstream.model.modalities import MODALITIES, Modality
+from opticstream.pipeline.project import Project
+from opticstream.state import FactRecord
+from opticstream.web.access import Access, Guard
+from opticstream.web.board import Board
+from opticstream.web.files import PICTURES, picture_path
+from opticstream.web.thumbnails import Thumbnails
+from opticstream.web.views import Views, modalities_of
+
+Retry = Callable[[Sequence[ItemId] | None], Sequence[str]]
+"""Retries parked items, or all of them, and returns what was done in words."""
+
+LOOK_EVERY_S = 0.5
+BEAT_S = 10.0
+"""Time after which a page hears something although nothing has changed, so that it knows that it is not cut off."""
+_FOREVER = "private, max-age=31536000, immutable"
+_MOST_FORM_BYTES = 10_000
+_MOST_HISTORY_LINES = 40
+
+_log = logging.getLogger(__name__)
+
+Number = Annotated[int, Field(ge=1, le=999_999)]
+
+
+@dataclass(frozen=True)
+class ShownPicture:
+    """A picture of an item."""
+
+    name: str
+    title: str
+    file: str
+    """Name as in records, ready for an address."""
+    modality: Modality | None = None
+
+
+class Dashboard:
+    """A board, kept up to date while the application runs, and what is made from it."""
+
+    def __init__(self, project: Project, access: Access, retry: Retry | None, /) -> None:
+        self.project = project
+        self.access = access
+        self.retry = retry if access.token is not None else None
+        self.board = Board(project)
+        self.views = Views(self.board, may_retry=self.retry is not None)
+        self.thumbnails = Thumbnails(project)
+        self.changed = asyncio.Condition()
+        self.closing = False
+
+    def render(self, template: str, **values: Any) -> str:
+        """Return a page."""
+        common = {"project_name": self.project.config.name, "signed_in": self.access.token is not None}
+        return self.views.environment.get_template(template).render(common | values)
+
+    async def keep_up(self) -> None:
+        """Look for changes until cancelled. A folder that cannot be read now is looked at again."""
+        while True:
+            try:
+                if await asyncio.to_thread(self.board.refresh):
+                    async with self.changed:
+                        self.changed.notify_all()
+            except (OSError, OpticStreamError) as error:
+                _log.warning("the facts of %s cannot be read now: %s", self.project.config.name, error)
+            await asyncio.sleep(LOOK_EVERY_S)
+
+
+def create_app(project: Project, /, *, access: Access | None = None, retry: Retry | None = None) -> FastAPI:
+    """Return the application of a project's dashboard.
+
+    Parameters
+    ----------
+    project : Project
+        The project; only read, except by `retry`.
+    access : Access, optional
+        Who may use it: this host alone, read-only, by default.
+    retry : callable, optional
+        Does a retry; offered only with a token.
+    """
+    access = access or Access()
+    dashboard = Dashboard(project, access, retry)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(dashboard.board.refresh)
+        task = asyncio.create_task(dashboard.keep_up())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.dashboard = dashboard
+    app.mount("/static", StaticFiles(directory=Path(__file__).with_name("static")), name="static")
+    _add_pages(app, dashboard)
+    _add_pictures(app, dashboard)
+    _add_actions(app, dashboard)
+    _add_problems(app, dashboard)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    app.add_middleware(Guard, access=access)
+    return app
+
+
+def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
+    board, views = dashboard.board, dashboard.views
+
+    def chosen(slice_text: str, modality: str) -> tuple[SliceId | None, str]:
+        known = modalities_of(board)
+        if not known:
+            raise HTTPException(404, "this project makes no en face maps")
+        if slice_text and not (slice_text.isdecimal() and 1 <= int(slice_text) <= 999_999):
+            raise HTTPException(404, f"slice {slice_text!r} is not a number")
+        return (SliceId(int(slice_text)) if slice_text else None), modality if modality in known else known[0]
+
+    @app.get("/", response_class=HTMLResponse)
+    def index(slice: str = "", modality: str = "") -> str:
+        slice_id, name = chosen(slice, modality)
+        view = views.get(slice_id, name)
+        version = board.version
+        return dashboard.render(
+            "index.html.j2",
+            parts=view.parts(),
+            event_id=views.event_id(version),
+            slice_number=slice_id.slice_id if slice_id else "",
+            modality=name,
+        )
+
+    @app.get("/events", response_class=EventSourceResponse)
+    async def events(
+        request: Request, since: str = "", slice: str = "", modality: str = ""
+    ) -> AsyncIterator[ServerSentEvent]:
+        view = views.get(*chosen(slice, modality))
+        seen = views.version_seen(request.headers.get("last-event-id") or since)
+        while True:
+            if seen != board.version:
+                html, version = await asyncio.to_thread(view.since, seen)
+                seen = version
+                if html:
+                    yield ServerSentEvent(raw_data=html, id=views.event_id(version))
+            async with dashboard.changed:
+                with contextlib.suppress(TimeoutError):
+                    if seen == board.version:
+                        await asyncio.wait_for(dashboard.changed.wait(), BEAT_S)
+                        continue
+            if seen == board.version:
+                yield ServerSentEvent(event="beat", raw_data="")
+
+    @app.get("/tile/{mosaic}/{tile}", response_class=HTMLResponse)
+    def tile(request: Request, mosaic: Number, tile: Number) -> str:
+        look = board.look(MosaicId(mosaic), tile)
+        if look is None:
+            raise HTTPException(404, f"mosaic {mosaic} has no tile {tile}")
+        pictures = _pictures_of_record(dashboard.project, look.tile, "processed")
+        partial = request.headers.get("hx-request") == "true"
+        return dashboard.render(
+            "tile.html.j2" if partial else "tile_page.html.j2",
+            look=look,
+            slice_id=dashboard.project.layout.slice_of(look.tile.mosaic).slice_id,
+            picture=pictures[0].file if pictures else None,
+            history=[],
+        )
+
+    @app.get("/pictures/{key}", response_class=HTMLResponse)
+    def pictures(key: str, show: str = "") -> str:
+        item = _item(key)
+        found, lines, stamp = _pictures_of(dashboard.project, item)
+        shown = next((one for one in found if one.name == show), found[0] if found else None)
+        slice_id = item if isinstance(item, SliceId) else None
+        if isinstance(item, MosaicId):
+            slice_id = dashboard.project.layout.slice_of(item)
+        return dashboard.render(
+            "pictures.html.j2",
+            item=item, pictures=found, shown=shown, lines=lines, stamp=stamp,
+            slice_id=slice_id.slice_id if slice_id else None,
+        )  # fmt: skip
+
+
+def _item(key: str) -> ItemId:
+    try:
+        return item_from_key(key)
+    except ValueError as error:
+        raise HTTPException(404, str(error)) from error
+
+
+def _pictures_of(project: Project, item: ItemId) -> tuple[list[ShownPicture], list[tuple[str, str]], int]:
+    """Return the pictures of an item, lines about it, and a number that changes with them."""
+    fact = {"mosaic": "stitched", "slice": "registered"}.get(item.hierarchy)
+    if isinstance(item, SampleId):
+        path = project.paths.sample_preview
+        found = [_shown(path.name, project.paths.relative(path))] if path.is_file() else []
+        return found, [], path.stat().st_mtime_ns if found else 0
+    if fact is None:
+        raise HTTPException(404, f"{item} has no pictures")
+    path = project.facts.path(item, fact)
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    record = _record(project, item, fact)
+    lines = [("look", f"△ {reason}") for reason in (record.detail.get("doubts") or ())] if record else []
+    if record is None:
+        lines.append(("dim", f"{item} is not {fact} yet"))
+    return _pictures_of_record(project, item, fact), lines, stamp
+
+
+def _pictures_of_record(project: Project, item: ItemId, fact: str) -> list[ShownPicture]:
+    record = _record(project, item, fact)
+    if record is None:
+        return []
+    names = dict.fromkeys(
+        [file.path for file in record.outputs]
+        + [str(path) for path in (record.detail.get("products") or {}).values()]
+        + [str(path) for path in (record.detail.get("pictures") or ())]
+    )
+    pictures = [_shown(Path(name).name, name) for name in names if Path(name).suffix.lower() in PICTURES]
+    order = list(MODALITIES)
+    return sorted(pictures, key=lambda one: order.index(one.modality.name) if one.modality else len(order))
+
+
+def _record(project: Project, item: ItemId, fact: str) -> FactRecord | None:
+    try:
+        return project.facts.read(item, fact)
+    except StateError:  # a damaged record; `status` says so
+        return None
+
+
+def _shown(name: str, file: str) -> ShownPicture:
+    stem = Path(name).stem
+    title = stem.split("_", 2)[-1] if stem.startswith(("mosaic_", "slice_")) else stem
+    modality = MODALITIES.get(title)
+    words = modality.meaning if modality else title.replace("_", " ").replace("qc ", "quality: ")
+    return ShownPicture(name, words, quote(file, safe="/:"), modality)
+
+
+def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
+    project, board, thumbnails = dashboard.project, dashboard.board, dashboard.thumbnails
+    wheel = encoded_picture(inplane_legend(288), "PNG")
+
+    @app.get("/strip/{mosaic}/{column}/{modality}.jpg")
+    def strip(mosaic: Number, column: Number, modality: str) -> Response:
+        if modality not in modalities_of(board):
+            raise HTTPException(404, f"this project has no map {modality!r}")
+        try:
+            looks = board.looks(MosaicId(mosaic), column - 1)
+        except ValueError as error:
+            raise HTTPException(404, str(error)) from error
+        return _picture(thumbnails.strip(looks, modality))
+
+    @app.get("/preview/{mosaic}.jpg")
+    def preview(mosaic: Number) -> Response:
+        found = _pictures_of_record(project, MosaicId(mosaic), "stitched")
+        if not found:
+            raise HTTPException(404, f"mosaic {mosaic} has no picture")
+        names = [one for one in found if one.modality and one.modality.intensity] or found
+        return _picture(thumbnails.preview(picture_path(project.paths, unquote(names[0].file))))
+
+    @app.get("/files/{name:path}")
+    def files(name: str) -> FileResponse:
+        return FileResponse(picture_path(project.paths, name), headers={"Cache-Control": "private, max-age=60"})
+
+    @app.get("/legend/wheel.png")
+    def legend() -> Response:
+        return Response(wheel, media_type="image/png", headers={"Cache-Control": _FOREVER})
+
+
+def _picture(content: bytes) -> Response:
+    return Response(content, media_type="image/jpeg", headers={"Cache-Control": _FOREVER})
+
+
+def _add_actions(app: FastAPI, dashboard: Dashboard) -> None:
+    access = dashboard.access
+
+    @app.get("/login", response_class=HTMLResponse)
+    def login_page() -> str:
+        return dashboard.render("login.html.j2", wrong=False, project_name="OpticStream")
+
+    @app.post("/login")
+    async def login(request: Request) -> Response:
+        form = await _form(request)
+        if not access.is_token(form.get("token", "")):
+            await asyncio.sleep(1.0)  # guessing takes longer
+            page = dashboard.render("login.html.j2", wrong=True, project_name="OpticStream")
+            return HTMLResponse(page, status_code=403)
+        response = RedirectResponse("/", 303)
+        response.set_cookie(
+            access.cookie, access.cookie_value(), httponly=True, samesite="strict", max_age=90 * 86400, path="/"
+        )
+        return response
+
+    @app.post("/logout")
+    def logout() -> Response:
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(access.cookie, path="/")
+        return response
+
+    @app.post("/retry", response_class=HTMLResponse)
+    async def retry(request: Request) -> str:
+        if dashboard.retry is None:
+            raise HTTPException(403, "this dashboard cannot retry")
+        key = (await _form(request)).get("item", "")
+        items = None if key == "all" else [_item(key)]
+        lines = await asyncio.to_thread(dashboard.retry, items)
+        escape = dashboard.views.environment.filters["e"]
+        return "<br>".join(str(escape(line)) for line in lines) or "nothing is parked as failed"
+
+
+async def _form(request: Request) -> dict[str, str]:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MOST_FORM_BYTES:
+            raise HTTPException(413, "too long")
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=20)
+    except ValueError as error:
+        raise HTTPException(400, "not a form") from error
+    return {name: values[-1] for name, values in fields.items()}
+
+
+def _add_problems(app: FastAPI, dashboard: Dashboard) -> None:
+    def page(title: str, text: str, status: int) -> HTMLResponse:
+        return HTMLResponse(dashboard.render("problem.html.j2", title=title, text=text), status_code=status)
+
+    @app.exception_handler(HTTPException)
+    async def http_problem(_request: Request, error: HTTPException) -> HTMLResponse:
+        return page("Not found" if error.status_code == 404 else "Not possible", str(error.detail), error.status_code)
+
+    @app.exception_handler(InputError)
+    async def not_served(_request: Request, error: InputError) -> HTMLResponse:
+        return page("Not found", str(error), 404)
+
+    @app.exception_handler(OpticStreamError)
+    async def problem(_request: Request, error: OpticStreamError) -> HTMLResponse:
+        return page("Not possible", str(error), 409)

@@ -1,0 +1,300 @@
+"""What the dashboard shows of a project, kept up to date by small steps and counted in versions."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from threading import RLock
+
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId
+from opticstream.pipeline.progress import Failure, ProjectProgress, project_progress
+from opticstream.pipeline.project import Project
+from opticstream.pipeline.quality_flags import FlaggedResult, flagged_results
+from opticstream.pipeline.rules import BATCH_ENDED
+from opticstream.pipeline.under_way import UnderWay, uploads_under_way
+from opticstream.state import FactsSnapshot
+from opticstream.web.facts_watch import FactsWatch
+from opticstream.web.journal_tail import JournalTail
+from opticstream.web.tiles import TileLook, TileLooks
+
+_VITALS_EVERY_S = 5.0
+_FLAGS_BUDGET_S = 0.05
+"""Time that one step spends on reading quality flags of finished results, in seconds."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Space of the disk of one folder."""
+
+    folder: str
+    total_bytes: int
+    free_bytes: int
+    hours_left: float | None = None
+    """Time until it is full at the present rate; None where it does not fill."""
+
+    @property
+    def percent_used(self) -> float:
+        return 100.0 * (1 - self.free_bytes / self.total_bytes) if self.total_bytes else 0.0
+
+    @property
+    def nearly_full(self) -> bool:
+        return self.percent_used > 90 or (self.hours_left is not None and self.hours_left < 24)
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """How fast it goes."""
+
+    per_minute: float = 0.0
+    """Tiles per minute."""
+    megabytes_per_s: float = 0.0
+    """Raw data processed."""
+    lag_s: float | None = None
+    """Age of the oldest column that is complete at the rig and not processed; None if there is none."""
+    waiting_columns: int = 0
+    finish_s: float | None = None
+    """Time until the current slice is processed at this rate; None if it is, or nothing is processed now."""
+    last_tile_s: float | None = None
+    """Time since the last tile was processed."""
+    histogram: tuple[int, ...] = ()
+    """Tiles in equal parts of the last two hours."""
+
+
+class Board:
+    """The state of a project as the dashboard shows it; one for all pages.
+
+    `refresh` is called from one thread at a time; the other methods may be called from any thread.
+    """
+
+    def __init__(self, project: Project, /) -> None:
+        self.project = project
+        self.watch = FactsWatch(project.paths.base)
+        self.version = 0
+        self.slices: dict[SliceId, ProjectProgress] = {}
+        self.previews: dict[SliceId, tuple[MosaicId, int]] = {}
+        """The mosaic that stands for a slice in the strip of slices, and when it was stitched."""
+        self.vitals = Vitals()
+        self.disks: tuple[Disk, ...] = ()
+        self.uploads: tuple[UnderWay, ...] = ()
+        self.lock = RLock()
+        self._looks = TileLooks(project, self.watch)
+        self._journal = JournalTail(project.facts.journal.folder)
+        self._flagged: dict[ItemId, tuple[int, tuple[FlaggedResult, ...]]] = {}
+        self._unread: deque[ItemId] = deque()
+        self._vitals_s = 0.0
+        self._free: dict[str, deque[tuple[float, int]]] = {}
+
+    @property
+    def current_slice(self) -> SliceId | None:
+        """The last slice of which anything is known."""
+        return max(self.slices, default=None)
+
+    @property
+    def has_sample_picture(self) -> bool:
+        """Whether there is a picture of the whole sample."""
+        return self.project.paths.sample_preview.is_file()
+
+    def preview_of(self, slice_id: int, /) -> tuple[MosaicId, int] | None:
+        """Return the mosaic that stands for a slice in the strip of slices, and when it was stitched."""
+        return self.previews.get(SliceId(slice_id))
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Everything that is parked, the latest slice first."""
+        return [failure for one in sorted(self.slices, reverse=True) for failure in self.slices[one].failures]
+
+    @property
+    def flagged(self) -> list[FlaggedResult]:
+        """The results that quality control flagged, the latest slice first."""
+        found = itertools.chain.from_iterable(results for _, results in self._flagged.values())
+        return sorted(found, key=lambda one: one.item.key, reverse=True)
+
+    def looks(self, mosaic: MosaicId, column: int, /) -> list[TileLook]:
+        """Return the tiles of a column, counted from 0 at the left of the picture."""
+        layout = self.project.layout
+        grid = layout.illumination_of(mosaic)
+        if not 0 <= column < grid.columns:
+            raise ValueError(f"column {column + 1} is outside 1..{grid.columns}")
+        tiles = layout.tiles(BatchId(mosaic.mosaic_id, self._batch_numbers(layout.illumination_index(mosaic))[column]))
+        with self.lock:
+            return [self._looks.of(tile) for tile in tiles]
+
+    @cache  # noqa: B019  (one board lives as long as its process)
+    def _batch_numbers(self, illumination: int) -> tuple[int, ...]:
+        """Return the numbers of the batches of an illumination by column, from the left of the picture."""
+        layout = self.project.layout
+        mosaic = layout.mosaic(SliceId(1), illumination)
+        grid = layout.illumination_of(mosaic)
+
+        def column(batch: BatchId) -> int:
+            return layout.scan_order.grid_position(layout.tiles(batch)[0].tile_id, grid.columns, grid.rows)[0]
+
+        return tuple(batch.batch_id for batch in sorted(layout.batches(mosaic), key=column))
+
+    def look(self, tile_mosaic: MosaicId, tile_id: int, /) -> TileLook | None:
+        """Return one tile; None if the mosaic has no such tile."""
+        tiles = self.project.layout.tiles(tile_mosaic)
+        return self._looks.of(tiles[tile_id - 1]) if 1 <= tile_id <= len(tiles) else None
+
+    def refresh(self) -> bool:
+        """Read what has changed, and return whether the page shows anything else now."""
+        with self.lock:
+            changes = self.watch.refresh()
+            touched = {self.project.layout.slice_of(mosaic) for mosaic in changes.mosaics if self._is_known(mosaic)}
+            for item in changes.above:
+                if isinstance(item, MosaicId):
+                    touched.add(self.project.layout.slice_of(item))
+                elif isinstance(item, SliceId):
+                    touched.add(item)
+            for one in touched:
+                self._update(one)
+            changed = bool(touched) or SampleId() in changes.above
+            changed |= self._read_flags()
+            now = time.monotonic()
+            if changed or now - self._vitals_s >= _VITALS_EVERY_S:
+                self._vitals_s = now
+                changed |= self._measure()
+            self.version += changed
+            return changed
+
+    def _is_known(self, mosaic: MosaicId) -> bool:
+        """Return whether anything is recorded in a mosaic; its folder may be there before that, or without that."""
+        return mosaic in self.watch.mosaics
+
+    def _update(self, slice_id: SliceId) -> None:
+        mosaics = self.project.layout.mosaics(slice_id)
+        snapshot = self.watch.snapshot(mosaics, [slice_id])
+        self.slices[slice_id] = project_progress(self.project, snapshot)
+        stitched = [(mosaic, self._stamp(mosaic)) for mosaic in mosaics if snapshot.has(mosaic, "stitched")]
+        if stitched:
+            self.previews[slice_id] = stitched[0]
+        else:
+            self.previews.pop(slice_id, None)
+        self._unread.extendleft(item for item in snapshot.items() if item.hierarchy in ("batch", "mosaic", "slice"))
+
+    def _read_flags(self) -> bool:
+        """Read quality flags of results for a moment; return whether another result is flagged."""
+        end, changed = time.monotonic() + _FLAGS_BUDGET_S, False
+        while self._unread and time.monotonic() < end:
+            item = self._unread.popleft()
+            stamp = self._stamp(item)
+            before = self._flagged.get(item, (0, ()))
+            if before[0] == stamp:
+                continue
+            known = FactsSnapshot({item: self.watch.facts_of(item)})
+            found = tuple(flagged_results(self.project, known))
+            self._flagged[item] = (stamp, found)
+            changed |= found != before[1]
+        return changed
+
+    def _stamp(self, item: ItemId) -> int:
+        fact = {"batch": "processed", "mosaic": "stitched", "slice": "registered"}[item.hierarchy]
+        try:
+            return self.project.facts.path(item, fact).stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def _measure(self) -> bool:
+        self._journal.refresh()
+        before = (self.vitals, self.disks, self.uploads)
+        self.vitals = self._vitals()
+        self.disks = tuple(self._disks())
+        self.uploads = tuple(uploads_under_way(self.project))
+        return before != (self.vitals, self.disks, self.uploads)
+
+    def _vitals(self) -> Vitals:
+        rate = self._journal.per_minute()
+        current = self.current_slice
+        lag_s, waiting, left, size = None, 0, 0, 0
+        if current is not None:
+            progress = self.slices[current].mosaics
+            left = sum(m.total_tiles - m.tiles_processed - m.tiles_failed for m in progress)
+            mosaics = self.project.layout.mosaics(current)
+            columns = [batch for mosaic in mosaics for batch in self.project.layout.batches(mosaic)]
+            late = [batch for batch in columns if self._waits(batch)]
+            waiting = len(late)
+            times = [stamp for batch in late if (stamp := self._time_of(batch, "ready"))]
+            lag_s = max(0.0, time.time() - min(times)) if times else None
+            size = self._raw_bytes(mosaics)
+        last = self._journal.last_s()
+        return Vitals(
+            per_minute=round(rate, 1),
+            megabytes_per_s=round(rate / 60 * size / 1e6, 1),
+            lag_s=_coarse(lag_s),
+            waiting_columns=waiting,
+            finish_s=_coarse(60 * left / rate) if rate and left else None,
+            last_tile_s=_coarse(last),
+            histogram=tuple(self._journal.histogram()),
+        )
+
+    def _waits(self, batch: BatchId) -> bool:
+        known = self.watch.facts_of(batch)
+        return "ready" in known and known.isdisjoint(BATCH_ENDED)
+
+    def _time_of(self, item: ItemId, fact: str) -> float | None:
+        try:
+            return self.project.facts.path(item, fact).stat().st_mtime
+        except OSError:
+            return None
+
+    def _raw_bytes(self, mosaics: Sequence[MosaicId]) -> int:
+        """Return the size of a raw tile: that of the first processed one."""
+        for mosaic in mosaics:
+            for tile in self.project.layout.tiles(mosaic):
+                if "processed" in self.watch.facts_of(tile):
+                    return self._looks.of(tile).raw_bytes
+        return 0
+
+    def _disks(self) -> Iterable[Disk]:
+        folders = {"project": self.project.paths.base, "archive": self.project.paths.archive_root}
+        seen: set[int] = set()
+        for name, folder in folders.items():
+            place = _existing(folder)
+            try:
+                usage, device = shutil.disk_usage(place), place.stat().st_dev
+            except OSError:
+                continue
+            if device in seen:
+                continue
+            seen.add(device)
+            yield Disk(name, usage.total, _rounded(usage.free), self._hours_left(name, usage.free))
+
+    def _hours_left(self, name: str, free: int) -> float | None:
+        """Return the time until a disk is full, from how it filled in the last half hour."""
+        history = self._free.setdefault(name, deque())
+        now = time.monotonic()
+        if not history or now - history[-1][0] >= 60:
+            history.append((now, free))
+        while history and now - history[0][0] > 1800:
+            history.popleft()
+        began, then = history[0] if history else (now, free)
+        if now - began < 300 or then <= free:
+            return None
+        hours = free / ((then - free) / (now - began)) / 3600
+        return float(f"{hours:.1g}") if hours < 1000 else None
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _rounded(size: int) -> int:
+    """Return a size in steps that are worth a line on the page."""
+    step = 10**9 if size > 10**11 else 10**8
+    return size // step * step
+
+
+def _coarse(seconds: float | None) -> float | None:
+    """Return a duration in steps of five seconds, and of a minute from ten minutes up, so that pages rarely change."""
+    if seconds is None:
+        return None
+    step = 60 if seconds >= 600 else 5
+    return float(seconds // step * step)

@@ -1,0 +1,149 @@
+"""Small pictures for the live mosaic: one strip for each column, from the maps that the pipeline has made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.io.encoded_pictures import encoded_picture
+from opticstream.io.nifti import read_nifti
+from opticstream.io.orientation_pictures import hue_colours
+from opticstream.io.pictures import display_range, picture_of_map
+from opticstream.model.errors import OpticStreamError
+from opticstream.model.ids import MosaicId, TileId
+from opticstream.model.modalities import described
+from opticstream.pipeline.project import Project
+from opticstream.web.tiles import TileLook
+
+Picture = NDArray[np.uint8]
+V = TypeVar("V")
+
+TILE_PX = 72
+PREVIEW_PX = 160
+_ABOVE_NOISE_DB = 45.0
+_TISSUE_ABOVE_NOISE_DB = 3.0
+
+
+class _Kept(Generic[V]):
+    """The values that were used last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: OrderedDict[Hashable, V] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable, make: Callable[[], V]) -> V:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
+        return value
+
+
+class Thumbnails:
+    """Strips of columns and previews of mosaics, each made once."""
+
+    def __init__(self, project: Project, /) -> None:
+        self._project = project
+        self._tiles: _Kept[Picture | None] = _Kept(3000)
+        self._strips: _Kept[bytes] = _Kept(600)
+        self._previews: _Kept[bytes] = _Kept(1000)
+        self._limits: dict[tuple[MosaicId, str], tuple[float, float]] = {}
+
+    def strip(self, looks: Sequence[TileLook], modality: str, /) -> bytes:
+        """Return a JPEG of the tiles of a column, from the top; black where a tile has no such map."""
+        key = (modality, *((look.tile, look.stamp) for look in looks))
+        return self._strips.get(key, lambda: self._strip(looks, modality))
+
+    def preview(self, picture: Path, /) -> bytes:
+        """Return a small JPEG of a picture of the pipeline."""
+        return self._previews.get((picture, picture.stat().st_mtime_ns), lambda: _reduced(picture))
+
+    def _strip(self, looks: Sequence[TileLook], modality: str) -> bytes:
+        ordered = sorted(looks, key=lambda look: look.row)
+        pictures = [self._tile(look, modality) for look in ordered]
+        width, height = self._size(ordered[0].tile.mosaic)
+        strip = np.zeros((height * len(ordered), width, 3), np.uint8)
+        for row, picture in enumerate(pictures):
+            if picture is not None:
+                strip[row * height : (row + 1) * height] = picture
+        return encoded_picture(strip, "JPEG", quality=85)
+
+    def _size(self, mosaic: MosaicId) -> tuple[int, int]:
+        a_lines, b_lines = self._project.config.scan.tile_shape(self._project.layout.illumination_index(mosaic))
+        shrink = TILE_PX / max(a_lines, b_lines)
+        return max(1, round(a_lines * shrink)), max(1, round(b_lines * shrink))
+
+    def _tile(self, look: TileLook, modality: str) -> Picture | None:
+        if look.state not in ("done", "look"):
+            return None
+        return self._tiles.get((look.tile, look.stamp, modality), lambda: self._drawn(look, modality))
+
+    def _drawn(self, look: TileLook, modality: str) -> Picture | None:
+        image = self._map(look.tile, modality)
+        if image is None:
+            return None
+        noise_db = float(look.figures.get("noise_db", float("nan")))
+        known = described(modality)
+        if known.is_axial:
+            level = np.ones(image.shape, np.float32)
+            intensity = self._map(look.tile, "aip")
+            if intensity is not None and intensity.shape == image.shape and np.isfinite(noise_db):
+                level = np.where(intensity >= noise_db + _TISSUE_ABOVE_NOISE_DB, 1.0, 0.25).astype(np.float32)
+            colours = np.rint(255 * hue_colours(image, brightness=level)).astype(np.uint8)
+            return np.ascontiguousarray(colours.swapaxes(0, 1))
+        return picture_of_map(modality, image, limits=self._range(look.tile.mosaic, modality, image, noise_db))
+
+    def _range(
+        self, mosaic: MosaicId, modality: str, image: NDArray[np.float32], noise_db: float
+    ) -> tuple[float, float]:
+        known = described(modality)
+        if isinstance(known.tile_range, tuple):
+            return known.tile_range
+        if known.in_db and np.isfinite(noise_db):
+            return noise_db, noise_db + _ABOVE_NOISE_DB
+        # The first tile that is seen decides, so that neighbouring columns have the same colours.
+        return self._limits.setdefault((mosaic, modality), display_range(modality, image))
+
+    def _map(self, tile: TileId, modality: str) -> NDArray[np.float32] | None:
+        width, height = self._size(tile.mosaic)
+        try:
+            image = read_nifti(self._project.paths.tile_product(tile, modality), mmap=True)
+        except (OpticStreamError, OSError):  # not made, or just being replaced
+            return None
+        columns, rows, *_ = image.shape
+        x = np.linspace(0, columns - 1, width).round().astype(np.intp)
+        y = np.linspace(0, rows - 1, height).round().astype(np.intp)
+        return np.asarray(image.reshape(columns, rows)[np.ix_(x, y)], np.float32)
+
+
+def stamp_of(looks: Sequence[TileLook], /) -> str:
+    """Return a text that changes whenever the strip of a column does."""
+    made = ";".join(f"{look.tile.tile_id}.{look.stamp}" for look in looks if look.state in ("done", "look"))
+    return hashlib.blake2b(made.encode(), digest_size=6).hexdigest() if made else ""
+
+
+def _reduced(picture: Path) -> bytes:
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's limit is for pictures of strangers
+    with Image.open(picture) as image:
+        image.draft("RGB", (PREVIEW_PX * 2, PREVIEW_PX * 2))
+        small = image.convert("RGB")
+    small.thumbnail((PREVIEW_PX, PREVIEW_PX))
+    stream = BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    return stream.getvalue()

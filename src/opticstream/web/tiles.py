@@ -1,0 +1,113 @@
+"""What the live mosaic shows of each tile: its state, its figures, and when its maps were made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from opticstream.model.ids import TileId
+from opticstream.pipeline.progress import detail_of
+from opticstream.pipeline.project import Project
+from opticstream.web.facts_watch import FactsWatch
+
+TileState = Literal["done", "look", "failed", "working", "waiting", "missing"]
+
+STATES: Mapping[TileState, str] = {
+    "done": "done",
+    "look": "done, worth a look",
+    "failed": "failed",
+    "working": "column is being processed",
+    "waiting": "column waits for a worker",
+    "missing": "not complete at the rig yet",
+}
+"""Each state in words, in the order of the legend."""
+
+FIGURES: Mapping[str, tuple[str, str]] = {
+    "signal_db": ("signal", "{:.1f} dB"),
+    "noise_db": ("noise", "{:.1f} dB"),
+    "tissue_fraction": ("tissue", "{:.0%}"),
+    "nan_fraction": ("no value", "{:.1%}"),
+    "saturated_fraction": ("saturated", "{:.2%}"),
+    "surface_roughness_px": ("surface roughness", "{:.1f} px"),
+    "surface_confidence": ("surface confidence", "{:.2f}"),
+}
+"""Quality figures of a tile: their names in words, and their form."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileLook:
+    """One tile as the page shows it."""
+
+    tile: TileId
+    column: int
+    row: int
+    """Place in the picture, 0-based, x to the right and y downwards."""
+    state: TileState
+    stamp: int = 0
+    """Modification time of the record, in nanoseconds; 0 without one."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    """Why it failed, or is worth a look."""
+    attempts: int = 0
+    raw_bytes: int = 0
+
+    @property
+    def words(self) -> str:
+        """State, figures and reasons in one line."""
+        shown = [f"tile {self.tile.tile_id}: {STATES[self.state]}", *self.reasons]
+        shown += [f"{name} {text}" for name, text in self.figure_lines()[:3]]
+        return "; ".join(shown)
+
+    def figure_lines(self) -> list[tuple[str, str]]:
+        """Return the figures as names and values in words."""
+        found = []
+        for key, (name, form) in FIGURES.items():
+            value = self.figures.get(key)
+            if isinstance(value, int | float):
+                found.append((name, form.format(value)))
+        return found
+
+
+class TileLooks:
+    """Looks of tiles; a record is read again only when it has changed."""
+
+    def __init__(self, project: Project, watch: FactsWatch, /) -> None:
+        self._project = project
+        self._watch = watch
+        self._read: dict[tuple[TileId, str], tuple[int, Mapping[str, Any]]] = {}
+
+    def of(self, tile: TileId, /) -> TileLook:
+        """Return the look of a tile."""
+        layout = self._project.layout
+        grid = layout.illumination_of(tile.mosaic)
+        column, row = layout.scan_order.grid_position(tile.tile_id, grid.columns, grid.rows)
+        known = self._watch.facts_of(tile)
+        if "processed" in known:
+            stamp, detail = self._detail(tile, "processed")
+            flags = tuple(map(str, detail.get("flags") or ()))
+            figures = detail.get("figures") or {}
+            size = int(detail.get("raw_bytes") or 0)
+            return TileLook(tile, column, row, "look" if flags else "done", stamp, figures, flags, raw_bytes=size)
+        if "failed" in known:
+            stamp, detail = self._detail(tile, "failed")
+            reason = (str(detail.get("reason", "unknown")),)
+            return TileLook(tile, column, row, "failed", stamp, {}, reason, int(detail.get("attempts") or 1))
+        batch = self._watch.facts_of(layout.batch_of(tile))
+        state: TileState = "working" if "started" in batch else "waiting" if "ready" in batch else "missing"
+        if "failed" in batch:
+            state = "failed"
+        return TileLook(tile, column, row, state, 0, {}, ("the column failed",) if state == "failed" else ())
+
+    def _detail(self, tile: TileId, fact: str) -> tuple[int, Mapping[str, Any]]:
+        try:
+            stamp = os.stat(self._project.facts.path(tile, fact)).st_mtime_ns
+        except OSError:
+            stamp = 0
+        kept = self._read.get((tile, fact))
+        if kept is None or kept[0] != stamp:
+            if len(self._read) > 20_000:
+                self._read.clear()
+            kept = self._read[tile, fact] = (stamp, detail_of(self._project, tile, fact))
+        return kept
