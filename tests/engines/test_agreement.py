@@ -34,7 +34,7 @@ def compared(acquired: Path, octave: str, folder: Path, **overrides) -> Comparis
 
 
 def differing(made: Comparison) -> list[str]:
-    return [f"{one.product}: {one.largest:g} {one.unit}" for one in made.differences if not one.is_small]
+    return [f"{one.product}: {one.most:g} {one.unit}" for one in made.differences if not one.is_small]
 
 
 def test_octave_and_our_own_code_agree_on_every_product_of_a_tile(acquired, octave, tmp_path):
@@ -121,10 +121,10 @@ def test_a_difference_beyond_its_limit_is_told():
     made = Comparison((), 1.0, 1.0)
     from opticstream.stages.tile import Difference
 
-    small, large = Difference("aip", "dB", 0.001, 0.0, 0.01), Difference("aip", "dB", 0.02, 0.0, 0.01)
+    small, large = Difference("aip", "dB", 0.02, 0.001, 0.0, 0.01), Difference("aip", "dB", 0.02, 0.02, 0.0, 0.01)
     assert dataclasses.replace(made, differences=(small,)).agrees
     assert not dataclasses.replace(made, differences=(small, large)).agrees
-    assert not Difference("aip", "dB", float("nan"), 0.0, 0.01).is_small
+    assert not Difference("aip", "dB", 0.0, float("nan"), 0.0, 0.01).is_small
 
 
 def test_the_functions_are_part_of_the_installed_package():

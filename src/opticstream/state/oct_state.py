@@ -24,10 +24,13 @@ class OCTBatchStateView(Failing):
 
     batch_id: int = Field(ge=1)
     ready_at: datetime | None = None
+    cleaned_at: datetime | None = None
     started_at: datetime | None = None
     archived_at: datetime | None = None
     processed_at: datetime | None = None
     failed_at: datetime | None = None
+    archive_started_at: datetime | None = None
+    archive_failed_at: datetime | None = None
     publish_started_at: datetime | None = None
     published_at: datetime | None = None
     publish_failed_at: datetime | None = None
@@ -163,6 +166,12 @@ class OCTProjectStateView(StateView):
     project_name: str
     started_at: datetime | None = None
     updated_at: datetime | None = None
+    publish_started_at: datetime | None = None
+    published_at: datetime | None = None
+    publish_failed_at: datetime | None = None
+    upload_started_at: datetime | None = None
+    uploaded_at: datetime | None = None
+    upload_failed_at: datetime | None = None
     slices: Children[OCTSliceStateView] = Field(default_factory=dict, validate_default=True)
 
     def slice(self, slice_id: int, /) -> OCTSliceStateView | None:

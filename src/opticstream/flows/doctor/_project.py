@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from opticstream.config import ProjectConfig
+from opticstream.config.coordinates import FijiCoordinates
+from opticstream.config.engines import MatlabEngine
 from opticstream.config.overrides import differences
 from opticstream.config.path_map import is_of_another_kind_of_host, said_of_path
 from opticstream.flows.doctor._checks import Finding
 from opticstream.flows.doctor._host import in_words, write_refusal
 from opticstream.flows.doctor._scene import Scene
+from opticstream.model.errors import ConfigurationError
 from opticstream.state.raw_folders import RawFolders
 from opticstream.system.folders import ABSENT, folder_trouble
 from opticstream.system.mounts import mount_of
@@ -96,6 +99,26 @@ def _largest_mosaic_bytes(config: ProjectConfig) -> int:
         tile = scan.samples * a_lines * b_lines * scan.channels * (1.5 if scan.raw_format == "packed12" else 2)
         sizes.append(tile * illumination.columns * scan.rows(number))
     return int(max(sizes))
+
+
+def project_engines(scene: Scene) -> Iterator[Finding]:
+    """See whether this host has MATLAB and Fiji, if the project uses them in one of the pools that it serves."""
+    from opticstream.engines import fiji_program, matlab_program
+
+    processing = scene.config.processing
+    advice = "`opticstream engines check PROJECT.toml` tries it"
+    if isinstance(processing.engine, MatlabEngine) and {"tile", "register"} & set(scene.pools):
+        try:
+            program = matlab_program(scene.settings, processing.engine)
+        except ConfigurationError as error:
+            yield Finding("problem", str(error), "install it, or serve other pools on this host")
+        else:
+            yield Finding("ok", f"{program.name} is {program.path}", advice)
+    if isinstance(processing.coordinates, FijiCoordinates) and "stitch" in scene.pools:
+        try:
+            yield Finding("ok", f"Fiji is {fiji_program(scene.settings).path}", advice)
+        except ConfigurationError as error:
+            yield Finding("problem", str(error), "install it, or serve other pools on this host")
 
 
 def _there(folder: Path) -> Path | None:

@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     Check("project", _project.project_file, limit_s=60.0),
     Check("project folder", _project.project_folder, needs=("project",), limit_s=60.0),
     Check("project space", _project.project_space, needs=("project",), limit_s=60.0),
+    Check("engines", _project.project_engines, needs=("project",)),
     Check("raw folder", _project.raw_folder, needs=("project",), limit_s=60.0),
     Check("registered", _project.registered, needs=("server", "project"), limit_s=60.0),
     Check("stuck work", _project.stuck, needs=("project",), limit_s=120.0),
