@@ -560,10 +560,11 @@ def sharp_likelihoods(
 ) -> SharpLikelihoods:
     """Return likelihoods under the signal and noise that each overlap shows, once its displacement is nearly known.
 
-    Laid on each other, the difference of two overlaps is their noise and nothing else, and their sum the signal and half
-    of it. So the noise of each link is measured, not taken from others: half blank overlaps are quieter than full
-    ones. Of its spectrum the shape is that of all links. The signal's spectrum is averaged over directions and octaves:
-    few values are known at low frequencies, and a fibre's direction is the same at all.
+    The difference of two aligned overlaps contains only noise, so the level of each link's noise is measured on the
+    link itself (half blank overlaps are quieter than full ones); the shape of its spectrum is that of all links. The
+    mean of the two contains the signal and half of the noise. The signal's spectrum is averaged over directions and
+    over a constant share of the frequency: few values are known at low frequencies, and the direction of a fibre is
+    the same at all frequencies.
 
     Parameters
     ----------
@@ -656,10 +657,10 @@ CELLS = 3
 def _even_share(views: FloatArray) -> float:
     """Return how evenly two aligned views, shape (2, x, y), spread their evidence: 1 or less.
 
-    What a link knows comes from the signal S where the noise N lets it; the variance of its shift grows with the mean of
-    ``N (N + 2 S)`` over the overlap. The difference of the views shows N, their sum N + 2 S, part by part. The ratio of
-    the product of both means to the mean of the product is 1 where all parts are alike, k / n where k of n parts hold
-    all tissue, and less where the views differ at a bright edge.
+    With signal S and noise N the variance of a link's shift grows with the mean of ``N (N + 2 S)`` over the overlap.
+    In every part, the difference of the views has the power of N and their sum that of N + 2 S. The product of both
+    means over the mean of the product is 1 if all parts are alike, k / n if k of n parts contain all tissue, and less
+    if the views differ at a bright edge.
 
     Examples
     --------
@@ -676,7 +677,12 @@ def _even_share(views: FloatArray) -> float:
     if nx == 0 or ny == 0:
         return 1.0
     cells = views[:, : nx * side, : ny * side]
-    cells = cells.reshape(2, nx * CELLS, CELL_PX, ny * side).sum(axis=2).reshape(2, nx * CELLS, ny * CELLS, CELL_PX).sum(axis=3)
+    cells = (
+        cells.reshape(2, nx * CELLS, CELL_PX, ny * side)
+        .sum(axis=2)
+        .reshape(2, nx * CELLS, ny * CELLS, CELL_PX)
+        .sum(axis=3)
+    )
     apart, together = (one.reshape(nx, CELLS, ny, CELLS) for one in (cells[0] - cells[1], cells[0] + cells[1]))
     noise, both = ((one**2).mean(axis=(1, 3), dtype=np.float64) for one in (apart, together))
     product = float((noise * both).mean())
