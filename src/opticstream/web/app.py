@@ -41,7 +41,6 @@ BEAT_S = 10.0
 """Time after which a page hears something although nothing has changed, so that it knows that it is not cut off."""
 _FOREVER = "private, max-age=31536000, immutable"
 _MOST_FORM_BYTES = 10_000
-_MOST_HISTORY_LINES = 40
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +182,6 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
             look=look,
             slice_id=dashboard.project.layout.slice_of(look.tile.mosaic).slice_id,
             picture=pictures[0].file if pictures else None,
-            history=[],
         )
 
     @app.get("/pictures/{key}", response_class=HTMLResponse)

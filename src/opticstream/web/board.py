@@ -213,9 +213,9 @@ class Board:
         current = self.current_slice
         lag_s, waiting, left, size = None, 0, 0, 0
         if current is not None:
-            progress = self.slices[current].mosaics
-            left = sum(m.total_tiles - m.tiles_processed - m.tiles_failed for m in progress)
             mosaics = self.project.layout.mosaics(current)
+            ended = sum(m.tiles_processed + m.tiles_failed for m in self.slices[current].mosaics)
+            left = sum(self.project.layout.illumination_of(mosaic).tiles for mosaic in mosaics) - ended
             columns = [batch for mosaic in mosaics for batch in self.project.layout.batches(mosaic)]
             late = [batch for batch in columns if self._waits(batch)]
             waiting = len(late)

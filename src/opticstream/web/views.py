@@ -23,6 +23,8 @@ MOST_LINES = 60
 """Largest number of failures, or of flagged results, that the page lists."""
 _MOST_VIEWS = 16
 _FRAME = "mosaics"
+_INSIDE_FRAME = ("column-", "caption-")
+"""Beginnings of the ids of parts that lie in the frame, and are sent with it."""
 
 
 @dataclass
@@ -102,7 +104,7 @@ class View:
         """Return all parts, by their ids; the mosaics hold their columns."""
         with self._lock:
             self._update()
-            found = {name: part.html for name, part in self._parts.items() if not name.startswith("column-")}
+            found = {name: part.html for name, part in self._parts.items() if not name.startswith(_INSIDE_FRAME)}
             return {**found, _FRAME: self._frame()}
 
     def since(self, version: int, /) -> tuple[str, int]:
@@ -111,7 +113,7 @@ class View:
             self._update()
             changed = {name: part for name, part in self._parts.items() if part.version > version}
             if _FRAME in changed:
-                changed = {name: part for name, part in changed.items() if not name.startswith("column-")}
+                changed = {name: part for name, part in changed.items() if not name.startswith(_INSIDE_FRAME)}
             html = [self._frame() if name == _FRAME else part.html for name, part in changed.items()]
             return "\n".join(html), self._version
 
@@ -124,11 +126,12 @@ class View:
             shown = self.shown_slice
             frame = (shown, self.modality)
             if frame != self._shown:
-                self._parts = {name: part for name, part in self._parts.items() if not name.startswith("column-")}
+                self._parts = {name: part for name, part in self._parts.items() if not name.startswith(_INSIDE_FRAME)}
                 self._columns.clear()
                 self._shown = frame
             rendered[_FRAME] = repr(frame)
             for mosaic in self._mosaics():
+                rendered[f"caption-{mosaic.mosaic_id}"] = self._caption(mosaic)
                 for column in range(self._board.project.layout.illumination_of(mosaic).columns):
                     rendered[f"column-{mosaic.mosaic_id}-{column + 1}"] = self._column(mosaic, column)
         for name, html in rendered.items():
@@ -165,6 +168,13 @@ class View:
         for name in ("summary", "slices", "failures", "flagged", "uploads", "disk"):
             yield name, self._environment.get_template(f"{name}.html.j2").render(values)
 
+    def _caption(self, mosaic: MosaicId) -> str:
+        board, shown = self._board, self.shown_slice
+        known = board.slices[shown].mosaics if shown in board.slices else ()
+        progress = next((one for one in known if one.mosaic_id == mosaic.mosaic_id), None)
+        grid = board.project.layout.illumination_of(mosaic)
+        return self._environment.get_template("caption.html.j2").render(mosaic=mosaic, grid=grid, progress=progress)
+
     def _column(self, mosaic: MosaicId, column: int) -> str:
         looks = tuple(self._board.looks(mosaic, column))
         key = (mosaic.mosaic_id, column)
@@ -187,7 +197,6 @@ class View:
         """Return the mosaics of the slice with all their columns."""
         board, layout = self._board, self._board.project.layout
         shown = self.shown_slice
-        progress = {m.mosaic_id: m for m in board.slices[shown].mosaics} if shown in board.slices else {}
         mosaics = []
         for mosaic in self._mosaics():
             grid = layout.illumination_of(mosaic)
@@ -196,7 +205,7 @@ class View:
             mosaics.append(
                 {
                     "id": mosaic, "grid": grid, "width": width * grid.columns, "height": height * grid.rows,
-                    "columns": columns, "progress": progress.get(mosaic.mosaic_id),
+                    "columns": columns, "caption": self._parts[f"caption-{mosaic.mosaic_id}"].html,
                 }
             )  # fmt: skip
         return self._environment.get_template("mosaics.html.j2").render(

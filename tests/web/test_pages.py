@@ -1,0 +1,211 @@
+"""What the page shows follows from the facts, and only what has changed is sent again."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from opticstream.cli.dashboard import _retried
+from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
+from opticstream.web import Access, create_app
+from opticstream.web.board import Board
+from opticstream.web.views import Views
+
+TOKEN = "0123456789abcdef-test"
+
+
+@pytest.fixture
+def views(shown):
+    return Views(Board(shown.project), may_retry=False)
+
+
+def refreshed(views):
+    views.board.refresh()
+    return views
+
+
+def ids_in(html):
+    """The ids of the parts, without what lies inside them."""
+    return set(re.findall(r'<\w+ id="([^"]+)" hx-swap-oob', html))
+
+
+def states(html):
+    return dict(re.findall(r'<a id="t-\d+-\d+-\d+" class="tile (\w+)" href="/tile/\d+/(\d+)"', html))
+
+
+def test_an_empty_project_says_what_to_do(shown):
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        page = client.get("/").text
+    assert "No tile yet" in page
+    assert "opticstream watch" in page
+
+
+def test_every_state_of_a_tile_has_its_sign(shown, views):
+    batch = shown.ready(1, 1)
+    shown.ready(1, 2)
+    with shown.project.facts.claim(batch):
+        shown.process(1, 1)
+        shown.fail(1, 2, "cut")
+        shown.process(1, 4, flags=["blank"])
+        html = refreshed(views).get(None, "aip").parts()["mosaics"]
+    found = {number: state for state, number in re.findall(r'class="tile (\w+)" href="/tile/1/(\d+)"', html)}
+    assert [found[str(n)] for n in (1, 2, 3, 4, 5, 7)] == ["done", "failed", "working", "look", "waiting", "missing"]
+    for state in ("failed", "working", "look", "waiting", "missing"):
+        assert f'<symbol id="s-{state}"' in html
+        assert f'<use href="#s-{state}"' in html
+
+
+def test_tiles_lie_where_the_stage_was(shown, views):
+    shown.column(1, 1)
+    html = refreshed(views).get(None, "aip").parts()["mosaics"]
+    for tile_id, (column, row) in {1: (0, 0), 3: (0, 2), 4: (1, 2), 6: (1, 0)}.items():
+        assert re.search(rf'id="t-1-{column}-{row}" class="tile \w+" href="/tile/1/{tile_id}"', html)
+
+
+def test_only_the_column_of_a_new_tile_is_sent(shown, views):
+    shown.column(1, 1)
+    view = refreshed(views).get(None, "aip")
+    _, version = view.since(-1)
+    shown.process(1, 4)
+    views.board.refresh()
+    html, version = view.since(version)
+    assert {"column-1-2", "caption-1", "summary"} <= ids_in(html)
+    assert not {"column-1-1", "column-1-3", "mosaics", "failures"} & ids_in(html)
+    assert view.since(version)[0] == ""
+
+
+def test_a_page_of_an_earlier_server_gets_everything(shown, views):
+    shown.column(1, 1)
+    view = refreshed(views).get(None, "aip")
+    assert views.version_seen(f"00000000.{views.board.version}") == -1
+    assert views.version_seen("nonsense") == -1
+    assert views.version_seen(views.event_id(7)) == 7
+    assert {"mosaics", "summary", "slices", "failures", "flagged", "uploads", "disk"} <= ids_in(view.since(-1)[0])
+
+
+def test_the_page_follows_the_rig_to_the_next_slice_unless_a_slice_is_chosen(shown, views):
+    shown.column(1, 1)
+    follows, chosen = refreshed(views).get(None, "aip"), views.get(SliceId(1), "aip")
+    versions = [view.since(-1)[1] for view in (follows, chosen)]
+    shown.ready(3, 1)
+    views.board.refresh()
+    html = follows.since(versions[0])[0]
+    assert "mosaics" in ids_in(html)
+    assert "Slice 2" in html
+    html = chosen.since(versions[1])[0]
+    assert "mosaics" not in ids_in(html)
+    assert "slices" in ids_in(html)
+
+
+def test_messages_are_shown_as_text(shown):
+    shown.fail(1, 1, "<script>alert(1)</script> & co")
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        for path in ("/", "/tile/1/1"):
+            page = client.get(path).text
+            assert "<script>alert" not in page
+            assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in page
+
+
+def test_flagged_results_and_failures_are_listed(shown, views):
+    batch = shown.ready(1, 1)
+    shown.process(1, 1, flags=["saturated: 3 %"])
+    shown.process(1, 2)
+    shown.fail(1, 3, "cut file")
+    shown.finish(batch)
+    shown.stitch(1, doubts=["seams do not fit"])
+    parts = refreshed(views).get(None, "aip").parts()
+    assert "tile 1 of mosaic 1</a>: saturated: 3 %" in parts["flagged"]
+    assert "mosaic 1</a>: seams do not fit" in parts["flagged"]
+    assert "tile 3 of mosaic 1" in parts["failures"]
+    assert "cut file" in parts["failures"]
+    shown.project.facts.withdraw(MosaicId(1), "stitched", reason="a test")
+    assert "seams" not in refreshed(views).get(None, "aip").parts()["flagged"]
+
+
+def test_throughput_lag_and_finish_follow_from_the_facts(shown, views):
+    shown.column(1, 1)
+    shown.ready(1, 2)
+    vitals = refreshed(views).board.vitals
+    assert vitals.per_minute == 3
+    assert vitals.waiting_columns == 1
+    assert vitals.lag_s is not None
+    assert vitals.finish_s == pytest.approx(60 * 21 / 3, abs=5)  # two mosaics of 12 tiles, 3 of which are done
+    assert sum(vitals.histogram) == 3
+
+
+def test_a_tile_shows_its_picture_and_figures(shown):
+    shown.process(1, 1, flags=["weak"])
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        page = client.get("/tile/1/1").text
+        assert "71.3 dB" in page
+        assert "weak" in page
+        picture = client.get(re.search(r'<img class="qc" src="([^"]+)"', page)[1].replace("&amp;", "&"))
+        assert Image.open(io.BytesIO(picture.content)).format == "JPEG"
+        assert "<html" not in client.get("/tile/1/1", headers={"hx-request": "true"}).text
+        assert client.get("/tile/1/99").status_code == 404
+        assert client.get("/tile/0/1").status_code == 422
+
+
+def test_a_strip_shows_the_tiles_of_a_column_from_the_top(shown):
+    shown.column(1, 1)
+    shown.column(1, 2)
+    shown.fail(1, 7, "cut")
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        page = client.get("/").text
+        address = re.search(r'href="(/strip/1/2/aip.jpg\?v=\w+)"', page)[1]
+        answer = client.get(address)
+        assert "immutable" in answer.headers["cache-control"]
+        strip = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"), float)
+        assert "/strip/1/3/" not in page  # nothing to be seen there
+        assert client.get("/strip/1/9/aip.jpg").status_code == 404
+        assert client.get("/strip/1/1/passwd.jpg").status_code == 404
+    tiles = [shown.maps(TileId(1, t))["aip"].T for t in (6, 5, 4)]  # the second column runs upwards
+    wanted = np.concatenate([np.asarray(Image.fromarray(t).resize((72, 60))) for t in tiles])
+    assert strip.shape == wanted.shape
+    assert np.corrcoef(strip.ravel(), wanted.ravel())[0, 1] > 0.95
+
+
+def test_stitched_maps_are_listed_with_their_legend(shown):
+    shown.stitch(1, doubts=["seams do not fit"])
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        page = client.get("/pictures/mosaic-001?show=mosaic_001_ori.jpg").text
+        assert "colour wheel" in page
+        assert "seams do not fit" in page
+        shown_now = re.search(r'data-picture="(/files/[^"?]+)', page)[1]
+        assert shown_now.endswith("mosaic_001_ori.jpg")
+        assert client.get(shown_now).status_code == 200
+        assert Image.open(io.BytesIO(client.get("/preview/1.jpg").content)).size[0] <= 160
+        assert "not stitched yet" in client.get("/pictures/mosaic-002").text
+        assert client.get("/pictures/nothing-1").status_code == 404
+
+
+def test_a_retry_withdraws_the_failure_as_the_command_does(shown):
+    batch = shown.ready(1, 1)
+    for number in (1, 2):
+        shown.process(1, number)
+    tile = shown.fail(1, 3, "cut file")
+    shown.finish(batch)
+    project = shown.project
+    app = create_app(project, access=Access(token=TOKEN), retry=lambda items: _retried(project, items))
+    with TestClient(app, base_url="http://127.0.0.1:8088") as client:
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        assert "Retry all" in client.get("/", headers=headers).text
+        answer = client.post("/retry", data={"item": tile.key}, headers=headers)
+        assert "will be done again" in answer.text
+        assert client.post("/retry", data={"item": "nonsense"}, headers=headers).status_code == 404
+    assert not project.facts.has(tile, "failed")
+    assert not project.facts.has(BatchId(1, 1), "processed")
+    assert project.facts.has(TileId(1, 1), "processed")
+
+
+def test_a_damaged_record_hides_nothing_else(shown, views):
+    shown.process(1, 1)
+    shown.process(1, 2)
+    shown.project.facts.path(TileId(1, 1), "processed").write_text("{")
+    html = refreshed(views).get(None, "aip").parts()["mosaics"]
+    assert re.search(r'class="tile done" href="/tile/1/2"', html)
