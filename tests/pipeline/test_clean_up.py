@@ -116,7 +116,7 @@ def test_what_every_target_holds_loses_its_intermediate_files_and_stays_done(pro
     assert verify(project.facts, layout=project.layout) == [], "nothing is missed"
     assert [event for event in pending_announcements(project) if isinstance(event, BatchReady)] == []
     (mosaic,) = project_progress(project).mosaics
-    assert (mosaic.tiles_processed, mosaic.state, mosaic.batches["cleaned"]) == (2, "stitched", 1)
+    assert (mosaic.tiles_processed, mosaic.state, mosaic.batches_cleaned) == (2, "stitched", 1)
     assert list(clean_up(project, secrets)) == [], "there is nothing more to do"
 
 

@@ -16,7 +16,7 @@ from opticstream.pipeline.stacking import unstacked
 from opticstream.state import FactsSnapshot
 from opticstream.state.vocabulary import is_failure
 
-BATCH_STATES = ("ready", "started", "archived", "processed", "published", "uploaded", "cleaned")
+BATCH_STATES = ("ready", "started", "archived", "processed", "published", "uploaded")
 MILESTONES_PERCENT = (25, 50, 75, 100)
 
 
@@ -53,6 +53,8 @@ class MosaicProgress:
     """Whether every remote target holds its maps."""
     steps: dict[str, str]
     """State of each step of the chain on the mosaic, by the step's name: due, under way, done, failed or empty."""
+    batches_cleaned: int = 0
+    """Number of batches whose tiles have lost their files to a clean-up after the upload."""
 
     @property
     def percent(self) -> float:
@@ -177,6 +179,7 @@ def _mosaic_progress(project: Project, snapshot: FactsSnapshot, mosaic: MosaicId
         published="published" in known,
         uploaded="uploaded" in known,
         steps=_steps(project, snapshot, mosaic),
+        batches_cleaned=snapshot.count(batches, "cleaned"),
     )
 
 
