@@ -33,7 +33,7 @@ LIMITS: Mapping[str, float] = {
     "biref": 1e-5,
     "mus": 0.01,
 }
-"""What the differences of each product may be: relative to the largest value for complex tiles, else in the product's unit."""
+"""What the differences of each product may be: in its unit; for complex tiles relative to the largest value."""
 
 
 @dataclass(frozen=True)
