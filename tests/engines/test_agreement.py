@@ -20,7 +20,12 @@ from opticstream.stages.tile import Comparison, compare_engines
 def compared(acquired: Path, octave: str, folder: Path, **overrides) -> Comparison:
     project = load_project(
         acquired / "project.toml",
-        overrides={"processing.engine.kind": "matlab", "processing.reconstruction.threads": 1, **overrides},
+        overrides={
+            "processing.engine.kind": "matlab",
+            "processing.reconstruction.threads": 1,
+            "processing.enface.depth": 30,
+            **overrides,
+        },
     )
     source = sorted((acquired / "raw").glob("mosaic_001_image_0001*"))[0]
     return compare_engines(

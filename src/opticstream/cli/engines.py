@@ -68,8 +68,8 @@ def compare(
     """Process one tile by our own code and by MATLAB, and show how far each product differs.
 
     MATLAB uses the functions of the project, or our own ones. The exit status is 1 if more than 0.1 % of the values of
-    a product differ by more than the limit, which is 0.01 dB, 0.01 degrees (10 dB above the noise), 1 px for the surface, and 1e-4 of the largest value
-    for complex tiles.
+    a product differ by more than the limit, which is 0.01 dB, 0.01 degrees (10 dB above the noise), 1 px for the
+    surface, and 1e-4 of the largest value for complex tiles.
     """
     from rich.table import Table
 
@@ -106,15 +106,8 @@ def compare(
         table = Table("product", "largest difference", "99.9 %", "median", "limit", "unit", "")
         for one in made.differences:
             verdict = styled("ok", "green") if one.is_small else styled("differs", "bold red")
-            table.add_row(
-                one.product,
-                f"{one.largest:.2g}",
-                f"{one.most:.2g}",
-                f"{one.typical:.2g}",
-                f"{one.limit:g}",
-                one.unit,
-                verdict,
-            )
+            figures = [f"{figure:.2g}" for figure in (one.largest, one.most, one.typical)]
+            table.add_row(one.product, *figures, f"{one.limit:g}", one.unit, verdict)
         out.print(table)
         out.print(f"own code {made.native_s:.1f} s, MATLAB {made.matlab_s:.1f} s, its start included")
     raise typer.Exit(DONE if made.agrees else FAILED)

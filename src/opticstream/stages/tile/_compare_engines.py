@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from opticstream.config import DeploymentSettings, ProcessingSettings, ScanSettings
 from opticstream.config.engines import MatlabEngine, NativeEngine
+from opticstream.config.processing import EnfaceSettings
 from opticstream.io.nifti import read_nifti
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described
@@ -33,7 +34,7 @@ LIMITS: Mapping[str, float] = {
     "biref": 1e-5,
     "mus": 0.01,
 }
-"""What the differences of each product may be: relative to the largest value for complex tiles, else in the product's unit."""
+"""What the differences of each product may be: in its unit; for complex tiles relative to the largest value."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def compare_engines(
         seconds.append(time.perf_counter() - began)
     native, matlab = results
     maps = {name: output.path for name, output in native.outputs.items() if name in LIMITS}
-    seen = _above_noise(native, maps)
+    seen = _above_noise(native, maps, processing.enface)
     differences = [
         _difference(name, read_nifti(path), read_nifti(matlab.outputs[name].path), seen)
         for name, path in maps.items()
@@ -135,12 +136,20 @@ def compare_engines(
     return Comparison(tuple(differences), *seconds)
 
 
-def _above_noise(result: TileResult, maps: Mapping[str, Path]) -> dict[int, NDArray[np.bool_]]:
-    """Return by number of axes where there is signal: in volumes by intensity, in maps by its projection."""
+def _above_noise(result: TileResult, maps: Mapping[str, Path], enface: EnfaceSettings) -> dict[int, NDArray[np.bool_]]:
+    """Return by number of axes where there is signal: in volumes by intensity, in maps by its projection.
+
+    In maps also only where the window ends above the samples that the noise is taken from.
+    """
     level = result.figures["noise_db"] + ABOVE_NOISE_DB
     found = {3: np.asarray(read_nifti(maps["dBI"]) >= level)} if "dBI" in maps else {}
     if "aip" in maps:
         found[2] = np.asarray(read_nifti(maps["aip"]).squeeze() >= level)
+    if 2 in found and 3 in found:
+        depth = found[3].shape[2]
+        end = read_nifti(maps["surf"]).squeeze() + enface.offset + enface.depth
+        # The deepest twentieth is what the noise is taken from: less the noise, nothing is left of it but rounding.
+        found[2] &= end < depth - max(1, depth // 20)
     return found
 
 

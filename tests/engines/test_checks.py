@@ -1,0 +1,91 @@
+"""`opticstream engines check`: what it says of programs and of a lab's functions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from opticstream.cli import app
+
+PROJECT = """
+[project]
+project_name = "p"
+project_base_path = "out"
+[processing.engine]
+kind = "matlab"
+paths = ["tool box"]
+functions = { find_surface = "lab_surface", spectral_to_processed = "lab_process" }
+"""
+
+
+def checked(*arguments: str) -> tuple[int, list[dict[str, str]]]:
+    ran = CliRunner().invoke(app, ["engines", "check", "--json", *arguments])
+    return ran.exit_code, json.loads(ran.stdout)
+
+
+def test_programs_that_nothing_asks_for_may_be_absent(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, lines = checked()
+    assert status == 0
+    assert [(line["engine"], line["result"]) for line in lines] == [("MATLAB", "absent"), ("Fiji", "absent")]
+
+
+def test_a_program_that_a_project_asks_for_and_a_missing_toolbox_are_problems(monkeypatch, tmp_path):
+    (tmp_path / "p.toml").write_text(PROJECT)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, lines = checked(str(tmp_path / "p.toml"))
+    assert status == 1
+    assert "OPTICSTREAM_MATLAB_COMMAND" in lines[0]["message"]
+    monkeypatch.setenv("OPTICSTREAM_MATLAB_COMMAND", "/bin/sh")
+    _, lines = checked(str(tmp_path / "p.toml"))
+    assert "processing.engine.paths" in lines[0]["message"]
+    assert "tool box" in lines[0]["message"]
+
+
+@pytest.mark.slow
+def test_a_labs_functions_must_be_found_and_have_the_signature(octave, monkeypatch, tmp_path):
+    (tmp_path / "p.toml").write_text(PROJECT)
+    (tmp_path / "tool box").mkdir()
+    (tmp_path / "tool box" / "lab_surface.m").write_text("function s = lab_surface(intensity)\n  s = intensity;\nend\n")
+    monkeypatch.setenv("OPTICSTREAM_MATLAB_COMMAND", octave)
+    status, lines = checked(str(tmp_path / "p.toml"))
+    assert status == 1
+    problems = [line["message"] for line in lines if line["result"] == "problem"]
+    assert len(problems) == 2
+    assert "lab_process was not found" in problems[0]
+    assert "lab_surface takes 1 arguments, expected 2" in problems[1]
+    assert lines[0]["message"].startswith("Octave ")
+
+
+@pytest.mark.slow
+def test_a_labs_surface_is_used_in_place_of_ours(octave, monkeypatch, acquired, tmp_path):
+    from opticstream.config import DeploymentSettings, load_project
+    from opticstream.io.nifti import read_nifti
+    from opticstream.model.ids import TileId
+    from opticstream.stages.tile import MatlabTiles, process_tile
+
+    (tmp_path / "lab_surface.m").write_text(
+        "function [s, u, c] = lab_surface(intensity, settings)\n"
+        "  s = single(17) * ones(size(intensity, 1), size(intensity, 2), 'single');\n  u = s;\n  c = s / 17;\nend\n"
+    )
+    engine = {"kind": "matlab", "functions": {"find_surface": "lab_surface"}, "paths": [str(tmp_path)]}
+    project = load_project(acquired / "project.toml", overrides={"processing.engine": engine})
+    source = sorted((acquired / "raw").glob("mosaic_001_image_0001*"))[0]
+    with MatlabTiles(
+        {TileId(1, 1): source},
+        scan=project.scan,
+        processing=project.processing,
+        deployment=DeploymentSettings(matlab_command=octave),
+        folder=tmp_path / "out",
+    ) as call:
+        made = process_tile(
+            source,
+            TileId(1, 1),
+            scan=project.scan,
+            processing=project.processing,
+            out_dir=tmp_path / "out",
+            matlab=call,
+        )
+    assert (read_nifti(made.outputs["surf"].path) == 17).all()
