@@ -24,6 +24,7 @@ from opticstream.cli.console import (
     print_json,
     styled,
 )
+from opticstream.cli.figures import metrics_shown
 from opticstream.cli.run_parameters import RunParameters, parameters_for_run
 from opticstream.config import DeploymentSettings, OptionText, ProjectConfig, load_project
 from opticstream.model.errors import ConfigurationError
@@ -147,6 +148,8 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
                 _take_back_stale(opened, say)
             with Follower(live=out.is_terminal, quiet=as_json) as follower, contextlib.ExitStack() as leaving:
                 leaving.callback(driver.leave)
+                if live:
+                    leaving.enter_context(metrics_shown(settings, lambda: [opened], folders=[folder]))
                 over = _EverythingAnnounced(driver, accept_incomplete) if not live else (lambda: False)
                 progress = follow(driver, follower, is_over=over, poll_s=settings.poll_s if live else 0.5, check=check)
         incomplete = driver.incomplete()

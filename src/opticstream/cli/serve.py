@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from opticstream.cli.connecting import check_configured_server, connect, point_at_server
 from opticstream.cli.console import JsonOption, err, errors_shown, out, print_json, styled
 from opticstream.cli.dashboard import PORT, TokenOption, dashboard_beside
+from opticstream.cli.figures import metrics_shown, registered
 from opticstream.cli.run import HomeOption
 from opticstream.config import DeploymentSettings
 from opticstream.config.deployment import variable_of
@@ -39,7 +41,10 @@ def up(
         def say(line: str) -> None:
             err.print(styled(line, "dim"))
 
-        with local_session(home or settings.home, ui=True, sweeps=True, say=say) as session:
+        with (
+            local_session(home or settings.home, ui=True, sweeps=True, say=say) as session,
+            metrics_shown(settings, registered),
+        ):
             out.print(f"web page  {session.api_url.removesuffix('/api')}")
             out.print(f"address   OPTICSTREAM_API_URL={session.api_url}")
             if project is None:
@@ -114,7 +119,7 @@ def worker(
     Pools: tile, stitch, register, upload, state. `opticstream deploy` makes them, once. A server that does not answer
     is waited for; `opticstream doctor` tells what else may be wrong.
     """
-    with errors_shown():
+    with errors_shown(), contextlib.ExitStack() as stack:
         if memory is not None:  # by the environment, because flow runs are processes of their own
             os.environ[variable_of("memory_budget")] = memory
         settings = DeploymentSettings()
@@ -129,4 +134,5 @@ def worker(
             except ValueError as error:
                 raise ConfigurationError(f"--cpus {cpus}: {error}") from error
         check_configured_server(settings, waits=True)
+        stack.enter_context(metrics_shown(settings, registered))
         serve(chosen, settings, home=home, limit=limit)

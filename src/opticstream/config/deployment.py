@@ -152,6 +152,10 @@ class DeploymentSettings(BaseSettings):
     """Where milestones and failures are reported: a list in JSON or TOML, such as
     `[{"kind": "log"}, {"kind": "file", "path": "milestones.jsonl"}]`. It must be the same on every host that serves the
     pool `state`."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65_535)
+    """Port at which `opticstream worker`, `up` and `watch` show figures for Prometheus at `/metrics`; default: none."""
+    metrics_host: str = "127.0.0.1"
+    """Address at which they are shown, `0.0.0.0` for other hosts. They hold names of projects and folders."""
     page_url: str | None = Field(default=None, pattern=r"^https?://[^@\s]+$")
     """Address of Prefect's page as people open it, for links in notifications; default: that of OPTICSTREAM_API_URL."""
     acquisition_alarm_s: float = Field(default=300.0, gt=0)
