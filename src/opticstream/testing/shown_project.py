@@ -17,8 +17,8 @@ from opticstream.io.paths import tile_product_name
 from opticstream.io.pictures import picture_of_map, write_jpeg
 from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
-from opticstream.pipeline.arrivals import ready_content
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.raw_folders import ready_content
 
 _PROJECT = """\
 [project]

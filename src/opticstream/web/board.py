@@ -109,6 +109,12 @@ class Board:
         """Everything that is parked, the latest slice first."""
         return [failure for one in sorted(self.slices, reverse=True) for failure in self.slices[one].failures]
 
+    def is_open(self, item: ItemId, /) -> bool:
+        """Return whether a failed tile's column has not ended: it is still worked on, or done again after a retry."""
+        if not isinstance(item, TileId):
+            return False
+        return self.watch.facts_of(self.project.layout.batch_of(item)).isdisjoint(BATCH_ENDED)
+
     @property
     def flagged(self) -> list[FlaggedResult]:
         """The results that quality control flagged, the latest slice first."""
