@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-import uvicorn
 
 from opticstream.cli.dashboard import _retried
 from opticstream.testing.shown_project import ShownProject
-from opticstream.web import Access, create_app
+from opticstream.web import Access
+from opticstream.web.server import DashboardServer
 
 TOKEN = "0123456789abcdef-test"
 PATIENCE_MS = 120_000
@@ -28,9 +28,7 @@ PATIENCE_MS = 120_000
 @contextlib.contextmanager
 def serving(shown: ShownProject, access: Access) -> Iterator[str]:
     """Serve a dashboard from a thread, and yield its address; leaving ends it although streams are open."""
-    app = create_app(shown.project, access=access, retry=lambda items: _retried(shown.project, items))
-    config = uvicorn.Config(app, port=access.port, log_level="error", timeout_graceful_shutdown=1, ws="none")
-    server = uvicorn.Server(config)
+    server = DashboardServer(shown.project, access=access, retry=lambda items: _retried(shown.project, items))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     end = time.monotonic() + 120
@@ -179,12 +177,15 @@ def test_a_retry_asks_first(shown, opened):
         page.once("dialog", answer(False))
         button.press("Enter")
         page.wait_for_timeout(500)
-        assert shown.project.facts.has(failed, "failed")
+        assert shown.project.facts.has(batch, "processed")
         page.once("dialog", answer(True))
         button.press("Enter")
         page.wait_for_function("() => document.getElementById('message').textContent.includes('done again')")
+        page.wait_for_function("() => document.getElementById('failures').textContent.includes('still to be done')")
+        assert not shown.project.facts.has(batch, "processed")
+        shown.process(1, 3)
+        shown.project.facts.withdraw(failed, "failed", reason="a test")
         page.wait_for_function("() => document.getElementById('failures').textContent.includes('No failure')")
-        assert not shown.project.facts.has(failed, "failed")
         assert len(questions) == 2
         assert "tile 3 of mosaic 1" in questions[0]
 
@@ -217,7 +218,7 @@ def test_stitched_maps_zoom_and_the_page_fits_a_phone(shown, opened):
 @pytest.mark.slow
 def test_the_command_ends_when_it_is_asked_to_although_a_page_is_open(shown):
     command = [sys.executable, "-m", "opticstream", "dashboard", str(shown.file), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline()
             address = re.search(r"http://127\.0\.0\.1:\d+", line)[0]
@@ -226,6 +227,7 @@ def test_the_command_ends_when_it_is_asked_to_although_a_page_is_open(shown):
                 next(answer.iter_lines())
                 process.send_signal(signal.SIGTERM)
                 process.wait(60)
+            assert process.stderr.read() == ""
         finally:
             process.kill()
 

@@ -25,7 +25,7 @@ def same(watch, project):
 def test_the_copy_equals_the_facts_after_any_sequence(shown):
     watch, facts = FactsWatch(shown.project.paths.base), shown.project.facts
     chance = random.Random(5)
-    for _ in range(80):
+    for _ in range(25):
         for item, fact in chance.sample(ITEMS, chance.randint(1, 3)):
             if facts.has(item, fact):
                 facts.withdraw(item, fact, reason="a test")

@@ -198,7 +198,10 @@ def test_a_retry_withdraws_the_failure_as_the_command_does(shown):
         answer = client.post("/retry", data={"item": tile.key}, headers=headers)
         assert "will be done again" in answer.text
         assert client.post("/retry", data={"item": "nonsense"}, headers=headers).status_code == 404
-    assert not project.facts.has(tile, "failed")
+        app.state.dashboard.board.refresh()
+        page = client.get("/", headers=headers).text
+        assert "its column is still to be done" in page
+        assert "Retry tile 3" not in page
     assert not project.facts.has(BatchId(1, 1), "processed")
     assert project.facts.has(TileId(1, 1), "processed")
 

@@ -15,8 +15,10 @@ from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.nifti import write_nifti
 from opticstream.io.paths import tile_product_name
 from opticstream.io.pictures import picture_of_map, write_jpeg
+from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.raw_folders import ready_content
 
 _PROJECT = """\
 [project]
@@ -67,6 +69,7 @@ class ShownProject:
     ) -> None:
         a_lines, b_lines = tile_px
         text = _PROJECT.format(name=name, columns=columns, rows=rows, a_lines=a_lines, b_lines=b_lines)
+        (folder / "raw").mkdir(parents=True, exist_ok=True)
         self.file = write_text(folder / "project.toml", text)
         self.project = Project.open(load_project(self.file), deployment=DeploymentSettings())
         self.layout = self.project.layout
@@ -75,7 +78,11 @@ class ShownProject:
     def ready(self, mosaic_id: int, batch_id: int) -> BatchId:
         """Record that a column is complete at the rig."""
         batch = BatchId(mosaic_id, batch_id)
-        self.project.facts.record(batch, "ready", {"detail": {"raw_folder": "raw", "files": {}}})
+        files = {
+            tile.tile_id: f"mosaic_{mosaic_id:03d}_image_{tile.tile_id:04d}.nii" for tile in self.layout.tiles(batch)
+        }
+        event = self.project.event(BatchReady, batch, raw_folder=str(self.file.parent / "raw"), files=files)
+        self.project.facts.record(batch, "ready", ready_content(self.project, event))
         return batch
 
     def process(self, mosaic_id: int, tile_id: int, *, flags: Sequence[str] = ()) -> TileId:

@@ -71,6 +71,12 @@ class Dashboard:
         self.changed = asyncio.Condition()
         self.closing = False
 
+    async def close(self) -> None:
+        """End all streams, so that the server need not cut them off."""
+        self.closing = True
+        async with self.changed:
+            self.changed.notify_all()
+
     def render(self, template: str, **values: Any) -> str:
         """Return a page."""
         common = {"project_name": self.project.config.name, "signed_in": self.access.token is not None}
@@ -156,7 +162,7 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
     ) -> AsyncIterator[ServerSentEvent]:
         view = views.get(*chosen(slice, modality))
         seen = views.version_seen(request.headers.get("last-event-id") or since)
-        while True:
+        while not dashboard.closing:
             if seen != board.version:
                 html, version = await asyncio.to_thread(view.since, seen)
                 seen = version
@@ -164,7 +170,7 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
                     yield ServerSentEvent(raw_data=html, id=views.event_id(version))
             async with dashboard.changed:
                 with contextlib.suppress(TimeoutError):
-                    if seen == board.version:
+                    if seen == board.version and not dashboard.closing:
                         await asyncio.wait_for(dashboard.changed.wait(), BEAT_S)
                         continue
             if seen == board.version:

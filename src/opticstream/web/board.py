@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from threading import RLock
 
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
 from opticstream.pipeline.progress import Failure, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.quality_flags import FlaggedResult, flagged_results
@@ -24,8 +24,8 @@ from opticstream.web.journal_tail import JournalTail
 from opticstream.web.tiles import TileLook, TileLooks
 
 _VITALS_EVERY_S = 5.0
-_FLAGS_BUDGET_S = 0.05
-"""Time that one step spends on reading quality flags of finished results, in seconds."""
+_FLAGS_AT_ONCE = 200
+"""Records that one step reads for their quality flags."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,12 @@ class Board:
         """Everything that is parked, the latest slice first."""
         return [failure for one in sorted(self.slices, reverse=True) for failure in self.slices[one].failures]
 
+    def is_open(self, item: ItemId, /) -> bool:
+        """Return whether a failed tile's column has not ended: it is still worked on, or done again after a retry."""
+        if not isinstance(item, TileId):
+            return False
+        return self.watch.facts_of(self.project.layout.batch_of(item)).isdisjoint(BATCH_ENDED)
+
     @property
     def flagged(self) -> list[FlaggedResult]:
         """The results that quality control flagged, the latest slice first."""
@@ -179,18 +185,21 @@ class Board:
         self._unread.extendleft(item for item in snapshot.items() if item.hierarchy in ("batch", "mosaic", "slice"))
 
     def _read_flags(self) -> bool:
-        """Read quality flags of results for a moment; return whether another result is flagged."""
-        end, changed = time.monotonic() + _FLAGS_BUDGET_S, False
-        while self._unread and time.monotonic() < end:
+        """Read quality flags of some results that have changed; return whether another result is flagged."""
+        due: dict[ItemId, int] = {}
+        while self._unread and len(due) < _FLAGS_AT_ONCE:
             item = self._unread.popleft()
             stamp = self._stamp(item)
-            before = self._flagged.get(item, (0, ()))
-            if before[0] == stamp:
-                continue
-            known = FactsSnapshot({item: self.watch.facts_of(item)})
-            found = tuple(flagged_results(self.project, known))
-            self._flagged[item] = (stamp, found)
-            changed |= found != before[1]
+            if self._flagged.get(item, (0, ()))[0] != stamp:
+                due[item] = stamp
+        if not due:
+            return False
+        found: dict[ItemId, list[FlaggedResult]] = {item: [] for item in due}
+        for one in flagged_results(self.project, FactsSnapshot({item: self.watch.facts_of(item) for item in due})):
+            place = self.project.layout.batch_of(one.item) if isinstance(one.item, TileId) else one.item
+            found[place].append(one)
+        changed = any(tuple(found[item]) != self._flagged.get(item, (0, ()))[1] for item in due)
+        self._flagged.update({item: (stamp, tuple(found[item])) for item, stamp in due.items()})
         return changed
 
     def _stamp(self, item: ItemId) -> int:

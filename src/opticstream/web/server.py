@@ -11,7 +11,7 @@ import uvicorn
 from opticstream.model.errors import ConfigurationError
 from opticstream.pipeline.project import Project
 from opticstream.web.access import Access
-from opticstream.web.app import Retry, create_app
+from opticstream.web.app import Dashboard, Retry, create_app
 
 _LONGEST_GOODBYE_S = 1
 
@@ -37,33 +37,54 @@ def serve_dashboard(
     ConfigurationError
         The host is not one of this machine, or the port is taken.
     """
-    listening = _listen(access)
-    bound = Access(access.host, listening.getsockname()[1], access.token)
-    app = create_app(project, access=bound, retry=retry)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        lifespan="on",
-        server_header=False,
-        timeout_graceful_shutdown=_LONGEST_GOODBYE_S,
-    )
-    server = _Telling(config, lambda: ready(bound.address))
-    try:
-        server.run(sockets=[listening])
-    finally:
-        listening.close()
+    DashboardServer(project, access=access, retry=retry, ready=ready).run()
 
 
-class _Telling(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, started: Callable[[], object]) -> None:
-        super().__init__(config)
-        self._tell = started
+class DashboardServer(uvicorn.Server):
+    """The web server of one dashboard; see `serve_dashboard`. `should_exit` ends it, from any thread."""
+
+    def __init__(
+        self,
+        project: Project,
+        /,
+        *,
+        access: Access,
+        retry: Retry | None = None,
+        ready: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self._listening = _listen(access)
+        self.access = Access(access.host, self._listening.getsockname()[1], access.token)
+        self._ready = ready
+        app = create_app(project, access=self.access, retry=retry)
+        self._dashboard: Dashboard = app.state.dashboard
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="on",
+                server_header=False,
+                timeout_graceful_shutdown=_LONGEST_GOODBYE_S,
+            )
+        )
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the end."""
+        try:
+            super().run(sockets or [self._listening])
+        finally:
+            self._listening.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and tell the address."""
         await super().startup(sockets)
         if not self.should_exit:
-            self._tell()
+            self._ready(self.access.address)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams of open pages, then the server."""
+        await self._dashboard.close()
+        await super().shutdown(sockets)
 
 
 def _listen(access: Access) -> socket.socket:

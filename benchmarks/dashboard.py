@@ -1,0 +1,184 @@
+"""The dashboard on a project of months: how long it takes to open, and what it costs while it is open.
+
+``python benchmarks/dashboard.py``: a project of 100 slices x 2 mosaics x 600 tiles, all processed and stitched except
+for the last mosaic, of which half is done. Printed are the seconds and processor seconds from the command to the line
+with the address, those of a page with all the pictures that it shows (in Chromium if there is one), and the processor
+time of the server with five pages open: idle, and while a tile is recorded every second, with the delay from flag to
+page. Seconds of a busy machine say little; processor seconds do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from opticstream.io.nifti import write_nifti
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
+from opticstream.state.flags import flag_path
+from opticstream.state.record import FactRecord
+from opticstream.testing.shown_project import FIGURES, ShownProject
+
+COLUMNS, ROWS, TILE_PX = 30, 20, (350, 350)
+PAGES = 5
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor time of a process, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def write_flag(base: Path, item: ItemId, fact: str, **detail: object) -> None:
+    """Write a flag as it is, without waiting for the disk."""
+    path = base / flag_path(item, fact)
+    record = FactRecord(item, fact, datetime.now(UTC), "host", 1, detail=detail)
+    path.write_bytes(record.to_bytes())
+
+
+def fill(shown: ShownProject, slices: int) -> None:
+    """Record everything up to the middle of the last mosaic, with the maps of the last slice's first one."""
+    base = shown.project.paths.base
+    (base / "state").mkdir(parents=True, exist_ok=True)
+    for slice_id in range(1, slices + 1):
+        for mosaic in shown.layout.mosaics(SliceId(slice_id)):
+            (base / mosaic.folder / "state" / "tiles").mkdir(parents=True)
+            last = mosaic.mosaic_id == 2 * slices
+            for batch in shown.layout.batches(mosaic)[: COLUMNS // 2 if last else None]:
+                fill_column(shown, base, batch)
+            if not last:
+                for fact in ("ready", "started", "stitched"):
+                    write_flag(base, mosaic, fact)
+        if slice_id < slices:
+            for fact in ("ready", "started", "registered"):
+                write_flag(base, SliceId(slice_id), fact)
+    random = np.random.default_rng(1)
+    image = random.normal(70, 5, TILE_PX).astype(np.float32)
+    for tile in shown.layout.tiles(MosaicId(2 * slices - 1)):
+        path = shown.project.paths.tile_product(tile, "aip")
+        write_nifti(path, image[..., None], voxel_size_mm=(0.01, 0.01, 0.0025))
+
+
+def fill_column(shown: ShownProject, base: Path, batch: BatchId) -> None:
+    notes = {}
+    for tile in shown.layout.tiles(batch):
+        write_flag(base, tile, "processed", figures=FIGURES, flags=[], raw_bytes=1_000_000_000)
+        notes[str(tile.tile_id)] = {"outcome": "ok", "figures": FIGURES, "flags": []}
+    for fact in ("ready", "started", "archived"):
+        write_flag(base, batch, fact)
+    write_flag(base, batch, "processed", tiles=notes, failed_tiles=[])
+
+
+class Page(threading.Thread):
+    """Reads a stream of changes as an open page does, and notes when each tile was heard of."""
+
+    def __init__(self, address: str, since: str) -> None:
+        super().__init__(daemon=True)
+        self._url = f"{address}/events?since={since}"
+        self.heard: dict[int, float] = {}
+
+    def run(self) -> None:
+        with httpx.stream("GET", self._url, timeout=None) as answer:
+            for line in answer.iter_lines():
+                for number in re.findall(r'class="tile done" href="/tile/\d+/(\d+)"', line):
+                    self.heard.setdefault(int(number), time.time())
+
+
+def page_in_browser(address: str) -> float | None:
+    """Return the seconds until Chromium has the page and its pictures; None without Chromium."""
+    program = shutil.which("chromium")
+    if program is None:
+        return None
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto("about:blank")
+        began = time.perf_counter()
+        page.goto(address, wait_until="load", timeout=300_000)
+        took = time.perf_counter() - began
+        browser.close()
+    return took
+
+
+def measure(slices: int, idle_s: float, tiles: int, folder: Path) -> None:
+    shown = ShownProject(folder, columns=COLUMNS, rows=ROWS, tile_px=TILE_PX, name="benchmark")
+    began = time.perf_counter()
+    fill(shown, slices)
+    print(f"load average {os.getloadavg()[0]:.0f}; project written in {time.perf_counter() - began:.0f} s", flush=True)
+    command = [sys.executable, "-m", "opticstream", "dashboard", str(shown.file), "--port", "0"]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[1]
+            print(f"start: {time.perf_counter() - began:.1f} s, {processor_s(server.pid):.2f} processor s")
+            for name in ("first page", "the same again"):
+                before, began = processor_s(server.pid), time.perf_counter()
+                page = httpx.get(address, timeout=300).raise_for_status()
+                took = time.perf_counter() - began
+                told = f"{processor_s(server.pid) - before:.2f} processor s, {len(page.content) / 1e3:.0f} kB"
+                print(f"{name}: {took:.2f} s, {told}")
+            before = processor_s(server.pid)
+            if (took_s := page_in_browser(address)) is not None:
+                print(f"in Chromium: {took_s:.2f} s, {processor_s(server.pid) - before:.2f} processor s of the server")
+            since = re.search(r"since=([\w.]+)", page.text)
+            assert since is not None
+            pages = [Page(address, since[1]) for _ in range(PAGES)]
+            for one in pages:
+                one.start()
+            time.sleep(60)  # the quality flags of all results are read by and by
+            before = processor_s(server.pid)
+            time.sleep(idle_s)
+            used = processor_s(server.pid) - before
+            print(f"idle, {PAGES} pages: {100 * used / idle_s:.2f} % of a core over {idle_s:.0f} s")
+            mosaic = MosaicId(2 * slices)
+            open_column = shown.layout.batches(mosaic)[COLUMNS // 2 :]
+            waiting = [tile for batch in open_column for tile in shown.layout.tiles(batch)][:tiles]
+            recorded = {}
+            before, began = processor_s(server.pid), time.perf_counter()
+            for tile in waiting:
+                assert isinstance(tile, TileId)
+                content = {"detail": {"figures": FIGURES, "flags": [], "raw_bytes": 1_000_000_000}}
+                shown.project.facts.record(tile, "processed", content)
+                recorded[tile.tile_id] = time.time()
+                time.sleep(1)
+            time.sleep(2)
+            used, took = processor_s(server.pid) - before, time.perf_counter() - began
+            delays = [one.heard[n] - then for one in pages for n, then in recorded.items() if n in one.heard]
+            lost = PAGES * len(recorded) - len(delays)
+            print(f"live, {len(recorded) / took:.1f} tiles per s, {PAGES} pages: {100 * used / took:.1f} % of a core")
+            told = f"median {statistics.median(delays):.2f} s, longest {max(delays):.2f} s; {lost} not heard of"
+            print(f"flag to page: {told}")
+            memory = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text())
+            assert memory is not None
+            print(f"memory: {int(memory[1]) / 1024:.0f} MB")
+        finally:
+            server.terminate()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slices", type=int, default=100)
+    parser.add_argument("--idle", type=float, default=60.0, help="seconds of the idle measurement")
+    parser.add_argument("--tiles", type=int, default=30, help="tiles of the live measurement, one a second")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(chosen.slices, chosen.idle, chosen.tiles, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
