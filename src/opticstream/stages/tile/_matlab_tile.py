@@ -282,7 +282,7 @@ class MatlabTiles:
             noise_db=float(np.nanmedian(intensity[..., -max(1, depth // 20) :].mean(axis=2))),
             written=written,
             raw_bytes=seen.raw_bytes,
-            raw_sha256=seen.raw_sha256,
+            digests=seen.digests,
             saturated_fraction=seen.saturated_fraction,
         )
 
