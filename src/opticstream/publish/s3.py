@@ -23,10 +23,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
 
 from opticstream.config.publish_targets import S3TargetSettings
-from opticstream.model.errors import ConfigurationError, InputError, TargetUnavailable, UploadError
+from opticstream.model.errors import ConfigurationError, TargetUnavailable, UploadError
+from opticstream.publish.objects import look_at_objects, put_objects
 from opticstream.publish.pace import Pace
 from opticstream.publish.patience import Patience
-from opticstream.publish.target import Held, LocalFile, Passed, RemoteTarget
+from opticstream.publish.target import Held, LocalFile, LocalStore, Passed, RemoteTarget, ensure_is_the_file
 
 R = TypeVar("R")
 PART_SIZE = 16 * 2**20
@@ -104,6 +105,14 @@ class S3Target:
             if not found.get("IsTruncated"):
                 return held
             more = {"ContinuationToken": found["NextContinuationToken"]}
+
+    def look_store(self, key: str, /) -> Held | None:
+        """Return what the bucket holds below the key of a store."""
+        return look_at_objects(self, key)
+
+    def put_store(self, store: LocalStore, /, *, pace: Pace, threads: int, passed: Passed) -> Held:
+        """Send the files of a store that the bucket does not hold, and remove those of an earlier store."""
+        return put_objects(self, store, pace=pace, threads=threads, passed=passed)
 
     def put(self, file: LocalFile, /, *, pace: Pace, threads: int, passed: Passed) -> frozenset[str]:
         """Send a file, at once or in parts."""
@@ -315,11 +324,7 @@ class _Digests:
 
     def marks(self, file: LocalFile, /) -> frozenset[str]:
         """Return the ETags of the whole file; raise InputError if it is not the file that its record describes."""
-        if (self._size, self._sha256.hexdigest()) != (file.size, file.sha256):
-            raise InputError(
-                f"{file.path}: holds {self._size} bytes with the SHA-256 {self._sha256.hexdigest()[:12]}…, but its "
-                f"record says {file.size} bytes with {file.sha256[:12]}…; `opticstream state verify` lists such files"
-            )
+        ensure_is_the_file(file, self._size, self._sha256.hexdigest())
         together = hashlib.md5(b"".join(self._parts), usedforsecurity=False).hexdigest()
         return frozenset({self._md5.hexdigest(), f"{together}-{len(self._parts)}"})
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from opticstream.model.errors import InputError, UploadError
 from opticstream.publish.pace import Pace
 
 Passed = Callable[[int], None]
@@ -25,12 +26,34 @@ class LocalFile:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalStore:
+    """A store (OME-Zarr) of the local archive tree that is to be sent: a folder with many small files."""
+
+    path: Path
+    key: str
+    """Its name at the target: its path in the archive tree."""
+    size: int
+    """Bytes, of all files together."""
+    sha256: str
+    """Checksum of its manifest."""
+    files: tuple[LocalFile, ...]
+    """Its files; their keys begin with that of the store."""
+
+    def name_of(self, file: LocalFile, /) -> str:
+        """Return the path of one of its files in the store."""
+        return file.key.removeprefix(f"{self.key}/")
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """What a target says that it holds under a key."""
 
     size: int
+    """Bytes; of a store, of all files together."""
     mark: str
     """The target's own digest of the bytes, in its own form; empty if it has none."""
+    files: int = 1
+    """Number of files; more than one only for a store."""
 
 
 class RemoteTarget(Protocol):
@@ -52,11 +75,7 @@ class RemoteTarget(Protocol):
         ...
 
     def look(self, key: str, /) -> Held | None:
-        """Return what the target holds under a key, or None if there is nothing."""
-        ...
-
-    def look_below(self, folder: str, /) -> Mapping[str, Held]:
-        """Return what the target holds below a folder, by the path in it."""
+        """Return what the target holds under the key of a file, or None if there is no such file."""
         ...
 
     def put(self, file: LocalFile, /, *, pace: Pace, threads: int, passed: Passed) -> frozenset[str]:
@@ -80,10 +99,52 @@ class RemoteTarget(Protocol):
         """Read what the target holds under a key, and return its SHA-256."""
         ...
 
-    def remove(self, key: str, /) -> None:
-        """Remove a file that no longer belongs to its store."""
+    def look_store(self, key: str, /) -> Held | None:
+        """Return what the target holds under the key of a store, or None if there is no such store."""
+        ...
+
+    def put_store(self, store: LocalStore, /, *, pace: Pace, threads: int, passed: Passed) -> Held:
+        """Have the target hold exactly the files of a store, and return what it then says that it holds, verified.
+
+        Files that it holds already are not sent again. `passed` is as for `put`.
+
+        Raises
+        ------
+        InputError
+            A file is not the one that its record describes.
+        UploadError
+            What the target holds now is not what was sent.
+        """
         ...
 
     def check(self) -> None:
         """Return if the target answers and accepts the credentials; raise an UploadError that says why if not."""
         ...
+
+
+def ensure_is_the_file(file: LocalFile, size: int, sha256: str, /) -> None:
+    """Raise InputError if size and SHA-256, as they were read, are not those of the record of a file."""
+    if (size, sha256) != (file.size, file.sha256):
+        raise InputError(
+            f"{file.path}: holds {size} bytes with the SHA-256 {sha256[:12]}…, but its record says {file.size} bytes "
+            f"with {file.sha256[:12]}…; `opticstream state verify` lists such files"
+        )
+
+
+def ensure_holds(target: RemoteTarget, file: LocalFile, held: Held | None, marks: frozenset[str], /) -> None:
+    """Compare what a target says that it holds with the file that was sent, and the marks of its bytes.
+
+    A target that encrypts, or repacks, has marks of its own: then the bytes are read back.
+
+    Raises
+    ------
+    UploadError
+        They differ.
+    """
+    where = f"{target.name} ({target.place})"
+    if held is None:
+        raise UploadError(f"{where} does not hold {file.key} although it accepted it")
+    if held.size != file.size:
+        raise UploadError(f"{where} holds {held.size} bytes of {file.key}, expected {file.size}")
+    if held.mark not in marks and (found := target.read_sha256(file.key)) != file.sha256:
+        raise UploadError(f"{where} holds {file.key} with the SHA-256 {found[:12]}…, expected {file.sha256[:12]}…")
