@@ -12,6 +12,7 @@ from opticstream.cli.streams import escape_unencodable_text, ignore_warnings_as_
 ignore_warnings_as_errors()
 
 from opticstream.cli import (  # noqa: E402  (libraries warn while they are imported)
+    dandi_client,
     demo,
     doctor,
     importing,
@@ -70,6 +71,7 @@ app.command("up", rich_help_panel=_HOSTS)(serve.up)
 app.add_typer(server.app, name="server", rich_help_panel=_HOSTS)
 app.command("deploy", rich_help_panel=_HOSTS)(serve.deploy)
 app.command("worker", rich_help_panel=_HOSTS)(serve.worker)
+app.add_typer(dandi_client.app, name="dandi-client", rich_help_panel=_HOSTS)
 app.command("doctor", rich_help_panel=_HOSTS)(doctor.doctor)
 
 

@@ -76,9 +76,14 @@ def upload(
 @contextlib.contextmanager
 def reachable_secrets(config: ProjectConfig, home: Path | None, /) -> Iterator[ReadSecret]:
     """Yield a reader of secrets; the server is asked only for those that the environment does not have."""
+    from opticstream.publish.opening import key_from_environment
     from opticstream.publish.secrets import secret_from_environment
 
-    needed = {target.credentials for target in config.publish.targets if target.credentials}
+    needed = {
+        target.credentials
+        for target in config.publish.targets
+        if target.credentials and not key_from_environment(target)
+    }
     if all(secret_from_environment(name) for name in needed):
         yield secret_from_environment
         return

@@ -80,6 +80,14 @@ class DeploymentSettings(BaseSettings):
     upload_patience_s: float = Field(default=600.0, ge=0)
     """Time for which one request to a remote target is repeated while the target does not answer, in seconds. The
     upload then waits for the next sweep; it is not parked."""
+    upload_checksum_s: float = Field(default=7200.0, gt=0)
+    """Time that DANDI or LINC may take for the checksum of a store that has been sent, in seconds. The upload then
+    waits for the next sweep, which sends nothing again."""
+    dandi_python: Path | None = None
+    """Python of an environment with the `dandi` client, for targets of kind `dandi`; default: the one in the home
+    folder that `opticstream dandi-client install dandi` makes."""
+    linc_python: Path | None = None
+    """The same for targets of kind `linc`, whose archive may need another version of the client."""
     state_limit: int = Field(default=4, ge=1)
     """State and notification runs at the same time, on all hosts together."""
     warm_starts: bool = True

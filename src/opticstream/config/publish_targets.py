@@ -35,6 +35,11 @@ class PublishTargetSettings(Settings):
         """Name of the target, unique in the project."""
         return self.name or self.kind
 
+    @property
+    def key_variable(self) -> str:
+        """Environment variable, known to the kind's own tools, that has the credentials if no secret has; or empty."""
+        return ""
+
 
 class S3TargetSettings(PublishTargetSettings):
     """Objects in a bucket of Amazon S3 or of any server that speaks its protocol.
@@ -57,14 +62,7 @@ class S3TargetSettings(PublishTargetSettings):
     @field_validator("endpoint")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
-        if not value:
-            return value
-        parts = urlsplit(value)
-        if parts.username or parts.password:  # the value is not repeated: it has a secret in it
-            raise ValueError("must not contain a user or a password; use `credentials`")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("expected an address such as https://s3.example.org")
-        return value.rstrip("/")
+        return _address(value, "https://s3.example.org") if value else value
 
     @field_validator("prefix")
     @classmethod
@@ -75,8 +73,54 @@ class S3TargetSettings(PublishTargetSettings):
         return folder
 
 
-PublishTarget = S3TargetSettings
-"""The settings of one target. A second kind makes this a union with `kind` as its discriminator."""
+class ArchiveTargetSettings(PublishTargetSettings):
+    """A dandiset of an archive that speaks DANDI's protocol.
+
+    The secret is the key that the archive's page shows to its user.
+    """
+
+    dandiset: str = Field(pattern=r"^[0-9]{6}$")
+    """Number of the dandiset, which must exist, such as `"000123"`. Files go to its draft version."""
+    api: str
+    """Address of the archive's API."""
+
+    @field_validator("api")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        return _address(value, "https://api.dandiarchive.org/api")
+
+    @property
+    def key_variable(self) -> str:
+        """Variable in which the `dandi` client looks for the key."""
+        return f"{self.kind.upper()}_API_KEY"
+
+
+class DandiTargetSettings(ArchiveTargetSettings):
+    """A dandiset of the DANDI archive, or of another instance of it. A store (`.ome.zarr`) is one asset.
+
+    The secret is the key that the archive's page shows to its user. Without `credentials`, it is in `DANDI_API_KEY`.
+    """
+
+    kind: Literal["dandi"] = "dandi"
+    """Kind of the target."""
+    api: str = "https://api.dandiarchive.org/api"
+    """Address of the archive's API; `https://api.sandbox.dandiarchive.org/api` is the one for trials."""
+
+
+class LincTargetSettings(ArchiveTargetSettings):
+    """A dandiset of the LINC archive, which speaks DANDI's protocol. A store (`.ome.zarr`) is one asset.
+
+    The secret is the key that the archive's page shows to its user. Without `credentials`, it is in `LINC_API_KEY`.
+    """
+
+    kind: Literal["linc"] = "linc"
+    """Kind of the target."""
+    api: str = "https://api.lincbrain.org/api"
+    """Address of the archive's API."""
+
+
+PublishTarget = Annotated[S3TargetSettings | DandiTargetSettings | LincTargetSettings, Field(discriminator="kind")]
+"""The settings of one target."""
 
 
 class PublishSettings(Settings):
@@ -97,3 +141,17 @@ class PublishSettings(Settings):
     def receiving(self, what: What, /) -> tuple[PublishTarget, ...]:
         """Return the targets that receive raw tiles, or derivatives."""
         return tuple(target for target in self.targets if what in target.what)
+
+
+def _address(value: str, example: str) -> str:
+    """Return an address of a server without a slash at its end; raise ValueError if it is none."""
+    try:
+        parts = urlsplit(value)
+        user, host, _port = parts.username or parts.password, parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"expected an address such as {example}") from None
+    if user:  # the value is not repeated: it has a secret in it
+        raise ValueError("must not contain a user or a password; use `credentials`")
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"expected an address such as {example}")
+    return value.rstrip("/")
