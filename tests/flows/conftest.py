@@ -109,15 +109,19 @@ class InlineWorker:
         chosen = [artifact for artifact in found if own is None or artifact["flow_run_id"] in own]
         return sorted(chosen, key=lambda artifact: str(artifact["created"]))
 
+    def logs(self) -> list[dict[str, Any]]:
+        """Return all lines of the logs that the server keeps."""
+        return self._all("/logs/filter", sort="TIMESTAMP_ASC")
+
     def events(self, name: str, /, *, project: str) -> list[dict[str, Any]]:
         """Return the latest events of a name and a project."""
         chosen = {"event": {"name": [name]}, "resource": {"labels": {"project": [project]}}}
         found: list[dict[str, Any]] = self._ask("POST", "/events/filter", {"filter": chosen, "limit": 50})["events"]
         return found
 
-    def _all(self, path: str) -> list[dict[str, Any]]:
+    def _all(self, path: str, sort: str = "ID_DESC") -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        while page := self._ask("POST", path, {"limit": 200, "offset": len(found), "sort": "ID_DESC"}):
+        while page := self._ask("POST", path, {"limit": 200, "offset": len(found), "sort": sort}):
             found += page
         return found
 
