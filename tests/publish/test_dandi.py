@@ -181,6 +181,15 @@ def test_no_message_shows_the_key(tmp_path):
     assert "the-key" not in str(caught.value)
 
 
+def test_no_message_shows_the_signature_of_an_address(tmp_path):
+    why = "ConnectionError: HTTPSConnectionPool(host='s3', port=443): url: /b/k?X-Amz-Signature=abc&X=1 (Caused by it?)"
+    for kind in ("unavailable", "refused"):
+        target = target_with(lambda _request, kind=kind: failure(kind, why), tmp_path, patience=Patience(0.0))
+        with pytest.raises(UploadError) as caught:
+            target.check()
+        assert "url: /b/k?*** (Caused by it?)" in str(caught.value)
+
+
 def test_an_archive_without_time_is_asked_again(tmp_path):
     answers = [failure("unavailable", "503"), failure("unavailable", "lost"), {"size": 3, "mark": "m"}]
     target = target_with(lambda _request: answers.pop(0), tmp_path)
@@ -251,9 +260,9 @@ def test_a_python_without_the_client_is_told_without_the_key(tmp_path):
 
 def test_a_program_that_is_no_python_is_told_at_once(tmp_path):
     program = tmp_path / "python"
-    program.write_text("#!/bin/sh\necho this is no Python >&2\nexit 3\n")
+    program.write_text("#!/bin/sh\necho this is no Python, the-key >&2\nexit 3\n")
     program.chmod(0o755)
     deployment = DeploymentSettings(home=tmp_path, dandi_python=program)
     target = open_target(DandiTargetSettings(dandiset="000123"), "the-key", QUICK, deployment=deployment)
-    with pytest.raises(ConfigurationError, match=r"ended with status 3: this is no Python"):
+    with pytest.raises(ConfigurationError, match=r"ended with status 3: this is no Python, \*\*\*"):
         target.check()

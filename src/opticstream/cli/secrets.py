@@ -22,7 +22,8 @@ SecretName = Annotated[str, typer.Argument(help="Name: lower-case letters, digit
 def set_secret(name: SecretName, home: HomeOption = None) -> None:
     """Keep a secret in an encrypted Secret block of the server; it is typed, or read from standard input.
 
-    Of an S3 target it is ACCESS_KEY:SECRET_KEY. It is never an argument, because others can see those.
+    Of an S3 target it is ACCESS_KEY:SECRET_KEY, of DANDI and LINC the key of a user. It is never an argument, because
+    others can see those.
     """
     with errors_shown():
         if not _NAME.fullmatch(name):

@@ -6,6 +6,7 @@ Whether the archive holds the right bytes is decided by its own digests: the eta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from opticstream.publish.patience import Patience
 from opticstream.publish.target import Held, LocalFile, LocalStore, Passed, RemoteTarget
 
 R = TypeVar("R")
+_QUERY = re.compile(r"\?[^\s?()<>'\"]*=[^\s()<>'\"]*")
 
 
 class ArchiveTarget:
@@ -129,7 +131,7 @@ class ArchiveTarget:
         except TargetUnavailable as error:
             raise TargetUnavailable(self._told(what, key, str(error)), retry_after_s=error.retry_after_s) from None
         except ConfigurationError as error:
-            raise ConfigurationError(f"target {self.name!r}: {error}") from None
+            raise ConfigurationError(self._without_secrets(f"target {self.name!r}: {error}")) from None
         except ClientError as error:
             if error.kind == "unavailable":
                 told = self._told(what, key, error.why)
@@ -155,8 +157,13 @@ class ArchiveTarget:
 
     def _told(self, what: str, key: str, why: str) -> str:
         """Return a message about a request, without secrets."""
-        text = f"{self.name} ({self.place}): cannot {what} {key or 'the dandiset'}: {' '.join(why.split())}"
-        return text.replace(self._key, "***")
+        return self._without_secrets(
+            f"{self.name} ({self.place}): cannot {what} {key or 'the dandiset'}: {' '.join(why.split())}"
+        )
+
+    def _without_secrets(self, text: str) -> str:
+        """Return a text without the key, and without the signatures in addresses of the archive's storage."""
+        return _QUERY.sub("?***", text.replace(self._key, "***"))
 
 
 def _unfit(error: ClientError, kind: str, variable: str) -> str:
