@@ -124,6 +124,8 @@ class Modality:
     """Description in the header of a file, if not meaning and unit."""
     in_slice: str = ""
     """Meaning of the map of that name made by the registration, if it differs."""
+    engines_differ: float = 0.01
+    """What the results of two engines may differ by, in the unit; for complex tiles relative to the largest value."""
 
     @property
     def has_pictures(self) -> bool:
@@ -183,7 +185,11 @@ _LEVELS = DisplayRange(high_percentile=99.8)
 
 _ENTRIES = (
     Modality(
-        name="complex", meaning="Re J1, Im J1, Re J2, Im J2 along x, depth reversed", made=(Made.TILE,), channels=1
+        name="complex",
+        meaning="Re J1, Im J1, Re J2, Im J2 along x, depth reversed",
+        made=(Made.TILE,),
+        channels=1,
+        engines_differ=1e-4,
     ),
     Modality(name="dBI", meaning="intensity", unit="dB", made=(Made.VOLUME,), in_db=True, intensity=True),
     Modality(name="R3D", meaning="retardance", unit="degrees 0..90", made=(Made.VOLUME,), channels=2),
@@ -221,8 +227,15 @@ _ENTRIES = (
         made=(Made.ENFACE,),
         colours="cividis",
         tile_range="whole",
+        engines_differ=1.0,
     ),
-    Modality(name="surfraw", meaning="tissue surface before filtering", unit="depth index from 0", made=(Made.TILE,)),
+    Modality(
+        name="surfraw",
+        meaning="tissue surface before filtering",
+        unit="depth index from 0",
+        made=(Made.TILE,),
+        engines_differ=1.0,
+    ),
     Modality(
         name="ori",
         meaning="optic axis orientation",
@@ -255,6 +268,7 @@ _ENTRIES = (
         display=DisplayRange(low=0.0, least_high=1e-6, most_high=0.01),
         tile_range=(0.0, 3e-3),
         in_slice="true birefringence",
+        engines_differ=1e-5,
     ),
     Modality(name="mus", meaning="attenuation coefficient", unit="1/mm", made=(Made.ENFACE,), colours="inferno"),
     Modality(

@@ -202,7 +202,7 @@ def _begin(project: Project, condition: Condition, now: float) -> str:
         path = _began_file(project, name)
         with contextlib.suppress(OSError):  # a full disk, of all things, must be reported; perhaps more than once
             create_exclusively(path, began.encode())
-            began = path.read_text() or began
+            began = path.read_text(encoding="utf-8") or began
     return f"{began}{level}"
 
 

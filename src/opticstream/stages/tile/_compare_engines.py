@@ -14,27 +14,12 @@ from opticstream.config.engines import MatlabEngine, NativeEngine
 from opticstream.config.processing import EnfaceSettings
 from opticstream.io.nifti import read_nifti
 from opticstream.model.ids import TileId
-from opticstream.model.modalities import described
+from opticstream.model.modalities import MODALITIES, described
 from opticstream.stages.tile._matlab_tile import MatlabTiles
 from opticstream.stages.tile._process_tile import TileResult, process_tile
 
 ABOVE_NOISE_DB = 10.0
 """Angles are compared where the intensity is this far above the noise."""
-LIMITS: Mapping[str, float] = {
-    "complex": 1e-4,
-    "dBI": 0.01,
-    "aip": 0.01,
-    "mip": 0.01,
-    "R3D": 0.01,
-    "O3D": 0.01,
-    "ret": 0.01,
-    "ori": 0.01,
-    "surf": 1.0,
-    "surfraw": 1.0,
-    "biref": 1e-5,
-    "mus": 0.01,
-}
-"""What the differences of each product may be: in its unit; for complex tiles relative to the largest value."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +111,7 @@ def compare_engines(
         results.append(made)
         seconds.append(time.perf_counter() - began)
     native, matlab = results
-    maps = {name: output.path for name, output in native.outputs.items() if name in LIMITS}
+    maps = {name: output.path for name, output in native.outputs.items() if name in MODALITIES}
     seen = _above_noise(native, maps, processing.enface)
     differences = [
         _difference(name, read_nifti(path), read_nifti(matlab.outputs[name].path), seen)
@@ -165,7 +150,7 @@ def _difference(
     if known.kind == "axial":
         apart = np.minimum(apart, np.abs(180 - apart))
     apart = np.where(np.isnan(values) & np.isnan(others), 0, np.where(np.isnan(apart), np.inf, apart))
-    if name in ("R3D", "O3D", "ret", "ori", "biref", "mus") and values.ndim in seen and seen[values.ndim].any():
+    if known.channels == 2 and values.ndim in seen and seen[values.ndim].any():
         apart = apart[seen[values.ndim]]
     most, typical = (float(one) for one in np.percentile(apart, (99.9, 50), method="lower"))
-    return Difference(name, unit, float(apart.max()), most, typical, LIMITS[name])
+    return Difference(name, unit, float(apart.max()), most, typical, known.engines_differ)
