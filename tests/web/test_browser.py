@@ -98,7 +98,9 @@ def tile(mosaic_id: int, tile_id: int, state: str) -> str:
 
 
 def connected(page) -> None:
-    page.wait_for_function("() => document.querySelector('[hx-sse\\\\:connect]')?._htmx?.sse?.status === 200")
+    page.wait_for_function(
+        "() => document.querySelector('[hx-sse\\\\:connect]')?._htmx?.sse?.status === 200", polling=100
+    )
 
 
 def test_a_tile_appears_by_itself_and_opens_by_keyboard(shown, opened):
@@ -163,6 +165,7 @@ def test_a_retry_asks_first(shown, opened):
         page.goto(address)
         page.fill("input[name=token]", TOKEN)
         page.keyboard.press("Enter")
+        page.wait_for_selector("#failures", state="attached")
         connected(page)
         questions = []
 

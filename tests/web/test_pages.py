@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 
 import numpy as np
 import pytest
@@ -212,3 +213,28 @@ def test_a_damaged_record_hides_nothing_else(shown, views):
     shown.project.facts.path(TileId(1, 1), "processed").write_text("{")
     html = refreshed(views).get(None, "aip").parts()["mosaics"]
     assert re.search(r'class="tile done" href="/tile/1/2"', html)
+
+
+def test_the_page_says_when_the_facts_cannot_be_read(shown, monkeypatch):
+    shown.process(1, 1)
+    app = create_app(shown.project)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        board, refresh = app.state.dashboard.board, app.state.dashboard.board.watch.refresh
+
+        def fail():
+            raise OSError(5, "Input/output error", "project")
+
+        def wait_for(problem):
+            end = time.monotonic() + 120
+            while board.problem != problem:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+
+        monkeypatch.setattr(board.watch, "refresh", fail)
+        wait_for("OSError: [Errno 5] Input/output error: 'project'")
+        page = client.get("/").text
+        assert "Input/output error" in page
+        assert 'class="tile done"' in page  # what was known stays
+        monkeypatch.setattr(board.watch, "refresh", refresh)
+        wait_for("")
+        assert "Input/output error" not in client.get("/").text

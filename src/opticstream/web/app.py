@@ -83,14 +83,18 @@ class Dashboard:
         return self.views.environment.get_template(template).render(common | values)
 
     async def keep_up(self) -> None:
-        """Look for changes until cancelled. A folder that cannot be read now is looked at again."""
+        """Look for changes until cancelled. If the facts cannot be read, the page says so, and they are tried again."""
         while True:
             try:
-                if await asyncio.to_thread(self.board.refresh):
-                    async with self.changed:
-                        self.changed.notify_all()
-            except (OSError, OpticStreamError) as error:
-                _log.warning("the facts of %s cannot be read now: %s", self.project.config.name, error)
+                changed = await asyncio.to_thread(self.board.refresh)
+                changed |= self.board.note_problem("")
+            except Exception as error:
+                changed = self.board.note_problem(f"{type(error).__name__}: {error}")
+                if changed:
+                    _log.warning("the facts of %s cannot be read", self.project.config.name, exc_info=error)
+            if changed:
+                async with self.changed:
+                    self.changed.notify_all()
             await asyncio.sleep(LOOK_EVERY_S)
 
 

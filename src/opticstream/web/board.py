@@ -82,6 +82,8 @@ class Board:
         self.vitals = Vitals()
         self.disks: tuple[Disk, ...] = ()
         self.uploads: tuple[UnderWay, ...] = ()
+        self.problem = ""
+        """Why the facts cannot be read now; empty if they can."""
         self.lock = RLock()
         self._looks = TileLooks(project, self.watch)
         self._journal = JournalTail(project.facts.journal.folder)
@@ -166,6 +168,14 @@ class Board:
             if changed or now - self._vitals_s >= _VITALS_EVERY_S:
                 self._vitals_s = now
                 changed |= self._measure()
+            self.version += changed
+            return changed
+
+    def note_problem(self, problem: str, /) -> bool:
+        """Keep why the facts cannot be read, empty if they can; return whether that is new."""
+        with self.lock:
+            changed = problem != self.problem
+            self.problem = problem
             self.version += changed
             return changed
 
