@@ -27,10 +27,10 @@ def compared(acquired: Path, octave: str, folder: Path, **overrides) -> Comparis
             **overrides,
         },
     )
-    source = sorted((acquired / "raw").glob("mosaic_001_image_0001*"))[0]
+    source = sorted((acquired / "raw").glob("mosaic_001_image_0006*"))[0]  # tissue all over
     return compare_engines(
         source,
-        TileId(1, 1),
+        TileId(1, 6),
         scan=project.scan,
         processing=project.processing,
         deployment=DeploymentSettings(matlab_command=octave),

@@ -19,7 +19,9 @@ from opticstream.stages.tile._matlab_tile import MatlabTiles
 from opticstream.stages.tile._process_tile import TileResult, process_tile
 
 ABOVE_NOISE_DB = 10.0
-"""Angles are compared where the intensity is this far above the noise."""
+"""Angles of volumes are compared where the intensity is this far above the noise."""
+MEAN_ABOVE_NOISE_DB = 3.0
+"""Maps of polarization are compared where the mean intensity of the window is this far above the noise."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences of all products, and how long each engine took, in seconds."""
+    """Differences of all products that hold more than noise, and how long each engine took, in seconds."""
 
     differences: tuple[Difference, ...]
     native_s: float
@@ -118,7 +120,7 @@ def compare_engines(
         for name, path in maps.items()
         if not (name == "complex" and scan.raw_format == "complex")
     ]
-    return Comparison(tuple(differences), *seconds)
+    return Comparison(tuple(found for found in differences if found is not None), *seconds)
 
 
 def _above_noise(result: TileResult, maps: Mapping[str, Path], enface: EnfaceSettings) -> dict[int, NDArray[np.bool_]]:
@@ -126,10 +128,10 @@ def _above_noise(result: TileResult, maps: Mapping[str, Path], enface: EnfaceSet
 
     In maps also only where the window ends above the samples that the noise is taken from.
     """
-    level = result.figures["noise_db"] + ABOVE_NOISE_DB
-    found = {3: np.asarray(read_nifti(maps["dBI"]) >= level)} if "dBI" in maps else {}
+    noise_db = result.figures["noise_db"]
+    found = {3: np.asarray(read_nifti(maps["dBI"]) >= noise_db + ABOVE_NOISE_DB)} if "dBI" in maps else {}
     if "aip" in maps:
-        found[2] = np.asarray(read_nifti(maps["aip"]).squeeze() >= level)
+        found[2] = np.asarray(read_nifti(maps["aip"]).squeeze() >= noise_db + MEAN_ABOVE_NOISE_DB)
     if 2 in found and 3 in found:
         depth = found[3].shape[2]
         end = read_nifti(maps["surf"]).squeeze() + enface.offset + enface.depth
@@ -140,7 +142,8 @@ def _above_noise(result: TileResult, maps: Mapping[str, Path], enface: EnfaceSet
 
 def _difference(
     name: str, one: NDArray[np.float32], other: NDArray[np.float32], seen: Mapping[int, NDArray[np.bool_]]
-) -> Difference:
+) -> Difference | None:
+    """Return how a product differs; None for polarization of a tile without signal, where there is only noise."""
     values, others = one.squeeze().astype(np.float64), other.squeeze().astype(np.float64)
     apart = np.abs(values - others)
     known = described(name)
@@ -150,7 +153,9 @@ def _difference(
     if known.kind == "axial":
         apart = np.minimum(apart, np.abs(180 - apart))
     apart = np.where(np.isnan(values) & np.isnan(others), 0, np.where(np.isnan(apart), np.inf, apart))
-    if known.channels == 2 and values.ndim in seen and seen[values.ndim].any():
+    if known.channels == 2 and values.ndim in seen:
         apart = apart[seen[values.ndim]]
+    if not apart.size:
+        return None
     most, typical = (float(one) for one in np.percentile(apart, (99.9, 50), method="lower"))
     return Difference(name, unit, float(apart.max()), most, typical, known.engines_differ)
