@@ -100,6 +100,11 @@ def found_by(host: Host) -> BatchReady:
     return event
 
 
+def made_in(folder: Path) -> list[Path]:
+    """All files and folders, but what the watch notes of disks, by a thread of its own."""
+    return sorted(path for path in folder.rglob("*") if "conditions" not in path.parts)
+
+
 def worked_off(project: Project, events: list[Event]) -> LocalBus:
     bus = LocalBus(project)
     bus.announce(events)
@@ -194,12 +199,12 @@ def test_a_folder_that_this_host_does_not_see_is_one_clear_error_and_nothing_is_
     worker = mounted(share, "worker", RIG)
     event = found_by(worker)
     stored = worker.from_file().config.model_dump(mode="json") if registered else None
-    before = sorted(share.rglob("*"))
+    before = made_in(share)
     with pytest.raises(EventError) as error:
         worker.takes(event, registered=stored, project_base_path=said)
     assert words.replace("\\\\", "\\" * 2).replace("MOUNT", str(worker.mount)) in str(error.value)
     assert "\n" not in str(error.value)
-    assert sorted(share.rglob("*")) == before
+    assert made_in(share) == before
 
 
 @pytest.mark.parametrize(
@@ -340,10 +345,10 @@ class TestMoved:
 
 
 def test_nothing_that_is_written_names_a_path_of_the_host_but_what_is_looked_for(share, rig):
-    """Of all that a project writes only the folders of a batch's announcement are named, which are found again."""
+    """Only the folders of a batch's announcement are named, which are found again, and that of a watch, for people."""
     project = rig.from_file()
     worked_off(project, [found_by(rig)])
-    files = [path for path in project.paths.base.rglob("*") if path.is_file()]
+    files = [path for path in project.paths.base.rglob("*") if path.is_file() and path.parent.name != "acquisition"]
     naming = [path for path in files if str(share.parent).encode() in path.read_bytes()]
     assert {path.name for path in naming} == {"batch-001.ready", "batch-001.processed"}
     keys = {key for path in naming for key, value in values_in(path) if str(share.parent) in str(value)}

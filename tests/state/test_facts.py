@@ -364,6 +364,7 @@ def test_a_file_system_without_links_is_still_exclusive_and_says_so(facts, monke
 def test_every_claim_is_a_started(facts):
     assert {fact for known in FACTS.values() for fact in known if is_claim(fact)} == {
         "started",
+        "archive_started",
         "volume_started",
         "publish_started",
         "volume_publish_started",
