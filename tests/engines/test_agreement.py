@@ -24,6 +24,7 @@ def compared(acquired: Path, octave: str, folder: Path, **overrides) -> Comparis
             "processing.engine.kind": "matlab",
             "processing.reconstruction.threads": 1,
             "processing.enface.depth": 30,
+            "processing.enface.retardance_method": "mean",
             **overrides,
         },
     )
