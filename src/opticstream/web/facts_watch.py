@@ -5,6 +5,7 @@ A project of months has 150,000 flags. They are listed once; after that only fol
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ class FactsWatch:
     def __init__(self, project_dir: Path, /, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._project_dir = project_dir
         self._clock = clock
-        self._folders: dict[Path, _Folder] = {}
+        self._folders: dict[str, _Folder] = {}
+        self._places: dict[MosaicId, tuple[str, str]] = {}
+        """Folders of the batches' and of the tiles' flags."""
         self._above: _Known = {}
         self._mosaics: dict[MosaicId, _Known] = {}
 
@@ -76,17 +79,18 @@ class FactsWatch:
 
     def refresh(self) -> Changes:
         """List the folders that have changed, and return what differs."""
-        state = self._project_dir / STATE_FOLDER
-        above_due = self._look(state) != "same"
-        if self._look(self._project_dir) != "same":
+        above_due = self._look(str(self._project_dir / STATE_FOLDER)) != "same"
+        if self._look(str(self._project_dir)) != "same":
             for mosaic in mosaics_of_project(self._project_dir):
                 self._mosaics.setdefault(mosaic, {})
+                folder = self._project_dir / mosaic.folder / STATE_FOLDER
+                self._places.setdefault(mosaic, (str(folder), str(folder / TILES_FOLDER)))
         due, touched = [], set()
-        for mosaic in self._mosaics:
-            folder = self._project_dir / mosaic.folder / STATE_FOLDER
-            looks = {self._look(folder), self._look(folder / TILES_FOLDER)}
-            if looks != {"same"}:
-                due.append(mosaic)
+        for mosaic, places in self._places.items():
+            looks = [self._look(place) for place in places]
+            if looks == ["same", "same"]:
+                continue
+            due.append(mosaic)
             if "new" in looks:  # a record may have been replaced
                 touched.add(mosaic)
         if not due and not above_due:
@@ -102,11 +106,11 @@ class FactsWatch:
         self._above = _frozen(above)
         return Changes(frozenset(changed | touched), frozenset(differing))
 
-    def _look(self, folder: Path) -> Literal["same", "again", "new"]:
+    def _look(self, folder: str) -> Literal["same", "again", "new"]:
         """Return whether a folder has changed, or may have changed without another modification time."""
         now = self._clock()
         try:
-            mtime_ns = folder.stat().st_mtime_ns
+            mtime_ns = os.stat(folder).st_mtime_ns
         except (FileNotFoundError, NotADirectoryError):
             mtime_ns = 0
         last = self._folders.get(folder)
