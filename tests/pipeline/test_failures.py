@@ -127,7 +127,7 @@ def test_what_a_later_attempt_has_mended_is_counted_but_not_parked(failing):  # 
 def fail_whole_batches(monkeypatch, error):
     """Let the record of a batch's archive copies fail, which no retry of a single tile covers."""
 
-    def failing(project, tile, _original=batches._archive_suffix):
+    def failing(project, tile):
         raise error
 
     monkeypatch.setattr(batches, "_archive_name", failing)

@@ -34,6 +34,7 @@ _PUBLISHED = (
     catalogue.MosaicStitched,
     catalogue.MosaicVolumeStitched,
     catalogue.SliceRegistered,
+    catalogue.SampleUpdated,
 )
 _STACKED = (
     catalogue.SliceReady,
