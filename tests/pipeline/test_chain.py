@@ -164,13 +164,13 @@ def test_a_bad_tile_is_parked_stitched_around_and_retried(acquisition):
 
 
 def test_a_failed_publication_is_parked_holds_up_nothing_and_is_retried(acquisition, monkeypatch):
-    from opticstream.pipeline import uploads
+    from opticstream.pipeline import publishing
 
-    def full(*_arguments):
+    def full(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    original = uploads.publish_locally
-    monkeypatch.setattr(uploads, "publish_locally", full)
+    original = publishing.move_to_archive
+    monkeypatch.setattr(publishing, "move_to_archive", full)
     project = opened(acquisition)
     bus = LocalBus(project)
     bus.feed(acquisition / "raw")
@@ -182,7 +182,7 @@ def test_a_failed_publication_is_parked_holds_up_nothing_and_is_retried(acquisit
     assert is_finished(project, project.facts.snapshot())
     assert {"linc.oct.mosaic.failed", "linc.oct.slice.failed"} <= {event.event_name() for event in bus.seen}
 
-    monkeypatch.setattr(uploads, "publish_locally", original)
+    monkeypatch.setattr(publishing, "move_to_archive", original)
     plan = retry_plan(project)
     assert not any(fact in ("stitched", "registered") for _item, fact in plan.withdraw)
     apply_plan(project, plan, reason="test")

@@ -96,16 +96,16 @@ def test_a_slice_that_cannot_be_registered_stops_no_other_slice(two_slices, monk
 
 
 def test_a_publication_that_fails_stops_neither_the_others_nor_the_computing(acquisition, monkeypatch):
-    from opticstream.pipeline import uploads
+    from opticstream.pipeline import publishing
 
-    original = uploads.publish_locally
+    original = publishing.move_to_archive
 
-    def publish(source, target):
+    def publish(source, target, **options):
         if source.name == "mosaic_001_aip.nii.gz":
             raise OSError(5, "Input/output error")
-        return original(source, target)
+        return original(source, target, **options)
 
-    monkeypatch.setattr(uploads, "publish_locally", publish)
+    monkeypatch.setattr(publishing, "move_to_archive", publish)
     project, _ = processed(acquisition)
     (failure,) = project_progress(project).failures
     assert (failure.item, failure.fact) == (MosaicId(1), "publish_failed")

@@ -99,7 +99,9 @@ def _to_targets(what: What) -> Binding:
 BINDINGS: dict[str, Binding] = {
     "process batch": Binding(settings=_settings_of_tile, memory=memory_of_tile),
     "archive batch": Binding(
-        wanted=lambda project: project.config.processing.archive.enabled, concerns=_names_raw_files
+        wanted=lambda project: project.config.processing.archive.enabled,
+        concerns=_names_raw_files,
+        memory=memory_of_tile,
     ),
     "stitch mosaic": Binding(settings=_settings_of_mosaic, waits=_waits_for_template, memory=memory_of_mosaic),
     "stitch volume": Binding(

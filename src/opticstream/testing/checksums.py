@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 
 def tree_checksums(folder: Path, /, *, without: str | None = None) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder, by relative path; folders named `without` are left out."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and without not in path.relative_to(folder).parts
-    }
+    """Return the SHA-256 of every file below a folder, by relative path; folders named `without` are left out.
+
+    Links are followed: results are links into the archive.
+    """
+    found = {}
+    for base, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name != without]
+        for path in (Path(base, name) for name in names if name != without):
+            if path.is_file():
+                found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return dict(sorted(found.items()))
