@@ -22,7 +22,7 @@ from opticstream.pipeline.project import Project
 from opticstream.sim.demo import demo_phantom, project_text
 from opticstream.sim.rig import VirtualRig
 from opticstream.testing.bus import LocalBus
-from opticstream.testing.checksums import tree_checksums
+from opticstream.testing.checksums import tree_checksums, without_stacks
 
 SETTINGS = DeploymentSettings(lease_s=5, attempts=1, stable_s=0, stall_s=0.01, sweep_s=0.01)
 FILES = [(mosaic, tile) for mosaic in (1, 2, 3, 4) for tile in (1, 2, 3, 4)]
@@ -71,9 +71,8 @@ def raw_file(folder: Path, mosaic: int, tile: int) -> Path:
 
 
 def results(folder: Path) -> dict[str, str]:
-    """Checksums of all results but the stacks, which keep the room that they once needed."""
-    sums = tree_checksums(folder / "project", without="state")
-    return {name: digest for name, digest in sums.items() if not name.startswith("sample/")}
+    """Checksums of all results but the sample's stacks."""
+    return without_stacks(tree_checksums(folder / "project", without="state"))
 
 
 def of_tiles(progress) -> list:

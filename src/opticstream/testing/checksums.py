@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -19,3 +20,15 @@ def tree_checksums(folder: Path, /, *, without: str | None = None) -> dict[str, 
             if path.is_file():
                 found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return dict(sorted(found.items()))
+
+
+def without_stacks(checksums: Mapping[str, str], /) -> dict[str, str]:
+    """Return the checksums of a project without the sample's stacks, published or not: they keep the room they needed.
+
+    Examples
+    --------
+    >>> without_stacks({"sample/a.nii": "1", "DANDISET/derivative/sub-1/a.nii": "1", "DANDISET/b.nii": "2"})
+    {'DANDISET/b.nii': '2'}
+    """
+    stacks = {name.split("/")[1] for name in checksums if name.startswith("sample/")}
+    return {name: digest for name, digest in checksums.items() if stacks.isdisjoint(name.split("/"))}

@@ -108,7 +108,8 @@ def _wrong_facts(project: Project, calm: Outcome, unwritten: int) -> Iterator[st
 
 
 def _results(base: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(base):  # passes over what vanishes meanwhile
+    # Results are links into the archive. What vanishes meanwhile is passed over.
+    for root, folders, files in os.walk(base, followlinks=True):
         folders[:] = [f for f in folders if f not in _NOT_RESULTS and TEMPORARY_MARK not in f]
         yield from (Path(root, file) for file in files if TEMPORARY_MARK not in file)
 
