@@ -53,12 +53,13 @@ print(json.dumps(reasons))
     ("moment", "closed"),
     [
         ("linc.oct.batch.ready", "raw"),
-        pytest.param("linc.oct.mosaic.ready", "project/mosaic-01/processed", marks=pytest.mark.slow),
-        pytest.param("linc.oct.mosaic.stitched", "project/mosaic-01/state", marks=pytest.mark.slow),
-        pytest.param("linc.oct.slice.ready", "project/mosaic-02/stitched", marks=pytest.mark.slow),
-        pytest.param("linc.oct.slice.ready", "project/state", marks=pytest.mark.slow),
+        ("linc.oct.mosaic.ready", "project/mosaic-01/processed"),
+        ("linc.oct.mosaic.stitched", "project/mosaic-01/state"),
+        ("linc.oct.slice.ready", "project/mosaic-02/stitched"),
+        ("linc.oct.slice.ready", "project/state"),
     ],
 )
+@pytest.mark.slow
 def test_a_folder_that_is_unreadable_for_a_while_costs_time_only(acquisition, calm, moment, closed):
     command = [sys.executable, "-c", SCRIPT, str(acquisition), moment, str(acquisition / closed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=obey_permissions)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,9 @@ def test_an_error_of_a_command_that_prints_json_is_json_too(processed, arguments
 def test_status_that_watches_prints_a_line_of_json_for_each_change(processed):
     copy = Path(shutil.copytree(processed, processed.parent / "watched"))
     command = [sys.executable, "-m", "opticstream", "status", str(copy / "project.toml"), "--watch", "--json"]
-    with subprocess.Popen([*command, "--every", "0.2"], stdout=subprocess.PIPE, text=True) as watching:
+    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    every = [*command, "--every", "0.2"]
+    with subprocess.Popen(every, stdout=subprocess.PIPE, text=True, preexec_fn=restore) as watching:
         try:
             assert watching.stdout is not None
             lines = map(json.loads, watching.stdout)

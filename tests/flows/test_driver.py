@@ -160,6 +160,7 @@ def test_a_run_in_which_nothing_goes_on_ends_and_tells_what_is_left(acquisition)
     assert any("batch 1 of mosaic 1: linc.oct.batch.ready was announced" in line for line in driver.undone)
 
 
+@pytest.mark.slow
 def test_late_files_are_taken_together_once_their_column_is_whole_or_quiet(acquisition):
     raws = sorted((acquisition / "raw").glob("mosaic_001_image_000[12]_*"))
     late = [raw.rename(acquisition / raw.name) for raw in raws]

@@ -22,7 +22,10 @@ def test_every_quality_picture_that_is_there_is_shown(tmp_path: Path, monkeypatc
     project = SimpleNamespace(
         config=SimpleNamespace(name="brain-1"),
         facts=SimpleNamespace(read=lambda item, fact: SimpleNamespace(detail=detail)),
-        paths=SimpleNamespace(stitched_folder=lambda mosaic: tmp_path),
+        paths=SimpleNamespace(
+            mosaic_product=lambda mosaic, kind, suffix: tmp_path / f"mosaic_{mosaic.mosaic_id:03d}_{kind}{suffix}",
+            readable=lambda path: path,
+        ),
     )
     shown = {}
     monkeypatch.setattr(picture, "publish_image", lambda key, path, *, title, text: shown.update({key: (path, text)}))

@@ -203,6 +203,7 @@ def test_a_variable_that_is_no_manifest_is_refused(api, prefect_server, project)
         lsm_state_service(api_url=prefect_server).peek_project(project)
 
 
+@pytest.mark.slow
 def test_a_project_of_100_slices_2_mosaics_and_40_batches(prefect_server, project):
     service = oct_state_service(api_url=prefect_server)
     with service.open_project(project) as state:

@@ -91,6 +91,7 @@ def test_a_second_command_shares_the_server_and_takes_over_when_its_owner_ends_o
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_nothing_of_a_persons_own_prefect_or_proxy_gets_in(tmp_path):
     here = tmp_path / "here"
     here.mkdir()

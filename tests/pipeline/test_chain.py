@@ -116,7 +116,8 @@ def test_duplicate_announcements_in_any_order_change_nothing(undisturbed):
     assert computed(project) == done
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
 def test_with_every_second_announcement_lost_the_sweep_brings_the_same_result(acquisition, undisturbed, seed):
     rng = random.Random(seed)
     bus = LocalBus(opened(acquisition), lose=lambda _event: rng.random() < 0.5)
@@ -262,6 +263,7 @@ def test_a_missing_calibration_file_fails_every_tile_with_its_name(acquisition):
     assert "linc.oct.batch.failed" in {event.event_name() for event in bus.seen}
 
 
+@pytest.mark.slow
 def test_a_tile_that_vanishes_after_it_was_found_is_named(acquisition):
     project = opened(acquisition)
     bus = LocalBus(project)

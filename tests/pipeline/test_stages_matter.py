@@ -61,6 +61,7 @@ def test_the_nominal_grid_misses_the_position(scanned, tmp_path):
     assert "position" in missed(report)
 
 
+@pytest.mark.slow
 def test_a_flat_surface_misses_the_surface(scanned, tmp_path):
     report = validated(scanned, tmp_path, surface=40)
     assert "surface" in missed(report)

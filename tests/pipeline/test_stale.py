@@ -141,6 +141,7 @@ def test_a_calibration_file_of_other_content_makes_the_tiles_stale(done):
     assert {fact for _, fact in stale_of(done)} == {"processed"}
 
 
+@pytest.mark.slow
 def test_another_surface_method_redoes_tiles_and_all_that_follows(acquired, done, tmp_path):
     change = {"processing.enface.surface": 12}
     project = opened(done, **change)
@@ -181,6 +182,7 @@ def test_another_focus_map_redoes_the_volumes_and_the_mosaic_that_finds_it_but_n
     assert stale_results(project) == []
 
 
+@pytest.mark.slow
 def test_a_crash_between_any_two_facts_that_are_taken_back_ends_with_the_fresh_result(done, freshly_stitched):
     project = opened(done, **STITCHING)
     number = len(stale_plan(project, stale_results(project)).withdraw)

@@ -75,7 +75,7 @@ def zarr_checksum(leaves: Iterable[Leaf], /) -> str:
     Examples
     --------
     >>> zarr_checksum([Leaf("zarr.json", "0" * 32, 2), Leaf("0/c/0", "1" * 32, 40)])
-    '34f21ffdb9b69d84ad01d9bd9bc53f49-2--42'
+    '02c1a9183f8c5ebcd6c59ba0757c5c7a-2--42'
     """
     root = _Folder()
     for leaf in leaves:

@@ -777,7 +777,7 @@ def test_an_outlier_among_measured_links_is_ignored_and_what_only_speaks_is_not_
     information = np.tile(100 * np.eye(2), (4, 1, 1))
     every = np.ones(4, bool)
     solution, weight = _robust(system, shift, information, every, every, prior)
-    np.testing.assert_allclose(weight, 1, atol=1e-3)
+    np.testing.assert_allclose(weight, 1, atol=1e-6)
     off = solution.deviation_px - solution.deviation_px[0]
     np.testing.assert_allclose(off, true, atol=1e-3)
     cells = [(c, r) for c in range(4) for r in range(4)]

@@ -293,8 +293,6 @@ class AlignedOverlaps:
         Mean power of both per frequency and pixel.
     area : ndarray, shape (n,)
         Pixels that count; 0 where the overlap is too small or one of the two is blank.
-    even_share : ndarray, shape (n,)
-        How evenly the evidence is spread: 1 in full tissue, less where a part is blank or an edge stands out.
     rows : ndarray of int, shape (fx,)
         Rows of the whole transform that were kept.
     """
@@ -304,7 +302,6 @@ class AlignedOverlaps:
     cross: NDArray[np.complex64]
     power: FloatArray
     area: FloatArray
-    even_share: FloatArray
     rows: NDArray[np.intp]
 
     @property
@@ -385,7 +382,6 @@ def aligned_overlaps(
     cross = np.zeros((n, len(rows), fy), np.complex64)
     power = np.zeros((n, len(rows), fy), np.float32)
     area = np.zeros(n, np.float32)
-    even_share = np.ones(n, np.float32)
     for start in range(0, n, BATCH):
         part = range(start, min(start + BATCH, n))
         cut = np.zeros((2, len(part), nx, ny), np.float32)
@@ -402,7 +398,6 @@ def aligned_overlaps(
                 cut[side, row, : len(edge_x), : len(edge_y)] = patch * soft
             if cut[0, row].any() and cut[1, row].any():
                 area[k] = float((soft**2).sum())
-                even_share[k] = _even_share(cut[:, row, : soft.shape[0], : soft.shape[1]])
         first, second = (fft.rfft2(one, workers=workers) for one in cut)
         here = slice(part.start, part.stop)
         per_pixel = 0.5 / np.maximum(area[here], 1)
@@ -411,7 +406,7 @@ def aligned_overlaps(
         power[here] = first.real**2 + first.imag**2
         power[here] += second.real**2 + second.imag**2
         power[here] *= per_pixel[:, None, None]
-    return AlignedOverlaps(displacement_px, (nx, ny), cross, power, area, even_share, rows)
+    return AlignedOverlaps(displacement_px, (nx, ny), cross, power, area, rows)
 
 
 def noise_model(
@@ -517,176 +512,7 @@ def aligned_likelihoods(
         expected = (weight * ratio * usual) ** 2 @ doubled.astype(np.float32)
         chance[part] = overlaps.area[part] * np.sqrt(expected.sum(axis=1) / (nx * ny))
     likelihood[overlaps.area <= 0] = 0
-    # Where half of an overlap is blank, half as many values have twice the signal and twice the noise of the mean.
-    likelihood *= overlaps.even_share[:, None, None]
-    return likelihood, chance * np.sqrt(overlaps.even_share)
-
-
-@dataclass(frozen=True)
-class SharpLikelihoods:
-    """Log-likelihoods of the displacements of some links, each under its own signal and noise, at any displacement.
-
-    Attributes
-    ----------
-    offset_lag : ndarray of int, shape (n, 2)
-        Displacement that the overlaps were cut for.
-    weighted : ndarray, shape (n, fx, fy), complex64
-        Cross-spectra times the likelihood's weight.
-    fx, fy : ndarray, shape (fx,) and (fy,)
-        Frequencies in cycles per pixel.
-    """
-
-    offset_lag: NDArray[np.intp]
-    weighted: NDArray[np.complex64]
-    fx: NDArray[np.float64]
-    fy: NDArray[np.float64]
-
-    def derivatives(self, displacement_px: NDArray[np.floating], /) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return gradient (n, 2) and negative curvature (n, 2, 2), the information, at `displacement_px` (n, 2)."""
-        off = displacement_px - self.offset_lag
-        turn_x = np.exp(2j * np.pi * off[:, :1] * self.fx)
-        turn_y = np.exp(2j * np.pi * off[:, 1:] * self.fy)
-        powers_y = np.stack([turn_y, turn_y * self.fy, turn_y * self.fy**2], axis=2).astype(np.complex64)
-        powers_x = np.stack([turn_x, turn_x * self.fx, turn_x * self.fx**2], axis=1).astype(np.complex64)
-        moment = (powers_x @ (self.weighted @ powers_y)).astype(np.complex128)  # of the order (x, y)
-        gradient = -2 * np.pi * np.stack([moment[:, 1, 0].imag, moment[:, 0, 1].imag], axis=1)
-        along_x, along_y, cross = (4 * np.pi**2 * moment[:, i, j].real for i, j in ((2, 0), (0, 2), (1, 1)))
-        information = np.stack([np.stack([along_x, cross], -1), np.stack([cross, along_y], -1)], -2)
-        return gradient, information
-
-
-def sharp_likelihoods(
-    overlaps: AlignedOverlaps, model: NoiseModel, displacement_px: NDArray[np.floating], /
-) -> SharpLikelihoods:
-    """Return likelihoods under the signal and noise that each overlap shows, once its displacement is nearly known.
-
-    The difference of two aligned overlaps contains only noise, so the level of each link's noise is measured on the
-    link itself (half blank overlaps are quieter than full ones); the shape of its spectrum is that of all links. The
-    mean of the two contains the signal and half of the noise. The signal's spectrum is averaged over directions and
-    over a constant share of the frequency: few values are known at low frequencies, and the direction of a fibre is
-    the same at all frequencies.
-
-    Parameters
-    ----------
-    overlaps : AlignedOverlaps
-        From `aligned_overlaps`.
-    model : NoiseModel
-        From `noise_model`.
-    displacement_px : ndarray, shape (n, 2)
-        Displacements, right to a fraction of the texture's grain.
-    """
-    n, kept_x, kept_y = overlaps.power.shape
-    frequency = overlaps.frequency
-    fx, fy = (values.ravel().astype(np.float64) for values in frequency)
-    doubled = np.where(np.arange(kept_y) > 0, 2.0, 1.0).astype(np.float32)
-    noise = model.noise[overlaps.ring]
-    shared = model.signal[overlaps.ring]
-    usual = shared + noise / 2
-    cells = _polar_cells(fx, fy)
-    counted = cells.multiply(np.tile(doubled, kept_x)[:, None]).tocsr()
-    near = _near_cells()
-    per_cell = near @ np.asarray(counted.sum(axis=0)).ravel()
-    per_cell = np.maximum(per_cell, 1e-9).astype(np.float32)
-    off = displacement_px - overlaps.offset_lag
-    weighted = np.zeros((n, kept_x, kept_y), np.complex64)
-    per_value = doubled / np.float32(overlaps.padded[0] * overlaps.padded[1])
-    for start in range(0, n, BATCH):
-        part = slice(start, min(start + BATCH, n))
-        count = part.stop - part.start
-        turn_x = np.exp(2j * np.pi * off[part, :1] * fx).astype(np.complex64)
-        turn_y = np.exp(2j * np.pi * off[part, 1:] * fy).astype(np.complex64)
-        turn_x /= np.maximum(overlaps.area[part, None], 1)
-        cross = (overlaps.cross[part] * turn_x[:, :, None] * turn_y[:, None, :]).real
-        power = overlaps.power[part]
-        louder = (((power - cross) / noise) @ doubled).sum(axis=1) / (kept_x * doubled.sum())
-        own_noise = np.maximum(louder, LEAST_NOISE)[:, None, None] * noise
-        ratio = ((power + cross - own_noise) / (2 * usual)).reshape(count, -1)
-        averaged = ((ratio @ counted) @ near.T) / per_cell
-        signal = np.maximum((averaged @ cells.T).reshape(power.shape) * usual, 0) * (shared > 0)
-        weight = signal / (own_noise * (own_noise + 2 * signal)) * per_value
-        weighted[part] = overlaps.cross[part] * (weight * overlaps.even_share[part, None, None])
-    weighted[overlaps.area <= 0] = 0
-    return SharpLikelihoods(overlaps.offset_lag, weighted, fx, fy)
-
-
-LEAST_NOISE = 0.02
-"""Share of the usual noise below which no overlap is taken to be quieter."""
-RADII = (0.006, 0.018, 0.03, 0.043, 0.058, 0.0755, 0.0975, 0.125, 0.1575, 0.195, 0.2375, 0.28, 0.375)
-"""Frequencies, in cycles per pixel, between which a link's own signal is interpolated: about three in an octave."""
-DIRECTIONS = 12
-SPREAD = (1.2, 1.3)
-"""Standard deviation, in such steps, of the average over radii and over directions."""
-
-
-def _polar_cells(fx: NDArray[np.float64], fy: NDArray[np.float64]) -> Any:
-    """Return the sparse matrix (frequencies, radii x directions) that interpolates a spectrum from polar cells."""
-    from scipy import sparse
-
-    x, y = np.broadcast_arrays(fx[:, None], fy[None, :])
-    radius = np.interp(np.hypot(x, y).ravel(), RADII, np.arange(len(RADII)))
-    angle = np.mod(np.arctan2(y, x).ravel(), np.pi) / np.pi * DIRECTIONS
-    inner = np.minimum(radius.astype(np.intp), len(RADII) - 2)
-    before = angle.astype(np.intp)
-    columns, values = [], []
-    for outwards, share in ((0, 1 - (radius - inner)), (1, radius - inner)):
-        for onwards, part in ((0, 1 - (angle - before)), (1, angle - before)):
-            columns.append((inner + outwards) * DIRECTIONS + (before + onwards) % DIRECTIONS)
-            values.append(share * part)
-    rows = np.tile(np.arange(x.size), 4)
-    shape = (x.size, len(RADII) * DIRECTIONS)
-    entries = np.concatenate(values).astype(np.float32)
-    return sparse.csr_matrix((entries, (rows, np.concatenate(columns))), shape=shape)
-
-
-def _near_cells() -> FloatArray:
-    """Return the weights with which polar cells are averaged over their neighbours."""
-    radii, directions = np.arange(len(RADII)), np.arange(DIRECTIONS)
-    apart = np.abs(directions[:, None] - directions[None, :])
-    apart = np.minimum(apart, DIRECTIONS - apart)
-    near_radii = np.exp(-0.5 * ((radii[:, None] - radii[None, :]) / SPREAD[0]) ** 2)
-    near_directions = np.exp(-0.5 * (apart / SPREAD[1]) ** 2)
-    return np.asarray(np.kron(near_radii, near_directions), np.float32)
-
-
-CELL_PX = 4
-"""Finer structure than this is speckle and not looked at when overlaps are compared part by part."""
-CELLS = 3
-"""Cells, along x and y, of a part."""
-
-
-def _even_share(views: FloatArray) -> float:
-    """Return how evenly two aligned views, shape (2, x, y), spread their evidence: 1 or less.
-
-    With signal S and noise N the variance of a link's shift grows with the mean of ``N (N + 2 S)`` over the overlap.
-    In every part, the difference of the views has the power of N and their sum that of N + 2 S. The product of both
-    means over the mean of the product is 1 if all parts are alike, k / n if k of n parts contain all tissue, and less
-    if the views differ at a bright edge.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> tissue, grain = rng.standard_normal((96, 96)), rng.standard_normal((2, 96, 96))
-    >>> views = (tissue + grain).astype(np.float32)
-    >>> whole = _even_share(views)
-    >>> views[:, 48:] = 0
-    >>> round(whole, 1), round(_even_share(views) / whole, 1)
-    (1.0, 0.5)
-    """
-    side = CELL_PX * CELLS
-    nx, ny = (n // side for n in views.shape[1:])
-    if nx == 0 or ny == 0:
-        return 1.0
-    cells = views[:, : nx * side, : ny * side]
-    cells = (
-        cells.reshape(2, nx * CELLS, CELL_PX, ny * side)
-        .sum(axis=2)
-        .reshape(2, nx * CELLS, ny * CELLS, CELL_PX)
-        .sum(axis=3)
-    )
-    apart, together = (one.reshape(nx, CELLS, ny, CELLS) for one in (cells[0] - cells[1], cells[0] + cells[1]))
-    noise, both = ((one**2).mean(axis=(1, 3), dtype=np.float64) for one in (apart, together))
-    product = float((noise * both).mean())
-    return min(float(noise.mean() * both.mean()) / product, 1.0) if product > 0 else 1.0
+    return likelihood, chance
 
 
 def _averages(fx: NDArray[np.float64], fy: NDArray[np.float64]) -> tuple[FloatArray, FloatArray, FloatArray]:

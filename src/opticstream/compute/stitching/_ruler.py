@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.stitching._correlation import (
     NEAR,
-    AlignedOverlaps,
     NoiseModel,
     aligned_likelihoods,
     aligned_overlaps,
     noise_model,
-    sharp_likelihoods,
 )
 from opticstream.compute.stitching._evidence import FAINT_FLOOR, contrast
 from opticstream.compute.stitching._peaks import peaks_of_likelihoods
@@ -32,24 +29,6 @@ FAR_TRUST = 0.7
 """Share of the log-likelihood that counts in the search: the noise of one link is not quite that of all."""
 LEAST_FAR_Z = 4.0
 """Among so many lags chance reaches higher than `LEAST_ALIGNED_Z`."""
-
-
-NEWTON_STEPS = 4
-LONGEST_STEP_PX = 0.7
-MOST_MOVED_PX = 1.5
-"""A peak that moves further when it is sharpened is left where it was."""
-LEAST_CURVATURE = 0.5
-"""Information, in 1/px^2, that a step towards the peak assumes at least: along a fibre there may be none."""
-
-
-@dataclass(frozen=True)
-class _Looks:
-    """What overlaps show when they are cut at whole displacements."""
-
-    whole_px: NDArray[np.intp]
-    likelihood: Array  # logarithm, (n, lags, lags)
-    variance: Array  # of the likelihood, by chance
-    parts: list[tuple[NDArray[np.intp], AlignedOverlaps, NoiseModel]]  # links, their overlaps in one image
 
 
 class Ruler:
@@ -101,8 +80,7 @@ class Ruler:
 
         Good are those of which nearly all of the belief lies about one peak.
         """
-        looks = self._surfaces(chosen, expected_px, np.zeros(len(chosen), bool), FAR)
-        whole, surface, variance = looks.whole_px, looks.likelihood, looks.variance
+        whole, surface, variance = self._surfaces(chosen, expected_px, np.zeros(len(chosen), bool), FAR)
         lags = np.arange(-FAR, FAR + 1.0)
         off = whole[:, None, :] + lags[None, :, None] - expected_px[:, None, :]
         x, y = off[:, :, 0], off[:, :, 1]
@@ -128,44 +106,21 @@ class Ruler:
     def _measure(
         self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_]
     ) -> tuple[Array, Array, NDArray[np.bool_]]:
-        looks = self._surfaces(chosen, displacement_px, known, NEAR)
-        surface = looks.likelihood
+        whole, surface, variance = self._surfaces(chosen, displacement_px, known, NEAR)
         inner = surface[:, 1:-1, 1:-1].reshape(len(chosen), -1)
         px, py = np.unravel_index(inner.argmax(axis=1), (2 * NEAR - 1, 2 * NEAR - 1))
         px, py = np.clip(px + 1, NEAR - 1, NEAR + 1), np.clip(py + 1, NEAR - 1, NEAR + 1)
         peak, information, good = peaks_of_likelihoods(surface, px, py)
-        good &= inner.max(axis=1) > LEAST_ALIGNED_Z * np.sqrt(np.maximum(looks.variance, 1e-30))
-        found = looks.whole_px + peak - NEAR
-        return self._sharpened(looks, found, information, good)
-
-    @staticmethod
-    def _sharpened(
-        looks: _Looks, found: Array, information: Array, good: NDArray[np.bool_]
-    ) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """Return the same with each link's own noise and signal, at the very top of its likelihood."""
-        sharp = [(mine, sharp_likelihoods(part, model, found[mine])) for mine, part, model in looks.parts]
-        start, result, certain = found.copy(), found.copy(), information.copy()
-        for step in range(NEWTON_STEPS + 1):
-            gradient, certain = np.zeros_like(found), np.zeros_like(information)
-            for mine, likelihoods in sharp:
-                slope, curvature = likelihoods.derivatives(result[mine])
-                gradient[mine] += slope
-                certain[mine] += curvature
-            value, vector = np.linalg.eigh(certain)
-            if step < NEWTON_STEPS:
-                along = np.einsum("lji,lj->li", vector, gradient) / np.maximum(value, LEAST_CURVATURE)
-                result += np.clip(np.einsum("lij,lj->li", vector, along), -LONGEST_STEP_PX, LONGEST_STEP_PX)
-        proper = good & (value[:, 0] > 0) & (np.abs(result - start).max(axis=1, initial=0) < MOST_MOVED_PX)
-        found = np.where(proper[:, None], result, found)
-        return found, np.where(proper[:, None, None], certain, information), good
+        good &= inner.max(axis=1) > LEAST_ALIGNED_Z * np.sqrt(np.maximum(variance, 1e-30))
+        return whole + peak - NEAR, information, good
 
     def _surfaces(
         self, chosen: NDArray[np.intp], displacement_px: Array, known: NDArray[np.bool_], reach_px: int
-    ) -> _Looks:
+    ) -> tuple[NDArray[np.intp], Array, Array]:
+        """Return the whole displacements that overlaps were cut at, log-likelihoods about these, variance by chance."""
         whole = np.rint(displacement_px).astype(np.intp)
         surface = np.zeros((len(chosen), 2 * reach_px + 1, 2 * reach_px + 1))
         variance = np.zeros(len(chosen))
-        parts = []
         for direction in (0, 1):
             mine = np.flatnonzero(self.axis[chosen] == direction)
             if len(mine) == 0:
@@ -185,5 +140,4 @@ class Ruler:
                 likelihood, chance = aligned_likelihoods(overlaps, model, reach_px=reach_px)
                 surface[mine] += likelihood
                 variance[mine] += chance.astype(np.float64) ** 2
-                parts.append((mine, overlaps, model))
-        return _Looks(whole, surface, variance, parts)
+        return whole, surface, variance

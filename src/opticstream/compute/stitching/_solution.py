@@ -29,9 +29,8 @@ FINDABLE_PX2 = 36.0
 """Largest variance of the expectation of the other links up to which a link is searched."""
 EXTRA_VARIANCE = 4.0
 """Factor on the first guess of the stage's variance: if that is too small, clear links look like outliers."""
-OUTLIER_CHI2 = 18.0
-"""Squared residual in sigmas, two dimensions, at which a link is as likely wrong as right: one link in fifty is wrong,
-and then by anything up to the margin."""
+OUTLIER_CHI2 = 9.21
+"""Squared residual in sigmas, two dimensions, that one good link in a hundred exceeds."""
 
 
 @dataclass(frozen=True)
@@ -211,10 +210,7 @@ def _robust(
     measured: NDArray[np.bool_],
     prior: Array,
 ) -> tuple[Solution, Array]:
-    """Solve with graduated non-convexity: from all links trusted to outliers ignored.
-
-    A link's weight is the probability that it is right. It stays near 1 up to several standard errors: a weight that
-    falls with every residual would throw away a good part of the evidence of correct links.
+    """Solve with graduated non-convexity (Geman-McClure): from all links trusted to outliers ignored.
 
     Only a `measured` link can be an outlier. What the others say was weighed against all the rest already, each with
     its chance of meaning nothing; what they leave as residuals is no reason to believe them less.
@@ -224,7 +220,7 @@ def _robust(
     chi2 = _chi2(system, solution, shift, information)
     mu = max(2 * float(chi2[accepted & measured].max(initial=0)) / OUTLIER_CHI2, 1.0)
     while True:
-        doubted = 1 / (1 + np.exp(np.minimum((chi2 / mu - OUTLIER_CHI2) / 2, 50)))
+        doubted = (mu * OUTLIER_CHI2 / (chi2 + mu * OUTLIER_CHI2)) ** 2
         weight = np.where(accepted, np.where(measured, doubted, 1.0), 0.0)
         solution = system.solve(shift, information * weight[:, None, None], prior)
         chi2 = _chi2(system, solution, shift, information)
