@@ -119,10 +119,11 @@ class _Process:
         )  # fmt: skip
         self._lines: queue.Queue[dict[str, Any]] = queue.Queue()
         self._complaints: deque[str] = deque(maxlen=5)
-        threads = [
-            threading.Thread(target=_read_lines, args=(self._process, self._lines), daemon=True),
-            threading.Thread(target=_read_complaints, args=(self._process, self._complaints), daemon=True),
-        ]
+        reader = threading.Thread(target=_read_lines, args=(self._process, self._lines), daemon=True)
+        self._complaining = threading.Thread(
+            target=_read_complaints, args=(self._process, self._complaints), daemon=True
+        )
+        threads = [reader, self._complaining]
         for thread in threads:
             thread.start()
         self.end = weakref.finalize(self, _end, self._process, threads)
@@ -149,6 +150,7 @@ class _Process:
             else:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(10)
+                self._complaining.join(10)  # what it said last may not have been read yet
                 why = self._complaints[-1] if self._complaints else "it gave no reason"
                 raise _EndedError(f"the dandi client ended with status {self._process.poll()}: {why}")
 
