@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from opticstream.config.hours import HOURS
 from opticstream.config.lists import list_from_text
 from opticstream.config.notify_targets import LogTargetSettings, NotifyTargets, kinds_with_secrets
 from opticstream.config.path_map import PathMap
@@ -79,7 +80,7 @@ class DeploymentSettings(BaseSettings):
     has an equal share. Default: no limit."""
     upload_rate_night: Annotated[ByteSize, Field(ge=1000)] | None = None
     """The same at night; default: as by day."""
-    upload_night: str = Field(default="22:00-06:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")
+    upload_night: str = Field(default="22:00-06:00", pattern=HOURS)
     """When OPTICSTREAM_UPLOAD_RATE_NIGHT holds, in the local time of the host."""
     upload_patience_s: float = Field(default=600.0, ge=0)
     """Time for which one request to a remote target is repeated while the target does not answer, in seconds. The

@@ -16,6 +16,8 @@ def is_within(hours: str, now: datetime, /) -> bool:
     --------
     >>> is_within("22:00-06:00", datetime(2026, 1, 1, 23, 30)), is_within("22:00-06:00", datetime(2026, 1, 1, 6, 0))
     (True, False)
+    >>> is_within("01:00-05:00", datetime(2026, 1, 1, 5, 0))
+    False
     """
     begin, end = (time_of_day.fromisoformat(text) for text in hours.split("-"))
     moment = now.time()

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from opticstream.config import DeploymentSettings
+from opticstream.config.hours import is_within
 from opticstream.config.publish_targets import PublishTarget, What
 from opticstream.model.chain import Step, chain
 from opticstream.model.errors import ChangingStacksError, InputError, StateError, TargetUnavailable
@@ -30,7 +31,7 @@ from opticstream.pipeline.stale import stale_results
 from opticstream.pipeline.under_way import shown_under_way
 from opticstream.publish.ledger import Asset, Ledger
 from opticstream.publish.opening import ReadSecret, open_remote_target
-from opticstream.publish.pace import Pace, is_night
+from opticstream.publish.pace import Pace
 from opticstream.publish.patience import Patience
 from opticstream.publish.secrets import secret_from_environment
 from opticstream.publish.target import RemoteTarget
@@ -278,7 +279,7 @@ def dataset_files(project: Project, target: str, /) -> list[Published]:
 def rate_now(deployment: DeploymentSettings, /, *, now: datetime | None = None) -> float | None:
     """Return the bytes per second that one upload run may send now; None for no limit."""
     rate = deployment.upload_rate
-    if deployment.upload_rate_night is not None and is_night(deployment.upload_night, now or datetime.now()):
+    if deployment.upload_rate_night is not None and is_within(deployment.upload_night, now or datetime.now()):
         rate = deployment.upload_rate_night
     return None if rate is None else rate / deployment.upload_limit
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
-from datetime import time as time_of_day
 
 
 class Pace:
@@ -52,18 +50,3 @@ class Pace:
             wait_s = begin - self._clock()
         if wait_s > 0:
             self._sleep(wait_s)
-
-
-def is_night(night: str, now: datetime, /) -> bool:
-    """Return whether a time is in the night, given as `22:00-06:00`.
-
-    Examples
-    --------
-    >>> is_night("22:00-06:00", datetime(2026, 1, 1, 23, 30)), is_night("22:00-06:00", datetime(2026, 1, 1, 12, 0))
-    (True, False)
-    >>> is_night("01:00-05:00", datetime(2026, 1, 1, 5, 0))
-    False
-    """
-    begin, end = (time_of_day.fromisoformat(text) for text in night.split("-"))
-    moment = now.time()
-    return begin <= moment < end if begin <= end else moment >= begin or moment < end
