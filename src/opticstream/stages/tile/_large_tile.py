@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, SpectralPlan, TileOptions
 from opticstream.compute.tile_engine import InlineExecutor, TileEngine, memory_per_b_line, memory_per_function_line
 from opticstream.io.nifti_stream import VolumeFile, open_volume
-from opticstream.io.raw import ComplexTile, SpectralTile
+from opticstream.io.raw import SpectralTile
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.modalities import described
 from opticstream.stages.tile._archive_tile import ArchiveDigests, ArchiveWriter, open_archive
+from opticstream.stages.tile._complex_tile import archived_complex_tile
 from opticstream.stages.tile._quality import Saturation
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, options_from_job, plan_from_settings
 
@@ -146,21 +147,7 @@ def _from_spectra(
 def _from_complex(
     job: TileJob, options: TileOptions, stack: contextlib.ExitStack, pool: ThreadPoolExecutor | None
 ) -> Reconstructed:
-    writer: ArchiveWriter | None = None
-    if job.archive is not None:
-        writer = stack.enter_context(open_archive(job.archive, level=job.processing.archive.level, pool=pool))
-    tile = stack.enter_context(
-        ComplexTile.open(
-            job.source,
-            a_lines=job.a_lines,
-            b_lines=job.b_lines,
-            channels=job.scan.channels,
-            setting=job.setting,
-            tap=writer.tap if writer else None,
-            copy_to=job.folder,
-        )
-    )
-    digests = writer.finish() if writer else None
+    tile, digests = stack.enter_context(archived_complex_tile(job, pool=pool))
     block = block_size(job, options, tile.depth)
     volumes = _volume_files(job, options, tile.depth, stack)
     engine = _engine(job, options, volumes, pool, block, None, tile.depth)

@@ -26,12 +26,11 @@ from opticstream.io.calibration_files import load_calibration
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.nifti import read_nifti
 from opticstream.io.nifti_stream import open_volume
-from opticstream.io.raw import ComplexTile
 from opticstream.model.errors import ProcessingError
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described, volume_names
 from opticstream.stages.tile._archive_spectra import Spectra, read_spectra
-from opticstream.stages.tile._archive_tile import open_archive
+from opticstream.stages.tile._complex_tile import archived_complex_tile
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, depth_step_mm, plan_from_settings
 
 _SURFACES = ("surf", "surfraw")
@@ -226,25 +225,10 @@ class MatlabTiles:
                 level=self._processing.archive.level,
                 threads=job.threads,
             )
-        with contextlib.ExitStack() as stack:
-            archive = None
-            if job.archive is not None:
-                archive = stack.enter_context(open_archive(job.archive, level=self._processing.archive.level))
-            tile = stack.enter_context(
-                ComplexTile.open(
-                    job.source,
-                    a_lines=job.a_lines,
-                    b_lines=job.b_lines,
-                    channels=scan.channels,
-                    setting=job.setting,
-                    tap=archive.tap if archive else None,
-                    copy_to=job.folder,
-                )
-            )
-            raw_sha256 = archive.finish() if archive else None
+        with archived_complex_tile(job) as (tile, digests):
             for first in range(0, job.b_lines, 16):
                 tile.block(first, 16)
-        return Spectra(job.source.stat().st_size, raw_sha256, 0.0)
+        return Spectra(job.source.stat().st_size, digests, 0.0)
 
     def _taken(self, job: TileJob, item: MatlabItem, seen: Spectra) -> Reconstructed:
         """Return the results that MATLAB has left, checked; its volumes are written under their names."""

@@ -8,9 +8,10 @@ import numpy as np
 
 from opticstream.compute.reconstruction import jones_from_complex_tile, jones_from_spectra
 from opticstream.io.nifti_stream import write_map
-from opticstream.io.raw import ComplexTile, SpectralTile
+from opticstream.io.raw import SpectralTile
 from opticstream.model.modalities import described
-from opticstream.stages.tile._archive_tile import ArchiveWriter, open_archive
+from opticstream.stages.tile._archive_tile import ArchiveDigests, ArchiveWriter, open_archive
+from opticstream.stages.tile._complex_tile import archived_complex_tile
 from opticstream.stages.tile._quality import Saturation
 from opticstream.stages.tile._reconstruction import (
     Reconstructed,
@@ -27,25 +28,10 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
     """Read a tile once, archive and reconstruct it, write its volumes, and return the rest."""
     scan, processing = job.scan, job.processing
     saturation = Saturation()
-    digests = None
+    digests: ArchiveDigests | None = None
     if scan.raw_format == "complex":
-        with contextlib.ExitStack() as stack:
-            archive: ArchiveWriter | None = None
-            if job.archive is not None:
-                archive = stack.enter_context(open_archive(job.archive, level=processing.archive.level))
-            tile = stack.enter_context(
-                ComplexTile.open(
-                    job.source,
-                    a_lines=job.a_lines,
-                    b_lines=job.b_lines,
-                    channels=scan.channels,
-                    setting=job.setting,
-                    tap=archive.tap if archive else None,
-                    copy_to=job.folder,
-                )
-            )
+        with archived_complex_tile(job) as (tile, digests):
             jones = jones_from_complex_tile(tile.block(0, job.b_lines), channels=scan.channels)
-            digests = archive.finish() if archive else None
         raw_bytes = job.source.stat().st_size
     else:
         plan = plan_from_settings(scan, processing.reconstruction)
