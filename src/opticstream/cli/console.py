@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -179,3 +179,33 @@ def _finite(data: Any) -> Any:
 def is_project_file(project: str, /) -> bool:
     """Return whether a PROJECT argument is a file rather than the name of a registered project."""
     return project.endswith(".toml") or Path(project).is_file()
+
+
+def end_with_outcomes(found: Mapping[str, str], *, good: str, bad: str, nothing: str, as_json: bool) -> None:
+    """Print of each thing that was tried why it failed, or that it did not; end the command if one did.
+
+    Parameters
+    ----------
+    found : mapping
+        By name, why it failed; empty if it did not.
+    good, bad : str
+        The word before a name.
+    nothing : str
+        What is printed where nothing was tried.
+    as_json : bool
+        Print JSON.
+
+    Raises
+    ------
+    typer.Exit
+        One has failed.
+    """
+    if as_json:
+        print_json({name: {"ok": not why, "why": why} for name, why in found.items()})
+    else:
+        for name, why in found.items():
+            out.print(styled(bad, "red") if why else styled(good, "green"), f"{name}: {why}" if why else name)
+        if not found:
+            out.print(nothing)
+    if any(found.values()):
+        raise typer.Exit(FAILED)

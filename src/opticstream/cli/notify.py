@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from opticstream.cli.console import FAILED, JsonOption, err, errors_shown, out, print_json, styled
+from opticstream.cli.console import JsonOption, end_with_outcomes, err, errors_shown, out
 from opticstream.config import DeploymentSettings
 from opticstream.model.errors import ConfigurationError
 
@@ -63,15 +63,9 @@ def send_test(
                 found[target.name] = ""
             except Exception as error:  # a target may raise anything; the others are tried all the same
                 found[target.name] = " ".join(f"{type(error).__name__}: {error}".split())
-    if as_json:
-        print_json({name: {"ok": not why, "why": why} for name, why in found.items()})
-    else:
-        for name, why in found.items():
-            out.print(styled("failed", "red") if why else styled("sent", "green"), f"{name}: {why}" if why else name)
-        if not found:
-            out.print("no target is set (OPTICSTREAM_NOTIFY_TARGETS)")
-    if any(found.values()):
-        raise typer.Exit(FAILED)
+    end_with_outcomes(
+        found, good="sent", bad="failed", nothing="no target is set (OPTICSTREAM_NOTIFY_TARGETS)", as_json=as_json
+    )
 
 
 def _picture(folder: Path) -> Path:

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from opticstream.cli.console import FAILED, JsonOption, ProjectArgument, errors_shown, out, print_json, styled
+from opticstream.cli.console import (
+    JsonOption,
+    ProjectArgument,
+    end_with_outcomes,
+    errors_shown,
+    out,
+    print_json,
+)
 from opticstream.cli.run import HomeOption, server_session
 from opticstream.config import DeploymentSettings
 from opticstream.model.errors import ConfigurationError, OpticStreamError
@@ -75,12 +82,4 @@ def check_secrets(project: ProjectArgument, home: HomeOption = None, as_json: Js
                     found[settings.target_name] = ""
                 except OpticStreamError as error:
                     found[settings.target_name] = str(error)
-    if as_json:
-        print_json({name: {"ok": not why, "why": why} for name, why in found.items()})
-    else:
-        for name, why in found.items():
-            out.print(styled("refused", "red") if why else styled("ok", "green"), f"{name}: {why}" if why else name)
-        if not found:
-            out.print("the project has no remote target")
-    if any(found.values()):
-        raise typer.Exit(FAILED)
+    end_with_outcomes(found, good="ok", bad="refused", nothing="the project has no remote target", as_json=as_json)
