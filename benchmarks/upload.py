@@ -151,9 +151,7 @@ def main() -> None:
         folder = Path(place, "archive")
         sizes = make(folder, file_mb=options.file_mb, chunks=options.chunks, chunk_kb=options.chunk_kb)
         (folder / "raw.nii.gz.recorded").write_text(sha256_of_path(folder / "raw.nii.gz"))  # as the archive's record
-        server = RcloneServer(Path(place, "served"), BUCKET)
-        server.start()
-        try:
+        with RcloneServer(Path(place, "served"), BUCKET) as server:
             for number in range(options.rounds):
                 order = CLIENTS[number % len(CLIENTS) :] + CLIENTS[: number % len(CLIENTS)]
                 for name in sizes:
@@ -163,8 +161,6 @@ def main() -> None:
                         results.setdefault(name, {}).setdefault(client, []).append(found)
                 for path in Path(place, "served", BUCKET).iterdir():
                     subprocess.run(["rm", "-r", str(path)], check=True)
-        finally:
-            server.stop()
     if options.json:
         print(json.dumps({"sizes": sizes, "results": results, "load": os.getloadavg()}))
         return

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.services import program
 
 from opticstream.system.cores import start_with_one_blas_thread
 
@@ -31,6 +32,12 @@ def shared_data() -> Path:
 def cscan(shared_data: Path) -> Path:
     """A recording of a spectral-domain microscope, with the owners' calibration."""
     return shared_data / "sdoct_cscan"
+
+
+@pytest.fixture(scope="session")
+def octave() -> str:
+    """Path of Octave; without it a test is skipped, in CI it fails."""
+    return program("octave-cli")
 
 
 @pytest.fixture(scope="session")

@@ -32,10 +32,8 @@ credentials = "lab"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
-    server = RcloneServer(tmp_path_factory.mktemp("s3"), "brains")
-    server.start()
-    yield server
-    server.stop()
+    with RcloneServer(tmp_path_factory.mktemp("s3"), "brains") as server:
+        yield server
 
 
 @pytest.fixture

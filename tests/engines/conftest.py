@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -75,15 +73,3 @@ class StandIn:
 @pytest.fixture
 def stand_in(tmp_path: Path) -> StandIn:
     return StandIn(tmp_path / "stand-in")
-
-
-@pytest.fixture(scope="session")
-def octave() -> str:
-    """Path of Octave; without it a test is skipped, in CI it fails."""
-    found = shutil.which("octave-cli") or shutil.which("octave")
-    if found is None:
-        reason = "octave is not installed; run `.ci/packages` as root (Debian)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found

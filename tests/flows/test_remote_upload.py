@@ -83,9 +83,7 @@ def test_the_upload_pool_uploads_on_events_and_shows_its_secrets_nowhere(home, t
     from tests.flows.conftest import InlineWorker
 
     monkeypatch.delenv("OPTICSTREAM_SECRET_REMOTE_CHAIN", raising=False)
-    server = RcloneServer(tmp_path / "s3", "brains")
-    server.start()
-    try:
+    with RcloneServer(tmp_path / "s3", "brains") as server:
         with InlineWorker(home.api_url) as worker, temporary_settings({PREFECT_API_URL: home.api_url}):
             for deployment in DEPLOYMENTS:
                 if deployment.events and deployment.name != "upload":
@@ -104,8 +102,6 @@ def test_the_upload_pool_uploads_on_events_and_shows_its_secrets_nowhere(home, t
             assert worker.events("linc.oct.mosaic.uploaded", project=NAME)
         assert [one.problem for one in compared] == [None, None]
         assert {run["created_by"]["type"] for run in runs} == {"AUTOMATION"}
-    finally:
-        server.stop()
     assert all(traces.values()), f"nothing to search in {[kind for kind, found in traces.items() if not found]}"
     for kind, found in traces.items():
         for trace in found:

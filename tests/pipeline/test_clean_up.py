@@ -33,10 +33,8 @@ MOSAIC = MosaicId(1)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
-    server = RcloneServer(tmp_path_factory.mktemp("s3"), "brains")
-    server.start()
-    yield server
-    server.stop()
+    with RcloneServer(tmp_path_factory.mktemp("s3"), "brains") as server:
+        yield server
 
 
 @pytest.fixture

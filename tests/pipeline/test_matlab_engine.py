@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -26,17 +25,6 @@ from opticstream.pipeline.stale import stale_results
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
 TILES = (1, 2)
-
-
-@pytest.fixture
-def octave() -> str:
-    found = shutil.which("octave-cli") or shutil.which("octave")
-    if found is None:
-        reason = "octave is not installed; run `.ci/packages` as root (Debian)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 import subprocess
 import urllib.request
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from tests.services import program
 
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.model.ids import BatchId, MosaicId, TileId
@@ -141,9 +141,7 @@ def test_every_panel_and_every_alert_asks_for_figures_that_exist(query):
 
 
 def test_prometheus_understands_the_alerts_and_every_query(tmp_path):
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    promtool = program("promtool")
     rules = tmp_path / "rules.yml"
     groups = yaml.safe_load(ALERTS.read_text())["groups"]
     panels = [{"record": f"panel:{n}", "expr": one.replace("$project", "p")} for n, one in enumerate(asked_for())]

@@ -37,10 +37,8 @@ BATCH, MOSAIC, SLICE = BatchId(1, 1), MosaicId(1), SliceId(1)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
-    server = RcloneServer(tmp_path_factory.mktemp("s3"), "raw", "derived")
-    server.start()
-    yield server
-    server.stop()
+    with RcloneServer(tmp_path_factory.mktemp("s3"), "raw", "derived") as server:
+        yield server
 
 
 @pytest.fixture

@@ -12,10 +12,8 @@ from opticstream.testing.s3_server import Proxy, RcloneServer
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
     """Yield a running server with the bucket `brains`."""
-    server = RcloneServer(tmp_path_factory.mktemp("s3"), "brains")
-    server.start()
-    yield server
-    server.stop()
+    with RcloneServer(tmp_path_factory.mktemp("s3"), "brains") as server:
+        yield server
 
 
 @pytest.fixture

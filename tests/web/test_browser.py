@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from tests.services import program
 
 from opticstream.cli.dashboard import _retried
 from opticstream.testing.shown_project import ShownProject
@@ -52,13 +52,10 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def browser():
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("no Chromium; `.ci/packages` installs it")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        one = playwright.chromium.launch(executable_path=program("chromium"), args=["--no-sandbox"])
         yield one
         one.close()
 
