@@ -129,7 +129,7 @@ def figures_of_tissue(
     empty = mosaic.tissue_fraction < 0.01
     if empty.any():
         lattice = positions - mosaic.lattice_px
-        lattice -= np.median(off[mosaic.scored] + (mosaic.true_px - mosaic.lattice_px)[mosaic.scored], axis=0)
+        lattice -= np.median(lattice[mosaic.scored], axis=0)
         told["blank_px"] = float(np.hypot(*lattice[empty].T).max())
     if uncertainty is not None:
         told["error_over_stated"] = float(np.sqrt(((off / np.array(uncertainty))[mosaic.scored] ** 2).mean()))
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", default=["standard"], choices=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--seeds", nargs="*", type=int, default=[201, 202])
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--second-map", action="store_true", help="tissues also with a second map of the same tiles")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=900)
@@ -185,8 +186,8 @@ def main() -> None:
     for tissue in list(TEXTURES) if choices.tissues == ["all"] else choices.tissues:
         for setting in choices.settings:
             for seed in choices.seeds:
-                mosaic_of_tissue = tissue_mosaic(tissue, **SETTINGS[setting], seed=seed)
-                rows += compared(f"{tissue}, {setting}, {seed}", mosaic_of_tissue, None, choices)
+                tiles = tissue_mosaic(tissue, **SETTINGS[setting], with_second=choices.second_map, seed=seed)
+                rows += compared(f"{tissue}, {setting}, {seed}", tiles, tiles.second, choices)
     if choices.tissues:
         show_spread(rows)
     if choices.out:

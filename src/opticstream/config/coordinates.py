@@ -31,6 +31,8 @@ class NativeCoordinates(AnyCoordinates):
 
     method: Literal["native"] = "native"
     """Name of this choice."""
+    correct_distortion: bool = False
+    """Resample tiles where the overlaps clearly show that the field of view is distorted (a trapezium, a barrel)."""
 
 
 class NominalCoordinates(AnyCoordinates):

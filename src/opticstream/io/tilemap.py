@@ -62,6 +62,9 @@ class TileMap:
         By tile number.
     source : dict
         How the positions were determined: method, mosaic, parameters, figures of the verdict.
+    distortion_px : tuple of float
+        Distortion that tiles are freed of before they are placed: a trapezium along x and y, and a barrel; empty for
+        tiles that are taken as they are.
     scan_resolution_mm, mask, base_dir, modality, mosaic_id
         Values filled in by rendering.
     """
@@ -71,6 +74,7 @@ class TileMap:
     grid: tuple[int, int]
     places: tuple[TilePlace, ...]
     source: Mapping[str, Any] = field(default_factory=dict)
+    distortion_px: tuple[float, ...] = ()
     scan_resolution_mm: tuple[float, ...] = ()
     mask: str = ""
     base_dir: str = ""
@@ -102,6 +106,7 @@ def template_from_tilemap(tilemap: TileMap, /) -> str:
         "  modality: {{ modality | tojson }}",
         "  scan_resolution: {{ scan_resolution | tojson }}",
         "  mask: {{ (mask or '') | tojson }}",
+        *([f"  distortion: {[float(term) for term in tilemap.distortion_px]}"] if tilemap.distortion_px else []),
         *("  " + _as_jinja(line) for line in head.splitlines()),
         "tiles:",
     ]
@@ -222,6 +227,7 @@ def tilemap_from_yaml(text: str, /, *, name: str = "tile information") -> TileMa
             (int(metadata["grid"][0]), int(metadata["grid"][1])),
             places,
             metadata.get("source") or {},
+            tuple(float(term) for term in metadata.get("distortion") or ()),
             tuple(float(step) for step in metadata.get("scan_resolution") or ()),
             str(metadata.get("mask") or ""),
             str(metadata.get("base_dir") or ""),
@@ -237,6 +243,8 @@ def tilemap_from_yaml(text: str, /, *, name: str = "tile information") -> TileMa
         raise FileFormatError(f"{name}: expected every tile once, got the numbers {numbers}")
     if any(c - c != 0 for place in places for c in place.position_px):
         raise FileFormatError(f"{name}: a position is not finite")
+    if len(result.distortion_px) not in (0, 3) or any(c - c != 0 for c in result.distortion_px):
+        raise FileFormatError(f"{name}: distortion is {list(result.distortion_px)}, expected three finite numbers")
     return result
 
 

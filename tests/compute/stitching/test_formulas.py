@@ -861,7 +861,7 @@ def test_clear_links_hold_and_are_known_to_a_pixel():
 
 def test_a_bend_of_the_field_has_no_linear_part_and_displaces_the_two_tiles_of_a_link_differently():
     size = np.array([200.0, 160.0])
-    field = _free_of_linear(size)
+    field = _free_of_linear()
     assert field.shape == (81, 2, 3)
     grid = np.linspace(-1, 1, 9)
     x, y = (v.ravel() for v in np.meshgrid(grid, grid, indexing="ij"))

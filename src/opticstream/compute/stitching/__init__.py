@@ -5,7 +5,7 @@ Plain NumPy and SciPy; the blend of volumes has a face of its own, `opticstream.
 
 from __future__ import annotations
 
-from opticstream.compute.stitching._distortion import FieldGeometry, field_geometry
+from opticstream.compute.stitching._distortion import Distortion, FieldGeometry, field_geometry
 from opticstream.compute.stitching._evidence import empty_tiles
 from opticstream.compute.stitching._focus import ConfocalPeak, FocusFit, confocal_peak, focus_from_overlaps
 from opticstream.compute.stitching._fusion import MosaicSum, is_blank
@@ -28,6 +28,7 @@ __all__ = [
     "Canvas",
     "CheckedPositions",
     "ConfocalPeak",
+    "Distortion",
     "FieldGeometry",
     "FilteredTiles",
     "FocusFit",

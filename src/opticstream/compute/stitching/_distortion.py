@@ -31,6 +31,55 @@ CERTAIN = 4.0
 """Number of standard errors above which a distortion is reported."""
 
 
+TERMS = 3
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """A distortion of the field of view that all tiles share.
+
+    Attributes
+    ----------
+    terms_px : tuple of float
+        Displacement in px at the ends of the tile of the three terms: sides of a trapezium along x, along y, a barrel.
+    """
+
+    terms_px: tuple[float, float, float]
+
+    def displacement_at(self, pixel: Array, tile_shape: tuple[int, int], /) -> Array:
+        """Return by how much what a pixel shows lies beside the pixel's place.
+
+        What a shift and a linear map explain is left out: overlaps cannot show it.
+
+        Parameters
+        ----------
+        pixel : ndarray, shape (..., 2)
+            Places (x, y) in a tile, in px from its first pixel.
+        tile_shape : tuple of int
+            Size (x, y) of the tile.
+
+        Returns
+        -------
+        ndarray, shape (..., 2)
+            Displacement along x and y in px.
+
+        Examples
+        --------
+        A corner and the middle of a field of view with a barrel of 1 px:
+
+        >>> barrel = Distortion((0.0, 0.0, 1.0))
+        >>> barrel.displacement_at(np.array([[0.0, 0.0], [32.0, 32.0]]), (64, 64)).round(2).tolist()
+        [[-0.42, -0.42], [0.0, 0.0]]
+        """
+        terms, u = np.asarray(self.terms_px), 2 * pixel / np.asarray(tile_shape) - 1
+        return np.asarray(_field(u) @ terms - _with_ones(u) @ (_linear_part() @ terms).reshape(3, 2))
+
+    def __add__(self, other: Distortion) -> Distortion:
+        """Return both distortions, one after the other, as long as they are small."""
+        a, b = self.terms_px, other.terms_px
+        return Distortion((a[0] + b[0], a[1] + b[1], a[2] + b[2]))
+
+
 @dataclass(frozen=True)
 class FieldGeometry:
     """How the tiles' own geometry differs from that of an ideal scan.
@@ -46,12 +95,15 @@ class FieldGeometry:
         too few or too short to say.
     bend_error_px : float
         Its standard error.
+    distortion : Distortion, optional
+        The distortion itself; None where overlaps are too few or too short to say.
     """
 
     turn_deg: float
     turn_error_deg: float
     bend_px: float
     bend_error_px: float
+    distortion: Distortion | None = None
 
     @property
     def turned(self) -> bool:
@@ -81,7 +133,8 @@ def field_geometry(
         Threads of the Fourier transforms.
     """
     with one_blas_thread():
-        return FieldGeometry(*_turn(found, nominal_px), *_bend(image, found, workers))
+        turn, bend = _turn(found, nominal_px), _bend(image, found, workers)
+        return FieldGeometry(turn[0], turn[1], bend[0], bend[1], bend[2])
 
 
 def _turn(found: TilePositions, nominal: Array) -> tuple[float, float]:
@@ -95,7 +148,7 @@ def _turn(found: TilePositions, nominal: Array) -> tuple[float, float]:
     return float(np.rad2deg(turn)), float(np.rad2deg(error))
 
 
-def _bend(image: FilteredTiles, found: TilePositions, workers: int) -> tuple[float, float]:
+def _bend(image: FilteredTiles, found: TilePositions, workers: int) -> tuple[float, float, Distortion | None]:
     size = np.array(image.tile_shape, float)
     links = np.flatnonzero(found.links.clear)
     apart = found.positions_px[found.links.pairs[links, 1]] - found.positions_px[found.links.pairs[links, 0]]
@@ -125,17 +178,18 @@ def _bend(image: FilteredTiles, found: TilePositions, workers: int) -> tuple[flo
         square += float(np.einsum("pli,plij,plj->", shift, information, shift, optimize=True))
         count += 2 * int((information[..., 0, 0] > 0).sum()) - 2 * len(total)
     if count < 10 * TERMS:
-        return float("nan"), float("nan")
+        return float("nan"), float("nan"), None
     # Parameters without information stay 0.
     normal += 1e-6 * np.trace(normal) / TERMS * np.eye(TERMS)
     fitted = np.linalg.solve(normal, force)
     scale = max((square - float(force @ fitted)) / (count - TERMS), 1.0)
     covariance = scale * np.linalg.inv(normal)
-    field = _free_of_linear(size)
+    field = _free_of_linear()
     bent = np.einsum("pik,k->pi", field, fitted)
     worst = int(np.hypot(*bent.T).argmax())
     error = np.sqrt(np.trace(field[worst] @ covariance @ field[worst].T))
-    return float(np.hypot(*bent[worst])), float(error)
+    terms = (float(fitted[0]), float(fitted[1]), float(fitted[2]))
+    return float(np.hypot(*bent[worst])), float(error), Distortion(terms)
 
 
 def _shifts_of_parts(image: FilteredTiles, pairs: NDArray[np.intp], apart: Array, workers: int) -> tuple[Array, Array]:
@@ -161,9 +215,6 @@ def _shifts_of_parts(image: FilteredTiles, pairs: NDArray[np.intp], apart: Array
         # No part is known better than this, however clear: tiles differ by more than their noise.
         informations.append(information / (1 + 0.1**2 * np.trace(information, axis1=1, axis2=2))[:, None, None])
     return np.stack(shifts), np.stack(informations)
-
-
-TERMS = 3
 
 
 def _field(u: Array) -> Array:
@@ -195,12 +246,24 @@ def _design(apart: Array, size: Array) -> Array:
     return np.stack(parts)
 
 
-def _free_of_linear(size: Array) -> Array:
-    """Return every term on a grid over the tile, without the part that a shift and a linear map explain."""
+def _with_ones(u: Array) -> Array:
+    return np.concatenate([np.ones((*u.shape[:-1], 1)), u], axis=-1)
+
+
+def _coarse() -> Array:
     grid = np.linspace(-1, 1, 9)
-    u = np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
-    field = _field(u)
-    linear = np.column_stack([np.ones(len(u)), u])
-    along = field.reshape(len(u), -1)
-    along = along - linear @ np.linalg.lstsq(linear, along, rcond=None)[0]
-    return np.asarray(along.reshape(field.shape), np.float64)
+    return np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def _linear_part() -> Array:
+    """Return the shift and the linear map that are nearest to every term over the tile, (3 x 2, terms)."""
+    u = _coarse()
+    along = _field(u).reshape(len(u), -1)
+    return np.asarray(np.linalg.lstsq(_with_ones(u), along, rcond=None)[0].reshape(6, TERMS))
+
+
+def _free_of_linear() -> Array:
+    """Return every term on a grid over the tile, without the part that a shift and a linear map explain."""
+    u = _coarse()
+    linear = np.einsum("pl,lik->pik", _with_ones(u), _linear_part().reshape(3, 2, TERMS))
+    return np.asarray(_field(u) - linear, np.float64)

@@ -25,7 +25,7 @@ from opticstream.compute.stitching import (
     usual_overlap_px,
 )
 from opticstream.config import DeploymentSettings, ScanSettings
-from opticstream.config.coordinates import CoordinateSettings, FijiCoordinates, FileCoordinates
+from opticstream.config.coordinates import CoordinateSettings, FijiCoordinates, FileCoordinates, NativeCoordinates
 from opticstream.config.modality_names import FIRST_COMPARED
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
 from opticstream.io.tilemap import TileMap, TilePlace, read_tilemap, write_template
@@ -62,6 +62,8 @@ class Verdict:
         not explain; NaN where the overlaps do not show it.
     pattern : str
         Turn and distortion that the overlaps show significantly, in words; empty where they show none.
+    corrected_px : float
+        Largest distortion that tiles are freed of before they are placed; 0 where they are taken as they are.
     """
 
     grade: Literal["good", "doubtful", "stage only"]
@@ -77,6 +79,7 @@ class Verdict:
     turn_deg: float = float("nan")
     bend_px: float = float("nan")
     pattern: str = ""
+    corrected_px: float = 0.0
 
     @property
     def sentence(self) -> str:
@@ -84,6 +87,8 @@ class Verdict:
         if self.grade == "stage only":
             return f"no overlap shows texture: all {self.tiles} tiles lie on the nominal grid"
         pattern = f"; {self.pattern}" if self.pattern else ""
+        if self.corrected_px:
+            pattern = f"; tiles are freed of a distortion of {self.corrected_px:.1f} px{pattern}"
         known = self.rms_px == self.rms_px
         residual = f"residual {self.rms_px:.2f} px RMS and {self.worst_px:.2f} px at worst, " if known else ""
         return (
@@ -233,6 +238,24 @@ def _best_positions(
     return found, geometry, missing, used
 
 
+def _freed_of_distortion(
+    tiles: MosaicTiles, used: tuple[str, ...], found: TilePositions, geometry: FieldGeometry, margin_px: int
+) -> tuple[TilePositions, FieldGeometry, MosaicTiles]:
+    """Return positions and geometry of tiles that are freed of their distortion, where it is clear; and those tiles.
+
+    Kept only if the overlaps agree better afterwards.
+    """
+    if not geometry.bent or geometry.distortion is None:
+        return found, geometry, tiles
+    freed = tiles.freed_of(geometry.distortion)
+    maps = _Maps(freed)
+    better = maps.positions(used, margin_px)
+    left = field_geometry(maps.filtered(used[0]), better, tiles.nominal_px)
+    if not left.bend_px < geometry.bend_px:
+        return found, geometry, tiles
+    return better, left, freed
+
+
 def _leaves_faint(found: TilePositions, image: FilteredTiles) -> bool:
     """Return whether some links are faint, or most links between tiles with tissue are not clear."""
     links = found.links
@@ -263,7 +286,9 @@ def pattern_from_geometry(geometry: FieldGeometry, /) -> str:
     return "; ".join(told)
 
 
-def verdict_from_positions(found: TilePositions, /, geometry: FieldGeometry | None = None) -> Verdict:
+def verdict_from_positions(
+    found: TilePositions, /, geometry: FieldGeometry | None = None, *, corrected_px: float = 0.0
+) -> Verdict:
     """Return the verdict on measured positions, with what the overlaps show of the tiles' `geometry` if it is known."""
     links = found.links
     trusted = links.weight > 0.5
@@ -289,7 +314,11 @@ def verdict_from_positions(found: TilePositions, /, geometry: FieldGeometry | No
     if geometry is None:
         return verdict
     return replace(
-        verdict, turn_deg=geometry.turn_deg, bend_px=geometry.bend_px, pattern=pattern_from_geometry(geometry)
+        verdict,
+        turn_deg=geometry.turn_deg,
+        bend_px=geometry.bend_px,
+        pattern=pattern_from_geometry(geometry),
+        corrected_px=corrected_px,
     )
 
 
@@ -363,8 +392,13 @@ def find_coordinates(
         source |= {"modalities": [modality], "verdict": _without_nan(asdict(verdict))}
     else:
         found, geometry, missing, used = _best_positions(tiles, modality, settings)
+        corrected_px = 0.0
+        if isinstance(settings, NativeCoordinates) and settings.correct_distortion:
+            bend_px = geometry.bend_px
+            found, geometry, tiles = _freed_of_distortion(tiles, used, found, geometry, settings.margin_px)
+            corrected_px = bend_px if tiles.distortion is not None else 0.0
         positions, uncertainty, by_stage = found.positions_px, found.uncertainty_px, found.by_stage_only
-        verdict = verdict_from_positions(found, geometry)
+        verdict = verdict_from_positions(found, geometry, corrected_px=corrected_px)
         source |= {"modalities": list(used), "margin_px": settings.margin_px, "verdict": _without_nan(asdict(verdict))}
     tilemap = tilemap_from_positions(tiles, positions, uncertainty, by_stage, source=source)
     outputs: dict[str, Path] = {}
@@ -424,7 +458,10 @@ def tilemap_from_positions(
         TilePlace(n, (float(p[0]), float(p[1])), (float(u[0]), float(u[1])), bool(s))
         for n, p, u, s in zip(tiles.numbers, moved, uncertain, by_stage_only, strict=True)
     )
-    return TileMap(tiles.illumination, tiles.tile_shape, tiles.grid, places, source)
+    terms = tiles.distortion.terms_px if tiles.distortion is not None else ()
+    return TileMap(
+        tiles.illumination, tiles.tile_shape, tiles.grid, places, source, tuple(round(term, 4) for term in terms)
+    )
 
 
 def write_coordinate_quality(

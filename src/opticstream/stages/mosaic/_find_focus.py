@@ -126,6 +126,7 @@ def find_focus(
         return _written(focus_path, flat, (x_mm, y_mm, z_mm), note='focus.method = "none"')
     tilemap = read_tilemap(template_path)
     check_template(tiles.numbers, tiles.tile_shape, tiles.grid, tilemap, str(template_path))
+    tiles = tiles.as_placed_by(tilemap)
     if not tiles.present(surface):
         surface = "surf"
     tiles.require(surface)

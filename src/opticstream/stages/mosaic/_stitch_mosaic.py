@@ -147,6 +147,7 @@ def stitch_mosaic(
     tiles = tiles_of_mosaic(mosaic, scan=scan, folder=tiles_folder, modalities=enface.modalities)
     tilemap = read_tilemap(template_path)
     check_template(tiles.numbers, tiles.tile_shape, tiles.grid, tilemap, str(template_path))
+    tiles = tiles.as_placed_by(tilemap)
     x_mm, y_mm, z_mm = scan.scan_resolution_3d
     return stitch_maps(
         tiles,

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute.stitching import Distortion
 from opticstream.config import ScanSettings
 from opticstream.io.images import read_image
 from opticstream.io.paths import tile_product_name
 from opticstream.io.tileconfig import read_tile_configuration, tile_path
+from opticstream.io.tilemap import TileMap
 from opticstream.model.errors import InputError, MissingInputError, TileSizeError
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.layout import ScanPattern
+from opticstream.model.modalities import described
+
+if TYPE_CHECKING:
+    from opticstream.compute.stitching.volume import Undistortion
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class MosaicTiles:
         Where the files were looked for.
     pages_are_depth : bool
         Pages of TIFF files that do not say what they are are planes of a volume.
+    distortion : Distortion, optional
+        What tiles are freed of when they are read.
     """
 
     label: str
@@ -63,6 +72,25 @@ class MosaicTiles:
     setting: str = ""
     folder: Path | None = None
     pages_are_depth: bool = False
+    distortion: Distortion | None = None
+
+    def freed_of(self, distortion: Distortion, /) -> MosaicTiles:
+        """Return the same tiles, freed of a distortion when they are read."""
+        return replace(self, distortion=distortion)
+
+    def as_placed_by(self, tilemap: TileMap, /) -> MosaicTiles:
+        """Return the same tiles, freed of the distortion that the tile map counts on."""
+        terms = tilemap.distortion_px
+        return self.freed_of(Distortion((terms[0], terms[1], terms[2]))) if terms else self
+
+    @cached_property
+    def undistortion(self) -> Undistortion | None:
+        """How the tiles are resampled; None where they are taken as they are."""
+        if self.distortion is None:
+            return None
+        from opticstream.compute.stitching.volume import undistortion
+
+        return undistortion(self.distortion, self.tile_shape)
 
     def present(self, modality: str, /) -> Mapping[int, Path]:
         """Return the files of a modality by tile number."""
@@ -98,13 +126,16 @@ class MosaicTiles:
             return None  # it was removed after the folder was listed
         if data.ndim == 3 and data.shape[:2] == self.tile_shape:
             # A volume stands for its mean over depth: tiles of a configuration file may be volumes.
-            return np.asarray(data.mean(axis=2, dtype=np.float32), np.float32)
+            data = data.mean(axis=2, dtype=np.float32)
         if data.shape != self.tile_shape:
             raise TileSizeError(
                 f"tile {number} of {self.label} ({path}) has shape {data.shape}, expected {self.tile_shape}"
                 + (f" ({self.setting})" if self.setting else "")
             )
-        return np.asarray(data, np.float32)
+        image = np.asarray(data, np.float32)
+        if self.undistortion is None:
+            return image
+        return self.undistortion.image(image, axial=described(modality).is_axial)
 
 
 def tiles_of_mosaic(mosaic: MosaicId, /, *, scan: ScanSettings, folder: Path, modalities: Sequence[str]) -> MosaicTiles:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from opticstream.compute.stitching.volume import BlockTiles
 
 
+RESAMPLED_PLANES = 16
+"""Planes that are read at a time where tiles are resampled: a few MB beside the block's own memory."""
+
+
 class _Buffers:
     """Memory by purpose that is used again: pages touched for the first time cost more than the work done on them."""
 
@@ -196,8 +200,19 @@ class BlockWorker:
 
         def read(i: int) -> None:
             part, first, last = touching[i]
-            if z1 > z0:
-                inputs.volumes[part.number].read_into(data[i, :, : last - first], z0, first)
+            if z1 <= z0:
+                return
+            volume, out = inputs.volumes[part.number], data[i, :, : last - first]
+            undistortion = inputs.tiles.undistortion
+            if undistortion is None:
+                volume.read_into(out, z0, first)
+                return
+            low, high = undistortion.rows_needed(first, last)
+            for z in range(0, z1 - z0, RESAMPLED_PLANES):
+                some = out[z : z + RESAMPLED_PLANES]
+                recorded = np.empty((len(some), high - low, width), np.float32)
+                volume.read_into(recorded, z0 + z, low)
+                undistortion.resample(recorded, low, some, first, inputs.axial)
 
         list(pool.map(read, range(len(touching))))
         return BlockTiles(data, z0, place, rows, weight)

@@ -124,6 +124,7 @@ def stitch_volume(
     tiles = tiles_of_mosaic(mosaic, scan=scan, folder=tiles_folder, modalities=settings.modalities)
     tilemap = read_tilemap(template_path)
     check_template(tiles.numbers, tiles.tile_shape, tiles.grid, tilemap, str(template_path))
+    tiles = tiles.as_placed_by(tilemap)
     outputs: dict[str, Path] = {}
     missing: dict[str, tuple[int, ...]] = {}
     resumed = superseded = 0

@@ -167,3 +167,32 @@ def halve_planes(volume, result, z0, z1):
                                 total += value
                                 count += np.float32(1)
                 result[z, y, x] = total / count if count > 0 else np.float32(np.nan)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def resample_planes(source, first_source_row, out, first_row, axial, below_y, below_x, part_y, part_x):
+    """Fill `out` with values between the samples of `source`, linearly interpolated in every plane.
+
+    `below_*` are the rows and columns of the tile next below each pixel of the tile, `part_*` how far beyond. Angles of
+    axes are interpolated as doubled-angle components.
+    """
+    for z in range(out.shape[0]):
+        for row in range(out.shape[1]):
+            for x in range(out.shape[2]):
+                y = first_row + row
+                j, i = below_y[y, x] - first_source_row, below_x[y, x]
+                v, u = part_y[y, x], part_x[y, x]
+                a, b, c, d = source[z, j, i], source[z, j, i + 1], source[z, j + 1, i], source[z, j + 1, i + 1]
+                w00, w01 = (np.float32(1) - v) * (np.float32(1) - u), (np.float32(1) - v) * u
+                w10, w11 = v * (np.float32(1) - u), v * u
+                if not axial:
+                    out[z, row, x] = w00 * a + w01 * b + w10 * c + w11 * d
+                    continue
+                cosine_a, sine_a = components(a)
+                cosine_b, sine_b = components(b)
+                cosine_c, sine_c = components(c)
+                cosine_d, sine_d = components(d)
+                out[z, row, x] = half_angle(
+                    w00 * cosine_a + w01 * cosine_b + w10 * cosine_c + w11 * cosine_d,
+                    w00 * sine_a + w01 * sine_b + w10 * sine_c + w11 * sine_d,
+                )
