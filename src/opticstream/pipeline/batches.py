@@ -46,6 +46,7 @@ from opticstream.stages.tile import TileResult, checksum_path, process_tile, pro
 from opticstream.state import Claim, FactRecord, FileRecord
 from opticstream.state.flags import WITHDRAWN_FOLDER
 from opticstream.state.raw_files import KNOWN_AS, identity_of, is_known
+from opticstream.system.spent import Spent
 
 if TYPE_CHECKING:
     from opticstream.stages.tile import MatlabTiles
@@ -242,9 +243,9 @@ class _TileWork:
             },
         )
 
-    def _record(self, content: Mapping[str, Any], seconds: float) -> None:
+    def _record(self, content: Mapping[str, Any], spent: Spent) -> None:
         self.project.facts.replace(self.tile, "processed", content, why="computed")
-        self.project.facts.journal.computed(self.tile, "processed", seconds)
+        self.project.facts.journal.computed(self.tile, "processed", spent)
 
     def _failure(self) -> dict[str, Any]:
         """Return the identity of the raw files, so that others in their place are noticed, and the attempts."""
