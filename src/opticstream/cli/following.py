@@ -113,6 +113,7 @@ def follow(
         follower.say(f"resuming {event.item}: {event.event_name()}")
     trouble: str | None = None
     while True:
+        begin = time.thread_time()
         for found in driver.step():
             if absent := [str(number) for number, problem in found.problems.items() if problem.kind == "missing"]:
                 tiles = f"tile{'s' * (len(absent) > 1)} {', '.join(absent)}"
@@ -139,4 +140,4 @@ def follow(
             return progress
         if check():
             driver.start()
-        time.sleep(poll_s)
+        time.sleep(driver.pause_s(poll_s, time.thread_time() - begin))
