@@ -334,6 +334,9 @@ class Watcher:
             if self._live and not file.looked_at and now - file.since_s >= self._tile_stable_s:
                 file.looked_at, file.whole = True, self._problem(file) is None
             return
+        if file.whole:  # it has not changed since it was opened
+            file.complete = True
+            return
         # A problem may go away without a change of the file (access, a share): check it again before reporting it.
         stalls_s = file.since_s + self._unfinished_s
         if file.problem is None or file.judged_s < stalls_s <= now:
