@@ -31,7 +31,7 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from opticstream.config import ProjectConfig, config_from_mapping, load_project
 from opticstream.io.atomic import write_text
 from opticstream.io.names import FileNameGrammar
 from opticstream.model.ids import TileId
-from opticstream.sim.demo import demo_phantom, project_text
+from opticstream.sim.demo import demo_phantom, project_text, small_project_text
 from opticstream.sim.presets import full_size_phantom
 from opticstream.sim.rig import VirtualRig
 from opticstream.stages.tile import preview_path
@@ -54,17 +54,18 @@ _STEPS = ("found", "begun", "seen", "picture", "figures")
 
 def make_tiles(options: argparse.Namespace) -> tuple[str, Path]:
     """Return the text of the project and the folder that holds its raw tiles and calibration."""
-    if options.size == "demo":
-        text, phantom = project_text(name="latency", slices=options.slices), demo_phantom(slices=options.slices)
+    key = f"latency-{options.size}-{options.slices}"
+    if options.size != "full":
+        make_text = project_text if options.size == "demo" else small_project_text
+        text, phantom = make_text(name="latency", slices=options.slices), demo_phantom(slices=options.slices)
     else:
+        key += f"-{options.b_lines}"
         phantom = full_size_phantom(slices=options.slices)
         text = project_text(
             name="latency", slices=options.slices, samples=2048, b_lines=options.b_lines, a_lines=350,
             a_lines_tilted=200, columns=2, rows=2, threshold_db=60.0,
         )  # fmt: skip
-    cache = (
-        options.cache / f"latency-{options.size}-{options.b_lines if options.size == 'full' else ''}-{options.slices}"
-    )
+    cache = options.cache / key
     config = config_from_mapping(tomllib.loads(text), folder=cache)
     VirtualRig(config, phantom, cache / "raw", calibration_folder=cache, workers=available_cores()).run()
     return text, cache
@@ -132,14 +133,12 @@ def look(config: ProjectConfig, tiles: list[TileId], seen: Seen) -> None:
         if tile in seen.picture or tile not in seen.written:
             continue
         preview = preview_path(config.base_path, tile)
-        for path, kinds in (
-            (preview, [seen.seen]),
-            (Path(str(preview).replace("_preview", "_qc")), [seen.seen, seen.picture]),
-        ):
-            with contextlib.suppress(OSError):
-                at = path.stat().st_mtime
-                for kind in kinds:
-                    kind.setdefault(tile, at)
+        with contextlib.suppress(OSError):
+            seen.seen.setdefault(tile, preview.stat().st_mtime)
+        with contextlib.suppress(OSError):
+            at = preview.with_name(preview.name.replace("_preview", "_qc")).stat().st_mtime
+            seen.seen.setdefault(tile, at)
+            seen.picture.setdefault(tile, at)
 
 
 def measured(text: str, cache: Path, rate: float, work: Path | None) -> Seen:
@@ -161,8 +160,8 @@ def measured(text: str, cache: Path, rate: float, work: Path | None) -> Seen:
         with watching(project_file, raw, folder) as process:
             end = time.monotonic() + _LONGEST_S
 
-            def wait_for(ready: object) -> None:
-                while not ready():  # type: ignore[operator]
+            def wait_for(ready: Callable[[], bool]) -> None:
+                while not ready():
                     if process.poll() is not None or time.monotonic() > end:
                         raise RuntimeError(f"opticstream watch did not go on:\n{(folder / 'watch.log').read_text()}")
                     time.sleep(_LOOK_S)
@@ -186,7 +185,7 @@ def main() -> None:
     """Measure every rate and print the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 0.1], help="against the camera's line rate")
-    parser.add_argument("--size", choices=("demo", "full"), default="demo")
+    parser.add_argument("--size", choices=("small", "demo", "full"), default="demo")
     parser.add_argument("--b-lines", type=int, default=350, help="of full-size tiles")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder that keeps the raw tiles ({CACHE})")
