@@ -290,3 +290,16 @@ def test_a_note_that_cannot_be_read_costs_only_the_lead(rig):
     assert arriving(rig.project, BATCH) is None
     rig.brings(2)
     assert arriving(rig.project, BATCH) is not None
+
+
+def test_the_preview_of_a_tile_that_fails_is_removed_with_its_column(rig):
+    rig.brings(1)
+    path = rig.write(2)
+    path.write_bytes(path.read_bytes()[:-100])
+    rig.brings(2)
+    preview = preview_path(rig.project.paths.base, SECOND)
+    preview.parent.mkdir(parents=True)
+    preview.write_bytes(b"a preview")
+    process_batch(rig.project, rig.completes())
+    assert rig.project.facts.has(SECOND, "failed")
+    assert not preview.exists()

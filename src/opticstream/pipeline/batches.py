@@ -100,6 +100,8 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
     outcome = perform(project, batch, PROCESS_BATCH, compute)
     if isinstance(outcome, Done | Failed):
         forget_arriving(project, batch)
+        for tile in project.layout.tiles(batch):  # of tiles that are parked
+            preview_path(project.paths.base, tile).unlink(missing_ok=True)
     if isinstance(outcome, Skipped) and is_due(project, ARCHIVE_BATCH, batch):
         return archive_batch(project, event, attempt=attempt)
     if not isinstance(outcome, Done):
