@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,7 @@ from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.sweep import Sweeper
 from opticstream.state import Facts
+from opticstream.system.host import HostIdentity
 from opticstream.testing.bus import LocalBus
 from opticstream.watch import Watcher
 
@@ -348,3 +350,17 @@ def test_a_rig_that_pauses_longer_between_tiles_is_given_three_times_that(half_a
     driver._next_note = 0.0
     driver._note_acquisition()
     assert conditions(project) == []
+
+
+def test_the_tiles_of_a_run_that_died_are_announced_again(half_a_column, project):
+    bus = Bus()
+    driver = live_driver(project, half_a_column / "raw", bus)
+    driver.step()
+    dead = Facts(project.paths.base, host=HostIdentity(HostIdentity.current().host, 2**22 + 1))
+    assert dead.claim(BatchId(1, 1), "started", lease_s=0.1) is not None
+    driver.step()
+    assert names(bus) == ["linc.oct.tile.ready"], "a run is given some seconds to come"
+    driver._called = {batch: replace(called, again_s=0.0) for batch, called in driver._called.items()}
+    driver.step()
+    assert names(bus) == ["linc.oct.tile.ready"] * 2
+    assert driver._called[BatchId(1, 1)].wait_s > 10, "with growing delays"

@@ -20,6 +20,7 @@ from opticstream.pipeline.columns import process_tiles
 from opticstream.pipeline.jobs import PROCESS_BATCH
 from opticstream.pipeline.project import Project
 from opticstream.stages.tile import preview_path
+from opticstream.state.verify import verify
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
 FIRST, SECOND = TileId(1, 1), TileId(1, 2)
@@ -105,6 +106,7 @@ def test_the_batch_takes_tiles_that_are_done_as_they_are_and_records_as_ever(rig
     assert record.detail["failed_tiles"] == []
     assert {note["outcome"] for note in record.detail["tiles"].values()} == {"ok"}
     assert list(all_arriving(rig.project)) == [], "what was noted of a column goes when it is done"
+    assert verify(rig.project.facts) == []
 
 
 def test_records_do_not_depend_on_whether_tiles_were_taken_as_they_came(tmp_path):
@@ -146,6 +148,13 @@ def test_a_run_ends_when_no_tile_comes_and_says_so_in_the_journal(rig):
     assert rig.project.facts.has(SECOND, "processed"), "the column is taken up again when tiles come"
 
 
+def test_a_run_of_a_column_of_which_nothing_is_known_ends_in_seconds(rig):
+    now = itertools.count(0.0, 1.0)
+    process_tiles(rig.project, BATCH, clock=lambda: next(now), sleep=lambda _s: None)
+    assert "no tile is known to have come" in rig.why_ended()
+    assert next(now) < 10
+
+
 def test_a_waiting_run_leaves_its_place_to_another_one_but_works_first(rig):
     rig.brings(1)
     rig.brings(2)
@@ -154,7 +163,6 @@ def test_a_waiting_run_leaves_its_place_to_another_one_but_works_first(rig):
     assert rig.project.facts.has(FIRST, "processed")
     assert rig.project.facts.has(SECOND, "processed")
     assert asked == [], "a run with work to do does not ask who waits"
-    (rig.project.paths.base / "state" / "arriving").joinpath("0001-0001.json").unlink()
 
 
 def test_a_column_that_another_run_looks_after_is_left_to_it(rig):

@@ -34,6 +34,8 @@ LOOK_S = 0.1
 """Time between two looks for the next tile, in seconds."""
 PATIENCE_S = 30.0
 """Longest time that a run waits for the next tile of its column, in seconds."""
+_UNKNOWN_S = 3.0
+"""Time after which a run ends that knows of no tile, in seconds: a share may show a note some seconds late."""
 _AHEAD = replace(PROCESS_BATCH, failed=None)  # what fails is left to the batch's own run
 _log = logging.getLogger(__name__)
 
@@ -122,6 +124,8 @@ class _Column:
                 continue
             if self._done.issuperset(self.project.layout.tiles(self.batch)):
                 return "all its tiles are done"
+            if known is None and self.clock() - since >= _UNKNOWN_S:
+                return "no tile is known to have come"
             if self.clock() - since >= self.patience_s:
                 return f"no tile has come for {self.patience_s:.0f} s; the next one starts another run"
             if self.place_is_wanted():
