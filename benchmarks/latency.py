@@ -101,6 +101,10 @@ def replay(config: ProjectConfig, cache: Path, raw: Path, rate: float, seen: See
         seen.written[tile] = time.time()
 
 
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell has ignored in what it runs in the background
+
+
 @contextlib.contextmanager
 def watching(project_file: Path, raw: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`opticstream watch` on a folder, with its server and workers."""
@@ -114,7 +118,10 @@ def watching(project_file: Path, raw: Path, folder: Path) -> Iterator[subprocess
         "--home",
         str(folder / "home"),
     ]
-    with (folder / "watch.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with (
+        (folder / "watch.log").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_interruptible) as process,
+    ):
         try:
             yield process
         finally:
