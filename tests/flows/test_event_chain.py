@@ -81,7 +81,9 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert {run["created_by"]["type"] for run in runs} == {"AUTOMATION"}
     assert all(run["state"]["type"] == "COMPLETED" for run in runs)
     computing = {(run["name"], run["deployment_id"]) for run in runs}
-    assert sum(name.startswith("Whole Chain mosaic") for name, _ in computing) == 1 + 6 + 2 + 2  # tiles, batches, maps, volumes
+    tiles, batches, maps, volumes = 1, 6, 2, 2
+    of_mosaics = sum(name.startswith("Whole Chain mosaic") for name, _ in computing)
+    assert of_mosaics == tiles + batches + maps + volumes
     assert sum(name.startswith("Whole Chain slice") for name, _ in computing) == 1
     assert any(name == "Whole Chain sample" for name, _ in computing)
     assert {run["deployment_id"] for run in runs} == worker.triggered_deployments(), "each trigger has started its flow"
