@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.flows.driver import Driver
 from opticstream.model.errors import MissingInputError, ServerError
-from opticstream.model.ids import BatchId, MosaicId
+from opticstream.model.ids import BatchId, MosaicId, TileId
+from opticstream.pipeline.arriving import lag_of
+from opticstream.pipeline.conditions import conditions
 from opticstream.pipeline.milestones import notifier, tell_milestones
 from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.sweep import Sweeper
 from opticstream.state import Facts
+from opticstream.system.host import HostIdentity
 from opticstream.testing.bus import LocalBus
 from opticstream.watch import Watcher
 
@@ -247,3 +251,116 @@ def test_what_waits_in_the_servers_queue_is_not_announced_again(acquisition, pro
     sweeper.sweep()
     now[0] = 1000.0
     assert sweeper.sweep() == []
+
+
+# -- tiles of columns that are not complete ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_a_column(acquisition):
+    """The acquisition without its last tiles: of the first column only one tile is there."""
+    files = sorted((acquisition / "raw").iterdir())
+    for path in files[1:]:
+        path.rename(acquisition / path.name)
+    return acquisition
+
+
+def live_driver(project, folder, bus, **more):
+    watcher = Watcher(folder, project.config.scan, stable_s=60, tile_stable_s=0)
+    return Driver(project, watcher, announce=bus, **more)
+
+
+def names(bus):
+    return [event.event_name() for event in bus.seen]
+
+
+def test_the_first_tile_of_a_column_is_announced_once_and_the_lag_is_known(half_a_column, project):
+    bus = Bus()
+    driver = live_driver(project, half_a_column / "raw", bus)
+    for _ in range(3):
+        driver.step()
+    assert names(bus) == ["linc.oct.tile.ready"]
+    assert lag_of(project).tiles == 1
+
+
+def test_a_tile_that_comes_after_a_run_has_left_calls_another_one(half_a_column, project):
+    bus = Bus()
+    driver = live_driver(project, half_a_column / "raw", bus)
+    driver.step()
+    batch = BatchId(1, 1)
+    with project.facts.claim(batch, "started", lease_s=60):
+        (second,) = [path for path in half_a_column.iterdir() if "mosaic_001_image_0002" in path.name]
+        second.rename(half_a_column / "raw" / second.name)
+        driver.step()
+        assert names(bus) == ["linc.oct.tile.ready"], "a run looks after the column"
+    project.facts.record(TileId(1, 1), "processed")
+    driver.step()
+    assert names(bus) == ["linc.oct.tile.ready"] * 2
+
+
+def test_tiles_that_a_run_has_seen_and_could_not_process_call_no_other_run(half_a_column, project):
+    bus = Bus()
+    driver = live_driver(project, half_a_column / "raw", bus)
+    driver.step()
+    with project.facts.claim(BatchId(1, 1), "started", lease_s=60):
+        driver.step()
+    for _ in range(3):
+        driver.step()
+    assert names(bus) == ["linc.oct.tile.ready"]
+
+
+def test_nothing_is_announced_ahead_where_the_settings_say_so(half_a_column):
+    settings = DeploymentSettings(tile_by_tile=False)
+    project = Project.open(load_project(half_a_column / "project.toml"), deployment=settings)
+    bus = Bus()
+    driver = live_driver(project, half_a_column / "raw", bus)
+    driver.step()
+    assert bus.seen == []
+    assert driver.pause_s(2.0, 0.0) == 2.0
+
+
+def test_looks_for_tiles_take_a_tenth_of_the_time_at_most(project, acquisition):
+    driver = live_driver(project, acquisition / "raw", Bus())
+    assert driver.pause_s(2.0, 0.0) == 0.2
+    assert driver.pause_s(2.0, 0.1) == pytest.approx(0.9)
+    assert driver.pause_s(2.0, 5.0) == 2.0
+
+
+def test_a_rig_that_stops_in_mid_column_is_reported_within_a_minute(half_a_column, project, monkeypatch):
+    driver = live_driver(project, half_a_column / "raw", Bus())
+    driver.step()
+    quiet = {"s": 20.0}
+    monkeypatch.setattr(driver.watcher, "folder_quiet_s", lambda: quiet["s"])
+    driver._note_acquisition()
+    assert conditions(project) == []
+    quiet["s"], driver._next_note = 31.0, 0.0
+    driver._next_telling = float("inf")
+    driver._note_acquisition()
+    assert driver._next_telling == 0.0, "people are told at once"
+    (stalled,) = conditions(project)
+    assert stalled.title == "acquisition stalled"
+    assert "OPTICSTREAM_COLUMN_ALARM_S" in stalled.text
+
+
+def test_a_rig_that_pauses_longer_between_tiles_is_given_three_times_that(half_a_column, project, monkeypatch):
+    driver = live_driver(project, half_a_column / "raw", Bus())
+    driver.step()
+    monkeypatch.setattr(driver.watcher, "longest_pause_s", lambda: 40.0)
+    monkeypatch.setattr(driver.watcher, "folder_quiet_s", lambda: 100.0)
+    driver._next_note = 0.0
+    driver._note_acquisition()
+    assert conditions(project) == []
+
+
+def test_the_tiles_of_a_run_that_died_are_announced_again(half_a_column, project):
+    bus = Bus()
+    driver = live_driver(project, half_a_column / "raw", bus)
+    driver.step()
+    dead = Facts(project.paths.base, host=HostIdentity(HostIdentity.current().host, 2**22 + 1))
+    assert dead.claim(BatchId(1, 1), "started", lease_s=0.1) is not None
+    driver.step()
+    assert names(bus) == ["linc.oct.tile.ready"], "a run is given some seconds to come"
+    driver._called = {batch: replace(called, again_s=0.0) for batch, called in driver._called.items()}
+    driver.step()
+    assert names(bus) == ["linc.oct.tile.ready"] * 2
+    assert driver._called[BatchId(1, 1)].wait_s > 10, "with growing delays"

@@ -42,21 +42,31 @@ _QUICK = ("process-batch", "batch-state")
 """Those that the chain reaches soon; the others take a minute and more each."""
 
 
-def start(acquired: Path, folder: Path, name: str) -> Driver:
-    """Register a copy of the small acquisition as a project of its own, announce its batches, and return its driver."""
+def start(acquired: Path, folder: Path, name: str, *, tile_by_tile: bool = False) -> Driver:
+    """Register a copy of the small acquisition as a project of its own, announce its batches, and return its driver.
+
+    With `tile_by_tile` the second tile of the first column comes after the first one was announced.
+    """
     shutil.copytree(acquired, folder, dirs_exist_ok=True)
     config = load_project(folder / "project.toml", overrides={"project_name": name})
     save_parameters(config)
     project = Project.open(config, deployment=DeploymentSettings())
+    (second,) = (folder / "raw").glob("mosaic_001_image_0002*")
+    if tile_by_tile:
+        second = second.rename(folder / second.name)
     driver = Driver(project, Watcher(folder / "raw", config.scan, stable_s=0))
     driver.step()
     driver.step()
+    if tile_by_tile:
+        second.rename(folder / "raw" / second.name)
+        driver.step()
+        driver.step()
     return driver
 
 
 def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_server):
     with temporary_settings({PREFECT_API_URL: prefect_server}):
-        driver = start(acquired, tmp_path, "Whole Chain")
+        driver = start(acquired, tmp_path, "Whole Chain", tile_by_tile=True)
         project = driver.project
         worker.wait_until(lambda: is_finished(project, project.facts.snapshot()), sweeps=project)
         driver.finish()
@@ -71,7 +81,9 @@ def test_the_chain_runs_on_events_alone(acquired, tmp_path, worker, prefect_serv
     assert {run["created_by"]["type"] for run in runs} == {"AUTOMATION"}
     assert all(run["state"]["type"] == "COMPLETED" for run in runs)
     computing = {(run["name"], run["deployment_id"]) for run in runs}
-    assert sum(name.startswith("Whole Chain mosaic") for name, _ in computing) == 6 + 2 + 2  # batches, maps, volumes
+    tiles, batches, maps, volumes = 1, 6, 2, 2
+    of_mosaics = sum(name.startswith("Whole Chain mosaic") for name, _ in computing)
+    assert of_mosaics == tiles + batches + maps + volumes
     assert sum(name.startswith("Whole Chain slice") for name, _ in computing) == 1
     assert any(name == "Whole Chain sample" for name, _ in computing)
     assert {run["deployment_id"] for run in runs} == worker.triggered_deployments(), "each trigger has started its flow"

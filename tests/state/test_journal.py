@@ -10,6 +10,7 @@ from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.state.facts import Facts
 from opticstream.state.journal import Journal
 from opticstream.system.host import HostIdentity
+from opticstream.system.spent import Spent
 
 MORNING = datetime(2026, 3, 4, 8, tzinfo=UTC)
 
@@ -62,6 +63,13 @@ def test_history_tells_what_when_where_how_long_and_why(tmp_path):
     assert entries[4].why == "done already with these parameters"
     assert {entry.flow_run_id for entry in entries} == {"run-7"}
     assert {entry.host for entry in entries} == {facts.host.host}
+
+
+def test_the_journal_tells_processor_time_where_it_is_known(tmp_path):
+    facts = Facts(tmp_path)
+    facts.journal.computed(BatchId(1, 1), "processed", Spent(wall_s=2.0, processor_s=3.4567))
+    (entry,) = facts.journal.history(BatchId(1, 1))
+    assert (entry.duration_s, entry.detail) == (2.0, {"processor_s": 3.457})
 
 
 def test_history_of_a_mosaic_can_include_its_batches(tmp_path):

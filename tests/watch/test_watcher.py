@@ -599,3 +599,61 @@ def test_columns_of_an_earlier_slice_are_no_longer_open(tmp_path, watcher, clock
     put(tmp_path, 1, mosaic=2)
     watcher.poll()
     assert watcher.open_batches() == [BatchId(2, 1), BatchId(2, 2)]
+
+
+# -- tiles of columns that are not complete ----------------------------------------------------------------------------
+
+
+def test_a_tile_is_told_of_half_a_second_after_its_last_byte_and_before_its_column_is_whole(tmp_path, watcher, clock):
+    put(tmp_path, 1)
+    watcher.poll()
+    assert watcher.arriving() == []
+    clock.now += 0.5
+    assert watcher.poll() == []
+    (found,) = watcher.arriving()
+    assert (found.batch, found.files) == (BatchId(1, 1), {1: "mosaic_001_image_0001_0.raw"})
+
+
+def test_a_tile_that_grows_is_not_told_of_until_it_has_its_size(tmp_path, watcher, clock):
+    for size in (SIZE // 3, SIZE // 2):
+        put(tmp_path, 1, size=size)
+        watcher.poll()
+        clock.now += 0.6
+        watcher.poll()
+        assert watcher.arriving() == []
+    put(tmp_path, 1)
+    watcher.poll()
+    clock.now += 0.6
+    watcher.poll()
+    assert len(watcher.arriving()) == 1
+
+
+def test_a_tile_that_is_written_again_is_whole_only_after_it_has_stood_still_again(tmp_path, watcher, clock):
+    path = put(tmp_path, 1)
+    watcher.poll()
+    clock.now += 0.6
+    watcher.poll()
+    assert len(watcher.arriving()) == 1
+    os.utime(path, ns=(5, 5))
+    watcher.poll()
+    assert watcher.arriving() == []
+
+
+def test_a_tile_with_two_files_is_not_told_of(tmp_path, watcher, clock):
+    put(tmp_path, 1)
+    put(tmp_path, 1, n=1)
+    put(tmp_path, 2, mosaic=2)
+    for _ in range(2):
+        watcher.poll()
+        clock.now += 0.6
+    watcher.poll()
+    assert [found.batch for found in watcher.arriving()] == [BatchId(2, 1)]
+
+
+def test_columns_that_are_ready_are_no_longer_arriving(tmp_path, watcher, clock):
+    put(tmp_path, 1)
+    put(tmp_path, 2)
+    watcher.poll()
+    clock.now += 5
+    assert len(watcher.poll()) == 1
+    assert watcher.arriving() == []

@@ -12,7 +12,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from opticstream.cli.dashboard import _retried
+from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
+from opticstream.pipeline.arriving import note_arriving
 from opticstream.web import Access, create_app
 from opticstream.web.board import Board
 from opticstream.web.views import Views
@@ -137,6 +139,31 @@ def test_throughput_lag_and_finish_follow_from_the_facts(shown, views):
     assert vitals.lag_s is not None
     assert vitals.finish_s == pytest.approx(60 * 21 / 3, abs=5)  # two mosaics of 12 tiles, 3 of which are done
     assert sum(vitals.histogram) == 3
+
+
+def test_tiles_that_have_come_before_their_column_count_as_waiting(shown, views):
+    project, batch = shown.project, BatchId(1, 1)
+    files = {tile.tile_id: f"{tile.tile_id}.nii" for tile in project.layout.tiles(batch)[:2]}
+    shown.column(1, 2)  # the slice has begun
+    note_arriving(project, project.event(BatchReady, batch, raw_folder="/rig", files=files), now=time.time() - 40)
+    vitals = refreshed(views).board.vitals
+    assert vitals.waiting_tiles == 2
+    assert vitals.lag_s is not None
+    assert vitals.lag_s >= 30
+    assert "2 tiles to do" in refreshed(views).get(None, "aip").parts()["summary"]
+
+
+def test_a_tile_that_waits_shows_its_preview_and_says_so(shown):
+    shown.column(1, 2)
+    path = shown.project.paths.tile_product(TileId(1, 1), "preview").with_suffix(".jpg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        assert "preview" not in client.get("/tile/1/1").text
+        Image.new("RGB", (8, 8)).save(path)
+        page = client.get("/tile/1/1").text
+        assert "a preview from a part of its A-lines" in page
+        picture = client.get(re.search(r'<img class="qc" src="([^"]+)"', page)[1].replace("&amp;", "&"))
+        assert picture.headers["content-type"] == "image/jpeg"
 
 
 def test_a_tile_shows_its_picture_and_figures(shown):

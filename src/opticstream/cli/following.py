@@ -112,13 +112,20 @@ def follow(
     for event in driver.start():
         follower.say(f"resuming {event.item}: {event.event_name()}")
     trouble: str | None = None
+    next_look = 0.0
     while True:
+        begin = time.thread_time()
         for found in driver.step():
             if absent := [str(number) for number, problem in found.problems.items() if problem.kind == "missing"]:
                 tiles = f"tile{'s' * (len(absent) > 1)} {', '.join(absent)}"
                 follower.say(
                     styled("incomplete", "yellow"), f"{found.batch} is processed without {tiles}: no raw file was found"
                 )
+        pause_s = driver.pause_s(poll_s, time.thread_time() - begin)
+        if time.monotonic() < next_look:  # tiles are looked for more often than progress is shown
+            time.sleep(pause_s)
+            continue
+        next_look = time.monotonic() + 0.9 * poll_s
         progress = driver.progress()
         follower.show(progress)
         if driver.trouble != trouble:
@@ -139,4 +146,4 @@ def follow(
             return progress
         if check():
             driver.start()
-        time.sleep(poll_s)
+        time.sleep(pause_s)

@@ -108,6 +108,11 @@ class DeploymentSettings(BaseSettings):
     """Time between two checks of the raw folder, in seconds."""
     stable_s: float = Field(default=5.0, ge=0)
     """Time for which the size and modification time of a raw file must not have changed, in seconds."""
+    tile_by_tile: bool = True
+    """Whether tiles are processed as they come, before their column is complete; MATLAB processes whole columns."""
+    tile_stable_s: float = Field(default=0.5, ge=0)
+    """Time for which a raw file must not have changed before its tile is processed ahead of its column, in seconds.
+    When the column is ready, what was made is compared with the files again."""
     stall_s: float = Field(default=600.0, gt=0)
     """Time without any new file after which an incomplete column is processed as it is, in seconds; `run` waits at most
     a minute. Also how long a mosaic waits for the template of an earlier slice of which no tile has arrived."""
@@ -162,6 +167,9 @@ class DeploymentSettings(BaseSettings):
     acquisition_alarm_s: float = Field(default=300.0, gt=0)
     """Time without new data in the raw folder, while columns are missing, after which the acquisition is reported as
     stalled, in seconds."""
+    column_alarm_s: float = Field(default=30.0, gt=0)
+    """The same in the middle of a column, in seconds; longer for a rig that needs longer for a tile, or that has paused
+    longer before: three times as long."""
     disk_alarm_share: float = Field(default=0.05, ge=0, le=1)
     """Share of a disk that is free when it is reported as nearly full; 0: never."""
     disk_alarm_h: float = Field(default=12.0, ge=0)

@@ -19,6 +19,7 @@ from opticstream.flows.sweep import sweep
 from opticstream.flows.vacuum import EVERY_S, vacuum
 from opticstream.model.chain import STEPS
 from opticstream.model.events import Event
+from opticstream.pipeline.jobs import PROCESS_BATCH
 
 TAG = "opticstream"
 """Tag by which deployments of this package are known at a server."""
@@ -55,6 +56,7 @@ def _computing(flow: Flow[..., Any], *, collapse: bool = False) -> Deployment:
 
 DEPLOYMENTS: tuple[Deployment, ...] = (
     _computing(flows.process_batch),
+    Deployment(flows.process_tiles, PROCESS_BATCH.pool),
     Deployment(flows.batch_state, "state", collapse=True),
     _computing(flows.stitch_mosaic),
     _computing(flows.stitch_volume),

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from opticstream.flows.events import announce_automatically
@@ -21,11 +22,14 @@ from opticstream.flows.final_state import show_final_state
 from opticstream.flows.queues import is_queued, unfinished_runs
 from opticstream.io.atomic import remove_stale_temporaries
 from opticstream.model.errors import InputError, OpticStreamError, ServerError
-from opticstream.model.events import BatchReady, Event
+from opticstream.model.events import BatchReady, Event, TileReady
 from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.acquisition import RENEWED_EVERY_S, forget_acquisition, note_acquisition
 from opticstream.pipeline.arrivals import end_waiting, repaired_tiles, take_again
+from opticstream.pipeline.arriving import arriving, note_arriving
+from opticstream.pipeline.columns import takes_tiles_as_they_come
 from opticstream.pipeline.conditions import conditions
+from opticstream.pipeline.jobs import PROCESS_BATCH
 from opticstream.pipeline.milestones import notifier, tell_milestones
 from opticstream.pipeline.pending import pending_announcements, ready_event
 from opticstream.pipeline.progress import ProjectProgress, is_finished, project_progress
@@ -34,8 +38,8 @@ from opticstream.pipeline.raw_folders import ready_content, remember_folder
 from opticstream.pipeline.rules import BATCH_ENDED
 from opticstream.pipeline.run_parameters import take_over, waiting_in_folder
 from opticstream.pipeline.stuck import stuck_items
-from opticstream.pipeline.sweep import Sweeper
-from opticstream.state import FactsSnapshot
+from opticstream.pipeline.sweep import LONGEST_WAIT_S, Sweeper
+from opticstream.state import FactsSnapshot, Holder
 from opticstream.state.vocabulary import is_claim
 from opticstream.watch import FoundBatch, IncompleteBatch, Watcher
 
@@ -47,8 +51,24 @@ RUN_STALL_S = 60.0
 _FINISH_S = 60.0
 _FULL_BYTES = 16 << 20
 """Free space below which a disk counts as full; no result is so small."""
+_TILE_POLL_S = 0.2
+"""Shortest time between two looks at the raw folder, in seconds."""
+_STEPS_APART = 9.0
+"""How many times longer the wait for the next look is than the look itself."""
+_CALLED_AGAIN_S = 10.0
+"""Time after which the tiles of a column are announced again where no run has come for them, in seconds."""
 _LATE_QUIET_S = 60.0
 """How long a batch must be quiet before late files are taken while others are still missing, in seconds."""
+
+
+@dataclass(frozen=True)
+class _Called:
+    """The tiles for which a run was called last, by which attempt at the column, and when it may be called again."""
+
+    tiles: frozenset[TileId]
+    attempt: int
+    wait_s: float
+    again_s: float
 
 
 class Driver:
@@ -76,6 +96,8 @@ class Driver:
         self.watcher = watcher
         self.live = live
         self._announce = announce
+        self._takes_tiles = live and takes_tiles_as_they_come(project)
+        self.is_queued = is_queued
         self.sweeper = Sweeper(project, project.deployment.sweep_s, announce, is_queued)
         self.trouble: str | None = None
         """Why the raw folder or the facts cannot be reached for the moment."""
@@ -89,6 +111,9 @@ class Driver:
         self._telling: threading.Thread | None = None
         self._has_seen_folder = False
         self._parked: tuple[TileId, ...] = ()
+        self._has_told_of_stall = False
+        self._called: dict[BatchId, _Called] = {}
+        """Columns for whose tiles a run was called before they were complete."""
         self._taken: dict[TileId, str] = {}
         """Late tiles that were taken, with what identified their files."""
         self._last_snapshot: FactsSnapshot | None = None
@@ -112,6 +137,7 @@ class Driver:
             project.config.scan,
             stable_s=stable_s,
             stall_s=stall_s if live else min(stall_s, RUN_STALL_S),
+            tile_stable_s=project.deployment.tile_stable_s,
             unfinished_s=stall_s if live else stable_s,
             live=live,
             settled=lambda batch: _is_announced(project, batch),
@@ -144,6 +170,9 @@ class Driver:
             while self._unrecorded:
                 self.ready(self._unrecorded[0])
                 announced.append(self._unrecorded.pop(0))
+        if self._takes_tiles:
+            with self._bearing_trouble():
+                self._tell_of_arriving_tiles()
         with self._bearing_trouble():
             self._take_late_tiles()
         with self._bearing_trouble():
@@ -169,7 +198,27 @@ class Driver:
             self._next_note = now + RENEWED_EVERY_S
             columns = [batch.key for batch in self.watcher.open_batches()]
             quiet_s = self.watcher.folder_quiet_s()
-            note_acquisition(self.project, self.watcher.folder, quiet_s=quiet_s, open_columns=columns)
+            patience_s = self._patience_in_column()
+            note_acquisition(
+                self.project, self.watcher.folder, quiet_s=quiet_s, open_columns=columns, patience_s=patience_s
+            )
+            stands = patience_s is not None and quiet_s > patience_s
+            if stands and not self._has_told_of_stall:
+                self._next_telling = 0.0  # within a minute, however rarely targets are told of the rest
+            self._has_told_of_stall = stands
+
+    def _patience_in_column(self) -> float | None:
+        """Return the time without data after which the rig stands still, in seconds; None where no column has begun.
+
+        That is the setting, or three times as long as the rig needs for a tile or has ever paused in a column.
+        """
+        begun = self.watcher.incomplete()
+        if not begun:
+            return None
+        scan = self.project.config.scan
+        a_lines, b_lines = scan.tile_shape(self.project.layout.illumination_index(begun[-1].batch.mosaic))
+        tile_s = a_lines * b_lines / scan.line_rate_hz
+        return max(self.project.deployment.column_alarm_s, 3 * tile_s, 3 * self.watcher.longest_pause_s())
 
     def leave(self) -> None:
         """End watching because somebody wants it: nobody is to be told that the watcher is silent."""
@@ -209,6 +258,9 @@ class Driver:
             facts.replace(found.batch, "ready", content, why="its flag could not be read")
             recorded = True
         if recorded:
+            if self._takes_tiles:
+                note_arriving(self.project, event)
+            self._called.pop(found.batch, None)
             self._send([event])
 
     def _event(self, found: FoundBatch) -> BatchReady:
@@ -226,6 +278,52 @@ class Driver:
             self._announce(events)
         except ServerError:  # the facts are recorded, and the sweep announces what rests on them
             self._next_sweep = 0.0
+
+    def _tell_of_arriving_tiles(self) -> None:
+        """Note the tiles of columns that are not complete, and announce those that no run looks after."""
+        for found in self.watcher.arriving():
+            note_arriving(self.project, self._event(found))
+            known = arriving(self.project, found.batch)
+            tiles = () if known is None else known.tiles()
+            facts = self.project.facts
+            waiting = [tile for tile in tiles if facts.facts_of(tile).isdisjoint(("processed", "failed"))]
+            if waiting:
+                holder = facts.holder(found.batch, PROCESS_BATCH.claim)
+                if holder is None or holder.state != "alive":
+                    self._announce_tiles(found.batch, waiting, holder)
+
+    def _announce_tiles(self, batch: BatchId, waiting: list[TileId], holder: Holder | None) -> None:
+        """Announce the first of the tiles that wait, unless a run that knows of them is on its way, or has been there.
+
+        A run that has died, or never came, is called again, with growing delays.
+        """
+        now, event = time.monotonic(), self.project.event(TileReady, waiting[0])
+        attempt = 0 if holder is None else holder.generation
+        called = self._called.get(batch)
+        wait_s = _CALLED_AGAIN_S
+        if called is not None and called.tiles.issuperset(waiting):
+            has_come = attempt > called.attempt and holder is not None and holder.state == "released"
+            if has_come or now < called.again_s or self.is_queued(event):
+                return
+            wait_s = min(2 * called.wait_s, LONGEST_WAIT_S)
+        elif called is not None and attempt == called.attempt and now < called.again_s:
+            return  # the run that is on its way takes this tile, too
+        self._called[batch] = _Called(frozenset(waiting), attempt, wait_s, now + wait_s)
+        self._send([event])
+
+    def pause_s(self, poll_s: float, step_s: float) -> float:
+        """Return the time until the next step, in seconds: short while tiles are taken as they come.
+
+        Parameters
+        ----------
+        poll_s : float
+            Longest time, in seconds.
+        step_s : float
+            What the last step took, in seconds: looking takes a small share of the time, however large a folder is.
+        """
+        if not self._takes_tiles:
+            return poll_s
+        return min(poll_s, max(_TILE_POLL_S, _STEPS_APART * step_s))
 
     def _take_late_tiles(self) -> None:
         """Take files that have come, or were replaced, since their tiles failed for want of them."""

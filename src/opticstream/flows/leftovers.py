@@ -101,6 +101,28 @@ def queued_deployments(api_url: str, /, *, headers: Mapping[str, str] | None = N
         return {deployment["name"] for deployment in found}
 
 
+def waiting_runs(
+    api_url: str, pool: str, /, *, headers: Mapping[str, str] | None = None
+) -> dict[str, tuple[object, ...]]:
+    """Return the flow runs that wait to be started in a pool, by id, each with its project, mosaic and column.
+
+    Project, mosaic and column are those that the event of the run names; None where it names none.
+    """
+    with _client(api_url, headers) as client:
+        query = {
+            "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+            "work_pools": {"name": {"any_": [pool]}},
+            "limit": 50,
+        }
+        runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
+    found: dict[str, tuple[object, ...]] = {}
+    for run in runs:
+        event = (run.get("parameters") or {}).get("event") or {}
+        named = event if isinstance(event, dict) else {}
+        found[str(run["id"])] = (project_of(run), named.get("mosaic_id"), named.get("batch_id"))
+    return found
+
+
 def runs_of_project(api_url: str, project_name: str, /, *, headers: Mapping[str, str] | None = None) -> list[str]:
     """Return the names of the flow runs that events of a project have started and that have not ended."""
     with _client(api_url, headers) as client:

@@ -40,8 +40,9 @@ from opticstream.model.events import (
     SampleUpdated,
     SliceReady,
     SliceRegistered,
+    TileReady,
 )
-from opticstream.model.ids import ItemId, SampleId
+from opticstream.model.ids import ItemId, SampleId, TileId
 from opticstream.pipeline.failures import describe, is_transient, kind_of
 from opticstream.pipeline.jobs import (
     PROCESS_BATCH,
@@ -132,13 +133,28 @@ def _compute(
 @refusals_told
 def process_batch(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
     """Reconstruct and archive the tiles of a batch."""
-    from opticstream.flows.picture import publish_tile_pictures
     from opticstream.pipeline import batches
 
     project, events = _compute(PROCESS_BATCH, batches.process_batch, event, overrides, source)
-    for happened in events:
-        if isinstance(happened, BatchProcessed):
-            _show(partial(publish_tile_pictures, project, happened.batch))
+    _show_tiles(project, events)
+
+
+@flow(name="process-tiles", flow_run_name=run_name)
+@refusals_told
+def process_tiles(event: Any = None, overrides: dict[str, Any] | None = None, source: Any = None) -> None:
+    """Reconstruct and archive the tiles of a column as they come, before it is complete."""
+    from opticstream.flows.queues import PlaceInPool
+    from opticstream.pipeline import columns
+
+    project, taken = _taken(TileReady, event, source, overrides)
+    assert isinstance(taken.item, TileId)
+    batch = project.layout.batch_of(taken.item)
+    place = PlaceInPool(PROCESS_BATCH.pool, project.config.name, batch)
+    with engine_output_logged():
+        attempt = _attempt(project, batch, PROCESS_BATCH.name)
+        events = columns.process_tiles(project, batch, attempt=attempt, place_is_wanted=place.is_wanted)
+    announce_automatically(events)
+    _show_tiles(project, events)
 
 
 @flow(name="stitch-mosaic", flow_run_name=run_name)
@@ -282,6 +298,15 @@ def _show(publish: Callable[[], object]) -> None:
         publish()
     except (OpticStreamError, OSError, httpx.HTTPError, PrefectException) as error:
         get_run_logger().warning("pictures could not be shown: %s", describe(error))
+
+
+def _show_tiles(project: Project, events: Iterable[Event]) -> None:
+    """Show the pictures of the batches that are processed."""
+    from opticstream.flows.picture import publish_tile_pictures
+
+    for happened in events:
+        if isinstance(happened, BatchProcessed):
+            _show(partial(publish_tile_pictures, project, happened.batch))
 
 
 def _told(project: Project, notifier: Notifier) -> Iterable[Event]:

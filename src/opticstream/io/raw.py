@@ -231,6 +231,25 @@ class SpectralTile:
         if self.path.suffix == ".gz" and _read_into(self._file, memoryview(bytearray(1)), self.path, whole=True):
             raise TileSizeError(f"{self.path}: holds more samples than expected for {s}")
 
+    def b_line(self, number: int, /) -> NDArray[Any]:
+        """Return one B-line of a file that is not compressed, counted from 0; shape (channels, A-lines, samples).
+
+        Raises
+        ------
+        TileSizeError, InputError
+            The file has become shorter, or cannot be read.
+        """
+        s, buffer = self.shape, np.empty(self.bytes_per_b_line, np.uint8)
+        at = len(self._head) + number * self.bytes_per_b_line
+        try:
+            read = read_at(self._file.fileno(), memoryview(buffer.data), at)
+        except OSError as error:
+            raise error_of_system(self.path, error) from error
+        if read != buffer.size:
+            raise TileSizeError(f"{self.path}: ended after {at + read} bytes while it was read")
+        counts = samples_from_packed12(buffer) if self._dtype is None else buffer.view(self._dtype)
+        return counts.reshape(s.channels, s.a_lines, s.samples)
+
     def check_end(self) -> None:
         """Check cheaply that a compressed file is complete; plain files are checked by their size.
 

@@ -383,6 +383,12 @@ class TileEvent(Event):
         return TileId(self.mosaic_id, self.tile_id)
 
 
+class TileReady(TileEvent):
+    """The raw file of a tile is there, and its column is not complete yet."""
+
+    state = "ready"
+
+
 class TileFlagged(TileEvent):
     """Quality control flagged a tile for review."""
 
@@ -467,6 +473,7 @@ ALL_EVENTS: tuple[type[Event], ...] = (
     SliceUploaded,
     SliceFailed,
     SliceFlagged,
+    TileReady,
     TileFlagged,
     TileFailed,
     SampleUpdated,

@@ -36,6 +36,9 @@ class Acquisition:
         When a file appeared or grew, in seconds since 1970.
     open_columns : tuple of str
         Columns of the mosaics in progress of which tiles are missing, as keys of batches.
+    patience_s : float or None
+        Time without data after which the rig stands still in the middle of a column, in seconds; None where no column
+        has begun.
     """
 
     host: str
@@ -43,10 +46,18 @@ class Acquisition:
     seen: float
     last_data: float
     open_columns: tuple[str, ...]
+    patience_s: float | None = None
 
 
 def note_acquisition(
-    project: Project, folder: Path, /, *, quiet_s: float, open_columns: Sequence[str], now: float | None = None
+    project: Project,
+    folder: Path,
+    /,
+    *,
+    quiet_s: float,
+    open_columns: Sequence[str],
+    patience_s: float | None = None,
+    now: float | None = None,
 ) -> None:
     """Write what this host sees of the acquisition.
 
@@ -60,12 +71,14 @@ def note_acquisition(
         Time since a file appeared or grew, in seconds.
     open_columns : sequence of str
         Keys of the columns of which tiles are missing.
+    patience_s : float, optional
+        Time without data after which the rig stands still in the middle of a column, in seconds.
     now : float, optional
         The present time, in seconds since 1970.
     """
     now = time.time() if now is None else now
     host = HostIdentity.current().host
-    seen = Acquisition(host, str(folder), now, now - quiet_s, tuple(open_columns))
+    seen = Acquisition(host, str(folder), now, now - quiet_s, tuple(open_columns), patience_s)
     replace_whole(_path(project, host), json.dumps(asdict(seen)).encode(errors="backslashreplace"), fsync=False)
 
 

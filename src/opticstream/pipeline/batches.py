@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from opticstream.config import parameters_hash
 from opticstream.config.engines import matlab_for
-from opticstream.model.errors import ChangingInputError, InputError, MissingInputError
+from opticstream.model.errors import ChangingInputError, InputError, MissingInputError, OpticStreamError
 from opticstream.model.events import (
     BatchArchived,
     BatchProcessed,
@@ -21,6 +22,7 @@ from opticstream.model.events import (
     TileFlagged,
 )
 from opticstream.model.ids import TileId
+from opticstream.pipeline.arriving import forget_arriving, waiting_tiles
 from opticstream.pipeline.bindings import is_due
 from opticstream.pipeline.host_memory import within_memory
 from opticstream.pipeline.jobs import (
@@ -42,13 +44,16 @@ from opticstream.pipeline.late_archive import archive_batch, archive_suffix, raw
 from opticstream.pipeline.parameters import tile_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.settled_files import result_of_settled_files
-from opticstream.stages.tile import TileResult, checksum_path, process_tile, products
+from opticstream.stages.tile import TileResult, checksum_path, draw_preview, preview_path, process_tile, products
 from opticstream.state import Claim, FactRecord, FileRecord
 from opticstream.state.flags import WITHDRAWN_FOLDER
 from opticstream.state.raw_files import KNOWN_AS, identity_of, is_known
+from opticstream.system.spent import Spent
 
 if TYPE_CHECKING:
     from opticstream.stages.tile import MatlabTiles
+
+_log = logging.getLogger(__name__)
 
 
 def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = once) -> list[Event]:
@@ -68,7 +73,8 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
         with contextlib.ExitStack() as stack:
             matlab = _matlab_call(project, event, stack)
             for tile in project.layout.tiles(batch):
-                record, note = _TileWork(project, event, tile, attempt, matlab).perform(claim)
+                show_newest_tile(project, but=tile)
+                record, note = TileWork(project, event, tile, attempt, matlab).perform(claim)
                 tiles[str(tile.tile_id)] = note
                 rests_on[str(tile.tile_id)] = None if record is None else record.inputs_hash
                 if record is None:
@@ -92,6 +98,10 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
         )
 
     outcome = perform(project, batch, PROCESS_BATCH, compute)
+    if isinstance(outcome, Done | Failed):
+        forget_arriving(project, batch)
+        for tile in project.layout.tiles(batch):  # of tiles that are parked
+            preview_path(project.paths.base, tile).unlink(missing_ok=True)
     if isinstance(outcome, Skipped) and is_due(project, ARCHIVE_BATCH, batch):
         return archive_batch(project, event, attempt=attempt)
     if not isinstance(outcome, Done):
@@ -130,7 +140,7 @@ def _matlab_call(project: Project, event: BatchReady, stack: contextlib.ExitStac
     for tile in project.layout.tiles(event.batch):
         with contextlib.suppress(InputError, OSError):  # said when the tile's turn comes
             source = raw_files_of_tile(event, tile)[0]
-            if not _is_done(project, event, tile):
+            if not is_done(project, event, tile):
                 tiles[tile] = source
     call = MatlabTiles(
         tiles,
@@ -142,8 +152,14 @@ def _matlab_call(project: Project, event: BatchReady, stack: contextlib.ExitStac
     return stack.enter_context(call)
 
 
-def _is_done(project: Project, event: BatchReady, tile: TileId) -> bool:
-    """Return whether a tile has been processed from the same file with the same settings."""
+def is_done(project: Project, event: BatchReady, tile: TileId, /) -> bool:
+    """Return whether a tile has been processed from the same file with the same settings.
+
+    Raises
+    ------
+    InputError
+        The announcement names no raw file of the tile, or none that can be used.
+    """
     record = project.facts.read(tile, "processed")
     parameters = tile_hash(project.config, project.layout.illumination_index(tile.mosaic))
     if record is None or not _still_good(project, record, parameters):
@@ -152,13 +168,38 @@ def _is_done(project: Project, event: BatchReady, tile: TileId) -> bool:
     return not source.exists() or is_known(record, identity_of(*((source,) if spectra is None else (source, spectra))))
 
 
+def show_newest_tile(project: Project, /, *, but: TileId) -> None:
+    """Draw a preview of the tile that came last, where processing is behind the rig and it would wait for its picture.
+
+    Parameters
+    ----------
+    project : Project
+        The project.
+    but : TileId
+        The tile that is processed next, which needs none.
+    """
+    waiting = waiting_tiles(project)
+    if len(waiting) < 2 or matlab_for(project.config.processing.engine, "tile") is not None:
+        return
+    _, known, tile = waiting[-1]
+    if tile == but or preview_path(project.paths.base, tile).exists():
+        return
+    try:
+        source, _ = raw_files_of_tile(known.event, tile)
+        draw_preview(
+            source, tile, scan=project.config.scan, processing=project.config.processing, out_dir=project.paths.base
+        )
+    except (OpticStreamError, OSError, ValueError) as error:  # its own processing says what is wrong with it
+        _log.info("%s has no preview: %s", tile, error)
+
+
 def _archive_name(project: Project, tile: TileId) -> str:
     return project.paths.archived_tile(tile, archive_suffix(project)).name
 
 
 @dataclass
-class _TileWork:
-    """The work on one tile of a batch."""
+class TileWork:
+    """The work on one tile of a batch, under the batch's claim."""
 
     project: Project
     event: BatchReady
@@ -174,8 +215,8 @@ class _TileWork:
     def perform(self, claim: Claim) -> tuple[FactRecord | None, dict[str, object]]:
         """Return the record of the processed tile and its line in the batch's record; None where the tile is parked."""
         facts, tile = self.project.facts, self.tile
-        part = Part(tile, self._record, self._failure)
-        outcome = perform_part(self.project, part, PROCESS_BATCH, claim, self._compute)
+        part = Part(tile, self.record, self._failure)
+        outcome = perform_part(self.project, part, PROCESS_BATCH, claim, self.compute)
         if isinstance(outcome, Failed):
             _set_aside(self.project, tile)
             if isinstance(outcome.error, ChangingInputError):
@@ -186,7 +227,8 @@ class _TileWork:
         assert record is not None
         return record, {"outcome": "ok", **_note(record)}
 
-    def _compute(self, _claim: Claim) -> Result | Skipped:
+    def compute(self, _claim: Claim) -> Result | Skipped:
+        """Process the tile unless that is done, and return what is to be recorded."""
         try:
             return self._processed()
         except MissingInputError:
@@ -242,9 +284,10 @@ class _TileWork:
             },
         )
 
-    def _record(self, content: Mapping[str, Any], seconds: float) -> None:
+    def record(self, content: Mapping[str, Any], spent: Spent) -> None:
+        """Record that the tile is processed."""
         self.project.facts.replace(self.tile, "processed", content, why="computed")
-        self.project.facts.journal.computed(self.tile, "processed", seconds)
+        self.project.facts.journal.computed(self.tile, "processed", spent)
 
     def _failure(self) -> dict[str, Any]:
         """Return the identity of the raw files, so that others in their place are noticed, and the attempts."""

@@ -91,7 +91,10 @@ def _standing_acquisition(project: Project, now: float) -> Iterator[Looked]:
         silent_s, quiet_s = now - seen.seen, now - seen.last_data
         is_open = bool(seen.open_columns) and silent_s < _FORGOTTEN_AFTER_S
         is_silent = is_open and silent_s > max(_WATCHER_SILENT_S, 3 * project.deployment.poll_s)
-        is_quiet = is_open and not is_silent and quiet_s > project.deployment.acquisition_alarm_s
+        alarm_s, setting = project.deployment.acquisition_alarm_s, "OPTICSTREAM_ACQUISITION_ALARM_S"
+        if seen.patience_s is not None and seen.patience_s < alarm_s:
+            alarm_s, setting = seen.patience_s, "OPTICSTREAM_COLUMN_ALARM_S"
+        is_quiet = is_open and not is_silent and quiet_s > alarm_s
         columns = ", ".join(seen.open_columns[:5]) + (", ..." if len(seen.open_columns) > 5 else "")
         silent = Condition(
             f"watcher-{seen.host}",
@@ -104,7 +107,7 @@ def _standing_acquisition(project: Project, now: float) -> Iterator[Looked]:
             f"acquisition-{seen.host}",
             "acquisition stalled",
             f"acquisition stalled: nothing new in {seen.folder} since {_clock(seen.last_data)} "
-            f"({quiet_s / 60:.0f} min); columns that are missing: {columns} (OPTICSTREAM_ACQUISITION_ALARM_S)",
+            f"({_duration(quiet_s / 3600)}); columns that are missing: {columns} ({setting})",
             "failure",
         )
         yield silent.name, silent if is_silent else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -25,6 +24,7 @@ from opticstream.pipeline.project import Project
 from opticstream.pipeline.run_parameters import detail_of_parameters
 from opticstream.state import Claim, FileRecord
 from opticstream.state.vocabulary import is_failure
+from opticstream.system.spent import Spent, Stopwatch
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
@@ -112,8 +112,8 @@ class Part:
     """
 
     item: ItemId
-    record: Callable[[Mapping[str, Any], float], object]
-    """Records that the work is done; gets the content of the record and how long the work took, in seconds."""
+    record: Callable[[Mapping[str, Any], Spent], object]
+    """Records that the work is done; gets the content of the record and what the work took."""
     failure: Callable[[], Mapping[str, Any]] = dict
     """Returns what else the record of a failure holds."""
 
@@ -208,7 +208,7 @@ def _attempt(
 ) -> Outcome:
     """Do a step on a claimed item, or on a part of one: compute, check the claim, record; park what fails."""
     facts = project.facts
-    begin = time.monotonic()
+    stopwatch = Stopwatch()
     settings = settings_of(project, item, job.done)
     grounds = {
         "parameters_hash": None if settings is None else keep_settings(project, settings),
@@ -241,11 +241,11 @@ def _attempt(
     content["inputs_hash"] = result.inputs_hash or grounds["inputs_hash"]
     content["detail"] = {**content.get("detail", {}), **detail_of_parameters(project.parameters)}
     if part is not None:
-        part.record(content, time.monotonic() - begin)
+        part.record(content, stopwatch.spent())
         return Done(result)
     fact = result.fact or job.done
     recorded = facts.record(item, fact, content)
-    facts.journal.computed(item, fact, time.monotonic() - begin)
+    facts.journal.computed(item, fact, stopwatch.spent())
     if is_failure(fact):
         why = str(result.detail.get("reason", "no result"))
         facts.journal.failed(item, fact, why=why, kind=kind_of(ProcessingError(why)), stage=job.name)

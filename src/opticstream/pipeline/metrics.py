@@ -24,6 +24,7 @@ from opticstream.model.chain import chain
 from opticstream.model.errors import OpticStreamError
 from opticstream.model.ids import TileId
 from opticstream.pipeline.acquisition import acquisitions
+from opticstream.pipeline.arriving import waiting_tiles
 from opticstream.pipeline.bindings import due_items
 from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
@@ -174,6 +175,7 @@ class ProjectCollector:
                 items = snapshot.items(step.hierarchy)
                 waiting = sum(1 for _ in due_items(project, step, snapshot, items))
                 families["queue"].add_metric([name, f"{step.name} ({step.hierarchy})"], waiting)
+        families["tiles_waiting"].add_metric([name], len(waiting_tiles(project)))
         families["lag_seconds"].add_metric([name], self._lag_s(project, snapshot))
         for seen in acquisitions(project):
             quiet_s = self._clock() - seen.last_data if seen.open_columns else 0.0
@@ -184,8 +186,8 @@ class ProjectCollector:
         self._add_journal(families, project)
 
     def _lag_s(self, project: Project, snapshot: FactsSnapshot) -> float:
-        """Return the age of the oldest column that has arrived and is not processed; 0 without any."""
-        times = []
+        """Return the age of the oldest tile, or column, that has arrived and is not processed; 0 without any."""
+        times = [since for since, _, _ in waiting_tiles(project)]
         for batch in snapshot.items("batch"):
             if snapshot.has(batch, "ready") and not snapshot.reached([batch], *BATCH_ENDED):
                 try:
@@ -225,7 +227,8 @@ def _families() -> dict[str, Any]:
         "slices": gauge("slices", "Slices in each state.", "project", "state"),
         "parked": gauge("parked", "Items that are parked as failed.", "project"),
         "queue": gauge("queue", "Items for which a step is due.", "project", "step"),
-        "lag_seconds": gauge("lag_seconds", "Age of the oldest column that is not processed.", "project"),
+        "tiles_waiting": gauge("tiles_waiting", "Tiles that have come and are not processed.", "project"),
+        "lag_seconds": gauge("lag_seconds", "Age of the oldest tile, or column, that is not processed.", "project"),
         "acquisition_quiet_seconds": gauge(
             "acquisition_quiet_seconds", "Time without new data while columns are missing.", "project", "watcher"
         ),

@@ -54,12 +54,20 @@ def ready_event(project: Project, batch: BatchId, /) -> BatchReady | None:
         record = project.facts.read(batch, "ready")
     except StateError:
         return None
-    event = record.detail.get("event") if record else None
-    if record is None or not isinstance(event, Mapping):
+    return None if record is None else event_of_detail(project, batch, record.detail)
+
+
+def event_of_detail(project: Project, batch: BatchId, detail: Mapping[str, Any], /) -> BatchReady | None:
+    """Return the announcement of a batch from the content of its record, as this host sees its folder now.
+
+    None where it holds none.
+    """
+    event = detail.get("event")
+    if not isinstance(event, Mapping):
         return None
     given = {name: event[name] for name in _READY_FIELDS if event.get(name) is not None}
     try:  # all other fields follow from the layout; earlier versions wrote fewer
-        return located(project, project.event(BatchReady, batch, **given), position=position_in_record(record.detail))
+        return located(project, project.event(BatchReady, batch, **given), position=position_in_record(detail))
     except ValueError:
         return None
 

@@ -34,6 +34,7 @@ from opticstream.pipeline.rules import belongs_in_sample
 from opticstream.pipeline.run_parameters import event_of
 from opticstream.state import Claim, FactsSnapshot
 from opticstream.state.record import sha256_of_path
+from opticstream.system.spent import Spent
 
 if TYPE_CHECKING:
     from opticstream.stages.sample import SampleInput, UpdatedSample
@@ -88,7 +89,7 @@ def _stack_slice(
         made.append(attempt(name, lambda: sample_stages.update_sample(sample_input(project, slice_id))))
         return Result(detail={"volumes": volumes})
 
-    def record(content: Mapping[str, Any], _seconds: float) -> None:
+    def record(content: Mapping[str, Any], spent: Spent) -> None:
         known = facts.read(slice_id, "stacked")
         volumes = content["detail"]["volumes"]
         changed = made[-1].changed or known is None or known.detail.get("volumes") != volumes
@@ -110,6 +111,7 @@ def _stack_slice(
             },
         }
         facts.replace(SampleId(), "updated", sample, why=f"slice {slice_id.slice_id} added")
+        facts.journal.computed(slice_id, "stacked", spent)
 
     part = Part(slice_id, record, lambda: {"detail": {"attempt": claim.generation}})
     outcome = perform_part(project, part, step, claim, compute)

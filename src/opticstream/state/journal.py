@@ -24,6 +24,7 @@ from opticstream.model.ids import BatchId, ItemId, MosaicId, TileId, item_from_k
 from opticstream.state.flags import JOURNAL_FOLDER, STATE_FOLDER
 from opticstream.state.record import time_from_text, time_to_text
 from opticstream.system.host import HostIdentity
+from opticstream.system.spent import Spent
 
 EVENTS = (
     "recorded", "replaced", "withdrawn", "renamed", "claimed", "taken over", "released", "lost", "skipped", "computed",
@@ -137,9 +138,12 @@ class Journal:
         """Append that the work for `fact` was skipped, and why."""
         self.write("skipped", item, fact=fact, why=why)
 
-    def computed(self, item: ItemId, fact: str, /, duration_s: float, **detail: Any) -> None:
-        """Append that the compute that leads to `fact` was completed, and how long it took."""
-        self.write("computed", item, fact=fact, duration_s=duration_s, detail=detail)
+    def computed(self, item: ItemId, fact: str, /, spent: Spent | float, **detail: Any) -> None:
+        """Append that the compute that leads to `fact` was completed, and what it took: seconds if no more is known."""
+        if isinstance(spent, Spent):
+            detail["processor_s"] = round(spent.processor_s, 3)
+        wall_s = spent.wall_s if isinstance(spent, Spent) else spent
+        self.write("computed", item, fact=fact, duration_s=wall_s, detail=detail)
 
     def failed(self, item: ItemId, fact: str | None, /, *, why: str, kind: str, stage: str) -> None:
         """Append that an attempt failed: why, with which kind of error, and in which stage.

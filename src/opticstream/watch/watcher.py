@@ -11,6 +11,9 @@ never holds up a column. So is a missing file, once the column has waited long e
 
 A column without any file is missing in the second case, or, without `live`, if its slice has started and nothing in the
 folder has changed for `stall_s`. Files that arrive later are found: see `whole_files`.
+
+Tiles of a column that is not complete yet are told of as soon as their files have the right size and have not changed
+for a moment: see `arriving`. What is made of them is checked against the files again when the column is ready.
 """
 
 from __future__ import annotations
@@ -48,6 +51,10 @@ class RawFile:
     is_spectra: bool = False
     """Whether it holds the spectra beside a complex tile."""
     complete: bool = False
+    whole: bool = False
+    """Whether it had the right content when it had stood still for `tile_stable_s`."""
+    looked_at: bool = False
+    """Whether that has been found out for its present size and time."""
     problem: str | None = None
     """Why it cannot be processed, if it is stable and wrong."""
     judged_s: float = 0.0
@@ -103,6 +110,8 @@ class Watcher:
         Time after which an incomplete batch is reported as it is, in seconds.
     unfinished_s : float, optional
         Time after which a file of the wrong size is a problem of its tile, in seconds; `stall_s` by default.
+    tile_stable_s : float
+        Time for which a file must not have changed before its tile is told of by `arriving`, in seconds.
     live : bool
         Files may still be written to the folder: a column without any file is missing only once later ones are
         complete.
@@ -121,6 +130,7 @@ class Watcher:
         stable_s: float = 5.0,
         stall_s: float = 600.0,
         unfinished_s: float | None = None,
+        tile_stable_s: float = 0.5,
         live: bool = True,
         settled: Callable[[BatchId], bool] = lambda _batch: False,
         clock: Callable[[], float] = time.monotonic,
@@ -134,6 +144,7 @@ class Watcher:
         self._stable_s = stable_s
         self._stall_s = stall_s
         self._unfinished_s = stall_s if unfinished_s is None else unfinished_s
+        self._tile_stable_s = min(tile_stable_s, stable_s)
         self._live = live
         self._settled = settled
         self._clock = clock
@@ -192,6 +203,34 @@ class Watcher:
     def folder_quiet_s(self) -> float:
         """Return the time since a raw file appeared or grew, in seconds; without any, since the watcher began."""
         return self._clock() - self._folder_changed_s
+
+    def arriving(self) -> list[FoundBatch]:
+        """Return the batches that are not ready yet, each with the tiles that are there whole.
+
+        A tile is left out while one of its files is missing, is there twice, or has not stood still for
+        `tile_stable_s`. Batches without such a tile are left out.
+        """
+        found = []
+        for batch, files in sorted(self._by_batch.items()):
+            if batch in self._done:
+                continue
+            by_tile: dict[int, list[RawFile]] = {}
+            for file in files.values():
+                by_tile.setdefault(file.tile.tile_id, []).append(file)
+            whole = {
+                number: sorted(own, key=lambda file: file.is_spectra)
+                for number, own in sorted(by_tile.items())
+                if sorted(file.is_spectra for file in own) == sorted(self._names.grammars)
+                and all(file.whole or file.complete for file in own)
+            }
+            if whole:
+                spectra = {number: own[1].name for number, own in whole.items() if len(own) > 1}
+                found.append(FoundBatch(batch, {number: own[0].name for number, own in whole.items()}, spectra, {}))
+        return found
+
+    def longest_pause_s(self) -> float:
+        """Return the longest time without any change between two changes of one batch, in seconds."""
+        return max(self._longest_pause_s.values(), default=0.0)
 
     def open_batches(self) -> list[BatchId]:
         """Return the batches that the rig has yet to finish: of the mosaics in progress in the last slice that began.
@@ -289,8 +328,14 @@ class Watcher:
         elif (file.size, file.mtime_ns) != (status.st_size, status.st_mtime_ns):
             file.size, file.mtime_ns, file.since_s = status.st_size, status.st_mtime_ns, now
             file.complete, file.problem = False, None
+            file.whole = file.looked_at = False
             self._has_changed(file.batch, now)
         if file.complete or now - file.since_s < self._stable_s:
+            if self._live and not file.looked_at and now - file.since_s >= self._tile_stable_s:
+                file.looked_at, file.whole = True, self._problem(file) is None
+            return
+        if file.whole:  # it has not changed since it was opened
+            file.complete = True
             return
         # A problem may go away without a change of the file (access, a share): check it again before reporting it.
         stalls_s = file.since_s + self._unfinished_s

@@ -186,12 +186,15 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
         if look is None:
             raise HTTPException(404, f"mosaic {mosaic} has no tile {tile}")
         pictures = _pictures_of_record(dashboard.project, look.tile, "processed")
+        drawn = dashboard.project.paths.tile_product(look.tile, "preview").with_suffix(".jpg")
+        preview = dashboard.project.paths.relative(drawn) if drawn.is_file() else None
         partial = request.headers.get("hx-request") == "true"
         return dashboard.render(
             "tile.html.j2" if partial else "tile_page.html.j2",
             look=look,
             slice_id=dashboard.project.layout.slice_of(look.tile.mosaic).slice_id,
-            picture=pictures[0].file if pictures else None,
+            picture=pictures[0].file if pictures else preview,
+            is_preview=not pictures and preview is not None,
         )
 
     @app.get("/pictures/{key}", response_class=HTMLResponse)

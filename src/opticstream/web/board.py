@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import RLock
 
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
+from opticstream.pipeline.arriving import waiting_tiles
 from opticstream.pipeline.progress import Failure, ProjectProgress, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.quality_flags import FlaggedResult, flagged_results
@@ -56,8 +57,10 @@ class Vitals:
     megabytes_per_s: float = 0.0
     """Raw data processed."""
     lag_s: float | None = None
-    """Age of the oldest column that is complete at the rig and not processed; None if there is none."""
+    """Age of the oldest tile, or column, that has come from the rig and is not processed; None if there is none."""
     waiting_columns: int = 0
+    waiting_tiles: int = 0
+    """Tiles that have come and are not processed, as far as a watch has noted them."""
     finish_s: float | None = None
     """Time until the current slice is processed at this rate; None if it is, or nothing is processed now."""
     last_tile_s: float | None = None
@@ -231,6 +234,7 @@ class Board:
         rate = self._journal.per_minute()
         current = self.current_slice
         lag_s, waiting, left, size = None, 0, 0, 0
+        tiles = waiting_tiles(self.project)
         if current is not None:
             mosaics = self.project.layout.mosaics(current)
             ended = sum(m.tiles_processed + m.tiles_failed for m in self.slices[current].mosaics)
@@ -239,6 +243,7 @@ class Board:
             late = [batch for batch in columns if self._waits(batch)]
             waiting = len(late)
             times = [stamp for batch in late if (stamp := self._time_of(batch, "ready"))]
+            times += [since for since, _, _ in tiles]
             lag_s = max(0.0, time.time() - min(times)) if times else None
             size = self._raw_bytes(mosaics)
         last = self._journal.last_s()
@@ -247,6 +252,7 @@ class Board:
             megabytes_per_s=round(rate / 60 * size / 1e6, 1),
             lag_s=_coarse(lag_s),
             waiting_columns=waiting,
+            waiting_tiles=len(tiles),
             finish_s=_coarse(60 * left / rate) if rate and left else None,
             last_tile_s=_coarse(last),
             histogram=tuple(self._journal.histogram()),

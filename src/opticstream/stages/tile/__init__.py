@@ -17,6 +17,7 @@ from opticstream.stages.tile._compare_engines import Comparison, Difference, com
 from opticstream.stages.tile._enface_maps import MAKERS, makes
 from opticstream.stages.tile._import_tile import Counts, ImportedTile, RecordingFacts, facts_of_recording, import_tile
 from opticstream.stages.tile._matlab_tile import MatlabTiles
+from opticstream.stages.tile._preview import draw_preview, preview_path
 from opticstream.stages.tile._process_tile import OutputFile, TileResult, available_threads, process_tile
 from opticstream.stages.tile._reconstruction import (
     arrays_from_jones,
@@ -43,11 +44,13 @@ __all__ = [
     "available_threads",
     "checksum_path",
     "compare_engines",
+    "draw_preview",
     "facts_of_recording",
     "import_tile",
     "makes",
     "options_from_settings",
     "plan_from_settings",
+    "preview_path",
     "process_tile",
     "products",
     "read_surface",

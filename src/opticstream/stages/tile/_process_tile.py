@@ -20,6 +20,7 @@ from opticstream.model.verdict import Grade
 from opticstream.stages.tile._archive_spectra import read_spectra
 from opticstream.stages.tile._archive_tile import checksum_path
 from opticstream.stages.tile._picture import tile_picture
+from opticstream.stages.tile._preview import preview_path
 from opticstream.stages.tile._quality import figures_from_maps
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, check_polarization, products, read_surface
 from opticstream.system.cores import available_cores, one_blas_thread
@@ -224,6 +225,7 @@ def process_tile(
         content = tile_picture(done.maps, done.section_x, done.section_y, noise_db=done.noise_db)
         write_bytes(path, content)
         outputs["qc"] = OutputFile(path, len(content), hashlib.sha256(content).hexdigest())
+        preview_path(out_dir, tile).unlink(missing_ok=True)
     job.progress(1.0)
     verdict = figures.verdict(processing.quality)
     return TileResult(
