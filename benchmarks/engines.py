@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/engines.py                                              # a small tile, a small slice
     .venv/bin/python benchmarks/engines.py --samples 2048 --a-lines 150 --b-lines 150   # a quarter of a rig's tile
 
-Everything goes from files to files; the time of MATLAB has its start in it. OPTICSTREAM_MATLAB_COMMAND names the program;
-without it, it is the first of matlab, octave-cli and octave on the PATH.
+Everything goes from files to files; the time of MATLAB has its start in it. OPTICSTREAM_MATLAB_COMMAND names the
+program; without it, it is the first of matlab, octave-cli and octave on the PATH.
 """
 
 import argparse

@@ -75,6 +75,8 @@ class MappingTask:
     """Expected scale of the moving over the fixed image along x and y."""
     max_rotation_deg: float
     """Largest rotation that is expected."""
+    max_pixels: int
+    """Larger images may be halved until they are smaller."""
 
 
 MappingFinder = Callable[[MappingTask], PlanarTransform]
@@ -216,6 +218,7 @@ def register_images(
             sigma_px,
             scale_guess,
             max_rotation_deg,
+            max_pixels,
         )
         mapping = finder(task).scaled(1 / shrink, shape=(small[0][0].shape[0], small[0][0].shape[1]))
         before = mutual_information(*small[0], *small[1], _centred(small[0][0].shape, small[1][0].shape))

@@ -4,8 +4,8 @@ function [matrix, offset, displacement] = mapping_from_images(given, settings)
 %   Every shift at several rotations is tried on small copies (masked normalised correlation), Mattes mutual information of
 %   the smoothed birefringence refines the best few, coarse to fine, and least squares on all maps, locally normalised and
 %   weighted by their agreement, sharpens the result. See register_illuminations for the fields of GIVEN;
-%   settings.transform is 'translation', 'rigid' or 'affine'. DISPLACEMENT is [] without settings.bend_sigma_px.
-    most_pixels = 1.5e6;
+%   settings.transform is 'translation', 'rigid' or 'affine'; larger images than settings.max_pixels are halved.
+%   DISPLACEMENT is [] without settings.bend_sigma_px.
     valid = {logical(given.fixed_valid), logical(given.moving_valid)};
     maps = {single(given.fixed), single(given.moving)};
     image = cell(1, 2);
@@ -14,7 +14,7 @@ function [matrix, offset, displacement] = mapping_from_images(given, settings)
         image{k} = compared_image(maps{k}(:, :, 1), valid{k}, settings.smoothing_sigma_px);
     end
     shrink = 1;
-    while max(numel(image{1}), numel(image{2})) / shrink^2 > most_pixels
+    while max(numel(image{1}), numel(image{2})) / shrink^2 > settings.max_pixels
         shrink = 2 * shrink;
     end
     small = cell(1, 2);

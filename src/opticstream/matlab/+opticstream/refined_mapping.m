@@ -7,6 +7,9 @@ function mapping = refined_mapping(image, valid, starts, freedom)
     if isempty(starts)
         starts = struct('matrix', eye(2), 'offset', [0; 0]);
     end
+    for k = 1:numel(starts)
+        starts(k) = freed(starts(k), freedom, (size(image{1})' - 1) / 2);
+    end
     largest = max([size(image{1}) size(image{2})]);
     coarse = [16 8 4];
     coarse = coarse(largest ./ coarse >= 40);
@@ -32,6 +35,19 @@ function mapping = refined_mapping(image, valid, starts, freedom)
         [copies, known] = copies_of(image, valid, factor);
         mapping = climbed(copies, known, mapping, freedom, factor, 80);
     end
+end
+
+function mapping = freed(mapping, freedom, centre)
+% The mapping of this freedom that takes the centre to the same place.
+    matrix = mapping.matrix;
+    switch freedom
+        case 'rigid'
+            turn = atan2(matrix(2, 1) - matrix(1, 2), matrix(1, 1) + matrix(2, 2));
+            matrix = [cos(turn) -sin(turn); sin(turn) cos(turn)];
+        case 'translation'
+            matrix = eye(2);
+    end
+    mapping = struct('matrix', matrix, 'offset', mapping.matrix * centre + mapping.offset - matrix * centre);
 end
 
 function [copies, known] = copies_of(image, valid, factor)

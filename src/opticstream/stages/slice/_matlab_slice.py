@@ -61,6 +61,7 @@ def mapping_finder_by_matlab(
                 "bend_sigma_px": task.bend_sigma_px,
                 "smoothing_sigma_px": task.sigma_px,
                 "max_rotation_deg": task.max_rotation_deg,
+                "max_pixels": task.max_pixels,
             },
         )
         matrix = _variable(arrays, "matrix", (2, 2), name)
@@ -163,7 +164,7 @@ def _variable(arrays: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, .
         values = values.ravel()
     if values.shape != shape or values.dtype.kind not in "fiu":
         raise ProcessingError(
-            f"{label}: MATLAB wrote {name} with the shape {values.shape} and the type {values.dtype}, expected {shape}, "
-            "real numbers"
+            f"{label}: MATLAB wrote {name} with the shape {values.shape} and the type {values.dtype}, expected real "
+            f"numbers of the shape {shape}"
         )
     return values
