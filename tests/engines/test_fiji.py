@@ -13,9 +13,9 @@ import pytest
 import tifffile
 
 from opticstream.config import DeploymentSettings
-from opticstream.config.coordinates import FijiCoordinates
+from opticstream.config.coordinates import FijiCoordinates, FileCoordinates
 from opticstream.engines import FijiGrid, stitching_macro
-from opticstream.model.errors import ConfigurationError, EngineError, EngineOutOfMemory, EngineTimeout
+from opticstream.model.errors import ConfigurationError, EngineError, EngineOutOfMemory, EngineTimeout, InputError
 from opticstream.model.layout import ScanOrder, ScanPattern, ScanStart
 from opticstream.stages.mosaic import find_coordinates
 from opticstream.testing.stitching_cases import MOSAIC, make_case
@@ -122,6 +122,41 @@ def test_what_the_real_plugin_wrote_makes_a_good_template(case, fiji, name, blan
     assert errors_px(found, case.truth.true_px).max() < 8  # blank tiles have the stage's own error
     assert [place.tile for place in made.tilemap.places if place.by_stage_only] == list(blank)
     assert made.verdict.grade == "good"
+
+
+def test_a_file_of_fiji_is_matched_by_the_numbers_in_its_names_not_by_its_order(case):
+    made = find_coordinates(
+        MOSAIC,
+        scan=case.scan,
+        settings=FileCoordinates(tile_configuration=RECORDED / "all-tiles.registered.txt"),
+        tiles_folder=case.tiles,
+        template_path=case.template,
+    )
+    found = np.array([place.position_px for place in made.tilemap.places])
+    assert errors_px(found, case.truth.true_px).max() < 2
+
+
+def test_a_file_of_fiji_whose_names_have_no_numbers_must_be_in_the_order_of_the_scan(case, tmp_path):
+    lines = (RECORDED / "all-tiles.registered.txt").read_text().splitlines()
+    names = iter("abcdef")
+    nameless = [re.sub(r"tile_\d+", lambda _: next(names), line) for line in lines]
+
+    def placed_by(lines):
+        path = tmp_path / "TileConfiguration.registered.txt"
+        path.write_text("\n".join(lines))
+        return find_coordinates(
+            MOSAIC,
+            scan=case.scan,
+            settings=FileCoordinates(tile_configuration=path),
+            tiles_folder=case.tiles,
+            template_path=case.template,
+        )
+
+    with pytest.raises(InputError, match="have no numbers from 1 to 6, and it does not list them in the order"):
+        placed_by(nameless)
+    in_order = nameless[:4] + [nameless[4 + k] for k in (0, 3, 1, 4, 2, 5)]
+    found = np.array([place.position_px for place in placed_by(in_order).tilemap.places])
+    assert errors_px(found, case.truth.true_px).max() < 2
 
 
 @pytest.mark.slow

@@ -67,10 +67,10 @@ def test_octave_and_our_own_code_register_two_illuminations_alike(octave, tmp_pa
 )
 def test_they_agree_for_every_freedom_and_size(octave, tmp_path, options):
     ours, theirs, *_ = both_mappings(octave, tmp_path, **options)
-    assert apart_px(ours.mapping, theirs.mapping) < 0.02
+    assert apart_px(ours.mapping, theirs.mapping) < 0.1
     if "bend_sigma_px" in options:
         bends = [found.mapping.displacement for found in (ours, theirs)]
-        assert np.abs(bends[0] - bends[1]).max() < 0.02
+        assert np.abs(bends[0] - bends[1]).max() < 0.1
 
 
 @pytest.mark.slow
