@@ -518,8 +518,8 @@ def _positions_from_file(path: Path, tiles: MosaicTiles) -> NDArray[np.float64]:
         worst = configured[int(np.argmax((away / tiles.tile_shape).max(axis=1)))].name
         raise InputError(
             f"{path}: the names of its tiles have no numbers from {tiles.numbers[0]} to {tiles.numbers[-1]}, and it "
-            f"does not list them in the order of the scan: {worst} lies elsewhere; put the number of each tile into its "
-            "name (processing.coordinates.tile_configuration)"
+            f"does not list them in the order of the scan: {worst} lies elsewhere; put the number of each tile into "
+            "its name (processing.coordinates.tile_configuration)"
         )
     return given
 
