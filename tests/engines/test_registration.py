@@ -152,3 +152,31 @@ def test_a_crash_while_registering_is_told_as_that_of_the_slice(stand_in, tmp_pa
     stand_in.plan(slice_1={"do": "signal", "signal": "SIGSEGV"})
     with pytest.raises(EngineError, match=r"slice 1: MATLAB crashed"):
         finder_by(str(stand_in.path), tmp_path / "registered")(task())
+
+
+@pytest.mark.slow
+def test_the_command_registers_and_solves_by_octave_where_the_project_says_so(octave, monkeypatch, tmp_path):
+    import json
+
+    from typer.testing import CliRunner
+
+    from opticstream.cli import app
+    from opticstream.io.nifti import read_nifti, write_nifti
+
+    head = '[project]\nproject_name = "p"\nproject_base_path = "out"\n'
+    (tmp_path / "p.toml").write_text(head + '[processing.engine]\nkind = "matlab"\n')
+    files, options = [], []
+    for name, maps in zip("nt", two_beams().beams, strict=True):
+        files += [str(write_nifti(tmp_path / f"{name}_ori.nii", maps.orientation_deg))]
+        files += [str(write_nifti(tmp_path / f"{name}_biref.nii", maps.birefringence))]
+        options += ["--intensity", str(write_nifti(tmp_path / f"{name}_aip.nii", maps.intensity))]
+    monkeypatch.setenv("OPTICSTREAM_MATLAB_COMMAND", octave)
+    made = []
+    for number, project in enumerate(([], ["--project", str(tmp_path / "p.toml")])):
+        out = tmp_path / f"registered {number}"
+        ran = CliRunner().invoke(app, ["register", *files, *options, *project, "--out", str(out), "--json"])
+        assert ran.exit_code == 0, ran.output
+        made.append(json.loads(ran.stdout)["registrations"][0]["offset_px"])
+        assert np.isfinite(read_nifti(out / "slice_001_axis.nii.gz")).any()
+    assert np.abs(np.subtract(*made)).max() < 0.02
+    assert made[0] != made[1]  # two programs have found them
