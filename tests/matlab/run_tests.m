@@ -4,7 +4,8 @@ function run_tests()
     tests = {@halves_go_to_the_even_number, @axes_are_wrapped, @nifti_files_come_back, @a_nifti_header_of_another_byte_order_is_read, ...
              @packed_samples_are_unpacked, @a_mirror_is_found_at_its_depth, @complex_tiles_come_back, ...
              @intensity_and_retardance_are_those_of_the_formula, @the_edge_is_where_brightness_rises, @the_median_removes_a_spot, ...
-             @the_sheet_ignores_a_bubble, @retardance_that_folds_is_unwrapped, @circles_give_axis_and_birefringence, ...
+             @the_sheet_ignores_a_bubble, @rises_are_found_in_tiles_of_many_voxels, ...
+              @retardance_that_folds_is_unwrapped, @circles_give_axis_and_birefringence, ...
              @axes_are_found_from_two_beams, ...
              @a_turned_image_is_registered, @images_without_structure_are_refused, @one_bad_tile_does_not_stop_the_others, @functions_are_checked};
     failed = 0;
@@ -143,6 +144,13 @@ function the_sheet_ignores_a_bubble()
     if any(abs(surface(:) - 60) > 1) || confidence(10, 10) >= confidence(1, 1)
         error('the surface runs from %g to %g', min(surface(:)), max(surface(:)));
     end
+end
+
+function rises_are_found_in_tiles_of_many_voxels()
+    response = zeros(1000, 17000, 'single');  % more voxels than single precision can count
+    response(41, :) = 1;
+    index = opticstream.strongest_rise_near(response, 35 * ones(1, 17000, 'single'));
+    same([min(index) max(index)], [40 40]);
 end
 
 function retardance_that_folds_is_unwrapped()
