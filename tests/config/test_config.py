@@ -176,7 +176,7 @@ class TestMaskForRegistration:
         assert (chosen.registration.mask_file_type, chosen.mask.made_from) == ("", "aip")
 
 
-class TestAlignPullback:
+class TestNewNames:
     def test_the_old_key_is_read_with_a_note_that_names_the_new_one(self, caplog):
         data = {**MINIMAL, "processing": {"sample": {"align_leash": 0.3}}}
         assert config_from_mapping(data, source="old file").processing.sample.align_pullback == 0.3
@@ -188,6 +188,12 @@ class TestAlignPullback:
     def test_the_new_key_is_used_if_both_are_given(self):
         data = {"sample": {"align_leash": 0.3, "align_pullback": 0.1}}
         assert config_from_mapping({**MINIMAL, "processing": data}).processing.sample.align_pullback == 0.1
+
+    def test_the_old_name_of_matlabs_function_for_axes_is_read(self, caplog):
+        engine = {"kind": "matlab", "functions": {"thruplane_registration": "lab.axes"}}
+        read = config_from_mapping({**MINIMAL, "processing": {"engine": engine}}, source="old file").processing.engine
+        assert read.function("fibre_axes") == "lab.axes"
+        assert "old file: processing.engine.functions.thruplane_registration has a new name: fibre_axes" in caplog.text
 
     def test_the_new_name_makes_no_result_out_of_date(self):
         recorded = sample_settings(config()).results["processing"]["sample"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from opticstream.io.nifti import write_nifti
 from opticstream.model.ids import TileId
 from opticstream.stages.slice import axis_solver_by_matlab
 from opticstream.stages.tile import Comparison, compare_engines
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def compared(acquired: Path, octave: str, folder: Path, **overrides) -> Comparison:
@@ -140,19 +143,35 @@ def test_the_functions_are_part_of_the_installed_package():
     assert {"run_call", "spectral_to_complex", "complex_to_processed", "spectral_to_processed", "find_surface"} <= names
     import tomllib
 
-    root = Path(__file__).resolve().parents[2]
-    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "matlab/**/*.m" in settings["tool"]["setuptools"]["package-data"]["opticstream"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / "src/opticstream/matlab").rglob("*.m")), ROOT / "tests/matlab/run_tests.m"],
+    ids=lambda path: path.stem,
+)
+def test_the_functions_keep_to_what_matlab_and_octave_share(path):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        # A quotation mark after a name or a bracket is a transpose, any other one begins a text.
+        code = re.sub(r"(?<=[\w)\]}'])'|'(?:[^'\n]|'')*'", "", line).partition("%")[0]
+        of_octave = re.search(
+            r"#|!|\"|\+\+|--|[-+*/|&]=(?!=)|\*\*"
+            r"|\b(endif|endfor|endwhile|endfunction|endswitch|end_try_catch|end_unwind_protect"
+            r"|unwind_protect|until|printf|puts|strtrunc)\b",
+            code,
+        )
+        assert of_octave is None, f"{path.name}, line {number}: {line.strip()}"
 
 
 @pytest.mark.slow
 def test_the_functions_pass_their_own_tests_in_octave(octave, tmp_path):
     import subprocess
 
-    root = Path(__file__).resolve().parents[2]
     ran = subprocess.run(
         [octave, "--norc", "--quiet", "--eval", "run_tests"],
-        cwd=root / "tests" / "matlab",
+        cwd=ROOT / "tests" / "matlab",
         capture_output=True,
         text=True,
         timeout=600,

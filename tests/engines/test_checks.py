@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -59,22 +62,34 @@ def test_a_labs_functions_must_be_found_and_have_the_signature(octave, monkeypat
     assert lines[0]["message"].startswith("Octave ")
 
 
+def example_of_the_docs(name: str) -> str:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "matlab.md").read_text(encoding="utf-8")
+    (found,) = [block for block in re.findall(r"```matlab\n(.*?)```", page, re.DOTALL) if f"{name}(" in block]
+    return found
+
+
 @pytest.mark.slow
-def test_a_labs_surface_is_used_in_place_of_ours(octave, monkeypatch, acquired, tmp_path):
+def test_the_example_of_a_labs_surface_is_found_and_used_in_place_of_ours(octave, monkeypatch, acquired, tmp_path):
     from opticstream.config import DeploymentSettings, load_project
     from opticstream.io.nifti import read_nifti
     from opticstream.model.ids import TileId
     from opticstream.stages.tile import MatlabTiles, process_tile
 
-    (tmp_path / "lab_surface.m").write_text(
-        "function [s, u, c] = lab_surface(intensity, settings)\n"
-        "  s = single(17) * ones(size(intensity, 1), size(intensity, 2), 'single');\n  u = s;\n  c = s / 17;\nend\n"
+    (tmp_path / "tool box").mkdir()
+    (tmp_path / "tool box" / "lab_surface.m").write_text(example_of_the_docs("lab_surface"))
+    functions = 'functions = { find_surface = "lab_surface" }'
+    (tmp_path / "p.toml").write_text(re.sub(r"functions = .*", functions, PROJECT))
+    monkeypatch.setenv("OPTICSTREAM_MATLAB_COMMAND", octave)
+    status, lines = checked(str(tmp_path / "p.toml"))
+    assert (status, [line["message"] for line in lines if "lab_" in line["message"]]) == (
+        0,
+        ["find_surface: lab_surface"],
     )
-    engine = {"kind": "matlab", "functions": {"find_surface": "lab_surface"}, "paths": [str(tmp_path)]}
+    engine = {"kind": "matlab", "functions": {"find_surface": "lab_surface"}, "paths": [str(tmp_path / "tool box")]}
     project = load_project(acquired / "project.toml", overrides={"processing.engine": engine})
-    source = sorted((acquired / "raw").glob("mosaic_001_image_0001*"))[0]
+    source = sorted((acquired / "raw").glob("mosaic_001_image_0006*"))[0]
     with MatlabTiles(
-        {TileId(1, 1): source},
+        {TileId(1, 6): source},
         scan=project.scan,
         processing=project.processing,
         deployment=DeploymentSettings(matlab_command=octave),
@@ -82,10 +97,12 @@ def test_a_labs_surface_is_used_in_place_of_ours(octave, monkeypatch, acquired, 
     ) as call:
         made = process_tile(
             source,
-            TileId(1, 1),
+            TileId(1, 6),
             scan=project.scan,
             processing=project.processing,
             out_dir=tmp_path / "out",
             matlab=call,
         )
-    assert (read_nifti(made.outputs["surf"].path) == 17).all()
+    unfiltered, intensity = (read_nifti(made.outputs[name].path) for name in ("surfraw", "dBI"))
+    above = intensity >= np.median(intensity[..., -21:], axis=2, keepdims=True) + 12
+    assert np.mean(unfiltered.squeeze() == above.argmax(axis=2)) > 0.99

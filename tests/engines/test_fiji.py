@@ -13,9 +13,9 @@ import pytest
 import tifffile
 
 from opticstream.config import DeploymentSettings
-from opticstream.config.coordinates import FijiCoordinates
+from opticstream.config.coordinates import FijiCoordinates, FileCoordinates
 from opticstream.engines import FijiGrid, stitching_macro
-from opticstream.model.errors import ConfigurationError, EngineError, EngineOutOfMemory, EngineTimeout
+from opticstream.model.errors import ConfigurationError, EngineError, EngineOutOfMemory, EngineTimeout, InputError
 from opticstream.model.layout import ScanOrder, ScanPattern, ScanStart
 from opticstream.stages.mosaic import find_coordinates
 from opticstream.testing.stitching_cases import MOSAIC, make_case
@@ -31,6 +31,8 @@ assert found, macro
 text = found[1]
 values = dict(re.findall(r"(\S+?)=(\[[^\]]*\]|\S+)", text))
 folder = values["directory"].strip("[]")
+last = 'File.saveString("finished", "%s/finished.txt");\neval("script", "System.exit(0);");\n'
+assert macro[found.end():] == last % folder, macro
 assert values["output_directory"] == values["directory"] and os.path.samefile(folder, os.getcwd())
 shutil.copytree(folder, {copy!r}, dirs_exist_ok=True)
 json.dump({{"values": values, "words": re.sub(r"\[[^\]]*\]", "", text).split()}}, open({seen!r}, "w"))
@@ -41,6 +43,11 @@ if "positions" in plan:
     lines = ["# Define the number of dimensions we are working on", "dim = 2", "", "# Define the image coordinates"]
     lines += ["%s; ; (%s, %s)" % (name, x, y) for name, x, y in plan["positions"]]
     open(os.path.join(folder, "TileConfiguration.registered.txt"), "w").write("\n".join(lines) + "\n")
+if "recorded" in plan:
+    shutil.copyfile(plan["recorded"], os.path.join(folder, "TileConfiguration.registered.txt"))
+if plan.get("stays"):
+    open(os.path.join(folder, "finished.txt"), "w").write("finished")
+if "stays" in plan: time.sleep(600)
 sys.exit(plan.get("status", 0))
 """
 
@@ -92,6 +99,79 @@ def placed(case, fiji, *, timeout_s=60.0, scan=None, **settings):
 
 def errors_px(found, true_px):
     return position_errors(found, true_px, np.ones(len(found), bool))
+
+
+RECORDED = Path(__file__).with_name("recorded")
+"""What the plugin itself wrote for the tiles of `case`, by our macro: ImageJ 1.52i on a virtual screen, and the plugin
+compiled from its sources (fiji/Stitching, abdce62); thresholds 0.1, 0.1 and 0.3. It lists the tiles row by row. Blank
+tiles, which are given as noise, lie anywhere with the low threshold, and at the origin with the usual one."""
+
+
+@pytest.mark.parametrize(
+    ("name", "blank"),
+    [("all-tiles", ()), ("two-blank-tiles", (2, 6)), ("two-lost-tiles", (2, 6))],
+)
+def test_what_the_real_plugin_wrote_makes_a_good_template(case, fiji, name, blank):
+    for number in blank:
+        case.file(number, "aip").unlink()
+    fiji.plan(recorded=str(RECORDED / f"{name}.registered.txt"))
+    made = placed(case, fiji)
+    found = np.array([place.position_px for place in made.tilemap.places])
+    seen = [n - 1 for n in range(1, 7) if n not in blank]
+    assert position_errors(found, case.truth.true_px, np.isin(np.arange(6), seen))[seen].max() < 2
+    assert errors_px(found, case.truth.true_px).max() < 8  # blank tiles have the stage's own error
+    assert [place.tile for place in made.tilemap.places if place.by_stage_only] == list(blank)
+    assert made.verdict.grade == "good"
+
+
+def test_a_file_of_fiji_is_matched_by_the_numbers_in_its_names_not_by_its_order(case):
+    made = find_coordinates(
+        MOSAIC,
+        scan=case.scan,
+        settings=FileCoordinates(tile_configuration=RECORDED / "all-tiles.registered.txt"),
+        tiles_folder=case.tiles,
+        template_path=case.template,
+    )
+    found = np.array([place.position_px for place in made.tilemap.places])
+    assert errors_px(found, case.truth.true_px).max() < 2
+
+
+def test_a_file_of_fiji_whose_names_have_no_numbers_must_be_in_the_order_of_the_scan(case, tmp_path):
+    lines = (RECORDED / "all-tiles.registered.txt").read_text().splitlines()
+    names = iter("abcdef")
+    nameless = [re.sub(r"tile_\d+", lambda _: next(names), line) for line in lines]
+
+    def placed_by(lines):
+        path = tmp_path / "TileConfiguration.registered.txt"
+        path.write_text("\n".join(lines))
+        return find_coordinates(
+            MOSAIC,
+            scan=case.scan,
+            settings=FileCoordinates(tile_configuration=path),
+            tiles_folder=case.tiles,
+            template_path=case.template,
+        )
+
+    with pytest.raises(InputError, match="have no numbers from 1 to 6, and it does not list them in the order"):
+        placed_by(nameless)
+    in_order = nameless[:4] + [nameless[4 + k] for k in (0, 3, 1, 4, 2, 5)]
+    found = np.array([place.position_px for place in placed_by(in_order).tilemap.places])
+    assert errors_px(found, case.truth.true_px).max() < 2
+
+
+@pytest.mark.slow
+def test_fiji_that_stays_after_its_macro_is_ended_and_its_positions_are_used(case, fiji, monkeypatch):
+    monkeypatch.setattr("opticstream.engines._fiji._LAST_S", 0.2)
+    fiji.plan(positions=true_positions(case), stays=True)
+    assert placed(case, fiji, timeout_s=300.0).verdict.grade == "good"
+
+
+@pytest.mark.slow
+def test_fiji_that_stays_after_an_error_is_ended_with_what_it_said(case, fiji, monkeypatch):
+    monkeypatch.setattr("opticstream.engines._fiji._LAST_S", 0.2)
+    fiji.plan(says='Unrecognized command: "Grid/Collection stitching" in line 1', stays=False)
+    with pytest.raises(ConfigurationError, match="has no Grid/Collection stitching"):
+        placed(case, fiji, timeout_s=300.0)
 
 
 def true_positions(case):

@@ -37,8 +37,28 @@ def test_three_dimensions_and_series_numbers_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("my tile (1), left.tif; ; (1.0, -2.5)", "my tile (1), left.tif"),
+        ("C:\\scan 1\\tile_1.tif; ; (1.0, -2.5)", "C:\\scan 1\\tile_1.tif"),
+        ("/data/é ü/tile.tif;;(1.0,-2.5)", "/data/é ü/tile.tif"),
+        ('"tile 1.tif"; ; (1.0, -2.5) # moved', "tile 1.tif"),
+        ("tile.ome.tif; 0; (1.0, -2.5)", "tile.ome.tif"),
+        ("a = b.tif; ; (1.0, -2.5)", "a = b.tif"),
+        ("tile.tif; ; (1.0E0, -2.5)", "tile.tif"),
+    ],
+)
+@pytest.mark.parametrize("head", ["# c\ndim = 2\n\n", "dims=2\nmultiseries = false\n", ""])
+def test_the_forms_that_fiji_and_people_write_are_read(tmp_path, head, line, name):
+    path = tmp_path / "TileConfiguration.registered.txt"
+    path.write_text(head + line + "\n", encoding="utf-8")
+    assert read_tile_configuration(path) == (ConfiguredTile(name, (1.0, -2.5)),)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("dim = 3\nmultiseries = true\na.czi; 0; (0, 0, 0)\n", "line 2: multiseries = true: several series"),
         ("dim = 2\na.tif; ; (1.0, 2.0\n", "line 2: expected 'name; ; "),
         ("dim = 2\na.tif; ; (1.0, x)\n", "line 2: '1.0, x' is not a list of numbers"),
         ("dim = 2\na.tif; ; (1.0, 2.0, 3.0)\n", "line 2: expected 2 coordinates, got 3"),

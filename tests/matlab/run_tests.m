@@ -4,8 +4,10 @@ function run_tests()
     tests = {@halves_go_to_the_even_number, @axes_are_wrapped, @nifti_files_come_back, @a_nifti_header_of_another_byte_order_is_read, ...
              @packed_samples_are_unpacked, @a_mirror_is_found_at_its_depth, @complex_tiles_come_back, ...
              @intensity_and_retardance_are_those_of_the_formula, @the_edge_is_where_brightness_rises, @the_median_removes_a_spot, ...
-             @the_sheet_ignores_a_bubble, @retardance_that_folds_is_unwrapped, @circles_give_axis_and_birefringence, ...
-             @axes_are_found_from_two_beams, @one_bad_tile_does_not_stop_the_others, @functions_are_checked};
+             @the_sheet_ignores_a_bubble, @rises_are_found_in_tiles_of_many_voxels, ...
+              @retardance_that_folds_is_unwrapped, @circles_give_axis_and_birefringence, ...
+             @axes_are_found_from_two_beams, ...
+             @a_turned_image_is_registered, @images_without_structure_are_refused, @one_bad_tile_does_not_stop_the_others, @functions_are_checked};
     failed = 0;
     for k = 1:numel(tests)
         name = strrep(func2str(tests{k}), '_', ' ');
@@ -144,6 +146,13 @@ function the_sheet_ignores_a_bubble()
     end
 end
 
+function rises_are_found_in_tiles_of_many_voxels()
+    response = zeros(1000, 17000, 'single');  % more voxels than single precision can count
+    response(41, :) = 1;
+    index = opticstream.strongest_rise_near(response, 35 * ones(1, 17000, 'single'));
+    same([min(index) max(index)], [40 40]);
+end
+
 function retardance_that_folds_is_unwrapped()
     true_deg = single((0:119)' * 1.5);
     measured = true_deg;
@@ -180,6 +189,56 @@ function axes_are_found_from_two_beams()
     if ~(apart < 1e-6)
         error('no solution is near the truth: %s', mat2str(found));
     end
+end
+
+function given = two_images()
+% Smooth spots, and the same ones turned by 3 degrees and shifted.
+    [x, y] = ndgrid(0:119, 0:99);
+    c = cosd(3);
+    d = sind(3);
+    given.true_matrix = [c -d; d c];
+    given.true_offset = [6; -4];
+    u = c * (x - 6) + d * (y + 4);
+    v = -d * (x - 6) + c * (y + 4);
+    given.fixed = spots(x, y);
+    given.moving = spots(u, v);
+    given.fixed_valid = true(size(x));
+    given.moving_valid = true(size(x));
+    given.scale_guess = [1 1];
+end
+
+function image = spots(x, y)
+    image = zeros(size(x));
+    for k = 1:40
+        px = mod(37 * k, 131) - 5;
+        py = mod(53 * k, 109) - 5;
+        image = image + (1 + mod(k, 3)) * exp(-((x - px).^2 + (y - py).^2) / (2 * (4 + mod(k, 4))^2));
+    end
+end
+
+function a_turned_image_is_registered()
+    given = two_images();
+    s = struct('transform', 'affine', 'bend_sigma_px', 0, 'smoothing_sigma_px', 1, 'max_rotation_deg', 8, 'max_pixels', 1e6);
+    for freedom = {'affine', 'rigid'}
+        s.transform = freedom{1};
+        [matrix, offset, displacement] = opticstream.mapping_from_images(given, s);
+        same(matrix, given.true_matrix, 2e-3);
+        same(offset, given.true_offset, 0.1);
+        same(size(displacement), [0 0]);
+    end
+end
+
+function images_without_structure_are_refused()
+    given = two_images();
+    given.moving(:) = 3;
+    s = struct('transform', 'affine', 'bend_sigma_px', 0, 'smoothing_sigma_px', 1, 'max_rotation_deg', 8, 'max_pixels', 1e6);
+    try
+        opticstream.mapping_from_images(given, s);
+    catch problem
+        same(strcmp(problem.identifier, 'opticstream:registration'), true);
+        return
+    end
+    error('it was accepted');
 end
 
 function one_bad_tile_does_not_stop_the_others()

@@ -14,7 +14,7 @@ from opticstream.model.chain import STEPS
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import BatchId, MosaicId, SampleId, SliceId
 from opticstream.pipeline.bindings import binding_of
-from opticstream.pipeline.host_memory import memory_of_mosaic, within_memory
+from opticstream.pipeline.host_memory import memory_of_mosaic, memory_of_slice, within_memory
 from opticstream.pipeline.jobs import STITCH_VOLUME, Done, Result, Skipped, perform
 from opticstream.pipeline.parameters import tile_settings, volume_settings
 from opticstream.pipeline.project import Project
@@ -74,6 +74,17 @@ def test_every_step_of_the_computing_pools_says_what_it_takes(project):
     assert needed["process batch"] == 1 * GB  # processing.reconstruction.memory_budget_gb
     assert needed["stitch volume"] == 4 * GB  # processing.volume.memory_budget_gb
     assert {name for name, number in needed.items() if not 300e6 < number < 5 * GB} == set()
+
+
+def test_matlab_counts_where_it_registers_a_slice_or_solves_for_its_axes(project_file):
+    def needed(**engine) -> int:
+        config = load_project(project_file, overrides={"processing.engine": engine})
+        return memory_of_slice(Project.open(config, deployment=DeploymentSettings()), SliceId(1))
+
+    own = needed(kind="native")
+    assert needed(kind="matlab", stages=["tile"]) == own
+    for stage in ("registration", "axis"):
+        assert needed(kind="matlab", stages=[stage], memory_budget_gb=2.0) == own + 2 * GB
 
 
 def test_blocks_keep_within_the_memory_of_the_host_and_results_stay_current(project_file, tmp_path):

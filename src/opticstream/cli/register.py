@@ -17,6 +17,7 @@ from opticstream.model.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
     from opticstream.compute.axis import AxisSolver
+    from opticstream.compute.registration import MappingFinder
 
 FilesArgument = Annotated[
     list[Path],
@@ -82,8 +83,8 @@ def register(
                 if not path.is_file():
                     raise InputError(f"{path}: no such file")
             mosaics.append(SliceMosaic(names[k], maps, tilts[k], axes[k]))
-        solver = _solver(project, out_dir, slice_id)
-        made = register_slice(mosaics, out_dir, slice_id=slice_id, settings=settings, solver=solver)
+        finder, solver = _by_matlab(project, out_dir, slice_id)
+        made = register_slice(mosaics, out_dir, slice_id=slice_id, settings=settings, finder=finder, solver=solver)
     if as_json:
         print_json(
             {
@@ -106,17 +107,21 @@ def register(
         raise typer.Exit(FAILED)
 
 
-def _solver(project: Path | None, out_dir: Path, slice_id: int) -> AxisSolver | None:
-    """Return what solves for the axes if the project file names another program than our own code."""
+def _by_matlab(project: Path | None, out_dir: Path, slice_id: int) -> tuple[MappingFinder | None, AxisSolver | None]:
+    """Return what registers and what solves for the axes where the project file names MATLAB; None: our own code."""
     if project is None:
-        return None
+        return None, None
     from opticstream.config import DeploymentSettings
     from opticstream.config.engines import matlab_for
-    from opticstream.stages.slice import axis_solver_by_matlab
+    from opticstream.stages.slice import axis_solver_by_matlab, mapping_finder_by_matlab
 
     deployment = DeploymentSettings()
-    engine = matlab_for(load_project(project, path_map=deployment.path_map).processing.engine, "registration")
-    return None if engine is None else axis_solver_by_matlab(engine, deployment, out_dir, name=f"slice {slice_id}")
+    engine = load_project(project, path_map=deployment.path_map).processing.engine
+    registers, solves, name = matlab_for(engine, "registration"), matlab_for(engine, "axis"), f"slice {slice_id}"
+    return (
+        None if registers is None else mapping_finder_by_matlab(registers, deployment, out_dir, name=name),
+        None if solves is None else axis_solver_by_matlab(solves, deployment, out_dir, name=name),
+    )
 
 
 def _settings(project: Path | None, options: list[str]) -> RegistrationSettings:

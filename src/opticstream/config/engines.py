@@ -7,45 +7,56 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from opticstream.config.base import Settings
 
-MATLAB_FUNCTIONS: Mapping[str, str] = {
-    "spectral_to_complex": "opticstream.spectral_to_complex",
-    "complex_to_processed": "opticstream.complex_to_processed",
-    "spectral_to_processed": "opticstream.spectral_to_processed",
-    "find_surface": "opticstream.find_surface",
-    "thruplane_registration": "opticstream.solve_axis",
+MatlabStage = Literal["tile", "registration", "axis"]
+"""A stage that MATLAB can compute."""
+
+FUNCTIONS_OF_STAGE: Mapping[MatlabStage, Mapping[str, str]] = {
+    "tile": {
+        "spectral_to_complex": "opticstream.spectral_to_complex",
+        "complex_to_processed": "opticstream.complex_to_processed",
+        "spectral_to_processed": "opticstream.spectral_to_processed",
+        "find_surface": "opticstream.find_surface",
+    },
+    "registration": {"register_illuminations": "opticstream.register_illuminations"},
+    "axis": {"fibre_axes": "opticstream.solve_axis"},
 }
-"""The functions that MATLAB is asked for, and our own ones."""
+"""The functions that MATLAB is asked for by stage, and our own ones."""
+
+MATLAB_FUNCTIONS: Mapping[str, str] = {
+    does: name for functions in FUNCTIONS_OF_STAGE.values() for does, name in functions.items()
+}
+"""The functions of all stages, and our own ones."""
 
 _FUNCTION = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
 
 
 class NativeEngine(Settings):
-    """Tiles and fibre axes are computed by OpticStream's own code, which is the fastest."""
+    """Tiles, registration and fibre axes are computed by OpticStream's own code, which is the fastest."""
 
     kind: Literal["native"] = "native"
     """Name of this choice."""
 
 
 class MatlabEngine(Settings):
-    """Tiles and fibre axes are computed by MATLAB or Octave (docs/how-to/matlab.md)."""
+    """Tiles, registration and fibre axes are computed by MATLAB or Octave (docs/how-to/matlab.md)."""
 
     kind: Literal["matlab"] = "matlab"
     """Name of this choice."""
-    stages: tuple[Literal["tile", "registration"], ...] = ("tile", "registration")
-    """Stages that MATLAB computes: `tile`, spectra to volumes and maps; `registration`, the fibre axes of a slice. Our
-    own code computes the others."""
+    stages: tuple[MatlabStage, ...] = get_args(MatlabStage)
+    """Stages that MATLAB computes: `tile`, spectra to volumes and maps; `registration`, how the illuminations of a
+    slice lie on each other; `axis`, the fibre axes of a slice. Our own code computes the others."""
     by_complex: bool = False
     """Make the complex tile first, by `spectral_to_complex`, and the rest from it, by `complex_to_processed`; otherwise
     `spectral_to_processed` does both."""
     functions: dict[str, str] = Field(default_factory=dict)
     """Functions of the lab in place of OpticStream's own, by what they do: `spectral_to_complex`,
-    `complex_to_processed`, `spectral_to_processed`, `find_surface` or `thruplane_registration`."""
+    `complex_to_processed`, `spectral_to_processed`, `find_surface`, `register_illuminations` or `fibre_axes`."""
     paths: tuple[Path, ...] = ()
     """Folders of the lab's functions, besides those in OPTICSTREAM_MATLAB_PATH of each host."""
     memory_budget_gb: float = Field(default=8.0, gt=0)
@@ -70,7 +81,7 @@ class MatlabEngine(Settings):
         """
         return self.functions.get(does, MATLAB_FUNCTIONS[does])
 
-    def computes(self, stage: Literal["tile", "registration"], /) -> bool:
+    def computes(self, stage: MatlabStage, /) -> bool:
         """Return whether MATLAB computes a stage."""
         return stage in self.stages
 
@@ -90,6 +101,6 @@ Engine = Annotated[NativeEngine | MatlabEngine, Field(discriminator="kind"), tab
 """An engine; `engine = "matlab"` is short for a table with this kind."""
 
 
-def matlab_for(engine: NativeEngine | MatlabEngine, stage: Literal["tile", "registration"], /) -> MatlabEngine | None:
+def matlab_for(engine: NativeEngine | MatlabEngine, stage: MatlabStage, /) -> MatlabEngine | None:
     """Return the MATLAB settings if MATLAB computes a stage, else None."""
     return engine if isinstance(engine, MatlabEngine) and engine.computes(stage) else None

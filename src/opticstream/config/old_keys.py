@@ -15,6 +15,7 @@ STITCHING_MASK = "processing.mask.mask_file_type"
 USE_MASK = "processing.registration.use_mask"
 ALIGN_LEASH = "processing.sample.align_leash"
 COORDINATES = "processing.coordinates"
+OLD_FUNCTION = "processing.engine.functions.thruplane_registration"
 
 
 def with_new_keys(data: Any, /, *, source: str) -> Any:
@@ -22,8 +23,9 @@ def with_new_keys(data: Any, /, *, source: str) -> Any:
 
     `processing.mask.mask_file_type` chose the map for the mask of the stitched results, which the registration used as
     well; `processing.registration.use_mask` said whether it did. `processing.sample.align_leash` is now
-    `align_pullback`. `processing.coordinates.method = "fiji"` with a `tile_configuration` took positions from that
-    file, as `"file"` does today. If a file has both an old key and its new one, the new one is used.
+    `align_pullback`, `processing.engine.functions.thruplane_registration` is `fibre_axes`.
+    `processing.coordinates.method = "fiji"` with a `tile_configuration` took positions from that file, as `"file"` does
+    today. If a file has both an old key and its new one, the new one is used.
     """
     processing = data.get("processing") if isinstance(data, dict) else None
     if not isinstance(processing, dict):
@@ -33,6 +35,12 @@ def with_new_keys(data: Any, /, *, source: str) -> Any:
         value = sample.pop("align_leash")
         sample.setdefault("align_pullback", value)
         _note(source, f"{ALIGN_LEASH} has a new name: align_pullback in [processing.sample]")
+    engine = processing.get("engine")
+    functions = engine.get("functions") if isinstance(engine, dict) else None
+    if isinstance(functions, dict) and "thruplane_registration" in functions:
+        value = functions.pop("thruplane_registration")
+        functions.setdefault("fibre_axes", value)
+        _note(source, f"{OLD_FUNCTION} has a new name: fibre_axes")
     _with_new_coordinates(processing.get("coordinates"), source)
     registration = processing.get("registration", {})
     if isinstance(registration, dict) and "use_mask" in registration:

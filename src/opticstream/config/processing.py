@@ -275,7 +275,7 @@ class ProcessingSettings(Settings):
     """Choices of the scientist, by stage."""
 
     engine: Engine = NativeEngine()
-    """Program that computes tiles and fibre axes: `native` or `matlab`."""
+    """Program that computes tiles, registration and fibre axes: `native` or `matlab`."""
     reconstruction: ReconstructionSettings = ReconstructionSettings()
     """From spectra to volumes."""
     enface: EnfaceSettings = EnfaceSettings()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,12 @@ PICTURE = "tile_{number:05d}.tif"
 LAYOUT = "TileConfiguration.txt"
 REGISTERED = "TileConfiguration.registered.txt"
 _MACRO = "stitch.ijm"
+_FINISHED = "finished.txt"
+"""File that the macro writes when everything else is done."""
+_LAST_S = 10.0
+"""Time that Fiji has to end by itself after its macro: not every version of it does."""
 _NO_PLUGIN = re.compile(r"unrecognized command|command not found|Grid/Collection stitching.*not", re.IGNORECASE)
+_ABORTED = re.compile(r"unrecognized command|macro error|exception in thread", re.IGNORECASE)
 _MEMORY = re.compile(r"OutOfMemoryError|out of memory|insufficient memory", re.IGNORECASE)
 _TYPES = {
     ScanPattern.SNAKE_BY_COLUMNS: "Grid: snake by columns",
@@ -166,7 +172,11 @@ def stitching_macro(folder: Path, settings: FijiCoordinates, /, *, grid: FijiGri
         "image_output=[Write to disk]",
         f"output_directory=[{name}]",
     ]
-    return f'run("Grid/Collection stitching", "{" ".join(options)}");\neval("script", "System.exit(0);");\n'
+    return (
+        f'run("Grid/Collection stitching", "{" ".join(options)}");\n'
+        f'File.saveString("finished", "{name}/{_FINISHED}");\n'
+        'eval("script", "System.exit(0);");\n'
+    )
 
 
 def fiji_scratch() -> tempfile.TemporaryDirectory[str]:
@@ -213,11 +223,18 @@ def fiji_positions(
     if grid is None:
         (folder / LAYOUT).write_text(tile_configuration_text(nominal), encoding="utf-8")
     registered = folder / REGISTERED
-    registered.unlink(missing_ok=True)
+    finished = folder / _FINISHED
+    for path in (registered, finished):
+        path.unlink(missing_ok=True)
     with Running(
         program.command(macro), folder=folder, environment=environment_of_program({}), log=_log, name="Fiji"
     ) as running:
-        status = running.wait(program.timeout_s)
+        status = running.wait(
+            program.timeout_s, until=lambda: finished.exists() or any(map(_ABORTED.search, running.lines))
+        )
+        if status is None and time.monotonic() - running.started < program.timeout_s:
+            # The macro is at its end, or an error has stopped it; not every Fiji then ends by itself.
+            status = running.wait(_LAST_S) or 0
         lines = running.lines
     said = f"; it said: {' | '.join(lines[-4:])}" if lines else ""
     if status is None:

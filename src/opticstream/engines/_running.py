@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -123,10 +123,10 @@ class Running:
         self._reader.join(timeout=5)
         return 128 - code if code > 128 else code
 
-    def wait(self, timeout_s: float, /) -> int | None:
-        """Return the exit status, or None if the program still runs after a time."""
+    def wait(self, timeout_s: float, /, *, until: Callable[[], bool] = lambda: False) -> int | None:
+        """Return the exit status, or None if the program still runs after a time, or when `until` is true."""
         end = time.monotonic() + timeout_s
-        while self.status is None and time.monotonic() < end:
+        while self.status is None and time.monotonic() < end and not until():
             time.sleep(_LOOK_S)
         return self.status
 

@@ -55,13 +55,16 @@ def read_tile_configuration(path: Path, /) -> tuple[ConfiguredTile, ...]:
         if not line or line.startswith("#"):
             continue
         key, equals, value = (part.strip() for part in line.partition("="))
-        if equals and key in {"dim", "multiseries", "suffix"}:
-            if key == "dim":
+        if equals and key in {"dim", "dims", "multiseries", "suffix"}:
+            if key in {"dim", "dims"}:
                 if value not in {"2", "3"}:
                     raise FileFormatError(f"{path}, line {number}: dim must be 2 or 3, got {value!r}")
                 dimensions = int(value)
             elif key == "multiseries" and value.lower() == "true":
-                raise FileFormatError(f"{path}, line {number}: several series in one file are not supported")
+                raise FileFormatError(
+                    f"{path}, line {number}: multiseries = true: several series in one file are not supported; save "
+                    "each tile in a file of its own"
+                )
             continue
         match = _LINE.match(line)
         if match is None:

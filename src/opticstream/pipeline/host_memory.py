@@ -43,7 +43,13 @@ def memory_of_mosaic(project: Project, item: ItemId, /) -> int:
 def memory_of_slice(project: Project, item: ItemId, /) -> int:
     """Return how much memory the registration of a slice takes, in bytes; the sample takes no more for a slice."""
     mosaics = project.layout.mosaics(item if isinstance(item, SliceId) else SliceId(1))
-    return _PROGRAM_BYTES + _REGISTRATION_BYTES * max(_pixels(project, mosaic) for mosaic in mosaics)
+    needed = _PROGRAM_BYTES + _REGISTRATION_BYTES * max(_pixels(project, mosaic) for mosaic in mosaics)
+    engine = project.config.processing.engine
+    matlab = matlab_for(engine, "registration") or matlab_for(engine, "axis")
+    if matlab is None or not isinstance(item, SliceId):
+        return needed
+    needed += _bytes(matlab.memory_budget_gb)
+    return needed if project.memory is None else min(needed, project.memory.budget)
 
 
 def within_memory(project: Project, /) -> ProjectConfig:

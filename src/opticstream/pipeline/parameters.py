@@ -11,17 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 
 from opticstream.config import ProjectConfig, parameters_hash
 from opticstream.config.coordinates import FijiCoordinates, FileCoordinates
-from opticstream.config.engines import MATLAB_FUNCTIONS, Engine, matlab_for
+from opticstream.config.engines import FUNCTIONS_OF_STAGE, Engine, MatlabEngine, MatlabStage, matlab_for
 from opticstream.config.processing import MaskSettings
 from opticstream.config.publish_targets import What
-
-_TILE_FUNCTIONS = tuple(name for name in MATLAB_FUNCTIONS if name != "thruplane_registration")
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def slice_settings(config: ProjectConfig, /) -> StageSettings:
     if registration.mask_file_type not in ("", mask.made_from):
         processing["registration"]["use_mask"] = registration.mask_file_type
         processing["mask"] = _without(mask, "made_from")
-    processing |= _engine_settings(config.processing.engine, "registration")
+    processing |= _engine_settings(config.processing.engine, "registration", "axis")
     return StageSettings({"scan": {"illuminations": tilts}, "processing": processing})
 
 
@@ -214,16 +212,16 @@ _FIJI_ENGINE = "fiji engine"
 """Recorded for `processing.coordinates.method = "fiji"`: in earlier records, `fiji` is what `file` is now."""
 
 
-def _engine_settings(engine: Engine, stage: Literal["tile", "registration"], /) -> dict[str, Any]:
-    """Return what a result depends on where MATLAB computes it; nothing for our own code, as in earlier records."""
-    matlab = matlab_for(engine, stage)
-    if matlab is None:
+def _engine_settings(engine: Engine, /, *stages: MatlabStage) -> dict[str, Any]:
+    """Return what a result of some stages depends on where MATLAB computes them; nothing for our own code."""
+    computed = [stage for stage in stages if matlab_for(engine, stage) is not None]
+    if not isinstance(engine, MatlabEngine) or not computed:
         return {}
-    names = ("thruplane_registration",) if stage == "registration" else _TILE_FUNCTIONS
-    chosen = {does: name for does, name in sorted(matlab.functions.items()) if does in names}
-    contents = [_contents_of_folder(folder) for folder in matlab.paths] if chosen else []
-    by_complex = {"by_complex": matlab.by_complex} if stage == "tile" else {}
-    return {"engine": {"kind": matlab.kind, **by_complex, "functions": chosen, "contents": contents}}
+    names = {does for stage in computed for does in FUNCTIONS_OF_STAGE[stage]}
+    chosen = {does: name for does, name in sorted(engine.functions.items()) if does in names}
+    contents = [_contents_of_folder(folder) for folder in engine.paths] if chosen else []
+    what = {"by_complex": engine.by_complex} if computed == ["tile"] else {"stages": computed}
+    return {"engine": {"kind": engine.kind, **what, "functions": chosen, "contents": contents}}
 
 
 def _contents_of_folder(folder: Path, /) -> str:

@@ -20,6 +20,7 @@ from opticstream.state.manifest import records_of_store
 
 if TYPE_CHECKING:
     from opticstream.compute.axis import AxisSolver
+    from opticstream.compute.registration import MappingFinder
 
 
 def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt = once) -> list[Event]:
@@ -58,6 +59,7 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
                 subject_id=project.config.project.subject_id,
                 project_name=project.config.name,
                 threads=project.config.processing.reconstruction.threads,
+                finder=_finder(project, slice_id),
                 solver=_solver(project, slice_id),
             ),
         )
@@ -94,9 +96,20 @@ def register_slice(project: Project, event: SliceReady, /, *, attempt: Attempt =
     return events
 
 
+def _finder(project: Project, slice_id: SliceId) -> MappingFinder | None:
+    """Return what finds the mappings between illuminations; None for our own code."""
+    engine = matlab_for(project.config.processing.engine, "registration")
+    if engine is None:
+        return None
+    from opticstream.stages import slice as slice_stages
+
+    folder = project.paths.registered_folder
+    return slice_stages.mapping_finder_by_matlab(engine, project.deployment, folder, name=str(slice_id))
+
+
 def _solver(project: Project, slice_id: SliceId) -> AxisSolver | None:
     """Return what solves for the fibre axes; None for our own code."""
-    engine = matlab_for(project.config.processing.engine, "registration")
+    engine = matlab_for(project.config.processing.engine, "axis")
     if engine is None:
         return None
     from opticstream.stages import slice as slice_stages

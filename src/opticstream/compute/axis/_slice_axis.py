@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from opticstream.compute.axis._axis import AxisField, AxisSolver, axis_from_projections
 from opticstream.compute.registration import (
     Freedom,
+    MappingFinder,
     PlanarTransform,
     Registration,
     register_images,
@@ -86,6 +87,7 @@ def slice_axis_from_illuminations(
     min_confidence: float = 0.5,
     max_residual_px: float = 3.0,
     threads: int = 0,
+    finder: MappingFinder | None = None,
     solver: AxisSolver | None = None,
 ) -> SliceAxis:
     """Return the registrations and the fibre axes of one slice.
@@ -94,7 +96,7 @@ def slice_axis_from_illuminations(
     ----------
     illuminations : sequence of IlluminationImages
         Two or more; the first one is the fixed one, on whose pixels everything is returned.
-    freedom, bend_sigma_px, sigma_px, min_overlap, min_confidence, max_residual_px
+    freedom, bend_sigma_px, sigma_px, min_overlap, min_confidence, max_residual_px, finder
         Registration, as in `register_images`; the images compared are the birefringence maps.
     axis_sigma_px : float
         Gaussian average of orientation and birefringence before the axis is solved; 0: none.
@@ -131,6 +133,7 @@ def slice_axis_from_illuminations(
                 min_overlap=min_overlap,
                 min_confidence=min_confidence,
                 max_residual_px=max_residual_px,
+                finder=finder,
             )
         except ValueError as error:
             raise ValueError(f"{item.name} onto {fixed.name}: {error}") from None

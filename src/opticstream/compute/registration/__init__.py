@@ -5,12 +5,19 @@ from __future__ import annotations
 from opticstream.compute.registration._blocks import Slant, resampled_blocks
 from opticstream.compute.registration._by_kind import resampled
 from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform
-from opticstream.compute.registration._registration import Registration, register_images
+from opticstream.compute.registration._registration import (
+    MappingFinder,
+    MappingTask,
+    Registration,
+    register_images,
+)
 from opticstream.compute.registration._resampling import resample_image, resample_orientation, smooth_orientation
 from opticstream.compute.registration._slice_alignment import SlicePose, next_pose, rigid_map, turned_axis
 
 __all__ = [
     "Freedom",
+    "MappingFinder",
+    "MappingTask",
     "PlanarTransform",
     "Registration",
     "Slant",

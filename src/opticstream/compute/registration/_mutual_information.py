@@ -39,11 +39,8 @@ def refined_mapping(
     """Return the mapping of highest mutual information, and the information before and after."""
     import SimpleITK as sitk  # noqa: N813  (the name its users know)
 
-    def image(values: NDArray[Any]) -> Any:
-        return sitk.GetImageFromArray(np.ascontiguousarray(values.T))
-
-    images = image(fixed), image(moving)
-    masks = image(fixed_valid.astype(np.uint8)), image(moving_valid.astype(np.uint8))
+    images = _image(sitk, fixed), _image(sitk, moving)
+    masks = _image(sitk, fixed_valid.astype(np.uint8)), _image(sitk, moving_valid.astype(np.uint8))
     centre = (np.array(fixed.shape) - 1) / 2
     largest = max(*fixed.shape, *moving.shape)
 
@@ -70,16 +67,49 @@ def refined_mapping(
         return _from_itk(transform, kind, centre), -float(method.GetMetricValue())
 
     def information(mapping: PlanarTransform) -> float:
-        method = sitk.ImageRegistrationMethod()
-        method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
-        method.SetMetricFixedMask(masks[0])
-        method.SetMetricMovingMask(masks[1])
-        method.SetInterpolator(sitk.sitkLinear)
-        method.SetInitialTransform(_to_itk(sitk, mapping, "affine", centre))
-        return -float(method.MetricEvaluate(*images))
+        return _information(sitk, fixed, fixed_valid, moving, moving_valid, mapping)
 
     with _one_thread(sitk):
         return _best(run, information, starts, freedom, largest)
+
+
+def mutual_information(
+    fixed: Image,
+    fixed_valid: NDArray[np.bool_],
+    moving: Image,
+    moving_valid: NDArray[np.bool_],
+    mapping: PlanarTransform,
+) -> float:
+    """Return the mutual information of two images under a mapping, its displacement left out; NaN: no overlap."""
+    import SimpleITK as sitk  # noqa: N813  (the name its users know)
+
+    with _one_thread(sitk):
+        try:
+            return _information(sitk, fixed, fixed_valid, moving, moving_valid, mapping)
+        except RuntimeError:  # ITK: too few samples overlap
+            return float("nan")
+
+
+def _information(
+    sitk: Any,
+    fixed: Image,
+    fixed_valid: NDArray[np.bool_],
+    moving: Image,
+    moving_valid: NDArray[np.bool_],
+    mapping: PlanarTransform,
+) -> float:
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
+    method.SetMetricFixedMask(_image(sitk, fixed_valid.astype(np.uint8)))
+    method.SetMetricMovingMask(_image(sitk, moving_valid.astype(np.uint8)))
+    method.SetInterpolator(sitk.sitkLinear)
+    centre = (np.array(fixed.shape) - 1) / 2
+    method.SetInitialTransform(_to_itk(sitk, mapping, "affine", centre))
+    return -float(method.MetricEvaluate(_image(sitk, fixed), _image(sitk, moving)))
+
+
+def _image(sitk: Any, values: NDArray[Any]) -> Any:
+    return sitk.GetImageFromArray(np.ascontiguousarray(values.T))
 
 
 def _best(

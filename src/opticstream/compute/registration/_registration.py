@@ -9,7 +9,7 @@ and whose agreement is the confidence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.registration._checks import block_residuals, significance
 from opticstream.compute.registration._detail_alignment import DetailPair, bent, locally_normalised, sharpened
-from opticstream.compute.registration._mutual_information import refined_mapping
+from opticstream.compute.registration._mutual_information import mutual_information, refined_mapping
 from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform
 from opticstream.compute.registration._resampling import resample_image
 from opticstream.compute.registration._rough_search import rough_mappings, shrunk
@@ -51,6 +51,36 @@ class Registration:
     @property
     def good(self) -> bool:
         return not self.failures
+
+
+@dataclass(frozen=True)
+class MappingTask:
+    """Two illuminations and what their mapping may be, for another program that finds it."""
+
+    fixed: tuple[Image, ...]
+    """Maps of the fixed image, each of shape (x, y), the one that is compared first; NaN marks missing values."""
+    moving: tuple[Image, ...]
+    """The same maps of the moving image."""
+    fixed_valid: NDArray[np.bool_]
+    """Where the fixed image has tissue, shape (x, y)."""
+    moving_valid: NDArray[np.bool_]
+    """Where the moving image has tissue."""
+    freedom: Freedom
+    """Freedom of the mapping."""
+    bend_sigma_px: float
+    """Scale of a displacement that is to be found as well; 0: none."""
+    sigma_px: float
+    """Smoothing of the first maps."""
+    scale_guess: tuple[float, float]
+    """Expected scale of the moving over the fixed image along x and y."""
+    max_rotation_deg: float
+    """Largest rotation that is expected."""
+    max_pixels: int
+    """Larger images may be halved until they are smaller."""
+
+
+MappingFinder = Callable[[MappingTask], PlanarTransform]
+"""Finds the mapping of two illuminations in place of our own code."""
 
 
 def registration_image(
@@ -118,6 +148,7 @@ def register_images(
     max_residual_px: float = 3.0,
     max_pixels: int = 1_500_000,
     start: PlanarTransform | None = None,
+    finder: MappingFinder | None = None,
 ) -> Registration:
     """Return the mapping from `fixed` to `moving` that makes them one image.
 
@@ -145,6 +176,9 @@ def register_images(
         Larger images are halved until they are smaller; the mapping is in pixels of the full size all the same.
     start : PlanarTransform, optional
         A known rough mapping; replaces the search.
+    finder : MappingFinder, optional
+        Finds the mapping in place of our own code, which judges it all the same. The information at the start is then
+        that of the images with their centres on each other.
 
     Returns
     -------
@@ -170,18 +204,36 @@ def register_images(
         halvings += 1
     shrink = 2**halvings
     small = [shrunk(fixed_image, fixed_valid, shrink), shrunk(moving_image, moving_valid, shrink)]
-    starts = (
-        [start.scaled(1 / shrink)]
-        if start is not None
-        else rough_mappings(*small[0], *small[1], scale_guess=scale_guess, max_rotation_deg=max_rotation_deg)
-    )
-    mapping, before, after = refined_mapping(*small[0], *small[1], starts, freedom)
-    pairs = _detail_pairs([(fixed, moving), *details], fixed_valid, moving_valid, shrink)
+    maps = [(fixed, moving), *details]
+    pairs = _detail_pairs(maps, fixed_valid, moving_valid, shrink)
     shape = (fixed_image.shape[0], fixed_image.shape[1])
-    if np.isfinite(after) and mapping.is_plausible:
-        mapping = sharpened(pairs, mapping, freedom=freedom)
-        if bend_sigma_px > 0:
-            mapping = bent(pairs, mapping, sigma_px=max(bend_sigma_px / shrink, 4.0))
+    if finder is not None:
+        task = MappingTask(
+            tuple(np.asarray(one, np.float32) for one, _ in maps),
+            tuple(np.asarray(other, np.float32) for _, other in maps),
+            fixed_valid,
+            moving_valid,
+            freedom,
+            bend_sigma_px,
+            sigma_px,
+            scale_guess,
+            max_rotation_deg,
+            max_pixels,
+        )
+        mapping = finder(task).scaled(1 / shrink, shape=(small[0][0].shape[0], small[0][0].shape[1]))
+        before = mutual_information(*small[0], *small[1], _centred(small[0][0].shape, small[1][0].shape))
+        after = mutual_information(*small[0], *small[1], mapping)
+    else:
+        starts = (
+            [start.scaled(1 / shrink)]
+            if start is not None
+            else rough_mappings(*small[0], *small[1], scale_guess=scale_guess, max_rotation_deg=max_rotation_deg)
+        )
+        mapping, before, after = refined_mapping(*small[0], *small[1], starts, freedom)
+        if np.isfinite(after) and mapping.is_plausible:
+            mapping = sharpened(pairs, mapping, freedom=freedom)
+            if bend_sigma_px > 0:
+                mapping = bent(pairs, mapping, sigma_px=max(bend_sigma_px / shrink, 4.0))
     residual, confidence = float("nan"), 0.0
     if mapping.is_plausible:
         residual, confidence = block_residuals(pairs, mapping, pixel_px=shrink)
@@ -200,6 +252,11 @@ def register_images(
         min_confidence=min_confidence,
         max_residual_px=max_residual_px,
     )
+
+
+def _centred(fixed: tuple[int, ...], moving: tuple[int, ...]) -> PlanarTransform:
+    """Return the mapping that lays the centres of two images on each other."""
+    return PlanarTransform(np.eye(2), (np.array(moving, float) - np.array(fixed, float)) / 2)
 
 
 def _rounded(mapping: PlanarTransform) -> PlanarTransform:

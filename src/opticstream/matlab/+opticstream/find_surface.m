@@ -20,7 +20,7 @@ function [surface, unfiltered, confidence] = find_surface(intensity_db, settings
     switch settings.surface
         case 'robust'
             [surface, confidence] = opticstream.surface_sheet(intensity_db);
-            unfiltered = reshape(rise_near(opticstream.edge_response(lines), surface(:)'), A, B);
+            unfiltered = reshape(opticstream.strongest_rise_near(opticstream.edge_response(lines), surface(:)'), A, B);
             return
         case 'gradient_threshold'
             unfiltered = strongest_rise(lines);
@@ -45,11 +45,4 @@ function index = strongest_rise(lines)
     [~, best] = max(opticstream.edge_response(lines), [], 1);
     index = single(best - 1);
     index(sum(lines > 0, 1) < 10) = 0;
-end
-
-function index = rise_near(response, surface)
-    [Z, N] = size(response);
-    near = min(max(opticstream.round_even(surface) + (-12:12)', 0), Z - 1);
-    [~, best] = max(response(near + 1 + (0:N - 1) * Z), [], 1);
-    index = near(best + (0:N - 1) * 25);
 end

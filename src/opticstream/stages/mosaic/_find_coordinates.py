@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -536,7 +537,7 @@ def verdict_from_check(checked: CheckedPositions, /) -> Verdict:
 
 
 def _positions_from_file(path: Path, tiles: MosaicTiles) -> NDArray[np.float64]:
-    """Return positions from a tile configuration: by file name where names fit, else in the order of tile numbers."""
+    """Return positions from a tile configuration: by the numbers in the names, or else in the order of the scan."""
     configured = read_tile_configuration(path)
     if len(configured) != len(tiles.numbers):
         raise InputError(
@@ -544,16 +545,46 @@ def _positions_from_file(path: Path, tiles: MosaicTiles) -> NDArray[np.float64]:
             f"{len(tiles.numbers)} (processing.coordinates.tile_configuration)"
         )
     check_placed([(tile.name, tile.position_px) for tile in configured], str(path))
-    import re
+    numbers = numbers_in_names([tile.name for tile in configured], tiles.numbers)
+    given = np.array([tile.position_px[:2] for tile in configured], float)
+    if numbers is not None:
+        return given[np.argsort(numbers)]
+    away = np.abs(given - tiles.nominal_px - np.median(given - tiles.nominal_px, axis=0))
+    if (away > np.asarray(tiles.tile_shape) / 2).any():
+        # Fiji lists tiles row by row, whatever the order of the scan.
+        worst = configured[int(np.argmax((away / tiles.tile_shape).max(axis=1)))].name
+        raise InputError(
+            f"{path}: the names of its tiles have no numbers from {tiles.numbers[0]} to {tiles.numbers[-1]}, and it "
+            f"does not list them in the order of the scan: {worst} lies elsewhere; put the number of each tile into "
+            "its name (processing.coordinates.tile_configuration)"
+        )
+    return given
 
-    numbers = []
-    for tile in configured:
-        match = re.search(r"image_(\d+)", tile.name)
-        numbers.append(int(match[1]) if match else -1)
-    if sorted(numbers) != sorted(tiles.numbers):
-        numbers = list(tiles.numbers)
-    by_number = {n: tile.position_px[:2] for n, tile in zip(numbers, configured, strict=True)}
-    return np.array([by_number[n] for n in tiles.numbers], float)
+
+def numbers_in_names(names: Sequence[str], numbers: Sequence[int], /) -> list[int] | None:
+    """Return the number of the tile that each name stands for; None where the names do not tell.
+
+    It is the number after ``image_``, or else the last one that counts the tiles, from their first number, or from 0.
+
+    Examples
+    --------
+    >>> numbers_in_names(["slice_07_t2.tif", "slice_07_t0.tif", "slice_07_t1.tif"], (1, 2, 3))
+    [3, 1, 2]
+    >>> numbers_in_names(["left.tif", "right.tif"], (1, 2)) is None
+    True
+    """
+    plain = [re.split(r"[\\/]", name)[-1] for name in names]
+    found = [[int(number) for number in re.findall(r"image_(\d+)", name)[:1]] for name in plain]
+    if all(found) and sorted(one for one, *_ in found) == sorted(numbers):
+        return [one for one, *_ in found]
+    found = [[int(number) for number in re.findall(r"\d+", name)] for name in plain]
+    for column in range(1, min(map(len, found)) + 1):
+        counted = [one[-column] for one in found]
+        for first in (min(numbers), 0):
+            shifted = [one - first + min(numbers) for one in counted]
+            if sorted(shifted) == sorted(numbers):
+                return shifted
+    return None
 
 
 def _without_nan(values: dict[str, Any]) -> dict[str, Any]:

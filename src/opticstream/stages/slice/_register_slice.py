@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opticstream.compute.axis import AxisSolver, slice_axis_from_illuminations
+from opticstream.compute.registration import MappingFinder
 from opticstream.config.processing import MaskSettings, RegistrationSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import long_axis_notes
@@ -60,6 +61,7 @@ def register_slice(
     subject_id: str = "01",
     project_name: str = "",
     threads: int = 0,
+    finder: MappingFinder | None = None,
     solver: AxisSolver | None = None,
 ) -> RegisteredSlice:
     """Register the mosaics of one slice onto the first of them and write all results.
@@ -81,6 +83,8 @@ def register_slice(
         For the template of file names.
     threads : int
         Threads for the axis; 0 takes all. The results do not depend on it.
+    finder : MappingFinder, optional
+        Finds the mappings between the illuminations instead of our own code, such as `mapping_finder_by_matlab`.
     solver : AxisSolver, optional
         Solves for the fibre axes instead of our own code, such as `axis_solver_by_matlab`.
 
@@ -119,6 +123,7 @@ def register_slice(
             min_confidence=options.min_confidence,
             max_residual_px=options.max_residual_px,
             threads=threads,
+            finder=finder,
             solver=solver,
         )
     except ConfigurationError:
