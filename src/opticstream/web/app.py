@@ -17,21 +17,22 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
 from pydantic import Field
 from starlette.exceptions import HTTPException
-from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.responses import FileResponse
 
 from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.orientation_pictures import inplane_legend
 from opticstream.model.errors import InputError, OpticStreamError, StateError
 from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId, item_from_key
-from opticstream.model.modalities import MODALITIES, Modality
+from opticstream.model.modalities import MODALITIES, Modality, described
 from opticstream.pipeline.project import Project
 from opticstream.state import FactRecord
 from opticstream.web.access import Access, Guard
 from opticstream.web.board import Board
-from opticstream.web.files import PICTURES, picture_path
+from opticstream.web.files import PICTURES, picture_path, store_path
 from opticstream.web.thumbnails import Thumbnails
 from opticstream.web.views import Views, modalities_of
+from opticstream.web.volumes import CLIENT, DECODERS, SCRIPTS, STYLE, viewer_address, volumes_of
 
 Retry = Callable[[Sequence[ItemId] | None], Sequence[str]]
 """Retries parked items, or all of them, and returns what was done in words."""
@@ -39,6 +40,8 @@ Retry = Callable[[Sequence[ItemId] | None], Sequence[str]]
 LOOK_EVERY_S = 0.5
 BEAT_S = 10.0
 """Time after which a page hears something although nothing has changed, so that it knows that it is not cut off."""
+_COMPACT = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
+"""Kinds of content that are not compressed again."""
 _FOREVER = "private, max-age=31536000, immutable"
 _MOST_FORM_BYTES = 10_000
 
@@ -129,10 +132,11 @@ def create_app(project: Project, /, *, access: Access | None = None, retry: Retr
     app.mount("/static", StaticFiles(directory=Path(__file__).with_name("static")), name="static")
     _add_pages(app, dashboard)
     _add_pictures(app, dashboard)
+    _add_volumes(app, dashboard)
     _add_actions(app, dashboard)
     _add_problems(app, dashboard)
-    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
-    app.add_middleware(Guard, access=access)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5, exclude_content_types=_COMPACT)
+    app.add_middleware(Guard, access=access, decoders=DECODERS)
     return app
 
 
@@ -206,6 +210,7 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
             "pictures.html.j2",
             item=item, pictures=found, shown=shown, lines=lines, stamp=stamp,
             slice_id=slice_id.slice_id if slice_id else None,
+            has_volumes=isinstance(item, MosaicId) and _record(dashboard.project, item, "volume_stitched") is not None,
         )  # fmt: skip
 
 
@@ -292,6 +297,53 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
     @app.get("/legend/wheel.png")
     def legend() -> Response:
         return Response(wheel, media_type="image/png", headers={"Cache-Control": _FOREVER})
+
+
+def _add_volumes(app: FastAPI, dashboard: Dashboard) -> None:
+    project = dashboard.project
+
+    @app.get("/volumes/{key}")
+    def volumes(request: Request, key: str) -> RedirectResponse:
+        mosaic = _mosaic(key)
+        found = volumes_of(project, mosaic)
+        if not found:
+            raise HTTPException(404, f"{mosaic} has no volumes, or not yet")
+        origin = str(request.base_url).rstrip("/")
+        return RedirectResponse(viewer_address(key, found, origin=origin), 303)
+
+    @app.get("/v/{key}/", response_class=HTMLResponse)  # the viewer expects an address of this form
+    def viewer(key: str) -> str:
+        mosaic = _mosaic(key)
+        wheel = any(described(name).is_axial for name in project.config.processing.volume.modalities)
+        return dashboard.render(
+            "volume.html.j2", item=mosaic, client=CLIENT, style=STYLE, scripts=SCRIPTS, axial=wheel
+        )  # fmt: skip
+
+    @app.get("/events/{key}", response_class=EventSourceResponse)
+    async def viewer_events(key: str) -> AsyncIterator[ServerSentEvent]:
+        """Nothing: the viewer only wants to see that its server is there."""
+        _mosaic(key)
+        while not dashboard.closing:
+            async with dashboard.changed:
+                await dashboard.changed.wait()
+        yield ServerSentEvent(comment="end")
+
+    @app.api_route("/volumes/{stamp}/{name:path}", methods=["GET", "HEAD"])
+    def volume_file(stamp: int, name: str) -> Response:
+        """A file of a volume; the stamp tells browsers when it is another one."""
+        try:
+            path = store_path(project.paths, name)
+        except InputError:  # parts of a volume that hold no value do not exist
+            return Response(status_code=404)
+        kind = "application/json" if path.name.startswith((".z", "zarr")) else "application/octet-stream"
+        return FileResponse(path, media_type=kind, headers={"Cache-Control": _FOREVER})
+
+
+def _mosaic(key: str) -> MosaicId:
+    item = _item(key)
+    if not isinstance(item, MosaicId):
+        raise HTTPException(404, f"{item} is not a mosaic")
+    return item
 
 
 def _picture(content: bytes) -> Response:
