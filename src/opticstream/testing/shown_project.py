@@ -15,6 +15,7 @@ from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.nifti import write_nifti
 from opticstream.io.paths import tile_product_name
 from opticstream.io.pictures import picture_of_map, write_jpeg
+from opticstream.io.tile_thumbnail import thumbnail_path, tile_thumbnail
 from opticstream.io.zarr import StoreWriter, Version, store_layout
 from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
@@ -96,6 +97,7 @@ class ShownProject:
         picture = (self.project.paths.processed_folder(tile.mosaic) / tile_product_name(tile, "qc")).with_suffix(".jpg")
         shown = picture_of_map("aip", self.maps(tile)["aip"], limits=(NOISE_DB, NOISE_DB + 45))
         outputs.append(write_bytes(picture, encoded_picture(np.repeat(np.repeat(shown, 6, 0), 6, 1), "JPEG")))
+        write_bytes(thumbnail_path(self.project.paths.base, tile), tile_thumbnail(self.maps(tile), noise_db=NOISE_DB))
         detail = {"figures": FIGURES, "flags": list(flags), "raw_bytes": 100_000_000, "source": f"{tile_id}.nii"}
         self.project.facts.replace(
             tile,
