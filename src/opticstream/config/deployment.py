@@ -162,6 +162,9 @@ class DeploymentSettings(BaseSettings):
     acquisition_alarm_s: float = Field(default=300.0, gt=0)
     """Time without new data in the raw folder, while columns are missing, after which the acquisition is reported as
     stalled, in seconds."""
+    finished_after_s: float = Field(default=3600.0, ge=0)
+    """Time without anything new after which a project of which nothing is left to do is reported as finished, in
+    seconds; longer than the cutting of a slice takes. `opticstream run` reports it at its end in any case."""
     disk_alarm_share: float = Field(default=0.05, ge=0, le=1)
     """Share of a disk that is free when it is reported as nearly full; 0: never."""
     disk_alarm_h: float = Field(default=12.0, ge=0)

@@ -21,6 +21,7 @@ from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.raw_folders import ready_content
+from opticstream.stages.mosaic import write_zoom_of_map
 
 _PROJECT = """\
 [project]
@@ -134,8 +135,8 @@ class ShownProject:
             self.process(mosaic_id, tile.tile_id)
         self.finish(batch)
 
-    def stitch(self, mosaic_id: int, *, doubts: Sequence[str] = ()) -> MosaicId:
-        """Write the pictures of a stitched mosaic, and record it."""
+    def stitch(self, mosaic_id: int, *, doubts: Sequence[str] = (), zoom: bool = False) -> MosaicId:
+        """Write the pictures of a stitched mosaic, with `zoom` also those at full size, and record it."""
         mosaic = MosaicId(mosaic_id)
         maps = self._maps(mosaic)
         pictures = {
@@ -145,6 +146,14 @@ class ShownProject:
             )
             for name, image in maps.items()
         }
+        if zoom:
+            for name, image in maps.items():
+                path, small = (
+                    self.project.paths.mosaic_zoom(mosaic, name),
+                    {n: one[::2, ::2] for n, one in maps.items()},
+                )
+                light = small["ret"] if name == "ori" else None
+                write_zoom_of_map(path, name, image, small=small[name], light=light)
         detail = {
             "products": {name: self.project.paths.relative(path) for name, path in pictures.items()},
             "doubts": list(doubts),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from opticstream.state import FactRecord
 from opticstream.web.access import Access, Guard
 from opticstream.web.board import Board
 from opticstream.web.files import PICTURES, picture_path, store_path
-from opticstream.web.thumbnails import Thumbnails
+from opticstream.web.thumbnails import Thumbnails, ZoomFiles
 from opticstream.web.views import Views, modalities_of
 from opticstream.web.volumes import CLIENT, DECODERS, SCRIPTS, STYLE, viewer_address, volumes_of
 
@@ -43,6 +44,7 @@ BEAT_S = 10.0
 _COMPACT = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
 """Kinds of content that are not compressed again."""
 _FOREVER = "private, max-age=31536000, immutable"
+_PART_OF_ZOOM = re.compile(r"(?P<modality>[A-Za-z0-9]+)(?:\.dzi|_files/\d{1,2}/\d{1,4}_\d{1,4}\.jpg)")
 _MOST_FORM_BYTES = 10_000
 
 _log = logging.getLogger(__name__)
@@ -210,6 +212,7 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
             "pictures.html.j2",
             item=item, pictures=found, shown=shown, lines=lines, stamp=stamp,
             slice_id=slice_id.slice_id if slice_id else None,
+            zoom=_zoom_of(dashboard.project, item, shown, stamp),
             has_volumes=isinstance(item, MosaicId) and _record(dashboard.project, item, "volume_stitched") is not None,
         )  # fmt: skip
 
@@ -260,6 +263,14 @@ def _record(project: Project, item: ItemId, fact: str) -> FactRecord | None:
         return None
 
 
+def _zoom_of(project: Project, item: ItemId, shown: ShownPicture | None, stamp: int) -> str:
+    """Return the address of a picture at full size; empty if there is none, because the picture itself is."""
+    if not isinstance(item, MosaicId) or shown is None or shown.modality is None:
+        return ""
+    name = shown.modality.name
+    return f"/zoom/{stamp}/{item.mosaic_id}/{name}.dzi" if project.paths.mosaic_zoom(item, name).exists() else ""
+
+
 def _shown(name: str, file: str) -> ShownPicture:
     stem = Path(name).stem
     title = stem.split("_", 2)[-1] if stem.startswith(("mosaic_", "slice_")) else stem
@@ -271,6 +282,7 @@ def _shown(name: str, file: str) -> ShownPicture:
 def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
     project, board, thumbnails = dashboard.project, dashboard.board, dashboard.thumbnails
     wheel = encoded_picture(inplane_legend(288), "PNG")
+    zooms = ZoomFiles()
 
     @app.get("/strip/{mosaic}/{column}/{modality}.jpg")
     def strip(mosaic: Number, column: Number, modality: str) -> Response:
@@ -289,6 +301,17 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
             raise HTTPException(404, f"mosaic {mosaic} has no picture")
         names = [one for one in found if one.modality and one.modality.intensity] or found
         return _picture(thumbnails.preview(picture_path(project.paths, unquote(names[0].file))))
+
+    @app.get("/zoom/{stamp}/{mosaic}/{part:path}")
+    def zoom(stamp: int, mosaic: Number, part: str) -> Response:
+        """A part of a stitched map at full size; the stamp tells browsers when it is another one."""
+        found = _PART_OF_ZOOM.fullmatch(part)
+        if found is None:
+            raise HTTPException(404, f"{part!r} is not a part of a picture")
+        path = project.paths.mosaic_zoom(MosaicId(mosaic), found["modality"])
+        content = zooms.read(path, f"{path.stem}{part[len(found['modality']) :]}")
+        kind = "application/xml" if part.endswith(".dzi") else "image/jpeg"
+        return Response(content, media_type=kind, headers={"Cache-Control": _FOREVER})
 
     @app.get("/files/{name:path}")
     def files(name: str) -> FileResponse:

@@ -17,7 +17,8 @@ from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.nifti import read_nifti
 from opticstream.io.pictures import display_range
 from opticstream.io.tile_thumbnail import fixed_range, map_in_thumbnail, small_map, thumbnail_path, thumbnail_size
-from opticstream.model.errors import OpticStreamError
+from opticstream.io.zoom import ZoomFile
+from opticstream.model.errors import FileFormatError, InputError, OpticStreamError
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.modalities import described
 from opticstream.pipeline.project import Project
@@ -113,6 +114,27 @@ class Thumbnails:
         except (OpticStreamError, OSError):  # not made, or just being replaced
             return None
         return np.asarray(image.reshape(image.shape[:2]), np.float32)
+
+
+class ZoomFiles:
+    """Pictures at full size that are being looked at."""
+
+    def __init__(self) -> None:
+        self._open: _Kept[ZoomFile] = _Kept(16)
+
+    def read(self, path: Path, part: str, /) -> bytes:
+        """Return a part of a picture at full size.
+
+        Raises
+        ------
+        InputError
+            There is no such picture or part.
+        """
+        try:
+            stamp = path.stat().st_mtime_ns
+            return self._open.get((path, stamp), lambda: ZoomFile(path)).read(part)
+        except (OSError, FileFormatError) as error:
+            raise InputError(f"{path.name} has no part {part}") from error
 
 
 def stamp_of(looks: Sequence[TileLook], /) -> str:
