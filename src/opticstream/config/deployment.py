@@ -155,6 +155,9 @@ class DeploymentSettings(BaseSettings):
     pool `state`."""
     metrics_port: int | None = Field(default=None, ge=1, le=65_535)
     """Port at which `opticstream worker`, `up` and `watch` show figures for Prometheus at `/metrics`; default: none."""
+    server_metrics_port: int | None = Field(default=None, ge=1, le=65_535)
+    """Port at which `opticstream server` shows figures for Prometheus at `/metrics`, another than that of the workers
+    of its host; default: none."""
     metrics_host: str = "127.0.0.1"
     """Address at which they are shown, `0.0.0.0` for other hosts. They hold names of projects and folders."""
     page_url: str | None = Field(default=None, pattern=r"^https?://[^@\s]+$")
