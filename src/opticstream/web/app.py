@@ -26,6 +26,7 @@ from opticstream.io.orientation_pictures import inplane_legend
 from opticstream.model.errors import InputError, OpticStreamError, StateError
 from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId, item_from_key
 from opticstream.model.modalities import MODALITIES, Modality, described
+from opticstream.pipeline.judging import judged
 from opticstream.pipeline.project import Project
 from opticstream.state import FactRecord
 from opticstream.web.access import Access, Guard
@@ -236,7 +237,7 @@ def _pictures_of(project: Project, item: ItemId) -> tuple[list[ShownPicture], li
     path = project.facts.path(item, fact)
     stamp = path.stat().st_mtime_ns if path.exists() else 0
     record = _record(project, item, fact)
-    lines = [("look", f"△ {reason}") for reason in (record.detail.get("doubts") or ())] if record else []
+    lines = [("look", f"△ {reason}") for reason in judged(project, item, record.detail).reasons] if record else []
     if record is None:
         lines.append(("dim", f"{item} is not {fact} yet"))
     return _pictures_of_record(project, item, fact), lines, stamp

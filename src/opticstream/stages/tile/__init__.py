@@ -18,6 +18,7 @@ from opticstream.stages.tile._enface_maps import MAKERS, makes
 from opticstream.stages.tile._import_tile import Counts, ImportedTile, RecordingFacts, facts_of_recording, import_tile
 from opticstream.stages.tile._matlab_tile import MatlabTiles
 from opticstream.stages.tile._process_tile import OutputFile, TileResult, available_threads, process_tile
+from opticstream.stages.tile._quality import TileFigures
 from opticstream.stages.tile._reconstruction import (
     arrays_from_jones,
     options_from_settings,
@@ -36,6 +37,7 @@ __all__ = [
     "MatlabTiles",
     "OutputFile",
     "RecordingFacts",
+    "TileFigures",
     "TileResult",
     "Verification",
     "archive_tile",
