@@ -72,6 +72,8 @@ class Watched:
         self.page.set_default_timeout(PATIENCE_MS)
         self.complaints: list[str] = []
         self.foreign: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("request", lambda one: self.asked.append(one.url))
         self.page.on("console", lambda one: self.complaints.append(one.text) if one.type == "error" else None)
         self.page.on("pageerror", lambda one: self.complaints.append(str(one)))
         self.page.on(
@@ -201,9 +203,10 @@ def test_a_retry_asks_first(shown, opened):
 
 
 @pytest.mark.slow
-def test_stitched_maps_zoom_and_the_page_fits_a_phone(shown, opened):
+@pytest.mark.parametrize("at_full_size", [False, True])
+def test_stitched_maps_zoom_and_the_page_fits_a_phone(shown, opened, at_full_size):
     shown.column(1, 1)
-    shown.stitch(1)
+    shown.stitch(1, zoom=at_full_size)
     with serving(shown, Access(port=free_port())) as address:
         watched = opened(address)
         page = watched.page
@@ -211,6 +214,7 @@ def test_stitched_maps_zoom_and_the_page_fits_a_phone(shown, opened):
         page.wait_for_selector("#viewer[data-ready=yes] canvas")
         page.get_by_role("button", name="Zoom in").click()
         page.wait_for_function("() => Number(document.getElementById('viewer').dataset.zoom) > 1")
+        assert any("/zoom/" in one and one.endswith(".jpg") for one in watched.asked) == at_full_size
         assert page.get_by_alt_text(re.compile("colour wheel")).is_visible()
         phone = opened(address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
         phone.page.goto(f"{address}/?modality=ori")
