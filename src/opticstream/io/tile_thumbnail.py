@@ -25,6 +25,7 @@ TISSUE_ABOVE_NOISE_DB = 3.0
 THUMBNAIL_PX = 72
 """Longer side of one map; a multiple of 8, so that neighbours do not share blocks of the JPEG."""
 _FOLDER = "thumbnails"
+"""Folder of a mosaic; a clean-up of what was computed for its tiles leaves it."""
 
 Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
@@ -36,10 +37,10 @@ def thumbnail_path(out_dir: Path, tile: TileId, /) -> Path:
     Examples
     --------
     >>> thumbnail_path(Path("out"), TileId(3, 12)).as_posix()
-    'out/mosaic-03/processed/thumbnails/mosaic_003_image_0012_maps.jpg'
+    'out/mosaic-03/thumbnails/mosaic_003_image_0012_maps.jpg'
     """
     name = tile_product_name(tile, "maps")
-    return (out_dir / tile.mosaic.folder / "processed" / _FOLDER / name).with_suffix(".jpg")
+    return (out_dir / tile.mosaic.folder / _FOLDER / name).with_suffix(".jpg")
 
 
 def thumbnail_size(a_lines: int, b_lines: int, /) -> tuple[int, int]:
