@@ -157,7 +157,7 @@ def process_tile(
         Spectral file that the rig wrote beside a complex `source`, in the format of `scan.spectral_format`: it is
         checked and archived instead, and saturation is measured in it.
     picture : bool
-        Also draw the quality picture (`..._qc.jpg`, beside the maps) and the thumbnail (in `mosaic-{mosaic:02d}/thumbnails/`).
+        Also draw the quality picture (`..._qc.jpg`, beside the maps) and the thumbnail (`thumbnail_path`).
     progress : callable, optional
         Told the fraction done.
     matlab : MatlabTiles, optional
