@@ -90,6 +90,8 @@ class Dashboard:
 
     async def keep_up(self) -> None:
         """Look for changes until cancelled. If the facts cannot be read, the page says so, and they are tried again."""
+        with contextlib.suppress(Exception):  # who opens the page sees what is wrong
+            await asyncio.to_thread(self._render_ahead)
         while True:
             try:
                 changed = await asyncio.to_thread(self.board.refresh)
@@ -102,6 +104,11 @@ class Dashboard:
                 async with self.changed:
                     self.changed.notify_all()
             await asyncio.sleep(LOOK_EVERY_S)
+
+    def _render_ahead(self) -> None:
+        """Render the page that is opened first, so that it is there when it is asked for."""
+        if modalities := modalities_of(self.board):
+            self.views.get(None, modalities[0]).parts()
 
 
 def create_app(project: Project, /, *, access: Access | None = None, retry: Retry | None = None) -> FastAPI:
