@@ -25,7 +25,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from opticstream.io.atomic import write_bytes
 from opticstream.io.nifti import write_nifti
+from opticstream.io.tile_thumbnail import thumbnail_path, tile_thumbnail
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.state.flags import flag_path
 from opticstream.state.record import FactRecord
@@ -66,7 +68,9 @@ def fill(shown: ShownProject, slices: int) -> None:
                 write_flag(base, SliceId(slice_id), fact)
     random = np.random.default_rng(1)
     image = random.normal(70, 5, TILE_PX).astype(np.float32)
+    thumbnail = tile_thumbnail({"aip": image}, noise_db=FIGURES["noise_db"])
     for tile in shown.layout.tiles(MosaicId(2 * slices - 1)):
+        write_bytes(thumbnail_path(base, tile), thumbnail)
         path = shown.project.paths.tile_product(tile, "aip")
         write_nifti(path, image[..., None], voxel_size_mm=(0.01, 0.01, 0.0025))
 

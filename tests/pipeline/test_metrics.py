@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.services import program
 
 from opticstream.config import DeploymentSettings, load_project
+from opticstream.flows.server_figures import figures_of_runs
 from opticstream.model.ids import BatchId, MosaicId, TileId
 from opticstream.pipeline.acquisition import note_acquisition
 from opticstream.pipeline.metrics import ProjectCollector, serve_metrics
@@ -117,7 +118,9 @@ def test_figures_are_served_in_the_format_of_prometheus(project):
 def known_names() -> set[str]:
     """Return the names of all series that we show, with those that Prometheus makes of a histogram."""
     names = set()
-    for family in ProjectCollector(list).collect():
+    for family in ProjectCollector(
+        list, more=lambda: [figures_of_runs("http://127.0.0.1:9/api", headers={})]
+    ).collect():
         names |= {family.name, f"{family.name}_total"}
         if family.type == "histogram":
             names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}

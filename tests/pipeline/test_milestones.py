@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from opticstream.config import DeploymentSettings, load_project
-from opticstream.model.ids import MosaicId
+from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.notify import Milestone, Notifier, NotTold
+from opticstream.pipeline.acquisition import note_acquisition
 from opticstream.pipeline.failure_patterns import failure_patterns
-from opticstream.pipeline.milestones import milestones, notifier, tell_milestones
+from opticstream.pipeline.milestones import finished, finished_by_now, milestones, notifier, tell_milestones
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
@@ -196,3 +198,59 @@ def test_a_target_that_cannot_be_opened_fails_alone(project, monkeypatch):
     project = Project.open(project.config, deployment=deployment)
     assert tell_milestones(project, notifier(project, say=said.append, warn=warnings.append)) == 3
     assert len(said) == len(warnings) == 3
+
+
+@pytest.fixture
+def over(project_file: Path) -> Project:
+    """A project whose only slice is whole, and of which nothing is left to do."""
+    project = Project.open(load_project(project_file), deployment=DeploymentSettings(finished_after_s=600))
+    for batch in (BatchId(1, 1), BatchId(1, 2), BatchId(2, 1)):
+        for fact in ("ready", "failed"):
+            project.facts.record(batch, fact)
+    for item in (MosaicId(1), MosaicId(2), SliceId(1)):
+        for fact in ("ready", "failed"):
+            project.facts.record(item, fact)
+    return project
+
+
+def summaries(project: Project, *, after_s: float) -> list[str]:
+    snapshot = project.facts.snapshot()
+    found = finished_by_now(project, project_progress(project, snapshot), snapshot, now=time.time() + after_s)
+    return [] if found is None else [found.text]
+
+
+def rest(project: Project, seconds: float) -> None:
+    """Let the last sign of work be some time ago."""
+    project.facts.journal.skipped(SliceId(1), None, "a sign of work")
+    then = time.time() - seconds
+    for path in project.facts.journal.folder.glob("*.jsonl"):
+        os.utime(path, (then, then))
+
+
+def test_a_project_is_over_when_nothing_is_left_to_do_and_nothing_new_comes(over):
+    rest(over, 0)
+    assert summaries(over, after_s=300) == []
+    assert summaries(over, after_s=700) == ["finished: 0 of 6 tiles processed, 0 of 2 mosaics stitched, 0 of 1 slices "
+                                            "registered, 6 failed"]  # fmt: skip
+    over.facts.record(BatchId(3, 1), "processed")  # the next slice has begun
+    assert summaries(over, after_s=700) == []
+
+
+def test_a_project_is_not_over_while_its_watcher_sees_new_files(over):
+    rest(over, 7200)
+    note_acquisition(over, over.paths.base, quiet_s=5, open_columns=())
+    assert summaries(over, after_s=0) == []
+    note_acquisition(over, over.paths.base, quiet_s=7200, open_columns=())
+    assert len(summaries(over, after_s=0)) == 1
+
+
+def test_the_end_is_told_once_whoever_looks(over):
+    """The sweep of a server, the flows of several hosts and a watcher all look."""
+    rest(over, 7200)
+    target = MadeUpTarget("one")
+    for _ in range(3):
+        tell_milestones(over, Notifier(over.paths.base, [target]))
+    assert [one.fact for one in target.told].count("finished") == 1
+    by_run = finished(over, project_progress(over))  # what `run` tells at its end is the same message
+    assert by_run is not None
+    assert by_run.key in target.keys

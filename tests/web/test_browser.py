@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import signal
 import socket
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from tests.services import program
 
 from opticstream.cli.dashboard import _retried
@@ -69,6 +72,8 @@ class Watched:
         self.page.set_default_timeout(PATIENCE_MS)
         self.complaints: list[str] = []
         self.foreign: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("request", lambda one: self.asked.append(one.url))
         self.page.on("console", lambda one: self.complaints.append(one.text) if one.type == "error" else None)
         self.page.on("pageerror", lambda one: self.complaints.append(str(one)))
         self.page.on(
@@ -88,6 +93,13 @@ def opened(browser):
     yield open_page
     for one in pages:
         one.context.close()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_MS / 1000
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 def tile(mosaic_id: int, tile_id: int, state: str) -> str:
@@ -191,9 +203,10 @@ def test_a_retry_asks_first(shown, opened):
 
 
 @pytest.mark.slow
-def test_stitched_maps_zoom_and_the_page_fits_a_phone(shown, opened):
+@pytest.mark.parametrize("at_full_size", [False, True])
+def test_stitched_maps_zoom_and_the_page_fits_a_phone(shown, opened, at_full_size):
     shown.column(1, 1)
-    shown.stitch(1)
+    shown.stitch(1, zoom=at_full_size)
     with serving(shown, Access(port=free_port())) as address:
         watched = opened(address)
         page = watched.page
@@ -201,6 +214,7 @@ def test_stitched_maps_zoom_and_the_page_fits_a_phone(shown, opened):
         page.wait_for_selector("#viewer[data-ready=yes] canvas")
         page.get_by_role("button", name="Zoom in").click()
         page.wait_for_function("() => Number(document.getElementById('viewer').dataset.zoom) > 1")
+        assert any("/zoom/" in one and one.endswith(".jpg") for one in watched.asked) == at_full_size
         assert page.get_by_alt_text(re.compile("colour wheel")).is_visible()
         phone = opened(address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
         phone.page.goto(f"{address}/?modality=ori")
@@ -213,6 +227,37 @@ def test_stitched_maps_zoom_and_the_page_fits_a_phone(shown, opened):
         assert box["x"] + box["width"] <= 390
         assert watched.complaints + phone.complaints == []
         assert watched.foreign + phone.foreign == []
+
+
+@pytest.mark.slow
+def test_volumes_of_a_mosaic_are_drawn(shown, opened):
+    shown.column(1, 1)
+    shown.stitch(1)
+    shown.stitch_volumes(1)
+    with serving(shown, Access(port=free_port(), token=TOKEN)) as address:
+        watched = opened(address)
+        page = watched.page
+        page.goto(address)
+        page.fill("input[name=token]", TOKEN)
+        page.keyboard.press("Enter")
+        page.get_by_role("link", name="volumes").click()
+        page.wait_for_selector("#neuroglancer-container canvas")
+
+        def share_of(colour) -> float:
+            """The share of the pixels that are tissue of a grey or of a full colour."""
+            with Image.open(io.BytesIO(page.screenshot())) as picture:
+                pixels = np.asarray(picture.convert("RGB"), int)[120:]  # below the bars
+            spread = pixels.max(-1) - pixels.min(-1)
+            bright = pixels.max(-1) > 60
+            return float((bright & (spread > 60 if colour else spread < 10)).mean())
+
+        wait_until(lambda: share_of(colour=False) > 0.1)
+        assert share_of(colour=True) < 0.02
+        page.get_by_text("O3D", exact=True).click()
+        wait_until(lambda: share_of(colour=True) > 0.1)
+        refused = [one for one in watched.complaints if "404" not in one]  # parts of a volume without a value
+        assert refused == []
+        assert watched.foreign == []
 
 
 @pytest.mark.slow

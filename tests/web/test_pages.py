@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from opticstream.cli.dashboard import _retried
 from opticstream.model.events import BatchReady
+from opticstream.io.tile_thumbnail import thumbnail_path
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.arriving import note_arriving
 from opticstream.web import Access, create_app
@@ -210,6 +211,42 @@ def test_stitched_maps_are_listed_with_their_legend(shown):
         assert Image.open(io.BytesIO(client.get("/preview/1.jpg").content)).size[0] <= 160
         assert "not stitched yet" in client.get("/pictures/mosaic-002").text
         assert client.get("/pictures/nothing-1").status_code == 404
+
+
+def test_a_large_mosaic_is_shown_at_full_size_part_by_part(shown):
+    shown.stitch(1, zoom=True)
+    shown.stitch(2)
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        page = client.get("/pictures/mosaic-001?show=mosaic_001_ori.jpg").text
+        address = re.search(r'data-zoomable="([^"]+)\.dzi"', page)[1]
+        about = client.get(f"{address}.dzi")
+        assert 'Width="192" Height="120"' in about.text
+        tile = client.get(f"{address}_files/8/0_0.jpg")
+        assert "immutable" in tile.headers["cache-control"]
+        assert Image.open(io.BytesIO(tile.content)).size == (192, 120)
+        for wrong in ("_files/8/9_9.jpg", "_files/8/..%2f..%2fx.jpg", ".szi", "_files/8/0_0.png"):
+            assert client.get(f"{address}{wrong}").status_code == 404, wrong
+        assert client.get("/zoom/1/2/aip.dzi").status_code == 404
+        assert "data-zoomable" not in client.get("/pictures/mosaic-002").text
+
+
+def test_strips_are_put_together_from_thumbnails(shown):
+    shown.column(1, 1)
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        address = re.search(r'href="(/strip/1/1/aip.jpg\?v=\w+)"', client.get("/").text)[1]
+        for tile in shown.layout.tiles(BatchId(1, 1)):
+            shown.project.paths.tile_product(tile, "aip").unlink()  # the maps may have been removed since
+        strip = np.asarray(Image.open(io.BytesIO(client.get(address).content)).convert("L"))
+    assert strip.std() > 10
+
+
+def test_projects_of_earlier_versions_are_drawn_from_their_maps(shown):
+    shown.column(1, 1)
+    for tile in shown.layout.tiles(BatchId(1, 1)):
+        thumbnail_path(shown.project.paths.base, tile).unlink()
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        strip = np.asarray(Image.open(io.BytesIO(client.get("/strip/1/1/aip.jpg").content)).convert("L"))
+    assert strip.std() > 10
 
 
 def test_a_retry_withdraws_the_failure_as_the_command_does(shown):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import opticstream
 from opticstream.cli.streams import escape_unencodable_text, ignore_warnings_as_errors
@@ -32,11 +34,28 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
     tile,
     upload,
 )
-from opticstream.cli.console import note_json  # noqa: E402
+from opticstream.cli.console import misuse_as_json, note_json  # noqa: E402
 from opticstream.system.cores import start_with_one_blas_thread  # noqa: E402
+
+
+class _Commands(TyperGroup):
+    """The commands, whose errors about arguments are JSON where JSON is asked for."""
+
+    _arguments: Sequence[str] = ()
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        self._arguments = tuple(args)  # what follows takes them out of the list
+        with misuse_as_json(self._arguments):
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with misuse_as_json(self._arguments):
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="opticstream",
+    cls=_Commands,
     help="Turn the raw tiles of a polarization-sensitive OCT microscope into registered brain volumes, "
     "while the microscope is running.\n\n"
     "Start with [bold]opticstream demo[/]. Then write a project file with [bold]opticstream project init[/], and use "

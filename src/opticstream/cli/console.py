@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,6 +133,22 @@ def errors_shown() -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("stopped")
         raise typer.Exit(130) from None
+
+
+@contextlib.contextmanager
+def misuse_as_json(arguments: Sequence[str], /) -> Iterator[None]:
+    """Print an error of Typer about the arguments of a command as JSON, too, if they ask for JSON.
+
+    Typer has not read the options then, so that nobody knows whether the command has `--json`.
+    """
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    try:
+        yield
+    except Exception as error:
+        tell, status = getattr(error, "format_message", None), getattr(error, "exit_code", None)
+        if "--json" in own and tell is not None and isinstance(status, int):
+            print_json({"error": str(tell()), "exit_status": status})
+        raise
 
 
 def _said_of_server(error: Exception) -> str | None:

@@ -160,6 +160,9 @@ class DeploymentSettings(BaseSettings):
     pool `state`."""
     metrics_port: int | None = Field(default=None, ge=1, le=65_535)
     """Port at which `opticstream worker`, `up` and `watch` show figures for Prometheus at `/metrics`; default: none."""
+    server_metrics_port: int | None = Field(default=None, ge=1, le=65_535)
+    """Port at which `opticstream server` shows figures for Prometheus at `/metrics`, another than that of the workers
+    of its host; default: none."""
     metrics_host: str = "127.0.0.1"
     """Address at which they are shown, `0.0.0.0` for other hosts. They hold names of projects and folders."""
     page_url: str | None = Field(default=None, pattern=r"^https?://[^@\s]+$")
@@ -170,6 +173,9 @@ class DeploymentSettings(BaseSettings):
     column_alarm_s: float = Field(default=30.0, gt=0)
     """The same in the middle of a column, in seconds; longer for a rig that needs longer for a tile, or that has paused
     longer before: three times as long."""
+    finished_after_s: float = Field(default=3600.0, ge=0)
+    """Time without anything new after which a project of which nothing is left to do is reported as finished, in
+    seconds; longer than the cutting of a slice takes. `opticstream run` reports it at its end in any case."""
     disk_alarm_share: float = Field(default=0.05, ge=0, le=1)
     """Share of a disk that is free when it is reported as nearly full; 0: never."""
     disk_alarm_h: float = Field(default=12.0, ge=0)

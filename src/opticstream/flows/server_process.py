@@ -98,6 +98,8 @@ def main() -> None:
     if given.role == "upgrade":
         return
     keep_out_of_collections()
+    if given.role in ("all", "api"):
+        _show_figures(given.host, given.port)
     address = ["--host", given.host, "--port", given.port]
     command = {
         "all": ["start", *address],
@@ -119,6 +121,17 @@ def _prepare(role: str) -> None:
         from opticstream.flows.server_database import reach_redis
 
         reach_redis(redis_url, say=_say)
+
+
+def _show_figures(host: str, port: str) -> None:
+    """Show figures of this server, if the settings of this host say where."""
+    from opticstream.config import DeploymentSettings
+    from opticstream.flows.server_figures import show_figures
+    from opticstream.flows.shared_server import SERVER_AUTH, address_of_api
+
+    settings = DeploymentSettings()
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    show_figures(settings, api_url=address_of_api(near, int(port)), auth=os.environ.get(SERVER_AUTH))
 
 
 def _say(line: str) -> None:

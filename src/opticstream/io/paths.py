@@ -30,6 +30,9 @@ from opticstream.model.ids import ItemId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.system.disk import reachable
 
+ZOOM_FOLDER = "zoom"
+"""Folder of the pictures for deep zoom among the stitched maps; they are not published."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProjectPaths:
@@ -90,6 +93,10 @@ class ProjectPaths:
 
     def mosaic_volume(self, mosaic: MosaicId, modality: str) -> Path:
         return self.mosaic_product(mosaic, modality, ".ome.zarr")
+
+    def mosaic_zoom(self, mosaic: MosaicId, modality: str) -> Path:
+        """Return the picture of a stitched map at full size, which large mosaics have."""
+        return self.stitched_folder(mosaic) / ZOOM_FOLDER / self.mosaic_product(mosaic, modality, ".szi").name
 
     def tilemap(self, illumination: str) -> Path:
         """Return the coordinate template of an illumination."""

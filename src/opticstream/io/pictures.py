@@ -99,6 +99,7 @@ def picture_of_map(
     mask: NDArray[np.bool_] | None = None,
     brightness: NDArray[Any] | None = None,
     limits: tuple[float, float] | None = None,
+    light_limits: tuple[float, float] | None = None,
 ) -> Picture:
     """Return the picture of a map: 8-bit pixels (rows, columns, 3), x to the right, y downwards.
 
@@ -114,6 +115,8 @@ def picture_of_map(
         For angles and vectors: retardance (degrees) or any positive level; shown relative to its 98th percentile.
     limits : tuple of float, optional
         Range instead of the modality's own.
+    light_limits : tuple of float, optional
+        Range of `brightness` instead of its own; see `brightness_range`.
     """
     values = np.asarray(image, np.float32)
     if mask is not None:
@@ -123,16 +126,32 @@ def picture_of_map(
         level: ArrayLike = 1.0
         if brightness is not None:
             light = np.asarray(brightness, np.float32)
-            good = np.isfinite(light) & (np.isfinite(values) if values.ndim == 2 else np.isfinite(values).all(axis=-1))
-            top = float(np.percentile(light[good], 98)) if good.any() else 1.0
-            low = float(np.percentile(light[good], 2)) if good.any() and light[good].min() < 0 else 0.0
-            level = np.clip((light - low) / max(top - low, 1e-12), 0, 1)
+            dark, bright = light_limits or brightness_range(values, light)
+            level = np.clip((light - dark) / max(bright - dark, 1e-12), 0, 1)
         draw = hue_colours if colours_of == "wheel" else axis_colours
         colours = np.rint(draw(values, brightness=level) * 255).astype(np.uint8)
         return np.ascontiguousarray(colours.transpose(1, 0, 2))
     low, high = limits or display_range(modality, values, mask=mask)
     colours = colours_from_unit((values - low) / (high - low), COLOURS[colours_of])
     return np.ascontiguousarray(colours.transpose(1, 0, 2))
+
+
+def brightness_range(values: NDArray[Any], brightness: NDArray[Any], /) -> tuple[float, float]:
+    """Return the brightness of black and of full colour in the picture of a map of axes.
+
+    Parameters
+    ----------
+    values : ndarray, shape (x, y) or (x, y, 3)
+        The map; NaN does not count.
+    brightness : ndarray, shape (x, y)
+        As for `picture_of_map`.
+    """
+    good = np.isfinite(brightness) & (np.isfinite(values) if values.ndim == 2 else np.isfinite(values).all(axis=-1))
+    if not good.any():
+        return 0.0, 1.0
+    light = brightness[good]
+    low = float(np.percentile(light, 2)) if light.min() < 0 else 0.0
+    return low, float(np.percentile(light, 98))
 
 
 def reduced(image: NDArray[Any], longest_px: int, /) -> NDArray[Any]:

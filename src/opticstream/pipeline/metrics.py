@@ -103,6 +103,8 @@ class ProjectCollector:
         Returns the projects; asked again at every look, because projects are registered while a worker runs.
     folders : sequence of Path
         Folders whose disks are shown besides those of the projects.
+    more : callable
+        Returns further figures.
     clock : callable
         Returns the time, in seconds since 1970.
     """
@@ -113,9 +115,11 @@ class ProjectCollector:
         /,
         *,
         folders: Sequence[Path] = (),
+        more: Callable[[], Iterable[Metric]] = tuple,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._projects = projects
+        self._more = more
         self._folders = tuple(folders)
         self._clock = clock
         self._journals: dict[str, _Journal] = {}
@@ -155,7 +159,7 @@ class ProjectCollector:
                 continue
             families["disk_free_bytes"].add_metric([str(folder)], usage.free)
             families["disk_bytes"].add_metric([str(folder)], usage.total)
-        return list(families.values())
+        return [*families.values(), *self._more()]
 
     def _add_project(self, families: dict[str, Any], project: Project) -> None:
         name, snapshot = project.config.name, project.facts.snapshot()
@@ -271,9 +275,17 @@ def _busy_s(times: object) -> float:
 
 
 def serve_metrics(
-    port: int, projects: Callable[[], Iterable[Project]], /, *, host: str = "127.0.0.1", folders: Sequence[Path] = ()
+    port: int,
+    projects: Callable[[], Iterable[Project]],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    folders: Sequence[Path] = (),
+    more: Callable[[], Iterable[Metric]] = tuple,
 ) -> Callable[[], None]:
     """Serve the figures at ``http://{host}:{port}/metrics`` from a thread, and return a function that ends that.
+
+    `projects`, `folders` and `more` are those of `ProjectCollector`.
 
     Raises
     ------
@@ -281,7 +293,7 @@ def serve_metrics(
         The port is taken, or may not be used.
     """
     registry = CollectorRegistry(auto_describe=False)
-    collector = ProjectCollector(projects, folders=folders)
+    collector = ProjectCollector(projects, folders=folders, more=more)
     registry.register(collector)
     server, thread = start_http_server(port, addr=host, registry=registry)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +14,7 @@ from opticstream.model.errors import StateError
 from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId, TileId
 from opticstream.notify import Delivery, Level, Link, Milestone, Notifier, NotTold, TargetContext, open_targets
 from opticstream.notify.delivery import utc_now
+from opticstream.pipeline.acquisition import acquisitions
 from opticstream.pipeline.failures import NOT_TOLD
 from opticstream.pipeline.payloads import mosaic_progress_key, project_progress_key
 from opticstream.pipeline.products import recorded_products
@@ -22,11 +25,13 @@ from opticstream.pipeline.progress import (
     ProjectProgress,
     SliceProgress,
     detail_of,
+    is_finished,
     project_progress,
 )
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.quality_flags import FlaggedResult, flagged_results
 from opticstream.pipeline.refused import RefusedEvent, refused_events
+from opticstream.pipeline.rules import has_all_batches
 from opticstream.state import FactsSnapshot
 
 Say = Callable[[str], object]
@@ -142,10 +147,38 @@ def _earlier(project: Project, failure: Failure) -> str:
     return f".{count}" if count else ""
 
 
-def finished(project: Project, progress: ProjectProgress, /) -> Milestone | None:
+def finished_by_now(
+    project: Project, progress: ProjectProgress, snapshot: FactsSnapshot, /, *, now: float | None = None
+) -> Milestone | None:
+    """Return the milestone that sums up a project that seems to be over; None as long as it goes on.
+
+    It is over if every slice that was begun is whole, nothing is left to do, and nothing new has come or was done for
+    `OPTICSTREAM_FINISHED_AFTER_S`: whether the rig goes on with another slice, nobody knows.
+    """
+    now = time.time() if now is None else now
+    if now - _last_sign_of_work(project) < project.deployment.finished_after_s:
+        return None
+    slices = {project.layout.slice_of(MosaicId(one.mosaic_id)) for one in progress.mosaics}
+    begun = [mosaic for one in slices for mosaic in project.layout.mosaics(one)]
+    if not all(has_all_batches(project, mosaic, snapshot) for mosaic in begun) or not is_finished(project, snapshot):
+        return None
+    return finished(project, progress, snapshot)
+
+
+def _last_sign_of_work(project: Project) -> float:
+    """Return when something was last done, or a raw file came, in seconds since 1970."""
+    times = [seen.last_data for seen in acquisitions(project)]
+    for path in project.facts.journal.folder.glob("*.jsonl"):
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times, default=time.time())
+
+
+def finished(project: Project, progress: ProjectProgress, /, snapshot: FactsSnapshot | None = None) -> Milestone | None:
     """Return the milestone that sums up a project of which nothing is left to do; None if nothing was found."""
     if not progress.mosaics:
         return None
+    snapshot = project.facts.snapshot() if snapshot is None else snapshot
     tiles = sum(mosaic.tiles_processed for mosaic in progress.mosaics)
     registered = sum(slice_.state == "registered" for slice_ in progress.slices)
     stitched = sum(mosaic.state == "stitched" for mosaic in progress.mosaics)
@@ -154,7 +187,7 @@ def finished(project: Project, progress: ProjectProgress, /) -> Milestone | None
         f"{stitched} of {len(progress.mosaics)} mosaics stitched",
         f"{registered} of {len(progress.slices)} slices registered",
     ]
-    flagged = sum(1 for _ in flagged_results(project, project.facts.snapshot()))
+    flagged = sum(1 for _ in flagged_results(project, snapshot))
     parts += [f"{len(progress.failures)} failed"] * bool(progress.failures) + [f"{flagged} to check"] * bool(flagged)
     text = f"finished: {', '.join(parts)}"
     mark = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -278,6 +311,8 @@ def tell_milestones(
         The progress of the project; read by default.
     """
     snapshot = project.facts.snapshot()
-    reached = [*milestones(project, progress or project_progress(project, snapshot), snapshot), *also]
+    progress = progress or project_progress(project, snapshot)
+    summary = finished_by_now(project, progress, snapshot)
+    reached = [*milestones(project, progress, snapshot), *([] if summary is None else [summary]), *also]
     notifier.drop_untold(reached)
     return notifier.tell(reached)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -262,26 +262,56 @@ def verdict_of_mosaic(
         found.append(("look", f"coordinates are {coordinates.verdict.sentence}"))
     elif coordinates.verdict is not None and coordinates.verdict.pattern:
         found.append(("look", f"coordinates: {coordinates.verdict.pattern}"))
-    if missing := stitched.missing_tiles:
-        share = len(missing) / tiles if tiles else 0.0
-        is_bad = share >= limits.missing_fraction and len(missing) > 1
-        more = f" ({share:.0%}, limit {limits.missing_fraction:.0%}; processing.quality.missing_fraction)" * is_bad
-        found.append(("bad" if is_bad else "look", f"stitched without tiles {', '.join(map(str, missing))}{more}"))
-    found += _graded_maps(stitched, limits)
-    found += _graded_mask(stitched, limits)
-    if focus is not None and not focus.reused:
-        found += _graded_focus(focus, limits)
+    figures = {**stitched.figures, "seam_ncc": stitched.seam_ncc, "tissue_fraction": stitched.tissue_fraction}
+    residuals = None if focus is None or focus.reused else (focus.residual_before_px, focus.residual_after_px)
+    found += graded_by_limits(stitched.missing_tiles, figures, residuals, limits=limits, tiles=tiles)
     return Verdict.of(found)
 
 
-def _graded_maps(stitched: MosaicResult, limits: QualitySettings) -> Iterator[tuple[Grade, str]]:
-    if stitched.seam_ncc < limits.seam_ncc:
+def graded_by_limits(
+    missing: Sequence[int],
+    figures: Mapping[str, Any],
+    focus_px: tuple[float, float] | None,
+    /,
+    *,
+    limits: QualitySettings,
+    tiles: int,
+) -> Iterator[tuple[Grade, str]]:
+    """Yield what is worth a look in a mosaic by its figures, whatever its coordinates are.
+
+    Parameters
+    ----------
+    missing : sequence of int
+        Tiles that it was stitched without.
+    figures : mapping
+        `MosaicResult.figures`.
+    focus_px : tuple of float or None
+        Scatter of the surface before and after the focus map, in depth samples; None without a map of its own.
+    limits : QualitySettings
+        The limits.
+    tiles : int
+        Number of tiles of the mosaic; 0: unknown.
+    """
+    if missing:
+        share = len(missing) / tiles if tiles else 0.0
+        is_bad = share >= limits.missing_fraction and len(missing) > 1
+        more = f" ({share:.0%}, limit {limits.missing_fraction:.0%}; processing.quality.missing_fraction)" * is_bad
+        yield "bad" if is_bad else "look", f"stitched without tiles {', '.join(map(str, missing))}{more}"
+    yield from _graded_maps(figures, limits)
+    yield from _graded_mask(figures, limits)
+    if focus_px is not None:
+        yield from _graded_focus(*focus_px, limits)
+
+
+def _graded_maps(figures: Mapping[str, Any], limits: QualitySettings) -> Iterator[tuple[Grade, str]]:
+    seam_ncc = _number(figures.get("seam_ncc"))
+    if seam_ncc < limits.seam_ncc:
         yield (
             "look",
-            f"overlaps: neighbouring tiles correlate with {stitched.seam_ncc:.2f}, limit {limits.seam_ncc:.2f} "
+            f"overlaps: neighbouring tiles correlate with {seam_ncc:.2f}, limit {limits.seam_ncc:.2f} "
             "(processing.quality.seam_ncc)",
         )
-    for modality, ncc in stitched.figures.get("seam_ncc_of", {}).items():
+    for modality, ncc in figures.get("seam_ncc_of", {}).items():
         if ncc < limits.consistency_ncc:
             yield (
                 "look",
@@ -290,8 +320,8 @@ def _graded_maps(stitched: MosaicResult, limits: QualitySettings) -> Iterator[tu
             )
 
 
-def _graded_mask(stitched: MosaicResult, limits: QualitySettings) -> Iterator[tuple[Grade, str]]:
-    coverage = stitched.tissue_fraction
+def _graded_mask(figures: Mapping[str, Any], limits: QualitySettings) -> Iterator[tuple[Grade, str]]:
+    coverage = _number(figures.get("tissue_fraction"))
     if coverage == 0:
         yield "bad", "the mask keeps nothing, all maps are empty (processing.mask.threshold_db)"
         return
@@ -307,14 +337,14 @@ def _graded_mask(stitched: MosaicResult, limits: QualitySettings) -> Iterator[tu
             f"the mask keeps {coverage:.1%} of the mosaic, at most {limits.mask_coverage_most:.1%} are expected "
             "(processing.quality.mask_coverage_most)",
         )
-    contrast_db = stitched.figures.get("mask_contrast_db")
+    contrast_db = figures.get("mask_contrast_db")
     if contrast_db is not None and contrast_db < limits.mask_contrast_db:
         yield (
             "look",
             f"the mask divides levels that differ by {contrast_db:.1f} dB, limit {limits.mask_contrast_db:.1f} dB "
             "(processing.quality.mask_contrast_db, processing.mask.threshold_db)",
         )
-    parts = stitched.figures.get("mask_parts", 0)
+    parts = figures.get("mask_parts") or 0
     if parts > limits.mask_parts:
         yield (
             "look",
@@ -323,8 +353,12 @@ def _graded_mask(stitched: MosaicResult, limits: QualitySettings) -> Iterator[tu
         )
 
 
-def _graded_focus(focus: FocusResult, limits: QualitySettings) -> Iterator[tuple[Grade, str]]:
-    before, after = focus.residual_before_px, focus.residual_after_px
+def _number(figure: float | None) -> float:
+    """Return a figure as it is compared; NaN, which exceeds no limit, where there is none."""
+    return float("nan") if figure is None else float(figure)
+
+
+def _graded_focus(before: float, after: float, limits: QualitySettings) -> Iterator[tuple[Grade, str]]:
     if after > before:
         yield (
             "look",

@@ -11,15 +11,19 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from opticstream.config import parameters_hash
 from opticstream.model.ids import BatchId, ItemId, TileId, item_from_key
 from opticstream.model.verdict import Grade
+from opticstream.pipeline.judging import judged
 from opticstream.pipeline.progress import detail_of
 from opticstream.pipeline.project import Project
 from opticstream.state import FactsSnapshot
 from opticstream.state.durable import replace_whole
 
+_LIMITS = "limits"
+"""Where the file of what was read has the hash of the limits that it was judged by."""
 _KEPT_IN = {"batch": "processed", "mosaic": "stitched", "slice": "registered"}
 """The fact whose detail holds the flags of an item, by hierarchy; that of a batch holds those of its tiles."""
 
@@ -49,8 +53,9 @@ def flagged_results(project: Project, snapshot: FactsSnapshot, /, *, keep: bool 
     keep : bool, default False
         Keep what is read for the next call.
     """
-    known = _known(project)
-    now: dict[str, list[Any]] = {}
+    limits = parameters_hash(project.config.processing.quality.model_dump(mode="json"))
+    known = _known(project, limits)
+    now: dict[str, list[Any]] = {_LIMITS: [limits]}
     for item in snapshot.items():
         fact = _KEPT_IN.get(item.hierarchy)
         if fact is None or not snapshot.has(item, fact):
@@ -58,7 +63,7 @@ def flagged_results(project: Project, snapshot: FactsSnapshot, /, *, keep: bool 
         stamp = _stamp(project.facts.path(item, fact))
         before = known.get(item.key)
         if before is None or stamp is None or before[0] != stamp:
-            before = [stamp, [_plain(one) for one in _in_record(item, detail_of(project, item, fact))]]
+            before = [stamp, [_plain(one) for one in _in_record(project, item, detail_of(project, item, fact))]]
         now[item.key] = before
         for key, grade, reasons in before[1]:
             yield FlaggedResult(item_from_key(key), tuple(reasons), grade)
@@ -69,35 +74,32 @@ def flagged_results(project: Project, snapshot: FactsSnapshot, /, *, keep: bool 
 
 def flagged_in_batch(project: Project, batch: BatchId, /) -> list[FlaggedResult]:
     """Return the tiles of a processed batch that quality control flagged."""
-    return list(_in_record(batch, detail_of(project, batch, "processed")))
+    return list(_in_record(project, batch, detail_of(project, batch, "processed")))
 
 
-def _in_record(item: ItemId, detail: Mapping[str, Any]) -> Iterator[FlaggedResult]:
-    """Yield what the record of a batch says of its tiles, and that of a mosaic or slice of itself."""
+def _in_record(project: Project, item: ItemId, detail: Mapping[str, Any]) -> Iterator[FlaggedResult]:
+    """Yield what today's limits say of the tiles in a record of a batch, or of the mosaic or slice of a record."""
+    found: list[tuple[ItemId, Mapping[str, Any]]] = [(item, detail)]
     if isinstance(item, BatchId):
-        for number, note in sorted(detail.get("tiles", {}).items(), key=lambda entry: int(entry[0])):
-            if note.get("flags"):
-                yield FlaggedResult(TileId(item.mosaic_id, int(number)), tuple(note["flags"]), _grade(note))
-    elif reasons := detail.get("doubts"):
-        yield FlaggedResult(item, tuple(reasons), _grade(detail))
-
-
-def _grade(detail: Mapping[str, Any]) -> Grade:
-    """Return the verdict in a record; those of earlier versions only tell that somebody should look."""
-    grade: Any = detail.get("verdict")
-    return grade if grade in get_args(Grade) else "look"
+        notes = sorted(detail.get("tiles", {}).items(), key=lambda entry: int(entry[0]))
+        found = [(TileId(item.mosaic_id, int(number)), note) for number, note in notes]
+    for one, its in found:
+        verdict = judged(project, one, its)
+        if verdict.reasons:
+            yield FlaggedResult(one, verdict.reasons, verdict.grade)
 
 
 def _plain(one: FlaggedResult) -> list[Any]:
     return [one.item.key, one.grade, list(one.reasons)]
 
 
-def _known(project: Project) -> dict[str, list[Any]]:
+def _known(project: Project, limits: str) -> dict[str, list[Any]]:
+    """Return what was read before, unless it was judged by other limits."""
     try:
         known = json.loads(_path(project).read_bytes())
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return known if isinstance(known, dict) and known.get(_LIMITS) == [limits] else {}
 
 
 def _stamp(path: Path) -> list[int] | None:

@@ -15,10 +15,13 @@ from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.nifti import write_nifti
 from opticstream.io.paths import tile_product_name
 from opticstream.io.pictures import picture_of_map, write_jpeg
+from opticstream.io.tile_thumbnail import thumbnail_path, tile_thumbnail
+from opticstream.io.zarr import StoreWriter, Version, store_layout
 from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.raw_folders import ready_content
+from opticstream.stages.mosaic import write_zoom_of_map
 
 _PROJECT = """\
 [project]
@@ -95,6 +98,7 @@ class ShownProject:
         picture = (self.project.paths.processed_folder(tile.mosaic) / tile_product_name(tile, "qc")).with_suffix(".jpg")
         shown = picture_of_map("aip", self.maps(tile)["aip"], limits=(NOISE_DB, NOISE_DB + 45))
         outputs.append(write_bytes(picture, encoded_picture(np.repeat(np.repeat(shown, 6, 0), 6, 1), "JPEG")))
+        write_bytes(thumbnail_path(self.project.paths.base, tile), tile_thumbnail(self.maps(tile), noise_db=NOISE_DB))
         detail = {"figures": FIGURES, "flags": list(flags), "raw_bytes": 100_000_000, "source": f"{tile_id}.nii"}
         self.project.facts.replace(
             tile,
@@ -131,8 +135,8 @@ class ShownProject:
             self.process(mosaic_id, tile.tile_id)
         self.finish(batch)
 
-    def stitch(self, mosaic_id: int, *, doubts: Sequence[str] = ()) -> MosaicId:
-        """Write the pictures of a stitched mosaic, and record it."""
+    def stitch(self, mosaic_id: int, *, doubts: Sequence[str] = (), zoom: bool = False) -> MosaicId:
+        """Write the pictures of a stitched mosaic, with `zoom` also those at full size, and record it."""
         mosaic = MosaicId(mosaic_id)
         maps = self._maps(mosaic)
         pictures = {
@@ -142,6 +146,14 @@ class ShownProject:
             )
             for name, image in maps.items()
         }
+        if zoom:
+            for name, image in maps.items():
+                path, small = (
+                    self.project.paths.mosaic_zoom(mosaic, name),
+                    {n: one[::2, ::2] for n, one in maps.items()},
+                )
+                light = small["ret"] if name == "ori" else None
+                write_zoom_of_map(path, name, image, small=small[name], light=light)
         detail = {
             "products": {name: self.project.paths.relative(path) for name, path in pictures.items()},
             "doubts": list(doubts),
@@ -149,6 +161,23 @@ class ShownProject:
         outputs = [self.project.facts.file_record(path) for path in pictures.values()]
         self.project.facts.record(mosaic, "ready")
         self.project.facts.replace(mosaic, "stitched", {"outputs": outputs, "detail": detail}, why="a test")
+        return mosaic
+
+    def stitch_volumes(self, mosaic_id: int, *, planes: int = 40, version: Version = "0.5") -> MosaicId:
+        """Write volumes of a mosaic, empty outside the tissue, and record them."""
+        mosaic = MosaicId(mosaic_id)
+        maps = self._maps(mosaic)
+        tissue = maps["aip"] > NOISE_DB + 5
+        products, outputs = {}, []
+        for name, image in {"dBI": maps["aip"], "O3D": maps["ori"]}.items():
+            path = self.project.paths.mosaic_volume(mosaic, name)
+            column = np.where(tissue, image, np.nan).T[None]
+            volume = np.repeat(column, planes, 0) - (np.arange(planes)[:, None, None] * 0.4 if name == "dBI" else 0)
+            _write_store(path, volume.astype(np.float32), self.project.config.scan.scan_resolution_3d, version)
+            products[name] = self.project.paths.relative(path)
+            outputs += [self.project.facts.file_record(file) for file in path.glob("[.z]*")]
+        content = {"outputs": outputs, "detail": {"products": products}}
+        self.project.facts.replace(mosaic, "volume_stitched", content, why="a test")
         return mosaic
 
     def maps(self, tile: TileId) -> dict[str, NDArray[np.float32]]:
@@ -185,3 +214,18 @@ class ShownProject:
                 "ori": (((angle + 4 * fine) + 90) % 180 - 90).astype(np.float32),
             }
         return self._tissue[mosaic]
+
+
+def _write_store(path: Path, volume: NDArray[np.float32], voxel_mm: Sequence[float], version: Version) -> None:
+    """Write a volume (z, y, x) with all its levels."""
+    x_um, y_um, z_um = (1000 * size for size in voxel_mm)
+    z, y, x = volume.shape
+    layout = store_layout((z, y, x), voxel_size_um=(z_um, y_um, x_um), version=version)
+    with StoreWriter(path, layout, name=path.name, provenance={}) as store:
+        writes = []
+        for level in range(layout.levels):
+            step = 2**level
+            writes.append(store.levels.write(level, (0, 0, 0), np.ascontiguousarray(volume[::step, ::step, ::step])))
+        store.levels.settle(writes)
+        store.note_finished(0)
+        store.finish()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from collections.abc import Collection
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
@@ -26,6 +27,8 @@ CONTENT_POLICY = (
     f"default-src 'none'; script-src 'self'; style-src 'self' {_EMPTY_STYLE}; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+DECODER_POLICY = "default-src 'none'; script-src 'self' 'unsafe-eval'; connect-src 'self'"
+"""For scripts that run as workers, where nothing of a page can be reached, and make functions from text."""
 _HEADERS = {
     "Content-Security-Policy": CONTENT_POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -152,9 +155,10 @@ def token_from_file(path: Path, /) -> str:
 class Guard:
     """Refuses foreign hosts, requests without the token, and changes that another page asks for; adds the headers."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access, decoders: Collection[str] = ()) -> None:
         self._app = app
         self._access = access
+        self._decoders = decoders
         self._hosts = access.hosts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,6 +171,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
+                if scope["path"] in self._decoders:
+                    headers["Content-Security-Policy"] = DECODER_POLICY
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 

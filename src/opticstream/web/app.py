@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +18,23 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
 from pydantic import Field
 from starlette.exceptions import HTTPException
-from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.responses import FileResponse
 
 from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.orientation_pictures import inplane_legend
 from opticstream.model.errors import InputError, OpticStreamError, StateError
 from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId, item_from_key
-from opticstream.model.modalities import MODALITIES, Modality
+from opticstream.model.modalities import MODALITIES, Modality, described
+from opticstream.pipeline.judging import judged
 from opticstream.pipeline.project import Project
 from opticstream.state import FactRecord
 from opticstream.web.access import Access, Guard
 from opticstream.web.board import Board
-from opticstream.web.files import PICTURES, picture_path
-from opticstream.web.thumbnails import Thumbnails
+from opticstream.web.files import PICTURES, picture_path, store_path
+from opticstream.web.thumbnails import Thumbnails, ZoomFiles
 from opticstream.web.views import Views, modalities_of
+from opticstream.web.volumes import CLIENT, DECODERS, SCRIPTS, STYLE, viewer_address, volumes_of
 
 Retry = Callable[[Sequence[ItemId] | None], Sequence[str]]
 """Retries parked items, or all of them, and returns what was done in words."""
@@ -39,7 +42,10 @@ Retry = Callable[[Sequence[ItemId] | None], Sequence[str]]
 LOOK_EVERY_S = 0.5
 BEAT_S = 10.0
 """Time after which a page hears something although nothing has changed, so that it knows that it is not cut off."""
+_COMPACT = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
+"""Kinds of content that are not compressed again."""
 _FOREVER = "private, max-age=31536000, immutable"
+_PART_OF_ZOOM = re.compile(r"(?P<modality>[A-Za-z0-9]+)(?:\.dzi|_files/\d{1,2}/\d{1,4}_\d{1,4}\.jpg)")
 _MOST_FORM_BYTES = 10_000
 
 _log = logging.getLogger(__name__)
@@ -84,6 +90,8 @@ class Dashboard:
 
     async def keep_up(self) -> None:
         """Look for changes until cancelled. If the facts cannot be read, the page says so, and they are tried again."""
+        with contextlib.suppress(Exception):  # who opens the page sees what is wrong
+            await asyncio.to_thread(self._render_ahead)
         while True:
             try:
                 changed = await asyncio.to_thread(self.board.refresh)
@@ -96,6 +104,11 @@ class Dashboard:
                 async with self.changed:
                     self.changed.notify_all()
             await asyncio.sleep(LOOK_EVERY_S)
+
+    def _render_ahead(self) -> None:
+        """Render the page that is opened first, so that it is there when it is asked for."""
+        if modalities := modalities_of(self.board):
+            self.views.get(None, modalities[0]).parts()
 
 
 def create_app(project: Project, /, *, access: Access | None = None, retry: Retry | None = None) -> FastAPI:
@@ -129,10 +142,11 @@ def create_app(project: Project, /, *, access: Access | None = None, retry: Retr
     app.mount("/static", StaticFiles(directory=Path(__file__).with_name("static")), name="static")
     _add_pages(app, dashboard)
     _add_pictures(app, dashboard)
+    _add_volumes(app, dashboard)
     _add_actions(app, dashboard)
     _add_problems(app, dashboard)
-    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
-    app.add_middleware(Guard, access=access)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5, exclude_content_types=_COMPACT)
+    app.add_middleware(Guard, access=access, decoders=DECODERS)
     return app
 
 
@@ -209,6 +223,8 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
             "pictures.html.j2",
             item=item, pictures=found, shown=shown, lines=lines, stamp=stamp,
             slice_id=slice_id.slice_id if slice_id else None,
+            zoom=_zoom_of(dashboard.project, item, shown, stamp),
+            has_volumes=isinstance(item, MosaicId) and _record(dashboard.project, item, "volume_stitched") is not None,
         )  # fmt: skip
 
 
@@ -231,7 +247,7 @@ def _pictures_of(project: Project, item: ItemId) -> tuple[list[ShownPicture], li
     path = project.facts.path(item, fact)
     stamp = path.stat().st_mtime_ns if path.exists() else 0
     record = _record(project, item, fact)
-    lines = [("look", f"△ {reason}") for reason in (record.detail.get("doubts") or ())] if record else []
+    lines = [("look", f"△ {reason}") for reason in judged(project, item, record.detail).reasons] if record else []
     if record is None:
         lines.append(("dim", f"{item} is not {fact} yet"))
     return _pictures_of_record(project, item, fact), lines, stamp
@@ -258,6 +274,14 @@ def _record(project: Project, item: ItemId, fact: str) -> FactRecord | None:
         return None
 
 
+def _zoom_of(project: Project, item: ItemId, shown: ShownPicture | None, stamp: int) -> str:
+    """Return the address of a picture at full size; empty if there is none, because the picture itself is."""
+    if not isinstance(item, MosaicId) or shown is None or shown.modality is None:
+        return ""
+    name = shown.modality.name
+    return f"/zoom/{stamp}/{item.mosaic_id}/{name}.dzi" if project.paths.mosaic_zoom(item, name).exists() else ""
+
+
 def _shown(name: str, file: str) -> ShownPicture:
     stem = Path(name).stem
     title = stem.split("_", 2)[-1] if stem.startswith(("mosaic_", "slice_")) else stem
@@ -269,6 +293,7 @@ def _shown(name: str, file: str) -> ShownPicture:
 def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
     project, board, thumbnails = dashboard.project, dashboard.board, dashboard.thumbnails
     wheel = encoded_picture(inplane_legend(288), "PNG")
+    zooms = ZoomFiles()
 
     @app.get("/strip/{mosaic}/{column}/{modality}.jpg")
     def strip(mosaic: Number, column: Number, modality: str) -> Response:
@@ -288,6 +313,17 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
         names = [one for one in found if one.modality and one.modality.intensity] or found
         return _picture(thumbnails.preview(picture_path(project.paths, unquote(names[0].file))))
 
+    @app.get("/zoom/{stamp}/{mosaic}/{part:path}")
+    def zoom(stamp: int, mosaic: Number, part: str) -> Response:
+        """A part of a stitched map at full size; the stamp tells browsers when it is another one."""
+        found = _PART_OF_ZOOM.fullmatch(part)
+        if found is None:
+            raise HTTPException(404, f"{part!r} is not a part of a picture")
+        path = project.paths.mosaic_zoom(MosaicId(mosaic), found["modality"])
+        content = zooms.read(path, f"{path.stem}{part[len(found['modality']) :]}")
+        kind = "application/xml" if part.endswith(".dzi") else "image/jpeg"
+        return Response(content, media_type=kind, headers={"Cache-Control": _FOREVER})
+
     @app.get("/files/{name:path}")
     def files(name: str) -> FileResponse:
         return FileResponse(picture_path(project.paths, name), headers={"Cache-Control": "private, max-age=60"})
@@ -295,6 +331,53 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
     @app.get("/legend/wheel.png")
     def legend() -> Response:
         return Response(wheel, media_type="image/png", headers={"Cache-Control": _FOREVER})
+
+
+def _add_volumes(app: FastAPI, dashboard: Dashboard) -> None:
+    project = dashboard.project
+
+    @app.get("/volumes/{key}")
+    def volumes(request: Request, key: str) -> RedirectResponse:
+        mosaic = _mosaic(key)
+        found = volumes_of(project, mosaic)
+        if not found:
+            raise HTTPException(404, f"{mosaic} has no volumes, or not yet")
+        origin = str(request.base_url).rstrip("/")
+        return RedirectResponse(viewer_address(key, found, origin=origin), 303)
+
+    @app.get("/v/{key}/", response_class=HTMLResponse)  # the viewer expects an address of this form
+    def viewer(key: str) -> str:
+        mosaic = _mosaic(key)
+        wheel = any(described(name).is_axial for name in project.config.processing.volume.modalities)
+        return dashboard.render(
+            "volume.html.j2", item=mosaic, client=CLIENT, style=STYLE, scripts=SCRIPTS, axial=wheel
+        )  # fmt: skip
+
+    @app.get("/events/{key}", response_class=EventSourceResponse)
+    async def viewer_events(key: str) -> AsyncIterator[ServerSentEvent]:
+        """Nothing: the viewer only wants to see that its server is there."""
+        _mosaic(key)
+        while not dashboard.closing:
+            async with dashboard.changed:
+                await dashboard.changed.wait()
+        yield ServerSentEvent(comment="end")
+
+    @app.api_route("/volumes/{stamp}/{name:path}", methods=["GET", "HEAD"])
+    def volume_file(stamp: int, name: str) -> Response:
+        """A file of a volume; the stamp tells browsers when it is another one."""
+        try:
+            path = store_path(project.paths, name)
+        except InputError:  # parts of a volume that hold no value do not exist
+            return Response(status_code=404)
+        kind = "application/json" if path.name.startswith((".z", "zarr")) else "application/octet-stream"
+        return FileResponse(path, media_type=kind, headers={"Cache-Control": _FOREVER})
+
+
+def _mosaic(key: str) -> MosaicId:
+    item = _item(key)
+    if not isinstance(item, MosaicId):
+        raise HTTPException(404, f"{item} is not a mosaic")
+    return item
 
 
 def _picture(content: bytes) -> Response:

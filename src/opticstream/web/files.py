@@ -1,4 +1,4 @@
-"""Which files the dashboard may send: pictures among the outputs of the project and its archive, and nothing else."""
+"""Which files the dashboard may send: pictures and volumes among the outputs of the project and its archive."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from opticstream.io.paths import ProjectPaths
 from opticstream.model.errors import InputError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png"})
+STORE = ".ome.zarr"
 _FOLDERS = re.compile(r"(?:mosaic-\d{2,}/(?:processed|stitched)|registered|sample)/")
-"""Folders of the project that hold pictures; flags, settings and raw tiles lie elsewhere."""
+"""Folders of the project that hold pictures and volumes; flags, settings and raw tiles lie elsewhere."""
+_IN_STORE = re.compile(
+    r"""(?P<store>.+\.ome\.zarr)/
+    (?:zarr\.json | \.zgroup | \.zattrs                            # of the image
+    | \d{1,2}/(?: zarr\.json | \.zarray | (?:c/)?\d+(?:/\d+){2} )  # of a level, and its chunks
+    )""",
+    re.VERBOSE,
+)
 _ARCHIVE = "archive:"
 
 
@@ -29,14 +37,56 @@ def picture_path(paths: ProjectPaths, name: str, /) -> Path:
     InputError
         It is no picture, it does not exist, or it lies outside the outputs of the project and its archive.
     """
+    inside = _plain(name)
+    if inside.suffix.lower() not in PICTURES:
+        raise InputError(f"{name!r} is not a picture; expected {', '.join(sorted(PICTURES))}")
+    real = _output(paths, name)
+    if real.suffix.lower() not in PICTURES or not real.is_file():
+        raise InputError(f"{name!r} is not a picture")
+    return real
+
+
+def store_path(paths: ProjectPaths, name: str, /) -> Path:
+    """Return a file of an OME-Zarr volume with the axes z, y, x, with all links followed.
+
+    Parameters
+    ----------
+    paths : ProjectPaths
+        Folders of the project.
+    name : str
+        Name of the volume as in records, and that of a file in it.
+
+    Raises
+    ------
+    InputError
+        It is no file of a volume, it does not exist, or it lies outside the outputs of the project and its archive.
+    """
+    found = _IN_STORE.fullmatch(name)
+    if found is None:
+        raise InputError(f"{name!r} is not a file of a volume")
+    _plain(found["store"])
+    store = _output(paths, found["store"])
+    try:
+        real = (store / name[len(found["store"]) + 1 :]).resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{name!r} does not exist") from error
+    if not store.name.endswith(STORE) or not real.is_relative_to(store) or not real.is_file():
+        raise InputError(f"{name!r} is not a file of a volume")
+    return real
+
+
+def _plain(name: str) -> PurePosixPath:
+    """Return the path in a name, which leads nowhere else and shows no hidden file."""
     inside = PurePosixPath(name.removeprefix(_ARCHIVE))
     plain = "\\" not in name and "\0" not in name and not inside.is_absolute()
     if not plain or any(part == ".." or part.startswith(".") for part in inside.parts):
         raise InputError(f"{name!r} is not the name of an output")
-    if inside.suffix.lower() not in PICTURES:
-        raise InputError(f"{name!r} is not a picture; expected {', '.join(sorted(PICTURES))}")
-    in_archive = name.startswith(_ARCHIVE)
-    if not in_archive and not _FOLDERS.match(inside.as_posix()):
+    return inside
+
+
+def _output(paths: ProjectPaths, name: str) -> Path:
+    """Return where an output really lies: in a folder of outputs of the project, or in its archive."""
+    if not name.startswith(_ARCHIVE) and not _FOLDERS.match(PurePosixPath(name).as_posix()):
         raise InputError(f"{name!r} lies in no folder of outputs")
     try:
         real = paths.absolute(name).resolve(strict=True)
@@ -46,6 +96,4 @@ def picture_path(paths: ProjectPaths, name: str, /) -> Path:
     of_project = real.is_relative_to(base) and _FOLDERS.match(real.relative_to(base).as_posix())
     if not of_project and not real.is_relative_to(archive):
         raise InputError(f"{name!r} is a link to a file outside the project's outputs")
-    if real.suffix.lower() not in PICTURES or not real.is_file():
-        raise InputError(f"{name!r} is not a picture")
     return real

@@ -1,4 +1,4 @@
-"""Small pictures for the live mosaic: one strip for each column, from the maps that the pipeline has made."""
+"""Small pictures for the live mosaic: one strip for each column, put together from the thumbnails of its tiles."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.nifti import read_nifti
-from opticstream.io.orientation_pictures import hue_colours
-from opticstream.io.pictures import display_range, picture_of_map
-from opticstream.model.errors import OpticStreamError
+from opticstream.io.pictures import display_range
+from opticstream.io.tile_thumbnail import fixed_range, map_in_thumbnail, small_map, thumbnail_path, thumbnail_size
+from opticstream.io.zoom import ZoomFile
+from opticstream.model.errors import FileFormatError, InputError, OpticStreamError
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.modalities import described
 from opticstream.pipeline.project import Project
@@ -26,10 +27,7 @@ from opticstream.web.tiles import TileLook
 Picture = NDArray[np.uint8]
 V = TypeVar("V")
 
-TILE_PX = 72
 PREVIEW_PX = 160
-_ABOVE_NOISE_DB = 45.0
-_TISSUE_ABOVE_NOISE_DB = 3.0
 
 
 class _Kept(Generic[V]):
@@ -84,8 +82,7 @@ class Thumbnails:
 
     def _size(self, mosaic: MosaicId) -> tuple[int, int]:
         a_lines, b_lines = self._project.config.scan.tile_shape(self._project.layout.illumination_index(mosaic))
-        shrink = TILE_PX / max(a_lines, b_lines)
-        return max(1, round(a_lines * shrink)), max(1, round(b_lines * shrink))
+        return thumbnail_size(a_lines, b_lines)
 
     def _tile(self, look: TileLook, modality: str) -> Picture | None:
         if look.state not in ("done", "look"):
@@ -93,41 +90,51 @@ class Thumbnails:
         return self._tiles.get((look.tile, look.stamp, modality), lambda: self._drawn(look, modality))
 
     def _drawn(self, look: TileLook, modality: str) -> Picture | None:
+        made = map_in_thumbnail(
+            thumbnail_path(self._project.paths.base, look.tile), modality, self._size(look.tile.mosaic)
+        )
+        return made if made is not None else self._from_maps(look, modality)
+
+    def _from_maps(self, look: TileLook, modality: str) -> Picture | None:
+        """Return the picture of a map that is in no thumbnail: of an earlier version, or without a fixed range."""
         image = self._map(look.tile, modality)
         if image is None:
             return None
         noise_db = float(look.figures.get("noise_db", float("nan")))
-        known = described(modality)
-        if known.is_axial:
-            level = np.ones(image.shape, np.float32)
-            intensity = self._map(look.tile, "aip")
-            if intensity is not None and intensity.shape == image.shape and np.isfinite(noise_db):
-                level = np.where(intensity >= noise_db + _TISSUE_ABOVE_NOISE_DB, 1.0, 0.25).astype(np.float32)
-            colours = np.rint(255 * hue_colours(image, brightness=level)).astype(np.uint8)
-            return np.ascontiguousarray(colours.swapaxes(0, 1))
-        return picture_of_map(modality, image, limits=self._range(look.tile.mosaic, modality, image, noise_db))
-
-    def _range(
-        self, mosaic: MosaicId, modality: str, image: NDArray[np.float32], noise_db: float
-    ) -> tuple[float, float]:
-        known = described(modality)
-        if isinstance(known.tile_range, tuple):
-            return known.tile_range
-        if known.in_db and np.isfinite(noise_db):
-            return noise_db, noise_db + _ABOVE_NOISE_DB
-        # The first tile that is seen decides, so that neighbouring columns have the same colours.
-        return self._limits.setdefault((mosaic, modality), display_range(modality, image))
+        limits = fixed_range(modality, noise_db=noise_db)
+        if limits is None:
+            # The first tile that is seen decides, so that neighbouring columns have the same colours.
+            limits = self._limits.setdefault((look.tile.mosaic, modality), display_range(modality, image))
+        intensity = self._map(look.tile, "aip") if described(modality).is_axial else None
+        return small_map(modality, image, noise_db=noise_db, limits=limits, intensity=intensity)
 
     def _map(self, tile: TileId, modality: str) -> NDArray[np.float32] | None:
-        width, height = self._size(tile.mosaic)
         try:
             image = read_nifti(self._project.paths.tile_product(tile, modality), mmap=True)
         except (OpticStreamError, OSError):  # not made, or just being replaced
             return None
-        columns, rows, *_ = image.shape
-        x = np.linspace(0, columns - 1, width).round().astype(np.intp)
-        y = np.linspace(0, rows - 1, height).round().astype(np.intp)
-        return np.asarray(image.reshape(columns, rows)[np.ix_(x, y)], np.float32)
+        return np.asarray(image.reshape(image.shape[:2]), np.float32)
+
+
+class ZoomFiles:
+    """Pictures at full size that are being looked at."""
+
+    def __init__(self) -> None:
+        self._open: _Kept[ZoomFile] = _Kept(16)
+
+    def read(self, path: Path, part: str, /) -> bytes:
+        """Return a part of a picture at full size.
+
+        Raises
+        ------
+        InputError
+            There is no such picture or part.
+        """
+        try:
+            stamp = path.stat().st_mtime_ns
+            return self._open.get((path, stamp), lambda: ZoomFile(path)).read(part)
+        except (OSError, FileFormatError) as error:
+            raise InputError(f"{path.name} has no part {part}") from error
 
 
 def stamp_of(looks: Sequence[TileLook], /) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opticstream.model.ids import TileId
+from opticstream.pipeline.judging import judged
 from opticstream.pipeline.progress import detail_of
 from opticstream.pipeline.project import Project
 from opticstream.web.facts_watch import FactsWatch
@@ -86,7 +87,7 @@ class TileLooks:
         known = self._watch.facts_of(tile)
         if "processed" in known:
             stamp, detail = self._detail(tile, "processed")
-            flags = tuple(map(str, detail.get("flags") or ()))
+            flags = judged(self._project, tile, detail).reasons
             figures = detail.get("figures") or {}
             size = int(detail.get("raw_bytes") or 0)
             return TileLook(tile, column, row, "look" if flags else "done", stamp, figures, flags, raw_bytes=size)

@@ -12,11 +12,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import opticstream
+from opticstream.io.tile_thumbnail import THUMBNAIL_PX
 from opticstream.model.ids import MosaicId, SliceId
 from opticstream.model.modalities import described
 from opticstream.web import words
 from opticstream.web.board import Board
-from opticstream.web.thumbnails import TILE_PX, stamp_of
+from opticstream.web.thumbnails import stamp_of
 from opticstream.web.tiles import STATES, TileLook
 
 MOST_LINES = 60
@@ -222,7 +223,7 @@ def modalities_of(board: Board, /) -> tuple[str, ...]:
 def cell_size(board: Board, mosaic: MosaicId, /) -> tuple[float, float]:
     """Return width and height of a tile in the live mosaic, in units of its SVG; the longer one is that of a strip."""
     a_lines, b_lines = board.project.config.scan.tile_shape(board.project.layout.illumination_index(mosaic))
-    scale = TILE_PX / max(a_lines, b_lines)
+    scale = THUMBNAIL_PX / max(a_lines, b_lines)
     return round(a_lines * scale, 2), round(b_lines * scale, 2)
 
 

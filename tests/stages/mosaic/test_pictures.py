@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 from PIL import Image
 
 from opticstream.compute.stitching import Seam
+from opticstream.io.pictures import picture_of_map
+from opticstream.io.zoom import ZoomFile, size_of_zoom
 from opticstream.stages.mosaic._captions import TEXT, with_lines_below, with_title
 from opticstream.stages.mosaic._find_coordinates import measured_positions
 from opticstream.stages.mosaic._pictures import overlap_picture, write_links_picture
 from opticstream.stages.mosaic._tiles import MosaicTiles, tiles_of_mosaic
+from opticstream.stages.mosaic._zoom import write_zoom_of_map
 from opticstream.testing.stitching_cases import MOSAIC, make_case
 
 
@@ -80,3 +84,18 @@ def test_words_cover_no_pixel_of_a_picture():
     assert ((below[30:] @ (-1, 2, -1)) > 100).any()  # green words
     titled = with_title(picture, "a title")
     assert np.array_equal(titled[-30:, :40], picture)
+
+
+def test_a_picture_at_full_size_has_the_colours_of_the_reduced_one(tmp_path):
+    random = np.random.default_rng(3)
+    x, y = np.meshgrid(np.linspace(0, 3, 420), np.linspace(0, 3, 310), indexing="ij")
+    image = (60 * np.sin(x + y)).astype(np.float32)
+    image[:40, :50] = np.nan
+    light = (40 + 30 * np.cos(2 * x) + random.normal(0, 0.1, x.shape)).astype(np.float32)
+    small, dim = image[::2, ::2], light[::2, ::2]
+    path = write_zoom_of_map(tmp_path / "m_ori.szi", "ori", image, small=small, light=dim)
+    assert size_of_zoom(path) == (420, 310)
+    tile = np.asarray(Image.open(io.BytesIO(ZoomFile(path).read("m_ori_files/9/0_0.jpg"))), int)
+    wanted = picture_of_map("ori", small, brightness=dim)[:128, :128].repeat(2, 0).repeat(2, 1)
+    assert np.abs(tile - wanted).mean() < 8
+    assert (tile[:20, :20] < 10).all()

@@ -22,9 +22,11 @@ from opticstream.config.processing import (
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
 from opticstream.io.tilemap import read_tilemap
+from opticstream.io.zoom import size_of_zoom
 from opticstream.model.errors import InputError, MissingInputError, ProcessingError, TileSizeError
 from opticstream.model.ids import MosaicId
 from opticstream.model.modalities import MODALITIES as MODALITY_TABLE
+from opticstream.stages.mosaic import _stitch_mosaic
 from opticstream.stages.mosaic._find_coordinates import find_coordinates
 from opticstream.stages.mosaic._find_focus import find_focus, read_focus
 from opticstream.stages.mosaic._stitch_mosaic import stitch_mosaic
@@ -375,6 +377,18 @@ def test_missing_tiles_of_one_map_are_listed_and_stitched_around(case):
     made = mosaic(case)
     assert made.missing == {"ret": (3,)}
     assert np.isnan(read_nifti(made.outputs["ret"])).sum() > np.isnan(read_nifti(made.outputs["mip"])).sum()
+
+
+def test_a_mosaic_that_is_larger_than_its_picture_gets_one_at_full_size(case, monkeypatch):
+    coordinates(case, method="nominal")
+    zoom = case.stitched / "zoom" / "mosaic_001_ori.szi"
+    monkeypatch.setattr(_stitch_mosaic, "PREVIEW_PX", 100)
+    result = mosaic(case)
+    assert size_of_zoom(zoom) == result.shape
+    assert zoom not in result.outputs.values()  # it is not published
+    monkeypatch.undo()
+    mosaic(case)
+    assert not zoom.exists()
 
 
 def test_results_are_the_same_bytes_every_time(case):

@@ -145,6 +145,7 @@ def test_a_tile_gives_volumes_maps_and_archive_that_agree_with_the_formulas(tmp_
     names = ["dBI", "R3D", "O3D", "aip", "mip", "ret", "ori", "biref", "surf", "surfraw"]
     expected = {*(f"mosaic_001_image_0002_{name}.nii" for name in names), "mosaic_001_image_0002_qc.jpg"}
     assert {p.name for p in folder.iterdir()} == expected
+    assert [p.name for p in (folder.parent / "thumbnails").iterdir()] == ["mosaic_001_image_0002_maps.jpg"]
     image = nib.load(folder / "mosaic_001_image_0002_dBI.nii")
     assert image.header.get_zooms() == pytest.approx((0.01, 0.01, 0.0025))
     assert image.header.get_xyzt_units()[0] == "mm"

@@ -15,6 +15,7 @@ from opticstream.stages.mosaic._find_focus import FocusResult, find_focus, focus
 from opticstream.stages.mosaic._geometry import MosaicGeometry, geometry_of_tiles
 from opticstream.stages.mosaic._stitch_mosaic import MosaicResult, stitch_maps, stitch_mosaic
 from opticstream.stages.mosaic._tiles import MosaicTiles, check_template, tiles_from_configuration, tiles_of_mosaic
+from opticstream.stages.mosaic._zoom import write_zoom_of_map
 
 __all__ = [
     "CoordinatesResult",
@@ -37,4 +38,5 @@ __all__ = [
     "tiles_of_mosaic",
     "verdict_from_positions",
     "write_coordinate_quality",
+    "write_zoom_of_map",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from opticstream.config.processing import EnfaceSettings, MaskSettings, StitchSe
 from opticstream.io.atomic import write_text
 from opticstream.io.geometry import Geometry
 from opticstream.io.nifti import long_axis_notes, write_nifti
+from opticstream.io.paths import ZOOM_FOLDER
 from opticstream.io.pictures import picture_of_map, reduced, write_jpeg, write_tiff
 from opticstream.io.tilemap import TileMap, read_tilemap
 from opticstream.model.errors import ProcessingError
@@ -192,8 +193,9 @@ def stitch_maps(
 
     # The mask comes from one map and applies to all: that map goes first, and is kept.
     mask_modality = mask.made_from if mask.made_from in present else ""
-    order = sorted(present, key=lambda m: (m != mask_modality, present.index(m)))
-    first = order[0]
+    # A picture of axes may take its brightness from other maps, so that maps of axes go last.
+    first = mask_modality or present[0]
+    order = sorted(present, key=lambda m: (m != first, bool(described(m).brightness_from), present.index(m)))
     outputs: dict[str, Path] = {}
     images: dict[str, NDArray[np.float32]] = {}
     tissue: NDArray[np.bool_] | None = None
@@ -235,13 +237,12 @@ def stitch_maps(
         if tissue is not None:
             image = np.where(tissue, image, np.float32(np.nan))
         outputs |= _write_map(modality, image, folder, stem, geometry, stitch.formats)
-        # The picture of a map of axes may take its brightness from another map, so pictures wait for all of them.
         images[modality] = reduced(image, PREVIEW_PX)
+        _write_zoom(folder / ZOOM_FOLDER / f"{stem}_{modality}.szi", modality, image, images, stitch)
         report((done + 1) / (len(order) + 1))
     if "jpeg" in stitch.formats:
         for modality, small in images.items():
-            light = next((images[name] for name in described(modality).brightness_from if name in images), None)
-            picture = picture_of_map(modality, small, brightness=light)
+            picture = picture_of_map(modality, small, brightness=_light(modality, images))
             outputs[f"{modality}_jpg"] = write_jpeg(folder / f"{stem}_{modality}.jpg", picture)
     outputs["seams"] = _write_seams(seams, tiles, folder / f"{stem}_seams.json")
     report(1.0)
@@ -258,6 +259,27 @@ def stitch_maps(
         long_axis_notes([canvas.shape]),
         figures,
     )
+
+
+def _light(modality: str, images: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    """Return the map that gives the brightness of a picture of axes."""
+    return next((images[name] for name in described(modality).brightness_from if name in images), None)
+
+
+def _write_zoom(
+    path: Path,
+    modality: str,
+    image: NDArray[np.float32],
+    images: Mapping[str, NDArray[np.float32]],
+    stitch: StitchSettings,
+) -> None:
+    """Write the picture of a map at full size if the reduced one is smaller; else remove that of an earlier run."""
+    if "jpeg" not in stitch.formats or images[modality].shape == image.shape:
+        path.unlink(missing_ok=True)
+        return
+    from opticstream.stages.mosaic._zoom import write_zoom_of_map
+
+    write_zoom_of_map(path, modality, image, small=images[modality], light=_light(modality, images))
 
 
 def _fused(

@@ -19,6 +19,7 @@ from opticstream.stages.tile._import_tile import Counts, ImportedTile, Recording
 from opticstream.stages.tile._matlab_tile import MatlabTiles
 from opticstream.stages.tile._preview import draw_preview, preview_path
 from opticstream.stages.tile._process_tile import OutputFile, TileResult, available_threads, process_tile
+from opticstream.stages.tile._quality import TileFigures
 from opticstream.stages.tile._reconstruction import (
     arrays_from_jones,
     options_from_settings,
@@ -37,6 +38,7 @@ __all__ = [
     "MatlabTiles",
     "OutputFile",
     "RecordingFacts",
+    "TileFigures",
     "TileResult",
     "Verification",
     "archive_tile",

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.orientation_pictures import hue_colours
+from opticstream.io.tile_thumbnail import INTENSITY_RANGE_DB, TISSUE_ABOVE_NOISE_DB
 from opticstream.model.modalities import MODALITIES, Modality, described
-from opticstream.stages.tile._quality import TISSUE_ABOVE_NOISE_DB
 
 Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
 
-INTENSITY_RANGE_DB = 45.0
 LARGEST_SIDE_PX = 400
 _GAP = 6
 _SURFACE_COLOUR = (255, 80, 40)

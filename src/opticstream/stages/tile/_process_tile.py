@@ -14,6 +14,7 @@ from opticstream.config.engines import matlab_for
 from opticstream.io.atomic import write_bytes
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
+from opticstream.io.tile_thumbnail import thumbnail_path, tile_thumbnail
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described
 from opticstream.model.verdict import Grade
@@ -157,7 +158,7 @@ def process_tile(
         Spectral file that the rig wrote beside a complex `source`, in the format of `scan.spectral_format`: it is
         checked and archived instead, and saturation is measured in it.
     picture : bool
-        Also draw the quality picture (`..._qc.jpg`, beside the maps).
+        Also draw the quality picture (`..._qc.jpg`, beside the maps) and the thumbnail (`thumbnail_path`).
     progress : callable, optional
         Told the fraction done.
     matlab : MatlabTiles, optional
@@ -221,6 +222,8 @@ def process_tile(
         saturated_fraction=done.saturated_fraction,
     )
     if picture:
+        if thumbnail := tile_thumbnail(done.maps, noise_db=done.noise_db):
+            write_bytes(thumbnail_path(out_dir, tile), thumbnail)
         path = (folder / "processed" / tile_product_name(tile, "qc")).with_suffix(".jpg")
         content = tile_picture(done.maps, done.section_x, done.section_y, noise_db=done.noise_db)
         write_bytes(path, content)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.config.processing import QualitySettings
+from opticstream.io.tile_thumbnail import TISSUE_ABOVE_NOISE_DB
 from opticstream.model.verdict import Grade, Verdict
 
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)
@@ -131,7 +132,6 @@ def grade_above(figure: float, limit: float, limits: QualitySettings, /) -> Grad
     return "bad" if figure > limits.bad_factor * limit else "look"
 
 
-TISSUE_ABOVE_NOISE_DB = 3.0
 LEAST_TISSUE = 0.05
 """Share of tissue below which a tile has too little for figures about tissue."""
 

@@ -4,7 +4,7 @@
   if (!place) return;
   const viewer = OpenSeadragon({
     element: place, drawer: "canvas", showNavigationControl: false, showNavigator: true, maxZoomPixelRatio: 8,
-    imageSmoothingEnabled: true, tileSources: { type: "image", url: place.dataset.picture },
+    imageSmoothingEnabled: true, tileSources: place.dataset.zoomable || { type: "image", url: place.dataset.picture },
   });
   viewer.addHandler("open", () => { place.dataset.ready = "yes"; });
   viewer.addHandler("open-failed", () => { place.textContent = "This picture cannot be shown."; });

@@ -1,0 +1,164 @@
+"""Volumes of a mosaic in Neuroglancer: what the viewer is told to show, and the files that it asks for.
+
+The viewer is the client of Neuroglancer's Python package as it was built, without the package. It finds what to show
+behind the ``#`` of its address, and reads the OME-Zarr stores themselves, part by part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from opticstream.io.pictures import display_range
+from opticstream.io.zarr import read_attributes, read_volume, volume_reader, volume_voxel_um
+from opticstream.model.errors import StateError
+from opticstream.model.ids import MosaicId
+from opticstream.model.modalities import described
+from opticstream.pipeline.project import Project
+from opticstream.web.files import STORE
+
+CLIENT = "neuroglancer-2.41.2"
+"""Folder of the viewer among the static files."""
+STYLE = "main.8608d1fc21b22785.css"
+SCRIPTS = (
+    "822.a6ba03f3494c48e3.js", "213.57c390ab08d910be.js", "205.6bc228e2e1fdba68.js", "191.746a2dd720c8bead.js",
+    "main.8608d1fc21b22785.js",
+)  # fmt: skip
+"""What the page loads, in this order; these load the rest."""
+DECODERS = frozenset({f"/static/{CLIENT}/790.ccf548b371b08271.js", f"/static/{CLIENT}/412.4af3eaa266e16091.js"})
+"""Scripts that run as workers, without the page, and decompress; the decompressor makes functions from text."""
+_PANEL_PX = (560, 280)
+"""Width and height of the panel of the viewer into which the whole volume is to fit."""
+
+_GREY = """#uicontrol invlerp normalized(range=[{low:.6g}, {high:.6g}])
+void main() {{
+  if (isnan(toRaw(getDataValue()))) {{ emitTransparent(); return; }}
+  emitGrayscale(normalized());
+}}"""
+_HUE = """#uicontrol float brightness slider(min=0, max=1, default=1)
+void main() {
+  float angle = toRaw(getDataValue());
+  if (isnan(angle)) { emitTransparent(); return; }
+  vec3 hue = clamp(abs(fract(angle / 180.0 + vec3(0.0, 2.0 / 3.0, 1.0 / 3.0)) * 6.0 - 3.0) - 1.0, 0.0, 1.0);
+  emitRGB(brightness * hue);
+}"""
+"""Colours of an axis as in the colour wheel of the pictures."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume of a mosaic."""
+
+    modality: str
+    name: str
+    """Name of its store, as in records."""
+    stamp: int
+    """A number that changes when the store is made again."""
+    shape: tuple[int, int, int]
+    """Voxels along x, y, z."""
+    voxel_um: tuple[float, float, float]
+    """Size of a voxel along x, y, z."""
+    is_zarr_3: bool
+    limits: tuple[float, float]
+    """Values of black and of white."""
+
+    @property
+    def folder(self) -> str:
+        """Address of its folder on the dashboard."""
+        return f"/volumes/{self.stamp}/{quote(self.name, safe='/:')}/"
+
+
+def volumes_of(project: Project, mosaic: MosaicId, /) -> list[Volume]:
+    """Return the stitched volumes of a mosaic, in the order of their settings; none before they are stitched.
+
+    Raises
+    ------
+    OpticStreamError
+        A volume that is recorded cannot be read.
+    """
+    try:
+        record = project.facts.read(mosaic, "volume_stitched")
+    except StateError:  # a damaged record; `status` says so
+        return []
+    if record is None:
+        return []
+    stamp = project.facts.path(mosaic, "volume_stitched").stat().st_mtime_ns
+    products: Mapping[str, Any] = record.detail.get("products") or {}
+    return [_volume(project, name, str(path), stamp) for name, path in products.items() if str(path).endswith(STORE)]
+
+
+def viewer_address(key: str, volumes: Sequence[Volume], /, *, origin: str) -> str:
+    """Return the address of the viewer with all volumes of an item as layers, the first one visible.
+
+    Parameters
+    ----------
+    key : str
+        Key of the item.
+    volumes : sequence of Volume
+        At least one.
+    origin : str
+        Scheme, host and port under which the browser sees the dashboard.
+    """
+    return f"/v/{key}/#!{quote(json.dumps(viewer_state(volumes, origin=origin), separators=(',', ':')))}"
+
+
+def viewer_state(volumes: Sequence[Volume], /, *, origin: str) -> dict[str, Any]:
+    """Return what Neuroglancer is told to show."""
+    first = volumes[0]
+    smallest_um = min(first.voxel_um)
+    width, height = (n * size / smallest_um for n, size in zip(first.shape[:2], first.voxel_um[:2], strict=True))
+    return {
+        "dimensions": {
+            axis: [float(f"{size * 1e-6:.6g}"), "m"] for axis, size in zip("xyz", first.voxel_um, strict=True)
+        },
+        "crossSectionScale": max(width / _PANEL_PX[0], height / _PANEL_PX[1]),
+        "projectionScale": 1.2 * max(width, height),
+        "showAxisLines": False,
+        "crossSectionBackgroundColor": "#000000",
+        "layout": "4panel",
+        "layers": [
+            {
+                "type": "image",
+                "name": one.modality,
+                "source": f"{origin}{one.folder}|zarr{3 if one.is_zarr_3 else 2}:",
+                "shader": _shader(one),
+                "visible": one is first,
+            }
+            for one in volumes
+        ],
+    }
+
+
+def _shader(volume: Volume) -> str:
+    if described(volume.modality).is_axial:
+        return _HUE
+    low, high = volume.limits
+    return _GREY.format(low=low, high=high)
+
+
+def _volume(project: Project, modality: str, name: str, stamp: int) -> Volume:
+    path = project.paths.absolute(name)
+    shape, _ = volume_reader(path)
+    return Volume(
+        modality=modality,
+        name=name,
+        stamp=stamp,
+        shape=shape,
+        voxel_um=volume_voxel_um(path),
+        is_zarr_3=(path / "zarr.json").exists(),
+        limits=_limits(path, modality),
+    )
+
+
+def _limits(path: Path, modality: str) -> tuple[float, float]:
+    """Return the values of black and of white, from the coarsest level."""
+    attributes = read_attributes(path)
+    block = attributes.get("ome", attributes)["multiscales"][0]
+    coarse = read_volume(path, level=len(block["datasets"]) - 1)
+    low, high = display_range(modality, coarse[:, :, :: max(1, math.ceil(coarse.shape[2] / 32))])
+    return low, high
