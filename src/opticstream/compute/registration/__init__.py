@@ -5,7 +5,7 @@ from __future__ import annotations
 from opticstream.compute.registration._blocks import Slant, resampled_blocks
 from opticstream.compute.registration._by_kind import resampled
 from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform
-from opticstream.compute.registration._registration import Registration, register_images
+from opticstream.compute.registration._registration import Registration, register_images, sharpened_by_details
 from opticstream.compute.registration._resampling import resample_image, resample_orientation, smooth_orientation
 from opticstream.compute.registration._rigid import rigid_map, turned_axis
 
@@ -20,6 +20,7 @@ __all__ = [
     "resampled",
     "resampled_blocks",
     "rigid_map",
+    "sharpened_by_details",
     "smooth_orientation",
     "turned_axis",
 ]
