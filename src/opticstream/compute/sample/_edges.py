@@ -344,6 +344,8 @@ def _rough_match(faces: tuple[Image, Image], inside: tuple[Mask, Mask], freedom:
         squares = good[: size[0] * factor, : size[1] * factor].reshape(size[0], factor, size[1], factor)
         filled = np.where(good, face, 0)[: size[0] * factor, : size[1] * factor].reshape(squares.shape)
         valid = squares.sum((1, 3)) * 2 > factor**2
+        if not valid.any():
+            raise ValueError("there is no tissue to compare")
         image = np.where(valid, filled.sum((1, 3)) / np.maximum(squares.sum((1, 3)), 1), 0)
         near, wide = (
             ndimage.gaussian_filter(image, sigma)
