@@ -556,7 +556,7 @@ class _Validation:
     def _place_in_sample(
         self, fixed: MosaicTruth, stacked: StackedSlice, origin: Array, x: Array, y: Array, tissue: Mask
     ) -> tuple[Array, Array, float]:
-        """Return the true points of the sample, in px, that pixels of a stack show; where there is tissue; the angle."""
+        """Return the true points of the sample (px) that pixels of a stack show, where there is tissue, and the angle."""
         turn = np.deg2rad(fixed.entry["rotation_deg"])
         matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         every = (slice(None, None, 16), slice(None, None, 16))
@@ -566,7 +566,7 @@ class _Validation:
         return place, tissue[every], fixed.entry["rotation_deg"] + stacked.rotation_deg
 
     def _add_poses(self, poses: Mapping[str, tuple[Array, Array, float]]) -> None:
-        """Add by how much slices lie apart in the stack: from the mean of all, since the sample has no place of its own."""
+        """Add by how much each slice lies off the mean of all, since the sample has no place of its own."""
         if len(poses) < 2:
             return
         size = tuple(min(place.shape[axis] for place, _, _ in poses.values()) for axis in (1, 2))
