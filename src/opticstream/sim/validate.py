@@ -556,7 +556,7 @@ class _Validation:
     def _place_in_sample(
         self, fixed: MosaicTruth, stacked: StackedSlice, origin: Array, x: Array, y: Array, tissue: Mask
     ) -> tuple[Array, Array, float]:
-        """Return the true points of the sample (px) that pixels of a stack show, where there is tissue, and the angle."""
+        """Return the points of the sample (px) that a stack's pixels show, where there is tissue, and the angle."""
         turn = np.deg2rad(fixed.entry["rotation_deg"])
         matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         every = (slice(None, None, 16), slice(None, None, 16))
