@@ -81,12 +81,15 @@ def _with_paths(config: ProjectConfig, place: Callable[[Path], Path]) -> Project
         coordinates = coordinates.model_copy(update={"tile_configuration": place(coordinates.tile_configuration)})
     if isinstance(enface.surface, str) and enface.surface.endswith((".nii", ".nii.gz")):
         enface = enface.model_copy(update={"surface": str(place(Path(enface.surface)))})
+    sample = config.processing.sample
+    if sample.stage_log is not None:
+        sample = sample.model_copy(update={"stage_log": place(sample.stage_log)})
     return config.model_copy(
         update={
             "project": project,
             "scan": config.scan.model_copy(update={"calibration": calibration}),
             "processing": config.processing.model_copy(
-                update={"engine": engine, "coordinates": coordinates, "enface": enface}
+                update={"engine": engine, "coordinates": coordinates, "enface": enface, "sample": sample}
             ),
         }
     )

@@ -4,6 +4,7 @@ results that depend on it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -255,8 +256,8 @@ class SampleSettings(Settings):
 
     enabled: bool = True
     """Add each registered slice to the sample's stacks."""
-    align: Literal["none", "translation", "rigid"] = "none"
-    """How consecutive slices are aligned to each other."""
+    align: Literal["none", "translation", "rigid"] = "rigid"
+    """How slices may be moved to lie over each other; `none`: they stay as they were imaged."""
     modalities: tuple[str, ...] = ("aip", "mip", "ret", "ori", "biref")
     """2-D maps of the first illumination to stack."""
     products: tuple[str, ...] = ("axis", "inplane", "thruplane", "biref", "uncertainty", "flags")
@@ -266,9 +267,14 @@ class SampleSettings(Settings):
     volumes: bool = True
     """Also combine the stitched volumes of the first illumination into one OME-Zarr for each modality."""
     align_on: str = "aip"
-    """Map that the alignment compares."""
-    align_pullback: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the total displacement that is undone at every slice, so that small errors do not add up."""
+    """Map that is compared where a slice has no volume."""
+    align_on_volume: str = "dBI"
+    """Volume of which the depths that two slices both saw are compared; empty: maps alone are compared."""
+    stage_log: Path | None = None
+    """CSV file with the columns `slice`, `x_um`, `y_um`: where the stage stood, in the axes of the pictures, when each
+    slice was imaged. It is read again for every slice, and wrong entries are left out where pictures contradict."""
+    align_pullback: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the displacement that is undone at every slice; 0: slices lie where the pictures place them."""
 
 
 class ProcessingSettings(Settings):

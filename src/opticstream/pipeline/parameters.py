@@ -198,8 +198,11 @@ def publish_settings(config: ProjectConfig, /) -> StageSettings:
 
 
 def sample_settings(config: ProjectConfig, /) -> StageSettings:
-    """Return the settings of the sample's stacks, with the names in the records of earlier versions."""
-    sample = _without(config.processing.sample, "enabled", "align_pullback")
+    """Return the settings of the sample's stacks, with the names in the records of earlier versions.
+
+    The stage's log is not among them: it grows with every slice, and is read again for every slice.
+    """
+    sample = _without(config.processing.sample, "enabled", "align_pullback", "stage_log")
     return StageSettings(
         {
             "scan": _plain(config.scan, "slice_thickness_um"),

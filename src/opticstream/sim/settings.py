@@ -232,6 +232,43 @@ class StageSettings(Settings):
     """Standard deviation of the rotation between the illuminations of a slice."""
 
 
+class CuttingSettings(Settings):
+    """What the blade, the stage and the operator do between slices; by default nothing."""
+
+    rotation_deg: float = Field(default=0.0, ge=0)
+    """Standard deviation of the rotation of a slice."""
+    shift_px: float = Field(default=0.0, ge=0)
+    """Largest shift of the tissue of a slice along x and y, which the stage does not know of."""
+    jump_px: float = Field(default=0.0, ge=0)
+    """Length of a jump of the stage that lasts (homed anew); the stage's log shows it."""
+    jump_at: int = Field(default=2, ge=2)
+    """First slice after the jump."""
+    log_glitches: tuple[int, ...] = ()
+    """Slices for which the stage's log is wrong by 200 px."""
+    missing: tuple[int, ...] = ()
+    """Slices that are cut but never imaged."""
+    bad: tuple[int, ...] = ()
+    """Slices that are imaged blurred and dark."""
+    bad_blur_px: float = Field(default=4.0, ge=0)
+    """Standard deviation of their blur along x and y."""
+    bad_loss_db: float = Field(default=12.0, ge=0)
+    """By how much they are darker."""
+    incomplete: tuple[int, ...] = ()
+    """Slices of which only a part of the field is imaged."""
+    incomplete_share: float = Field(default=0.6, gt=0, le=1)
+    """Share of the field along x that they cover."""
+    wedge: tuple[int, ...] = ()
+    """Slices that the blade cut as a wedge: their face is inclined against the others."""
+    wedge_um: float = Field(default=0.0, ge=0)
+    """By how much deeper the right edge of such a face lies than the left one."""
+    gain_db: float = Field(default=0.0, ge=0)
+    """Standard deviation of the brightness of a slice."""
+    distortion_um: float = Field(default=0.0, ge=0, le=300)
+    """Largest displacement by which the tissue of a slice is bent, smoothly."""
+    distortion_scale_um: float = Field(default=2500.0, gt=0)
+    """Typical length of the bends."""
+
+
 class PhantomSettings(Settings):
     """Everything about the phantom and the instrument that looks at it."""
 
@@ -245,6 +282,8 @@ class PhantomSettings(Settings):
     """The microscope."""
     stage: StageSettings = StageSettings()
     """The stage."""
+    cutting: CuttingSettings = CuttingSettings()
+    """What happens between slices."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PhantomSettings:

@@ -10,9 +10,10 @@ from opticstream.compute.registration._registration import (
     MappingTask,
     Registration,
     register_images,
+    sharpened_by_details,
 )
 from opticstream.compute.registration._resampling import resample_image, resample_orientation, smooth_orientation
-from opticstream.compute.registration._slice_alignment import SlicePose, next_pose, rigid_map, turned_axis
+from opticstream.compute.registration._rigid import rigid_map, turned_axis
 
 __all__ = [
     "Freedom",
@@ -21,14 +22,13 @@ __all__ = [
     "PlanarTransform",
     "Registration",
     "Slant",
-    "SlicePose",
-    "next_pose",
     "register_images",
     "resample_image",
     "resample_orientation",
     "resampled",
     "resampled_blocks",
     "rigid_map",
+    "sharpened_by_details",
     "smooth_orientation",
     "turned_axis",
 ]

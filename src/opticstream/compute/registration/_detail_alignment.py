@@ -93,7 +93,7 @@ def sharpened(
             normal += weight * (slopes.T @ slopes)
             pull += weight * (slopes.T @ difference)
             score += agreement
-        if score <= best_score + 1e-6:
+        if score <= best_score + 1e-6 or not normal.any():  # nothing overlaps that could be compared
             break
         best, best_score = mapping, score
         free = _free_directions(freedom)

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from opticstream.io.zarr._images import ZarrImage, open_zarr_image, readable_zarr
 from opticstream.io.zarr._layout import IN_PASS_LEVELS, SHARD, StoreLayout, Version, multiscales_metadata, store_layout
-from opticstream.io.zarr._reading import BlockReader, read_attributes, read_volume, volume_reader, volume_voxel_um
+from opticstream.io.zarr._reading import (
+    BlockReader,
+    read_attributes,
+    read_volume,
+    shrunk_planes,
+    volume_reader,
+    volume_voxel_um,
+)
 from opticstream.io.zarr._slices import SliceStore, planes_of_slice
 from opticstream.io.zarr._views import SampleViews, sample_views
 from opticstream.io.zarr._writing import LevelArrays, StoreWriter, remove_notes, was_finished
@@ -32,6 +39,7 @@ __all__ = [
     "readable_zarr",
     "remove_notes",
     "sample_views",
+    "shrunk_planes",
     "store_layout",
     "volume_reader",
     "volume_voxel_um",

@@ -39,6 +39,46 @@ def volume_reader(path: Path, /) -> tuple[tuple[int, int, int], BlockReader]:
     return (x, y, z), read
 
 
+def shrunk_planes(path: Path, planes: slice, /, *, factor: int = 1) -> NDArray[np.float32]:
+    """Return some planes of an OME-Zarr volume's finest level as means of squares of pixels, shape (x, y, planes).
+
+    Parameters
+    ----------
+    path : Path
+        Volume of real numbers.
+    planes : slice
+        Depth samples.
+    factor : int
+        Side of the squares in pixels; what is left over at the far ends is dropped. A mean is over the pixels that have
+        a value, NaN where none has. The volume is read block by block.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        It is not a volume of real numbers, or has more than one time point or channel.
+    """
+    array = open_zarr_image(path).array
+    if array.rank != 3:
+        raise FileFormatError(f"{path}: expected the axes z, y, x, got the shape {tuple(array.shape)}")
+    size = int(array.shape[2]) // factor, int(array.shape[1]) // factor
+    first, last, _ = planes.indices(int(array.shape[0]))
+    out = np.full((*size, last - first), np.nan, np.float32)
+    side = max(1, 512 // factor)
+    for x in range(0, size[0], side):
+        for y in range(0, size[1], side):
+            width, height = min(side, size[0] - x), min(side, size[1] - y)
+            where = slice(y * factor, (y + height) * factor), slice(x * factor, (x + width) * factor)
+            with readable_zarr(path):
+                block = np.asarray(array[first:last, where[0], where[1]].read().result(), np.float32)
+            squares = block.reshape(last - first, height, factor, width, factor)
+            known = np.isfinite(squares)
+            count = known.sum((2, 4))
+            total = np.where(known, squares, 0).sum((2, 4))
+            mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+            out[x : x + width, y : y + height] = mean.transpose(2, 1, 0)
+    return out
+
+
 def volume_voxel_um(path: Path, /) -> tuple[float, float, float]:
     """Return the voxel size (x, y, z) of an OME-Zarr volume in micrometres, whatever unit its axes have.
 

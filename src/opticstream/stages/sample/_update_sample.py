@@ -1,7 +1,8 @@
 """Add one slice to the sample's stacks: maps to NIfTI and OME-Zarr stacks, volumes to one OME-Zarr, gaps listed.
 
-Every slice has its own place in every stack; adding, replacing or repeating a slice writes that place and nothing else.
-The ledger `slices.json` says which slices the stacks hold, from which input, and which are missing, and why.
+Every slice has its own place in every stack; adding, replacing or repeating a slice writes that place, and those of
+slices that it moved. The ledger `slices.json` says which slices the stacks hold, from which input and in which pose,
+and which are missing, and why; `poses.json` holds the poses of all slices and what they follow from.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.registration import PlanarTransform, SlicePose, next_pose, resampled, resampled_blocks
+from opticstream.compute.registration import PlanarTransform, resampled, resampled_blocks
+from opticstream.compute.sample import Pose, pulled_back
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import nifti_geometry, read_nifti
@@ -26,6 +29,7 @@ from opticstream.io.nifti_stack import blank_slice, put_slice
 from opticstream.io.zarr import SliceStore, planes_of_slice, volume_reader, volume_voxel_um
 from opticstream.model.errors import ChangingStacksError, InputError, MissingInputError, StateError
 from opticstream.model.modalities import described_stack
+from opticstream.stages.sample._pose_book import FILE_NAME, Picture, Pictures, PoseBook
 from opticstream.system.locks import locked
 
 
@@ -69,6 +73,14 @@ class UpdatedSample:
     """False where the slice was there already, from the same input."""
     preview: Path | None = None
     """Picture of the sample in three orthogonal views."""
+    moved: tuple[int, ...] = ()
+    """Other slices that were written again, because the new one showed that they lie elsewhere."""
+    poses: Mapping[int, Pose] = field(default_factory=dict)
+    """Poses of the slices; none without alignment."""
+    poses_version: int = 0
+    """Version of `poses.json`."""
+    unplaced: Mapping[int, str] = field(default_factory=dict)
+    """Slices that were placed between their neighbours only, and why."""
 
 
 def update_sample(new: SampleInput, /) -> UpdatedSample:
@@ -96,28 +108,45 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         # Volumes may come later than maps; a map that the slice brought before and does not bring now leaves a gap.
         blanked = {name for name in done if name not in prints and _is_stack_of_maps(new, name)}
         changed = bool(written or blanked) or entry.get("without_axis", "") != new.without_axis
+        changed = changed or any(other.get("moving") for other in ledger.slices.values())
+        moved: dict[int, _Placed] = {}
+        book = PoseBook.read(new.folder / FILE_NAME) if new.settings.align != "none" else None
         if changed:
-            known = entry.get("pose") if not written.intersection(new.maps) else None
-            pose = _pose_from_facts(known) if known else _pose(new, ledger)
+            placed = _place(new, ledger, prints, book)
+            mine = placed.pop(new.slice_id, None)
+            if mine is not None and _is_moved(entry, mine):
+                written = set(prints)
+            elif mine is not None:
+                mine = _pose_from_facts(entry["pose"], mine)
+            moved = {n: pose for n, pose in placed.items() if _is_moved(ledger.slices[n], pose)}
             # Marked before it is written: after a crash in the middle this slice, and no other, counts as not there.
             kept = {name: value for name, value in done.items() if name not in written}
             ledger.slices[new.slice_id] = {"state": "writing", "stacks": kept}
+            for n in moved:
+                ledger.slices[n]["moving"] = True
             ledger.write(new)
-            _put_maps(new, pose, written)
-            _put_volumes(new, pose, written)
+            _put_maps(new, None if mine is None else mine.mapping, written)
+            _put_volumes(new, None if mine is None else mine.mapping, written)
             for name in blanked:
                 _blank_map(new, name)
             stacks = {name: value for name, value in {**done, **prints}.items() if name not in blanked}
+            sources = {**entry.get("sources", {}), **_sources(new, prints)}
             ledger.slices[new.slice_id] = {
                 "state": "present",
                 "stacks": dict(sorted(stacks.items())),
                 **({"without_axis": new.without_axis} if new.without_axis else {}),
-                **({"pose": _pose_facts(pose)} if new.settings.align != "none" else {}),
+                **({"pose": _pose_facts(mine)} if mine is not None else {}),
+                **({"sources": {n: sources[n] for n in sorted(stacks) if n in sources}} if mine is not None else {}),
             }
+            ledger.write(new)
+            for n, pose in sorted(moved.items()):
+                _move_slice(new, ledger, n, pose)
         ledger.write(new)
         preview = _preview(new, ledger)
     outputs = {f"{name}_{kind}": path for name in ledger.stacks() for kind, path in _stack_files(new, name)}
     outputs["slices"] = new.folder / "slices.json"
+    if book is not None and book.path.exists():
+        outputs["poses"] = book.path
     if preview is not None:
         outputs["preview"] = preview
     return UpdatedSample(
@@ -127,6 +156,10 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         without_axis=ledger.without_axis(),
         changed=changed,
         preview=preview,
+        moved=tuple(sorted(moved)),
+        poses=dict(book.poses) if book is not None else {},
+        poses_version=book.version if book is not None else 0,
+        unplaced={n: reason for n in ledger.present() if (reason := ledger.slices[n].get("pose", {}).get("failure"))},
     )
 
 
@@ -154,7 +187,7 @@ def stacks_at_rest(folder: Path, /) -> Callable[[], None]:
     """
     path = folder / "slices.json"
     before = path.read_bytes()
-    if any(entry.get("state") == "writing" for entry in _Ledger.read(path).slices.values()):
+    if any(entry.get("state") == "writing" or entry.get("moving") for entry in _Ledger.read(path).slices.values()):
         raise ChangingStacksError(f"{folder}: a slice is being added; the stacks are published afterwards")
 
     def still() -> None:
@@ -219,7 +252,14 @@ def _fingerprints(new: SampleInput) -> dict[str, str]:
     """
     settings = new.settings
     common = json.dumps(
-        [settings.align, settings.align_on, settings.align_pullback, list(settings.formats), new.slice_thickness_um]
+        [
+            settings.align,
+            settings.align_on,
+            settings.align_on_volume,
+            settings.align_pullback,
+            list(settings.formats),
+            new.slice_thickness_um,
+        ]
     )
     prints = {}
     for name, path in {**new.maps, **(new.volumes if settings.volumes else {})}.items():
@@ -245,13 +285,13 @@ def _map(path: Path) -> NDArray[Any]:
     return np.asarray(array, np.uint8 if array.dtype == np.uint8 else np.float32)
 
 
-def _put_maps(new: SampleInput, pose: SlicePose | None, names: Collection[str]) -> None:
+def _put_maps(new: SampleInput, mapping: PlanarTransform | None, names: Collection[str]) -> None:
     for name, path in sorted(new.maps.items()):
         if name not in names:
             continue
         image = _map(path)
-        if pose is not None:
-            image = _moved(name, image, pose)
+        if mapping is not None:
+            image = _resampled(name, image, mapping)
         geometry = nifti_geometry(path)
         x_mm, y_mm, _ = geometry.voxel_size_mm
         planes = geometry.with_voxel_size((x_mm, y_mm, new.slice_thickness_um / 1000))
@@ -302,86 +342,162 @@ def _stack_files(new: SampleInput, name: str, *, only_existing: bool = True) -> 
     return [(form, path) for form, path in formats.items() if path.exists() or not only_existing]
 
 
-def _put_volumes(new: SampleInput, pose: SlicePose | None, names: Collection[str]) -> None:
+def _put_volumes(new: SampleInput, mapping: PlanarTransform | None, names: Collection[str]) -> None:
     for name, path in sorted(new.volumes.items()):
         if name not in names:
             continue
         voxel = volume_voxel_um(path)
         planes = max(1, round(new.slice_thickness_um / voxel[2]))
         shape, read = volume_reader(path)
-        if pose is not None:
+        if mapping is not None:
             resample = functools.partial(resampled, how=described_stack(name).resampling)
-            read = resampled_blocks(read, pose.mapping, size=shape, resample=resample)
+            read = resampled_blocks(read, mapping, size=shape, resample=resample)
         store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, described_stack(name).kind)
         store.put(new.slice_id - 1, shape[:2], read)
 
 
-def _moved(name: str, image: NDArray[Any], pose: SlicePose) -> NDArray[Any]:
+def _resampled(name: str, image: NDArray[Any], mapping: PlanarTransform) -> NDArray[Any]:
     """Return a map in its pose in the sample."""
-    moved = resampled(image, pose.mapping, how=described_stack(name).resampling, shape=(image.shape[0], image.shape[1]))
+    moved = resampled(image, mapping, how=described_stack(name).resampling, shape=(image.shape[0], image.shape[1]))
     return np.nan_to_num(moved).astype(image.dtype) if described_stack(name).kind == "label" else moved
 
 
-def _pose(new: SampleInput, ledger: _Ledger) -> SlicePose | None:
-    """Return the pose of the slice from its nearest neighbour in the stacks; None without alignment."""
-    if new.settings.align == "none":
-        return None
-    still = SlicePose(PlanarTransform.identity())
-    name = next((n for n in new.maps if n.endswith(f"_{new.settings.align_on}")), None)
-    if name is None:
-        raise InputError(
-            f"slice {new.slice_id}: processing.sample.align_on = {new.settings.align_on!r} is none of the maps "
-            f"{sorted(new.maps)}"
-        )
-    others = [n for n in ledger.present() if n != new.slice_id and "pose" in ledger.slices[n]]
-    if not others:
-        return still
-    nearest = min(others, key=lambda n: (abs(n - new.slice_id), n))
-    reference = _stacked_map(new, name, nearest)
-    if reference is None:
-        return still
-    # The neighbour lies in the stack in its pose already, so the step from it starts at "not moved".
-    pose = next_pose(
-        reference,
-        _map(new.maps[name]),
-        still,
-        freedom=new.settings.align,
-        pullback=new.settings.align_pullback,
-        steps=abs(nearest - new.slice_id),
+_MOVED_PX = 0.25
+"""Displacement of a corner from which a slice is written again."""
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """The pose in which a slice is written."""
+
+    mapping: PlanarTransform
+    """From pixels of the sample to pixels of the slice."""
+    shape: tuple[int, int]
+    """Size of the slice along x and y."""
+    sigma_px: float
+    """Uncertainty of the place."""
+    sigma_deg: float
+    """Uncertainty of the angle."""
+    failure: str = ""
+    """Why it lies between its neighbours only; empty where pictures place it."""
+
+
+def _place(new: SampleInput, ledger: _Ledger, prints: Mapping[str, str], book: PoseBook | None) -> dict[int, _Placed]:
+    """Return the poses of all slices with the new one among them, and store them; nothing without alignment."""
+    if book is None:
+        return {}
+    slices = sorted({*(n for n in ledger.present() if "pose" in ledger.slices[n]), new.slice_id})
+    shapes = {n: tuple(ledger.slices[n]["pose"]["shape"]) for n in slices if n != new.slice_id}
+    first = min(new.maps.items())[1] if new.maps else None
+    shapes[new.slice_id] = (
+        _map(first).shape[:2] if first is not None else volume_reader(min(new.volumes.items())[1])[0][:2]
     )
-    if not pose.failure:
-        return pose
-    neighbour = _pose_from_facts(ledger.slices[nearest]["pose"])
-    return SlicePose(neighbour.mapping, pose.residual_px, pose.confidence, pose.failure)
-
-
-def _stacked_map(new: SampleInput, name: str, slice_id: int) -> NDArray[np.float32] | None:
-    """Return the map of a slice as it lies in the stack."""
-    for form, path in _stack_files(new, name):
-        if form == "nifti":
-            stack = read_nifti(path, mmap=True)
-            if slice_id <= stack.shape[2]:
-                return np.array(stack[:, :, slice_id - 1], np.float32)
-        elif (plane := SliceStore.opened(path).plane(slice_id - 1)) is not None:
-            return np.asarray(plane, np.float32)
-    return None
-
-
-def _pose_from_facts(facts: Mapping[str, Any]) -> SlicePose:
-    mapping = PlanarTransform(np.array(facts["matrix"], float), np.array(facts["offset"], float))
-    residual = facts["residual_px"]
-    return SlicePose(mapping, float("nan") if residual is None else residual, facts["confidence"], facts["failure"])
-
-
-def _pose_facts(pose: SlicePose | None) -> dict[str, Any]:
-    pose = pose or SlicePose(PlanarTransform.identity())
+    pictures = {
+        n: _pictures(new, ledger.slices[n].get("stacks", {}), _known_sources(new, ledger, n))
+        for n in slices
+        if n != new.slice_id
+    }
+    entry = ledger.slices.get(new.slice_id, {})
+    pictures[new.slice_id] = _pictures(
+        new,
+        {**entry.get("stacks", {}), **prints},
+        {**_known_sources(new, ledger, new.slice_id), **new.maps, **new.volumes},
+    )
+    book.read_stage_log(new.settings, _pixel_um(new))
+    book.update(
+        pictures,
+        new.slice_id,
+        slices=slices,
+        settings=new.settings,
+        slice_thickness_um=new.slice_thickness_um,
+        shape=shapes[new.slice_id],
+    )
+    book.write()
+    assert book.centre_px is not None
+    poses = pulled_back(book.poses, new.settings.align_pullback)
     return {
-        "matrix": pose.mapping.matrix.tolist(),
-        "offset": pose.mapping.offset.tolist(),
-        "rotation_deg": round(pose.mapping.rotation_deg, 6),
-        "residual_px": None if np.isnan(pose.residual_px) else round(pose.residual_px, 4),
-        "confidence": round(pose.confidence, 4),
-        "failure": pose.failure,
+        n: _Placed(poses[n].mapping(book.centre_px), shapes[n], poses[n].sigma_px, poses[n].sigma_deg, book.reasons(n))
+        for n in slices
+    }
+
+
+def _pictures(new: SampleInput, stacks: Mapping[str, str], sources: Mapping[str, Path]) -> Pictures:
+    """Return what a slice is compared by: the volume and the map that the settings name, as far as it has them."""
+    found = {}
+    for kind, modality in (("volume", new.settings.align_on_volume), ("map", new.settings.align_on)):
+        name = next((n for n in sorted(stacks) if modality and n.endswith(f"_{modality}") and n in sources), None)
+        if name is not None:
+            found[kind] = Picture(sources[name], stacks[name])
+    return found
+
+
+def _pixel_um(new: SampleInput) -> tuple[float, float]:
+    if new.maps:
+        x_mm, y_mm, _ = nifti_geometry(min(new.maps.items())[1]).voxel_size_mm
+        return x_mm * 1000, y_mm * 1000
+    x_um, y_um, _ = volume_voxel_um(min(new.volumes.items())[1])
+    return x_um, y_um
+
+
+def _sources(new: SampleInput, prints: Mapping[str, str]) -> dict[str, str]:
+    """Return the files of the slice relative to the stacks, so that the slice can be written again in another pose."""
+    paths = {**new.maps, **new.volumes}
+    return {name: Path(os.path.relpath(paths[name].absolute(), new.folder.absolute())).as_posix() for name in prints}
+
+
+def _known_sources(new: SampleInput, ledger: _Ledger, slice_id: int) -> dict[str, Path]:
+    return {name: new.folder / path for name, path in ledger.slices.get(slice_id, {}).get("sources", {}).items()}
+
+
+def _is_moved(entry: Mapping[str, Any], placed: _Placed) -> bool:
+    """Whether a slice that the stacks hold lies elsewhere than it was written, or was not written to its end."""
+    if "pose" not in entry or entry.get("moving"):
+        return True
+    before = _mapping_from_facts(entry["pose"])
+    width, height = placed.shape
+    corners = np.array([[x, y] for x in (0, width - 1) for y in (0, height - 1)], float)
+    return bool(np.abs(before.points(corners) - placed.mapping.points(corners)).max() > _MOVED_PX)
+
+
+def _move_slice(new: SampleInput, ledger: _Ledger, slice_id: int, placed: _Placed) -> None:
+    """Write a slice that the stacks hold in another pose; one whose files are gone keeps its pose, with a note."""
+    entry = ledger.slices[slice_id]
+    sources = _known_sources(new, ledger, slice_id)
+    gone = sorted(name for name in entry["stacks"] if name not in sources or not sources[name].exists())
+    if gone:
+        note = f"is to be moved, but {', '.join(gone)} of this slice are gone; add it again"
+        ledger.slices[slice_id] = {**entry, "pose": {**entry["pose"], "failure": note}}
+        ledger.slices[slice_id].pop("moving", None)
+        ledger.write(new)
+        return
+    maps = {name: path for name, path in sources.items() if _is_stack_of_maps(new, name)}
+    volumes = {name: path for name, path in sources.items() if name not in maps}
+    again = replace(new, slice_id=slice_id, maps=maps, volumes=volumes)
+    _put_maps(again, placed.mapping, maps)
+    _put_volumes(again, placed.mapping, volumes)
+    ledger.slices[slice_id] = {**entry, "pose": _pose_facts(placed)}
+    ledger.slices[slice_id].pop("moving", None)
+    ledger.write(new)
+
+
+def _mapping_from_facts(facts: Mapping[str, Any]) -> PlanarTransform:
+    return PlanarTransform(np.array(facts["matrix"], float), np.array(facts["offset"], float))
+
+
+def _pose_from_facts(facts: Mapping[str, Any], placed: _Placed) -> _Placed:
+    """Return the pose in which a slice was written, with what is known of it now."""
+    return replace(placed, mapping=_mapping_from_facts(facts))
+
+
+def _pose_facts(placed: _Placed) -> dict[str, Any]:
+    return {
+        "matrix": placed.mapping.matrix.tolist(),
+        "offset": placed.mapping.offset.tolist(),
+        "rotation_deg": round(placed.mapping.rotation_deg, 6),
+        "shape": list(placed.shape),
+        "sigma_px": round(placed.sigma_px, 4),
+        "sigma_deg": round(placed.sigma_deg, 5),
+        "failure": placed.failure,
     }
 
 

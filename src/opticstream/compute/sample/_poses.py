@@ -1,0 +1,450 @@
+"""Poses of all slices of a sample from pairwise edges, by one robust solve.
+
+A pose is a rigid motion ``p = R(turn) (q - c) + c + shift`` from the sample's pixel q to the slice's pixel p; c is one
+fixed point of the sample. An edge is a measured motion between two slices. All edges together are more than are needed,
+so that a wrong one contradicts the others and drops out: Geman-McClure's kernel, widened at first and narrowed step by
+step (graduated non-convexity), finds the poses from any start. A slice without any good edge comes to lie between
+its neighbours, with an uncertainty that tells so; no slice takes over the pose of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from opticstream.compute.registration import PlanarTransform, rigid_map
+
+Array = NDArray[np.float64]
+
+KERNEL_SQUARED = 11.3
+"""Square of the residual, in standard deviations, at which an edge counts a quarter."""
+
+_NARROWING = 2.0
+_SAME_PLANES = 0.5
+"""Correlation of the errors of edges to one slice: they share its first planes, which make half of their errors."""
+
+_STEP_SIGMA_PX = 25.0
+_STEP_TURN_DEG = 2.0
+_PRIOR_FREEDOM = 6.0
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A measured motion from one slice to a later one: ``p2 = R(turn) (p1 - about) + about + shift``."""
+
+    first: int
+    """Slice of p1."""
+    second: int
+    """Slice of p2."""
+    turn_deg: float
+    """Angle of the rotation."""
+    shift_px: tuple[float, float]
+    """Displacement of the pixel `about_px`."""
+    sigma_px: float
+    """Standard deviation of each component of the shift, and of the turn (in radians) times the lever."""
+    about_px: tuple[float, float]
+    """Middle of the tissue in the first slice."""
+    lever_px: float
+    """Root mean square distance of the tissue from its middle."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """The pose of one slice in the sample."""
+
+    turn_deg: float = 0.0
+    """Angle by which the slice's picture is turned against the sample."""
+    shift_px: tuple[float, float] = (0.0, 0.0)
+    """Displacement of the sample's fixed point."""
+    sigma_px: float = 0.0
+    """Expected root mean square error of the place of the tissue, up to one rigid motion of the whole sample."""
+    sigma_deg: float = 0.0
+    """Standard deviation of the angle, likewise."""
+
+    def mapping(self, centre_px: ArrayLike, /) -> PlanarTransform:
+        """Return the mapping from pixels of the sample to pixels of the slice.
+
+        Examples
+        --------
+        >>> Pose(90.0, (5.0, 0.0)).mapping([1.0, 1.0]).points([2.0, 1.0]).round(6)
+        array([6., 2.])
+        """
+        return rigid_map(self.turn_deg, self.shift_px, centre_px)
+
+
+def pose_after(edge: Edge, pose: Pose, /, *, centre_px: ArrayLike) -> Pose:
+    """Return the pose of an edge's second slice, as the edge and the pose of its first slice tell it.
+
+    Examples
+    --------
+    >>> edge = Edge(1, 2, 90.0, (0.0, 0.0), 0.1, (10.0, 0.0), 40.0)
+    >>> pose_after(edge, Pose(), centre_px=(0.0, 0.0)).mapping([0.0, 0.0]).points([10.0, 0.0]).round(6)
+    array([10.,  0.])
+    """
+    return _after(edge, pose, np.asarray(centre_px, float), forward=True)
+
+
+def pose_before(edge: Edge, pose: Pose, /, *, centre_px: ArrayLike) -> Pose:
+    """Return the pose of an edge's first slice, as the edge and the pose of its second slice tell it.
+
+    Examples
+    --------
+    >>> edge = Edge(1, 2, 30.0, (5.0, -2.0), 0.1, (10.0, 0.0), 40.0)
+    >>> pose = pose_before(edge, pose_after(edge, Pose(), centre_px=(1.0, 1.0)), centre_px=(1.0, 1.0))
+    >>> round(pose.turn_deg, 6) + 0, [round(s, 6) + 0 for s in pose.shift_px]
+    (0.0, [0.0, 0.0])
+    """
+    return _after(edge, pose, np.asarray(centre_px, float), forward=False)
+
+
+def _after(edge: Edge, pose: Pose, centre: Array, *, forward: bool) -> Pose:
+    step = rigid_map(edge.turn_deg, edge.shift_px, edge.about_px)
+    step = step if forward else step.inverse()
+    turn = edge.turn_deg if forward else -edge.turn_deg
+    shift = step.points(centre + pose.shift_px) - centre
+    return Pose(pose.turn_deg + turn, (float(shift[0]), float(shift[1])))
+
+
+@dataclass(frozen=True)
+class PoseSolution:
+    """Poses of all slices, and what became of the edges."""
+
+    poses: Mapping[int, Pose]
+    """By slice."""
+    weights: tuple[float, ...]
+    """For each edge, in the order given: 1 where it agrees with the others, near 0 where it was left out."""
+    residuals_px: tuple[float, ...]
+    """For each edge: root mean square distance, over the tissue, between what it measured and the poses."""
+    scale: float
+    """Size of the residuals against the stated uncertainties of the edges."""
+    stage_weights: Mapping[int, float]
+    """For each slice with a stage position: 1 where it agrees with the poses, near 0 where it was left out."""
+
+
+def solve_poses(
+    slices: Sequence[int],
+    edges: Sequence[Edge],
+    /,
+    *,
+    centre_px: ArrayLike,
+    stage_px: Mapping[int, ArrayLike] | None = None,
+    stage_sigma_px: float = 10.0,
+    previous: Mapping[int, Pose] | None = None,
+) -> PoseSolution:
+    """Return the poses of slices that agree best with the edges between them.
+
+    Parameters
+    ----------
+    slices : sequence of int
+        Numbers of the slices.
+    edges : sequence of Edge
+        Measured motions; edges to other slices are not used.
+    centre_px : array_like, shape (2,)
+        The sample's fixed point.
+    stage_px : mapping, optional
+        Shift of a slice that the stage's log tells, (x, y) in px, up to one shift of all.
+    stage_sigma_px : float
+        Standard deviation of these.
+    previous : mapping, optional
+        Poses of an earlier solve: the new ones are moved, all together, to where these lie. Without it the first
+        slice keeps its place.
+
+    Returns
+    -------
+    PoseSolution
+
+    Raises
+    ------
+    ValueError
+        A slice is named twice, or an edge or a stage position is not finite or has no positive uncertainty.
+
+    Examples
+    --------
+    The second of three edges contradicts the others, and is left out:
+
+    >>> far = [Edge(1, n, 0.0, (x, 0.0), 0.1, (50.0, 50.0), 40.0) for n, x in ((2, 3.0), (3, 99.0))]
+    >>> steps = (2, 3, 4.0), (3, 4, 1.0), (2, 4, 5.0)
+    >>> near = [Edge(a, b, 0.0, (x, 0.0), 0.1, (50.0, 50.0), 40.0) for a, b, x in steps]
+    >>> far.append(Edge(1, 4, 0.0, (8.0, 0.0), 0.1, (50.0, 50.0), 40.0))
+    >>> found = solve_poses([1, 2, 3, 4], far + near, centre_px=(50.0, 50.0))
+    >>> [round(found.poses[n].shift_px[0], 2) for n in (1, 2, 3, 4)], round(found.weights[1], 3)
+    ([0.0, 3.0, 7.0, 8.0], 0.0)
+    """
+    numbers = sorted(slices)
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"slices are named twice: {numbers}")
+    at = {n: k for k, n in enumerate(numbers)}
+    used = [k for k, e in enumerate(edges) if e.first in at and e.second in at]
+    for k in used:
+        _check_edge(edges[k])
+    stage = {n: np.asarray(p, float) for n, p in (stage_px or {}).items() if n in at}
+    if not all(np.isfinite(p).all() for p in stage.values()) or not stage_sigma_px > 0:
+        raise ValueError(f"stage positions must be finite, with a positive uncertainty (got {stage}, {stage_sigma_px})")
+    if not numbers:
+        return PoseSolution({}, (0.0,) * len(edges), (float("nan"),) * len(edges), 1.0, {})
+    system = _System(numbers, [edges[k] for k in used], np.asarray(centre_px, float), stage, stage_sigma_px)
+    state, edge_weight, stage_weight = system.solved()
+    sigma_px, sigma_deg, scale = system.uncertainty(state, edge_weight)
+    poses = {
+        n: Pose(float(np.degrees(s[0])), (float(s[1]), float(s[2])), float(sigma_px[k]), float(sigma_deg[k]))
+        for k, (n, s) in enumerate(zip(numbers, state, strict=True))
+    }
+    weights, residuals = np.zeros(len(edges)), np.full(len(edges), np.nan)
+    weights[used] = edge_weight
+    residuals[used] = np.sqrt((system.residuals(state) ** 2).sum(1))
+    return PoseSolution(
+        poses=_moved_back(poses, previous or {}, np.asarray(centre_px, float)),
+        weights=tuple(weights.tolist()),
+        residuals_px=tuple(residuals.tolist()),
+        scale=scale,
+        stage_weights=dict(zip(stage, stage_weight.tolist(), strict=True)),
+    )
+
+
+def _check_edge(edge: Edge) -> None:
+    numbers = [edge.turn_deg, *edge.shift_px, edge.sigma_px, *edge.about_px, edge.lever_px]
+    if not np.isfinite(numbers).all() or edge.sigma_px <= 0 or edge.lever_px <= 0 or edge.first == edge.second:
+        raise ValueError(
+            f"edge from slice {edge.first} to {edge.second}: expected finite numbers, a positive sigma_px and "
+            f"lever_px, and two slices, got {edge}"
+        )
+
+
+class _System:
+    """The least squares problem; a state has one row (turn in radians, shift x, shift y) for each slice."""
+
+    def __init__(
+        self, numbers: list[int], edges: list[Edge], centre: Array, stage: Mapping[int, Array], stage_sigma: float
+    ) -> None:
+        at = {n: k for k, n in enumerate(numbers)}
+        self.size = len(numbers)
+        self.count = len(edges)
+        middle = np.mean([e.about_px for e in edges], axis=0) if edges else centre
+        self.lever = float(np.median([e.lever_px for e in edges])) if edges else 100.0
+        # Weak steps hold what no edge holds; they bend nothing, being hundreds of times weaker than any edge.
+        weak = [
+            Edge(
+                a,
+                b,
+                0.0,
+                (0.0, 0.0),
+                _STEP_SIGMA_PX * float(np.sqrt(b - a)),
+                (float(middle[0]), float(middle[1])),
+                _STEP_SIGMA_PX / float(np.radians(_STEP_TURN_DEG)),
+            )
+            for a, b in pairwise(numbers)
+        ]
+        every = [*edges, *weak]
+        self.i = np.array([at[e.first] for e in every], int)
+        self.j = np.array([at[e.second] for e in every], int)
+        self.turn = np.radians([e.turn_deg for e in every])
+        self.shift = np.array([e.shift_px for e in every], float).reshape(-1, 2)
+        self.from_centre = np.array([e.about_px for e in every], float).reshape(-1, 2) - centre
+        self.levers = np.array([e.lever_px for e in every], float)
+        self.sigma = np.array([e.sigma_px for e in every], float)
+        self.stage_at = np.array([at[n] for n in stage], int)
+        self.stage = np.array([stage[n] for n in stage], float).reshape(-1, 2)
+        self.stage_sigma = stage_sigma
+
+    def _steps(self, state: Array) -> tuple[Array, Array, Array]:
+        """Return residuals (edges, 3), and the moved arm (edges, 2) and its derivative by the angle."""
+        angle = state[self.j, 0] - state[self.i, 0]
+        c, s = np.cos(angle), np.sin(angle)
+        arm = self.from_centre - state[self.i, 1:]
+        moved = np.stack([c * arm[:, 0] - s * arm[:, 1], s * arm[:, 0] + c * arm[:, 1]], axis=1)
+        by_angle = np.stack([-moved[:, 1], moved[:, 0]], axis=1)
+        off = moved + state[self.j, 1:] - self.from_centre - self.shift
+        turn = np.angle(np.exp(1j * (angle - self.turn))) * self.levers
+        return np.column_stack([turn, off]), by_angle, angle
+
+    def residuals(self, state: Array) -> Array:
+        """Return the residuals of the real edges in px, shape (edges, 3): turn times lever, shift."""
+        return self._steps(state)[0][: self.count]
+
+    def _jacobian(self, by_angle: Array, angle: Array) -> Any:
+        """Return the derivative of all residuals, divided by their sigma, as a sparse matrix."""
+        from scipy import sparse
+
+        n = len(angle)
+        rows = 3 * np.arange(n)
+        c, s, one = np.cos(angle), np.sin(angle), np.ones(n)
+        i, j = 3 * self.i, 3 * self.j
+        parts = [
+            (rows, j, self.levers),
+            (rows, i, -self.levers),
+            (rows + 1, j, by_angle[:, 0]),
+            (rows + 1, i, -by_angle[:, 0]),
+            (rows + 2, j, by_angle[:, 1]),
+            (rows + 2, i, -by_angle[:, 1]),
+            (rows + 1, j + 1, one),
+            (rows + 2, j + 2, one),
+            (rows + 1, i + 1, -c),
+            (rows + 1, i + 2, s),
+            (rows + 2, i + 1, -s),
+            (rows + 2, i + 2, -c),
+        ]
+        r, col, value = (np.concatenate(part) for part in zip(*parts, strict=True))
+        value = value / np.repeat(self.sigma, 3)[r]
+        return sparse.csr_matrix((value, (r, col)), shape=(3 * n, 3 * self.size))
+
+    def _robust(self, squared: Array, widening: float) -> Array:
+        wide = widening * KERNEL_SQUARED
+        return np.asarray((wide / (wide + squared)) ** 2)
+
+    def solved(self) -> tuple[Array, Array, Array]:
+        """Return the state, and the weights of the edges and of the stage positions."""
+        state = np.zeros((self.size, 3))
+        if len(self.stage):
+            state[self.stage_at, 1:] = self.stage
+        widening = np.inf
+        edge, stage = np.ones(self.count), np.ones(len(self.stage))
+        for step in range(60):
+            state, moved = self._step(state, edge, stage)
+            squared, stage_squared = self._squared(state)
+            if widening == np.inf:
+                if moved > 1e-3 and step < 10:  # least squares first, to its end
+                    continue
+                largest = max(squared.max(initial=0.0), stage_squared.max(initial=0.0))
+                widening = max(1.0, 2 * largest / KERNEL_SQUARED)
+            elif widening == 1.0 and moved < 1e-4:
+                break
+            else:
+                widening = max(1.0, widening / _NARROWING)
+            edge, stage = self._robust(squared, widening), self._robust(stage_squared, widening)
+        return state, edge, stage
+
+    def _squared(self, state: Array) -> tuple[Array, Array]:
+        squared = ((self.residuals(state) / self.sigma[: self.count, None]) ** 2).sum(1)
+        off = (state[self.stage_at, 1:] - self.stage) / self.stage_sigma
+        return squared, (off**2).sum(1)
+
+    def _step(self, state: Array, edge: Array, stage: Array) -> tuple[Array, float]:
+        """Return the state after one Gauss-Newton step, and how far it moved, in px."""
+        from scipy.sparse import diags_array
+        from scipy.sparse.linalg import splu
+
+        residual, by_angle, angle = self._steps(state)
+        jacobian = self._jacobian(by_angle, angle)
+        weight = np.repeat(np.concatenate([edge, np.ones(len(angle) - self.count)]), 3)
+        scaled = (residual / self.sigma[:, None]).ravel()
+        normal = jacobian.T @ diags_array(weight) @ jacobian
+        pull = -(jacobian.T @ (weight * scaled))
+        diagonal = np.zeros((self.size, 3))
+        strength = stage / self.stage_sigma**2
+        off = state[self.stage_at, 1:] - self.stage
+        diagonal[self.stage_at, 1:] = strength[:, None]
+        shifted = np.zeros((self.size, 3))
+        shifted[self.stage_at, 1:] = strength[:, None] * off
+        diagonal[0] += 1e-3 * normal.diagonal()[:3] + 1e-9  # the gauge: the first slice rests where it is
+        change = splu((normal + diags_array(diagonal.ravel())).tocsc()).solve(pull - shifted.ravel())
+        change = change.reshape(-1, 3)
+        return state + change, float(np.abs(change * [self.lever, 1, 1]).max())
+
+    def uncertainty(self, state: Array, weight: Array) -> tuple[Array, Array, float]:
+        """Return sigma of place (px) and of angle (degrees) of each slice, and the scale of the residuals."""
+        n = self.size
+        if not self.count:
+            return np.full(n, _STEP_SIGMA_PX), np.full(n, _STEP_TURN_DEG), 1.0
+        from scipy import sparse
+
+        residual, by_angle, angle = self._steps(state)
+        unit = np.tile([1 / self.lever, 1.0, 1.0], n)  # angles as px at the lever: one metric for all
+        jacobian = self._jacobian(by_angle, angle) @ sparse.diags_array(unit)
+        every = np.repeat(np.concatenate([weight, np.ones(len(angle) - self.count)]), 3)
+        weighted = jacobian.T @ sparse.diags_array(every)
+        normal = (weighted @ jacobian).toarray()
+        gauge = np.zeros((n, 3, 3))
+        gauge[:, 0, 0] = 1.0
+        c, s = np.cos(state[:, 0]), np.sin(state[:, 0])
+        gauge[:, 1, 1], gauge[:, 1, 2], gauge[:, 2, 1], gauge[:, 2, 2] = c, -s, s, c
+        flat = gauge.reshape(3 * n, 3) / np.sqrt(n)
+        inverse = np.linalg.inv(normal + np.trace(normal) / n * flat @ flat.T)
+        inverse -= flat @ (flat.T @ inverse)
+        inverse -= (inverse @ flat) @ flat.T
+        # Errors of edges to one slice are partly common: one part of them is independent, the rest sums over the edges.
+        group = np.where(np.arange(len(angle)) < self.count, self.j, n + np.arange(len(angle)))
+        rows, columns = np.arange(3 * len(angle)), (3 * group[:, None] + np.arange(3)).ravel()
+        summed = weighted @ sparse.csr_matrix((np.ones(len(rows)), (rows, columns)))
+        spread = (1 - _SAME_PLANES) * weighted @ weighted.T + _SAME_PLANES * summed @ summed.T
+        covariance = inverse @ spread.toarray() @ inverse
+        # What is common to all is told by the slices that are known well: one that is not must not blur the others.
+        known = np.repeat(1 / np.maximum(np.diag(covariance).reshape(n, 3).sum(1), 1e-12), 3)[:, None] * flat
+        common = np.linalg.solve(flat.T @ known, known.T @ covariance)
+        covariance = covariance - flat @ common
+        covariance = covariance - (covariance @ known) @ np.linalg.solve(flat.T @ known, flat.T)
+        # The residuals tell by how much the edges are better or worse than they say; a few edges tell it only roughly.
+        squared = float((weight[:, None] * (residual[: self.count] / self.sigma[: self.count, None]) ** 2).sum())
+        expected = 3 * float(weight.sum()) - float((normal * covariance).sum()) + 3 * (len(angle) - self.count)
+        scale = np.sqrt((_PRIOR_FREEDOM + squared) / (_PRIOR_FREEDOM + max(expected, 0.0)))
+        variance = np.diag(covariance).reshape(n, 3) * scale**2
+        return np.sqrt(variance.sum(1)), np.degrees(np.sqrt(variance[:, 0]) / self.lever), float(scale)
+
+
+def _moved_back(poses: Mapping[int, Pose], previous: Mapping[int, Pose], centre: Array) -> dict[int, Pose]:
+    """Return the poses after one rigid motion of the whole sample that takes as many slices as it can to `previous`."""
+    known = [n for n in poses if n in previous] or [min(poses)]
+    before = [previous.get(n, Pose()) for n in known]
+    turns = np.array([poses[n].turn_deg for n in known])
+    shifts = np.array([poses[n].shift_px for n in known])
+    old_turns, old_shifts = np.array([p.turn_deg for p in before]), np.array([p.shift_px for p in before])
+    weight = np.ones(len(known))
+    angle, shift = 0.0, np.zeros(2)
+    for _ in range(20):
+        angle = float(np.average(old_turns - turns, weights=weight))
+        # pose after motion g: p = R(turn) (g(q) - c) + c + t, with g(q) = R(angle) (q - c) + c + shift
+        back = np.stack([_rotated(d, -t) for d, t in zip(old_shifts - shifts, turns, strict=True)])
+        shift = np.average(back, axis=0, weights=weight)
+        apart = np.linalg.norm(back - shift, axis=1) + 2.0 * np.abs(old_turns - turns - angle)
+        weight = 1 / (1 + (apart / max(0.05, float(np.median(apart)))) ** 2)
+    return {
+        n: replace(
+            pose,
+            turn_deg=pose.turn_deg + angle,
+            shift_px=tuple((np.array(pose.shift_px) + _rotated(shift, pose.turn_deg)).tolist()),
+        )
+        for n, pose in poses.items()
+    }
+
+
+def pulled_back(poses: Mapping[int, Pose], share: float, /) -> dict[int, Pose]:
+    """Return poses of which a share is taken back at every slice, so that they do not leave "not moved" for long.
+
+    Parameters
+    ----------
+    poses : mapping of int to Pose
+        By slice.
+    share : float
+        0 changes nothing; with 0.2 a step has 0.8 of its size at its own slice, 0.64 at the next, and so on.
+
+    Examples
+    --------
+    >>> poses = {n: Pose(0.0, (3.0 * (n - 1), 0.0)) for n in (1, 2, 3)}
+    >>> [round(pose.shift_px[0], 2) for pose in pulled_back(poses, 0.2).values()]
+    [0.0, 2.4, 4.32]
+    """
+    if share == 0:
+        return dict(poses)
+    out: dict[int, Pose] = {}
+    before = old = None
+    for n in sorted(poses):
+        pose = poses[n]
+        if before is not None and old is not None:
+            keep = (1 - share) ** (n - before)
+            turn = (out[before].turn_deg + pose.turn_deg - old.turn_deg) * keep
+            step = np.array(pose.shift_px) - old.shift_px
+            shift = (np.array(out[before].shift_px) + step) * keep
+            out[n] = replace(pose, turn_deg=turn, shift_px=(float(shift[0]), float(shift[1])))
+        else:
+            out[n] = pose
+        before, old = n, pose
+    return out
+
+
+def _rotated(vector: Array, turn_deg: float) -> Array:
+    c, s = np.cos(np.radians(turn_deg)), np.sin(np.radians(turn_deg))
+    return np.array([c * vector[0] - s * vector[1], s * vector[0] + c * vector[1]])

@@ -1,0 +1,380 @@
+"""`poses.json`: the poses of all slices, apart from their pixels, and the edges that they follow from.
+
+Edges are kept, so that a new slice is compared with its neighbours only, and one solve over all edges places them all.
+The file has a version, which grows whenever a pose changes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.sample import (
+    REACH,
+    Edge,
+    MeasuredEdge,
+    Pose,
+    depths_to_compare,
+    depths_to_read,
+    edge_between,
+    pose_after,
+    pose_before,
+    solve_poses,
+)
+from opticstream.config.processing import SampleSettings
+from opticstream.io.atomic import write_text
+from opticstream.io.nifti import read_nifti
+from opticstream.io.zarr import shrunk_planes, volume_reader, volume_voxel_um
+from opticstream.model.errors import InputError, StateError
+
+FILE_NAME = "poses.json"
+
+_MOST_PIXELS = 2_000_000
+_LEFT_OUT = 0.25
+_LIKE = 0.2
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One thing that a slice is compared by."""
+
+    path: Path
+    """A map (NIfTI), or a volume (OME-Zarr)."""
+    fingerprint: str
+    """Of its content."""
+
+
+Pictures = Mapping[str, Picture]
+"""What one slice is compared by: its `volume`, its `map`, or both."""
+
+
+@dataclass
+class PoseBook:
+    """Content of `poses.json`."""
+
+    path: Path
+    version: int = 0
+    centre_px: tuple[float, float] | None = None
+    poses: dict[int, Pose] = field(default_factory=dict)
+    edges: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    stage: dict[int, dict[str, Any]] = field(default_factory=dict)
+    scale: float = 1.0
+
+    @classmethod
+    def read(cls, path: Path) -> PoseBook:
+        """Return the stored book; an empty one where there is none.
+
+        Raises
+        ------
+        StateError
+            It cannot be read.
+        """
+        if not path.exists():
+            return cls(path)
+        try:
+            content = json.loads(path.read_bytes())
+            poses = {
+                int(n): Pose(p["turn_deg"], tuple(p["shift_px"]), p["sigma_px"], p["sigma_deg"])
+                for n, p in content["slices"].items()
+            }
+            edges = {(e["first"], e["second"]): e for e in content["edges"]}
+            centre = content["centre_px"]
+            stage = {int(n): entry for n, entry in content["stage"].items()}
+            return cls(path, content["version"], (centre[0], centre[1]), poses, edges, stage, content["residual_scale"])
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+            raise StateError(f"{path}: cannot be read ({error!r}); remove it and add the slices again") from error
+
+    def write(self) -> None:
+        assert self.centre_px is not None
+        content = {
+            "version": self.version,
+            "about": (
+                "slice pixel = matrix @ sample pixel + offset, (x, y), pixels counted from 0; the same as turning by "
+                "turn_deg about centre_px and then shifting by shift_px. sigma: up to one motion of the whole sample"
+            ),
+            "centre_px": list(self.centre_px),
+            "residual_scale": self.scale,
+            "slices": {str(n): self._facts(n) for n in sorted(self.poses)},
+            "edges": [self.edges[pair] for pair in sorted(self.edges)],
+            "stage": {str(n): self.stage[n] for n in sorted(self.stage)},
+        }
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+    def _facts(self, slice_id: int) -> dict[str, Any]:
+        pose = self.poses[slice_id]
+        mapping = pose.mapping(self.centre_px or (0.0, 0.0))
+        return {
+            "turn_deg": pose.turn_deg,
+            "shift_px": list(pose.shift_px),
+            "matrix": mapping.matrix.tolist(),
+            "offset": mapping.offset.tolist(),
+            "sigma_px": pose.sigma_px,
+            "sigma_deg": pose.sigma_deg,
+        }
+
+    def reasons(self, slice_id: int) -> str:
+        """Return why a slice is placed by no picture; empty where some picture agrees with its pose."""
+        mine = [e for pair, e in self.edges.items() if slice_id in pair]
+        if any(e["weight"] > _LEFT_OUT and e["confidence"] >= _LIKE for e in mine):
+            return ""
+        if not mine:
+            return "no slice within three sections to compare with" if len(self.poses) > 1 else ""
+        told = [
+            f"slice {next(n for n in (e['first'], e['second']) if n != slice_id)}: "
+            f"{e['failure'] or ('contradicts the others' if e['confidence'] >= _LIKE else 'no likeness was found')}"
+            for e in mine
+        ]
+        return "placed between its neighbours, because it compares with none of them; " + "; ".join(told)
+
+    def update(
+        self,
+        pictures: Mapping[int, Pictures],
+        slice_id: int,
+        /,
+        *,
+        slices: Sequence[int],
+        settings: SampleSettings,
+        slice_thickness_um: float,
+        shape: tuple[int, int],
+    ) -> None:
+        """Measure the edges of a slice to its neighbours, where they are not known, and place all slices anew.
+
+        Raises
+        ------
+        MissingInputError, FileFormatError, InputError
+            A picture, or the stage's log, cannot be read.
+        """
+        if self.centre_px is None:
+            self.centre_px = ((shape[0] - 1) / 2, (shape[1] - 1) / 2)
+        gone = [pair for pair in self.edges if not set(pair) <= set(slices)]
+        for pair in gone:
+            del self.edges[pair]
+        guess: tuple[float, Pose] | None = None
+        if slice_id in self.poses:
+            guess = (0.0, self.poses[slice_id])
+        for other in sorted(slices, key=lambda n: (abs(n - slice_id), n)):
+            if other == slice_id or abs(other - slice_id) > REACH:
+                continue
+            edge = self._edge(pictures, slice_id, other, guess, settings, slice_thickness_um)
+            if edge is None:
+                continue
+            confidence = edge["confidence"]
+            if other in self.poses and not edge["failure"] and (guess is None or confidence > guess[0]):
+                follow = pose_after if edge["first"] == other else pose_before
+                guess = confidence, follow(_edge_from_facts(edge), self.poses[other], centre_px=self.centre_px)
+        self._solve(slices, settings)
+
+    def _edge(
+        self,
+        pictures: Mapping[int, Pictures],
+        slice_id: int,
+        other: int,
+        guess: tuple[float, Pose] | None,
+        settings: SampleSettings,
+        slice_thickness_um: float,
+    ) -> dict[str, Any] | None:
+        """Return the edge of two slices, measured where it is not known; None where it cannot be measured any more."""
+        pair = min(slice_id, other), max(slice_id, other)
+        known = self.edges.get(pair)
+        for kind in ("volume", "map"):
+            both = [pictures[n][kind] for n in pair if n in pictures and kind in pictures[n]]
+            if len(both) < 2:
+                continue
+            prints = [picture.fingerprint for picture in both]
+            made_from = {"compared": kind, "pictures": prints, "freedom": settings.align}
+            if known is not None and made_from.items() <= known.items():
+                return known
+            if not all(picture.path.exists() for picture in both):
+                continue
+            assert self.centre_px is not None
+            starts: tuple[tuple[Pose, Pose], ...] = ()
+            if guess is not None and other in self.poses:
+                mine, theirs = guess[1], self.poses[other]
+                starts = ((theirs, mine),) if pair[0] == other else ((mine, theirs),)
+            paths = both[0].path, both[1].path
+            how = _measured_by_volumes if kind == "volume" else _measured_by_maps
+            measured = how(pair, paths, starts, self.centre_px, settings.align, slice_thickness_um)
+            self.edges[pair] = _edge_facts(measured) | made_from | {"weight": 1.0}
+            return self.edges[pair]
+        self.edges.pop(pair, None)  # what it was measured by is no more
+        return None
+
+    def _solve(self, slices: Sequence[int], settings: SampleSettings) -> None:
+        assert self.centre_px is not None
+        pairs = sorted(self.edges)
+        edges = [_edge_from_facts(self.edges[pair]) for pair in pairs]
+        stage = {n: s["shift_px"] for n, s in self.stage.items() if n in slices}
+        previous = {n: pose for n, pose in self.poses.items() if n in slices}
+        solution = solve_poses(slices, edges, centre_px=self.centre_px, stage_px=stage, previous=previous)
+        for pair, weight, residual in zip(pairs, solution.weights, solution.residuals_px, strict=True):
+            self.edges[pair]["weight"] = round(weight, 4)
+            self.edges[pair]["off_px"] = None if np.isnan(residual) else round(residual, 4)
+        for n, weight in solution.stage_weights.items():
+            self.stage[n]["weight"] = round(weight, 4)
+        poses = {n: _rounded(pose) for n, pose in solution.poses.items()}
+        if settings.align == "translation":
+            poses = {n: Pose(0.0, p.shift_px, p.sigma_px, 0.0) for n, p in poses.items()}
+        if poses != self.poses:
+            self.version += 1
+        self.poses, self.scale = poses, round(solution.scale, 4)
+
+    def read_stage_log(self, settings: SampleSettings, pixel_um: tuple[float, float]) -> None:
+        """Take over the positions in the stage's log; without one there are none.
+
+        Raises
+        ------
+        InputError
+            The log cannot be read.
+        """
+        if settings.stage_log is None or not settings.stage_log.exists():
+            self.stage = {}
+            return
+        told = stage_positions_um(settings.stage_log)
+        # Where the stage stands further right, the same tissue lies further left in the picture.
+        shifts = {n: [-x / pixel_um[0], -y / pixel_um[1]] for n, (x, y) in told.items()}
+        self.stage = {n: {"shift_px": shift, "weight": 1.0} for n, shift in shifts.items()}
+
+
+def stage_positions_um(path: Path, /) -> dict[int, tuple[float, float]]:
+    """Return where the stage stood for each slice, from a CSV file with the columns `slice`, `x_um` and `y_um`.
+
+    A later line of a slice replaces an earlier one.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or a value is no number; the message names the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            missing = sorted({"slice", "x_um", "y_um"} - set(rows.fieldnames or ()))
+            if missing:
+                raise InputError(
+                    f"{path}: has no column {', '.join(missing)}; expected slice, x_um, y_um "
+                    "(processing.sample.stage_log)"
+                )
+            found = {}
+            for row in rows:
+                try:
+                    slice_id, x, y = int(row["slice"]), float(row["x_um"]), float(row["y_um"])
+                    if not np.isfinite([x, y]).all():
+                        raise ValueError("not finite")
+                except (TypeError, ValueError):
+                    raise InputError(
+                        f"{path}: line {rows.line_num}: expected a slice number and two positions in micrometres, got "
+                        f"{[row['slice'], row['x_um'], row['y_um']]} (processing.sample.stage_log)"
+                    ) from None
+                found[slice_id] = (x, y)
+            return found
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a stage log: {error} (processing.sample.stage_log)") from error
+
+
+def _measured_by_volumes(
+    pair: tuple[int, int],
+    paths: tuple[Path, Path],
+    starts: tuple[tuple[Pose, Pose], ...],
+    centre_px: tuple[float, float],
+    freedom: str,
+    slice_thickness_um: float,
+) -> MeasuredEdge:
+    shapes = [volume_reader(path)[0] for path in paths]
+    plane_um = volume_voxel_um(paths[0])[2]
+    depths = depths_to_compare((pair[1] - pair[0]) * slice_thickness_um / plane_um, (shapes[0][2], shapes[1][2]))
+    factor = _factor(max(s[0] * s[1] for s in shapes))
+    first = shrunk_planes(paths[0], depths_to_read(depths, shapes[0][2]), factor=factor)
+    second = shrunk_planes(paths[1], depths.second, factor=factor)
+    return edge_between(
+        *pair, first, second, depths, starts=starts, centre_px=centre_px, freedom=freedom, pixel_px=factor
+    )
+
+
+def _measured_by_maps(
+    pair: tuple[int, int],
+    paths: tuple[Path, Path],
+    starts: tuple[tuple[Pose, Pose], ...],
+    centre_px: tuple[float, float],
+    freedom: str,
+    _slice_thickness_um: float,
+) -> MeasuredEdge:
+    maps = [_map(path) for path in paths]
+    factor = _factor(max(image.size for image in maps))
+    first, second = (_shrunk(image, factor)[:, :, None] for image in maps)
+    depths = depths_to_compare(1, (1, 1))  # maps have no depth in common
+    return edge_between(
+        *pair, first, second, depths, starts=starts, centre_px=centre_px, freedom=freedom, pixel_px=factor
+    )
+
+
+def _factor(pixels: int) -> int:
+    factor = 1
+    while pixels / factor**2 > _MOST_PIXELS:
+        factor *= 2
+    return factor
+
+
+def _map(path: Path) -> NDArray[np.float32]:
+    array = np.asarray(read_nifti(path), np.float32)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 1):
+        raise InputError(f"{path}: expected a map (x, y) to align slices by, got the shape {array.shape}")
+    return array.reshape(array.shape[:2])
+
+
+def _shrunk(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    if factor == 1:
+        return image
+    size = image.shape[0] // factor, image.shape[1] // factor
+    squares = image[: size[0] * factor, : size[1] * factor].reshape(size[0], factor, size[1], factor)
+    known = np.isfinite(squares)
+    count = known.sum((1, 3))
+    total = np.where(known, squares, 0).sum((1, 3))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def _rounded(pose: Pose) -> Pose:
+    """Return a pose to a thousandth of a pixel, so that the last bits of a sum are no change."""
+    x, y = pose.shift_px
+    return Pose(
+        round(pose.turn_deg, 6) + 0.0,
+        (round(x, 4) + 0.0, round(y, 4) + 0.0),
+        round(pose.sigma_px, 4),
+        round(pose.sigma_deg, 5),
+    )
+
+
+def _edge_facts(measured: MeasuredEdge) -> dict[str, Any]:
+    edge = measured.edge
+    return {
+        "first": edge.first,
+        "second": edge.second,
+        "turn_deg": round(edge.turn_deg, 6),
+        "shift_px": [round(v, 4) for v in edge.shift_px],
+        "about_px": [round(v, 2) for v in edge.about_px],
+        "lever_px": round(edge.lever_px, 2),
+        "sigma_px": round(edge.sigma_px, 4),
+        "confidence": round(measured.confidence, 4),
+        "residual_px": None if np.isnan(measured.residual_px) else round(measured.residual_px, 4),
+        "deeper_planes": round(measured.deeper_planes, 2),
+        "wedge_planes": [round(v, 2) for v in measured.wedge_planes],
+        "failure": measured.failure,
+    }
+
+
+def _edge_from_facts(facts: Mapping[str, Any]) -> Edge:
+    return Edge(
+        facts["first"],
+        facts["second"],
+        facts["turn_deg"],
+        (facts["shift_px"][0], facts["shift_px"][1]),
+        facts["sigma_px"],
+        (facts["about_px"][0], facts["about_px"][1]),
+        facts["lever_px"],
+    )
