@@ -148,7 +148,10 @@ class ArchiveSettings(Settings):
     """The compressed copy of the raw tiles."""
 
     enabled: bool = True
-    """Make the archive copy (`.nii.gz` or `.raw.gz`, with SHA-256)."""
+    """Make the archive copy (with SHA-256)."""
+    format: Literal["nii.gz", "zarr"] = "nii.gz"
+    """`nii.gz`: gzip (`.nii.gz`, `.raw.gz`); `zarr`: Zarr arrays in a zip file (`.zarr.zip`), for spectra, half the
+    size. `opticstream archive unpack` gives the raw file back, byte for byte. Copies that exist keep their form."""
     level: int = Field(default=1, ge=0, le=9)
     """Compression effort: 0 fastest, 9 smallest."""
 

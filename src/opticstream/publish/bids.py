@@ -24,8 +24,11 @@ BIDS_VERSION = "1.11.1"
 _LOCK = ".opticstream.lock"
 _LOCK_PATIENCE_S = 120.0
 _MISSING = "n/a"
-_RAW_IGNORED = ("**/*_OCT.nii.gz", "**/*_OCT.raw.gz", "**/*_OCT.json", "**/*.sha256", "rawdata/", "derivative/")
-"""BIDS knows no NIfTI in microscopy. The folders are those of the other layout."""
+_RAW_IGNORED = (
+    *("**/*_OCT.nii.gz", "**/*_OCT.raw.gz", "**/*_OCT.*.zarr.zip", "**/*_OCT.json", "**/*.sha256"),
+    *("rawdata/", "derivative/"),
+)
+"""BIDS knows neither NIfTI nor zip files in microscopy. The folders are those of the other layout."""
 _RESULTS_IGNORED = ("**/*_map.*", "**/*_data.*", "**/*.sha256")
 _TABLES = {"participants.tsv": 1, "samples.tsv": 2}
 """Number of columns that identify a row."""

@@ -8,7 +8,6 @@ checksum and the archive copy.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from opticstream.io.calibration_files import load_calibration
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.nifti import read_nifti
 from opticstream.io.nifti_stream import open_volume
+from opticstream.io.packed import is_packed, packed_reader, unpacked_name
 from opticstream.model.errors import ProcessingError
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described, volume_names
@@ -152,8 +152,8 @@ class MatlabTiles:
         function = self._engine.function
         if scan.raw_format == "complex":
             return (MatlabStep(function("complex_to_processed"), source.absolute(), outputs),)
-        if source.suffix == ".gz":
-            source = _unpacked(source, scratch / f"tile-{tile.tile_id:04d}-{source.stem}")
+        if is_packed(source):
+            source = _unpacked(source, scratch / f"tile-{tile.tile_id:04d}-{unpacked_name(source.name)}")
         complex_tile = scratch / f"tile-{tile.tile_id:04d}-complex.nii"
         if self._engine.by_complex:
             return (
@@ -285,7 +285,8 @@ def reconstruct_one(tile: TileId, job: TileJob, /) -> Reconstructed:
 
 def _unpacked(source: Path, target: Path) -> Path:
     """Return an uncompressed copy of a raw file; where it is damaged, our own check of the file says so."""
-    with contextlib.suppress(OSError, EOFError), gzip.open(source, "rb") as packed, target.open("wb") as plain:
+    # every gzip library raises other errors
+    with contextlib.suppress(Exception), packed_reader(source) as packed, target.open("wb") as plain:
         shutil.copyfileobj(packed, plain, 1 << 20)
     return target
 

@@ -34,7 +34,7 @@ from opticstream.io.calibration_files import Calibration, load_calibration
 from opticstream.io.raw import SpectralShape
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError
 from opticstream.model.modalities import polarized, volume_names
-from opticstream.stages.tile._archive_tile import ArchiveDigests
+from opticstream.stages.tile._archive_writers import ArchiveDigests, SpectraContent
 from opticstream.stages.tile._enface_maps import functions_in_numpy, functions_without_kernel
 from opticstream.stages.tile._spectral_transform import transform_from_settings
 
@@ -310,6 +310,12 @@ class TileJob:
     def spectral_shape(self) -> SpectralShape:
         scan = self.scan
         return SpectralShape(scan.samples, self.a_lines, scan.channels, self.b_lines, self.setting)
+
+    @property
+    def spectral_content(self) -> SpectraContent:
+        """What the source holds, which is spectra."""
+        assert self.scan.raw_format != "complex"
+        return SpectraContent(self.spectral_shape, self.scan.raw_format, str(self.source))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
