@@ -10,26 +10,32 @@ from opticstream.system.compiled import njit
 
 @njit(cache=True, nogil=True)
 def residual_kernel(counts, mean, differences, residual):
-    a_lines, samples = counts.shape
-    for a in range(a_lines):
+    samples = counts.shape[1]
+    deviation = np.empty(samples, np.uint16)
+    zero = np.zeros(samples, np.uint16)
+    for a in range(counts.shape[0]):
         row, out = counts[a], residual[a]
-        if differences:
-            value = np.int16(np.int32(row[0]) - np.int32(mean[0]))
-            out[0] = np.uint16((np.int32(value) << 1) ^ (np.int32(value) >> 15))
-            for s in range(1, samples):
-                step = np.int32(row[s]) - np.int32(mean[s]) - np.int32(row[s - 1]) + np.int32(mean[s - 1])
-                value = np.int16(step)
-                out[s] = np.uint16((np.int32(value) << 1) ^ (np.int32(value) >> 15))
+        for s in range(samples):
+            deviation[s] = np.uint16(row[s] - mean[s])
+        if differences:  # shifted views, because an index of s - 1 would keep the loop from being vectorised
+            _sign_last(deviation[:1], zero, out)
+            _sign_last(deviation[1:], deviation, out[1:])
         else:
-            for s in range(samples):
-                value = np.int16(np.int32(row[s]) - np.int32(mean[s]))
-                out[s] = np.uint16((np.int32(value) << 1) ^ (np.int32(value) >> 15))
+            _sign_last(deviation, zero, out)
+
+
+@njit(cache=True, nogil=True)
+def _sign_last(values, before, out):
+    """Store values less those before, of either sign, as numbers from 0: 0, -1, 1, -2, ... become 0, 1, 2, 3, ..."""
+    for s in range(values.size):
+        step = np.int16(values[s] - before[s])
+        out[s] = np.uint16((step << 1) ^ (step >> 15))
 
 
 @njit(cache=True, nogil=True)
 def counts_kernel(residual, mean, differences, counts):
-    a_lines, samples = residual.shape
-    for a in range(a_lines):
+    samples = residual.shape[1]
+    for a in range(residual.shape[0]):
         row, out = residual[a], counts[a]
         if differences:
             total = np.int32(0)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Counts = NDArray[np.uint16]
 
-_COMPILED_FROM = 1 << 18
+_COMPILED_FROM = 1 << 16
 """Numbers from which compiled code is used; to load it takes longer than many small B-lines."""
 _LOOKED_AT = 8
 """A-lines from which it is decided whether differences are taken."""

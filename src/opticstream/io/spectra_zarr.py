@@ -128,9 +128,14 @@ def pack_b_line(raw: memoryview, layout: SpectraLayout, /, *, level: int) -> Pac
         differences.append(order)
         chunks.append(_compressed(residual, level))
     packed = PackedBLine(_compressed(np.stack(means), level, bits=False), tuple(differences), tuple(chunks))
-    if not np.array_equal(np.frombuffer(unpack_b_line(packed, layout), np.uint8), np.frombuffer(raw, np.uint8)):
+    if not _same(unpack_b_line(packed, layout), raw):
         raise ProcessingError("a B-line that was compressed for the archive does not give the raw bytes back")
     return packed
+
+
+def _same(one: memoryview, other: memoryview) -> bool:
+    words = np.dtype(np.uint16 if len(one) % 2 == 0 else np.uint8)
+    return np.array_equal(np.frombuffer(one, words), np.frombuffer(other, words))
 
 
 def unpack_b_line(packed: PackedBLine, layout: SpectraLayout, /) -> memoryview:

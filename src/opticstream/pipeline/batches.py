@@ -39,7 +39,7 @@ from opticstream.pipeline.jobs import (
     perform,
     perform_part,
 )
-from opticstream.pipeline.late_archive import archive_batch, archive_suffix, raw_files_of_tile
+from opticstream.pipeline.late_archive import archive_batch, archive_suffix, raw_files_of_tile, remove_other_forms
 from opticstream.pipeline.parameters import tile_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.settled_files import result_of_settled_files
@@ -228,6 +228,8 @@ class _TileWork:
                     matlab=self.matlab,
                 ),
             )
+            if "archive" in result.outputs:
+                remove_other_forms(project, tile, archive)
             return result, kept
 
         (result, kept), self.identity = result_of_settled_files(project, tile, sources, process)

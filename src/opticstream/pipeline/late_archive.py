@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opticstream.io.packed import PACKED_SUFFIXES, unpacked_name
 from opticstream.io.raw import SpectralShape
 from opticstream.io.spectra_zarr import ZARR_SUFFIX
 from opticstream.model.errors import ChangingInputError, InputError, MissingInputError, StateError
@@ -99,6 +100,7 @@ def _archive(project: Project, event: BatchReady, tile: TileId) -> list[FileReco
     )
     if identity_of(*sources) != identity:
         raise ChangingInputError(f"{source} changed while it was archived")
+    remove_other_forms(project, tile, archive.archive)
     copy = project.facts.file_record(archive.archive, checksum=False)
     return [
         FileRecord(copy.path, copy.size, archive.archive_sha256),
@@ -121,6 +123,18 @@ def raw_files_of_tile(event: BatchReady, tile: TileId, /) -> tuple[Path, Path | 
     spectra = event.spectra.get(tile.tile_id)
     source = Path(event.raw_folder, event.files[tile.tile_id])
     return source, None if spectra is None else Path(event.raw_folder, spectra)
+
+
+def remove_other_forms(project: Project, tile: TileId, archive: Path, /) -> None:
+    """Remove the copies of a tile in other forms, and the links to them, now that there is a new one.
+
+    It takes their place, as it does in the same form; they have the same checksum file.
+    """
+    for suffix in PACKED_SUFFIXES:
+        name = unpacked_name(archive.name) + suffix
+        if name != archive.name:
+            archive.with_name(name).unlink(missing_ok=True)
+            (project.paths.archived_folder(tile.mosaic) / name).unlink(missing_ok=True)
 
 
 def archive_suffix(project: Project, /) -> str:

@@ -173,16 +173,15 @@ class TestDamage:
             data[at] ^= int(rng.integers(1, 256))
             copy.write_bytes(data)
             target = tmp_path / "back.nii"
-            try:
+            if verify_archive(copy).problem is None:  # a byte of the zip file that says nothing, such as a time
                 unpack_archive(copy, target)
-            except FileFormatError as error:
-                refused += 1
-                assert copy.name in str(error)
-                assert "\n" not in str(error)
-                assert not target.exists()
-            else:  # a byte of the zip file that says nothing, such as a time
                 assert target.read_bytes() == original
                 target.unlink()
+                continue
+            refused += 1
+            with pytest.raises(FileFormatError, match=r"^[^\n]*t\.nii\.zarr\.zip: [^\n]+$"):
+                unpack_archive(copy, target)
+            assert not target.exists()
         assert refused > 40
 
     @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99, -1])
@@ -242,9 +241,7 @@ class TestRefused:
     def test_numbers_of_another_type_name_the_setting(self, tmp_path):
         raw = tmp_path / "t.nii"
         raw.write_bytes(header_of("f4") + counts().astype("<f4").tobytes())
-        with pytest.raises(
-            FileFormatError, match=r'holds float32, but processing\.archive\.format = "zarr" is for 16-bit'
-        ):
+        with pytest.raises(FileFormatError, match=r'holds float32, but processing\.archive\.format = "zarr" is for'):
             packed(raw, tmp_path / "archive")
         assert not list(tmp_path.glob("archive/*"))
 
