@@ -60,6 +60,9 @@ class ReconstructionSettings(Settings):
     """Write the volumes of each tile; without them no volumes are stitched."""
     volume_modalities: tuple[VolumeModality, ...] = ("dBI", "R3D", "O3D")
     """Volumes to make."""
+    volume_type: Literal["float32", "int16"] = "float32"
+    """Numbers in the files of a tile's volumes. `int16`: half the bytes, with slope and intercept in the header; steps
+    of 0.005 dB, 0.0025 degrees of retardance and 0.005 degrees of orientation. Both types can be stitched together."""
     memory_budget_gb: float = Field(default=1.0, gt=0)
     """Memory that one tile may use, in GB."""
     threads: int = Field(default=0, ge=0)

@@ -90,6 +90,7 @@ def _volume_files(job: TileJob, options: TileOptions, depth: int, stack: context
                 (width, job.b_lines, depth),
                 voxel_size_mm=job.voxel_size_mm,
                 description=described(name).tile_header,
+                steps=job.steps_of(name),
             )
         )
         for name, width in widths.items()

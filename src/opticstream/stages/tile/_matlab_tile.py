@@ -317,7 +317,11 @@ def _parts(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
 def _write_volume(path: Path, values: NDArray[Any], job: TileJob, name: str) -> int:
     shape = (values.shape[0], values.shape[1], values.shape[2])
     n = max(1, _PIECE_BYTES // (4 * shape[0] * shape[2]))
-    with open_volume(path, shape, voxel_size_mm=job.voxel_size_mm, description=described(name).tile_header) as volume:
+    steps = job.steps_of(name)
+    if steps is not None and not all(np.isfinite(part).all() for part in _parts(values)):
+        steps = None  # integers have no NaN
+    description = described(name).tile_header
+    with open_volume(path, shape, voxel_size_mm=job.voxel_size_mm, description=description, steps=steps) as volume:
         for first in range(0, shape[1], n):
             volume.write(first, np.asarray(values[:, first : first + n], np.float32).transpose(2, 1, 0))
     return volume.bytes

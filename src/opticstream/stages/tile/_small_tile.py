@@ -60,7 +60,13 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
         if name not in arrays.volumes:
             continue
         data = arrays.volumes[name]
-        content = write_map(path, data, voxel_size_mm=job.voxel_size_mm, description=described(name).tile_header)
+        content = write_map(
+            path,
+            data,
+            voxel_size_mm=job.voxel_size_mm,
+            description=described(name).tile_header,
+            steps=job.steps_of(name),
+        )
         written[name] = len(content)
     return Reconstructed(
         maps=arrays.maps,
