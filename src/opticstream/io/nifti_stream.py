@@ -49,6 +49,8 @@ class Steps:
 
 
 _LARGEST = np.float32(32767)
+_PLANES = 8
+"""Planes of a block that are turned into integers at a time: they stay in the cache."""
 
 
 def nifti_header(
@@ -164,9 +166,14 @@ class VolumeFile:
         x, y, depth = self.shape
         if block.shape[0] != depth or block.shape[2] != x or first + block.shape[1] > y:
             raise ValueError(f"a block of shape {block.shape} does not fit at B-line {first} of a volume {self.shape}")
+        integers: NDArray[Any] = block
         for z in range(depth):
-            run: NDArray[Any]
-            run = np.ascontiguousarray(block[z], "<f4") if self._steps is None else self._steps.integers(block[z])
+            if self._steps is None:
+                run = np.ascontiguousarray(block[z], "<f4")
+            else:
+                if z % _PLANES == 0:
+                    integers = self._steps.integers(block[z : z + _PLANES])
+                run = integers[z % _PLANES]
             offset = self._first + self._item_bytes * x * (y * z + first)
             done = 0
             view = run.data.cast("B")
