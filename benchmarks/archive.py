@@ -79,7 +79,8 @@ def codecs() -> dict[str, tuple[Callable[[Any], bytes], Callable[[bytes, Any], A
             lambda p: imagecodecs.rcomp_encode(deviation(p)),
             lambda data, of: imagecodecs.rcomp_decode(data, shape=of.shape, dtype=np.int16),
         ),
-        "residual, bitshuffle lz4": (lambda p: blosc("lz4", 1, 2)(residual_from_counts(p)[2]), unblosc),
+        "residual, bitshuffle lz4-9": (lambda p: blosc("lz4", 9, 2)(residual_from_counts(p)[2]), unblosc),
+        "residual, bitshuffle zstd-1": (lambda p: blosc("zstd", 1, 2)(residual_from_counts(p)[2]), unblosc),
         "residual, byte shuffle zstd-1": (lambda p: blosc("zstd", 1, 1)(residual_from_counts(p)[2]), unblosc),
     }
 
