@@ -54,7 +54,7 @@ def residual_from_counts(counts: Counts, /) -> tuple[Counts, int, Counts]:
     return mean, differences, ((deviation << 1) ^ (deviation >> 15)).view(np.uint16)
 
 
-def counts_from_residual(residual: Counts, mean: Counts, differences: int, /) -> Counts:
+def counts_from_residual(residual: Counts, mean: Counts, differences: int, /, *, out: Counts | None = None) -> Counts:
     """Return the counts; the inverse of `residual_from_counts`.
 
     Parameters
@@ -65,6 +65,8 @@ def counts_from_residual(residual: Counts, mean: Counts, differences: int, /) ->
         Mean spectrum.
     differences : int
         How many times differences were taken, 0 or 1.
+    out : ndarray of uint16, shape (A-lines, samples), optional
+        Where the counts go.
 
     Returns
     -------
@@ -82,10 +84,10 @@ def counts_from_residual(residual: Counts, mean: Counts, differences: int, /) ->
     if residual.size >= _COMPILED_FROM:
         from opticstream.compute._residual_kernels import counts_kernel
 
-        counts = np.empty(residual.shape, np.uint16)
+        counts = np.empty(residual.shape, np.uint16) if out is None else out
         counts_kernel(residual, mean, differences, counts)
         return counts
     deviation: Counts = (residual >> 1) ^ np.negative(residual & 1)
     if differences:
         deviation = np.cumsum(deviation, axis=1, dtype=np.uint16)
-    return np.add(deviation, mean, dtype=np.uint16)
+    return np.add(deviation, mean, dtype=np.uint16, out=out)

@@ -17,6 +17,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -128,7 +130,8 @@ def pack_b_line(raw: memoryview, layout: SpectraLayout, /, *, level: int) -> Pac
         differences.append(order)
         chunks.append(_compressed(residual, level))
     packed = PackedBLine(_compressed(np.stack(means), level, bits=False), tuple(differences), tuple(chunks))
-    if not _same(unpack_b_line(packed, layout), raw):
+    counts = _reused("counts", (layout.channels, layout.a_lines, layout.samples))
+    if not _same(layout.raw(counts_of_b_line(packed, layout, out=counts)), raw):
         raise ProcessingError("a B-line that was compressed for the archive does not give the raw bytes back")
     return packed
 
@@ -149,13 +152,15 @@ def unpack_b_line(packed: PackedBLine, layout: SpectraLayout, /) -> memoryview:
     return layout.raw(counts_of_b_line(packed, layout))
 
 
-def counts_of_b_line(packed: PackedBLine, layout: SpectraLayout, /) -> NDArray[np.uint16]:
+def counts_of_b_line(
+    packed: PackedBLine, layout: SpectraLayout, /, *, out: NDArray[np.uint16] | None = None
+) -> NDArray[np.uint16]:
     """Return the counts of a B-line from its stored form, shape (channels, A-lines, samples)."""
     shape = (layout.a_lines, layout.samples)
-    means = _decompressed(packed.mean, (layout.channels, layout.samples))
-    counts = np.empty((layout.channels, *shape), np.uint16)
+    means = _decompressed(packed.mean, (layout.channels, layout.samples)).copy()
+    counts = np.empty((layout.channels, *shape), np.uint16) if out is None else out
     for channel, (chunk, order) in enumerate(zip(packed.residual, packed.differences, strict=True)):
-        counts[channel] = counts_from_residual(_decompressed(chunk, shape), means[channel], order)
+        counts_from_residual(_decompressed(chunk, shape), means[channel], order, out=counts[channel])
     return counts
 
 
@@ -184,8 +189,20 @@ def _decompressed(data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint16]:
     wanted = 2 * math.prod(shape)
     if len(data) < 16 or int.from_bytes(data[4:8], "little") != wanted:
         raise ValueError(f"a chunk does not hold {wanted} bytes")
-    decoded = imagecodecs.blosc_decode(data, numthreads=1)
-    return np.frombuffer(decoded, "<u2").astype(np.uint16, copy=False).reshape(shape)
+    decoded = _reused(f"decoded, {shape[0]} rows", shape)
+    imagecodecs.blosc_decode(data, numthreads=1, out=decoded.data.cast("B"))
+    return decoded if sys.byteorder == "little" else decoded.byteswap()
+
+
+def _reused(name: str, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Return an array of this thread that every call uses again: fresh memory takes longer than the arithmetic."""
+    arrays: dict[str, NDArray[np.uint16]] = _OF_THREAD.__dict__
+    if name not in arrays or arrays[name].shape != shape:
+        arrays[name] = np.empty(shape, np.uint16)
+    return arrays[name]
+
+
+_OF_THREAD = threading.local()
 
 
 class SpectraZarrStore:
