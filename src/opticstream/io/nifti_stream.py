@@ -45,7 +45,7 @@ class Steps:
         np.multiply(scaled, np.float32(1 / self.slope), out=scaled)
         np.rint(scaled, out=scaled)
         np.clip(scaled, -_LARGEST, _LARGEST, out=scaled)
-        return scaled.astype("<i2")
+        return scaled.astype("<i2", order="C")
 
 
 _LARGEST = np.float32(32767)
