@@ -259,7 +259,7 @@ class TestTypedValues:
         ("key", "nearest"),
         [
             ("depht", "depth"),
-            ("format", "processing.volume.format"),
+            ("format", "processing.archive.format"),
             ("mask_file_typ", "mask_file_type"),
             ("processing.depth", "processing.enface.depth"),
             ("processing.volume.fromat", "processing.volume.format"),

@@ -20,7 +20,8 @@ from opticstream.config import load_project
 from opticstream.io.calibration_files import read_vector
 from opticstream.io.images import TileVolume, read_image
 from opticstream.io.nifti import read_nifti, voxel_size_mm, write_nifti
-from opticstream.io.raw import ComplexTile, SpectralShape, SpectralTile, packed12_from_samples
+from opticstream.io.packed12 import packed12_from_samples
+from opticstream.io.raw import ComplexTile, SpectralShape, SpectralTile
 from opticstream.io.reading import reading_errors
 from opticstream.io.tileconfig import ConfiguredTile, read_tile_configuration, write_tile_configuration
 from opticstream.io.tilemap import TileMap, TilePlace, read_tilemap, write_template

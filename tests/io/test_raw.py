@@ -8,13 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from opticstream.io.packed12 import packed12_from_samples, samples_from_packed12
 from opticstream.io.raw import (
     ComplexTile,
     SpectralShape,
     SpectralTile,
     nifti_layout_from_bytes,
-    packed12_from_samples,
-    samples_from_packed12,
 )
 from opticstream.model.errors import FileFormatError, InputError, MissingInputError, OpticStreamError, TileSizeError
 from opticstream.testing.raw_tiles import nifti_header, write_spectral_nifti

@@ -17,8 +17,9 @@ from opticstream.io.zarr import SliceStore
 from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.uploads import upload_pending
-from opticstream.stages.tile import archive_tile, checksum_path
+from opticstream.stages.tile import archive_tile, checksum_path, spectra_of_nifti
 from opticstream.state.manifest import records_of_store, write_manifest
+from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
 RAW = "sub-01/micr/sub-01_sample-slice001_acq-normal_chunk-0002_OCT"
 RESULTS = "derivatives/opticstream/sub-01/micr/sub-01_sample-slice001"
@@ -35,8 +36,10 @@ def project(project_file: Path) -> Project:
         outputs = []
         for tile in project.layout.tiles(batch):
             raw = project_file.parent / f"{tile.tile_id}.nii"
-            raw.write_bytes(b"raw")
-            copy = archive_tile(raw, paths.archived_tile(tile)).archive
+            write_spectral_nifti(raw, fringe_counts(samples=64, a_lines=2, b_lines=2))
+            form = ".nii.zarr.zip" if batch.batch_id == 2 else ".nii.gz"
+            content = spectra_of_nifti(raw)
+            copy = archive_tile(raw, paths.archived_tile(tile, form), content=content).archive
             outputs += [facts.file_record(copy), facts.file_record(checksum_path(copy))]
         facts.record(batch, "archived", {"outputs": outputs})
     write_nifti(paths.mosaic_product(MosaicId(1), "aip"), np.ones((4, 3, 1)), voxel_size_mm=(0.01, 0.02, 0.5))
@@ -70,7 +73,7 @@ def test_everything_has_its_name_and_its_sidecar(project):
     tiles = {
         f"sub-01/micr/sub-01_sample-slice001_acq-normal_chunk-{n:04d}_OCT{suffix}"
         for n in range(1, 5)
-        for suffix in (".nii.gz", ".nii.sha256", ".json")
+        for suffix in (".nii.gz" if n < 3 else ".nii.zarr.zip", ".nii.sha256", ".json")
     }
     dataset = {"dataset_description.json", "README.md", ".bidsignore", "participants.tsv", "samples.tsv"}
     assert names == {

@@ -18,10 +18,12 @@ from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.retry import apply_plan, retry_plan
+from opticstream.stages.tile import unpack_archive, verify_archives
 from opticstream.state.record import sha256_of_path
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
 OFF = "[processing.archive]\nenabled = false\n"
+ZARR = '[processing.archive]\nformat = "zarr"\n'
 
 
 def raw(folder: Path, tile: int) -> Path:
@@ -114,3 +116,48 @@ def test_flags_that_people_made_name_no_raw_tiles_and_are_left_alone(tmp_path):
     project.facts.record(BATCH, "processed")
     assert list(archive_finished_batches(project)) == []
     assert swept(project) == []
+
+
+class TestFormat:
+    """The setting `processing.archive.format` is that of new copies; copies that exist keep their form."""
+
+    def test_late_copies_have_the_form_of_the_setting_and_are_recorded(self, folder):
+        (folder / "p.toml").write_text(PROJECT + ZARR)
+        project = opened(folder)
+        assert [type(event) for event in archive_finished_batches(project)] == [BatchArchived]
+        record = project.facts.read(BATCH, "archived")
+        names = [Path(file.path).name for file in record.outputs]
+        assert [name.partition("_OCT")[2] for name in names] == [".nii.zarr.zip", ".nii.sha256"] * 2
+        for tile in (1, 2):
+            copy = project.paths.archived_tile(TileId(1, tile), ".nii.zarr.zip")
+            unpack_archive(copy, folder / f"back-{tile}.nii")
+            assert (folder / f"back-{tile}.nii").read_bytes() == raw(folder, tile).read_bytes()
+            assert sha256_of_path(copy) == next(f.sha256 for f in record.outputs if f.path.endswith(copy.name))
+
+    def test_copies_keep_their_form_and_a_new_one_takes_the_place_of_the_old(self, folder):
+        def process():
+            project = opened(folder)
+            for fact in ("processed", "archived"):
+                project.facts.withdraw(BATCH, fact, reason="done again")
+            files = {tile: raw(folder, tile).name for tile in (1, 2)}
+            batches.process_batch(
+                project, project.event(BatchReady, BATCH, raw_folder=str(folder / "raw"), files=files)
+            )
+            record = project.facts.read(BATCH, "archived")
+            assert all(project.paths.absolute(file.path).stat().st_size == file.size for file in record.outputs)
+            return project, [Path(file.path).name.partition("_OCT.nii.")[2] for file in record.outputs]
+
+        other = [PROJECT.replace("depth = 30", f"depth = {depth}") for depth in (31, 32)]
+        (folder / "p.toml").write_text(other[0])
+        assert process()[1] == ["gz", "gz"]
+        raw(folder, 2).chmod(0o644)
+        write_spectral_nifti(raw(folder, 2), fringe_counts(channels=1, seed=5))  # another recording
+        (folder / "p.toml").write_text(other[1] + ZARR)
+        project, ends = process()
+        assert ends == ["gz", "zarr.zip"]
+        present = sorted(path.name.partition("chunk-")[2] for path in project.paths.archive_root.rglob("*_OCT.*"))
+        assert present == [
+            *("0001_acq-normal_OCT.nii.gz", "0001_acq-normal_OCT.nii.sha256"),
+            *("0002_acq-normal_OCT.nii.sha256", "0002_acq-normal_OCT.nii.zarr.zip"),
+        ]
+        assert all(outcome.problem is None for outcome in verify_archives(project.paths.archive_root))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from opticstream.config import config_from_mapping
-from opticstream.io.raw import SpectralTile, packed12_from_samples
+from opticstream.io.packed12 import packed12_from_samples
+from opticstream.io.raw import SpectralTile
 from opticstream.model.errors import MissingInputError
 from opticstream.model.ids import BatchId, TileId
 from opticstream.testing.raw_tiles import nifti_header, write_spectral_nifti

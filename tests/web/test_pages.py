@@ -12,8 +12,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from opticstream.cli.dashboard import _retried
-from opticstream.model.events import BatchReady
 from opticstream.io.tile_thumbnail import thumbnail_path
+from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.arriving import note_arriving
 from opticstream.web import Access, create_app

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +23,9 @@ from opticstream.cli.console import (
 )
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError, OpticStreamError
 from opticstream.model.modalities import enface_names
+
+if TYPE_CHECKING:
+    from opticstream.stages.tile import ArchiveResult
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Project file (TOML).", show_default=False)]
 
@@ -83,7 +88,7 @@ def tile(
                         scan=project.scan,
                         processing=project.processing,
                         out_dir=out_dir,
-                        archive_to=out_dir / "archived" / f"{path.name.removesuffix('.gz')}.gz" if archive else None,
+                        archive_to=out_dir / "archived" / _copy_name(path, project) if archive else None,
                         progress=functools.partial(_advance, bar, task),
                     )
                 except ConfigurationError:
@@ -112,6 +117,7 @@ def _advance(bar: Any, task: Any, done: float) -> None:
 
 def _tile_of(path: Path, project: Any, name: str | None) -> Any:
     from opticstream.io.names import FileNameGrammar
+    from opticstream.io.packed import unpacked_name
     from opticstream.model.ids import TileId, item_from_key
 
     if name is not None:
@@ -123,7 +129,7 @@ def _tile_of(path: Path, project: Any, name: str | None) -> Any:
             raise ConfigurationError(f"--name {name}: expected a tile such as mosaic-001/tile-0001")
         return item
     grammar = FileNameGrammar(project.scan.file_name, project.scan.layout)
-    tile_id = grammar.tile_from_name(path.name) or grammar.tile_from_name(path.name.removesuffix(".gz"))
+    tile_id = grammar.tile_from_name(path.name) or grammar.tile_from_name(unpacked_name(path.name))
     if tile_id is None:
         raise InputError(
             f"{path}: its name does not follow scan.file_name = {project.scan.file_name!r}; name its tile with --name"
@@ -131,37 +137,119 @@ def _tile_of(path: Path, project: Any, name: str | None) -> Any:
     return tile_id
 
 
-archive_app = typer.Typer(help="Write archive copies of raw tiles, and verify them.")
+def _copy_name(path: Path, project: Any) -> str:
+    from opticstream.io.packed import unpacked_name
+    from opticstream.io.spectra_zarr import ZARR_SUFFIX
+
+    return unpacked_name(path.name) + (ZARR_SUFFIX if project.processing.archive.format == "zarr" else ".gz")
+
+
+archive_app = typer.Typer(help="Write archive copies of raw tiles, verify them, and unpack them.")
+
+
+class ArchiveForm(Enum):
+    """Values of `processing.archive.format`."""
+
+    GZIP = "nii.gz"
+    ZARR = "zarr"
 
 
 @archive_app.command("write")
 def archive_write(
     files: Annotated[list[Path], typer.Argument(help="Raw files, which are never changed.", show_default=False)],
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the copies.")] = Path(),
+    form: Annotated[
+        ArchiveForm,
+        typer.Option("--format", help="Form of the copies: gzip, or Zarr arrays in a zip file, half the size."),
+    ] = ArchiveForm.GZIP,
     level: Annotated[int, typer.Option(min=0, max=9, help="Compression effort: 0 fastest, 9 smallest.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Number of threads; 0: all cores of this process.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Write gzip copies of raw files, each with its SHA-256 beside it; each raw file is read once."""
-    from opticstream.stages.tile import archive_tile, available_threads
+    """Write packed copies of raw files, each with its SHA-256 beside it; each raw file is read once.
 
-    done = []
+    The format zarr is for NIfTI files of 16-bit counts with the axes samples, A-lines, channels, B-lines. The exit
+    status is 1 if a file could not be archived; the others are archived all the same.
+
+    Example: opticstream archive write raw/*.nii --out copies --format zarr
+    """
+    from opticstream.io.spectra_zarr import ZARR_SUFFIX
+    from opticstream.stages.tile import archive_tile, available_threads, spectra_of_nifti
+
+    def write(path: Path) -> dict[str, Any]:
+        is_zarr = form is ArchiveForm.ZARR
+        result = archive_tile(
+            path,
+            out_dir / f"{path.name}{ZARR_SUFFIX if is_zarr else '.gz'}",
+            content=spectra_of_nifti(path) if is_zarr else None,
+            level=level,
+            threads=available_threads(threads),
+        )
+        if not as_json:
+            share = result.archive_bytes / max(1, result.raw_bytes)
+            out.print(f"{result.archive}: {result.archive_bytes} bytes ({share:.0%}), SHA-256 {result.sha256}")
+        return _as_plain(result)
+
+    _for_each(files, write, as_json)
+
+
+@archive_app.command("unpack")
+def archive_unpack(
+    files: Annotated[list[Path], typer.Argument(help="Archive copies, which are never changed.", show_default=False)],
+    to: Annotated[
+        Path, typer.Option("--to", help="Folder for the raw files, or, for a single FILE, the name of its raw file.")
+    ] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Write the raw files that are in archive copies, byte for byte, and compare them with their SHA-256.
+
+    A file that exists already is never replaced. The exit status is 1 if a copy is damaged: nothing is written of it,
+    and the others are unpacked all the same.
+
+    Example: opticstream archive unpack rawdata/sub-1/*_OCT.nii.zarr.zip --to raw
+    """
+    from opticstream.io.packed import unpacked_name
+    from opticstream.stages.tile import unpack_archive
+
+    def unpack(path: Path) -> dict[str, Any]:
+        names_file = len(files) == 1 and to.suffix in (".nii", ".raw") and not to.is_dir()
+        target = to if names_file else to / unpacked_name(path.name)
+        result = unpack_archive(path, target)
+        if not as_json:
+            out.print(f"{target}: {result.raw_bytes} bytes, SHA-256 {result.sha256}")
+        return {"raw": str(target)} | _as_plain(result)
+
+    _for_each(files, unpack, as_json)
+
+
+def _for_each(files: list[Path], work: Callable[[Path], dict[str, Any]], as_json: bool) -> None:
+    """Do the work on every file, tell what failed, and exit with status 1 if anything did."""
+    results: list[dict[str, Any]] = []
+    failed = False
     with errors_shown():
         for path in files:
-            result = archive_tile(path, out_dir / f"{path.name}.gz", level=level, threads=available_threads(threads))
-            done.append(
-                {
-                    "archive": str(result.archive),
-                    "raw_bytes": result.raw_bytes,
-                    "archive_bytes": result.archive_bytes,
-                    "sha256": result.sha256,
-                }
-            )
-            if not as_json:
-                share = result.archive_bytes / max(1, result.raw_bytes)
-                out.print(f"{result.archive}: {result.archive_bytes} bytes ({share:.0%}), SHA-256 {result.sha256}")
+            try:
+                results.append(work(path))
+            except ConfigurationError:
+                raise
+            except OpticStreamError as error:
+                failed = True
+                results.append({"source": str(path), "error": str(error)})
+                if not as_json:
+                    err.print(styled("failed:", "bold red"), str(error))
     if as_json:
-        print_json(done)
+        print_json(results)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _as_plain(result: ArchiveResult) -> dict[str, Any]:
+    return {
+        "archive": str(result.archive),
+        "raw_bytes": result.raw_bytes,
+        "archive_bytes": result.archive_bytes,
+        "sha256": result.sha256,
+    }
 
 
 @archive_app.command("verify")

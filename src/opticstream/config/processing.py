@@ -61,6 +61,9 @@ class ReconstructionSettings(Settings):
     """Write the volumes of each tile; without them no volumes are stitched."""
     volume_modalities: tuple[VolumeModality, ...] = ("dBI", "R3D", "O3D")
     """Volumes to make."""
+    volume_type: Literal["float32", "int16"] = "float32"
+    """Numbers in the files of a tile's volumes. `int16`: half the bytes, with slope and intercept in the header; steps
+    of 0.005 dB, 0.0025 degrees of retardance and 0.005 degrees of orientation. Both types can be stitched together."""
     memory_budget_gb: float = Field(default=1.0, gt=0)
     """Memory that one tile may use, in GB."""
     threads: int = Field(default=0, ge=0)
@@ -149,7 +152,10 @@ class ArchiveSettings(Settings):
     """The compressed copy of the raw tiles."""
 
     enabled: bool = True
-    """Make the archive copy (`.nii.gz` or `.raw.gz`, with SHA-256)."""
+    """Make the archive copy (with SHA-256)."""
+    format: Literal["nii.gz", "zarr"] = "nii.gz"
+    """`nii.gz`: gzip (`.nii.gz`, `.raw.gz`); `zarr`: Zarr arrays in a zip file (`.zarr.zip`), for spectra, half the
+    size. `opticstream archive unpack` gives the raw file back, byte for byte. Copies that exist keep their form."""
     level: int = Field(default=1, ge=0, le=9)
     """Compression effort: 0 fastest, 9 smallest."""
 

@@ -62,6 +62,11 @@ class ProjectConfig(Settings):
             raise ValueError(
                 'processing.reconstruction.background = "file" needs scan.calibration.background_file, which is not set'
             )
+        if processing.archive.enabled and processing.archive.format == "zarr" and scan.archived_format == "complex":
+            raise ValueError(
+                'processing.archive.format = "zarr" is for spectra, but scan.raw_format = "complex" without '
+                'scan.spectral_file_name archives complex tiles; expected "nii.gz"'
+            )
         missing = sorted(set(processing.volume.modalities) - set(processing.reconstruction.volume_modalities))
         if processing.volume.enabled and processing.reconstruction.save_volumes and missing:
             raise ValueError(

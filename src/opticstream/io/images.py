@@ -121,9 +121,9 @@ def _read_numpy(path: Path) -> NDArray[Any]:
 class TileVolume:
     """A tile's volume of which blocks are read on demand, in the order (z, y, x).
 
-    Uncompressed float32 NIfTI is read at offsets into the caller's buffer: nothing of the file stays
-    mapped, so that the process uses only the memory that the caller planned. Other formats are read through their
-    libraries.
+    Uncompressed NIfTI of float32, or of 16-bit integers with a slope, is read at offsets into the caller's buffer:
+    nothing of the file stays mapped, so that the process uses only the memory that the caller planned. Other formats
+    are read through their libraries.
     """
 
     def __init__(self, path: Path, /) -> None:
@@ -132,6 +132,7 @@ class TileVolume:
         self._zarr: Any = None
         self._header: NiftiHeader | None = None
         self._offset = 0
+        self._slope_and_intercept: tuple[np.float32, np.float32] | None = None
         kind = kind_of_image(path)
         _check_kind(path, kind)
         if kind == "nifti":
@@ -142,8 +143,12 @@ class TileVolume:
             self._header = header
             x, y, z = header.shape[:3]
             self.shape = (z, y, x)
-            if header.dtype == np.dtype("<f4") and not header.scaled and not path.name.lower().endswith(".gz"):
+            plain = not path.name.lower().endswith(".gz")
+            if plain and header.dtype == np.dtype("<f4") and not header.scaled:
                 self._offset = header.offset
+            elif plain and header.dtype == np.dtype("<i2") and header.scaled:
+                self._offset = header.offset
+                self._slope_and_intercept = np.float32(header.slope), np.float32(header.intercept)
             else:
                 self._whole = nifti_values(path, header).reshape((x, y, z), order="F").T
             return
@@ -187,6 +192,9 @@ class TileVolume:
             return
         handle = os.open(self.path, os.O_RDONLY)
         try:
+            if self._slope_and_intercept is not None:
+                self._read_integers_into(handle, out, z0, y0)
+                return
             plane_bytes = 4 * self.shape[1] * self.shape[2]
             run = 4 * rows * width
             start = self._offset + 4 * (z0 * self.shape[1] + y0) * width
@@ -197,6 +205,17 @@ class TileVolume:
                 _read_fully(handle, out[z].data.cast("B"), start + z * plane_bytes, self.path)
         finally:
             os.close(handle)
+
+    def _read_integers_into(self, handle: int, out: NDArray[np.float32], z0: int, y0: int) -> None:
+        assert self._slope_and_intercept is not None
+        slope, intercept = self._slope_and_intercept
+        planes, rows, width = out.shape
+        integers = np.empty((rows, width), "<i2")
+        for z in range(planes):
+            start = self._offset + 2 * ((z0 + z) * self.shape[1] + y0) * width
+            _read_fully(handle, integers.data.cast("B"), start, self.path)
+            np.multiply(integers, slope, out=out[z], casting="unsafe")
+            np.add(out[z], intercept, out=out[z])
 
 
 def _read_fully(handle: int, view: memoryview, offset: int, path: Path) -> None:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,12 +22,49 @@ from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1
 from opticstream.system.disk import reserve, write_at
 
 
-def nifti_header(
-    shape: tuple[int, ...], /, *, voxel_size_mm: tuple[float, float, float], description: str = ""
-) -> bytes:
-    """Return the bytes before the data of a little-endian float32 NIfTI file: 352, or 544 (NIfTI-2) for long axes.
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How values are stored as 16-bit integers: ``value = slope * integer + intercept``.
 
-    The affine is diagonal, with voxel (0, 0, 0) at the origin; units are mm. `description` takes 79 characters.
+    Values are rounded to the nearest step. Those beyond the range, of 32767 steps on both sides of the intercept,
+    become its end. There is no integer for NaN.
+    """
+
+    slope: float
+    intercept: float
+
+    def integers(self, values: NDArray[Any], /) -> NDArray[np.int16]:
+        """Return the integers of values that are not NaN.
+
+        Examples
+        --------
+        >>> Steps(0.005, 90.0).integers(np.array([90.0, 90.0051, -200.0])).tolist()
+        [0, 1, -32767]
+        """
+        scaled = np.subtract(values, np.float32(self.intercept), dtype=np.float32)
+        np.multiply(scaled, np.float32(1 / self.slope), out=scaled)
+        np.rint(scaled, out=scaled)
+        np.clip(scaled, -_LARGEST, _LARGEST, out=scaled)
+        return scaled.astype("<i2", order="C")
+
+
+_LARGEST = np.float32(32767)
+_PLANES = 8
+"""Planes of a block that are turned into integers at a time: they stay in the cache."""
+
+
+def nifti_header(
+    shape: tuple[int, ...],
+    /,
+    *,
+    voxel_size_mm: tuple[float, float, float],
+    description: str = "",
+    steps: Steps | None = None,
+) -> bytes:
+    """Return the bytes before the data of a little-endian NIfTI file: 352, or 544 (NIfTI-2) for long axes.
+
+    The numbers are float32, or 16-bit integers if `steps` are given. The affine is diagonal, with voxel (0, 0, 0) at
+    the origin; units are mm. `description` takes 79 characters.
 
     Raises
     ------
@@ -49,10 +87,10 @@ def nifti_header(
     put("<i", header, 0, layout.size - 4)
     header[layout.magic_at : layout.magic_at + len(layout.magic)] = layout.magic
     put("<8" + integer, header, layout.dim_at, len(shape), *shape, *(1,) * (7 - len(shape)))
-    put("<hh", header, layout.type_at, 16, 32)  # float32
+    put("<hh", header, layout.type_at, *((16, 32) if steps is None else (4, 16)))  # float32 or int16
     put("<8" + real, header, layout.sizes_at, 1.0, *voxel_size_mm, 1.0, 1.0, 1.0, 1.0)
     put("<" + layout.offset, header, layout.offset_at, layout.size)
-    put("<2" + real, header, layout.slope_at, 1.0, 0.0)
+    put("<2" + real, header, layout.slope_at, *((1.0, 0.0) if steps is None else (steps.slope, steps.intercept)))
     put("<" + layout.code, header, layout.units_at, 2)  # mm
     text = description.encode()[:79]
     header[layout.text_at : layout.text_at + len(text)] = text
@@ -91,11 +129,17 @@ _NIFTI2 = _Layout(544, b"n+2\0\r\n\x1a\n", 4, 16, 12, 104, 168, 176, 500, 240, 3
 
 
 def write_map(
-    path: Path, data: ArrayLike, /, *, voxel_size_mm: tuple[float, float, float], description: str = ""
+    path: Path,
+    data: ArrayLike,
+    /,
+    *,
+    voxel_size_mm: tuple[float, float, float],
+    description: str = "",
+    steps: Steps | None = None,
 ) -> bytes:
-    """Write an (x, y[, z]) array as float32 NIfTI, atomically; return the bytes of the file."""
-    array = np.asarray(data, dtype="<f4")
-    header = nifti_header(array.shape, voxel_size_mm=voxel_size_mm, description=description)
+    """Write an (x, y[, z]) array as NIfTI (float32, or in `steps`), atomically; return the bytes of the file."""
+    array = np.asarray(data, dtype="<f4") if steps is None else steps.integers(np.asarray(data))
+    header = nifti_header(array.shape, voxel_size_mm=voxel_size_mm, description=description, steps=steps)
     content = header + array.tobytes(order="F")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -105,11 +149,13 @@ def write_map(
 class VolumeFile:
     """The data of an unfinished volume; B-lines may be written in any order and from any thread."""
 
-    def __init__(self, handle: int, shape: tuple[int, int, int], header_bytes: int) -> None:
+    def __init__(self, handle: int, shape: tuple[int, int, int], header_bytes: int, steps: Steps | None = None) -> None:
         self._handle = handle
         self._first = header_bytes
+        self._steps = steps
+        self._item_bytes = 4 if steps is None else 2
         self.shape = shape
-        self.bytes = header_bytes + 4 * shape[0] * shape[1] * shape[2]
+        self.bytes = header_bytes + self._item_bytes * shape[0] * shape[1] * shape[2]
 
     def write(self, first: int, block: NDArray[np.float32], /) -> None:
         """Write B-lines from `first` on; `block` has shape (z, b, x).
@@ -120,9 +166,15 @@ class VolumeFile:
         x, y, depth = self.shape
         if block.shape[0] != depth or block.shape[2] != x or first + block.shape[1] > y:
             raise ValueError(f"a block of shape {block.shape} does not fit at B-line {first} of a volume {self.shape}")
+        integers: NDArray[Any] = block
         for z in range(depth):
-            run = np.ascontiguousarray(block[z], dtype="<f4")
-            offset = self._first + 4 * x * (y * z + first)
+            if self._steps is None:
+                run = np.ascontiguousarray(block[z], "<f4")
+            else:
+                if z % _PLANES == 0:
+                    integers = self._steps.integers(block[z : z + _PLANES])
+                run = integers[z % _PLANES]
+            offset = self._first + self._item_bytes * x * (y * z + first)
             done = 0
             view = run.data.cast("B")
             while done < len(view):
@@ -137,17 +189,18 @@ def open_volume(
     *,
     voxel_size_mm: tuple[float, float, float],
     description: str = "",
+    steps: Steps | None = None,
 ) -> Iterator[VolumeFile]:
-    """Yield a new float32 volume of shape (x, y, z), to be filled in any order.
+    """Yield a new volume of shape (x, y, z), float32 or in `steps`, to be filled in any order.
 
     The file takes its name when the block ends without an error.
     """
-    header = nifti_header(shape, voxel_size_mm=voxel_size_mm, description=description)
+    header = nifti_header(shape, voxel_size_mm=voxel_size_mm, description=description, steps=steps)
     with atomic_path(path) as temporary:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             os.write(handle, header)
-            volume = VolumeFile(handle, shape, len(header))
+            volume = VolumeFile(handle, shape, len(header), steps)
             reserve(handle, volume.bytes)
             yield volume
         finally:

@@ -15,7 +15,7 @@
     ├─ focus-{illumination}.nii
     └─ tilemap-{illumination}.j2
     archive (DANDISET)/
-    ├─ rawdata/sub-{subject}/sample-slice-{slice:03d}_chunk-{tile:04d}_acq-{acq}_OCT.nii.gz
+    ├─ rawdata/sub-{subject}/sample-slice-{slice:03d}_chunk-{tile:04d}_acq-{acq}_OCT.nii.gz (or .nii.zarr.zip)
     └─ derivative/sub-{subject}/mosaic_{mosaic:03d}_{modality}.nii.gz, ...ome.zarr
 """
 

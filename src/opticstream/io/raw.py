@@ -6,7 +6,6 @@ including the header, is also passed to a `tap` (checksum, compressor).
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import tempfile
@@ -19,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io.nifti_header import nifti_layout_from_bytes
+from opticstream.io.packed import is_packed, packed_reader
+from opticstream.io.packed12 import samples_from_packed12
 from opticstream.io.reading import check_regular_file, error_of_system
-from opticstream.model.errors import FileFormatError, TileSizeError
+from opticstream.io.spectra_zarr import SpectraZarrReader
+from opticstream.model.errors import FileFormatError, OpticStreamError, TileSizeError
 from opticstream.system.disk import read_at
 
 Tap = Callable[[memoryview], None]
@@ -48,56 +50,10 @@ class SpectralShape:
         )
 
 
-def samples_from_packed12(packed: NDArray[np.uint8], /) -> NDArray[np.uint16]:
-    """Return the 12-bit samples of packed bytes: three bytes hold two samples.
-
-    The first byte holds the low 8 bits of sample 1; the second the high 4 bits of sample 1 in its low nibble and the
-    low 4 bits of sample 2 in its high nibble; the third the high 8 bits of sample 2.
-
-    Examples
-    --------
-    >>> samples_from_packed12(np.array([0xBC, 0x3A, 0x12], np.uint8)).tolist() == [0xABC, 0x123]
-    True
-    """
-    triples = packed.reshape(-1, 3)
-    samples = np.empty((triples.shape[0], 2), np.uint16)
-    middle = triples[:, 1].astype(np.uint16)
-    samples[:, 0] = triples[:, 0] | ((middle & 0x0F) << 8)
-    samples[:, 1] = (middle >> 4) | (triples[:, 2].astype(np.uint16) << 4)
-    return samples.reshape(-1)
-
-
-def packed12_from_samples(samples: NDArray[Any], /) -> NDArray[np.uint8]:
-    """Return the packed bytes of an even number of samples below 4096; the inverse of `samples_from_packed12`.
-
-    Examples
-    --------
-    The nibbles in the middle byte are not in the order of the samples:
-
-    >>> packed12_from_samples(np.array([0xABC, 0x123])).tobytes().hex(" ")
-    'bc 3a 12'
-    """
-    pairs = np.asarray(samples, np.uint16).reshape(-1, 2)
-    packed = np.empty((pairs.shape[0], 3), np.uint8)
-    packed[:, 0] = pairs[:, 0] & 0xFF
-    packed[:, 1] = (pairs[:, 0] >> 8) | ((pairs[:, 1] & 0x0F) << 4)
-    packed[:, 2] = pairs[:, 1] >> 4
-    return packed.reshape(-1)
-
-
-def gzip_reader(path: Path, /) -> IO[bytes]:
-    """Open a gzip file for reading, with the fastest available library."""
-    try:
-        from isal import igzip
-    except ImportError:
-        return cast("IO[bytes]", gzip.open(path, "rb"))
-    return cast("IO[bytes]", igzip.open(path, "rb"))  # type: ignore[no-untyped-call]
-
-
 def _open(path: Path) -> IO[bytes]:
     check_regular_file(path)
     try:
-        return gzip_reader(path) if path.suffix == ".gz" else path.open("rb", buffering=0)
+        return packed_reader(path) if is_packed(path) else path.open("rb", buffering=0)
     except OSError as error:
         raise error_of_system(path, error) from error
 
@@ -124,7 +80,7 @@ class SpectralTile:
         Parameters
         ----------
         path : Path
-            `.nii` or `.raw`, or either with `.gz` (as in the archive).
+            `.nii` or `.raw`, or a packed copy of either, as in the archive: with `.gz`, or `.zarr.zip`.
         shape : SpectralShape
             The expected content.
         raw_format : "nifti" or "packed12"
@@ -136,7 +92,7 @@ class SpectralTile:
             The file is absent, of another size, not a NIfTI file, or cannot be read.
         """
         file = _open(path)
-        packed = path.suffix == ".gz"
+        packed = is_packed(path)
         try:
             if raw_format == "packed12":
                 dtype, head, payload = None, b"", shape.count * 3 // 2
@@ -228,7 +184,7 @@ class SpectralTile:
                     f"{self.path}: holds values that are not finite in B-lines {first}..{first + n - 1}"
                 )
             yield first, counts
-        if self.path.suffix == ".gz" and _read_into(self._file, memoryview(bytearray(1)), self.path, whole=True):
+        if is_packed(self.path) and _read_into(self._file, memoryview(bytearray(1)), self.path, whole=True):
             raise TileSizeError(f"{self.path}: holds more samples than expected for {s}")
 
     def b_line(self, number: int, /) -> NDArray[Any]:
@@ -263,7 +219,7 @@ class SpectralTile:
         TileSizeError, FileFormatError
             The compressed data end too early or hold more than they should, or are damaged.
         """
-        if self.path.suffix != ".gz" or _length_in_trailer(self.path) == self.file_bytes & 0xFFFFFFFF:
+        if not is_packed(self.path) or _length_in_trailer(self.path) == self.file_bytes & 0xFFFFFFFF:
             return
         view, total = memoryview(bytearray(_PIECE_BYTES)), len(self._head)
         while n := _read_into(self._file, view, self.path, whole=True):
@@ -300,7 +256,10 @@ def _read_exactly(file: IO[bytes], n: int, path: Path, *, strict: bool = True, w
 
 
 def _length_in_trailer(path: Path) -> int | None:
-    """Return the length (modulo 2**32) in the last bytes of a gzip file."""
+    """Return the length (modulo 2**32) in the last bytes of a gzip file; of the Zarr form, that in its description."""
+    if path.suffix != ".gz":
+        with packed_reader(path) as file:
+            return cast("SpectraZarrReader", file).raw_bytes & 0xFFFFFFFF
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(-4, os.SEEK_END)
@@ -324,6 +283,8 @@ def _read_into(file: IO[bytes], view: memoryview, path: Path, *, whole: bool = F
         return done
     except OSError as error:
         raise error_of_system(path, error, "gzip" if path.suffix == ".gz" else "") from error
+    except OpticStreamError:
+        raise
     except Exception as error:  # each gzip library has its own errors
         raise FileFormatError(f"{path}: damaged gzip data: {error}") from error
     return done
@@ -381,7 +342,7 @@ class ComplexTile:
         MissingInputError, TileSizeError, FileFormatError, InputError
             The file is absent, of another size, not float32, or cannot be read.
         """
-        if path.suffix == ".gz":
+        if is_packed(path):
             raise FileFormatError(f"{path}: is a compressed complex tile; expected an uncompressed one: unpack it")
         file = _open(path)
         try:

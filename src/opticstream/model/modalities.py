@@ -124,6 +124,10 @@ class Modality:
     """Description in the header of a file, if not meaning and unit."""
     in_slice: str = ""
     """Meaning of the map of that name made by the registration, if it differs."""
+    step: float = 0.0
+    """Step between the numbers of a file of 16-bit integers, in the unit; 0: there is no such file."""
+    middle: float = 0.0
+    """Value of the integer 0 in such a file."""
     engines_differ: float = 0.01
     """What the results of two engines may differ by, in the unit; for complex tiles relative to the largest value."""
 
@@ -191,8 +195,25 @@ _ENTRIES = (
         channels=1,
         engines_differ=1e-4,
     ),
-    Modality(name="dBI", meaning="intensity", unit="dB", made=(Made.VOLUME,), in_db=True, intensity=True),
-    Modality(name="R3D", meaning="retardance", unit="degrees 0..90", made=(Made.VOLUME,), channels=2),
+    Modality(
+        name="dBI",
+        meaning="intensity",
+        unit="dB",
+        made=(Made.VOLUME,),
+        in_db=True,
+        intensity=True,
+        step=0.005,
+        middle=90.0,  # from -73 dB, below the least value there is, to 253 dB
+    ),
+    Modality(
+        name="R3D",
+        meaning="retardance",
+        unit="degrees 0..90",
+        made=(Made.VOLUME,),
+        channels=2,
+        step=0.0025,
+        middle=45.0,
+    ),
     Modality(
         name="O3D",
         meaning="optic axis orientation",
@@ -200,6 +221,7 @@ _ENTRIES = (
         made=(Made.VOLUME,),
         kind="axial",
         channels=2,
+        step=0.005,
     ),
     Modality(
         name="aip",

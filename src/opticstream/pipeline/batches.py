@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from opticstream.config import parameters_hash
 from opticstream.config.engines import matlab_for
+from opticstream.io.packed import PACKED_SUFFIXES, unpacked_name
 from opticstream.model.errors import ChangingInputError, InputError, MissingInputError, OpticStreamError
 from opticstream.model.events import (
     BatchArchived,
@@ -40,7 +41,7 @@ from opticstream.pipeline.jobs import (
     perform,
     perform_part,
 )
-from opticstream.pipeline.late_archive import archive_batch, archive_suffix, raw_files_of_tile
+from opticstream.pipeline.late_archive import archive_batch, archive_suffix, raw_files_of_tile, remove_other_forms
 from opticstream.pipeline.parameters import tile_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.settled_files import result_of_settled_files
@@ -80,7 +81,8 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
                 if record is None:
                     continue
                 outputs += record.outputs
-                archives += [file for file in record.outputs if file.path.endswith(_archive_name(project, tile))]
+                names = _archive_names(project, tile)
+                archives += [file for file in record.outputs if Path(file.path).name in names]
                 if note.get("flags"):
                     flagged.append(
                         project.event(TileFlagged, tile, reasons=note["flags"], verdict=note.get("verdict", "look"))
@@ -193,8 +195,10 @@ def show_newest_tile(project: Project, /, *, but: TileId) -> None:
         _log.info("%s has no preview: %s", tile, error)
 
 
-def _archive_name(project: Project, tile: TileId) -> str:
-    return project.paths.archived_tile(tile, archive_suffix(project)).name
+def _archive_names(project: Project, tile: TileId) -> list[str]:
+    """Return the names that an archive copy of a tile may have: copies keep their form when the setting changes."""
+    raw = unpacked_name(project.paths.archived_tile(tile, archive_suffix(project)).name)
+    return [raw + suffix for suffix in PACKED_SUFFIXES]
 
 
 @dataclass
@@ -252,7 +256,7 @@ class TileWork:
         archive = project.paths.archived_tile(tile, archive_suffix(project))
 
         def process(identity: str) -> tuple[TileResult, tuple[FileRecord, ...]]:
-            kept = _kept_archive(project, record, identity, archive)
+            kept = _kept_archive(project, record, identity, tile)
             result = self.attempt(
                 f"tile {tile.tile_id}",
                 lambda: process_tile(
@@ -266,6 +270,8 @@ class TileWork:
                     matlab=self.matlab,
                 ),
             )
+            if "archive" in result.outputs:
+                remove_other_forms(project, tile, archive)
             return result, kept
 
         (result, kept), self.identity = result_of_settled_files(project, tile, sources, process)
@@ -297,14 +303,17 @@ class TileWork:
 
 
 def _kept_archive(
-    project: Project, record: FactRecord | None, inputs_hash: str, archive: Path
+    project: Project, record: FactRecord | None, inputs_hash: str, tile: TileId
 ) -> tuple[FileRecord, ...]:
     """Return the archive copy and its checksum file if they exist already and were made from the same raw file."""
     if record is None or not is_known(record, inputs_hash):
         return ()
-    names = {archive.name, checksum_path(archive).name}
-    kept = tuple(file for file in record.outputs if Path(file.path).name in names and _intact(project, file))
-    return kept if len(kept) == len(names) else ()
+    for name in _archive_names(project, tile):
+        names = {name, checksum_path(Path(name)).name}
+        kept = tuple(file for file in record.outputs if Path(file.path).name in names and _intact(project, file))
+        if len(kept) == len(names):
+            return kept
+    return ()
 
 
 def _set_aside(project: Project, tile: TileId) -> None:

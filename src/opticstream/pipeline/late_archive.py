@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from opticstream.io.packed import PACKED_SUFFIXES, unpacked_name
+from opticstream.io.raw import SpectralShape
+from opticstream.io.spectra_zarr import ZARR_SUFFIX
 from opticstream.model.errors import ChangingInputError, InputError, MissingInputError, StateError
 from opticstream.model.events import BatchReady, Event
 from opticstream.model.ids import BatchId, ItemId, TileId
@@ -15,6 +19,9 @@ from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
 from opticstream.state import Claim, FileRecord
 from opticstream.state.raw_files import identity_of, is_known
+
+if TYPE_CHECKING:
+    from opticstream.stages.tile import SpectraContent
 
 
 def archive_finished_batches(
@@ -87,11 +94,13 @@ def _archive(project: Project, event: BatchReady, tile: TileId) -> list[FileReco
     archive = archive_tile(
         spectra or source,
         project.paths.archived_tile(tile, archive_suffix(project)),
+        content=_spectra_in(project, tile, spectra or source),
         level=project.config.processing.archive.level,
         threads=available_threads(project.config.processing.reconstruction.threads),
     )
     if identity_of(*sources) != identity:
         raise ChangingInputError(f"{source} changed while it was archived")
+    remove_other_forms(project, tile, archive.archive)
     copy = project.facts.file_record(archive.archive, checksum=False)
     return [
         FileRecord(copy.path, copy.size, archive.archive_sha256),
@@ -116,6 +125,32 @@ def raw_files_of_tile(event: BatchReady, tile: TileId, /) -> tuple[Path, Path | 
     return source, None if spectra is None else Path(event.raw_folder, spectra)
 
 
+def remove_other_forms(project: Project, tile: TileId, archive: Path, /) -> None:
+    """Remove the copies of a tile in other forms, and the links to them, now that there is a new one.
+
+    It takes their place, as it does in the same form; they have the same checksum file.
+    """
+    for suffix in PACKED_SUFFIXES:
+        name = unpacked_name(archive.name) + suffix
+        if name != archive.name:
+            archive.with_name(name).unlink(missing_ok=True)
+            (project.paths.archived_folder(tile.mosaic) / name).unlink(missing_ok=True)
+
+
 def archive_suffix(project: Project, /) -> str:
-    """Return the end of the names of archive copies."""
-    return ".raw.gz" if project.config.scan.archived_format == "packed12" else ".nii.gz"
+    """Return the end of the names of new archive copies."""
+    raw = ".raw" if project.config.scan.archived_format == "packed12" else ".nii"
+    return raw + (ZARR_SUFFIX if project.config.processing.archive.format == "zarr" else ".gz")
+
+
+def _spectra_in(project: Project, tile: TileId, source: Path) -> SpectraContent | None:
+    """Return what a raw file holds; None where that is no spectra."""
+    from opticstream.stages.tile import SpectraContent
+
+    scan, index = project.config.scan, project.layout.illumination_index(tile.mosaic)
+    if scan.archived_format == "complex":
+        return None
+    shape = SpectralShape(
+        scan.samples, scan.tile_shape(index)[0], scan.channels, scan.b_lines, f"scan.illuminations[{index}] and scan"
+    )
+    return SpectraContent(shape, scan.archived_format, str(source))

@@ -88,7 +88,9 @@ def tile_settings(config: ProjectConfig, illumination: int, /) -> StageSettings:
                 },
             },
             "processing": {
-                "reconstruction": _without(processing.reconstruction, "memory_budget_gb", "threads", "save_complex"),
+                "reconstruction": _without(
+                    processing.reconstruction, "memory_budget_gb", "threads", "save_complex", "volume_type"
+                ),
                 "enface": enface,
                 **engine,
             },

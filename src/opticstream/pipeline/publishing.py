@@ -10,6 +10,7 @@ from typing import Any
 import opticstream
 from opticstream.config.publish_layout import BidsLayout
 from opticstream.io.archive_names import BidsNames, sample_of_slice
+from opticstream.io.packed import is_packed
 from opticstream.model.ids import BatchId, ItemId, SampleId, TileId
 from opticstream.pipeline.project import Project
 from opticstream.publish.bids import BidsDataset, pixel_size, place_of_chunk, write_sidecar
@@ -91,7 +92,7 @@ def _sidecars(project: Project, item: ItemId, files: Sequence[Path]) -> list[Pat
     """Write the sidecars of published files and return them."""
     if isinstance(item, BatchId):
         tiles = {tile.tile_id: tile for tile in project.layout.tiles(item)}
-        numbered = ((re.search(r"_chunk-(\d+)_", file.name), file) for file in files if file.name.endswith(".gz"))
+        numbered = ((re.search(r"_chunk-(\d+)_", file.name), file) for file in files if is_packed(file))
         return [
             write_sidecar(file, _of_tile(project, tiles[int(found[1])]))
             for found, file in numbered

@@ -17,6 +17,7 @@ from typing import Any
 from opticstream.config.publish_layout import BidsLayout
 from opticstream.io.archive_names import DERIVATIVES, WHOLE_SAMPLE
 from opticstream.io.atomic import write_text
+from opticstream.io.packed import PACKED_SUFFIXES
 from opticstream.model.errors import FileFormatError
 from opticstream.system.locks import locked
 
@@ -24,8 +25,11 @@ BIDS_VERSION = "1.11.1"
 _LOCK = ".opticstream.lock"
 _LOCK_PATIENCE_S = 120.0
 _MISSING = "n/a"
-_RAW_IGNORED = ("**/*_OCT.nii.gz", "**/*_OCT.raw.gz", "**/*_OCT.json", "**/*.sha256", "rawdata/", "derivative/")
-"""BIDS knows no NIfTI in microscopy. The folders are those of the other layout."""
+_RAW_IGNORED = (
+    *(f"**/*_OCT.{raw}{suffix}" for raw in ("nii", "raw") for suffix in PACKED_SUFFIXES),
+    *("**/*_OCT.json", "**/*.sha256", "rawdata/", "derivative/"),
+)
+"""BIDS knows neither NIfTI nor zip files in microscopy. The folders are those of the other layout."""
 _RESULTS_IGNORED = ("**/*_map.*", "**/*_data.*", "**/*.sha256")
 _TABLES = {"participants.tsv": 1, "samples.tsv": 2}
 """Number of columns that identify a row."""

@@ -10,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opticstream.model.errors import MissingInputError
-from opticstream.stages.tile._archive_tile import (
-    CHUNK_BYTES,
-    ArchiveWriter,
-    archive_tile,
-    verify_archive,
-    verify_archives,
-)
+from opticstream.stages.tile._archive_tile import archive_tile, verify_archive, verify_archives
+from opticstream.stages.tile._archive_writers import CHUNK_BYTES, GzipWriter
 from opticstream.state.manifest import manifest_path, write_manifest
 
 
@@ -57,7 +52,7 @@ def test_how_the_reader_cuts_the_file_changes_no_byte(pieces):
 
     def copy(sizes):
         file = io.BytesIO()
-        writer = ArchiveWriter(file)
+        writer = GzipWriter(file)
         at = 0
         for size in sizes:
             writer.tap(memoryview(data)[at : at + size])

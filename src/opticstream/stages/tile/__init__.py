@@ -10,9 +10,12 @@ from opticstream.stages.tile._archive_tile import (
     Verification,
     archive_tile,
     checksum_path,
+    spectra_of_nifti,
+    unpack_archive,
     verify_archive,
     verify_archives,
 )
+from opticstream.stages.tile._archive_writers import SpectraContent
 from opticstream.stages.tile._compare_engines import Comparison, Difference, compare_engines
 from opticstream.stages.tile._enface_maps import MAKERS, makes
 from opticstream.stages.tile._import_tile import Counts, ImportedTile, RecordingFacts, facts_of_recording, import_tile
@@ -38,6 +41,7 @@ __all__ = [
     "MatlabTiles",
     "OutputFile",
     "RecordingFacts",
+    "SpectraContent",
     "TileFigures",
     "TileResult",
     "Verification",
@@ -56,6 +60,8 @@ __all__ = [
     "process_tile",
     "products",
     "read_surface",
+    "spectra_of_nifti",
+    "unpack_archive",
     "verify_archive",
     "verify_archives",
 ]

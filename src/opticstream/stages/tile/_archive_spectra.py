@@ -6,10 +6,11 @@ import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from opticstream.io.raw import SpectralShape, SpectralTile
-from opticstream.stages.tile._archive_tile import ArchiveDigests, ArchiveWriter, open_archive
+from opticstream.stages.tile._archive_tile import open_archive
+from opticstream.stages.tile._archive_writers import ArchiveDigests, ArchiveWriter, SpectraContent
 from opticstream.stages.tile._quality import Saturation
 
 _BLOCK_BYTES = 16 << 20
@@ -45,10 +46,11 @@ def read_spectra(
     saturation = Saturation()
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(SpectralTile.open(source, shape, raw_format=raw_format))
-        writer: ArchiveWriter | None = None
+        writer: ArchiveWriter[Any] | None = None
         if archive is not None:
             pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-            writer = stack.enter_context(open_archive(archive, level=level, pool=pool))
+            content = SpectraContent(shape, raw_format, str(source))
+            writer = stack.enter_context(open_archive(archive, content=content, level=level, pool=pool))
         b_lines = max(1, _BLOCK_BYTES // reader.bytes_per_b_line)
         for _, counts in reader.blocks(b_lines, tap=writer.tap if writer else None):
             saturation.add(counts)

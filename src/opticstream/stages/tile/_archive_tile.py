@@ -1,156 +1,37 @@
-"""The archive copy of a raw tile: SHA-256 and gzip in the one pass in which the tile is read.
+"""The archive copy of a raw tile: written and hashed in the one pass in which the tile is read; verified; unpacked.
 
-`ArchiveWriter` takes the bytes as they come from the reader. The stream is cut at fixed places into chunks that are
-deflated on their own, on several threads, and joined into one ordinary gzip member; its bytes depend neither on the
-number of threads nor on how the reader cut the file.
+The name of a copy tells its form: `.gz`, or `.zarr.zip` (`processing.archive.format`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
-import struct
-import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 from opticstream.io.atomic import TEMPORARY_MARK, atomic_path, write_text
-from opticstream.io.raw import gzip_reader
-from opticstream.io.reading import check_regular_file, error_of_system
-from opticstream.model.errors import FileFormatError
+from opticstream.io.nifti_header import nifti_layout_from_bytes
+from opticstream.io.packed import PACKED_SUFFIXES, is_packed, packed_reader, unpacked_name
+from opticstream.io.raw import SpectralShape
+from opticstream.io.reading import check_regular_file, error_of_system, reading_errors
+from opticstream.io.spectra_zarr import ZARR_SUFFIX, SpectraZarrReader
+from opticstream.model.errors import ConfigurationError, FileFormatError, InputError, OpticStreamError
+from opticstream.stages.tile._archive_writers import ArchiveWriter, GzipWriter, SpectraContent, SpectraZarrWriter
 from opticstream.state.manifest import SUFFIX, differences_from_manifest, manifest_path, read_manifest
 from opticstream.state.record import sha256_of_path, size_of_path
 
-CHUNK_BYTES = 1 << 20
 _STORE = ".zarr"
 """End of the name of a folder that counts as one: a store of chunks."""
 _READ_BYTES = 1 << 22
-_IGZIP_LEVEL = {0: 1, 1: 2, 2: 3, 3: 3}
-"""igzip's own level by ours. Its level 0 makes noisy spectra larger than they were; its level 2 comes within 8 % of
-`gzip -3` at eight times the speed, which makes it our default."""
-
-
-def _isal() -> Any:
-    from isal import isal_zlib
-
-    return isal_zlib
-
-
-def _deflate(pieces: list[memoryview], level: int) -> bytes:
-    """Deflate one chunk on its own, ended by a flush so that the next one can follow."""
-    library, effort = (_isal(), _IGZIP_LEVEL[level]) if level in _IGZIP_LEVEL else (zlib, level)
-    packer = library.compressobj(effort, zlib.DEFLATED, -15)
-    # in one piece: the output depends on how the input is cut
-    whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    packed: bytes = packer.compress(whole) + packer.flush(zlib.Z_FULL_FLUSH)
-    return packed
-
-
-_LAST_BLOCK = b"\x03\x00"  # an empty final deflate block
-
-
-class ArchiveDigests(NamedTuple):
-    """SHA-256 of a raw file and of its archive copy, both computed while the copy is written."""
-
-    raw: str
-    archive: str
-
-
-class ArchiveWriter:
-    """Compresses and hashes the bytes of one raw tile; `tap` is what a reader calls.
-
-    Parameters
-    ----------
-    file : binary file
-        Where the gzip member goes.
-    level : int
-        0 to 3: igzip, fastest first; 4 to 9: zlib, several times slower and a few percent smaller.
-    pool : executor, optional
-        Threads that deflate; without it everything happens in the caller's thread.
-    """
-
-    def __init__(self, file: IO[bytes], /, *, level: int = 1, pool: ThreadPoolExecutor | None = None) -> None:
-        self._file = file
-        self._level = level
-        self._pool = pool
-        self._queue: deque[Future[bytes]] = deque()
-        self._hash = hashlib.sha256()
-        self._crc = 0
-        self._pieces: list[memoryview] = []
-        self._pending = 0
-        self._hashing: Future[None] | None = None
-        self._archive_hash = hashlib.sha256()
-        self._archive_hashing: Future[None] | None = None
-        self._finished = False
-        self.raw_bytes = 0
-        self.archive_bytes = 0
-        self._write(
-            struct.pack("<4BIBB", 0x1F, 0x8B, 8, 0, 0, 0, 255)
-        )  # without name and time: the same bytes every time
-
-    def tap(self, data: memoryview, /) -> None:
-        """Take the next bytes of the file; the memory must stay as it is until `finish`."""
-        self.raw_bytes += len(data)
-        if self._hashing is not None:
-            self._hashing.result()
-        if self._pool is None:
-            self._digest(data)
-        else:
-            self._hashing = self._pool.submit(self._digest, data)
-        while len(data):
-            take = data[: CHUNK_BYTES - self._pending]
-            self._pieces.append(take)
-            self._pending += len(take)
-            data = data[len(take) :]
-            if self._pending == CHUNK_BYTES:
-                self._end_chunk()
-
-    def _digest(self, data: memoryview) -> None:
-        self._hash.update(data)
-        self._crc = _isal().crc32(data, self._crc)
-
-    def _end_chunk(self) -> None:
-        pieces, self._pieces, self._pending = self._pieces, [], 0
-        if self._pool is None:
-            self._write(_deflate(pieces, self._level))
-            return
-        self._queue.append(self._pool.submit(_deflate, pieces, self._level))
-        while self._queue and (self._queue[0].done() or len(self._queue) > 64):
-            self._write(self._queue.popleft().result())
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.archive_bytes += len(data)
-        if self._pool is None:
-            self._archive_hash.update(data)
-            return
-        if self._archive_hashing is not None:
-            self._archive_hashing.result()
-        self._archive_hashing = self._pool.submit(self._archive_hash.update, data)
-
-    def finish(self) -> ArchiveDigests:
-        """Write what is left and the trailer, and return the checksums; a second call only returns them."""
-        if not self._finished:
-            self._finished = True
-            self._end()
-        return ArchiveDigests(self._hash.hexdigest(), self._archive_hash.hexdigest())
-
-    def _end(self) -> None:
-        if self._pieces:
-            self._end_chunk()
-        while self._queue:
-            self._write(self._queue.popleft().result())
-        if self._hashing is not None:
-            self._hashing.result()
-        self._write(_LAST_BLOCK + struct.pack("<II", self._crc, self.raw_bytes & 0xFFFFFFFF))
-        if self._archive_hashing is not None:
-            self._archive_hashing.result()
+_NIFTI_HEADER = 544
+"""Bytes that hold the header of NIfTI-1 or NIfTI-2."""
 
 
 def checksum_path(archive: Path, /) -> Path:
@@ -161,24 +42,40 @@ def checksum_path(archive: Path, /) -> Path:
     >>> checksum_path(Path("a_OCT.nii.gz")).name
     'a_OCT.nii.sha256'
     """
-    return archive.with_name(archive.name.removesuffix(".gz") + ".sha256")
+    return archive.with_name(unpacked_name(archive.name) + SUFFIX)
 
 
 @contextlib.contextmanager
 def open_archive(
-    archive: Path, /, *, level: int = 1, pool: ThreadPoolExecutor | None = None
-) -> Iterator[ArchiveWriter]:
+    archive: Path,
+    /,
+    *,
+    content: SpectraContent | None = None,
+    level: int = 1,
+    pool: ThreadPoolExecutor | None = None,
+) -> Iterator[ArchiveWriter[Any]]:
     """Yield a writer for `archive`; both the copy and its checksum file appear when the block ends without an error.
 
-    The block calls `finish` itself or leaves it to the context manager.
+    The block calls `finish` itself or leaves it to the context manager. Copies named `.zarr.zip` hold spectra only, and
+    need `content`.
     """
     with atomic_path(archive) as temporary:
         with temporary.open("wb") as file:
-            writer = ArchiveWriter(file, level=level, pool=pool)
-            yield writer
-            digest = writer.finish().raw
+            writer: ArchiveWriter[Any]
+            if not archive.name.endswith(ZARR_SUFFIX):
+                writer = GzipWriter(file, level=level, pool=pool)
+            elif content is not None:
+                writer = SpectraZarrWriter(file, content, level=level, pool=pool)
+            else:
+                raise ConfigurationError(f'{archive}: processing.archive.format = "zarr" is for spectra only')
+            try:
+                yield writer
+                digest = writer.finish().raw
+            except BaseException:
+                writer.abandon()
+                raise
         checksum = checksum_path(archive)
-        write_text(checksum, f"{digest}  {checksum.name.removesuffix('.sha256')}\n")
+        write_text(checksum, f"{digest}  {checksum.name.removesuffix(SUFFIX)}\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,30 +90,124 @@ class ArchiveResult:
     archive_sha256: str
 
 
-def archive_tile(source: Path, archive: Path, /, *, level: int = 1, threads: int = 1) -> ArchiveResult:
+def archive_tile(
+    source: Path, archive: Path, /, *, content: SpectraContent | None = None, level: int = 1, threads: int = 1
+) -> ArchiveResult:
     """Write the archive copy of a raw file by itself, without reconstructing it, and return what was written.
+
+    Parameters
+    ----------
+    source : Path
+        The raw file. It may be packed itself if `archive` is named `.zarr.zip`.
+    archive : Path
+        The copy; its name tells its form.
+    content : SpectraContent, optional
+        What the file holds; needed for `.zarr.zip`.
+    level : int
+        As in `processing.archive.level`.
+    threads : int
+        How many threads pack.
 
     Raises
     ------
     MissingInputError, InputError
-        The source is absent or cannot be read.
+        The source is absent, cannot be read, or does not hold what `content` says.
     """
     try:
         check_regular_file(source)
-        file = source.open("rb", buffering=0)
+        unpack = is_packed(source) and archive.name.endswith(ZARR_SUFFIX)
+        file = packed_reader(source) if unpack else source.open("rb", buffering=0)
     except OSError as error:
         raise error_of_system(source, error) from error
-    with file, _threads(threads) as pool, open_archive(archive, level=level, pool=pool) as writer:
-        while True:
-            try:
-                data = file.read(_READ_BYTES)
-            except OSError as error:
-                raise error_of_system(source, error) from error
-            if not data:
-                break
+    with file, _threads(threads) as pool, open_archive(archive, content=content, level=level, pool=pool) as writer:
+        while data := _piece_of(source, file):
             writer.tap(memoryview(data))
         digests = writer.finish()
     return ArchiveResult(archive, writer.raw_bytes, writer.archive_bytes, digests.raw, digests.archive)
+
+
+def spectra_of_nifti(source: Path, /) -> SpectraContent:
+    """Return what a NIfTI file of spectra holds, from its header: samples, A-lines, channels, B-lines.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError, InputError, OSError
+        It is absent, cannot be read, is no NIfTI file, or its header does not give these lengths.
+    """
+    check_regular_file(source)
+    with reading_errors(source, "NIfTI"), packed_reader(source) if is_packed(source) else source.open("rb") as file:
+        head = file.read(_NIFTI_HEADER)
+        lengths = nifti_layout_from_bytes(head, name=str(source)).shape
+    lengths = (*lengths, 1, 1, 1)[: max(4, len(lengths))]
+    if min(lengths) < 1:
+        raise FileFormatError(
+            f"{source}: its header gives the axes {lengths}, expected samples, A-lines, channels, B-lines; "
+            "`opticstream tile --archive` and `run` take them from the project file"
+        )
+    samples, a_lines, channels = lengths[:3]
+    return SpectraContent(SpectralShape(samples, a_lines, channels, math.prod(lengths[3:])), "nifti", str(source))
+
+
+def _piece_of(path: Path, file: Any) -> bytes:
+    with reading_errors(path, "a raw file"):
+        data: bytes = file.read(_READ_BYTES)
+    return data
+
+
+def unpack_archive(archive: Path, target: Path, /) -> ArchiveResult:
+    """Write the raw file that is in an archive copy, byte for byte, and return what was read and written.
+
+    The checksum file beside the copy must be that of these bytes. `target` appears when it is complete.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError, InputError
+        The copy or its checksum file is absent, damaged or cannot be read, or `target` exists already.
+    """
+    if not is_packed(archive):
+        raise InputError(
+            f"{archive}: is no archive copy; expected a name that ends with {' or '.join(PACKED_SUFFIXES)}"
+        )
+    size = check_regular_file(archive).st_size
+    expected = _checksum_of_raw_file(archive)
+    if os.path.lexists(target):
+        raise InputError(f"{target}: exists already; name another place with --to")
+    digest, raw_bytes = hashlib.sha256(), 0
+    with atomic_path(target) as temporary, temporary.open("wb") as out:
+        for data in _contents(archive):
+            digest.update(data)
+            out.write(data)
+            raw_bytes += len(data)
+        out.flush()
+        if digest.hexdigest() != expected:
+            raise FileFormatError(f"{archive}: damaged: holds SHA-256 {digest.hexdigest()}, expected {expected}")
+    return ArchiveResult(archive, raw_bytes, size, expected, "")
+
+
+def _contents(archive: Path) -> Iterator[bytes]:
+    """Yield the bytes of the raw file in a copy."""
+    try:
+        with packed_reader(archive) as file:
+            while data := file.read(_READ_BYTES):
+                yield data
+    except (OpticStreamError, MemoryError):
+        raise
+    except OSError as error:
+        raise error_of_system(archive, error, "an archive copy") from error
+    except Exception as error:  # every gzip library raises other errors
+        raise FileFormatError(f"{archive}: damaged: {error}") from error
+
+
+def _checksum_of_raw_file(archive: Path) -> str:
+    """Return the SHA-256 that a copy should hold: from the file beside it, else from the copy itself if it says so."""
+    checksum = checksum_path(archive)
+    if archive.name.endswith(ZARR_SUFFIX) and not checksum.exists():
+        with SpectraZarrReader.open(archive) as reader:
+            return reader.sha256
+    expected = _checksum_in(checksum)
+    if isinstance(expected, Verification):
+        raise InputError(f"{archive}: cannot be checked: {expected.problem}; put its checksum file beside it")
+    return expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,18 +223,17 @@ class Verification:
 
 
 def verify_archive(archive: Path, /) -> Verification:
-    """Inflate an archive copy, compare its SHA-256 with the checksum file beside it, and return the outcome."""
+    """Unpack an archive copy, compare its SHA-256 with the checksum file beside it, and return the outcome."""
     checksum = checksum_path(archive)
     expected = _checksum_in(checksum)
     if isinstance(expected, Verification):
         return Verification(archive, expected.problem)
     digest, size = hashlib.sha256(), 0
     try:
-        with gzip_reader(archive) as file:
-            while data := file.read(_READ_BYTES):
-                digest.update(data)
-                size += len(data)
-    except Exception as error:  # every gzip library raises other errors
+        for data in _contents(archive):
+            digest.update(data)
+            size += len(data)
+    except Exception as error:
         return Verification(archive, f"damaged: {error}", size)
     if digest.hexdigest() != expected:
         return Verification(archive, f"holds SHA-256 {digest.hexdigest()}, {checksum.name} says {expected}", size)
@@ -253,8 +243,8 @@ def verify_archive(archive: Path, /) -> Verification:
 def verify_archives(folder: Path, /) -> Iterator[Verification]:
     """Yield the outcome for everything in an archive, in the order of names: copies, other files, and stores.
 
-    A checksum file vouches for the file or store that it is named after, or for what is in that file's `.gz`; without
-    either it is a problem. What has no checksum is yielded without being judged; a store counts as one.
+    A checksum file vouches for the file or store that it is named after, or for the raw file in its packed copy;
+    without any of them it is a problem. What has no checksum is yielded without being judged; a store counts as one.
     """
     for path, verify in sorted(_entries(folder), key=lambda entry: entry[0]):
         yield verify(path)
@@ -273,9 +263,10 @@ def _entries(folder: Path) -> Iterator[tuple[Path, Callable[[Path], Verification
             elif name in present:
                 yield Path(base, name), _verify_file
             else:
-                yield Path(base, f"{name}.gz"), verify_archive
+                copies = [name + suffix for suffix in PACKED_SUFFIXES if name + suffix in present]
+                yield from ((Path(base, copy), verify_archive) for copy in copies or [name + PACKED_SUFFIXES[0]])
         for name in present:
-            if not (name in vouched or name.endswith(SUFFIX) or name.removesuffix(".gz") in vouched):
+            if not (name in vouched or name.endswith(SUFFIX) or unpacked_name(name) in vouched):
                 yield Path(base, name), _without_checksum
 
 

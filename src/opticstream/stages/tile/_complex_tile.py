@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from opticstream.io.raw import ComplexTile
-from opticstream.stages.tile._archive_tile import ArchiveDigests, ArchiveWriter, open_archive
+from opticstream.stages.tile._archive_tile import open_archive
+from opticstream.stages.tile._archive_writers import ArchiveDigests, ArchiveWriter
 from opticstream.stages.tile._reconstruction import TileJob
 
 
@@ -20,7 +22,7 @@ def archived_complex_tile(
     The copy appears when the block ends without an error.
     """
     with contextlib.ExitStack() as stack:
-        writer: ArchiveWriter | None = None
+        writer: ArchiveWriter[Any] | None = None
         if job.archive is not None:
             writer = stack.enter_context(open_archive(job.archive, level=job.processing.archive.level, pool=pool))
         tile = stack.enter_context(

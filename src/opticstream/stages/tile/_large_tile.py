@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from opticstream.io.nifti_stream import VolumeFile, open_volume
 from opticstream.io.raw import SpectralTile
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.modalities import described
-from opticstream.stages.tile._archive_tile import ArchiveDigests, ArchiveWriter, open_archive
+from opticstream.stages.tile._archive_tile import open_archive
+from opticstream.stages.tile._archive_writers import ArchiveDigests, ArchiveWriter
 from opticstream.stages.tile._complex_tile import archived_complex_tile
 from opticstream.stages.tile._quality import Saturation
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, options_from_job, plan_from_settings
@@ -88,6 +90,7 @@ def _volume_files(job: TileJob, options: TileOptions, depth: int, stack: context
                 (width, job.b_lines, depth),
                 voxel_size_mm=job.voxel_size_mm,
                 description=described(name).tile_header,
+                steps=job.steps_of(name),
             )
         )
         for name, width in widths.items()
@@ -130,9 +133,11 @@ def _from_spectra(
     plan = plan_from_settings(scan, job.processing.reconstruction)
     reader = stack.enter_context(SpectralTile.open(job.source, job.spectral_shape, raw_format=scan.raw_format))
     block = block_size(job, options, plan.depth)
-    writer: ArchiveWriter | None = None
+    writer: ArchiveWriter[Any] | None = None
     if job.archive is not None:
-        writer = stack.enter_context(open_archive(job.archive, level=job.processing.archive.level, pool=pool))
+        writer = stack.enter_context(
+            open_archive(job.archive, content=job.spectral_content, level=job.processing.archive.level, pool=pool)
+        )
     volumes = _volume_files(job, options, plan.depth, stack)
     engine = _engine(job, options, volumes, pool, block, plan, plan.depth)
     saturation = Saturation()

@@ -8,7 +8,6 @@ checksum and the archive copy.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from opticstream.io.calibration_files import load_calibration
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.nifti import read_nifti
 from opticstream.io.nifti_stream import open_volume
+from opticstream.io.packed import is_packed, packed_reader, unpacked_name
 from opticstream.model.errors import ProcessingError
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described, volume_names
@@ -152,8 +152,8 @@ class MatlabTiles:
         function = self._engine.function
         if scan.raw_format == "complex":
             return (MatlabStep(function("complex_to_processed"), source.absolute(), outputs),)
-        if source.suffix == ".gz":
-            source = _unpacked(source, scratch / f"tile-{tile.tile_id:04d}-{source.stem}")
+        if is_packed(source):
+            source = _unpacked(source, scratch / f"tile-{tile.tile_id:04d}-{unpacked_name(source.name)}")
         complex_tile = scratch / f"tile-{tile.tile_id:04d}-complex.nii"
         if self._engine.by_complex:
             return (
@@ -285,7 +285,8 @@ def reconstruct_one(tile: TileId, job: TileJob, /) -> Reconstructed:
 
 def _unpacked(source: Path, target: Path) -> Path:
     """Return an uncompressed copy of a raw file; where it is damaged, our own check of the file says so."""
-    with contextlib.suppress(OSError, EOFError), gzip.open(source, "rb") as packed, target.open("wb") as plain:
+    # every gzip library raises other errors
+    with contextlib.suppress(Exception), packed_reader(source) as packed, target.open("wb") as plain:
         shutil.copyfileobj(packed, plain, 1 << 20)
     return target
 
@@ -316,7 +317,11 @@ def _parts(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
 def _write_volume(path: Path, values: NDArray[Any], job: TileJob, name: str) -> int:
     shape = (values.shape[0], values.shape[1], values.shape[2])
     n = max(1, _PIECE_BYTES // (4 * shape[0] * shape[2]))
-    with open_volume(path, shape, voxel_size_mm=job.voxel_size_mm, description=described(name).tile_header) as volume:
+    steps = job.steps_of(name)
+    if steps is not None and not all(np.isfinite(part).all() for part in _parts(values)):
+        steps = None  # integers have no NaN
+    description = described(name).tile_header
+    with open_volume(path, shape, voxel_size_mm=job.voxel_size_mm, description=description, steps=steps) as volume:
         for first in range(0, shape[1], n):
             volume.write(first, np.asarray(values[:, first : first + n], np.float32).transpose(2, 1, 0))
     return volume.bytes

@@ -153,7 +153,7 @@ def process_tile(
     out_dir : Path
         The project's folder; products go to `mosaic-{mosaic:02d}/processed/` and `.../complex/` in it.
     archive_to : Path, optional
-        Name of the archive copy (`.nii.gz`, `.raw.gz`); its checksum file is put beside it.
+        Name of the archive copy (`.nii.gz`, `.raw.gz`, `.zarr.zip`); its checksum file is put beside it.
     spectra : Path, optional
         Spectral file that the rig wrote beside a complex `source`, in the format of `scan.spectral_format`: it is
         checked and archived instead, and saturation is measured in it.

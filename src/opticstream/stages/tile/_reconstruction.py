@@ -31,10 +31,11 @@ from opticstream.compute.reconstruction import (
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.config.processing import ReconstructionSettings
 from opticstream.io.calibration_files import Calibration, load_calibration
+from opticstream.io.nifti_stream import Steps
 from opticstream.io.raw import SpectralShape
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError
-from opticstream.model.modalities import polarized, volume_names
-from opticstream.stages.tile._archive_tile import ArchiveDigests
+from opticstream.model.modalities import described, polarized, volume_names
+from opticstream.stages.tile._archive_writers import ArchiveDigests, SpectraContent
 from opticstream.stages.tile._enface_maps import functions_in_numpy, functions_without_kernel
 from opticstream.stages.tile._spectral_transform import transform_from_settings
 
@@ -306,10 +307,22 @@ class TileJob:
         x_mm, y_mm, _ = self.scan.scan_resolution_3d
         return x_mm, y_mm, depth_step_mm(self.scan, self.processing.reconstruction)
 
+    def steps_of(self, volume: str) -> Steps | None:
+        """Return how a volume is stored as 16-bit integers; None where its numbers are float32."""
+        known = described(volume)
+        wanted = self.processing.reconstruction.volume_type == "int16" and known.step > 0
+        return Steps(known.step, known.middle) if wanted else None
+
     @property
     def spectral_shape(self) -> SpectralShape:
         scan = self.scan
         return SpectralShape(scan.samples, self.a_lines, scan.channels, self.b_lines, self.setting)
+
+    @property
+    def spectral_content(self) -> SpectraContent:
+        """What the source holds, which is spectra."""
+        assert self.scan.raw_format != "complex"
+        return SpectraContent(self.spectral_shape, self.scan.raw_format, str(self.source))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

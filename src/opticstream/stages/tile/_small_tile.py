@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from opticstream.compute.reconstruction import jones_from_complex_tile, jones_fr
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.raw import SpectralTile
 from opticstream.model.modalities import described
-from opticstream.stages.tile._archive_tile import ArchiveDigests, ArchiveWriter, open_archive
+from opticstream.stages.tile._archive_tile import open_archive
+from opticstream.stages.tile._archive_writers import ArchiveDigests, ArchiveWriter
 from opticstream.stages.tile._complex_tile import archived_complex_tile
 from opticstream.stages.tile._quality import Saturation
 from opticstream.stages.tile._reconstruction import (
@@ -37,9 +39,11 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
         plan = plan_from_settings(scan, processing.reconstruction)
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(SpectralTile.open(job.source, job.spectral_shape, raw_format=scan.raw_format))
-            writer: ArchiveWriter | None = None
+            writer: ArchiveWriter[Any] | None = None
             if job.archive is not None:
-                writer = stack.enter_context(open_archive(job.archive, level=processing.archive.level))
+                writer = stack.enter_context(
+                    open_archive(job.archive, content=job.spectral_content, level=processing.archive.level)
+                )
             jones = np.empty((scan.channels, job.a_lines, job.b_lines, plan.depth), np.complex64)
             rows = max(1, _BLOCK_BYTES // reader.bytes_per_b_line)
             for first, counts in reader.blocks(rows, tap=writer.tap if writer else None):
@@ -56,7 +60,13 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
         if name not in arrays.volumes:
             continue
         data = arrays.volumes[name]
-        content = write_map(path, data, voxel_size_mm=job.voxel_size_mm, description=described(name).tile_header)
+        content = write_map(
+            path,
+            data,
+            voxel_size_mm=job.voxel_size_mm,
+            description=described(name).tile_header,
+            steps=job.steps_of(name),
+        )
         written[name] = len(content)
     return Reconstructed(
         maps=arrays.maps,
