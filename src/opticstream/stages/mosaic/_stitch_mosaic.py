@@ -17,6 +17,7 @@ from opticstream.compute.stitching import (
     Seam,
     canvas_from_positions,
     common_shading,
+    flat_field_from_overlaps,
     is_blank,
     neighbour_pairs,
     overlap_widths,
@@ -267,7 +268,7 @@ def _fused(
     known = described(modality)
     if shading and known.intensity:
         in_db = known.in_db
-        pattern = common_shading(list(raw.values()), multiplicative=not in_db)
+        pattern = _shading(tiles, raw, canvas, in_db=in_db)
         flat = np.maximum(pattern, np.float32(0.05))
         raw = {n: np.asarray(tile - pattern if in_db else tile / flat, np.float32) for n, tile in raw.items()}
     total = MosaicSum(canvas, "axial" if known.is_axial else "scalar")
@@ -275,6 +276,17 @@ def _fused(
         if number in raw:
             total.add(index, raw[number], weights[index])
     return total.image(), raw, total.covered
+
+
+def _shading(
+    tiles: MosaicTiles, raw: dict[int, NDArray[np.float32]], canvas: Canvas, *, in_db: bool
+) -> NDArray[np.float32]:
+    """Return the flat field from the overlaps or, where these hold too little tissue, from the average of the tiles."""
+    nothing = np.full((1, 1), np.nan, np.float32)
+    pairs, _ = neighbour_pairs(canvas.offset, tile_shape=tiles.tile_shape)
+    stack = [raw.get(n, nothing) for n in tiles.numbers]
+    found = flat_field_from_overlaps(stack, canvas.offset, pairs, in_db=in_db)
+    return common_shading(list(raw.values()), multiplicative=not in_db) if found is None else found
 
 
 def _seams(
