@@ -20,7 +20,7 @@ Blend = Literal["mean", "mean axis", "main direction", "first"]
 """How several values become one, in overlaps of tiles and in the coarser levels of pyramids: their mean; the mean of
 (cos 2O, sin 2O); the main direction of the mean of v v'; one of them."""
 
-Resampling = Literal["linear", "axes", "nearest", "nearest vectors"]
+Resampling = Literal["linear", "axes", "nearest", "vectors"]
 """How values are resampled: interpolated; interpolated as axes and rotated with the picture; the nearest one; the
 nearest vector, rotated with the picture."""
 
@@ -57,7 +57,7 @@ KINDS: Mapping[ValueKind, KindRules] = MappingProxyType(
     {
         "scalar": KindRules("mean", "linear", tiles_blend=True),
         "axial": KindRules("mean axis", "axes", tiles_blend=True),
-        "vector": KindRules("main direction", "nearest vectors", tiles_blend=False),
+        "vector": KindRules("main direction", "vectors", tiles_blend=False),
         "label": KindRules("first", "nearest", tiles_blend=False),
     }
 )

@@ -107,6 +107,7 @@ def _stack_slice(
                 "slices": list(made[-1].slices),
                 "missing": list(made[-1].missing),
                 "attempt": claim.generation,
+                **_poses_detail(made[-1]),
             },
         }
         facts.replace(SampleId(), "updated", sample, why=f"slice {slice_id.slice_id} added")
@@ -114,6 +115,20 @@ def _stack_slice(
     part = Part(slice_id, record, lambda: {"detail": {"attempt": claim.generation}})
     outcome = perform_part(project, part, step, claim, compute)
     return outcome, made[-1] if isinstance(outcome, Done) else None
+
+
+def _poses_detail(made: UpdatedSample) -> dict[str, Any]:
+    """Return what the record of the sample says about the poses of its slices; nothing without alignment."""
+    if not made.poses:
+        return {}
+    return {
+        "poses": {
+            "version": made.poses_version,
+            "moved": list(made.moved),
+            "sigma_px": {str(n): pose.sigma_px for n, pose in sorted(made.poses.items())},
+            "unplaced": {str(n): reason for n, reason in sorted(made.unplaced.items())},
+        }
+    }
 
 
 def _crashes_without_progress(project: Project, claim: Claim) -> int:

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from opticstream.config.scan import ScanSettings
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.layout import ScanPattern
+from opticstream.sim.cutting import Cutting, turned
 from opticstream.sim.fields import Grid
-from opticstream.sim.settings import StageSettings
+from opticstream.sim.settings import CuttingSettings, StageSettings
 
 Array = NDArray[np.float64]
 
@@ -50,8 +51,17 @@ def nominal_position_px(scan: ScanSettings, tile: TileId, /) -> tuple[float, flo
 class Stage:
     """True positions of all tiles of all mosaics, from the settings and the seed alone."""
 
-    def __init__(self, scan: ScanSettings, settings: StageSettings, /, *, seed: int) -> None:
+    def __init__(
+        self,
+        scan: ScanSettings,
+        settings: StageSettings,
+        /,
+        *,
+        seed: int,
+        cutting: CuttingSettings | None = None,
+    ) -> None:
         self._scan, self._settings, self._seed = scan, settings, seed
+        self._cutting = Cutting(cutting or CuttingSettings(), seed=seed)
         self._layout = scan.layout
 
     def _rng(self, name: str, *numbers: int) -> np.random.Generator:
@@ -70,7 +80,14 @@ class Stage:
             drift = drift + rng.normal(0, s.illumination_offset_px, 2)
             angle = float(rng.normal(0, s.illumination_rotation_deg))
         x_mm, y_mm, _ = self._scan.scan_resolution_3d
-        return Placement(angle, (float(drift[0]), float(drift[1])), (x_mm * 1e3, y_mm * 1e3))
+        # Cutting turns and shifts the picture about the middle of the field: sample = R(-turn) (p - c - shift) + c,
+        # p being what `angle` and `drift` make of the stage's pixels.
+        turn, shift = self._cutting.turn_deg(slice_id), self._cutting.shift_px(slice_id)
+        if turn == 0 and not shift.any():
+            return Placement(angle, (float(drift[0]), float(drift[1])), (x_mm * 1e3, y_mm * 1e3))
+        centre = np.asarray(self.field_um()) / (2e3 * np.array([x_mm, y_mm]))
+        drift = turned(drift - centre - shift, -turn) + centre
+        return Placement(angle - turn, (float(drift[0]), float(drift[1])), (x_mm * 1e3, y_mm * 1e3))
 
     def affine(self, illumination: int) -> Array:
         """Return the 2 x 2 matrix by which the stage really moves, for an illumination."""

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.config.project import ProjectConfig
+from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.sim._kernels import round_trip_fields, spread_laterally
+from opticstream.sim.cutting import Cutting
 from opticstream.sim.fields import Grid
 from opticstream.sim.instrument import Spectrometer
 from opticstream.sim.optics import apparent_from_axis, beam_frame, rotate_in_plane
@@ -51,13 +53,27 @@ class TileSimulator:
         How the sample is scanned.
     settings : PhantomSettings
         The sample and the instrument.
+
+    Raises
+    ------
+    ConfigurationError
+        The cutting has what only whole slices can have: a wedge, a bend, a part of the field.
     """
 
     def __init__(self, config: ProjectConfig, settings: PhantomSettings, /) -> None:
+        whole_slices = [name for name in ("wedge", "incomplete") if getattr(settings.cutting, name)]
+        if settings.cutting.distortion_um:
+            whole_slices.append("distortion_um")
+        if whole_slices:
+            raise ConfigurationError(
+                f"cutting.{whole_slices[0]} = {getattr(settings.cutting, whole_slices[0])} cannot be made tile by tile; "
+                "only opticstream.sim.cut_sample makes such slices"
+            )
         self.config, self.settings = config, settings
         self.scan = scan = config.scan
         self.layout: AcquisitionLayout = scan.layout
-        self.stage = Stage(scan, settings.stage, seed=settings.seed)
+        self.stage = Stage(scan, settings.stage, seed=settings.seed, cutting=settings.cutting)
+        self.cutting = Cutting(settings.cutting, seed=settings.seed)
         self.spectrometer = Spectrometer(scan, settings.instrument, seed=settings.seed)
         self.depth_step_um = scan.scan_resolution_3d[2] * 1e3
         x_mm, y_mm, _ = scan.scan_resolution_3d
@@ -164,8 +180,8 @@ class TileSimulator:
         entropy = [self.settings.seed, tile.mosaic_id, tile.tile_id, line + (1 << 20), *what]
         return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
 
-    def _spread(self) -> NDArray[np.float32]:
-        sigma = self.settings.instrument.lateral_fwhm_px / 2.3548
+    def _spread(self, slice_id: int) -> NDArray[np.float32]:
+        sigma = float(np.hypot(self.settings.instrument.lateral_fwhm_px / 2.3548, self.cutting.blur_px(slice_id)))
         radius = int(np.ceil(3 * sigma))
         weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2) if sigma > 0 else np.ones(1)
         return np.asarray(weights / np.sqrt(np.sum(weights**2)), dtype=np.float32)
@@ -186,7 +202,7 @@ class TileSimulator:
         placement = self.stage.placement(tile.mosaic)
         position = np.asarray(self.stage.position_px(tile))
         width, height = self.scan.tile_shape(illumination)
-        weights = self._spread()
+        weights = self._spread(slice_id)
         radius = len(weights) // 2
         gate = self.gate_px(illumination, margin=radius)
         # One depth range for the whole tile, so that blocks draw the same random numbers as a whole tile would.
@@ -214,6 +230,10 @@ class TileSimulator:
             first, second = self._fields_from_view(view, gate_here, scatterers, first_bin, settings)
             if radius:
                 first, second = _spread(first, weights), _spread(second, weights)
+            gain_db = self.cutting.gain_db(slice_id)
+            if gain_db:
+                gain = np.float32(10 ** (gain_db / 20))
+                first, second = first * gain, second * gain
             yield start, first_bin, first, second
 
     def _fields_from_view(
@@ -299,8 +319,13 @@ class TileSimulator:
         return np.concatenate(list(self.spectra(tile)))
 
     def mosaics(self) -> tuple[MosaicId, ...]:
-        """Return all mosaics of all slices, in the order of acquisition."""
-        return tuple(m for s in range(self.settings.slices) for m in self.layout.mosaics(SliceId(s + 1)))
+        """Return all mosaics of all slices that are imaged, in the order of acquisition."""
+        return tuple(m for s in self.slices() for m in self.layout.mosaics(SliceId(s)))
+
+    def slices(self) -> tuple[int, ...]:
+        """Return the numbers of the slices that are imaged."""
+        missing = self.settings.cutting.missing
+        return tuple(s for s in range(1, self.settings.slices + 1) if s not in missing)
 
     def tiles(self) -> tuple[TileId, ...]:
         """Return all tiles, in the order of acquisition."""

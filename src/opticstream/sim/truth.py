@@ -101,12 +101,17 @@ def write_truth(simulator: TileSimulator, folder: Path, /) -> Path:
         )
     mosaics = [_write_mosaic(simulator, mosaic, folder) for mosaic in simulator.mosaics()]
     slices = []
-    for s in range(1, settings.slices + 1):
+    for s in simulator.slices():
         fixed, *moving = layout.mosaics(SliceId(s))
         slices.append(
             {
                 "slice_id": s,
                 "fixed_mosaic_id": fixed.mosaic_id,
+                "turn_deg": simulator.cutting.turn_deg(s),
+                "shift_px": simulator.cutting.shift_px(s).tolist(),
+                "log_px": simulator.cutting.log_px(s).tolist(),
+                "gain_db": simulator.cutting.gain_db(s),
+                "bad": s in settings.cutting.bad,
                 "moving": [{"mosaic_id": m.mosaic_id, **_fixed_to_moving(simulator, fixed, m)} for m in moving],
             }
         )
@@ -129,6 +134,7 @@ def write_truth(simulator: TileSimulator, folder: Path, /) -> Path:
         "instrument": instrument,
         "illuminations": illuminations,
         "slices": slices,
+        "missing_slices": sorted(n for n in settings.cutting.missing if n <= settings.slices),
         "mosaics": mosaics,
         "phantom": settings.model_dump(mode="json"),
     }

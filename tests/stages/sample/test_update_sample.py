@@ -34,7 +34,13 @@ def slice_input(folder: Path, slice_id: int, *, value: float = 0.0, **options: o
             folder / f"flags{slice_id}.nii.gz", np.full((200, 160), slice_id, np.uint8), voxel_size_mm=(0.01, 0.01, 1.0)
         ),
     }
-    return SampleInput(folder / "sample", slice_id, maps, slice_thickness_um=300.0, **options)  # type: ignore[arg-type]
+    settings = SampleSettings(align="none")
+    return SampleInput(
+        folder / "sample",
+        slice_id,
+        maps,
+        **{"settings": settings, "slice_thickness_um": 300.0, **options},  # type: ignore[arg-type]
+    )
 
 
 def stack(result: UpdatedSample, name: str) -> np.ndarray:
@@ -145,7 +151,9 @@ def test_volumes_join_to_one_store_and_may_come_later(tmp_path: Path) -> None:
         new = slice_input(tmp_path, slice_id)
         update_sample(new)
         result = update_sample(
-            SampleInput(new.folder, slice_id, new.maps, {"normal_dBI": store.path}, slice_thickness_um=300.0)
+            SampleInput(
+                new.folder, slice_id, new.maps, {"normal_dBI": store.path}, new.settings, slice_thickness_um=300.0
+            )
         )
         assert result.changed
     planes = stack(result, "normal_dBI")
@@ -158,7 +166,10 @@ def test_volumes_join_to_one_store_and_may_come_later(tmp_path: Path) -> None:
 def test_a_larger_slice_makes_the_stack_larger(tmp_path: Path) -> None:
     update_sample(slice_input(tmp_path, 1))
     large = write_nifti(tmp_path / "l.nii.gz", np.ones((230, 150), np.float32), voxel_size_mm=(0.01, 0.01, 1.0))
-    result = update_sample(SampleInput(tmp_path / "sample", 2, {"normal_aip": large}, slice_thickness_um=300.0))
+    still = SampleSettings(align="none")
+    result = update_sample(
+        SampleInput(tmp_path / "sample", 2, {"normal_aip": large}, {}, still, slice_thickness_um=300.0)
+    )
     for planes in (stack(result, "normal_aip"), read_nifti(result.outputs["normal_aip_nifti"])):
         assert planes.shape == (230, 160, 2)
         np.testing.assert_array_equal(planes[:200, :, 0], PHANTOM.beams[0].intensity + np.float32(100))

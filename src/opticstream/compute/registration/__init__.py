@@ -5,23 +5,22 @@ from __future__ import annotations
 from opticstream.compute.registration._blocks import Slant, resampled_blocks
 from opticstream.compute.registration._by_kind import resampled
 from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform
-from opticstream.compute.registration._registration import Registration, register_images
+from opticstream.compute.registration._registration import Registration, register_images, sharpened_by_details
 from opticstream.compute.registration._resampling import resample_image, resample_orientation, smooth_orientation
-from opticstream.compute.registration._slice_alignment import SlicePose, next_pose, rigid_map, turned_axis
+from opticstream.compute.registration._rigid import rigid_map, turned_axis
 
 __all__ = [
     "Freedom",
     "PlanarTransform",
     "Registration",
     "Slant",
-    "SlicePose",
-    "next_pose",
     "register_images",
     "resample_image",
     "resample_orientation",
     "resampled",
     "resampled_blocks",
     "rigid_map",
+    "sharpened_by_details",
     "smooth_orientation",
     "turned_axis",
 ]

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.registration._planar_transform import PlanarTransform
 from opticstream.compute.registration._resampling import resample_image, resample_orientation
-from opticstream.compute.registration._slice_alignment import turned_axis
+from opticstream.compute.registration._rigid import turned_axis
 from opticstream.model.modalities import Resampling
 
 
@@ -51,8 +51,31 @@ def resampled(
     """
     if how == "axes":
         return resample_orientation(image, mapping, shape=shape, weight=weight)
-    if how == "nearest vectors":
-        parts = np.moveaxis(np.asarray(image), -1, 0)
-        moved = np.stack([resample_image(part, mapping, shape=shape, nearest=True) for part in parts], axis=-1)
-        return turned_axis(moved, mapping.rotation_deg).astype(np.float32)
+    if how == "vectors":
+        return _resampled_vectors(image, mapping, shape)
     return resample_image(image, mapping, shape=shape, nearest=how == "nearest")
+
+
+def _resampled_vectors(image: ArrayLike, mapping: PlanarTransform, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Return axis vectors between pixels: the main axis of the mean of ``n n^T``, for which signs mean nothing."""
+    n = np.moveaxis(np.asarray(image, np.float32), -1, 0)
+    rows, columns = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
+    valid = np.isfinite(n).all(0)
+    products = [np.where(valid, n[i] * n[j], np.nan) for i, j in zip(rows, columns, strict=True)]
+    mean = np.empty((*shape, 3, 3), np.float32)
+    for i, j, product in zip(rows, columns, products, strict=True):
+        mean[..., i, j] = mean[..., j, i] = resample_image(product, mapping, shape=shape)
+    # Squared over and over, a matrix keeps its main axis alone.
+    for _ in range(4):
+        mean = mean @ mean
+        trace = np.trace(mean, axis1=-2, axis2=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean /= trace[..., None, None]
+    at = np.diagonal(mean, axis1=-2, axis2=-1).copy()
+    column = np.argmax(np.where(np.isfinite(at), at, -1), axis=-1)
+    axis = np.take_along_axis(mean, column[..., None, None], axis=-1)[..., 0]
+    length = resample_image(np.where(valid, np.linalg.norm(n, axis=0), np.nan), mapping, shape=shape)
+    with np.errstate(invalid="ignore"):
+        axis *= (length / np.linalg.norm(axis, axis=-1))[..., None]
+    axis[length == 0] = 0
+    return turned_axis(axis, mapping.local_rotation_deg(shape)).astype(np.float32)

@@ -202,6 +202,43 @@ def register_images(
     )
 
 
+def sharpened_by_details(
+    details: Sequence[tuple[ArrayLike, ArrayLike]],
+    mapping: PlanarTransform,
+    /,
+    *,
+    fixed_mask: ArrayLike,
+    moving_mask: ArrayLike,
+    freedom: Freedom = "rigid",
+) -> tuple[PlanarTransform, float, float]:
+    """Return the mapping nearby at which maps agree best, without any search, and how well they agree.
+
+    Parameters
+    ----------
+    details : sequence of (fixed, moving)
+        Maps of one quantity each, shape (x, y); NaN marks missing values.
+    mapping : PlanarTransform
+        Start, right within a few pixels.
+    fixed_mask, moving_mask : array_like of bool, shape (x, y)
+        Where they count.
+    freedom : {"translation", "rigid", "affine"}
+        What may change.
+
+    Returns
+    -------
+    mapping : PlanarTransform
+        From fixed to moving pixels; the given one where nothing can be compared.
+    residual_px : float
+        Median leftover shift of blocks; NaN if none can be compared.
+    agreeing : float
+        Share of the blocks whose leftover shift is small.
+    """
+    pairs = _detail_pairs(details, np.asarray(fixed_mask, bool), np.asarray(moving_mask, bool), 1)
+    found = _rounded(sharpened(pairs, mapping, freedom=freedom))
+    residual, agreeing = block_residuals(pairs, found)
+    return found, residual, agreeing
+
+
 def _rounded(mapping: PlanarTransform) -> PlanarTransform:
     """Return the mapping to a millionth of a pixel, so that the last bits of a sum do not reach any file."""
     displacement = mapping.displacement

@@ -8,7 +8,7 @@ first planes of the other. Every result is kept, with its uncertainty; whether i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,7 +16,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.registration import PlanarTransform, Registration, register_images, resample_image, rigid_map
+from opticstream.compute.registration import (
+    PlanarTransform,
+    Registration,
+    register_images,
+    resample_image,
+    rigid_map,
+    sharpened_by_details,
+)
 from opticstream.compute.sample._poses import Edge, Pose
 
 Image = NDArray[np.float32]
@@ -35,6 +42,7 @@ _FLOOR_PX = 0.12
 _RESIDUAL_SHARE = 0.3
 _FEWEST_CONFIDENCE = 0.05
 _SURE = 0.4
+_THICKER = 2
 
 
 class Depths(NamedTuple):
@@ -212,11 +220,10 @@ def edge_between(
     if found is not None and depths.common and found.confidence > 0.1:
         deeper, wedge = _true_distance(one, two, band.start, found.mapping)
         moved = int(np.clip(round(deeper), -band.start, one.shape[2] - band.stop))
-        if moved:
-            better = slice(band.start + moved, band.stop + moved)
-            faces = band_image(one[:, :, better], tissue=inside[0]), faces[1]
-            again, _ = _registered(faces, inside, [found.mapping], freedom)
-            found = again if again is not None and again.confidence >= found.confidence else found
+        if abs(moved) < _THICKER:
+            moved = 0
+        same = one[:, :, band.start + moved : band.stop + moved]
+        found = _sharpened_along_depth(found, same, two, inside, freedom)
     about, lever = _middle(inside[0], pixel_px)
     if found is None:
         return MeasuredEdge(
@@ -285,6 +292,38 @@ def _registered(
     return best, failure
 
 
+def _sharpened_along_depth(
+    found: Registration, one: Image, two: Image, inside: tuple[Mask, Mask], freedom: str
+) -> Registration:
+    """Return a registration sharpened by what changes along the common depth, where that is sure.
+
+    Deep planes carry the shadows of all that lies above them, which lie beside the structure of the planes themselves
+    and draw a comparison of means to one side, by up to a third of a pixel here. Shadows are the same in all planes of
+    the band, so that differences between its thirds are free of them.
+    """
+    third = one.shape[2] // 3
+    if third == 0 or one.shape != (*one.shape[:2], two.shape[2]):
+        return found
+    details = []
+    means = [band_image(planes, tissue=where) for planes, where in zip((one, two), inside, strict=True)]
+    for k in range(3):
+        part = slice(k * third, (k + 1) * third)
+        bands = [band_image(planes[:, :, part], tissue=where) for planes, where in zip((one, two), inside, strict=True)]
+        details.append((bands[0] - means[0], bands[1] - means[1]))
+    mapping, residual, agreeing = sharpened_by_details(
+        details,
+        found.mapping,
+        fixed_mask=inside[0],
+        moving_mask=inside[1],
+        freedom="translation" if freedom == "translation" else "rigid",
+    )
+    corners = np.array([[x, y] for x in (0, one.shape[0]) for y in (0, one.shape[1])], float)
+    moved = float(np.abs(mapping.points(corners) - found.mapping.points(corners)).max())
+    if agreeing < 0.5 or moved > 3.0:
+        return found
+    return replace(found, mapping=mapping, residual_px=residual, confidence=max(agreeing, found.confidence))
+
+
 def _same(mapping: PlanarTransform) -> PlanarTransform:
     return mapping
 
@@ -305,6 +344,8 @@ def _rough_match(faces: tuple[Image, Image], inside: tuple[Mask, Mask], freedom:
         squares = good[: size[0] * factor, : size[1] * factor].reshape(size[0], factor, size[1], factor)
         filled = np.where(good, face, 0)[: size[0] * factor, : size[1] * factor].reshape(squares.shape)
         valid = squares.sum((1, 3)) * 2 > factor**2
+        if not valid.any():
+            raise ValueError("there is no tissue to compare")
         image = np.where(valid, filled.sum((1, 3)) / np.maximum(squares.sum((1, 3)), 1), 0)
         near, wide = (
             ndimage.gaussian_filter(image, sigma)
@@ -354,9 +395,11 @@ def _middle(inside: Mask, pixel_px: int) -> tuple[tuple[float, float], float]:
 def _true_distance(
     one: Image, two: Image, band_start: int, mapping: PlanarTransform
 ) -> tuple[float, tuple[float, float]]:
-    """Return by how much deeper than nominal the second face lies in the first slice: at the middle, and its slopes."""
-    from scipy import ndimage
+    """Return by how much deeper than nominal the second face lies in the first slice: at the middle, and its slopes.
 
+    Only changes along depth are compared: shadows of what lies above, and brighter shallow planes, would else draw the
+    result upwards.
+    """
     block, shape = 4, (two.shape[0], two.shape[1])
     small = tuple(n // block for n in shape)
     if min(small) < 12:
@@ -366,29 +409,26 @@ def _true_distance(
         cut = image[: small[0] * block, : small[1] * block].reshape(small[0], block, small[1], block)
         return np.asarray(cut.mean((1, 3)), np.float32)
 
-    def detail(image: Image) -> Image:
-        good = np.isfinite(image)
-        filled = np.where(good, image, np.float32(0))
-        around = ndimage.gaussian_filter(filled, 5) / np.maximum(
-            ndimage.gaussian_filter(good.astype(np.float32), 5), 0.1
-        )
-        return np.where(good, filled - around, np.nan).astype(np.float32)
+    def along_depth(planes: Image) -> Image:
+        less_level = planes - np.nanmedian(planes, axis=(0, 1))
+        return np.asarray(less_level - less_level.mean(2, keepdims=True), np.float32)
 
     depth = two.shape[2]
-    back = mapping.inverse()
-    moved = np.stack([coarse(resample_image(one[:, :, z], back, shape=shape)) for z in range(one.shape[2])], axis=2)
-    face = detail(band_image(np.stack([coarse(two[:, :, z]) for z in range(depth)], axis=2)))
-    offsets = np.arange(0, one.shape[2] - depth + 1)
+    offsets = range(one.shape[2] - depth + 1)
     if len(offsets) < 5:
         return 0.0, (0.0, 0.0)
-    bands = [detail(band_image(moved[:, :, k : k + depth])) for k in offsets]
+    back = mapping.inverse()
+    moved = np.stack([coarse(resample_image(one[:, :, z], back, shape=shape)) for z in range(one.shape[2])], axis=2)
+    still = np.stack([coarse(two[:, :, z]) for z in range(depth)], axis=2)
+    if not (np.isfinite(moved).all(2) & np.isfinite(still).all(2)).any():
+        return 0.0, (0.0, 0.0)
+    face, bands = along_depth(still), [along_depth(moved[:, :, k : k + depth]) for k in offsets]
     xs, ys = (np.linspace(0, n, 4).astype(int) for n in small)
     found, weights, where = [], [], []
     for x0, x1 in pairwise(xs):
         for y0, y1 in pairwise(ys):
             part = np.s_[x0:x1, y0:y1]
-            scores = np.array([_correlation(face[part], band[part]) for band in bands])
-            peak = _peak(scores)
+            peak = _peak(np.array([_correlation(face[part], band[part]) for band in bands]))
             if peak is not None:
                 found.append(peak[0] - band_start)
                 weights.append(peak[1])
@@ -417,11 +457,11 @@ def _correlation(a: Image, b: Image) -> float:
 
 
 def _peak(scores: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Return the place of the highest score, refined by a parabola, and its height; None at an end."""
+    """Return the place of the highest score, refined by a parabola, and its height; None where it is not clear."""
     if not np.isfinite(scores).all():
         return None
     k = int(np.argmax(scores))
-    if scores[k] <= 0.2 or k in (0, len(scores) - 1):
+    if scores[k] < max(0.1, scores.mean() + scores.std()) or k in (0, len(scores) - 1):
         return None
     before, at, after = scores[k - 1 : k + 2]
     bend = before - 2 * at + after

@@ -303,11 +303,11 @@ class _System:
             state[self.stage_at, 1:] = self.stage
         widening = np.inf
         edge, stage = np.ones(self.count), np.ones(len(self.stage))
-        for _ in range(60):
+        for step in range(60):
             state, moved = self._step(state, edge, stage)
             squared, stage_squared = self._squared(state)
             if widening == np.inf:
-                if moved > 1e-3:  # least squares first, to its end
+                if moved > 1e-3 and step < 10:  # least squares first, to its end
                     continue
                 largest = max(squared.max(initial=0.0), stage_squared.max(initial=0.0))
                 widening = max(1.0, 2 * largest / KERNEL_SQUARED)
@@ -320,14 +320,8 @@ class _System:
 
     def _squared(self, state: Array) -> tuple[Array, Array]:
         squared = ((self.residuals(state) / self.sigma[: self.count, None]) ** 2).sum(1)
-        off = (state[self.stage_at, 1:] - self.stage - self._stage_offset(state)) / self.stage_sigma
+        off = (state[self.stage_at, 1:] - self.stage) / self.stage_sigma
         return squared, (off**2).sum(1)
-
-    def _stage_offset(self, state: Array) -> Array:
-        """Return the shift of all stage positions, a median, so that glitches do not move it."""
-        if not len(self.stage):
-            return np.zeros(2)
-        return np.asarray(np.median(state[self.stage_at, 1:] - self.stage, axis=0))
 
     def _step(self, state: Array, edge: Array, stage: Array) -> tuple[Array, float]:
         """Return the state after one Gauss-Newton step, and how far it moved, in px."""
@@ -342,7 +336,7 @@ class _System:
         pull = -(jacobian.T @ (weight * scaled))
         diagonal = np.zeros((self.size, 3))
         strength = stage / self.stage_sigma**2
-        off = state[self.stage_at, 1:] - self.stage - self._stage_offset(state)
+        off = state[self.stage_at, 1:] - self.stage
         diagonal[self.stage_at, 1:] = strength[:, None]
         shifted = np.zeros((self.size, 3))
         shifted[self.stage_at, 1:] = strength[:, None] * off
@@ -378,6 +372,11 @@ class _System:
         summed = weighted @ sparse.csr_matrix((np.ones(len(rows)), (rows, columns)))
         spread = (1 - _SAME_PLANES) * weighted @ weighted.T + _SAME_PLANES * summed @ summed.T
         covariance = inverse @ spread.toarray() @ inverse
+        # What is common to all is told by the slices that are known well: one that is not must not blur the others.
+        known = np.repeat(1 / np.maximum(np.diag(covariance).reshape(n, 3).sum(1), 1e-12), 3)[:, None] * flat
+        common = np.linalg.solve(flat.T @ known, known.T @ covariance)
+        covariance = covariance - flat @ common
+        covariance = covariance - (covariance @ known) @ np.linalg.solve(flat.T @ known, flat.T)
         # The residuals tell by how much the edges are better or worse than they say; a few edges tell it only roughly.
         squared = float((weight[:, None] * (residual[: self.count] / self.sigma[: self.count, None]) ** 2).sum())
         expected = 3 * float(weight.sum()) - float((normal * covariance).sum()) + 3 * (len(angle) - self.count)
