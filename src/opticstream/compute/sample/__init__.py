@@ -10,6 +10,7 @@ from opticstream.compute.sample._blending import (
     correction_map,
     pixels_from_blocks,
     plane_sources,
+    share_of_correction,
 )
 from opticstream.compute.sample._edges import (
     REACH,
@@ -74,6 +75,7 @@ __all__ = [
     "pose_after",
     "pose_before",
     "pulled_back",
+    "share_of_correction",
     "solve_intensity",
     "solve_poses",
     "tissue_mask",

@@ -145,6 +145,17 @@ def corrected_power(plane_db: ArrayLike, correction_db: ArrayLike | float, /, *,
     return np.asarray(clean * np.exp(off * np.float32(-np.log(10) / 10)), np.float32)
 
 
+def share_of_correction(tissue: ArrayLike, /) -> Single:
+    """Return which share of the correction applies at each block: all on tissue and around it, nothing far from it.
+
+    What lies beside the tissue is noise and embedding; a correction would brighten the noise with depth.
+    """
+    from scipy import ndimage
+
+    around = ndimage.binary_dilation(np.asarray(tissue, bool), iterations=3)
+    return np.asarray(ndimage.gaussian_filter(around.astype(np.float32), 0.7), np.float32)
+
+
 def correction_map(
     intensity: Intensity, slice_id: int, depth: int, /, *, xs: slice, ys: slice, tissue: Single, side: int = BLOCK_PX
 ) -> Single:

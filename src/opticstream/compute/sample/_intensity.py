@@ -243,7 +243,7 @@ def _robust_fit(
 
 
 def _mean_profile(profiles: Sequence[Array], planes: int) -> Array:
-    """Return the usual fall of the level with depth, of shape (planes,), 0 at the face; straight where it is unknown."""
+    """Return the usual fall of the level with depth, shape (planes,), 0 at the face; straight where it is unknown."""
     stack = np.full((len(profiles), planes), np.nan)
     for row, profile in zip(stack, profiles, strict=True):
         known = profile[np.isfinite(profile)]

@@ -102,7 +102,7 @@ class SliceLevels(NamedTuple):
 
     @property
     def profile_db(self) -> Array:
-        """Median level over the tissue at each depth, shape (planes,); NaN without tissue, and where noise is stronger."""
+        """Median level over the tissue at each depth, shape (planes,); NaN without tissue, or in the noise."""
         inside = self.power[self.tissue]
         if not inside.size:
             return np.full(self.power.shape[2], np.nan)
@@ -224,7 +224,7 @@ def facing_levels(first: int, second: int, earlier: SliceLevels, later: SliceLev
     Returns
     -------
     difference_db : float
-        Of the level of the deepest of the earlier slice's planes that stand well above the noise, and of the later face.
+        Of the deepest plane of the earlier slice that stands well above the noise, and of the later face.
     depth : int
         That plane. None where one of the two has no tissue.
     """
