@@ -179,10 +179,10 @@ def _solved(
 
     for pair in pairs:
         between = {section_at[s]: -1.0 for s in range(pair.first, pair.second)}
-        for d in np.flatnonzero(np.isfinite(pair.difference_db)):
+        for d in np.flatnonzero(np.isfinite(pair.difference_db)).tolist():
             row = {gain_at[pair.first]: 1.0, gain_at[pair.second]: -1.0, **between}
-            row[int(d) + pair.apart_planes] = 1.0
-            row[int(d)] = -1.0
+            row[d + pair.apart_planes] = 1.0
+            row[d] = -1.0
             add(row, float(pair.difference_db[d]), float(pair.error_db[d]), True)
     for (first, second), (difference, depth) in facing.items():
         row = {gain_at[first]: 1.0, gain_at[second]: -1.0, depth: 1.0}

@@ -182,12 +182,13 @@ def pair_levels(
     if depth < 1:
         return None
     inside = earlier.tissue & later.tissue
-    a, b = earlier.power[:, :, apart_planes : apart_planes + depth][inside], later.power[:, :, :depth][inside]
+    a = earlier.power[:, :, apart_planes : apart_planes + depth][inside].astype(np.float64)
+    b = later.power[:, :, :depth][inside].astype(np.float64)
     known = np.isfinite(a) & np.isfinite(b) & (a > 0.5 * earlier.noise) & (b > 0.5 * later.noise) & (a > 0) & (b > 0)
     used = known.sum(0) >= FEWEST_BLOCKS
     if not used.any():
         return None
-    a, b = (np.where(known, part, 1).astype(np.float64) for part in (a, b))
+    a, b = (np.where(known, part, 1.0) for part in (a, b))
     off = 10 * np.log10(a / b)
     variance = _BLOCK_ERROR_DB**2 * ((1 + earlier.noise / a) ** 2 + (1 + later.noise / b) ** 2) + _OTHER_ERROR_DB**2
     sure = np.where(known, 1 / variance, 0)

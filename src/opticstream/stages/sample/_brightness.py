@@ -128,7 +128,9 @@ def correct_stack(
     last = max(there)
     slabs: dict[str, Any] = before.get("slabs", {})
     old_local = _local_maps(folder / FOLDER / f"{name}_attenuation.npz")
-    written, filled, gaps = [], [], []
+    written: list[int] = []
+    filled: list[int] = []
+    gaps: list[int] = []
     made: dict[str, Any] = {}
     changed: list[int] = []
     for slot in range(1, last + 1):
@@ -492,5 +494,6 @@ def _local_maps(path: Path) -> dict[int, Single]:
 
 def _write_local_maps(path: Path, intensity: Intensity) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {str(s): values for s, values in sorted(intensity.local_db.items())}
     with atomic_path(path) as part, part.open("wb") as file:
-        np.savez(file, **{str(s): values for s, values in sorted(intensity.local_db.items())})
+        np.savez(file, **arrays)
