@@ -80,7 +80,7 @@ def corrections(sample: CutSample, volumes: dict[int, Single]) -> tuple[Intensit
 
 
 def rendered_blocks(sample: CutSample, intensity: Intensity | None, levels: dict[int, SliceLevels]) -> Single:
-    """Return the sample's planes in dB as block means; NaN where nothing saw them. No corrections: slices as they are."""
+    """Return the sample's planes in dB as block means; NaN where nothing saw them. None: slices as they are."""
     planes = round(sample.settings.slots * sample.section_planes)
     there = {n: sample.planes for n in levels if intensity is None or n not in intensity.excluded}
     shape = next(iter(levels.values())).tissue.shape
