@@ -3,7 +3,7 @@
 python benchmarks/sample.py [--seeds 1 2 3 4 5 6 7 8] [--sets m h] [--steps 200] [--chain] [--json FILE]
 
 Set m is imaged 600 um deep and cut every 200 um, set h 440 and 400; both have 12 sections of 420 x 380 px, a jump of
-the stage that lasts, a missing and a bad slice (blurred, 12 dB down). The samples come from `opticstream.sim.cut_sample`,
+the stage that lasts, a missing and a bad slice (blurred, 12 dB down). They come from `opticstream.sim.cut_sample`,
 which shares nothing with what places the slices. Seeds from 101 on were never looked at while it was written.
 `--steps` also solves a long sample with a jump from edges that are drawn at random, as uncertain as real ones.
 """

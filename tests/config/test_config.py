@@ -191,7 +191,7 @@ class TestAlignPullback:
 
     def test_the_new_name_makes_no_result_out_of_date(self):
         recorded = sample_settings(config()).results["processing"]["sample"]
-        assert recorded["align_leash"] == 0.05
+        assert recorded["align_leash"] == 0
         assert "align_pullback" not in recorded
         assert current_name_and_value("processing.sample.align_leash", 0.05) == (
             "processing.sample.align_pullback",

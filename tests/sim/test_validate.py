@@ -111,6 +111,7 @@ def test_a_perfect_project_has_no_errors(perfect: ProjectConfig, truth_folder: P
     assert [f.quantity for f in report.summary] == [
         "position", "seam", "surface", "focus", "retardance", "orientation", "birefringence", "registration", "inplane",
         "thruplane", "axis", "true birefringence", "mask", "stacked values", "stacked orientation", "slice offset",
+        "pose", "pose turn",
     ]  # fmt: skip
     for quantity in report.summary:
         assert quantity.count > 0
@@ -143,6 +144,9 @@ def test_aligned_slices_are_followed_to_where_they_lie(perfect: ProjectConfig, t
     report = validate_project(perfect, truth_folder)
     assert figure(report, "stacked orientation", item="slice-002").median < 0.5
     assert figure(report, "slice offset").median == pytest.approx(np.hypot(3, 2), abs=0.1)
+    # Each of the two is half as far from their mean as they are from each other.
+    assert figure(report, "pose turn").worst == pytest.approx(4.0, abs=0.01)
+    assert figure(report, "pose").worst > np.hypot(3, 2) / 2
     assert [f.item for f in report.figures if f.quantity == "stacked values" and f.item != "all"] == ["slice-001"]
 
 

@@ -66,8 +66,8 @@ class TileSimulator:
             whole_slices.append("distortion_um")
         if whole_slices:
             raise ConfigurationError(
-                f"cutting.{whole_slices[0]} = {getattr(settings.cutting, whole_slices[0])} cannot be made tile by tile; "
-                "only opticstream.sim.cut_sample makes such slices"
+                f"cutting.{whole_slices[0]} = {getattr(settings.cutting, whole_slices[0])} cannot be made tile by "
+                "tile; only opticstream.sim.cut_sample makes such slices"
             )
         self.config, self.settings = config, settings
         self.scan = scan = config.scan

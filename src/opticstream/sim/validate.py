@@ -31,7 +31,7 @@ from opticstream.model.errors import InputError, MissingInputError
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.modalities import MODALITIES
 from opticstream.sim.truth_reader import MosaicTruth, Truth
-from opticstream.sim.validate_sample import plane_of_stack, stacked_slices
+from opticstream.sim.validate_sample import StackedSlice, plane_of_stack, stacked_slices
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -81,6 +81,8 @@ UNITS = {
     "stacked values": "%",
     "stacked orientation": "deg",
     "slice offset": "px",
+    "pose": "px",
+    "pose turn": "deg",
 }
 """Every quantity, in the order of the report, with the unit of its errors; the unit of a map may be another one."""
 
@@ -515,6 +517,7 @@ class _Validation:
         """
         name = self.truth.illumination(0)["name"]
         first: Array | None = None
+        poses: dict[str, tuple[Array, Array, float]] = {}
         for stacked in stacked_slices(self.paths.sample_folder):
             item = f"slice-{stacked.slice_id:03d}"
             entry = next((e for e in self.truth.slices if e["slice_id"] == stacked.slice_id), None)
@@ -541,11 +544,41 @@ class _Validation:
             error = axial_difference_deg(plane + stacked.rotation_deg, true)
             compared = known & (inside > 0) & np.isfinite(plane) & (apparent >= self.rules.min_apparent)
             self._add_masked("stacked orientation", item, error, compared, self._regions(fixed, x, y, apparent))
+            poses[item] = self._place_in_sample(fixed, stacked, origin, x, y, known & (inside > 0))
             middle = np.array([x.mean(), y.mean()])
             if first is None:
                 first = middle
             else:
                 self.errors.add("slice offset", item, np.array([np.hypot(*(middle - first))]))
+
+        self._add_poses(poses)
+
+    def _place_in_sample(
+        self, fixed: MosaicTruth, stacked: StackedSlice, origin: Array, x: Array, y: Array, tissue: Mask
+    ) -> tuple[Array, Array, float]:
+        """Return the points of the sample (px) that a stack's pixels show, where there is tissue, and the angle."""
+        turn = np.deg2rad(fixed.entry["rotation_deg"])
+        matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        every = (slice(None, None, 16), slice(None, None, 16))
+        where = np.stack([x[every], y[every]])
+        shift = np.asarray(fixed.entry["shift_px"], dtype=float)
+        place = np.einsum("ab,bij->aij", matrix, where) + shift[:, None, None]
+        return place, tissue[every], fixed.entry["rotation_deg"] + stacked.rotation_deg
+
+    def _add_poses(self, poses: Mapping[str, tuple[Array, Array, float]]) -> None:
+        """Add by how much each slice lies off the mean of all, since the sample has no place of its own."""
+        if len(poses) < 2:
+            return
+        size = tuple(min(place.shape[axis] for place, _, _ in poses.values()) for axis in (1, 2))
+        part = (slice(0, size[0]), slice(0, size[1]))
+        places = {item: place[:, *part] for item, (place, _, _) in poses.items()}
+        mean = np.mean(list(places.values()), axis=0)
+        turn = np.mean([angle for _, _, angle in poses.values()])
+        for item, (_, tissue, angle) in poses.items():
+            off = np.hypot(*(places[item] - mean))[tissue[part]]
+            if off.size:
+                self.errors.add("pose", item, np.array([np.sqrt(np.mean(off**2))]))
+                self.errors.add("pose turn", item, np.array([abs(angle - turn)]))
 
     def _add_masked(self, quantity: str, item: str, error: Array, compared: Mask, regions: Mapping[str, Mask]) -> None:
         error = np.where(compared, error, np.nan)

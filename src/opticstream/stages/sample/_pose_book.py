@@ -38,6 +38,7 @@ FILE_NAME = "poses.json"
 
 _MOST_PIXELS = 2_000_000
 _LEFT_OUT = 0.25
+_LIKE = 0.2
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,13 @@ class PoseBook:
     def reasons(self, slice_id: int) -> str:
         """Return why a slice is placed by no picture; empty where some picture agrees with its pose."""
         mine = [e for pair, e in self.edges.items() if slice_id in pair]
-        if any(e["weight"] > _LEFT_OUT and not e["failure"] and e["confidence"] > 0 for e in mine):
+        if any(e["weight"] > _LEFT_OUT and e["confidence"] >= _LIKE for e in mine):
             return ""
         if not mine:
             return "no slice within three sections to compare with" if len(self.poses) > 1 else ""
         told = [
             f"slice {next(n for n in (e['first'], e['second']) if n != slice_id)}: "
-            f"{e['failure'] or ('contradicts the others' if e['confidence'] > 0 else 'no likeness was found')}"
+            f"{e['failure'] or ('contradicts the others' if e['confidence'] >= _LIKE else 'no likeness was found')}"
             for e in mine
         ]
         return "placed between its neighbours, because it compares with none of them; " + "; ".join(told)

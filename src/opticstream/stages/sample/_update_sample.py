@@ -114,6 +114,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         # Volumes may come later than maps; a map that the slice brought before and does not bring now leaves a gap.
         blanked = {name for name in done if name not in prints and _is_stack_of_maps(new, name)}
         changed = bool(written or blanked) or entry.get("without_axis", "") != new.without_axis
+        changed = changed or any(other.get("moving") for other in ledger.slices.values())
         moved: dict[int, _Placed] = {}
         book = PoseBook.read(new.folder / FILE_NAME) if new.settings.align != "none" else None
         if changed:
