@@ -97,7 +97,7 @@ def rendered_blocks(sample: CutSample, intensity: Intensity | None, levels: dict
                 everywhere = np.ones(shape, np.float32)
                 blocks = slice(0, shape[0]), slice(0, shape[1])
                 off = correction_map(intensity, n, depth, xs=blocks[0], ys=blocks[1], tissue=everywhere, side=1)
-                power = power * 10 ** (-off / 10)
+                power = np.asarray(power * 10 ** (-off / 10), np.float32)
             parts.append((power, weight))
         if parts:
             out[:, :, z] = blended_power(parts)
@@ -135,15 +135,17 @@ def figures_of(
             ]
         )
     steps = []
-    global LAST
-    LAST = profile
     for z in range(section, made.shape[2], section):
         before, after = profile[z - 4 : z], profile[z : z + 4]
         if np.isfinite(before).all() and np.isfinite(after).all():
             steps.append(after.mean() - before.mean())
     cutting = sample.settings.cutting
-    ordinary, missing, bad, gaps = [], [], [], []
-    levels_made, levels_true = [], []
+    ordinary: list[float] = []
+    missing: list[float] = []
+    bad: list[float] = []
+    gaps: list[int] = []
+    levels_made: list[float] = []
+    levels_true: list[float] = []
     for n in range(1, sample.settings.slots + 1):
         part = slice((n - 1) * section, n * section)
         a, b = made[:, :, part], truth[:, :, part]
@@ -153,8 +155,8 @@ def figures_of(
             continue
         value = float(np.corrcoef(a[good], b[good])[0, 1])
         (missing if n in cutting.missing else bad if n in cutting.bad else ordinary).append(value)
-        levels_made.append(np.median(a[good]))
-        levels_true.append(np.median(b[good]))
+        levels_made.append(float(np.median(a[good])))
+        levels_true.append(float(np.median(b[good])))
     true_gain = np.array([sample.cutting.gain_db(n) for n in sample.slices if n not in cutting.bad])
     gain = np.array([intensity.gains_db[n] for n in sample.slices if n not in cutting.bad])
     off = (gain - true_gain) - (gain - true_gain).mean()
