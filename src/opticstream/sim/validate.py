@@ -517,7 +517,7 @@ class _Validation:
         """
         name = self.truth.illumination(0)["name"]
         first: Array | None = None
-        poses: dict[str, tuple[Array, Array, float]] = {}
+        poses: dict[str, tuple[Array, Mask, float]] = {}
         for stacked in stacked_slices(self.paths.sample_folder):
             item = f"slice-{stacked.slice_id:03d}"
             entry = next((e for e in self.truth.slices if e["slice_id"] == stacked.slice_id), None)
@@ -555,7 +555,7 @@ class _Validation:
 
     def _place_in_sample(
         self, fixed: MosaicTruth, stacked: StackedSlice, origin: Array, x: Array, y: Array, tissue: Mask
-    ) -> tuple[Array, Array, float]:
+    ) -> tuple[Array, Mask, float]:
         """Return the points of the sample (px) that a stack's pixels show, where there is tissue, and the angle."""
         turn = np.deg2rad(fixed.entry["rotation_deg"])
         matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -563,9 +563,9 @@ class _Validation:
         where = np.stack([x[every], y[every]])
         shift = np.asarray(fixed.entry["shift_px"], dtype=float)
         place = np.einsum("ab,bij->aij", matrix, where) + shift[:, None, None]
-        return place, tissue[every], fixed.entry["rotation_deg"] + stacked.rotation_deg
+        return np.asarray(place), tissue[every], float(fixed.entry["rotation_deg"]) + stacked.rotation_deg
 
-    def _add_poses(self, poses: Mapping[str, tuple[Array, Array, float]]) -> None:
+    def _add_poses(self, poses: Mapping[str, tuple[Array, Mask, float]]) -> None:
         """Add by how much each slice lies off the mean of all, since the sample has no place of its own."""
         if len(poses) < 2:
             return
