@@ -257,6 +257,26 @@ class RegistrationSettings(Settings):
     """Template of the names of results in `registered/`, without suffix."""
 
 
+class SampleIntensitySettings(Settings):
+    """Brightness of the sample's intensity volume; the volumes of the slices stay as they are."""
+
+    enabled: bool = True
+    """Make one evenly bright volume of the slices; false: slices lie below each other as they were imaged."""
+    gains: bool = True
+    """Correct the brightness of slices against each other."""
+    attenuation: bool = True
+    """Correct the fall of brightness with depth: focus, and what the tissue above takes away."""
+    exclude: bool = True
+    """Leave out slices that are too dark, or like none of their neighbours; each is listed with its reason."""
+    dark_db: float = Field(default=6.0, gt=0)
+    """A slice is left out if it is darker than the others by more, in dB."""
+    fill: bool = True
+    """Show missing slices, and those that are left out, by deeper planes of earlier slices, as far as these reach;
+    false: they stay gaps."""
+    fade_planes: int = Field(default=6, ge=0)
+    """Depth samples over which a slice fades out into the next one; 0: it ends at the next face."""
+
+
 class SampleSettings(Settings):
     """Stacks over all slices."""
 
@@ -281,6 +301,8 @@ class SampleSettings(Settings):
     slice was imaged. It is read again for every slice, and wrong entries are left out where pictures contradict."""
     align_pullback: float = Field(default=0.0, ge=0, lt=1)
     """Share of the displacement that is undone at every slice; 0: slices lie where the pictures place them."""
+    intensity: SampleIntensitySettings = SampleIntensitySettings()
+    """Brightness of the intensity volume."""
 
 
 class ProcessingSettings(Settings):

@@ -159,10 +159,12 @@ def mosaic_settings(config: ProjectConfig, illumination: int, /, *, finds_focus:
 def volume_settings(config: ProjectConfig, /) -> StageSettings:
     """Return the settings of a mosaic's stitched volumes."""
     volume = config.processing.volume
+    shading = {"stitch": {"shading_correction": True}} if config.processing.stitch.shading_correction else {}
     return StageSettings(
         {
             "processing": {
                 **focus_settings(config).results["processing"],
+                **shading,
                 "volume": _without(volume, "enabled", "memory_budget_gb", "format"),
             }
         },

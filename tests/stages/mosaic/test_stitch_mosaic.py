@@ -431,6 +431,8 @@ def test_shading_that_all_tiles_share_is_taken_out_on_request(case):
         spread[shading] = np.std([s["offset"] for s in seams])
         profile = np.nanmean(read_nifti(made.outputs["aip"]), axis=1)
         spread[f"profile {shading}"] = np.std(profile)
+        kept = made.outputs["aip"].with_name(made.outputs["aip"].name.replace("_aip", "_shading"))
+        assert kept.exists() == shading
     assert spread["profile True"] < spread["profile False"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opticstream.config.processing import SampleSettings
+from opticstream.config.processing import SampleIntensitySettings, SampleSettings
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.zarr import SliceStore, volume_reader
 from opticstream.model.errors import InputError, MissingInputError, StateError
@@ -148,7 +148,8 @@ def test_volumes_join_to_one_store_and_may_come_later(tmp_path: Path) -> None:
         volume = np.full((70, 50, 9), float(slice_id), np.float32)
         store = SliceStore(tmp_path / f"v{slice_id}.ome.zarr", 9, (10.0, 10.0, 50.0))
         store.put(0, (70, 50), lambda xs, ys, volume=volume: volume[xs, ys])
-        new = slice_input(tmp_path, slice_id)
+        as_imaged = SampleSettings(align="none", intensity=SampleIntensitySettings(enabled=False))
+        new = slice_input(tmp_path, slice_id, settings=as_imaged)
         update_sample(new)
         result = update_sample(
             SampleInput(

@@ -40,7 +40,9 @@ def case(tmp_path_factory):
     return made
 
 
-def stitched(case, folder, *, focus=True, mask=None, modality="dBI", executor=None, threads=2, **settings):
+def stitched(
+    case, folder, *, focus=True, mask=None, shading=None, modality="dBI", executor=None, threads=2, **settings
+):
     return stitch_volume(
         MOSAIC,
         scan=case.scan,
@@ -49,6 +51,7 @@ def stitched(case, folder, *, focus=True, mask=None, modality="dBI", executor=No
         template_path=case.template,
         focus_path=case.focus if focus else None,
         mask_path=mask,
+        shading_path=shading,
         stitched_folder=folder,
         threads=threads,
         executor=executor,
@@ -159,6 +162,20 @@ def test_the_mask_blanks_every_depth(case, tmp_path):
     assert np.isfinite(got[mask == 1][:, :20]).all()
     with pytest.raises(InputError, match="made with other positions"):
         stitched(case, tmp_path, mask=write_nifti(tmp_path / "other.nii.gz", mask[1:]))
+
+
+def test_the_shading_of_the_mosaic_is_taken_from_intensities_at_every_depth(case, tmp_path):
+    plain = stitched(case, tmp_path / "plain")
+    shape = read_volume(plain).shape[:2]
+    shading = np.linspace(-3, 3, shape[0] * shape[1], dtype=np.float32).reshape(shape)
+    path = write_nifti(tmp_path / "shading.nii.gz", shading)
+    got = stitched(case, tmp_path / "flat", shading=path)
+    np.testing.assert_allclose(read_volume(got), read_volume(plain) - shading[:, :, None], atol=1e-4)
+    same = stitched(case, tmp_path / "same", shading=path, modality="R3D")  # no intensity
+    other = stitched(case, tmp_path / "other", modality="R3D")
+    assert np.array_equal(read_volume(same), read_volume(other), equal_nan=True)
+    with pytest.raises(InputError, match="shading_correction = false"):
+        stitched(case, tmp_path / "wrong", shading=write_nifti(tmp_path / "wrong.nii.gz", shading[1:]))
 
 
 def test_cropping_keeps_the_depths_around_the_focus(case, tmp_path):

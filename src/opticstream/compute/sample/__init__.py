@@ -1,7 +1,17 @@
-"""The whole sample: how its slices lie to each other."""
+"""The whole sample: how its slices lie to each other, and how bright they are."""
 
 from __future__ import annotations
 
+from opticstream.compute.sample._blending import (
+    FADE_PLANES,
+    Source,
+    blended_power,
+    corrected_power,
+    correction_map,
+    pixels_from_blocks,
+    plane_sources,
+    share_of_correction,
+)
 from opticstream.compute.sample._edges import (
     REACH,
     Depths,
@@ -11,6 +21,18 @@ from opticstream.compute.sample._edges import (
     depths_to_read,
     edge_between,
     tissue_mask,
+)
+from opticstream.compute.sample._intensity import DARK_DB, Intensity, solve_intensity
+from opticstream.compute.sample._levels import (
+    BLOCK_PX,
+    PairLevels,
+    SliceLevels,
+    block_power,
+    facing_levels,
+    levels_in_sample,
+    noise_power,
+    pair_levels,
+    tissue_of_blocks,
 )
 from opticstream.compute.sample._poses import (
     Edge,
@@ -23,19 +45,39 @@ from opticstream.compute.sample._poses import (
 )
 
 __all__ = [
+    "BLOCK_PX",
+    "DARK_DB",
+    "FADE_PLANES",
     "REACH",
     "Depths",
     "Edge",
+    "Intensity",
     "MeasuredEdge",
+    "PairLevels",
     "Pose",
     "PoseSolution",
+    "SliceLevels",
+    "Source",
     "band_image",
+    "blended_power",
+    "block_power",
+    "corrected_power",
+    "correction_map",
     "depths_to_compare",
     "depths_to_read",
     "edge_between",
+    "facing_levels",
+    "levels_in_sample",
+    "noise_power",
+    "pair_levels",
+    "pixels_from_blocks",
+    "plane_sources",
     "pose_after",
     "pose_before",
     "pulled_back",
+    "share_of_correction",
+    "solve_intensity",
     "solve_poses",
     "tissue_mask",
+    "tissue_of_blocks",
 ]

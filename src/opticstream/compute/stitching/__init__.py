@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from opticstream.compute.stitching._distortion import Distortion, FieldGeometry, field_geometry
 from opticstream.compute.stitching._evidence import empty_tiles
+from opticstream.compute.stitching._flat_field import flat_field_from_overlaps
 from opticstream.compute.stitching._focus import ConfocalPeak, FocusFit, confocal_peak, focus_from_overlaps
 from opticstream.compute.stitching._fusion import MosaicSum, is_blank
 from opticstream.compute.stitching._given_positions import CheckedPositions, positions_held_against_stage
@@ -42,6 +43,7 @@ __all__ = [
     "empty_tiles",
     "field_geometry",
     "filtered_tiles",
+    "flat_field_from_overlaps",
     "focus_from_overlaps",
     "high_pass_for_overlap",
     "is_blank",

@@ -17,6 +17,7 @@ from opticstream.compute.stitching import (
     Seam,
     canvas_from_positions,
     common_shading,
+    flat_field_from_overlaps,
     is_blank,
     neighbour_pairs,
     overlap_widths,
@@ -129,7 +130,7 @@ def stitch_mosaic(
         Coordinate template.
     stitched_folder : Path
         Where the results go: ``mosaic_{m:03d}_{modality}.nii.gz`` (also ``.tif``, ``.jpg``), ``..._mask.nii.gz``,
-        ``..._seams.json``, ``..._qc_overlap.jpg``.
+        ``..._seams.json``, ``..._qc_overlap.jpg``; with the shading correction ``..._shading.nii.gz``, in dB.
     progress : callable, optional
         Told the fraction done.
 
@@ -202,8 +203,11 @@ def stitch_maps(
     blank: tuple[int, ...] = ()
     seams: list[Seam] = []
     figures: dict[str, Any] = {"seam_ncc_of": {}}
+    seen = next((m for m in order if described(m).intensity), None)
+    shading = _shading(tiles, seen, canvas) if stitch.shading_correction and seen is not None else None
+    _write_shading(shading, canvas, weights, folder / f"{stem}_shading.nii.gz", geometry)
     for done, modality in enumerate(order):
-        image, raw, covered = _fused(tiles, modality, canvas, weights, shading=stitch.shading_correction)
+        image, raw, covered = _fused(tiles, modality, canvas, weights, shading=shading)
         if modality == first:
             blank = tuple(n for n, tile in raw.items() if is_blank(tile))
             if len(blank) == len(raw):
@@ -283,21 +287,60 @@ def _write_zoom(
 
 
 def _fused(
-    tiles: MosaicTiles, modality: str, canvas: Canvas, weights: Sequence[NDArray[np.float32]], *, shading: bool
+    tiles: MosaicTiles,
+    modality: str,
+    canvas: Canvas,
+    weights: Sequence[NDArray[np.float32]],
+    *,
+    shading: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.float32], dict[int, NDArray[np.float32]], NDArray[np.bool_]]:
-    """Return the mosaic of one modality, the tiles as they went in, and where any of them lies."""
+    """Return the mosaic of one modality, the tiles as they went in, and where any of them lies.
+
+    With `shading`, the level of the field in dB, intensities are divided by it.
+    """
     raw = {n: tile for n in tiles.numbers if (tile := tiles.read(n, modality)) is not None}
     known = described(modality)
-    if shading and known.intensity:
-        in_db = known.in_db
-        pattern = common_shading(list(raw.values()), multiplicative=not in_db)
-        flat = np.maximum(pattern, np.float32(0.05))
-        raw = {n: np.asarray(tile - pattern if in_db else tile / flat, np.float32) for n, tile in raw.items()}
+    if shading is not None and known.intensity:
+        off = shading if known.in_db else np.maximum(10 ** (shading / 10), 0.05).astype(np.float32)
+        raw = {n: np.asarray(tile - off if known.in_db else tile / off, np.float32) for n, tile in raw.items()}
     total = MosaicSum(canvas, "axial" if known.is_axial else "scalar")
     for index, number in enumerate(tiles.numbers):
         if number in raw:
             total.add(index, raw[number], weights[index])
     return total.image(), raw, total.covered
+
+
+def _shading(tiles: MosaicTiles, modality: str, canvas: Canvas) -> NDArray[np.float32]:
+    """Return the level of the field that all tiles share, in dB, shape (x, y).
+
+    It follows from the overlaps or, where these hold too little tissue, from the average of the tiles.
+    """
+    raw = {n: tile for n in tiles.numbers if (tile := tiles.read(n, modality)) is not None}
+    in_db = described(modality).in_db
+    nothing = np.full((1, 1), np.nan, np.float32)
+    pairs, _ = neighbour_pairs(canvas.offset, tile_shape=tiles.tile_shape)
+    stack = [raw.get(n, nothing) for n in tiles.numbers]
+    found = flat_field_from_overlaps(stack, canvas.offset, pairs, in_db=in_db)
+    if found is None:
+        found = common_shading(list(raw.values()), multiplicative=not in_db)
+    return found if in_db else np.asarray(10 * np.log10(np.maximum(found, 0.05)), np.float32)
+
+
+def _write_shading(
+    shading: NDArray[np.float32] | None,
+    canvas: Canvas,
+    weights: Sequence[NDArray[np.float32]],
+    path: Path,
+    geometry: Geometry,
+) -> None:
+    """Write what the shading makes of the mosaic, in dB, for the volumes; remove that of an earlier run."""
+    if shading is None:
+        path.unlink(missing_ok=True)
+        return
+    total = MosaicSum(canvas, "scalar")
+    for index, weight in enumerate(weights):
+        total.add(index, shading, weight)
+    write_nifti(path, total.image(), geometry=geometry, description="shading of the tiles, dB")
 
 
 def _seams(

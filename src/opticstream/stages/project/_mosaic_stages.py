@@ -72,6 +72,15 @@ class MosaicStages:
         return beside if beside.exists() else of_project
 
     @property
+    def shading(self) -> Path | None:
+        """Shading of the mosaic, of the same run as the mask; None without `processing.stitch.shading_correction`."""
+        if not self.config.processing.stitch.shading_correction:
+            return None
+        of_project = self.paths.readable(self.paths.mosaic_product(self.mosaic, "shading"))
+        beside = self.folder / of_project.name
+        return beside if beside.exists() else of_project
+
+    @property
     def _illumination(self) -> str:
         return self.paths.layout.illumination_of(self.mosaic).name
 
@@ -167,6 +176,7 @@ class MosaicStages:
             template_path=self.template,
             focus_path=self.focus_map,
             mask_path=self.mask,
+            shading_path=self.shading,
             stitched_folder=self.folder,
             threads=self.config.processing.reconstruction.threads,
             progress=progress,

@@ -29,6 +29,8 @@ from opticstream.io.nifti_stack import blank_slice, put_slice
 from opticstream.io.zarr import SliceStore, planes_of_slice, volume_reader, volume_voxel_um
 from opticstream.model.errors import ChangingStacksError, InputError, MissingInputError, StateError
 from opticstream.model.modalities import described_stack
+from opticstream.stages.sample._brightness import FILE_NAME as INTENSITY_FILE
+from opticstream.stages.sample._brightness import CorrectedStack, SliceVolume, correct_stack, forget_stack
 from opticstream.stages.sample._pose_book import FILE_NAME, Picture, Pictures, PoseBook
 from opticstream.system.locks import locked
 
@@ -81,6 +83,10 @@ class UpdatedSample:
     """Version of `poses.json`."""
     unplaced: Mapping[int, str] = field(default_factory=dict)
     """Slices that were placed between their neighbours only, and why."""
+    left_out: Mapping[int, str] = field(default_factory=dict)
+    """Slices that the intensity volume leaves out, and why."""
+    filled: tuple[int, ...] = ()
+    """Slots of the intensity volume that deeper planes of earlier slices fill."""
 
 
 def update_sample(new: SampleInput, /) -> UpdatedSample:
@@ -136,17 +142,23 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
                 "stacks": dict(sorted(stacks.items())),
                 **({"without_axis": new.without_axis} if new.without_axis else {}),
                 **({"pose": _pose_facts(mine)} if mine is not None else {}),
-                **({"sources": {n: sources[n] for n in sorted(stacks) if n in sources}} if mine is not None else {}),
+                "sources": {n: sources[n] for n in sorted(stacks) if n in sources},
+                **({"correcting": True} if _corrected_volumes(new) else {}),
             }
             ledger.write(new)
             for n, pose in sorted(moved.items()):
                 _move_slice(new, ledger, n, pose)
+        corrected = _correct_volumes(new, ledger)
+        for entry in ledger.slices.values():
+            entry.pop("correcting", None)
         ledger.write(new)
         preview = _preview(new, ledger)
     outputs = {f"{name}_{kind}": path for name in ledger.stacks() for kind, path in _stack_files(new, name)}
     outputs["slices"] = new.folder / "slices.json"
     if book is not None and book.path.exists():
         outputs["poses"] = book.path
+    if (new.folder / INTENSITY_FILE).exists():
+        outputs["intensity"] = new.folder / INTENSITY_FILE
     if preview is not None:
         outputs["preview"] = preview
     return UpdatedSample(
@@ -160,6 +172,8 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         poses=dict(book.poses) if book is not None else {},
         poses_version=book.version if book is not None else 0,
         unplaced={n: reason for n in ledger.present() if (reason := ledger.slices[n].get("pose", {}).get("failure"))},
+        left_out={n: reason for stack in corrected for n, reason in stack.excluded.items()},
+        filled=tuple(sorted({slot for stack in corrected for slot in stack.filled})),
     )
 
 
@@ -187,7 +201,10 @@ def stacks_at_rest(folder: Path, /) -> Callable[[], None]:
     """
     path = folder / "slices.json"
     before = path.read_bytes()
-    if any(entry.get("state") == "writing" or entry.get("moving") for entry in _Ledger.read(path).slices.values()):
+    if any(
+        entry.get("state") == "writing" or entry.get("moving") or entry.get("correcting")
+        for entry in _Ledger.read(path).slices.values()
+    ):
         raise ChangingStacksError(f"{folder}: a slice is being added; the stacks are published afterwards")
 
     def still() -> None:
@@ -261,9 +278,12 @@ def _fingerprints(new: SampleInput) -> dict[str, str]:
             new.slice_thickness_um,
         ]
     )
+    corrected = _corrected_volumes(new)
     prints = {}
     for name, path in {**new.maps, **(new.volumes if settings.volumes else {})}.items():
         digest = hashlib.sha256(common.encode())
+        if name in corrected:
+            digest.update(b"corrected")
         if path.is_dir():
             for part in sorted(path.rglob("*")):
                 if part.is_file() and not part.name.endswith("__lock"):
@@ -342,9 +362,45 @@ def _stack_files(new: SampleInput, name: str, *, only_existing: bool = True) -> 
     return [(form, path) for form, path in formats.items() if path.exists() or not only_existing]
 
 
-def _put_volumes(new: SampleInput, mapping: PlanarTransform | None, names: Collection[str]) -> None:
+def _corrected_volumes(new: SampleInput) -> list[str]:
+    """Return the volumes of which one evenly bright volume is made."""
+    if not (new.settings.intensity.enabled and new.settings.volumes):
+        return []
+    known = {name: described_stack(name) for name in new.volumes}
+    return sorted(name for name, modality in known.items() if modality.intensity and modality.in_db)
+
+
+def _correct_volumes(new: SampleInput, ledger: _Ledger) -> list[CorrectedStack]:
+    """Write what the intensity volumes have to show of all slices; without the correction, forget what was filled."""
+    done = []
+    wanted = _corrected_volumes(new)
     for name, path in sorted(new.volumes.items()):
-        if name not in names:
+        target = new.folder / f"{name}.ome.zarr"
+        if name not in wanted:
+            if forget_stack(new.folder, name) and (target / "zarr.json").exists():
+                store = SliceStore.opened(target)
+                for slot in ledger.missing(0):
+                    store.remove(slot - 1)
+            continue
+        voxel = volume_voxel_um(path)
+        store = SliceStore(target, max(1, round(new.slice_thickness_um / voxel[2])), voxel, described_stack(name).kind)
+        volumes = {}
+        for n in ledger.present():
+            entry = ledger.slices[n]
+            if name in entry.get("stacks", {}) and name in entry.get("sources", {}):
+                pose = entry.get("pose")
+                mapping = PlanarTransform.identity() if pose is None else _mapping_from_facts(pose)
+                source = new.folder / entry["sources"][name]
+                volumes[n] = SliceVolume(source, entry["stacks"][name], mapping)
+        if any(volume.path.exists() for volume in volumes.values()):
+            done.append(correct_stack(new.folder, name, volumes, store, settings=new.settings.intensity))
+    return done
+
+
+def _put_volumes(new: SampleInput, mapping: PlanarTransform | None, names: Collection[str]) -> None:
+    later = _corrected_volumes(new)
+    for name, path in sorted(new.volumes.items()):
+        if name not in names or name in later:
             continue
         voxel = volume_voxel_um(path)
         planes = max(1, round(new.slice_thickness_um / voxel[2]))

@@ -135,6 +135,9 @@ class BlockWorker:
             angle_from_components(out, sine, pool=pool)
         else:
             blend_scalar(out, parts, self.runs, z0, covered, pool=pool)
+            if inputs.shading is not None:
+                # The weights of tiles do not depend on depth, so the mean of levels is off by the mean of the shading.
+                out -= inputs.shading[corner[2] : corner[2] + size[2], corner[1] : corner[1] + size[1]].T
             level = out
             for _ in range(further):
                 level = halved(level, pool=pool)

@@ -43,6 +43,8 @@ class VolumeInputs:
     """First plane after the shift that is kept."""
     planes: int
     """Number of planes that are kept."""
+    shading: NDArray[np.float32] | None = None
+    """Level in dB that is subtracted at each pixel of the mosaic, shape (x, y)."""
 
     @property
     def shape(self) -> Corner:
@@ -66,6 +68,7 @@ def inputs_of_volume(
     *,
     focus: NDArray[np.float32] | None,
     mask_path: Path | None,
+    shading_path: Path | None = None,
 ) -> VolumeInputs:
     """Return what a volume is made from.
 
@@ -83,11 +86,13 @@ def inputs_of_volume(
         Shift of each A-line; none by default.
     mask_path : Path, optional
         Mask of the mosaic, used if it exists.
+    shading_path : Path, optional
+        Shading of the mosaic in dB, used for intensities in dB if it exists.
 
     Raises
     ------
     InputError
-        The mask is of another size than the mosaic.
+        The mask or the shading is of another size than the mosaic.
     ConfigurationError
         The crop keeps nothing.
     """
@@ -96,7 +101,9 @@ def inputs_of_volume(
     focus = np.zeros(tiles.tile_shape, np.float32) if focus is None else focus
     mask = read_mask(mask_path, canvas)
     z_start, planes = _depth_range(focus, depth, settings)
-    return VolumeInputs(tiles, volumes, positions, canvas, focus, mask, described(modality).is_axial, z_start, planes)
+    known = described(modality)
+    shading = _read_shading(shading_path, canvas) if known.intensity and known.in_db else None
+    return VolumeInputs(tiles, volumes, positions, canvas, focus, mask, known.is_axial, z_start, planes, shading)
 
 
 def open_tiles(tiles: MosaicTiles, modality: str, /) -> tuple[dict[int, TileVolume], int]:
@@ -165,6 +172,19 @@ def read_mask(path: Path | None, canvas: Canvas, /) -> NDArray[np.bool_] | None:
             "stitch the mosaic's maps again, or set processing.volume.apply_mask = false"
         )
     return np.asarray(np.nan_to_num(mask) != 0)
+
+
+def _read_shading(path: Path | None, canvas: Canvas) -> NDArray[np.float32] | None:
+    """Return the shading of a mosaic in dB, 0 where no tile lies; None where there is no file."""
+    if path is None or not path.exists():
+        return None
+    shading = map_from_nifti(path, straight=True)
+    if shading.shape != canvas.shape:
+        raise InputError(
+            f"{path} has shape {shading.shape}, but the mosaic has {canvas.shape}: it was made with other positions; "
+            "stitch the mosaic's maps again, or set processing.stitch.shading_correction = false"
+        )
+    return np.nan_to_num(np.asarray(shading, np.float32))
 
 
 def _depth_range(focus: NDArray[np.float32], depth: int, settings: VolumeSettings) -> tuple[int, int]:

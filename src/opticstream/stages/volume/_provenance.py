@@ -41,6 +41,7 @@ def provenance_of(inputs: VolumeInputs, tilemap: TileMap, modality: str, setting
         **({"distortion_px": list(tilemap.distortion_px)} if tilemap.distortion_px else {}),
         "focus_sha256": hashlib.sha256(np.ascontiguousarray(focus).tobytes()).hexdigest(),
         "mask_sha256": None if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
+        **({} if inputs.shading is None else {"shading_sha256": hashlib.sha256(inputs.shading.tobytes()).hexdigest()}),
         "first_depth_px": inputs.z_start,
         "inputs": files,
     }

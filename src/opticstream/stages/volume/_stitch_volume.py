@@ -81,6 +81,7 @@ def stitch_volume(
     template_path: Path,
     focus_path: Path | None,
     mask_path: Path | None,
+    shading_path: Path | None = None,
     stitched_folder: Path,
     threads: int = 0,
     progress: Progress | None = None,
@@ -104,6 +105,8 @@ def stitch_volume(
         Focus map; A-lines are not shifted where it is None or does not exist.
     mask_path : Path, optional
         Mask of the mosaic (used if ``settings.apply_mask`` and it exists).
+    shading_path : Path, optional
+        Shading of the mosaic in dB, subtracted from intensities in dB if it exists.
     stitched_folder : Path
         Where ``mosaic_{m:03d}_{modality}.ome.zarr`` go, each with the checksums of its files in a manifest beside it.
     threads : int
@@ -117,7 +120,7 @@ def stitch_volume(
     Raises
     ------
     InputError
-        A template, mask or focus map of another size, a tile of another size, no tile at all.
+        A template, mask, shading or focus map of another size, a tile of another size, no tile at all.
     ConfigurationError
         The memory budget does not hold even the smallest block.
     """
@@ -144,6 +147,7 @@ def stitch_volume(
             settings=settings,
             focus=focus_for_volume(focus_path, tiles.tile_shape),
             mask_path=mask_path if settings.apply_mask else None,
+            shading_path=shading_path,
             threads=threads,
             executor=executor,
             progress=_part_of(report, done, len(settings.modalities)),
@@ -171,6 +175,7 @@ def stitch_modality(
     settings: VolumeSettings,
     focus: NDArray[np.float32] | None = None,
     mask_path: Path | None = None,
+    shading_path: Path | None = None,
     threads: int = 0,
     progress: Progress | None = None,
     executor: Executor | None = None,
@@ -189,7 +194,17 @@ def stitch_modality(
     volumes, depth = open_tiles(tiles, modality)
     voxel_mm = geometry.voxel_size_mm if geometry is not None else with_depth_step(tiles, volumes, voxel_size_mm)
     voxel_um = (round(voxel_mm[2] * 1e3, 9), round(voxel_mm[1] * 1e3, 9), round(voxel_mm[0] * 1e3, 9))
-    inputs = inputs_of_volume(tiles, tilemap, modality, volumes, depth, settings, focus=focus, mask_path=mask_path)
+    inputs = inputs_of_volume(
+        tiles,
+        tilemap,
+        modality,
+        volumes,
+        depth,
+        settings,
+        focus=focus,
+        mask_path=mask_path,
+        shading_path=shading_path,
+    )
     plan = plan_of_blocks(inputs, voxel_um, settings)
     provenance = provenance_of(inputs, tilemap, modality, settings)
     notes: tuple[str, ...] = ()

@@ -1,0 +1,175 @@
+"""The flat field of the tiles, from their overlaps: the same tissue, seen at two places of the field.
+
+For a pixel p of one tile and the pixel q of its neighbour that shows the same tissue,
+``log I_a(p) - log I_b(q) = log v(p) - log v(q) + g_a - g_b``: the tissue drops out, so that it cannot be taken for the
+instrument, however little of it there is. log v is a polynomial over the field; the gains g of tiles are about 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.stitching._seams import shared_slices
+
+FloatArray = NDArray[np.float32]
+Array = NDArray[np.float64]
+
+BLOCK_PX = 8
+"""Side of the blocks that are compared."""
+DEGREE = 4
+"""Of the polynomial."""
+FEWEST_PAIRS = 6
+"""Pairs of tiles with tissue in common, along each axis, below which nothing is said."""
+
+_TISSUE_SHARE = 0.3
+_FEWEST_BLOCKS = 12
+_GAIN_PRIOR = 0.05
+_RIDGE = 0.3
+_HUBER = 1.5
+_MOST = 1.6
+
+
+def flat_field_from_overlaps(
+    tiles: Sequence[NDArray[np.floating]], offset: NDArray[np.intp], pairs: NDArray[np.intp], /, *, in_db: bool = False
+) -> FloatArray | None:
+    """Return the brightness of the field that all tiles share; None where too few overlaps hold tissue.
+
+    Parameters
+    ----------
+    tiles : sequence of ndarray, shape (x, y)
+        Linear intensities or, with `in_db`, levels in dB. NaN is skipped. Tiles of several mosaics may come together.
+    offset : ndarray of int, shape (tiles, 2)
+        Pixel position of every tile.
+    pairs : ndarray of int, shape (links, 2)
+        Neighbours (`neighbour_pairs`).
+    in_db : bool
+        Whether values are levels in dB.
+
+    Returns
+    -------
+    ndarray, shape (x, y), float32, or None
+        A factor of mean 1 (divide by it), in dB a term of mean 0 (subtract it).
+
+    Notes
+    -----
+    Blocks are used where the geometric mean of the two is tissue, so that the choice prefers neither tile. Huber
+    weights leave out what has moved or is displaced.
+    """
+    shape = next((tile.shape for tile in tiles if min(tile.shape) > BLOCK_PX), None)
+    if shape is None:
+        return None
+    found = _differences(tiles, offset, pairs, (shape[0], shape[1]), in_db)
+    if found is None:
+        return None
+    value, one, two, first, second = found
+    terms = _terms(one, (shape[0], shape[1])) - _terms(two, (shape[0], shape[1]))
+    fitted = _fit(terms, value, first, second, len(tiles))
+    x, y = (np.arange(n, dtype=float) for n in shape)
+    at = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
+    logarithm = (_terms(at, (shape[0], shape[1])) @ fitted).reshape(shape)
+    if not np.ptp(logarithm) < _MOST:  # no instrument is like that: the tiles do not agree
+        return None
+    if in_db:
+        level = logarithm * (10 / np.log(10))
+        return np.asarray(level - level.mean(), np.float32)
+    factor = np.exp(logarithm)
+    return np.asarray(factor / factor.mean(), np.float32)
+
+
+def _differences(
+    tiles: Sequence[NDArray[np.floating]],
+    offset: NDArray[np.intp],
+    pairs: NDArray[np.intp],
+    shape: tuple[int, int],
+    in_db: bool,
+) -> tuple[Array, Array, Array, NDArray[np.intp], NDArray[np.intp]] | None:
+    """Return the differences of logarithms, the two places of the field, and the two tiles of each."""
+    rows = []
+    for a, b in pairs.tolist():
+        if tiles[a].shape != shape or tiles[b].shape != shape:
+            continue
+        regions = shared_slices(offset[b] - offset[a], shape)
+        means = [_block_means(np.asarray(tiles[n][r], np.float32), in_db) for n, r in zip((a, b), regions, strict=True)]
+        if not means[0].size:
+            continue
+        where = np.stack(np.meshgrid(*(np.arange(n) for n in means[0].shape), indexing="ij"), axis=-1)
+        middle = where.reshape(-1, 2) * float(BLOCK_PX) + (BLOCK_PX - 1) / 2
+        starts = [np.array([s.start or 0 for s in region], float) for region in regions]
+        rows.append((a, b, means[0].ravel(), means[1].ravel(), middle + starts[0], middle + starts[1]))
+    if not rows:
+        return None
+    levels = [np.sqrt(np.maximum(one, 0) * np.maximum(two, 0)) for _, _, one, two, _, _ in rows]
+    everything = np.concatenate(levels)
+    everything = everything[np.isfinite(everything)]
+    if not everything.size or not np.percentile(everything, 95) > 0:
+        return None
+    least = _TISSUE_SHARE * float(np.percentile(everything, 95))
+    value, one_at, two_at, first, second = [], [], [], [], []
+    along = [0, 0]
+    for (a, b, one, two, p, q), level in zip(rows, levels, strict=True):
+        use = level > least  # NaN is not
+        if use.sum() < _FEWEST_BLOCKS:
+            continue
+        step = np.abs(offset[b] - offset[a])
+        along[int(step[1] > step[0])] += 1
+        value.append(np.log(one[use] / two[use]))
+        one_at.append(p[use])
+        two_at.append(q[use])
+        first.append(np.full(int(use.sum()), a, np.intp))
+        second.append(np.full(int(use.sum()), b, np.intp))
+    if min(along) < FEWEST_PAIRS:
+        return None
+    parts = (value, one_at, two_at)
+    joined = [np.concatenate(part).astype(np.float64) for part in parts]
+    return joined[0], joined[1], joined[2], np.concatenate(first), np.concatenate(second)
+
+
+def _block_means(region: FloatArray, in_db: bool) -> Array:
+    """Return the mean linear intensity of whole blocks; NaN where a pixel has no value."""
+    nx, ny = (n // BLOCK_PX for n in region.shape)
+    part = region[: nx * BLOCK_PX, : ny * BLOCK_PX].astype(np.float64)
+    if in_db:
+        part = 10 ** (part / 10)
+    return np.asarray(part.reshape(nx, BLOCK_PX, ny, BLOCK_PX).mean(axis=(1, 3)))
+
+
+def _terms(at: Array, shape: tuple[int, int]) -> Array:
+    """Return products of Legendre polynomials at places of the field, without the constant, (places, terms)."""
+    from numpy.polynomial import legendre
+
+    x, y = (legendre.legvander(2 * at[:, k] / (shape[k] - 1) - 1, DEGREE) for k in (0, 1))
+    return np.stack([x[:, i] * y[:, j] for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i) if i + j], axis=1)
+
+
+def _fit(terms: Array, value: Array, first: NDArray[np.intp], second: NDArray[np.intp], tiles: int) -> Array:
+    """Return the coefficients; tiles differ in gain, which is eliminated with its prior."""
+    from scipy import sparse
+    from scipy.sparse import linalg
+
+    count = terms.shape[1]
+    rows = np.arange(len(value))
+    gains = sparse.csr_matrix(
+        (np.repeat([1.0, -1.0], len(value)), (np.tile(rows, 2), np.concatenate([first, second]))),
+        shape=(len(value), tiles),
+    )
+    fitted, own = np.zeros(count), np.zeros(tiles)
+    spread = max(1.4826 * float(np.median(np.abs(value - np.median(value)))), 1e-3)
+    weight = np.ones(len(value))
+    for _ in range(6):
+        scaled = weight / spread**2
+        cross = np.asarray(gains.T @ (terms * scaled[:, None]))
+        inner = (gains.T @ gains.multiply(scaled[:, None])).tocsc() + sparse.identity(tiles, format="csc") * (
+            1 / _GAIN_PRIOR**2
+        )
+        solve = linalg.splu(inner)
+        pull = np.asarray(gains.T @ (scaled * value))
+        normal = terms.T @ (terms * scaled[:, None]) - cross.T @ solve.solve(cross) + np.eye(count) / _RIDGE**2
+        fitted = np.linalg.solve(normal, terms.T @ (scaled * value) - cross.T @ solve.solve(pull))
+        own = solve.solve(pull - cross @ fitted)
+        off = np.abs(value - terms @ fitted - gains @ own)
+        spread = max(1.4826 * float(np.median(off)), 1e-3)
+        weight = 1 / np.maximum(off / (_HUBER * spread), 1)
+    return np.asarray(fitted, np.float64)

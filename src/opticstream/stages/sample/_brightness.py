@@ -1,0 +1,499 @@
+"""`intensity.json`: the corrections of brightness, and from what each slab of the intensity volume was made.
+
+What slices say of each other is kept in `intensity/`, so that a new slice is compared with its neighbours only. A slab
+is written again where what it is made from, or its correction by more than a tenth of a dB, has changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opticstream.compute.registration import PlanarTransform, resample_image, resampled_blocks
+from opticstream.compute.sample import (
+    BLOCK_PX,
+    REACH,
+    Intensity,
+    PairLevels,
+    SliceLevels,
+    Source,
+    blended_power,
+    block_power,
+    corrected_power,
+    correction_map,
+    facing_levels,
+    levels_in_sample,
+    pair_levels,
+    plane_sources,
+    share_of_correction,
+    solve_intensity,
+)
+from opticstream.config.processing import SampleIntensitySettings
+from opticstream.io.atomic import atomic_path, write_text
+from opticstream.io.zarr import BlockReader, SliceStore, volume_reader
+from opticstream.model.errors import StateError
+
+Single = NDArray[np.float32]
+
+FILE_NAME = "intensity.json"
+FOLDER = "intensity"
+
+_FEWEST_ALONE = 5
+"""Slices from which the response follows from their mean profile, where no two of them saw the same tissue."""
+_ABOUT = (
+    "a slice shows tissue at depth plane d with the level true + response_db[d] + gains_db - loss; the loss is "
+    "section_db, from section to section, and the maps in intensity/. The volumes of the slices are as they were"
+)
+_CHANGED_DB = 0.1
+_CHANGED_LOCAL_DB = 0.3
+
+
+@dataclass(frozen=True)
+class SliceVolume:
+    """The intensity volume of one slice, and where it lies."""
+
+    path: Path
+    """OME-Zarr volume in dB."""
+    fingerprint: str
+    """Of its content."""
+    mapping: PlanarTransform
+    """From pixels of the sample to pixels of the slice."""
+
+
+@dataclass(frozen=True)
+class CorrectedStack:
+    """What was made of the slices."""
+
+    record: Path
+    """`intensity.json`."""
+    excluded: Mapping[int, str]
+    """Slices that are left out, and why."""
+    filled: tuple[int, ...]
+    """Slots that are filled from deeper planes of earlier slices."""
+    gaps: tuple[int, ...]
+    """Slots between slices that nothing saw."""
+    written: tuple[int, ...]
+    """Slots whose slab was written."""
+
+
+def correct_stack(
+    folder: Path,
+    name: str,
+    volumes: Mapping[int, SliceVolume],
+    store: SliceStore,
+    /,
+    *,
+    settings: SampleIntensitySettings,
+) -> CorrectedStack:
+    """Write the slabs of an intensity volume that are not as its slices and their corrections make them.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the stacks.
+    name : str
+        Name of the stack.
+    volumes : mapping of int to SliceVolume
+        All slices by number. One whose file is gone is not compared anew, and its slab stays.
+    store : SliceStore
+        The stack; its planes for each slice are the section.
+    settings : SampleIntensitySettings
+        What is corrected.
+
+    Raises
+    ------
+    StateError
+        The record cannot be read.
+    MissingInputError, FileFormatError
+        A volume cannot be read.
+    """
+    record = _read(folder / FILE_NAME)
+    before = record.get(name, {})
+    shapes = {n: volume_reader(v.path)[0] for n, v in volumes.items() if v.path.exists()}
+    there = {n: v for n, v in volumes.items() if n in shapes}
+    size = tuple(max(s[k] for s in shapes.values()) for k in (0, 1))
+    blocks = (size[0] // BLOCK_PX, size[1] // BLOCK_PX)
+    kept = _Kept(folder / FOLDER, name, there, blocks)
+    intensity = _solved(kept, sorted(there), store.planes, settings)
+    kept.remove_others()
+    used = {n: shapes[n][2] for n in there if n not in intensity.excluded}
+    last = max(there)
+    slabs: dict[str, Any] = before.get("slabs", {})
+    old_local = _local_maps(folder / FOLDER / f"{name}_attenuation.npz")
+    written: list[int] = []
+    filled: list[int] = []
+    gaps: list[int] = []
+    made: dict[str, Any] = {}
+    changed: list[int] = []
+    for slot in range(1, last + 1):
+        if slot in volumes and slot not in there:
+            if str(slot) in slabs:
+                made[str(slot)] = slabs[str(slot)]
+            continue
+        recipe = _recipe(slot, used, there, intensity, store.planes, settings)
+        own = slot in used
+        if not own:
+            (filled if recipe["sources"] else gaps).append(slot)
+        local_moved = any(_moved(old_local, intensity, int(s["slice"])) for s in recipe["sources"])
+        if _differs(slabs.get(str(slot)), recipe) or local_moved:
+            changed.append(slot)
+            made[str(slot)] = recipe
+        else:
+            made[str(slot)] = slabs[str(slot)]
+    # What is about to be written is unknown to the record until it is: after a crash it is written again.
+    safe = {key: value for key, value in made.items() if int(key) not in changed}
+    if changed:
+        _write(folder / FILE_NAME, record, name, intensity, safe, filled, gaps)
+    for slot in changed:
+        read = _slab_reader(slot, used, there, shapes, intensity, kept, store.planes, settings)
+        if made[str(slot)]["sources"] or _holds(store, slot):
+            store.put(slot - 1, (size[0], size[1]), read)
+        written.append(slot)
+        safe[str(slot)] = made[str(slot)]
+    if changed or before.get("gains_db") is None:
+        _write_local_maps(folder / FOLDER / f"{name}_attenuation.npz", intensity)
+        _write(folder / FILE_NAME, record, name, intensity, safe, filled, gaps)
+    return CorrectedStack(folder / FILE_NAME, intensity.excluded, tuple(filled), tuple(gaps), tuple(written))
+
+
+def forget_stack(folder: Path, name: str, /) -> bool:
+    """Remove a stack from the record, and what was kept for it; false where the record does not have it."""
+    record = _read(folder / FILE_NAME)
+    if record.pop(name, None) is None:
+        return False
+    for path in (folder / FOLDER).glob(f"{name}_*.npz"):
+        path.unlink(missing_ok=True)
+    write_text(folder / FILE_NAME, json.dumps({"about": _ABOUT, "stacks": record}, indent=1) + "\n")
+    return True
+
+
+def _holds(store: SliceStore, slot: int) -> bool:
+    return (store.path / "zarr.json").exists() and store.plane(slot - 1) is not None
+
+
+# -- what slices say of each other ---------------------------------------------------------------------------------
+
+
+class _Kept:
+    """Blocks of slices and differences of pairs, in files that are made once."""
+
+    def __init__(self, folder: Path, name: str, volumes: Mapping[int, SliceVolume], blocks: tuple[int, int], /) -> None:
+        self.folder, self.name, self.volumes, self.blocks = folder, name, volumes, blocks
+        self.used: set[Path] = set()
+        self.levels = functools.lru_cache(maxsize=REACH + 1)(self._levels)
+
+    def _path(self, kind: str, *what: object) -> Path:
+        digest = hashlib.sha256(json.dumps([self.blocks, *map(str, what)]).encode()).hexdigest()[:16]
+        path = self.folder / f"{self.name}_{kind}_{digest}.npz"
+        self.used.add(path)
+        return path
+
+    def _place(self, n: int) -> list[object]:
+        mapping = self.volumes[n].mapping
+        return [self.volumes[n].fingerprint, mapping.matrix.round(6).tolist(), mapping.offset.round(3).tolist()]
+
+    def _levels(self, n: int) -> SliceLevels:
+        path = self._path(f"slice{n}", self.volumes[n].fingerprint)
+        with _arrays(path, lambda: {"power": power_of_volume(self.volumes[n].path)}) as arrays:
+            return levels_in_sample(arrays["power"], self.volumes[n].mapping, shape=self.blocks)
+
+    def profile(self, n: int) -> NDArray[np.float64]:
+        """Return the median level by depth."""
+        with _arrays(
+            self._path(f"profile{n}", *self._place(n)), lambda: {"profile": self.levels(n).profile_db}
+        ) as arrays:
+            self._path(f"slice{n}", self.volumes[n].fingerprint)
+            return np.asarray(arrays["profile"], float)
+
+    def pair(self, first: int, second: int, apart: int) -> PairLevels | None:
+        """Return what two slices say of each other."""
+
+        def make() -> dict[str, Any]:
+            found = pair_levels(first, second, self.levels(first), self.levels(second), apart)
+            if found is None:
+                return {"nothing": np.zeros(1)}
+            return {
+                "difference_db": found.difference_db,
+                "error_db": found.error_db,
+                "local_db": found.local_db,
+                "weight": found.weight,
+                "likeness": np.array(found.likeness),
+            }
+
+        path = self._path(f"pair{first}-{second}", apart, *self._place(first), *self._place(second))
+        with _arrays(path, make) as arrays:
+            if "nothing" in arrays:
+                return None
+            return PairLevels(
+                first,
+                second,
+                apart,
+                arrays["difference_db"],
+                arrays["error_db"],
+                arrays["local_db"],
+                arrays["weight"],
+                float(arrays["likeness"]),
+            )
+
+    def remove_others(self) -> None:
+        """Remove what earlier poses and inputs left."""
+        for path in self.folder.glob(f"{self.name}_[sp]*_*.npz"):  # of slices, profiles and pairs
+            if path not in self.used:
+                path.unlink(missing_ok=True)
+
+
+class _arrays:  # noqa: N801 - a context manager that is used like a function
+    """Read a file of arrays, made first where it is not there or cannot be read."""
+
+    def __init__(self, path: Path, make: Callable[[], dict[str, Any]]) -> None:
+        self.path, self.make = path, make
+
+    def __enter__(self) -> dict[str, NDArray[Any]]:
+        try:
+            with np.load(self.path) as stored:
+                return dict(stored)
+        except (OSError, ValueError, EOFError, KeyError):
+            pass
+        arrays = self.make()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.path) as part, part.open("wb") as file:
+            np.savez(file, **arrays)
+        return arrays
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def power_of_volume(path: Path, /) -> Single:
+    """Return the mean power of blocks of A-lines of a volume in dB, read piece by piece, shape (x, y, planes)."""
+    shape, read = volume_reader(path)
+    step = 64 * BLOCK_PX
+    rows = []
+    for x in range(0, shape[0], step):
+        parts = [
+            block_power(read(slice(x, min(x + step, shape[0])), slice(y, min(y + step, shape[1]))))
+            for y in range(0, shape[1], step)
+        ]
+        rows.append(np.concatenate(parts, axis=1))
+    return np.concatenate(rows, axis=0)
+
+
+def _solved(kept: _Kept, slices: list[int], planes: int, settings: SampleIntensitySettings) -> Intensity:
+    pairs, facing = [], {}
+    for i in slices:
+        for j in (n for n in slices if i < n <= i + REACH):
+            pair = kept.pair(i, j, (j - i) * planes)
+            if pair is not None:
+                pairs.append(pair)
+            elif j == min(n for n in slices if n > i) and len(slices) >= _FEWEST_ALONE:
+                found = facing_levels(i, j, kept.levels(i), kept.levels(j))
+                if found is not None:
+                    facing[i, j] = found
+    nothing = Intensity(np.zeros(1), dict.fromkeys(slices, 0.0), {}, section_planes=planes)
+    if not pairs and len(slices) < _FEWEST_ALONE:
+        return nothing
+    solved = solve_intensity(
+        {n: kept.profile(n) for n in slices},
+        pairs,
+        section_planes=planes,
+        facing=facing,
+        dark_db=settings.dark_db,
+        gains=settings.gains,
+        exclude=settings.exclude,
+    )
+    if not settings.attenuation:
+        return Intensity(
+            np.zeros(1), solved.gains_db if settings.gains else {}, {}, {}, solved.excluded, section_planes=planes
+        )
+    return solved
+
+
+# -- slabs ---------------------------------------------------------------------------------------------------------
+
+
+def _sources(
+    slot: int, used: Mapping[int, int], planes: int, settings: SampleIntensitySettings
+) -> Iterator[tuple[int, list[Source]]]:
+    for z in range(planes):
+        plane = (slot - 1) * planes + z
+        yield (
+            z,
+            plane_sources(plane, used, section_planes=planes, fade_planes=settings.fade_planes, fill=settings.fill),
+        )
+
+
+def _recipe(
+    slot: int,
+    used: Mapping[int, int],
+    volumes: Mapping[int, SliceVolume],
+    intensity: Intensity,
+    planes: int,
+    settings: SampleIntensitySettings,
+) -> dict[str, Any]:
+    """Return what a slab is made from, as the record holds it."""
+    depths: dict[int, list[int]] = {}
+    for _, sources in _sources(slot, used, planes, settings):
+        for source in sources:
+            depths.setdefault(source.slice_id, []).append(source.depth)
+    return {
+        "fade_planes": settings.fade_planes,
+        "sources": [
+            {
+                "slice": n,
+                "planes": [min(d), max(d)],
+                "correction_db": [round(intensity.level_db(n, k), 3) for k in (min(d), max(d))],
+                "input": volumes[n].fingerprint,
+                "matrix": volumes[n].mapping.matrix.round(9).tolist(),
+                "offset": volumes[n].mapping.offset.round(6).tolist(),
+            }
+            for n, d in sorted(depths.items())
+        ],
+    }
+
+
+def _differs(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
+    if old is None or old["fade_planes"] != new["fade_planes"] or len(old["sources"]) != len(new["sources"]):
+        return True
+    for was, now in zip(old["sources"], new["sources"], strict=True):
+        if any(was[key] != now[key] for key in ("slice", "planes", "input", "matrix", "offset")):
+            return True
+        if np.abs(np.subtract(was["correction_db"], now["correction_db"])).max() > _CHANGED_DB:
+            return True
+    return False
+
+
+def _moved(old: Mapping[int, Single], intensity: Intensity, section: int) -> bool:
+    """Whether the local attenuation of a section has changed more than it matters."""
+    now = intensity.local_db.get(section)
+    if now is None:
+        return section in old
+    if section not in old or old[section].shape != now.shape:
+        return True
+    return float(np.percentile(np.abs(now - old[section]), 95)) > _CHANGED_LOCAL_DB
+
+
+def _slab_reader(
+    slot: int,
+    used: Mapping[int, int],
+    volumes: Mapping[int, SliceVolume],
+    shapes: Mapping[int, tuple[int, int, int]],
+    intensity: Intensity,
+    kept: _Kept,
+    planes: int,
+    settings: SampleIntensitySettings,
+) -> BlockReader:
+    """Return a reader of the corrected slab, for `SliceStore.put`."""
+    plan = dict(_sources(slot, used, planes, settings))
+    depths: dict[int, tuple[int, int]] = {}
+    for sources in plan.values():
+        for n, depth, _ in sources:
+            low, high = depths.get(n, (depth, depth))
+            depths[n] = min(low, depth), max(high, depth)
+    readers = {}
+    tissue, noise = {}, {}
+    for n, (low, high) in depths.items():
+        readers[n] = resampled_blocks(
+            functools.partial(_planes_of, volume_reader(volumes[n].path)[1], low, high + 1),
+            volumes[n].mapping,
+            size=(shapes[n][0], shapes[n][1], high + 1 - low),
+            resample=resample_image,
+        )
+        levels = kept.levels(n)
+        tissue[n], noise[n] = share_of_correction(levels.tissue), levels.noise
+
+    def read(xs: slice, ys: slice) -> Single:
+        shape = (xs.stop - xs.start, ys.stop - ys.start)
+        blocks: dict[int, Single] = {}
+
+        def plane(source: Source) -> Single:
+            n = source.slice_id
+            if n not in blocks:
+                blocks[n] = np.asarray(readers[n](xs, ys), np.float32)
+            depth = source.depth - depths[n][0]
+            if depth >= blocks[n].shape[2]:
+                return np.full(shape, np.nan, np.float32)
+            off = correction_map(intensity, n, source.depth, xs=xs, ys=ys, tissue=tissue[n])
+            return corrected_power(blocks[n][:, :, depth], off, noise=noise[n])
+
+        out = np.full((*shape, planes), np.nan, np.float32)
+        for z, sources in plan.items():
+            parts = [(plane(source), source.weight) for source in sources if source.weight > 0]
+            if not parts:
+                continue
+            power = blended_power(parts)
+            for source in sources:
+                if source.weight > 0:
+                    continue
+                if np.isfinite(power).all():
+                    break
+                power = blended_power([(power, 1.0), (plane(source), 0.0)])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                out[:, :, z] = 10 * np.log10(power)
+        return out
+
+    return read
+
+
+def _planes_of(read: BlockReader, low: int, high: int, xs: slice, ys: slice) -> NDArray[Any]:
+    return read(xs, ys)[:, :, low:high]
+
+
+# -- the record ----------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())["stacks"]
+        return {str(name): dict(entry) for name, entry in content.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise StateError(f"{path}: cannot be read ({error!r}); remove it and add the slices again") from error
+
+
+def _write(
+    path: Path,
+    record: Mapping[str, Any],
+    name: str,
+    intensity: Intensity,
+    slabs: Mapping[str, Any],
+    filled: list[int],
+    gaps: list[int],
+) -> None:
+    entry = {
+        "response_db": [round(float(v), 4) for v in intensity.response_db],
+        "gains_db": {str(n): round(g, 4) for n, g in sorted(intensity.gains_db.items())},
+        "section_db": {str(n): round(g, 4) for n, g in sorted(intensity.section_db.items())},
+        "excluded": {str(n): reason for n, reason in sorted(intensity.excluded.items())},
+        "filled": filled,
+        "gaps": gaps,
+        "slabs": {str(n): slabs[str(n)] for n in sorted(map(int, slabs))},
+    }
+    content = {
+        "about": _ABOUT,
+        "stacks": {**record, name: entry},
+    }
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _local_maps(path: Path) -> dict[int, Single]:
+    try:
+        with np.load(path) as stored:
+            return {int(key): stored[key] for key in stored}
+    except (OSError, ValueError, EOFError):
+        return {}
+
+
+def _write_local_maps(path: Path, intensity: Intensity) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {str(s): values for s, values in sorted(intensity.local_db.items())}
+    with atomic_path(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
