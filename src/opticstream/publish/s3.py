@@ -425,7 +425,6 @@ def _seconds_of(header: str | None) -> float | None:
     except ValueError:
         pass
     try:
-        until = email.utils.parsedate_to_datetime(header)
-    except ValueError:
+        return max(0.0, (email.utils.parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError, IndexError):  # a date without a zone, or none
         return None
-    return max(0.0, (until - datetime.now(UTC)).total_seconds())
