@@ -101,7 +101,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
             pose = _pose_from_facts(known) if known else _pose(new, ledger)
             # Marked before it is written: after a crash in the middle this slice, and no other, counts as not there.
             kept = {name: value for name, value in done.items() if name not in written}
-            ledger.slices[new.slice_id] = {"state": "writing", "stacks": kept}
+            ledger.slices[new.slice_id] = {**entry, "state": "writing", "stacks": kept}
             ledger.write(new)
             _put_maps(new, pose, written)
             _put_volumes(new, pose, written)
@@ -115,7 +115,52 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
                 **({"pose": _pose_facts(pose)} if new.settings.align != "none" else {}),
             }
         ledger.write(new)
-        preview = _preview(new, ledger)
+        return _updated(new, ledger, changed=changed)
+
+
+def leave_out_unfinished(new: SampleInput, /) -> UpdatedSample | None:
+    """Make the place of a slice that was begun and not finished a gap in the stacks whose part of it is not whole.
+
+    Parts that were whole before stay. Returns the state of the stacks; None if the slice is not unfinished.
+
+    Raises
+    ------
+    StateError
+        The ledger cannot be read.
+    """
+    with _lock(new.folder):
+        ledger = _Ledger.read(new.folder / "slices.json")
+        entry = ledger.slices.get(new.slice_id, {})
+        if entry.get("state") != "writing":
+            return None
+        kept = entry.get("stacks", {})
+        for path in (*new.folder.glob("*.nii"), *new.folder.glob("*.ome.zarr")):
+            name = path.name.removesuffix(".nii").removesuffix(".ome.zarr")
+            if name not in kept:
+                _blank(path, new.slice_id)
+        if kept:
+            ledger.slices[new.slice_id] = {**entry, "state": "present"}
+        else:
+            del ledger.slices[new.slice_id]
+        ledger.write(new)
+        return _updated(new, ledger, changed=True)
+
+
+def unfinished_slices(folder: Path, /) -> tuple[int, ...]:
+    """Return the slices that are being added to the stacks, or were begun and never finished.
+
+    Raises
+    ------
+    StateError
+        The ledger cannot be read.
+    """
+    slices = _Ledger.read(folder / "slices.json").slices
+    return tuple(sorted(number for number, entry in slices.items() if entry.get("state") == "writing"))
+
+
+def _updated(new: SampleInput, ledger: _Ledger, *, changed: bool) -> UpdatedSample:
+    """Return the state of the stacks, and draw their preview."""
+    preview = _preview(new, ledger)
     outputs = {f"{name}_{kind}": path for name in ledger.stacks() for kind, path in _stack_files(new, name)}
     outputs["slices"] = new.folder / "slices.json"
     if preview is not None:
@@ -154,7 +199,7 @@ def stacks_at_rest(folder: Path, /) -> Callable[[], None]:
     """
     path = folder / "slices.json"
     before = path.read_bytes()
-    if any(entry.get("state") == "writing" for entry in _Ledger.read(path).slices.values()):
+    if unfinished_slices(folder):
         raise ChangingStacksError(f"{folder}: a slice is being added; the stacks are published afterwards")
 
     def still() -> None:
@@ -277,11 +322,16 @@ def _is_stack_of_maps(new: SampleInput, name: str) -> bool:
 
 def _blank_map(new: SampleInput, name: str) -> None:
     """Make the place of the slice in a stack of maps a gap."""
-    for form, path in _stack_files(new, name):
-        if form == "nifti":
-            blank_slice(path, new.slice_id - 1)
-        else:
-            SliceStore.opened(path).remove(new.slice_id - 1)
+    for _form, path in _stack_files(new, name):
+        _blank(path, new.slice_id)
+
+
+def _blank(path: Path, slice_id: int) -> None:
+    """Make the place of a slice in a stack a gap."""
+    if path.suffix == ".nii":
+        blank_slice(path, slice_id - 1)
+    else:
+        SliceStore.opened(path).remove(slice_id - 1)
 
 
 def _image_reader(image: NDArray[Any]) -> Callable[[slice, slice], NDArray[Any]]:
