@@ -80,8 +80,30 @@ def test_chosen_items_are_uploaded_then_verified_and_the_rest_waits(file, server
     answer = call("upload", "verify", file, "--json")
     assert answer.exit_code == 1
     (one,) = json.loads(answer.stdout)
-    assert (one["item"], one["target"]) == ("mosaic-002", "s3")
+    assert (one["item"], one["target"], one["withdrawn"]) == ("mosaic-002", "s3", True)
     assert "other bytes" in one["problem"]
+    assert uploaded(file) == []
+    assert call("upload", file, "mosaic-002").exit_code == 0
+    assert uploaded(file) == [2]
+    assert call("upload", "verify", file).exit_code == 0
+
+
+def test_verifying_with_dry_run_only_compares(file, server, request):
+    planned = json.loads(call("upload", file, "--dry-run", "--json").stdout)
+    assert {(one["item"], one["before"]) for one in planned} == {("mosaic-001", "publish"), ("mosaic-002", "publish")}
+    told = call("upload", file, "--dry-run").output
+    assert "would publish and upload derivative/sub-01/mosaic_001_aip.nii.gz" in told
+    assert call("upload", file).exit_code == 0
+    key = f"{request.node.name}/derivative/sub-01/mosaic_002_aip.nii.gz"
+    server.client().delete_object(Bucket="brains", Key=key)
+    answer = call("upload", "verify", file, "--dry-run")
+    assert answer.exit_code == 1
+    assert "is not there" in answer.output
+    assert uploaded(file) == [1, 2]
+    answer = call("upload", "verify", file)
+    assert answer.exit_code == 1
+    assert "no longer uploaded: 1 items" in " ".join(answer.output.split())
+    assert uploaded(file) == [1]
 
 
 def test_a_failed_upload_is_tried_again_by_hand(file, monkeypatch):

@@ -28,6 +28,7 @@ from opticstream.flows.pool_state import check_pools
 from opticstream.flows.pools import POOLS
 from opticstream.flows.server import EmbeddedServer
 from opticstream.flows.sweep import sweep
+from opticstream.flows.transfer_slots import LIMIT
 from opticstream.flows.workers import checked_pools
 from opticstream.model.errors import ConfigurationError, ServerError
 from opticstream.model.events import BatchProcessed
@@ -158,6 +159,23 @@ def test_a_limit_that_was_changed_in_the_page_stays_unless_the_environment_sets_
     monkeypatch.setenv("OPTICSTREAM_TILE_LIMIT", "3")
     assert deployed().pools["tile"] == "updated"
     assert pools_of(api)["tile"]["concurrency_limit"] == 3
+
+
+def test_the_limit_of_transfers_is_made_and_stays_unless_the_environment_sets_it(server, api, monkeypatch):
+    def limit():
+        return api("GET", f"/v2/concurrency_limits/{LIMIT}")["limit"]
+
+    assert set(deployed().limits) == {LIMIT}
+    assert limit() == 5
+    api("PATCH", f"/v2/concurrency_limits/{LIMIT}", {"limit": 2})
+    assert deployed().limits[LIMIT] == "unchanged"
+    assert limit() == 2
+    monkeypatch.setenv("OPTICSTREAM_UPLOAD_LIMIT", "3")
+    assert deployed().limits[LIMIT] == "updated"
+    assert limit() == 15
+    monkeypatch.setenv("OPTICSTREAM_UPLOAD_TRANSFER_LIMIT", "7")
+    deployed()
+    assert limit() == 7
 
 
 def test_a_deployment_of_an_earlier_version_is_removed_and_those_of_others_stay(server, api):

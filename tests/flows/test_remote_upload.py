@@ -18,7 +18,7 @@ from opticstream.flows.secrets import keep_secret
 from opticstream.model.ids import MosaicId
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.uploads import release_uploads
-from opticstream.pipeline.verify_uploads import verified_uploads
+from opticstream.pipeline.verify_uploads import OpenTargets, verified_uploads
 from opticstream.testing.s3_server import SECRET, SECRET_KEY, RcloneServer
 
 pytestmark = [
@@ -96,7 +96,9 @@ def test_the_upload_pool_uploads_on_events_and_shows_its_secrets_nowhere(home, t
             assert release_uploads(project, lambda _item: True) > 0
             worker.wait_until(lambda: is_uploaded(project), sweeps=project)
             worker.wait_until_quiet()
-            compared = list(verified_uploads(project, lambda _item: True, {"s3"}, lambda _name: SECRET))
+            compared = list(
+                verified_uploads(project, lambda _item: True, {"s3"}, OpenTargets(project, lambda _name: SECRET))
+            )
             traces = traces_of(worker, home.api_url)
             runs = [run for run in worker.flow_runs() if project_of(run) == NAME]
             assert worker.events("linc.oct.mosaic.uploaded", project=NAME)

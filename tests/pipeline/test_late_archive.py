@@ -18,6 +18,7 @@ from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.retry import apply_plan, retry_plan
+from opticstream.pipeline.upload_plan import planned_uploads
 from opticstream.stages.tile import unpack_archive, verify_archives
 from opticstream.state.record import sha256_of_path
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
@@ -161,3 +162,18 @@ class TestFormat:
             *("0002_acq-normal_OCT.nii.sha256", "0002_acq-normal_OCT.nii.zarr.zip"),
         ]
         assert all(outcome.problem is None for outcome in verify_archives(project.paths.archive_root))
+
+
+def test_a_plan_of_uploads_names_the_tiles_that_are_archived_first(folder):
+    target = '[[publish.targets]]\nkind = "s3"\nendpoint = "http://127.0.0.1:9"\nbucket = "brains"\n'
+    (folder / "p.toml").write_text(PROJECT + target)
+    project = opened(folder)
+    planned = list(planned_uploads(project, lambda _item: True, {"s3"}))
+    assert [(one.item, one.before, one.size, one.targets) for one in planned] == [(BATCH, "archive", None, ("s3",))] * 2
+    list(archive_finished_batches(project))
+    copies = {
+        path.relative_to(project.paths.archive_root).as_posix() for path in project.paths.archive_root.rglob("*.gz")
+    }
+    assert {one.key for one in planned} == copies
+    again = [one for one in planned_uploads(project, lambda _item: True, {"s3"}) if one.key in copies]
+    assert [one.before for one in again] == ["publish"] * 2

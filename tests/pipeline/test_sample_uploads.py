@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from opticstream.io.nifti import read_nifti
 from opticstream.model.errors import StateError
-from opticstream.model.events import SampleUpdated
+from opticstream.model.events import SampleFailed, SampleUpdated
 from opticstream.model.ids import MosaicId, SampleId, SliceId
 from opticstream.pipeline import stacking
 from opticstream.pipeline.pending import starting_event
 from opticstream.pipeline.progress import is_finished
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.retry import apply_plan, retry_plan
 from opticstream.pipeline.uploads import upload_pending, upload_queue
-from opticstream.stages.sample import stacks_at_rest
+from opticstream.stages.sample import _update_sample, stacks_at_rest, unfinished_slices
 from opticstream.state.record import sha256_of_path
+from opticstream.state.verify import verify
 from opticstream.testing.slice_phantom import Picture, make_slice
 from opticstream.testing.stitched_project import record_volume, stitched_project
 
@@ -105,3 +109,74 @@ def test_a_failure_names_the_sample_and_is_announced(project, monkeypatch):
     assert event.event_name() == "linc.oct.sample.failed"
     assert "cannot be published" in event.reason
     assert project.facts.has(ALL, "publish_failed")
+
+
+class Cut(Exception):
+    """The share is gone in the middle of a slice."""
+
+
+@pytest.fixture
+def begun(project, monkeypatch) -> Project:
+    """The second slice is parked while its maps are in the stacks and its volumes are not."""
+    record_volume(project, MosaicId(3), 1.0, shape=(24, 20, 8))
+    project.facts.record(SliceId(2), "skipped", {"detail": {"reason": "test"}})
+
+    def cut(*_arguments):
+        raise Cut("in the middle")
+
+    monkeypatch.setattr(_update_sample, "_put_volumes", cut)
+    return project
+
+
+def test_a_slice_that_is_parked_in_the_middle_does_not_keep_the_sample_from_its_archive(begun, monkeypatch):
+    before = stacks(begun)
+    events = list(stacking.update_sample(begun))
+    assert begun.facts.has(SliceId(2), "stack_failed")
+    assert [type(event) for event in events] == [SampleFailed, SampleUpdated], "who publishes hears of it"
+    assert events[-1].slices == (1,)
+    assert unfinished_slices(begun.paths.sample_folder) == ()
+    list(upload_pending(begun))
+    assert published(begun) == stacks(begun)
+    assert [found for found in verify(begun.facts, layout=begun.layout) if found.item == ALL] == []
+    maps = list(begun.paths.sample_folder.glob("*.nii"))
+    assert maps
+    for path in maps:
+        planes = read_nifti(path)
+        assert planes.shape[2] < 2 or not np.nan_to_num(planes[:, :, 1]).any(), "a gap, not a part of a slice"
+    assert before.keys() <= stacks(begun).keys()
+    monkeypatch.undo()
+    apply_plan(begun, retry_plan(begun, only=[SliceId(2)]), reason="test")
+    (updated,) = stacking.update_sample(begun)
+    assert updated.slices == (1, 2)
+    list(upload_pending(begun))
+    assert published(begun) == stacks(begun)
+
+
+def test_a_slice_that_could_not_be_taken_out_when_it_was_parked_is_taken_out_before_the_publication(begun, monkeypatch):
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    blank = _update_sample._blank
+    monkeypatch.setattr(_update_sample, "_blank", full)
+    assert [type(event) for event in stacking.update_sample(begun)] == [SampleFailed]
+    list(upload_pending(begun))
+    assert not begun.facts.has(ALL, "published")
+    assert not begun.facts.has(ALL, "publish_failed")
+    monkeypatch.setattr(_update_sample, "_blank", blank)
+    list(upload_pending(begun))
+    assert published(begun) == stacks(begun)
+
+
+def test_late_volumes_that_are_parked_leave_the_maps_of_their_slice(project, monkeypatch):
+    project.facts.record(SliceId(2), "skipped", {"detail": {"reason": "test"}})
+    list(stacking.update_sample(project))
+    held = {path: np.array(read_nifti(path)) for path in project.paths.sample_folder.glob("*.nii")}
+    record_volume(project, MosaicId(3), 1.0, shape=(24, 20, 8))
+    monkeypatch.setattr(_update_sample, "_put_volumes", lambda *_arguments: 1 / 0)
+    events = list(stacking.update_sample(project))
+    assert [type(event) for event in events] == [SampleFailed, SampleUpdated]
+    assert events[-1].slices == (1, 2)
+    for path, planes in held.items():
+        assert np.array_equal(read_nifti(path), planes, equal_nan=True)
+    list(upload_pending(project))
+    assert published(project) == stacks(project)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +16,10 @@ import pytest
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.io.nifti import write_nifti
 from opticstream.model.chain import chain
+from opticstream.model.errors import TargetUnavailable
 from opticstream.model.events import MosaicStitched, MosaicVolumeStitched, SliceRegistered
 from opticstream.model.ids import BatchId, MosaicId, SliceId
+from opticstream.pipeline import uploads
 from opticstream.pipeline.failure_patterns import failure_patterns
 from opticstream.pipeline.milestones import milestones
 from opticstream.pipeline.pending import pending_announcements
@@ -24,8 +27,12 @@ from opticstream.pipeline.progress import project_progress
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stale import stale_plan, stale_results
 from opticstream.pipeline.under_way import shown_under_way, uploads_under_way
+from opticstream.pipeline.upload_plan import planned_uploads
 from opticstream.pipeline.uploads import rate_now, upload_pending, upload_queue
-from opticstream.pipeline.verify_uploads import verified_uploads
+from opticstream.pipeline.verify_uploads import OpenTargets, verified_uploads, withdraw_lost_uploads
+from opticstream.publish.ledger import Ledger
+from opticstream.publish.s3 import S3Target
+from opticstream.publish.transfer import Published, Transfer
 from opticstream.state.manifest import records_of_store, write_manifest
 from opticstream.state.record import sha256_of_path
 from opticstream.state.reset import apply_reset, plan_reset
@@ -103,6 +110,49 @@ def with_results(project: Project) -> Project:
     axis.write_bytes(b"axis")
     facts.record(SLICE, "registered", {"outputs": [facts.file_record(axis)]})
     return project
+
+
+class Bound:
+    """Grants each upload fewer transfers than it wants, or none."""
+
+    def __init__(self, *granted: int) -> None:
+        self.granted = list(granted)
+        self.held = 0
+
+    @contextmanager
+    def __call__(self, wanted, meanwhile):
+        meanwhile()
+        number = self.granted.pop(0)
+        if not number:
+            raise TargetUnavailable("no slot came free")
+        self.held += 1
+        assert self.held == 1
+        yield min(number, wanted)
+        self.held -= 1
+
+
+def test_uploads_take_slots_and_wait_for_the_next_sweep_if_none_comes_free(open_at, server, monkeypatch):
+    project = with_results(open_at(server.endpoint))
+    threads = []
+    send = Transfer.send
+    monkeypatch.setattr(Transfer, "send", lambda self, file: threads.append(self.threads) or send(self, file))
+    bound = Bound(3, 2, 0, 0, 0)
+    list(upload_pending(project, secrets=secrets, slots=bound))
+    assert threads == [3, 2]
+    assert len(bound.granted) < 3
+    assert bound.held == 0
+    assert [(item, step.done) for item, step in upload_queue(project, project.facts.snapshot())]
+    assert not [fact for _item, fact in project.facts.snapshot() if fact.endswith("failed")]
+    assert any("no slot came free" in str(line) for line in failure_patterns(project))
+    list(upload_pending(project, secrets=secrets, slots=Bound(5, 5, 5, 5, 5)))
+    assert upload_queue(project, project.facts.snapshot()) == []
+
+
+def test_large_files_give_others_a_turn(monkeypatch):
+    monkeypatch.setattr(uploads, "_SHARE_BYTES", 10)
+    files = [Published(Path(str(n)), str(n), size) for n, size in enumerate((1, 2, 3, 5, 20, 30))]
+    assert [[file.size for file in share] for share in uploads._shares(files)] == [[1, 2, 3], [5], [20], [30]]
+    assert uploads._shares([]) == [[]]
 
 
 def secrets(name: str) -> str | None:
@@ -204,11 +254,120 @@ def test_tables_of_a_bids_data_set_are_uploaded_as_they_are_now(open_at, server,
         assert events == ["linc.oct.slice.uploaded"]
         rows = samples.read_text().splitlines()[1:]
         assert [row.split("\t")[0] for row in rows] == [f"sample-slice{n:03d}" for n in range(1, number + 1)]
-    found = list(verified_uploads(project, lambda _item: True, {"derived_s3"}, secrets))
+    found = list(verified_uploads(project, lambda _item: True, {"derived_s3"}, OpenTargets(project, secrets)))
     assert {one.problem for one in found} == {None}, "also of the first slice, whose table had fewer rows"
     samples.write_text("lost")
-    (wrong,) = [one for one in verified_uploads(project, lambda _i: True, {"derived_s3"}, secrets) if one.problem]
+    (wrong,) = [one for one in withdrawn(project) if one.problem]
     assert wrong.key == "derivatives/opticstream/samples.tsv"
+    assert wrong.is_withdrawn
+    (planned,) = planned_uploads(project, lambda _item: True, {"derived_s3", "raw_s3"})
+    assert (planned.key, planned.targets) == (wrong.key, ("derived_s3",))
+    assert list(upload_pending(project, secrets=secrets)) == []
+    assert samples.read_text() != "lost"
+    assert [one for one in withdrawn(project) if one.problem] == []
+
+
+def withdrawn(project: Project, secrets=secrets, **values):
+    names = {target.target_name for target in project.config.publish.targets}
+    return list(withdraw_lost_uploads(project, lambda _item: True, names, OpenTargets(project, secrets), **values))
+
+
+def test_what_a_target_does_not_hold_any_more_is_no_longer_uploaded_and_goes_there_again(open_at, server, request):
+    project = with_results(open_at(server.endpoint))
+    list(upload_pending(project, secrets=secrets))
+    before = project.facts.snapshot()
+    assert {one.problem for one in withdrawn(project)} == {None}
+    assert set(project.facts.snapshot()) == set(before), "what is there stays"
+    place = f"{request.node.name}/derivative/sub-01"
+    client = server.client()
+    client.delete_object(Bucket="derived", Key=f"{place}/mosaic_001_aip.nii.gz")
+    client.put_object(Bucket="derived", Key=f"{place}/mosaic_001_dBI.ome.zarr/0/c/3", Body=b"!" * 100)
+    client.put_object(Bucket="derived", Key=f"{place}/slice_001_axis.nii.gz", Body=b"shorter"[:3])
+    found = withdrawn(project)
+    lost = {(one.item, one.step.done): one.problem for one in found if one.is_withdrawn}
+    assert lost.keys() == {(MOSAIC, "uploaded"), (MOSAIC, "volume_uploaded"), (SLICE, "uploaded")}
+    assert lost[MOSAIC, "uploaded"] == "is not there"
+    assert lost[MOSAIC, "volume_uploaded"].startswith("holds other bytes")
+    assert lost[SLICE, "uploaded"] == "holds 3 bytes, expected 4"
+    assert [(item, fact) for item, fact in lost if project.facts.has(item, fact)] == []
+    assert project.facts.has(BATCH, "uploaded")
+    whys = [entry.why for entry in project.facts.journal.entries() if entry.event == "withdrawn"]
+    assert any(
+        "derived_s3 does not hold what was uploaded: derivative/sub-01/mosaic_001_aip.nii.gz" in why for why in whys
+    )
+    assert any("does not hold what was uploaded" in str(line) for line in failure_patterns(project))
+    planned = {one.item for one in planned_uploads(project, lambda _item: True, {"derived_s3"}) if one.targets}
+    assert planned == {MOSAIC, SLICE}
+    assert pending_announcements(project), "the sweep has it done"
+    events = {event.event_name() for event in upload_pending(project, secrets=secrets)}
+    assert events == {"linc.oct.mosaic.uploaded", "linc.oct.mosaic.volume_uploaded", "linc.oct.slice.uploaded"}
+    assert {one.problem for one in withdrawn(project)} == {None}
+
+
+FAULTS = {
+    "that is away": error_answer(503, "SlowDown"),
+    "that refuses": error_answer(403, "AccessDenied"),
+}
+
+
+@pytest.mark.parametrize("answer", FAULTS.values(), ids=FAULTS)
+def test_a_target_withdraws_nothing(open_at, server, proxy, answer):
+    project = with_results(open_at(proxy.endpoint))
+    list(upload_pending(project, secrets=secrets))
+    project = Project.open(project.config, deployment=DeploymentSettings(upload_patience_s=0.2))
+    before = set(project.facts.snapshot())
+    proxy.fault = lambda request: answer if "/derived" in request.path else None
+    found = withdrawn(project)
+    assert {one.item for one in found if one.problem is None} == {BATCH}, "other targets are compared all the same"
+    assert {one.item for one in found if one.problem and "could not be verified" in one.problem} == {MOSAIC, SLICE}
+    assert not [one for one in found if one.is_lost or one.is_withdrawn]
+    assert set(project.facts.snapshot()) == before
+
+
+def test_a_file_that_its_target_has_copied_anew_is_read_back_before_it_counts_as_lost(open_at, server, monkeypatch):
+    """As after a move to another bucket with other parts, or another encryption: the digest is another one."""
+    project = with_results(open_at(server.endpoint))
+    list(upload_pending(project, secrets=secrets))
+    look = S3Target.look
+    monkeypatch.setattr(S3Target, "look", lambda self, key: (h := look(self, key)) and replace(h, mark=f"{h.mark}-2"))
+    files = [one for one in withdrawn(project) if not one.key.endswith(".zarr")]
+    assert {one.item for one in files} >= {BATCH, MOSAIC, SLICE}
+    assert {one.problem for one in files} == {None}
+
+
+def test_an_upload_that_was_done_again_meanwhile_is_not_withdrawn(open_at, server, request):
+    project = with_results(open_at(server.endpoint))
+    list(upload_pending(project, secrets=secrets))
+    key = f"{request.node.name}/derivative/sub-01/mosaic_001_aip.nii.gz"
+    server.client().delete_object(Bucket="derived", Key=key)
+    opened = OpenTargets(project, secrets)
+    found = withdraw_lost_uploads(project, lambda item: item == MOSAIC, {"derived_s3"}, opened)
+    difference = opened.difference
+
+    def done_again_meanwhile(name, asset, *, contents):
+        told = difference(name, asset, contents=contents)
+        if told[1]:
+            project.facts.withdraw(MOSAIC, "uploaded", reason="by another host")
+            list(upload_pending(project, secrets=secrets))
+        return told
+
+    opened.difference = done_again_meanwhile
+    assert not any(one.is_withdrawn for one in found)
+    assert project.facts.has(MOSAIC, "uploaded")
+
+
+def test_a_plan_names_everything_that_an_upload_would_send(open_at, server, request, project_file):
+    """Also what is not yet published, tables, and raw tiles that are not yet archived."""
+    project = with_results(open_at(server.endpoint))
+    planned = list(planned_uploads(project, lambda _item: True, {"derived_s3", "raw_s3"}))
+    assert {one.before for one in planned} == {"publish"}
+    assert {name for one in planned for name in one.targets} == {"derived_s3", "raw_s3"}
+    assert list(server.folder.glob(f"*/{request.node.name}")) == [], "nothing was sent"
+    sent = {line.key for line in planned}
+    list(upload_pending(project, secrets=secrets))
+    names = {one.key for name in ("derived_s3", "raw_s3") for one in Ledger(project.paths.base, name).assets().values()}
+    assert sent == names
+    assert list(planned_uploads(project, lambda _item: True, {"derived_s3", "raw_s3"})) == []
 
 
 def test_a_target_that_does_not_answer_holds_up_nothing_and_parks_nothing(open_at, server, proxy):

@@ -51,6 +51,12 @@ def store_of(archive: Path, files: int, key: str = "derivative/sub-01/v.ome.zarr
     return Published(path, key, size_of_path(path), sha256_of_path(path))
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts so small that small files have several."""
+    monkeypatch.setattr(s3, "PART_SIZE", MIB)
+
+
 def remote(server, key: str, prefix: str = "") -> Path:
     return server.folder / "brains" / prefix / key
 
@@ -62,6 +68,48 @@ def test_a_file_arrives_whole_under_its_name_in_the_archive_tree(server, archive
     assert (asset.key, asset.size, asset.sha256, asset.files) == (file.key, file.size, file.sha256, 1)
     assert asset.place == f"s3://brains/one/two at {server.endpoint}"
     assert Ledger(tmp_path, "s3").asset(file.key, place=asset.place) == asset
+
+
+@pytest.mark.parametrize("size", [100, 2 * MIB + 7], ids=["at once", "in parts"])
+def test_names_may_hold_what_addresses_do_not(server, archive, tmp_path, small_parts, size):
+    file = file_of(archive, size, f"derivative/sub-01 b/50% + ä~#?&=;,@({size}).nii.gz")
+    transfer(target_at(server.endpoint, prefix="a b"), tmp_path).send(file)
+    assert sha256_of_path(remote(server, file.key, "a b")) == file.sha256
+
+
+def test_a_server_that_sends_writers_elsewhere_is_followed_by_boto3(server, proxy, archive, tmp_path, small_parts):
+    answers: list[bytes] = []
+    proxy.fault = lambda request: answers.pop() if request.method == "PUT" and answers else None
+    for size, status in ((100, 301), (2 * MIB + 7, 307)):
+        answers.append(error_answer(status, "Redirect"))
+        file = file_of(archive, size, f"derivative/elsewhere-{size}.nii.gz")
+        transfer(target_at(proxy.endpoint), tmp_path).send(file)
+        assert sha256_of_path(remote(server, file.key)) == file.sha256
+        assert not answers
+
+
+def test_boto3_writes_at_amazon_and_behind_a_proxy(monkeypatch, archive, tmp_path):
+    """It knows regions and proxies; the quick writer knows one server."""
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert target_at("http://s3.example.org")._writer is not None
+    assert target_at("")._writer is None
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert target_at("http://s3.example.org")._writer is None
+    quick = Patience(total_s=0.0)
+    with pytest.raises(TargetUnavailable, match="ProxyConnectionError"):
+        transfer(target_at("http://s3.example.org", patience=quick), tmp_path).send(file_of(archive, 100))
+    monkeypatch.setenv("NO_PROXY", "s3.example.org")
+    assert target_at("http://s3.example.org")._writer is not None
+
+
+def test_a_gateway_that_answers_without_a_word_of_s3_is_told_with_its_status(proxy, archive, tmp_path):
+    page = b"<html><body>too large<p></html>"
+    answer = b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(page), page)
+    proxy.fault = lambda request: answer if request.method == "PUT" else None
+    with pytest.raises(UploadError, match=r"413 .*Too Large") as caught:
+        transfer(target_at(proxy.endpoint), tmp_path).send(file_of(archive, 100, "derivative/large.nii.gz"))
+    assert not isinstance(caught.value, TargetUnavailable)
 
 
 def test_an_empty_file_arrives_too(server, archive, tmp_path):
@@ -105,12 +153,6 @@ def test_a_store_arrives_with_all_its_files_and_without_those_of_an_earlier_one(
     smaller = Published(store.path, store.key, size_of_path(store.path), sha256_of_path(store.path))
     transfer(target, tmp_path).send(smaller)
     assert sha256_of_path(there) == smaller.sha256 != store.sha256
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    """Parts so small that small files have several."""
-    monkeypatch.setattr(s3, "PART_SIZE", MIB)
 
 
 def test_an_upload_that_was_killed_goes_on_with_the_parts_that_are_missing(

@@ -86,9 +86,11 @@ def deploy(
 
         done = asyncio.run(deploy_to_server(settings))
         if as_json:
-            print_json({"pools": done.pools, "deployments": done.deployments, "removed": list(done.removed)})
+            changed = {"pools": done.pools, "limits": done.limits, "deployments": done.deployments}
+            print_json({**changed, "removed": list(done.removed)})
             return
         rows = [("pool", *row) for row in done.pools.items()]
+        rows += [("limit", *row) for row in done.limits.items()]
         rows += [("deployment", *row) for row in done.deployments.items()]
         rows += [("deployment", name, "removed") for name in done.removed]
         for kind, name, state in rows:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,12 @@ from opticstream.model.ids import ItemId
 
 if TYPE_CHECKING:
     from opticstream.pipeline.project import Project
+    from opticstream.pipeline.upload_plan import Planned
+    from opticstream.pipeline.uploads import TakeSlots
     from opticstream.publish.opening import ReadSecret
+
+_AWAY_S = 5.0
+"""Time for which a server that does not answer is asked for transfer slots, in seconds."""
 
 
 def upload(
@@ -38,7 +43,12 @@ def upload(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Upload nothing; compare what the targets hold with what was uploaded.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Upload nothing; compare what the targets hold with what was uploaded. What they do not hold any more "
+            "waits for upload again, except with --dry-run.",
+        ),
     ] = False,
     clean_up: Annotated[
         bool,
@@ -78,11 +88,13 @@ def upload(
                 _clean_up(opened, chosen, secrets, dry_run=dry_run, as_json=as_json)
             return
         if dry_run and not verify:
-            _print_plan(_plan(opened, chosen, targets), as_json=as_json)
+            from opticstream.pipeline.upload_plan import planned_uploads
+
+            _print_plan(planned_uploads(opened, chosen, targets), as_json=as_json)
             return
         with reachable_secrets(opened.config, home) as secrets:
             if verify:
-                found = _differences(opened, chosen, targets, secrets, contents=read)
+                found = _differences(opened, chosen, targets, secrets, contents=read, dry_run=dry_run)
                 _print_differences(found, as_json=as_json)
                 failed = any(one.problem for one in found)
             else:
@@ -124,34 +136,22 @@ def _choice(project: Project, items: list[ItemId], /) -> Callable[[ItemId], bool
     return chosen if items else lambda _item: True
 
 
-def _plan(project: Project, chosen: Callable[[ItemId], bool], targets: set[str]) -> list[dict[str, Any]]:
-    """Return the files that would be uploaded, with the targets that the ledger does not know to hold them."""
-    from opticstream.pipeline.uploads import files_to_upload, upload_queue, what_of
-    from opticstream.publish.ledger import Ledger
-
-    ledgers = {name: Ledger(project.paths.base, name).assets() for name in targets}
-    planned = []
-    for item, step in upload_queue(project, project.facts.snapshot()):
-        if not step.uploads or not chosen(item):
-            continue
-        receiving = [one.target_name for one in project.config.publish.receiving(what_of(item))]
-        for file in files_to_upload(project, item, step):
-            to = [
-                name
-                for name in receiving
-                if name in targets and (file.key not in ledgers[name] or ledgers[name][file.key].sha256 != file.sha256)
-            ]
-            planned.append({"item": item.key, "key": file.key, "size": file.size, "targets": to})
-    return planned
-
-
-def _print_plan(planned: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print_plan(planned: Iterable[Planned], *, as_json: bool) -> None:
     if as_json:
-        print_json(planned)
+        print_json(
+            [
+                {"item": one.item.key, "key": one.key, "size": one.size, "targets": list(one.targets)}
+                | ({"before": one.before} if one.before else {})
+                for one in planned
+            ]
+        )
         return
+    planned = list(planned)
     for one in planned:
-        where = ", ".join(one["targets"]) or "nowhere: the targets hold it already"
-        out.print(f"would upload {one['key']} ({one['size'] / 1e6:.1f} MB) to {where}")
+        before = f"{one.before} and " if one.before else ""
+        size = "" if one.size is None else f" ({one.size / 1e6:.1f} MB)"
+        where = ", ".join(one.targets) or "nowhere: the targets hold it already"
+        out.print(f"would {before}upload {one.key}{size} to {where}")
     if not planned:
         out.print("nothing waits for upload")
 
@@ -167,10 +167,12 @@ def _upload(
     release_uploads(project, chosen)
     events = []
     archived = archive_finished_batches(project, only=chosen)
-    for event in itertools.chain(archived, upload_pending(project, secrets=secrets, only=chosen, targets=targets)):
-        events.append(event)
-        if not as_json:
-            out.print(f"{event.item}: {event.state.replace('_', ' ')}")
+    with _slots() as slots:
+        uploaded = upload_pending(project, secrets=secrets, only=chosen, targets=targets, slots=slots)
+        for event in itertools.chain(archived, uploaded):
+            events.append(event)
+            if not as_json:
+                out.print(f"{event.item}: {event.state.replace('_', ' ')}")
     snapshot = project.facts.snapshot()
     waiting = [
         (item, step)
@@ -200,6 +202,22 @@ def _upload(
         if not (events or failed or waiting):
             out.print("nothing waits for upload")
     return bool(failed or waiting)
+
+
+@contextlib.contextmanager
+def _slots() -> Iterator[TakeSlots]:
+    """Yield what keeps the transfers of all hosts within the limit of the server, if there is one."""
+    settings = DeploymentSettings()
+    if not settings.api_url:
+        yield lambda wanted, _meanwhile: contextlib.nullcontext(wanted)
+        return
+    from opticstream.flows.surroundings import credentials_header, use_credentials
+    from opticstream.flows.transfer_slots import TransferSlots
+
+    use_credentials(settings)
+    headers = credentials_header()
+    with TransferSlots(settings.api_url, headers=headers, wait_s=settings.upload_patience_s, away_s=_AWAY_S) as slots:
+        yield slots
 
 
 def _clean_up(
@@ -233,16 +251,25 @@ class _Checked:
     target: str
     key: str
     problem: str
+    withdrawn: bool
+    """Whether it waits for upload again."""
 
 
 def _differences(
-    project: Project, chosen: Callable[[ItemId], bool], targets: set[str], secrets: ReadSecret, *, contents: bool
+    project: Project,
+    chosen: Callable[[ItemId], bool],
+    targets: set[str],
+    secrets: ReadSecret,
+    *,
+    contents: bool,
+    dry_run: bool,
 ) -> list[_Checked]:
-    from opticstream.pipeline.verify_uploads import verified_uploads
+    from opticstream.pipeline.verify_uploads import OpenTargets, verified_uploads, withdraw_lost_uploads
 
+    compare = verified_uploads if dry_run else withdraw_lost_uploads
     return [
-        _Checked(one.item.key, one.target, one.key, one.problem or "")
-        for one in verified_uploads(project, chosen, targets, secrets, contents=contents)
+        _Checked(one.item.key, one.target, one.key, one.problem or "", one.is_withdrawn)
+        for one in compare(project, chosen, targets, OpenTargets(project, secrets), contents=contents)
     ]
 
 
@@ -254,8 +281,8 @@ def _print_differences(found: list[_Checked], *, as_json: bool) -> None:
     for one in wrong:
         out.print(styled("differs", "red"), f"{one.item}: {one.target}: {one.key} {one.problem}")
     out.print(f"{len(found) - len(wrong)} of {len(found)} files and stores are as they were uploaded")
-    if wrong:
-        out.print("`opticstream state reset` or `opticstream retry` do not touch the targets; upload these items again")
+    if items := len({one.item for one in wrong if one.withdrawn}):
+        out.print(f"no longer uploaded: {items} items; the next sweep, or `opticstream upload`, sends them again")
 
 
 __all__ = ["reachable_secrets", "upload"]

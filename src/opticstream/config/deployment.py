@@ -75,6 +75,10 @@ class DeploymentSettings(BaseSettings):
     """Upload runs at the same time, on all hosts together."""
     upload_transfers: int = Field(default=5, ge=1, le=64)
     """Files, or parts of large files, that one upload run sends at the same time."""
+    upload_transfer_limit: int | None = Field(default=None, ge=1)
+    """Files, or parts of large files, that are sent at the same time, on all hosts together: the concurrency limit
+    `opticstream-transfers` of the Prefect server. Default: OPTICSTREAM_UPLOAD_LIMIT times
+    OPTICSTREAM_UPLOAD_TRANSFERS."""
     upload_rate: Annotated[ByteSize, Field(ge=1000)] | None = None
     """Bytes per second for uploads, on all hosts together, such as `20MB`: each of the OPTICSTREAM_UPLOAD_LIMIT runs
     has an equal share. Default: no limit."""

@@ -1,4 +1,4 @@
-"""Work pools and deployments at a server: made, brought up to date, and removed when they no longer exist.
+"""Work pools, limits and deployments at a server: made, brought up to date, and removed when they no longer exist.
 
 Everything here may be repeated at any time, also while flows run. What has not changed is not touched, so that no event
 meets a moment without its trigger.
@@ -13,7 +13,12 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import VersionInfo
 from prefect.client.schemas.responses import DeploymentResponse
@@ -25,6 +30,7 @@ from opticstream.config import DeploymentSettings
 from opticstream.flows.deployments import TAG, runner_deployments
 from opticstream.flows.pool_state import trouble_of_pools
 from opticstream.flows.pools import DESCRIPTIONS, POOLS, pool_limits
+from opticstream.flows.transfer_slots import LIMIT, sets_transfer_limit, transfer_limit
 from opticstream.flows.worker_type import WarmWorker
 from opticstream.model.errors import ServerError
 
@@ -37,7 +43,7 @@ class Deployed:
 
     Attributes
     ----------
-    pools, deployments : dict
+    pools, limits, deployments : dict
         Name -> ``"created"``, ``"updated"`` or ``"unchanged"``.
     removed : tuple of str
         Deployments of an earlier version of the package that no longer exist.
@@ -46,6 +52,7 @@ class Deployed:
     """
 
     pools: dict[str, str]
+    limits: dict[str, str]
     deployments: dict[str, str]
     removed: tuple[str, ...]
     ids: dict[str, UUID]
@@ -55,7 +62,8 @@ async def deploy(settings: DeploymentSettings, /, *, sweeps: bool = True) -> Dep
     """Bring the work pools and deployments of a server up to date with this package.
 
     A pool's limit is set when the pool is made, and later only where the environment sets it
-    (``OPTICSTREAM_TILE_LIMIT`` and others): a limit that somebody has changed in Prefect's page stays.
+    (``OPTICSTREAM_TILE_LIMIT`` and others): a limit that somebody has changed in Prefect's page stays. The same holds
+    for the limit of transfers.
 
     Parameters
     ----------
@@ -70,6 +78,7 @@ async def deploy(settings: DeploymentSettings, /, *, sweeps: bool = True) -> Dep
         The server has a pool of the same name and of another type.
     """
     async with get_client() as client:
+        limits = {LIMIT: await _deploy_transfer_limit(client, settings)}
         pools = {pool: await _deploy_pool(client, pool, settings) for pool in POOLS}
         known = {deployment.name: deployment for deployment in await _deployed(client)}
         states: dict[str, str] = {}
@@ -89,7 +98,7 @@ async def deploy(settings: DeploymentSettings, /, *, sweeps: bool = True) -> Dep
         for gone in known.values():
             await client.delete_resource_owned_automations(f"prefect.deployment.{gone.id}")
             await client.delete_deployment(gone.id)
-    return Deployed(pools, states, tuple(sorted(known)), ids)
+    return Deployed(pools, limits, states, tuple(sorted(known)), ids)
 
 
 async def _deploy_pool(client: PrefectClient, pool: str, settings: DeploymentSettings) -> str:
@@ -117,6 +126,19 @@ async def _deploy_pool(client: PrefectClient, pool: str, settings: DeploymentSet
     if not changes:
         return "unchanged"
     await client.update_work_pool(pool, WorkPoolUpdate(**changes))
+    return "updated"
+
+
+async def _deploy_transfer_limit(client: PrefectClient, settings: DeploymentSettings) -> str:
+    limit = transfer_limit(settings)
+    try:
+        found = await client.read_global_concurrency_limit_by_name(LIMIT)
+    except ObjectNotFound:
+        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=limit))
+        return "created"
+    if found.limit == limit or not sets_transfer_limit(settings):
+        return "unchanged"
+    await client.update_global_concurrency_limit(LIMIT, GlobalConcurrencyLimitUpdate(limit=limit))
     return "updated"
 
 

@@ -17,8 +17,10 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_API_URL
 from prefect.tasks import exponential_backoff
 
+from opticstream.config import DeploymentSettings
 from opticstream.flows.engine_output import engine_output_logged
 from opticstream.flows.events import announce_automatically
 from opticstream.flows.incoming import (
@@ -246,25 +248,29 @@ def slice_state(
 @refusals_told
 def upload(event_name: str, occurred: datetime, payload: Any = None, window_s: float = 0.0, source: Any = None) -> None:
     """Publish everything of the project that waits in its archive tree, and upload it to its remote targets."""
+    from opticstream.flows.queues import credentials
     from opticstream.flows.secrets import secret_of
+    from opticstream.flows.transfer_slots import TransferSlots
     from opticstream.flows.upload_picture import UploadPicture
     from opticstream.pipeline.uploads import upload_pending
 
     taken = _looked_at(event_name, payload, source, occurred)
     announce_automatically(taken.release())
+    wait_s = DeploymentSettings().upload_patience_s
 
     def look(project: Project) -> Iterable[Event]:
         attempt = _attempt(project, taken.event.item, "upload")
         with UploadPicture(project) as picture:
-            yield from upload_pending(project, attempt=attempt, secrets=secret_of, show=picture.show)
+            yield from upload_pending(project, attempt=attempt, secrets=secret_of, show=picture.show, slots=slots)
         if project.config.publish.clean_up:
             _clean_up(project)
 
-    for project in concerned(taken):
-        _look_until(occurred, window_s, partial(look, project))
-    if released := [event for other in swallowed_by_window(taken, window_s) for event in other.release()]:
-        announce_automatically(released)
-        _look_until(occurred, 0.0, partial(look, taken.project))
+    with TransferSlots(str(PREFECT_API_URL.value()), headers=credentials(), wait_s=wait_s) as slots:
+        for project in concerned(taken):
+            _look_until(occurred, window_s, partial(look, project))
+        if released := [event for other in swallowed_by_window(taken, window_s) for event in other.release()]:
+            announce_automatically(released)
+            _look_until(occurred, 0.0, partial(look, taken.project))
 
 
 def _clean_up(project: Project) -> None:

@@ -21,7 +21,7 @@ from opticstream.pipeline.cleaned import CLEANED
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stale import stale_results
-from opticstream.pipeline.verify_uploads import verified_uploads
+from opticstream.pipeline.verify_uploads import OpenTargets, verified_uploads
 from opticstream.publish.opening import ReadSecret
 from opticstream.state import FactsView
 from opticstream.system.disk import sync_path
@@ -70,13 +70,14 @@ def clean_up(
     show_kept : bool
         Also yield mosaics that keep their files, with the reason.
     """
+    opened = OpenTargets(project, secrets)
     snapshot = project.facts.snapshot()
     stale = {_mosaic_of(one.item) for one in stale_results(project, snapshot)}
     mosaics = sorted({mosaic for item in snapshot.items() if (mosaic := _mosaic_of(item)) is not None})
     for mosaic in filter(chosen, mosaics):
         plan = _planned(project, mosaic, snapshot, is_stale=mosaic in stale)
         if plan.files and not plan.kept:
-            if differs := _first_difference(project, mosaic, secrets):
+            if differs := _first_difference(project, mosaic, opened):
                 plan = CleanUp(mosaic, kept=differs)
             elif not dry_run:
                 plan = _removed(project, plan)
@@ -135,11 +136,11 @@ def _raw_identities(project: Project, batch: BatchId) -> Iterator[tuple[int, int
             yield status.st_dev, status.st_ino
 
 
-def _first_difference(project: Project, mosaic: MosaicId, secrets: ReadSecret) -> str:
+def _first_difference(project: Project, mosaic: MosaicId, opened: OpenTargets) -> str:
     """Return how a target differs from what was uploaded of a mosaic and its batches; empty if none does."""
     names = {target.target_name for target in project.config.publish.targets}
     checked: set[ItemId] = set()
-    for one in verified_uploads(project, lambda item: _mosaic_of(item) == mosaic, names, secrets):
+    for one in verified_uploads(project, lambda item: _mosaic_of(item) == mosaic, names, opened):
         if one.problem:
             return f"{one.item}: {one.target}: {one.key} {one.problem}"
         checked.add(one.item)

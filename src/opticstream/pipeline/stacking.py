@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from opticstream.io.atomic import atomic_folder
 from opticstream.model.chain import Step
-from opticstream.model.errors import InputError, StateError
+from opticstream.model.errors import InputError, OpticStreamError, StateError
 from opticstream.model.events import Event, SampleFailed, SampleUpdated, SliceReady, SliceRegistered
 from opticstream.model.ids import MosaicId, SampleId, SliceId
+from opticstream.pipeline.failures import describe, kind_of
 from opticstream.pipeline.jobs import (
     UPDATE_SAMPLE,
     Attempt,
@@ -61,6 +62,8 @@ def _add_waiting_slices(project: Project, attempt: Attempt) -> Iterator[Event]:
             outcome, made = _stack_slice(project, slice_id, UPDATE_SAMPLE, claim, attempt=attempt)
             if isinstance(outcome, Failed):
                 yield project.event(SampleFailed, SampleId(), slice_id=slice_id.slice_id, reason=outcome.reason)
+                if _left_out(project, slice_id, claim) and (update := last_update(project)) is not None:
+                    yield update  # the stacks can be published again
             elif made is not None:
                 yield project.event(
                     SampleUpdated,
@@ -96,22 +99,8 @@ def _stack_slice(
         facts.withdraw(slice_id, "stack_failed", reason="stacked by hand")
         if not facts.record(slice_id, "stacked", content) and changed:
             facts.replace(slice_id, "stacked", content, why="its part of the stacks was written again")
-        # The stacks grow with every slice, so the sample's record, always the latest, vouches for their files.
-        if changed:
-            for fact in ("uploaded", "upload_failed", "published", "publish_failed"):
-                facts.withdraw(SampleId(), fact, reason=f"slice {slice_id.slice_id} was added")
-        sample = {
-            "parameters_hash": content["parameters_hash"],
-            "inputs_hash": sha256_of_path(made[-1].outputs["slices"]),
-            "outputs": [facts.file_record(path, checksum=False) for path in made[-1].outputs.values()],
-            "detail": {
-                "slices": list(made[-1].slices),
-                "missing": list(made[-1].missing),
-                "attempt": claim.generation,
-                **_poses_detail(made[-1]),
-            },
-        }
-        facts.replace(SampleId(), "updated", sample, why=f"slice {slice_id.slice_id} added")
+        why = f"slice {slice_id.slice_id} was added"
+        _record_stacks(project, made[-1], claim, content["parameters_hash"], changed=changed, why=why)
         facts.journal.computed(slice_id, "stacked", spent)
 
     part = Part(slice_id, record, lambda: {"detail": {"attempt": claim.generation}})
@@ -131,6 +120,68 @@ def _poses_detail(made: UpdatedSample) -> dict[str, Any]:
             "unplaced": {str(n): reason for n, reason in sorted(made.unplaced.items())},
         }
     }
+
+
+def _record_stacks(
+    project: Project, made: UpdatedSample, claim: Claim, parameters_hash: str | None, *, changed: bool, why: str
+) -> None:
+    """Record the state of the stacks, which then wait for publication if they have changed.
+
+    The stacks grow with every slice, so the sample's record, always the latest, vouches for their files.
+    """
+    facts = project.facts
+    if changed:
+        for fact in ("uploaded", "upload_failed", "published", "publish_failed"):
+            facts.withdraw(SampleId(), fact, reason=why)
+    sample = {
+        "parameters_hash": parameters_hash,
+        "inputs_hash": sha256_of_path(made.outputs["slices"]),
+        "outputs": [facts.file_record(path, checksum=False) for path in made.outputs.values()],
+        "detail": {
+            "slices": list(made.slices),
+            "missing": list(made.missing),
+            "attempt": claim.generation,
+            **_poses_detail(made),
+        },
+    }
+    facts.replace(SampleId(), "updated", sample, why=why)
+
+
+def leave_out_parked_slices(project: Project, /) -> None:
+    """Take slices out of the stacks that were parked in the middle of being added, and that nobody is adding now."""
+    from opticstream.stages.sample import unfinished_slices
+
+    facts = project.facts
+    unfinished = map(SliceId, unfinished_slices(project.paths.sample_folder))
+    parked = [slice_id for slice_id in unfinished if facts.has(slice_id, "stack_failed")]
+    if not parked:
+        return
+    claim = facts.claim(SampleId(), UPDATE_SAMPLE.claim, lease_s=project.deployment.lease_s)
+    if claim is None:
+        return
+    with claim:
+        for slice_id in parked:
+            _left_out(project, slice_id, claim)
+
+
+def _left_out(project: Project, slice_id: SliceId, claim: Claim) -> bool:
+    """Take a parked slice out of the stacks if it was begun there; return whether that changed them.
+
+    What cannot be taken out now is taken out before the next publication.
+    """
+    from opticstream.stages.sample import leave_out_unfinished
+
+    facts = project.facts
+    try:
+        made = leave_out_unfinished(sample_input(project, slice_id))
+    except (OpticStreamError, OSError) as error:
+        facts.journal.failed(SampleId(), None, why=describe(error), kind=kind_of(error), stage=UPDATE_SAMPLE.name)
+        return False
+    known = facts.read(SampleId(), "updated")
+    if made is not None and known is not None:
+        why = f"slice {slice_id.slice_id} was left out"
+        _record_stacks(project, made, claim, known.parameters_hash, changed=True, why=why)
+    return made is not None
 
 
 def _crashes_without_progress(project: Project, claim: Claim) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -19,14 +20,22 @@ from opticstream.config import DeploymentSettings
 from opticstream.config.hours import is_within
 from opticstream.config.publish_targets import PublishTarget, What
 from opticstream.model.chain import Step, chain
-from opticstream.model.errors import ChangingStacksError, InputError, StateError, TargetUnavailable
+from opticstream.model.errors import (
+    ChangingStacksError,
+    ConfigurationError,
+    InputError,
+    StateError,
+    TargetUnavailable,
+    UploadError,
+)
 from opticstream.model.events import Event
-from opticstream.model.ids import BatchId, ItemId
+from opticstream.model.ids import BatchId, ItemId, SampleId
 from opticstream.pipeline.bindings import due_items
 from opticstream.pipeline.failures import describe, kind_of
 from opticstream.pipeline.jobs import Attempt, Result, Skipped, announcements, once, perform
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.publishing import bids_dataset, publish_files
+from opticstream.pipeline.stacking import leave_out_parked_slices
 from opticstream.pipeline.stale import stale_results
 from opticstream.pipeline.under_way import shown_under_way
 from opticstream.publish.ledger import Asset, Ledger
@@ -39,6 +48,11 @@ from opticstream.publish.transfer import Published, Transfer
 from opticstream.state import Claim, FactsSnapshot, FileRecord
 from opticstream.state.record import sha256_of_path
 
+TakeSlots = Callable[[int, Callable[[], object]], AbstractContextManager[int]]
+"""Returns a context with the number of transfers that may be under way at the same time, of those that are wanted.
+While none may, the callable is called now and then. Raises TargetUnavailable if that takes too long."""
+_SHARE_BYTES = 2**30
+"""Files that are sent with the same slots, in bytes: then other hosts may be next."""
 _LOOK_AGAIN_S = 5.0
 """Time between two looks for results to publish during an upload, in seconds."""
 _DATASET_ATTEMPTS = 5
@@ -64,6 +78,7 @@ def upload_pending(
     only: Callable[[ItemId], bool] = lambda _item: True,
     targets: Collection[str] | None = None,
     show: Callable[[], object] = lambda: None,
+    slots: TakeSlots = lambda wanted, _meanwhile: nullcontext(wanted),
 ) -> Iterator[Event]:
     """Publish and upload everything that waits, and yield the events to announce as it happens.
 
@@ -81,9 +96,11 @@ def upload_pending(
         Upload to these targets only. An item is `uploaded` once all of its targets hold it.
     show : callable
         Called now and then during uploads, to show how far they are.
+    slots : TakeSlots
+        Keeps the transfers of all hosts within a limit; default: none but the host's own.
     """
     yield from _publish_due(project, attempt)
-    uploads = _Uploads(project, secrets, targets, partial(_publish_due, project, attempt), show)
+    uploads = _Uploads(project, secrets, targets, partial(_publish_due, project, attempt), show, slots)
     tried: set[tuple[ItemId, str]] = set()
     while True:
         queue = [
@@ -102,6 +119,7 @@ def upload_pending(
             if time.monotonic() > end:
                 break
         else:
+            uploads.send_lost_dataset_files()
             return
 
 
@@ -110,6 +128,8 @@ def _publish_due(project: Project, attempt: Attempt) -> Iterator[Event]:
     for item, step in upload_queue(project, project.facts.snapshot()):
         if step.uploads or not project.facts.has(item, step.after):  # withdrawn in the meantime
             continue
+        if isinstance(item, SampleId):
+            leave_out_parked_slices(project)
         work = partial(_publish, project, item, step.after, attempt)
         yield from announcements(project, item, step, perform(project, item, step, work))
 
@@ -135,8 +155,10 @@ class _Uploads:
         targets: Collection[str] | None,
         publish: Callable[[], Iterator[Event]],
         show: Callable[[], object],
+        slots: TakeSlots,
     ) -> None:
         self._project = project
+        self._slots = slots
         self._show = show
         self._secrets = secrets
         self._publish = publish
@@ -203,10 +225,14 @@ class _Uploads:
                     self._show()
                     self._looked = time.monotonic()
 
-            threads = self._project.deployment.upload_transfers
-            transfer = Transfer(target, ledger, self._pace, threads, passed)
-            self._send_dataset_files(transfer)
-            return [transfer.send(file) for file in files]
+            wanted = self._project.deployment.upload_transfers
+            assets: list[Asset] = []
+            for share in _shares(files):
+                with self._slots(wanted, lambda: passed(0)) as threads:
+                    transfer = Transfer(target, ledger, self._pace, threads, passed)
+                    self._send_dataset_files(transfer)
+                    assets += [transfer.send(file) for file in share]
+            return assets
 
     def _send_dataset_files(self, transfer: Transfer) -> None:
         """Send the files that belong to all items, such as tables of samples, unless this run has just sent them.
@@ -227,6 +253,23 @@ class _Uploads:
                 self._sent[transfer.target.name, file.key] = sent.sha256
                 break
 
+    def send_lost_dataset_files(self) -> None:
+        """Send the files that belong to all items to the targets that were found to have lost them."""
+        for settings in self._project.config.publish.targets:
+            name = settings.target_name
+            held = Ledger(self._project.paths.base, name).assets()
+            lost = [file for file in dataset_files(self._project, name) if file.key not in held]
+            if not (held and lost) or name in self._unavailable:
+                continue
+            try:
+                target, ledger = self._target(settings)
+                with self._slots(1, lambda: None) as threads:
+                    self._send_dataset_files(Transfer(target, ledger, self._pace, threads))
+            except (ConfigurationError, UploadError) as error:
+                self._project.facts.journal.failed(
+                    SampleId(), None, why=describe(error), kind=kind_of(error), stage="upload"
+                )
+
     def _target(self, settings: PublishTarget) -> tuple[RemoteTarget, Ledger]:
         name = settings.target_name
         if name not in self._open:
@@ -234,6 +277,16 @@ class _Uploads:
             target = open_remote_target(settings, self._secrets, patience)
             self._open[name] = (target, Ledger(self._project.paths.base, name))
         return self._open[name]
+
+
+def _shares(files: Sequence[Published]) -> list[list[Published]]:
+    """Return files, in their order, in shares that are not large; a large file is one of its own."""
+    shares: list[list[Published]] = [[]]
+    for file in files:
+        if shares[-1] and sum(one.size for one in shares[-1]) + file.size > _SHARE_BYTES:
+            shares.append([])
+        shares[-1].append(file)
+    return shares
 
 
 def what_of(item: ItemId, /) -> What:

@@ -1,8 +1,8 @@
 """What each remote target holds of a project, so that a rerun sends nothing twice.
 
 Each host appends to a file of its own, ``state/uploads/{target}.{host}.jsonl``, a line for each file or store that was
-verified; the last line about a key counts. A line that a crash has cut is skipped: the file is then compared with the
-target again.
+verified, or found to be lost; the last line about a key counts. A line that a crash has cut is skipped: the file is
+then compared with the target again.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from opticstream.state.record import time_to_text
 from opticstream.system.disk import sync_handle
 from opticstream.system.host import HostIdentity
 
 FOLDER = Path("state", "uploads")
+_LOST = -1
+"""Size in a line about what a target does not hold any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +83,29 @@ class Ledger:
     def assets(self) -> Mapping[str, Asset]:
         """Return the last line about each key."""
         if self._known is None:
-            self._known = {}
+            last: dict[str, Asset] = {}
             for path in sorted(self._folder.glob(f"{self._target}.*.jsonl")):
                 for asset in _assets_in(path):
-                    known = self._known.get(asset.key)
+                    known = last.get(asset.key)
                     if known is None or known.verified <= asset.verified:
-                        self._known[asset.key] = asset
+                        last[asset.key] = asset
+            self._known = {key: asset for key, asset in last.items() if asset.size != _LOST}
         return self._known
+
+    def forget(self, key: str, /, *, place: str) -> None:
+        """Note that the target does not hold what was verified under a key."""
+        now = time_to_text(datetime.now(UTC))
+        self._append(Asset(key, _LOST, "", "", place, now, 0))
+        if self._known is not None:
+            self._known.pop(key, None)
 
     def add(self, asset: Asset, /) -> None:
         """Append an asset; it is on the disk when this returns."""
+        self._append(asset)
+        if self._known is not None:
+            self._known[asset.key] = asset
+
+    def _append(self, asset: Asset) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{self._target}.{HostIdentity.current().host}.jsonl"
         line = json.dumps(asset.to_json(), ensure_ascii=False) + "\n"
@@ -101,8 +118,6 @@ class Ledger:
             sync_handle(handle, path)
         finally:
             os.close(handle)
-        if self._known is not None:
-            self._known[asset.key] = asset
 
 
 def _assets_in(path: Path) -> list[Asset]:

@@ -115,7 +115,13 @@ def _same(held: Held, known: Asset) -> bool:
 def differences(target: RemoteTarget, asset: Asset, /, *, contents: bool = False) -> str | None:
     """Return how what a target holds now differs from what was verified when it was uploaded; None if it does not.
 
-    With `contents`, single files are read back and their SHA-256 is compared, too.
+    A file whose mark has changed, because the target has copied or encrypted it anew, is read back and its SHA-256 is
+    compared. With `contents`, every single file is.
+
+    Raises
+    ------
+    UploadError
+        The target gives no digest at present; TargetUnavailable if it does not answer.
     """
     found = target.look(asset.key) if asset.files == 1 else None
     held = target.look_store(asset.key) if found is None else found
@@ -125,12 +131,14 @@ def differences(target: RemoteTarget, asset: Asset, /, *, contents: bool = False
         return f"has {held.files} files, expected {asset.files}"
     if held.size != asset.size:
         return f"holds {held.size} bytes, expected {asset.size}"
-    if held.mark != asset.mark:
-        return f"holds other bytes: its mark is {held.mark[:16]}…, expected {asset.mark[:16]}…"
-    if contents and found is not None:
+    if found is not None and (contents or held.mark != asset.mark):
         sha256 = target.read_sha256(asset.key)
         if sha256 != asset.sha256:
-            return f"has the SHA-256 {sha256[:12]}…, expected {asset.sha256[:12]}…"
+            return f"holds other bytes: their SHA-256 is {sha256[:12]}…, expected {asset.sha256[:12]}…"
+    elif held.mark != asset.mark:
+        if not held.mark:
+            raise UploadError(f"{target.name} ({target.place}): gives no digest of {asset.key} at present")
+        return f"holds other bytes: its mark is {held.mark[:16]}…, expected {asset.mark[:16]}…"
     return None
 
 

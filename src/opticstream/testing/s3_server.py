@@ -62,14 +62,7 @@ class RcloneServer:
 
     def client(self) -> Any:
         """Return a client that changes what the server holds; the server does not see changes of its folder."""
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            config=Config(request_checksum_calculation="when_required"),
-        )
+        return client_of(self.endpoint)
 
     def stop(self) -> None:
         """Kill the server, as a crash would."""
@@ -184,6 +177,18 @@ def error_answer(status: int, code: str, message: str = "", /, **headers: str) -
     more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
     head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{more}\r\n"
     return head.encode() + body
+
+
+def client_of(endpoint: str, /) -> Any:
+    """Return a client of a server with the keys of the tests."""
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        config=Config(request_checksum_calculation="when_required"),
+    )
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         changed = bool(written or blanked) or entry.get("without_axis", "") != new.without_axis
         changed = changed or any(other.get("moving") for other in ledger.slices.values())
         moved: dict[int, _Placed] = {}
-        book = PoseBook.read(new.folder / FILE_NAME) if new.settings.align != "none" else None
+        book = _book(new)
         if changed:
             placed = _place(new, ledger, prints, book)
             mine = placed.pop(new.slice_id, None)
@@ -127,7 +127,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
             moved = {n: pose for n, pose in placed.items() if _is_moved(ledger.slices[n], pose)}
             # Marked before it is written: after a crash in the middle this slice, and no other, counts as not there.
             kept = {name: value for name, value in done.items() if name not in written}
-            ledger.slices[new.slice_id] = {"state": "writing", "stacks": kept}
+            ledger.slices[new.slice_id] = {**entry, "state": "writing", "stacks": kept}
             for n in moved:
                 ledger.slices[n]["moving"] = True
             ledger.write(new)
@@ -152,7 +152,65 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         for entry in ledger.slices.values():
             entry.pop("correcting", None)
         ledger.write(new)
-        preview = _preview(new, ledger)
+        return _updated(new, ledger, book, changed=changed, moved=tuple(sorted(moved)), corrected=corrected)
+
+
+def leave_out_unfinished(new: SampleInput, /) -> UpdatedSample | None:
+    """Make the place of a slice that was begun and not finished a gap in the stacks whose part of it is not whole.
+
+    Parts that were whole before stay. Returns the state of the stacks; None if the slice is not unfinished.
+
+    Raises
+    ------
+    StateError
+        The ledger cannot be read.
+    """
+    with _lock(new.folder):
+        ledger = _Ledger.read(new.folder / "slices.json")
+        entry = ledger.slices.get(new.slice_id, {})
+        if entry.get("state") != "writing":
+            return None
+        kept = entry.get("stacks", {})
+        for path in (*new.folder.glob("*.nii"), *new.folder.glob("*.ome.zarr")):
+            name = path.name.removesuffix(".nii").removesuffix(".ome.zarr")
+            if name not in kept:
+                _blank(path, new.slice_id)
+        if kept:
+            ledger.slices[new.slice_id] = {**entry, "state": "present"}
+        else:
+            del ledger.slices[new.slice_id]
+        ledger.write(new)
+        return _updated(new, ledger, _book(new), changed=True)
+
+
+def unfinished_slices(folder: Path, /) -> tuple[int, ...]:
+    """Return the slices that are being added to the stacks, or were begun and never finished.
+
+    Raises
+    ------
+    StateError
+        The ledger cannot be read.
+    """
+    slices = _Ledger.read(folder / "slices.json").slices
+    return tuple(sorted(number for number, entry in slices.items() if entry.get("state") == "writing"))
+
+
+def _book(new: SampleInput) -> PoseBook | None:
+    """Return the poses of the slices; None where they are not aligned."""
+    return PoseBook.read(new.folder / FILE_NAME) if new.settings.align != "none" else None
+
+
+def _updated(
+    new: SampleInput,
+    ledger: _Ledger,
+    book: PoseBook | None,
+    *,
+    changed: bool,
+    moved: tuple[int, ...] = (),
+    corrected: Sequence[CorrectedStack] = (),
+) -> UpdatedSample:
+    """Return the state of the stacks, and draw their preview."""
+    preview = _preview(new, ledger)
     outputs = {f"{name}_{kind}": path for name in ledger.stacks() for kind, path in _stack_files(new, name)}
     outputs["slices"] = new.folder / "slices.json"
     if book is not None and book.path.exists():
@@ -168,7 +226,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         without_axis=ledger.without_axis(),
         changed=changed,
         preview=preview,
-        moved=tuple(sorted(moved)),
+        moved=moved,
         poses=dict(book.poses) if book is not None else {},
         poses_version=book.version if book is not None else 0,
         unplaced={n: reason for n in ledger.present() if (reason := ledger.slices[n].get("pose", {}).get("failure"))},
@@ -201,10 +259,8 @@ def stacks_at_rest(folder: Path, /) -> Callable[[], None]:
     """
     path = folder / "slices.json"
     before = path.read_bytes()
-    if any(
-        entry.get("state") == "writing" or entry.get("moving") or entry.get("correcting")
-        for entry in _Ledger.read(path).slices.values()
-    ):
+    slices = _Ledger.read(path).slices.values()
+    if any(entry.get("state") == "writing" or entry.get("moving") or entry.get("correcting") for entry in slices):
         raise ChangingStacksError(f"{folder}: a slice is being added; the stacks are published afterwards")
 
     def still() -> None:
@@ -337,11 +393,16 @@ def _is_stack_of_maps(new: SampleInput, name: str) -> bool:
 
 def _blank_map(new: SampleInput, name: str) -> None:
     """Make the place of the slice in a stack of maps a gap."""
-    for form, path in _stack_files(new, name):
-        if form == "nifti":
-            blank_slice(path, new.slice_id - 1)
-        else:
-            SliceStore.opened(path).remove(new.slice_id - 1)
+    for _form, path in _stack_files(new, name):
+        _blank(path, new.slice_id)
+
+
+def _blank(path: Path, slice_id: int) -> None:
+    """Make the place of a slice in a stack a gap."""
+    if path.suffix == ".nii":
+        blank_slice(path, slice_id - 1)
+    else:
+        SliceStore.opened(path).remove(slice_id - 1)
 
 
 def _image_reader(image: NDArray[Any]) -> Callable[[slice, slice], NDArray[Any]]:
