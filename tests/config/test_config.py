@@ -169,6 +169,17 @@ class TestMaskForRegistration:
         data = {**MINIMAL, "processing": {"registration": {"use_mask": used}}}
         assert config_from_mapping(data).processing.registration.mask_file_type == expected
 
+    def test_a_choice_can_be_changed_although_settings_of_the_former_one_are_given(self):
+        fiji = {"processing": {"coordinates": {"method": "fiji", "regression_threshold": 0.4, "margin_px": 9}}}
+        for method, own in (("nominal", ()), ("native", ("correct_distortion",))):
+            changed = config_from_mapping(MINIMAL | fiji, overrides={"processing.coordinates.method": method})
+            assert changed.processing.coordinates.method == method
+            assert changed.processing.coordinates.margin_px == 9
+            assert {*type(changed.processing.coordinates).model_fields} >= {*own}
+        whole = config().model_dump(mode="json")  # as a flow run keeps it: with every setting
+        both = {"processing.coordinates.regression_threshold": 0.5, "processing.coordinates.method": "fiji"}
+        assert config_from_mapping(whole, overrides=both).processing.coordinates.regression_threshold == 0.5
+
     def test_old_keys_work_as_overrides(self):
         chosen = config(**{"processing.mask.mask_file_type": OptionText("")}).processing
         assert (chosen.registration.mask_file_type, chosen.mask.made_from) == ("", "")

@@ -101,8 +101,8 @@ def found_by(host: Host) -> BatchReady:
 
 
 def made_in(folder: Path) -> list[Path]:
-    """All files and folders, but what the watch notes of disks, by a thread of its own."""
-    return sorted(path for path in folder.rglob("*") if "conditions" not in path.parts)
+    """All files and folders, but what the watch notes of disks and quality, by a thread of its own."""
+    return sorted(path for path in folder.rglob("*") if "conditions" not in path.parts and "quality" not in path.name)
 
 
 def worked_off(project: Project, events: list[Event]) -> LocalBus:

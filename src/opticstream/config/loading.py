@@ -14,7 +14,14 @@ from pydantic import BaseModel, ValidationError
 from opticstream.config.coordinates import FileCoordinates
 from opticstream.config.engines import MatlabEngine
 from opticstream.config.old_keys import with_new_keys
-from opticstream.config.overrides import fill_in_default, flat_parameter_path, readings, set_in_tables, suggestion
+from opticstream.config.overrides import (
+    fill_in_default,
+    flat_parameter_path,
+    leave_former_choice,
+    readings,
+    set_in_tables,
+    suggestion,
+)
 from opticstream.config.path_map import PathMapping, is_absolute_path, path_here
 from opticstream.config.project import ProjectConfig
 from opticstream.model.errors import ConfigurationError, FileFormatError
@@ -185,6 +192,8 @@ def _with_overrides(tables: Any, overrides: Mapping[str, Any], source: str) -> P
     first_error: ValidationError | None = None
     while True:
         merged = json.loads(json.dumps(tables))
+        for path, possible in open_readings.items():
+            leave_former_choice(merged, path, possible[0])
         places = {
             path: set_in_tables(merged, path, possible[0], source=source) for path, possible in open_readings.items()
         }

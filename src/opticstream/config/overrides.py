@@ -201,6 +201,35 @@ def fill_in_default(tables: dict[str, Any], path: str, /) -> None:
         kind, tables = field.annotation, tables.setdefault(part, {})
 
 
+def leave_former_choice(tables: Mapping[str, Any], path: str, value: Any, /) -> None:
+    """Where `path` names a choice (`processing.coordinates.method`), take out what the choice does not know.
+
+    So a choice can be changed although the table holds settings of the former one.
+    """
+    from opticstream.config.project import ProjectConfig
+
+    kind: type[BaseModel] = ProjectConfig
+    *parents, key = path.split(".")
+    table: Any = tables
+    for part in parents:
+        field = kind.model_fields.get(part)
+        table = table.get(part) if isinstance(table, dict) else None
+        if field is None or not isinstance(table, dict):
+            return
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            chosen = [model for model in models_in(field.annotation) if _choice_of(model, key) == value]
+            if len(chosen) == 1:
+                for name in table.keys() - chosen[0].model_fields.keys():
+                    del table[name]
+            return
+        kind = field.annotation
+
+
+def _choice_of(model: type[BaseModel], key: str) -> Any:
+    field = model.model_fields.get(key)
+    return field.default if field is not None else None
+
+
 def set_in_tables(data: Any, path: str, value: Any, /, *, source: str) -> str:
     """Set a value in nested tables and lists, in place, and return its path with the index of each list item.
 
