@@ -35,7 +35,7 @@ from opticstream.model.ids import TileId
 from opticstream.sim.demo import project_text
 from opticstream.sim.presets import full_size_phantom
 from opticstream.sim.tiles import TileSimulator
-from opticstream.stages.tile._archive_writers import GzipWriter, SpectraContent, SpectraZarrWriter
+from opticstream.stages.tile import GzipWriter, SpectraContent, SpectraZarrWriter
 from opticstream.testing.raw_tiles import nifti_header
 
 

@@ -17,7 +17,7 @@ from opticstream.pipeline.progress import is_finished
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.retry import apply_plan, retry_plan
 from opticstream.pipeline.uploads import upload_pending, upload_queue
-from opticstream.stages.sample import _update_sample, stacks_at_rest, unfinished_slices
+from opticstream.stages.sample import stacks_at_rest, unfinished_slices
 from opticstream.state.record import sha256_of_path
 from opticstream.state.verify import verify
 from opticstream.testing.slice_phantom import Picture, make_slice
@@ -111,6 +111,9 @@ def test_a_failure_names_the_sample_and_is_announced(project, monkeypatch):
     assert project.facts.has(ALL, "publish_failed")
 
 
+STACKS = "opticstream.stages.sample._update_sample"
+
+
 class Cut(Exception):
     """The share is gone in the middle of a slice."""
 
@@ -124,7 +127,7 @@ def begun(project, monkeypatch) -> Project:
     def cut(*_arguments):
         raise Cut("in the middle")
 
-    monkeypatch.setattr(_update_sample, "_put_volumes", cut)
+    monkeypatch.setattr(f"{STACKS}._put_volumes", cut)
     return project
 
 
@@ -156,13 +159,12 @@ def test_a_slice_that_could_not_be_taken_out_when_it_was_parked_is_taken_out_bef
     def full(*_arguments):
         raise OSError(28, "No space left on device")
 
-    blank = _update_sample._blank
-    monkeypatch.setattr(_update_sample, "_blank", full)
-    assert [type(event) for event in stacking.update_sample(begun)] == [SampleFailed]
-    list(upload_pending(begun))
-    assert not begun.facts.has(ALL, "published")
-    assert not begun.facts.has(ALL, "publish_failed")
-    monkeypatch.setattr(_update_sample, "_blank", blank)
+    with monkeypatch.context() as disk:
+        disk.setattr(f"{STACKS}._blank", full)
+        assert [type(event) for event in stacking.update_sample(begun)] == [SampleFailed]
+        list(upload_pending(begun))
+        assert not begun.facts.has(ALL, "published")
+        assert not begun.facts.has(ALL, "publish_failed")
     list(upload_pending(begun))
     assert published(begun) == stacks(begun)
 
@@ -172,7 +174,7 @@ def test_late_volumes_that_are_parked_leave_the_maps_of_their_slice(project, mon
     list(stacking.update_sample(project))
     held = {path: np.array(read_nifti(path)) for path in project.paths.sample_folder.glob("*.nii")}
     record_volume(project, MosaicId(3), 1.0, shape=(24, 20, 8))
-    monkeypatch.setattr(_update_sample, "_put_volumes", lambda *_arguments: 1 / 0)
+    monkeypatch.setattr(f"{STACKS}._put_volumes", lambda *_arguments: 1 / 0)
     events = list(stacking.update_sample(project))
     assert [type(event) for event in events] == [SampleFailed, SampleUpdated]
     assert events[-1].slices == (1, 2)

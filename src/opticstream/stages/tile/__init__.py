@@ -15,7 +15,7 @@ from opticstream.stages.tile._archive_tile import (
     verify_archive,
     verify_archives,
 )
-from opticstream.stages.tile._archive_writers import SpectraContent
+from opticstream.stages.tile._archive_writers import GzipWriter, SpectraContent, SpectraZarrWriter
 from opticstream.stages.tile._compare_engines import Comparison, Difference, compare_engines
 from opticstream.stages.tile._enface_maps import MAKERS, makes
 from opticstream.stages.tile._import_tile import Counts, ImportedTile, RecordingFacts, facts_of_recording, import_tile
@@ -37,11 +37,13 @@ __all__ = [
     "Comparison",
     "Counts",
     "Difference",
+    "GzipWriter",
     "ImportedTile",
     "MatlabTiles",
     "OutputFile",
     "RecordingFacts",
     "SpectraContent",
+    "SpectraZarrWriter",
     "TileFigures",
     "TileResult",
     "Verification",
