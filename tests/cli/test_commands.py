@@ -153,8 +153,7 @@ def test_status_names_what_a_changed_setting_has_put_out_of_date(processed):
     file.write_text(text + "\n[processing.stitch]\nshading_correction = true\n")
     data = json.loads(call("status", file, "--json").output)
     assert {(one["item"], one["fact"]) for one in data["stale"]} == {
-        ("mosaic-001", "stitched"),
-        ("mosaic-002", "stitched"),
+        (mosaic, fact) for mosaic in ("mosaic-001", "mosaic-002") for fact in ("stitched", "volume_stitched")
     }
     answer = call("status", file)
     assert "out of date 2 x mosaic stitched: processing.stitch.shading_correction: False -> True" in answer.output
