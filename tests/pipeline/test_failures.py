@@ -130,7 +130,7 @@ def fail_whole_batches(monkeypatch, error):
     def failing(project, tile):
         raise error
 
-    monkeypatch.setattr(batches, "_archive_name", failing)
+    monkeypatch.setattr(batches, "_archive_names", failing)
 
 
 def run_once(project, folder):

@@ -32,6 +32,8 @@ from opticstream.testing.stitched_project import record_stitched, record_volume,
 SHAPE = (120, 100)
 BEAMS = (Picture(shape=SHAPE), Picture(tilt_deg=-15.0, shape=SHAPE, shift_px=(4.0, -3.0)))
 NO_VOLUMES = "\n[processing.volume]\nenabled = false\n"
+AS_IMAGED = '\n[processing.sample]\nalign = "none"\nintensity = { enabled = false }\n'
+"""Slices lie in the stacks as they are: with the same values at the same places."""
 
 
 def phantom(seed: int) -> SlicePhantom:
@@ -66,7 +68,7 @@ def pair() -> tuple[SlicePhantom, SlicePhantom]:
 
 def test_a_failed_registration_stops_the_axis_and_not_the_slice(pair, tmp_path: Path) -> None:
     good, other = pair
-    project = stitched_project(tmp_path, [of_two_slices(good, other), good], more=NO_VOLUMES)
+    project = stitched_project(tmp_path, [of_two_slices(good, other), good], more=NO_VOLUMES + AS_IMAGED)
     bus = run(project, 1, 2)
 
     first, second = project_progress(project).slices
@@ -162,7 +164,7 @@ def test_a_slice_without_any_mosaic_has_failed(pair, tmp_path: Path) -> None:
 
 def test_a_project_of_one_illumination_gets_its_stacks(tmp_path: Path) -> None:
     only = make_slice((Picture(shape=SHAPE),), seed=4)
-    project = stitched_project(tmp_path, [only, only], more=NO_VOLUMES)
+    project = stitched_project(tmp_path, [only, only], more=NO_VOLUMES + AS_IMAGED)
     bus = run(project, 1, 2)
     assert [s.stacked for s in project_progress(project).slices] == [True, True]
     assert project_progress(project).failures == ()
@@ -171,7 +173,7 @@ def test_a_project_of_one_illumination_gets_its_stacks(tmp_path: Path) -> None:
 
 
 def test_volumes_that_are_stitched_later_join_the_sample_when_they_are_announced(pair, tmp_path: Path) -> None:
-    project = stitched_project(tmp_path, list(pair))
+    project = stitched_project(tmp_path, list(pair), more=AS_IMAGED)
     run(project, 1, 2)
     assert not (project.paths.sample_folder / "normal_dBI.ome.zarr").exists()
     record_volume(project, MosaicId(3), 5.0, shape=(*SHAPE, 10))
