@@ -16,8 +16,9 @@ from opticstream.pipeline.progress import is_finished, project_progress
 from opticstream.pipeline.project import Project
 from opticstream.state.verify import verify
 
-_NOT_RESULTS = {"state", "validation"}
-"""Folders of a project whose content depends on when things happened."""
+_NOT_RESULTS = {"state", "validation", "intensity"}
+"""Folders of a project whose content depends on when things happened; what the sample's brightness keeps of slices and
+pairs (`sample/intensity/`) is made where it is needed."""
 
 
 @dataclass(frozen=True)
