@@ -54,7 +54,7 @@ def fill(disk: Path, *, free_kb: int) -> Path:
         pytest.param("batch.ready", 900, marks=pytest.mark.slow),
         pytest.param("batch.ready", 0, marks=pytest.mark.slow),
         pytest.param("mosaic.ready", 300, marks=pytest.mark.slow),
-        ("mosaic.stitched", 2000),
+        pytest.param("mosaic.stitched", 2000, marks=pytest.mark.slow),
         pytest.param("slice.ready", 200, marks=pytest.mark.slow),
         pytest.param("slice.registered", 500, marks=pytest.mark.slow),
     ],

@@ -62,6 +62,7 @@ def test_no_text_of_the_commands_holds_markup():
     assert found == []
 
 
+@pytest.mark.slow
 def test_a_project_with_any_name_is_checked_and_shown(tmp_path):
     name = "I55 [slice] [/left] :x: {{y}} 100%"
     folder = tmp_path / "old [2024] [red]"

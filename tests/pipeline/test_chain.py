@@ -210,6 +210,7 @@ def test_a_result_that_is_gone_when_it_is_to_be_published_is_told_and_not_passed
     assert not project.facts.has(MosaicId(1), "published")
 
 
+@pytest.mark.slow
 def test_a_slice_that_cannot_be_stacked_is_parked_and_retried(acquisition, monkeypatch):
     from opticstream.stages import sample
 
@@ -277,6 +278,7 @@ def test_a_tile_that_vanishes_after_it_was_found_is_named(acquisition):
     assert [m.state for m in project_progress(project).mosaics] == ["stitched", "stitched"]
 
 
+@pytest.mark.slow
 def test_a_later_mosaic_waits_for_the_template_and_is_taken_up_when_it_appears(acquired, tmp_path):
     """Slice 2 comes first: its mosaics wait, and go on once slice 1 has made the templates."""
     folder = Path(shutil.copytree(acquired, tmp_path / "acquisition"))

@@ -61,6 +61,7 @@ def test_a_batch_of_which_no_tile_is_good_stops_no_other_batch_and_is_stitched_a
     assert project.facts.has(SliceId(1), "ready")
 
 
+@pytest.mark.slow
 def test_a_mosaic_that_is_lost_stops_its_slices_axis_and_no_other_slice(two_slices):
     spoil(two_slices, "mosaic_002_*")
     project, bus = processed(two_slices)

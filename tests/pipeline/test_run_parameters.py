@@ -107,6 +107,7 @@ def test_what_is_done_again_belongs_to_the_run_that_does_it(registered, tmp_path
     assert not registered.facts.has(MosaicId(2), "ready"), "what nobody found is not made ready"
 
 
+@pytest.mark.slow
 def test_the_whole_chain_of_a_run_uses_its_parameters_and_status_tells_what_they_put_out_of_date(acquired, tmp_path):
     folder = Path(shutil.copytree(acquired, tmp_path / "acquired"))
     registered = Project.open(load_project(folder / "project.toml"), deployment=DeploymentSettings(attempts=1))

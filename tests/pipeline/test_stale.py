@@ -219,6 +219,7 @@ def test_a_batch_whose_raw_files_are_gone_keeps_its_good_results(done):
     assert (BatchId(1, 2), "processed") in plan.withdraw
 
 
+@pytest.mark.slow
 def test_a_tile_that_fails_under_the_new_settings_is_not_stitched_from_the_old_ones(done):
     raw = next((done / "raw").glob("mosaic_001_image_0002_*"))
     os.truncate(raw, 1000)

@@ -225,6 +225,7 @@ def test_one_row_of_clear_tiles_with_a_large_jump_of_the_stage():
     assert position_errors(found.positions_px, mosaic.true_px, every).max() < 0.6
 
 
+@pytest.mark.slow
 def test_two_faint_maps_place_every_tile_that_shares_texture_within_three_pixels():
     """The hard case: half of the tiles blank, speckle contrast 1, a third of the usual contrast."""
     mosaic = synthetic_mosaic(

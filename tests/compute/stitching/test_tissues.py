@@ -56,6 +56,7 @@ def test_a_tile_that_hangs_on_one_faint_link_is_found():
     assert placement_errors(found.positions_px, mosaic).max() < 1.5
 
 
+@pytest.mark.slow
 def test_uncertainties_describe_the_errors_on_every_tissue():
     scaled = []
     for seed, tissue in enumerate(("fibres", "cortex", "bundles")):

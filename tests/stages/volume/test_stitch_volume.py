@@ -348,6 +348,7 @@ def killed_after_one_block(case, out: Path) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_run_with_another_tile_starts_anew(tmp_path):
     """The change lies where no sample of the file is looked at, and its size is the same."""
     made = make_case(tmp_path / "p", products=("aip",), volumes=("dBI",))

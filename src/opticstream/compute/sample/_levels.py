@@ -50,7 +50,7 @@ def block_power(volume_db: ArrayLike, /, *, side: int = BLOCK_PX) -> Single:
 
     Examples
     --------
-    >>> block_power([[[10.0], [0.0]], [[np.nan], [10.0]]], side=2).tolist()
+    >>> block_power([[[10.0], [0.0]], [[np.nan], [10.0]]], side=2).round(3).tolist()
     [[[7.0]]]
     """
     volume = np.asarray(volume_db, np.float32)

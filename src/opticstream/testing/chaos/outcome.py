@@ -98,7 +98,7 @@ def _wrong_facts(project: Project, calm: Outcome, unwritten: int) -> Iterator[st
         yield f"{item} {fact}: recorded in one of the two runs only"
     lines = Counter((e.event, f"{e.item.key} {e.fact}") for e in project.facts.journal.entries())
     for (event, work), count in lines.items():
-        if event in ("computed", "recorded") and count > 1 + lines["withdrawn", work]:
+        if event in ("computed", "recorded") and count > 1 + lines["withdrawn", work] + lines["replaced", work]:
             yield f"{work}: {event} {count} times"
     done = {work for event, work in lines if event == "computed"}
     for work in sorted(done - calm.computed.keys()):
