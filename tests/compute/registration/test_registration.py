@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opticstream.compute.registration import PlanarTransform, register_images
+from opticstream.compute.registration import PlanarTransform, register_images, resample_image, resample_orientation
 from opticstream.compute.registration._rough_search import correlation_peaks
 from opticstream.testing.slice_phantom import BeamMaps, Picture, make_slice, mapping_error_px
 
@@ -190,3 +190,21 @@ def test_the_shift_of_highest_correlation_is_found_over_all_shifts() -> None:
     score, shift = correlation_peaks(whole[:60, :60], np.ones((60, 60), bool), whole[25:, 10:], count=1)[0]
     np.testing.assert_array_equal(shift, [25, 10])
     assert score > 50
+
+
+@pytest.mark.parametrize("offset", [(0, 0), (3, -2), (-5, 4), (40, 0), (0, -60)])
+def test_a_shift_by_whole_pixels_gives_what_the_interpolation_gives(offset) -> None:
+    image = np.random.default_rng(5).normal(size=(21, 17)).astype(np.float32)
+    image[4:6, 3] = np.nan
+    whole = PlanarTransform(np.eye(2), np.array(offset, float))
+    nearly = PlanarTransform(np.eye(2), np.array(offset) + 1e-9)
+    assert whole.is_whole_pixel_shift
+    assert not nearly.is_whole_pixel_shift
+    shape = (25, 19)
+    np.testing.assert_allclose(
+        resample_image(image, whole, shape=shape), resample_image(image, nearly, shape=shape), atol=1e-6
+    )
+    angle = np.asarray(80 * image / np.nanmax(np.abs(image)), np.float32)
+    np.testing.assert_allclose(
+        resample_orientation(angle, whole, shape=shape), resample_orientation(angle, nearly, shape=shape), atol=1e-3
+    )

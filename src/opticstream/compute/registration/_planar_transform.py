@@ -107,6 +107,12 @@ class PlanarTransform:
         scale = np.linalg.svd(self.matrix, compute_uv=False)
         return bool(np.linalg.det(self.matrix) > 0 and scale[1] > 0.6 and scale[0] < 1.7)
 
+    @property
+    def is_whole_pixel_shift(self) -> bool:
+        """Whether pixels go to pixels, without a rotation, stretch or bend."""
+        straight = self.displacement is None and np.array_equal(self.matrix, np.eye(2))
+        return straight and np.array_equal(self.offset, np.rint(self.offset))
+
     def coordinates(self, shape: tuple[int, int], rows: slice = slice(None), /) -> NDArray[np.float64]:
         """Return moving coordinates of the pixels of a fixed image, shape (2, rows, y)."""
         x = np.arange(shape[0], dtype=float)[rows, None]

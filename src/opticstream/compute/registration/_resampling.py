@@ -149,17 +149,30 @@ def _resample_planes(
     """Resample planes (n, x, y) that share their pixels without value; blocks of rows bound the memory."""
     from scipy.ndimage import map_coordinates as _map
 
+    from opticstream.compute.registration._kernels import interpolate_planes
+
     map_coordinates: Any = _map  # its types do not know this mode
     valid = np.asarray(np.isfinite(planes).all(0))
-    filled: NDArray[np.float32] = np.where(valid, planes, np.float32(0))
     out = np.full((len(planes), *shape), np.nan, np.float32)
-    order = 0 if nearest else 1
+    if mapping.is_whole_pixel_shift:
+        # Nothing lies between pixels: the same values without an interpolation.
+        offset = mapping.offset.astype(int)
+        low = np.maximum(-offset, 0)
+        high = np.maximum(np.minimum(shape, np.array(valid.shape) - offset), low)
+        to = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        source = tuple(slice(a + o, b + o) for a, b, o in zip(low, high, offset, strict=True))
+        out[:, *to] = np.where(valid[source], planes[:, *source], np.nan)
+        return out
+    filled: NDArray[np.float32] = np.where(valid, planes, np.float32(0))
     for first in range(0, shape[0], _ROWS):
         rows = slice(first, min(first + _ROWS, shape[0]))
         where = mapping.coordinates(shape, rows)
-        share = map_coordinates(valid.astype(np.float32), where, order=order, mode="grid-constant", prefilter=False)
+        if not nearest:
+            interpolate_planes(planes, valid, where, out[:, rows])
+            continue
+        share = map_coordinates(valid.astype(np.float32), where, order=0, mode="grid-constant", prefilter=False)
         good = share >= 0.5
         for source, target in zip(filled, out, strict=True):
-            value = map_coordinates(source, where, order=order, mode="grid-constant", prefilter=False)
+            value = map_coordinates(source, where, order=0, mode="grid-constant", prefilter=False)
             target[rows] = np.where(good, value / np.where(good, share, 1), np.nan)
     return out
