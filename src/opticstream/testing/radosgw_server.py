@@ -87,7 +87,7 @@ class RadosGateway:
         for name in ("mon", "osd", "rgw"):
             (self._folder / name).mkdir()
         fsid, disk, port = str(uuid.uuid4()), str(uuid.uuid4()), free_port()
-        self._conf.write_text(_CONF.format(fsid=fsid, port=port, folder=self._folder))
+        self._conf.write_text(_CONF.format(fsid=fsid, port=port, folder=self._folder), encoding="utf-8")
         monitors = self._folder / "monmap"
         self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v1:127.0.0.1:{port}]", str(monitors))
         self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", str(monitors))
