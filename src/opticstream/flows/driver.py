@@ -26,7 +26,7 @@ from opticstream.model.events import BatchReady, Event, TileReady
 from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.acquisition import RENEWED_EVERY_S, forget_acquisition, note_acquisition
 from opticstream.pipeline.arrivals import end_waiting, repaired_tiles, take_again
-from opticstream.pipeline.arriving import arriving, note_arriving
+from opticstream.pipeline.arriving import note_arriving
 from opticstream.pipeline.columns import takes_tiles_as_they_come
 from opticstream.pipeline.conditions import conditions
 from opticstream.pipeline.jobs import PROCESS_BATCH
@@ -282,9 +282,7 @@ class Driver:
     def _tell_of_arriving_tiles(self) -> None:
         """Note the tiles of columns that are not complete, and announce those that no run looks after."""
         for found in self.watcher.arriving():
-            note_arriving(self.project, self._event(found))
-            known = arriving(self.project, found.batch)
-            tiles = () if known is None else known.tiles()
+            tiles = note_arriving(self.project, self._event(found)).tiles()
             facts = self.project.facts
             waiting = [tile for tile in tiles if facts.facts_of(tile).isdisjoint(("processed", "failed"))]
             if waiting:

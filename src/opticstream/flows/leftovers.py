@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from opticstream.flows.surroundings import is_this_machine
+from opticstream.flows.pool_state import api_client
 
 _PAGE = 200
 _OPEN_STATES = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
@@ -23,7 +23,7 @@ def cancel_leftovers(api_url: str, /) -> int:
     Only for a server without workers that belongs to this process alone.
     """
     cancelled = 0
-    with _client(api_url) as client:
+    with api_client(api_url) as client:
         while True:
             query = {"flow_runs": {"state": {"type": {"any_": _OPEN_STATES}}}, "limit": 200}
             runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
@@ -63,7 +63,7 @@ def crash_runs_of_workers(
     crashed: list[str] = []
     if not names:
         return crashed
-    with _client(api_url, headers) as client:
+    with api_client(api_url, headers) as client:
         for run in list(_unfinished(client, ["PENDING", "RUNNING", "CANCELLING"])):
             worker = (run.get("labels") or {}).get("prefect.worker.name")
             pid = run.get("infrastructure_pid") or ""
@@ -78,7 +78,7 @@ def crash_runs_of_workers(
 
 def lost_workers(api_url: str, pools: Iterable[str], /, *, headers: Mapping[str, str] | None = None) -> set[str]:
     """Return the names of the workers of some pools from which the server has heard nothing for a while."""
-    with _client(api_url, headers) as client:
+    with api_client(api_url, headers) as client:
         lost: set[str] = set()
         for pool in pools:
             query = {"workers": {"status": {"any_": ["OFFLINE"]}}}
@@ -90,7 +90,7 @@ def lost_workers(api_url: str, pools: Iterable[str], /, *, headers: Mapping[str,
 
 def queued_deployments(api_url: str, /, *, headers: Mapping[str, str] | None = None) -> set[str]:
     """Return the names of deployments for which runs wait to be started; `headers` say who asks, where that matters."""
-    with _client(api_url, headers) as client:
+    with api_client(api_url, headers) as client:
         query = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "limit": 200}
         runs = client.post("/flow_runs/filter", json=query).raise_for_status().json()
         ids = sorted({run["deployment_id"] for run in runs if run.get("deployment_id")})
@@ -108,7 +108,7 @@ def waiting_runs(
 
     Project, mosaic and column are those that the event of the run names; None where it names none.
     """
-    with _client(api_url, headers) as client:
+    with api_client(api_url, headers) as client:
         query = {
             "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
             "work_pools": {"name": {"any_": [pool]}},
@@ -125,7 +125,7 @@ def waiting_runs(
 
 def runs_of_project(api_url: str, project_name: str, /, *, headers: Mapping[str, str] | None = None) -> list[str]:
     """Return the names of the flow runs that events of a project have started and that have not ended."""
-    with _client(api_url, headers) as client:
+    with api_client(api_url, headers) as client:
         return [run["name"] for run in _unfinished(client, _OPEN_STATES) if project_of(run) == project_name]
 
 
@@ -144,8 +144,3 @@ def _unfinished(client: httpx.Client, states: list[str]) -> Iterator[dict[str, A
         yield from runs
         if len(runs) < _PAGE:
             return
-
-
-def _client(api_url: str, headers: Mapping[str, str] | None = None) -> httpx.Client:
-    """Return a client that reaches addresses of this machine directly, whatever proxies are set."""
-    return httpx.Client(base_url=api_url, headers=headers, timeout=30, trust_env=not is_this_machine(api_url))

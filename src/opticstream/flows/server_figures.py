@@ -10,6 +10,7 @@ import httpx
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from opticstream.config import DeploymentSettings
+from opticstream.flows.pool_state import api_client
 from opticstream.flows.pools import POOLS
 from opticstream.flows.surroundings import header_of
 from opticstream.pipeline.metrics import PREFIX, serve_metrics
@@ -58,17 +59,14 @@ def figures_of_runs(api_url: str, /, *, headers: dict[str, str]) -> Metric:
     family = GaugeMetricFamily(
         f"{PREFIX}_flow_runs", "Flow runs that have not ended, by pool and state.", labels=("pool", "state")
     )
-    with (
-        contextlib.suppress(httpx.HTTPError),
-        httpx.Client(headers=headers, timeout=_PATIENCE_S, trust_env=False) as api,
-    ):
+    with contextlib.suppress(httpx.HTTPError), api_client(api_url, headers, timeout_s=_PATIENCE_S) as api:
         for pool in POOLS:
             for state in STATES:
                 body = {
                     "work_pools": {"name": {"any_": [pool]}},
                     "flow_runs": {"state": {"type": {"any_": [state]}}},
                 }
-                answer = api.post(f"{api_url}/flow_runs/count", json=body).raise_for_status()
+                answer = api.post("/flow_runs/count", json=body).raise_for_status()
                 family.add_metric([pool, state.lower()], float(answer.json()))
     return family
 

@@ -16,6 +16,8 @@ from opticstream.io.geometry import SAME_SIZE, Affine, Geometry, voxel_text
 from opticstream.io.reading import check_regular_file, reading_errors
 from opticstream.model.errors import FileFormatError
 
+HEADER_BYTES = 544
+"""Bytes at the start of a file that hold the header of NIfTI-1 as of NIfTI-2."""
 LONGEST_AXIS_NIFTI1 = 32767
 """Largest number of samples of an axis in NIfTI-1, which uses 16 bits; NIfTI-2 allows any number."""
 

@@ -17,7 +17,7 @@ from typing import IO, Any, Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.io.nifti_header import nifti_layout_from_bytes
+from opticstream.io.nifti_header import HEADER_BYTES, nifti_layout_from_bytes
 from opticstream.io.packed import is_packed, packed_reader
 from opticstream.io.packed12 import samples_from_packed12
 from opticstream.io.reading import check_regular_file, error_of_system
@@ -99,7 +99,7 @@ class SpectralTile:
             else:
                 head = _read_exactly(file, 352, path, strict=False, whole=packed)
                 if len(head) == 352 and head[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
-                    head += _read_exactly(file, 544 - 352, path, strict=False, whole=packed)
+                    head += _read_exactly(file, HEADER_BYTES - 352, path, strict=False, whole=packed)
                 layout = nifti_layout_from_bytes(head, name=str(path))
                 dtype, payload = layout.dtype, shape.count * layout.dtype.itemsize
                 if layout.offset > len(head):
@@ -346,7 +346,7 @@ class ComplexTile:
             raise FileFormatError(f"{path}: is a compressed complex tile; expected an uncompressed one: unpack it")
         file = _open(path)
         try:
-            head = _read_exactly(file, 544, path, strict=False)
+            head = _read_exactly(file, HEADER_BYTES, path, strict=False)
             size = os.fstat(file.fileno()).st_size
             layout = nifti_layout_from_bytes(head, name=str(path))
             if layout.dtype.kind != "f" or layout.dtype.itemsize != 4:

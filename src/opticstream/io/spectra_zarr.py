@@ -43,7 +43,6 @@ HOW_TO_READ = (
     "counts = d + group['mean'][b, channel], all in uint16"
 )
 _KEY = "opticstream"
-_LONGEST_HEAD = 544
 _DIMENSIONS = ("b_line", "channel", "a_line", "sample")
 
 

@@ -62,8 +62,8 @@ class Lag:
     seconds: float
 
 
-def note_arriving(project: Project, event: BatchReady, /, *, now: float | None = None) -> bool:
-    """Write which tiles of a column have come; return whether there are more, or other ones, than were known.
+def note_arriving(project: Project, event: BatchReady, /, *, now: float | None = None) -> Arriving:
+    """Write which tiles of a column have come, unless that is known, and return them.
 
     Parameters
     ----------
@@ -76,14 +76,13 @@ def note_arriving(project: Project, event: BatchReady, /, *, now: float | None =
     """
     now = time.time() if now is None else now
     known = arriving(project, event.batch)
+    if known is not None and (known.event.files, known.event.spectra) == (event.files, event.spectra):
+        return known
     before = {} if known is None else known.since
-    same_files = known is not None and (known.event.files, known.event.spectra) == (event.files, event.spectra)
-    if same_files:
-        return False
     since = {number: before.get(number, now) for number in event.files}
     content = {**ready_content(project, event)["detail"], "since": since}
     replace_whole(_path(project, event.batch), json.dumps(content, default=str).encode(), fsync=False)
-    return True
+    return Arriving(event, since)
 
 
 def arriving(project: Project, batch: BatchId, /) -> Arriving | None:

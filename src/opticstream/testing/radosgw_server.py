@@ -9,9 +9,8 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
 
-from opticstream.testing.s3_server import ACCESS_KEY, SECRET_KEY, client_of, free_port
+from opticstream.testing.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, free_port
 
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 """What has to be installed."""
@@ -46,44 +45,23 @@ log to stderr = true
 """
 
 
-class RadosGateway:
+class RadosGateway(S3Server):
     """`radosgw` with the buckets that are named, below a folder that is empty before."""
 
     def __init__(self, folder: Path, /, *buckets: str) -> None:
-        self.port = free_port()
+        super().__init__()
         self._folder = folder
         self._conf = folder / "ceph.conf"
         self._buckets = buckets
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.stop()
-
-    @property
-    def endpoint(self) -> str:
-        """Address of the server."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def client(self) -> Any:
-        """Return a client that changes what the server holds."""
-        return client_of(self.endpoint)
-
     def stop(self) -> None:
-        """Kill all parts."""
         for process in reversed(self._processes):
             process.kill()
             process.wait()
         self._processes.clear()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         for name in ("mon", "osd", "rgw"):
             (self._folder / name).mkdir()
         fsid, disk, port = str(uuid.uuid4()), str(uuid.uuid4()), free_port()

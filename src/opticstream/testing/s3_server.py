@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -21,18 +22,18 @@ SECRET = f"{ACCESS_KEY}:{SECRET_KEY}"
 _READY_S = 60.0
 
 
-class RcloneServer:
-    """`rclone serve s3` on a folder; each folder in it is a bucket."""
+class S3Server(ABC):
+    """A server of S3 on a port of this machine; as a context it runs inside."""
 
-    def __init__(self, folder: Path, /, *buckets: str) -> None:
-        self.folder = folder
-        for bucket in buckets:
-            (folder / bucket).mkdir(parents=True, exist_ok=True)
+    def __init__(self) -> None:
         self.port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -43,8 +44,30 @@ class RcloneServer:
         """Address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
+    def client(self) -> Any:
+        """Return a client that changes what the server holds; the server may not see changes behind its back."""
+        return client_of(self.endpoint)
+
+    @abstractmethod
     def start(self) -> None:
         """Start the server and wait until it answers."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Kill the server, as a crash would."""
+
+
+class RcloneServer(S3Server):
+    """`rclone serve s3` on a folder; each folder in it is a bucket."""
+
+    def __init__(self, folder: Path, /, *buckets: str) -> None:
+        super().__init__()
+        self.folder = folder
+        for bucket in buckets:
+            (folder / bucket).mkdir(parents=True, exist_ok=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
         self._process = subprocess.Popen(
             [_rclone(), "serve", "s3", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--addr", f"127.0.0.1:{self.port}",
              "--config", "/dev/null", str(self.folder)],
@@ -60,12 +83,7 @@ class RcloneServer:
                     raise RuntimeError(f"rclone serve s3 did not start at {self.endpoint}") from None
                 time.sleep(0.05)
 
-    def client(self) -> Any:
-        """Return a client that changes what the server holds; the server does not see changes of its folder."""
-        return client_of(self.endpoint)
-
     def stop(self) -> None:
-        """Kill the server, as a crash would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

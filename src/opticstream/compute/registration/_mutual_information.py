@@ -45,12 +45,7 @@ def refined_mapping(
     largest = max(*fixed.shape, *moving.shape)
 
     def run(mapping: PlanarTransform, kind: Freedom, shrinks: list[int], steps: int) -> tuple[PlanarTransform, float]:
-        method = sitk.ImageRegistrationMethod()
-        method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
-        method.SetMetricSamplingStrategy(method.NONE)
-        method.SetMetricFixedMask(masks[0])
-        method.SetMetricMovingMask(masks[1])
-        method.SetInterpolator(sitk.sitkLinear)
+        method = _method(sitk, *masks)
         method.SetShrinkFactorsPerLevel(shrinks)
         method.SetSmoothingSigmasPerLevel([0.5 * s if s > 1 else 0.0 for s in shrinks])
         method.SetOptimizerAsRegularStepGradientDescent(
@@ -98,14 +93,21 @@ def _information(
     moving_valid: NDArray[np.bool_],
     mapping: PlanarTransform,
 ) -> float:
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
-    method.SetMetricFixedMask(_image(sitk, fixed_valid.astype(np.uint8)))
-    method.SetMetricMovingMask(_image(sitk, moving_valid.astype(np.uint8)))
-    method.SetInterpolator(sitk.sitkLinear)
+    method = _method(sitk, *(_image(sitk, valid.astype(np.uint8)) for valid in (fixed_valid, moving_valid)))
     centre = (np.array(fixed.shape) - 1) / 2
     method.SetInitialTransform(_to_itk(sitk, mapping, "affine", centre))
     return -float(method.MetricEvaluate(_image(sitk, fixed), _image(sitk, moving)))
+
+
+def _method(sitk: Any, fixed_mask: Any, moving_mask: Any) -> Any:
+    """Return a registration that looks at mutual information, at every pixel inside both masks."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
+    method.SetMetricSamplingStrategy(method.NONE)
+    method.SetMetricFixedMask(fixed_mask)
+    method.SetMetricMovingMask(moving_mask)
+    method.SetInterpolator(sitk.sitkLinear)
+    return method
 
 
 def _image(sitk: Any, values: NDArray[Any]) -> Any:

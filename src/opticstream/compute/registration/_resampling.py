@@ -163,16 +163,14 @@ def _resample_planes(
         source = tuple(slice(a + o, b + o) for a, b, o in zip(low, high, offset, strict=True))
         out[:, *to] = np.where(valid[source], planes[:, *source], np.nan)
         return out
-    filled: NDArray[np.float32] = np.where(valid, planes, np.float32(0))
     for first in range(0, shape[0], _ROWS):
         rows = slice(first, min(first + _ROWS, shape[0]))
         where = mapping.coordinates(shape, rows)
         if not nearest:
             interpolate_planes(planes, valid, where, out[:, rows])
             continue
-        share = map_coordinates(valid.astype(np.float32), where, order=0, mode="grid-constant", prefilter=False)
-        good = share >= 0.5
-        for source, target in zip(filled, out, strict=True):
+        seen = map_coordinates(valid.astype(np.float32), where, order=0, mode="grid-constant", prefilter=False) > 0
+        for source, target in zip(planes, out, strict=True):
             value = map_coordinates(source, where, order=0, mode="grid-constant", prefilter=False)
-            target[rows] = np.where(good, value / np.where(good, share, 1), np.nan)
+            target[rows] = np.where(seen, value, np.nan)
     return out

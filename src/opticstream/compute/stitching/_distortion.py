@@ -74,11 +74,6 @@ class Distortion:
         terms, u = np.asarray(self.terms_px), 2 * pixel / np.asarray(tile_shape) - 1
         return np.asarray(_field(u) @ terms - _with_ones(u) @ (_linear_part() @ terms).reshape(3, 2))
 
-    def __add__(self, other: Distortion) -> Distortion:
-        """Return both distortions, one after the other, as long as they are small."""
-        a, b = self.terms_px, other.terms_px
-        return Distortion((a[0] + b[0], a[1] + b[1], a[2] + b[2]))
-
 
 @dataclass(frozen=True)
 class FieldGeometry:

@@ -128,7 +128,6 @@ def correct_stack(
     last = max(there)
     slabs: dict[str, Any] = before.get("slabs", {})
     old_local = _local_maps(folder / FOLDER / f"{name}_attenuation.npz")
-    written: list[int] = []
     filled: list[int] = []
     gaps: list[int] = []
     made: dict[str, Any] = {}
@@ -156,12 +155,11 @@ def correct_stack(
         read = _slab_reader(slot, used, there, shapes, intensity, kept, store.planes, settings)
         if made[str(slot)]["sources"] or _holds(store, slot):
             store.put(slot - 1, (size[0], size[1]), read)
-        written.append(slot)
         safe[str(slot)] = made[str(slot)]
     if changed or before.get("gains_db") is None:
         _write_local_maps(folder / FOLDER / f"{name}_attenuation.npz", intensity)
         _write(folder / FILE_NAME, record, name, intensity, safe, filled, gaps)
-    return CorrectedStack(folder / FILE_NAME, intensity.excluded, tuple(filled), tuple(gaps), tuple(written))
+    return CorrectedStack(folder / FILE_NAME, intensity.excluded, tuple(filled), tuple(gaps), tuple(changed))
 
 
 def forget_stack(folder: Path, name: str, /) -> bool:
@@ -202,16 +200,14 @@ class _Kept:
 
     def _levels(self, n: int) -> SliceLevels:
         path = self._path(f"slice{n}", self.volumes[n].fingerprint)
-        with _arrays(path, lambda: {"power": power_of_volume(self.volumes[n].path)}) as arrays:
-            return levels_in_sample(arrays["power"], self.volumes[n].mapping, shape=self.blocks)
+        power = _stored(path, lambda: {"power": power_of_volume(self.volumes[n].path)})["power"]
+        return levels_in_sample(power, self.volumes[n].mapping, shape=self.blocks)
 
     def profile(self, n: int) -> NDArray[np.float64]:
         """Return the median level by depth."""
-        with _arrays(
-            self._path(f"profile{n}", *self._place(n)), lambda: {"profile": self.levels(n).profile_db}
-        ) as arrays:
-            self._path(f"slice{n}", self.volumes[n].fingerprint)
-            return np.asarray(arrays["profile"], float)
+        path = self._path(f"profile{n}", *self._place(n))
+        self._path(f"slice{n}", self.volumes[n].fingerprint)  # stays, too
+        return np.asarray(_stored(path, lambda: {"profile": self.levels(n).profile_db})["profile"], float)
 
     def pair(self, first: int, second: int, apart: int) -> PairLevels | None:
         """Return what two slices say of each other."""
@@ -229,19 +225,19 @@ class _Kept:
             }
 
         path = self._path(f"pair{first}-{second}", apart, *self._place(first), *self._place(second))
-        with _arrays(path, make) as arrays:
-            if "nothing" in arrays:
-                return None
-            return PairLevels(
-                first,
-                second,
-                apart,
-                arrays["difference_db"],
-                arrays["error_db"],
-                arrays["local_db"],
-                arrays["weight"],
-                float(arrays["likeness"]),
-            )
+        arrays = _stored(path, make)
+        if "nothing" in arrays:
+            return None
+        return PairLevels(
+            first,
+            second,
+            apart,
+            arrays["difference_db"],
+            arrays["error_db"],
+            arrays["local_db"],
+            arrays["weight"],
+            float(arrays["likeness"]),
+        )
 
     def remove_others(self) -> None:
         """Remove what earlier poses and inputs left."""
@@ -250,26 +246,18 @@ class _Kept:
                 path.unlink(missing_ok=True)
 
 
-class _arrays:  # noqa: N801 - a context manager that is used like a function
-    """Read a file of arrays, made first where it is not there or cannot be read."""
-
-    def __init__(self, path: Path, make: Callable[[], dict[str, Any]]) -> None:
-        self.path, self.make = path, make
-
-    def __enter__(self) -> dict[str, NDArray[Any]]:
-        try:
-            with np.load(self.path) as stored:
-                return dict(stored)
-        except (OSError, ValueError, EOFError, KeyError):
-            pass
-        arrays = self.make()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.path) as part, part.open("wb") as file:
-            np.savez(file, **arrays)
-        return arrays
-
-    def __exit__(self, *_: object) -> None:
-        return None
+def _stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays in a file, made first where it is not there or cannot be read."""
+    try:
+        with np.load(path) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, KeyError):
+        pass
+    arrays = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
+    return arrays
 
 
 def power_of_volume(path: Path, /) -> Single:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute.pyramid import halved
 from opticstream.compute.sample import (
     REACH,
     Edge,
@@ -331,12 +332,8 @@ def _map(path: Path) -> NDArray[np.float32]:
 def _shrunk(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     if factor == 1:
         return image
-    size = image.shape[0] // factor, image.shape[1] // factor
-    squares = image[: size[0] * factor, : size[1] * factor].reshape(size[0], factor, size[1], factor)
-    known = np.isfinite(squares)
-    count = known.sum((1, 3))
-    total = np.where(known, squares, 0).sum((1, 3))
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+    whole = image[: image.shape[0] // factor * factor, : image.shape[1] // factor * factor]
+    return np.asarray(halved(whole[:, :, None], (factor, factor, 1))[:, :, 0], np.float32)
 
 
 def _rounded(pose: Pose) -> Pose:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from opticstream.io.atomic import TEMPORARY_MARK, atomic_path, write_text
-from opticstream.io.nifti_header import nifti_layout_from_bytes
+from opticstream.io.nifti_header import HEADER_BYTES, nifti_layout_from_bytes
 from opticstream.io.packed import PACKED_SUFFIXES, is_packed, packed_reader, unpacked_name
 from opticstream.io.raw import SpectralShape
 from opticstream.io.reading import check_regular_file, error_of_system, reading_errors
@@ -30,8 +30,6 @@ from opticstream.state.record import sha256_of_path, size_of_path
 _STORE = ".zarr"
 """End of the name of a folder that counts as one: a store of chunks."""
 _READ_BYTES = 1 << 22
-_NIFTI_HEADER = 544
-"""Bytes that hold the header of NIfTI-1 or NIfTI-2."""
 
 
 def checksum_path(archive: Path, /) -> Path:
@@ -136,7 +134,7 @@ def spectra_of_nifti(source: Path, /) -> SpectraContent:
     """
     check_regular_file(source)
     with reading_errors(source, "NIfTI"), packed_reader(source) if is_packed(source) else source.open("rb") as file:
-        head = file.read(_NIFTI_HEADER)
+        head = file.read(HEADER_BYTES)
         lengths = nifti_layout_from_bytes(head, name=str(source)).shape
     lengths = (*lengths, 1, 1, 1)[: max(4, len(lengths))]
     if min(lengths) < 1:

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, Generic, NamedTuple, TypeVar
 
+from opticstream.io.nifti_header import HEADER_BYTES
 from opticstream.io.raw import SpectralShape
 from opticstream.io.spectra_zarr import (
     PackedBLine,
@@ -32,7 +33,6 @@ _IGZIP_LEVEL = {0: 1, 1: 2, 2: 3, 3: 3}
 """igzip's own level by ours. Its level 0 makes noisy spectra larger than they were; its level 2 comes within 8 % of
 `gzip -3` at eight times the speed, which makes it our default."""
 _LAST_BLOCK = b"\x03\x00"  # an empty final deflate block
-_LONGEST_NIFTI_HEADER = 544
 _WAITING_BYTES = 64 << 20
 """Raw bytes that may wait to be packed."""
 
@@ -240,7 +240,7 @@ class SpectraZarrWriter(ArchiveWriter[PackedBLine]):
             self._opened.abandon()
 
     def _cut(self) -> None:
-        if self._layout is None and self._pending >= _LONGEST_NIFTI_HEADER:
+        if self._layout is None and self._pending >= HEADER_BYTES:
             self._look_at_head()
         layout = self._layout
         if layout is None:
@@ -260,7 +260,7 @@ class SpectraZarrWriter(ArchiveWriter[PackedBLine]):
         self._rest = bytes(self._taken(self._pending))
 
     def _look_at_head(self) -> None:
-        size = min(self._pending, _LONGEST_NIFTI_HEADER)
+        size = min(self._pending, HEADER_BYTES)
         head = self._taken(size)
         self._pieces.appendleft(head)
         self._pending += size
