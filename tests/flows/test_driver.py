@@ -298,6 +298,27 @@ def test_a_tile_that_comes_after_a_run_has_left_calls_another_one(half_a_column,
     assert names(bus) == ["linc.oct.tile.ready"] * 2
 
 
+def test_while_a_column_waits_for_its_run_no_later_one_is_announced_ahead(half_a_column, project):
+    (second,) = [path for path in half_a_column.iterdir() if "mosaic_001_image_0002" in path.name]
+    second.rename(half_a_column / "raw" / second.name)
+    bus = Bus()
+    driver = Driver(
+        project, Watcher(half_a_column / "raw", project.config.scan, stable_s=0, tile_stable_s=0), announce=bus
+    )
+    while "linc.oct.batch.ready" not in names(bus):  # two looks see the first column standing still
+        driver.step()
+    before = names(bus)
+    (third,) = [path for path in half_a_column.iterdir() if "mosaic_001_image_0003" in path.name]
+    third.rename(half_a_column / "raw" / third.name)
+    driver.step()
+    driver.step()
+    assert lag_of(project).tiles == 3, "the tile of the second column has come"
+    assert names(bus) == before, "its run could only wait behind that of the first column"
+    with project.facts.claim(BatchId(1, 1), "started", lease_s=60):
+        driver.step()
+    assert [(e.event_name(), e.item) for e in bus.seen][len(before) :] == [("linc.oct.tile.ready", TileId(1, 3))]
+
+
 def test_tiles_that_a_run_has_seen_and_could_not_process_call_no_other_run(half_a_column, project):
     bus = Bus()
     driver = live_driver(project, half_a_column / "raw", bus)

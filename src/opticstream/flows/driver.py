@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from opticstream.flows.events import announce_automatically
@@ -26,7 +27,7 @@ from opticstream.model.events import BatchReady, Event, TileReady
 from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.acquisition import RENEWED_EVERY_S, forget_acquisition, note_acquisition
 from opticstream.pipeline.arrivals import end_waiting, repaired_tiles, take_again
-from opticstream.pipeline.arriving import note_arriving
+from opticstream.pipeline.arriving import all_arriving, note_arriving, waiting_in
 from opticstream.pipeline.columns import takes_tiles_as_they_come
 from opticstream.pipeline.conditions import conditions
 from opticstream.pipeline.jobs import PROCESS_BATCH
@@ -282,13 +283,24 @@ class Driver:
     def _tell_of_arriving_tiles(self) -> None:
         """Note the tiles of columns that are not complete, and announce those that no run looks after."""
         for found in self.watcher.arriving():
-            tiles = note_arriving(self.project, self._event(found)).tiles()
-            facts = self.project.facts
-            waiting = [tile for tile in tiles if facts.facts_of(tile).isdisjoint(("processed", "failed"))]
-            if waiting:
-                holder = facts.holder(found.batch, PROCESS_BATCH.claim)
-                if holder is None or holder.state != "alive":
-                    self._announce_tiles(found.batch, waiting, holder)
+            waiting = waiting_in(self.project, note_arriving(self.project, self._event(found)))
+            holder = self._holder(found.batch)
+            if waiting and (holder is None or holder.state != "alive") and not self._is_behind(found.batch):
+                self._announce_tiles(found.batch, waiting, holder)
+
+    def _is_behind(self, batch: BatchId) -> bool:
+        """Return whether a column before this one waits for its run, so that a run for this one would only wait, too.
+
+        When its turn comes it is complete, or it is announced then: one run for it instead of two.
+        """
+        for known in takewhile(lambda other: other.batch < batch, all_arriving(self.project)):
+            holder = self._holder(known.batch)
+            if (holder is None or holder.state != "alive") and waiting_in(self.project, known):
+                return True
+        return False
+
+    def _holder(self, batch: BatchId) -> Holder | None:
+        return self.project.facts.holder(batch, PROCESS_BATCH.claim)
 
     def _announce_tiles(self, batch: BatchId, waiting: list[TileId], holder: Holder | None) -> None:
         """Announce the first of the tiles that wait, unless a run that knows of them is on its way, or has been there.

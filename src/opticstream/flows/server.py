@@ -68,6 +68,13 @@ DURABLE = {
 """What holds for every server of ours: name -> value, and the reason, which is told where a person starts one."""
 _DAY_S = 86_400
 
+# What nothing on a host's own server waits for: looked for less often, an idle server costs less.
+_RARELY_S = {
+    "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "30",
+}
+
 # Every client asks the server for its version and for a token that this server does not give: 5 requests of a flow run.
 _SAME_INSTALLATION = {
     "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
@@ -221,7 +228,7 @@ class EmbeddedServer:
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///../prefect.db",
             "PREFECT_SERVER_UI_ENABLED": str(self._ui).lower(),
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        }
+        } | _RARELY_S
         lasting = DURABLE | settings_of_retention(DeploymentSettings())
         environment |= {name: value for name, (value, _why) in lasting.items()}
         command = [sys.executable, "-m", "opticstream.flows.server_process", "--host", _HOST, "--port", str(self.port)]

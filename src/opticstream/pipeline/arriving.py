@@ -108,13 +108,17 @@ def forget_arriving(project: Project, batch: BatchId, /) -> None:
         _path(project, batch).unlink(missing_ok=True)
 
 
+def waiting_in(project: Project, known: Arriving, /) -> list[TileId]:
+    """Return the tiles of a column that have come and are neither processed nor parked, in the order of their numbers."""
+    return [tile for tile in known.tiles() if project.facts.facts_of(tile).isdisjoint(("processed", "failed"))]
+
+
 def waiting_tiles(project: Project, /) -> list[tuple[float, Arriving, TileId]]:
     """Return the tiles that have come and are neither processed nor parked, with the time when each came, by time."""
     found = [
         (known.since[tile.tile_id], known, tile)
         for known in all_arriving(project)
-        for tile in known.tiles()
-        if project.facts.facts_of(tile).isdisjoint(("processed", "failed"))
+        for tile in waiting_in(project, known)
     ]
     return sorted(found, key=lambda one: (one[0], one[2]))
 

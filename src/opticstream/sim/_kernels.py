@@ -208,15 +208,21 @@ def visible_maps(
             n, sum_z, sum_zz, sum_r, sum_zr = 0, 0.0, 0.0, 0.0, 0.0
             mean_angle = 0.0 + 0.0j
             reached = 0
+            c, forward = 1.0, 0.0j
+            turned_for = -1  # the layer whose whole step `c` and `forward` are
             for z in range(bins):
+                if n >= window_length and reached == at_bins.shape[0]:
+                    break
                 offset = first_bin + z - surface
                 if offset < 0:
                     continue
                 below_um = offset * depth_step_um
                 k = min(int(below_um / layer_step_um), layers - 1)
-                step = half_retardance[k, line, column] * min(offset, 1.0)
-                c = np.cos(step)
-                forward = np.sin(step) * 1j * np.exp(2j * angle[k, line, column])
+                if k != turned_for or offset <= 1.0:
+                    step = half_retardance[k, line, column] * min(offset, 1.0)
+                    c = np.cos(step)
+                    forward = np.sin(step) * 1j * np.exp(2j * angle[k, line, column])
+                    turned_for = k if offset >= 1.0 else -1
                 a, b = c * a - np.conj(forward) * b, forward * a + c * b
                 copolar = a.real * a.real + a.imag * a.imag - b.real * b.real - b.imag * b.imag
                 cross = -1j * 2.0 * a * b

@@ -162,7 +162,7 @@ def write_demo(
 
     The raw tiles belong into ``folder/raw``, the truth into ``folder/truth``; results come to ``folder/project``.
     """
-    text = small_project_text(slices=slices) if small else project_text(slices=slices)
+    text = small_project_text(slices=slices) if small else project_text(slices=slices, columns=3)
     if engine != "native":
         text += _ENGINE.format(engine=engine)
     project = write_text(folder / PROJECT_FILE, text)
