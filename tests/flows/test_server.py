@@ -89,6 +89,46 @@ def test_a_server_renders_its_settings_once_and_to_the_same(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+SERVICES = """
+import asyncio
+from datetime import timedelta
+from docket import Docket, Worker
+from opticstream.flows.server_process import look_for_services_every
+
+look_for_services_every(0.5)
+
+async def main():
+    async with Docket(name="x", url="memory://") as docket:
+        rarely = timedelta(seconds=0.5)
+        own, told = Worker(docket), Worker(docket, scheduling_resolution=timedelta(seconds=2))
+        assert (own.scheduling_resolution, own.minimum_check_interval) == (rarely, rarely)
+        assert told.scheduling_resolution == timedelta(seconds=2)
+        ran = []
+
+        async def service():
+            ran.append(1)
+
+        docket.register(service)
+        async with own:
+            await docket.add(service)()
+            await asyncio.wait_for(own.run_until_finished(), 60)
+        assert ran == [1]
+
+asyncio.run(main())
+"""
+
+
+def test_a_server_looks_for_its_own_services_less_often_and_still_runs_them(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SERVICES],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HOME": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 TWO_WRITERS = """
 import asyncio, sys
 import sqlalchemy as sa
