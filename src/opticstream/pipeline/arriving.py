@@ -109,7 +109,7 @@ def forget_arriving(project: Project, batch: BatchId, /) -> None:
 
 
 def waiting_in(project: Project, known: Arriving, /) -> list[TileId]:
-    """Return the tiles of a column that have come and are neither processed nor parked, in the order of their numbers."""
+    """Return the tiles of a column that have come and are neither processed nor parked, by number."""
     return [tile for tile in known.tiles() if project.facts.facts_of(tile).isdisjoint(("processed", "failed"))]
 
 
