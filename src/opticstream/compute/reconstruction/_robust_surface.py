@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute.arrays import library_of
 from opticstream.compute.reconstruction._surface import EDGE_HALF_WIDTH_PX, edge_response, edge_taps
 
 CELL_PX = 4
@@ -328,9 +329,10 @@ def surface_sheet(intensity_db: Floats, /) -> tuple[Floats, Floats]:
 def strongest_rise_near(response: Floats, surface: Floats, /, *, reach_px: int = NEAR_PX) -> Floats:
     """Return the depth of the strongest rise within `reach_px` of a surface, A-line by A-line, unsmoothed.
 
-    `response` has shape (x, y, z), as from `edge_response`; `surface` (x, y).
+    `response` has shape (x, y, z), as from `edge_response`; `surface` (x, y). Both may belong to any array library.
     """
-    centre = np.rint(surface).astype(np.intp)[..., np.newaxis]
-    near = np.clip(centre + np.arange(-reach_px, reach_px + 1), 0, response.shape[-1] - 1)
-    best = np.take_along_axis(response, near, axis=-1).argmax(axis=-1)
-    return np.take_along_axis(near, best[..., np.newaxis], axis=-1)[..., 0].astype(np.float32)
+    xp = library_of(response)
+    centre = xp.astype(xp.round(surface), xp.int64)[..., None]
+    near = xp.clip(centre + xp.arange(-reach_px, reach_px + 1), 0, response.shape[-1] - 1)
+    best = xp.argmax(xp.take_along_axis(response, near, axis=-1), axis=-1)
+    return xp.astype(xp.take_along_axis(near, best[..., None], axis=-1)[..., 0], xp.float32)
