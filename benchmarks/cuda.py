@@ -84,7 +84,7 @@ def options_of(surface: str, volumes: tuple[str, ...], engine: Any) -> TileOptio
 def tests_pass() -> tuple[bool, str]:
     """Return whether the inherited tests pass on the card, and the last line of what they say."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/compute/array_engine", "-k", "TestCard"],
+        [sys.executable, "-m", "pytest", "-q", "tests/compute/array_engine", "-k", "TestCard"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     print(done.stdout[-6000:])
@@ -207,9 +207,8 @@ def main() -> int:
     for surface, value in best.items():
         cores = found[f"cores, {surface}, maps"]
         print(f"{surface}: best on the card {value:,.0f} A-lines/s, {value / cores:.1f} x the cores of this machine")
-        print(
-            f"  goal {min(GOAL, limit):,.0f} (10 million, or the limit of the copy, {limit:,.0f}): {value / min(GOAL, limit):.0%}"
-        )
+        goal = min(GOAL, limit)
+        print(f"  goal {goal:,.0f} (10 million, or the limit of the copy, {limit:,.0f}): {value / goal:.0%}")
         print(f"  OCTproZ reports {OCTPROZ:,} of 1024 samples, one channel, on a GTX 1080")
     print(f"copies: {speed['to_card'] / 1e9:.1f} GB/s to the card, {speed['back'] / 1e9:.1f} GB/s back")
     if arguments.json:

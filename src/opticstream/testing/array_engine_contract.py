@@ -289,7 +289,7 @@ def _white_matter() -> tuple[ProjectConfig, NDArray[Any], SpectralPlan, dict[str
     from opticstream.sim.truth import maps_from_view
 
     config = one_tile_config(a_lines=24, b_lines=24)
-    simulator = TileSimulator(config, uniform_white_matter(0.002, scattering_db=50.0, seed=5))
+    simulator = TileSimulator(config, uniform_white_matter(0.002, scattering_db=-36.0, seed=5))
     spectrometer, tile = simulator.spectrometer, TileId(1, 1)
     plan = spectral_plan(
         samples=config.scan.samples,
