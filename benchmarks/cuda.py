@@ -76,7 +76,7 @@ def plan_of(samples: int) -> SpectralPlan:
 
 
 def options_of(surface: str, volumes: tuple[str, ...], engine: Any) -> TileOptions:
-    scan = ScanSettings.model_validate({"illuminations": [{"name": "normal", "columns": 1}]})
+    scan = ScanSettings.model_validate({"illuminations": [{"name": "normal", "columns": 1, "a_lines": 350}]})
     processing = ProcessingSettings.model_validate({"enface": {"surface": surface}})
     return options_from_settings(scan, processing, volumes=volumes, engine=engine)
 

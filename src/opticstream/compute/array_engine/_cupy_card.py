@@ -34,14 +34,12 @@ class _Slot:
 
 @contextlib.contextmanager
 def _card_errors() -> Iterator[None]:
-    """Raise errors of CuPy and CUDA as CardError."""
+    """Raise every error of work on the card as CardError: CuPy, CUDA and its libraries each have their own."""
     try:
         yield
     except CardError:
         raise
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("cupy", "cupy_backends", "cupyx"):
-            raise
         first = next(iter(str(error).splitlines()), "")
         raise CardError(f"the graphics card failed: {type(error).__name__}: {first}") from error
 

@@ -282,7 +282,7 @@ _HALVINGS = 20
 def median_by_halving(spectra: Any, /) -> Any:
     """Return the same as `median_over_lines` by counting, as sorting is slow on graphics cards.
 
-    A median lies within one standard deviation of the mean. This interval is halved twenty times around the value that
+    A median lies within one standard deviation of the mean. This interval, a little wider, is halved twenty times around the value that
     half of the samples do not exceed; the largest sample in it, and the next one, are the median. Samples that lie
     closer together than two millionths of the standard deviation may be taken for each other.
 
@@ -295,7 +295,7 @@ def median_by_halving(spectra: Any, /) -> Any:
     n = spectra.shape[-2]
     rank = (n - 1) // 2 + 1  # of the lower of the two in the middle, from 1
     mean = xp.mean(spectra, axis=-2, keepdims=True)
-    reach = 1.001 * xp.std(spectra, axis=-2, keepdims=True) + 1e-6 * xp.abs(mean)
+    reach = 1.001 * xp.std(spectra, axis=-2, keepdims=True) + 1e-4 * xp.abs(mean)  # sums are rounded
     low, high = mean - reach, mean + reach
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
