@@ -83,7 +83,7 @@ def test_a_card_is_tried_by_a_tile_that_is_compared_with_ours(monkeypatch):
     monkeypatch.setattr(_card, "CupyCard", lambda: StandIn(array_api_strict))
     assert _card.check_card() == "CuPy 0, stand-in, 2.5 GB free"
     monkeypatch.setattr(_card, "CupyCard", lambda: Wrong(array_api_strict))
-    with pytest.raises(CardError, match="stand-in: the mean intensity of a test tile differs by [0-9.]+ dB from ours"):
+    with pytest.raises(CardError, match=r"stand-in: the mean intensity of a test tile differs by [0-9.]+ dB from ours"):
         _card.check_card()
 
 

@@ -6,6 +6,7 @@ import pytest
 from tests.pipeline.one_column import BATCH, PROJECT
 
 from opticstream.config import DeploymentSettings, load_project
+from opticstream.config.engines import CudaEngine
 from opticstream.engines import why_no_card
 from opticstream.model.events import BatchProcessed, BatchReady
 from opticstream.model.ids import TileId
@@ -13,6 +14,7 @@ from opticstream.pipeline import batches
 from opticstream.pipeline.parameters import slice_settings, tile_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stale import stale_results
+from opticstream.sim.demo import PROJECT_FILE, write_demo
 from opticstream.stages.tile import _card_tile as card_tile
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
@@ -57,6 +59,11 @@ def test_a_card_that_is_required_parks_the_tiles_with_the_reason(folder):
     failed = project.facts.read(TileId(1, 1), "failed")
     assert "CuPy is not installed; processing.engine.required = true" in failed.detail["reason"]
     assert failed.detail["kind"] == "engine"
+
+
+def test_a_demo_can_ask_for_a_card(tmp_path):
+    write_demo(tmp_path, small=True, engine="cuda")
+    assert load_project(tmp_path / PROJECT_FILE).processing.engine == CudaEngine()
 
 
 def test_whether_there_is_a_card_is_tried_once_in_a_process():

@@ -36,10 +36,11 @@ def axis_window_mode(orientation_deg: NDArray[Any], valid: NDArray[np.bool_], /)
     10.5
     """
     xp = library_of(orientation_deg)
-    bins = xp.clip(xp.astype(xp.floor(orientation_deg + 90), xp.int32), 0, 179)
+    bins = xp.clip(xp.astype(xp.floor(orientation_deg + 90), xp.int16), 0, 179)
     bins = xp.where(valid, bins, -1)
-    counts = xp.zeros(bins.shape, dtype=xp.int32)
+    counts = xp.zeros(bins.shape, dtype=xp.int16)
     for k in range(bins.shape[-1]):  # how many share the bin of each sample; no library has histograms of many rows
-        counts += xp.astype(bins == bins[..., k : k + 1], xp.int32)
-    first_of_fullest = xp.max(xp.where(valid, 180 * counts + (179 - bins), -1), axis=-1)
+        counts += xp.astype(bins == bins[..., k : k + 1], xp.int16)
+    score = 180 * xp.astype(counts, xp.int32) + xp.astype(179 - bins, xp.int32)
+    first_of_fullest = xp.max(xp.where(valid, score, -1), axis=-1)
     return xp.astype(179 - first_of_fullest % 180, xp.float32) - 89.5

@@ -282,9 +282,9 @@ _HALVINGS = 20
 def median_by_halving(spectra: Any, /) -> Any:
     """Return the same as `median_over_lines` by counting, as sorting is slow on graphics cards.
 
-    A median lies within one standard deviation of the mean. This interval, a little wider, is halved twenty times around the value that
-    half of the samples do not exceed; the largest sample in it, and the next one, are the median. Samples that lie
-    closer together than two millionths of the standard deviation may be taken for each other.
+    A median lies within one standard deviation of the mean. This interval, a little wider, is halved twenty times
+    around the value that half of the samples do not exceed; the largest sample in it, and the next one, are the median.
+    Samples that lie closer together than two millionths of the standard deviation may be taken for each other.
 
     Examples
     --------
