@@ -11,8 +11,8 @@ One command, some five minutes on a machine with a card and 16 cores. Needed the
    goes on to measure, says so, and ends with status 1;
 3. the limit: plain copies of the same counts from pinned memory to the card, and back, in the same run;
 4. the card, end to end: counts in pinned memory of the host, by the engine that makes tiles, to maps in the memory of
-   the host. Surface `gradient` (all but the 3 x 3 median on the card) and `robust` (its smooth sheet on a core of the
-   host), without volumes and with three; by the size of blocks; and with counts in ordinary memory;
+   the host. Surface `gradient` (all but the 3 x 3 median on the card) and `robust` (its smooth sheet on the cores of
+   the host), without volumes and with three; by the size of blocks; and with counts in ordinary memory;
 5. the compiled engine on the cores of the same machine, from the same memory, with the same surface and maps, on all
    threads and on one.
 
@@ -155,10 +155,11 @@ def main() -> int:
         options = options_of(surface, volumes, "card")
 
         def work() -> None:
-            engine = ArrayEngine(options, **shape, device=card, sink=nowhere)
-            for first in range(0, b_lines, block):
-                engine.add_spectra(counts[first : first + block])
-            engine.finish()
+            with ThreadPoolExecutor(threads) as pool:
+                engine = ArrayEngine(options, **shape, device=card, executor=pool, sink=nowhere)
+                for first in range(0, b_lines, block):
+                    engine.add_spectra(counts[first : first + block])
+                engine.finish()
 
         return work
 

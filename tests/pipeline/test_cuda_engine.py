@@ -15,13 +15,12 @@ from opticstream.pipeline.parameters import slice_settings, tile_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.stale import stale_results
 from opticstream.sim.demo import PROJECT_FILE, write_demo
-from opticstream.stages.tile import _card_tile as card_tile
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(card_tile, "why_no_card", lambda: "CuPy is not installed")
+    monkeypatch.setattr("opticstream.stages.tile._card_tile.why_no_card", lambda: "CuPy is not installed")
     (tmp_path / "raw").mkdir()
     (tmp_path / "p.toml").write_text(PROJECT, encoding="utf-8")
     for tile in (1, 2):

@@ -131,7 +131,7 @@ class ArrayEngine:
     device : ArrayDevice
         Where the work is done.
     executor : Executor, optional
-        Where the sink is called; default: in the caller's thread.
+        Where the sink is called, and the smooth sheet of the surface is found; default: in the caller's thread.
     sink : callable, optional
         Gets the volumes.
 
@@ -166,7 +166,7 @@ class ArrayEngine:
         self._halo = _halo(options)
         self._sheet: SurfaceSheet | None = None
         if isinstance(options.surface, str) and options.surface == "robust":
-            self._sheet = SurfaceSheet(a_lines=a_lines, b_lines=b_lines, compiled=True)
+            self._sheet = SurfaceSheet(a_lines=a_lines, b_lines=b_lines, compiled=True, executor=executor)
         self._cells: Any = None
         """Sums over cells along x, of the B-lines that do not fill a row of cells yet; shape (y, cells, z)."""
         self._raw_surface = np.zeros((a_lines, b_lines), np.float32)

@@ -5,6 +5,7 @@ Arrays of intensity may belong to any library (see `opticstream.compute.arrays`)
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def edge_taps() -> NDArray[np.float64]:
     return np.asarray(combined[combined.size // 2 :])
 
 
+@lru_cache(maxsize=8)
 def _edge_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
     """Columns are the edge filter, each one sample further down than the one before."""
     taps = edge_taps()
@@ -48,7 +50,9 @@ def _edge_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
     matrix = np.zeros((n_in, n_out))
     for column in range(n_out):
         matrix[column : column + combined.size, column] = combined
-    return matrix.astype(np.float32)
+    narrow = matrix.astype(np.float32)
+    narrow.flags.writeable = False
+    return narrow
 
 
 def edge_response(intensity_db: NDArray[np.float32], /) -> NDArray[np.float32]:
