@@ -344,7 +344,8 @@ def _move_aside(path: Path) -> None:
 
 
 def _note(record: FactRecord) -> dict[str, object]:
-    return {key: record.detail[key] for key in ("raw_sha256", "figures", "flags", "verdict") if record.detail.get(key)}
+    keys = ("raw_sha256", "figures", "flags", "verdict", "engine_note")
+    return {key: record.detail[key] for key in keys if record.detail.get(key)}
 
 
 def _still_good(project: Project, record: FactRecord, parameters: str) -> bool:
