@@ -1,5 +1,7 @@
 """The reconstruction by array formulas on NumPy, on what the array standard allows, and on a graphics card."""
 
+import functools
+
 import array_api_compat.numpy as numpy_library
 import array_api_strict
 import pytest
@@ -21,6 +23,11 @@ class TestWhatTheStandardAllows(ArrayEngineContract):
     @pytest.fixture
     def device(self):
         return HostDevice(array_api_strict)
+
+    @pytest.mark.slow  # with NumPy it is quick
+    @functools.wraps(ArrayEngineContract.test_the_size_of_blocks_changes_nothing)
+    def test_the_size_of_blocks_changes_nothing(self, device, surface, biref):
+        super().test_the_size_of_blocks_changes_nothing(device, surface, biref)
 
 
 class TestCard(ArrayEngineContract):
