@@ -20,6 +20,7 @@ ROOMS = (
     *(
         f"opticstream.compute.{name}"
         for name in (
+            "array_engine",
             "axis",
             "lanes",
             "reconstruction",
@@ -34,6 +35,8 @@ ROOMS = (
     *STAGES,
 )
 LIGHT = (
+    "opticstream.compute.array_engine",
+    "opticstream.compute.arrays",
     "opticstream.compute.axial",
     "opticstream.compute.axis",
     "opticstream.compute.pyramid",

@@ -75,6 +75,7 @@ def test_the_designs_flat_parameter_names_reach_their_settings():
         ("processing.engine", "matlap", ["processing.engine", "matlap"]),
         ("processing.engine", {"kind": "matlab", "functions": {"surface": "f"}}, ["functions", "'surface'"]),
         ("processing.engine", {"kind": "matlab", "functions": {"find_surface": "a b"}}, ["find_surface", "'a b'"]),
+        ("processing.engine", {"kind": "cuda", "stages": ["axis"]}, ["processing.engine.cuda.stages", "axis"]),
         ("processing.enface.surface", "magic", ["processing.enface.surface", "magic"]),
         ("processing.enface.surface", -3, ["processing.enface.surface", "-3"]),
         ("processing.mask.threshold_db", {"sideways": 3}, ["sideways"]),

@@ -1,16 +1,23 @@
-"""`opticstream engines check`: what it says of programs and of a lab's functions."""
+"""`opticstream engines check`: what it says of programs, of a lab's functions, and of a graphics card."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import array_api_strict
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from opticstream.cli import app
+from opticstream.compute.array_engine import CupyCard, HostDevice
+from opticstream.compute.arrays import in_numpy
+from opticstream.engines import _card, _checks
+from opticstream.model.errors import CardError
 
 PROJECT = """
 [project]
@@ -28,11 +35,78 @@ def checked(*arguments: str) -> tuple[int, list[dict[str, str]]]:
     return ran.exit_code, json.loads(ran.stdout)
 
 
-def test_programs_that_nothing_asks_for_may_be_absent(monkeypatch, tmp_path):
+@pytest.fixture
+def no_card(monkeypatch):
+    def check_card():
+        raise CardError("CuPy finds no graphics card")
+
+    monkeypatch.setattr(_checks, "check_card", check_card)
+
+
+def test_programs_that_nothing_asks_for_may_be_absent(monkeypatch, tmp_path, no_card):
     monkeypatch.setenv("PATH", str(tmp_path))
     status, lines = checked()
     assert status == 0
-    assert [(line["engine"], line["result"]) for line in lines] == [("MATLAB", "absent"), ("Fiji", "absent")]
+    assert [(line["engine"], line["result"]) for line in lines] == [
+        ("MATLAB", "absent"),
+        ("Fiji", "absent"),
+        ("CUDA", "absent"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "status", "result", "words"),
+    [
+        ('kind = "cuda"', 0, "absent", "finds no graphics card; our compiled code makes the tiles"),
+        ('kind = "cuda"\nrequired = true', 1, "problem", "finds no graphics card; processing.engine.required = true"),
+    ],
+)
+def test_a_card_that_is_absent_is_a_problem_where_it_is_required(tmp_path, no_card, engine, status, result, words):
+    (tmp_path / "p.toml").write_text(PROJECT[: PROJECT.index("kind")] + engine + "\n")
+    found, lines = checked(str(tmp_path / "p.toml"))
+    assert found == status
+    assert [(line["engine"], line["result"]) for line in lines] == [("CUDA", result)]
+    assert words in lines[0]["message"]
+
+
+def test_a_card_is_tried_by_a_tile_that_is_compared_with_ours(monkeypatch):
+    class StandIn(HostDevice):
+        name, free_bytes = "CuPy 0, stand-in", 2_500_000_000
+
+        def release(self):
+            """Nothing is kept."""
+
+    class Wrong(StandIn):
+        def fetched(self, array):
+            return lambda: in_numpy(array) + 1
+
+    monkeypatch.setattr(_card, "CupyCard", lambda: StandIn(array_api_strict))
+    assert _card.check_card() == "CuPy 0, stand-in, 2.5 GB free"
+    monkeypatch.setattr(_card, "CupyCard", lambda: Wrong(array_api_strict))
+    with pytest.raises(CardError, match=r"stand-in: the mean intensity of a test tile differs by [0-9.]+ dB from ours"):
+        _card.check_card()
+
+
+def test_without_cupy_it_is_said_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(CardError, match=r"CuPy is not installed \(.*\): pip install 'opticstream\[cuda\]'"):
+        CupyCard()
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (lambda: 0, r"CuPy 14 finds no graphics card \(CUDA_VISIBLE_DEVICES='7'\)"),
+        (lambda: 1 / 0, "no graphics card: div"),
+    ],
+)
+def test_without_a_card_it_is_said_where_it_was_looked_for(monkeypatch, count, words):
+    runtime = SimpleNamespace(getDeviceCount=count)
+    cupy = SimpleNamespace(__version__="14", cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(CardError, match=words):
+        CupyCard()
 
 
 def test_a_program_that_a_project_asks_for_and_a_missing_toolbox_are_problems(monkeypatch, tmp_path):

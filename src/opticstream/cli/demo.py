@@ -32,7 +32,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the phantom.")] = 1,
     slices: Annotated[int, typer.Option(help="Number of slices of the phantom.", min=1)] = 2,
     engine: Annotated[
-        str, typer.Option(help="Program that computes tiles and axes: native, or matlab (MATLAB or Octave).")
+        str, typer.Option(help="What computes tiles: native, cuda (a graphics card) or matlab (or Octave; axes too).")
     ] = "native",
     small: Annotated[bool, typer.Option(help="Use a smaller phantom: faster, with fewer pixels to compare.")] = False,
     as_json: JsonOption = False,
@@ -50,8 +50,8 @@ def demo(
         _prepare(folder, resume=resume)
         project_file, phantom_file = folder / PROJECT_FILE, folder / PHANTOM_FILE
         if not (resume and project_file.exists() and phantom_file.exists()):
-            if engine not in ("native", "matlab"):
-                raise ConfigurationError(f"--engine {engine}: expected native or matlab")
+            if engine not in ("native", "cuda", "matlab"):
+                raise ConfigurationError(f"--engine {engine}: expected native, cuda or matlab")
             write_demo(folder, seed=seed, slices=slices, small=small, engine=engine)
         config = load_project(project_file)
         code = _Demo(folder, project_file, phantom_file, quiet=as_json).run()

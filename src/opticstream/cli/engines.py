@@ -1,4 +1,4 @@
-"""`engines`: look whether MATLAB and Fiji can do their work here, and compare MATLAB with our own code."""
+"""`engines`: look whether MATLAB, Fiji and a graphics card can do their work here, and compare results with our own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opticstream.cli.console import DONE, FAILED, JsonOption, errors_shown, out,
 from opticstream.cli.tile import ConfigOption, _tile_of
 from opticstream.config import DeploymentSettings, load_project
 
-app = typer.Typer(help="MATLAB or Octave, and Fiji, in place of our own code (docs/how-to/matlab.md).")
+app = typer.Typer(help="MATLAB or Octave, Fiji, a graphics card (docs/how-to/matlab.md, docs/how-to/cuda.md).")
 
 _STYLES = {"ok": "green", "absent": "yellow", "problem": "bold red"}
 
@@ -25,31 +25,32 @@ def check(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start MATLAB and Fiji, and look whether they have the functions that are asked of them.
+    """Start MATLAB and Fiji, and look whether they have the functions that are asked of them; try the graphics card.
 
     The functions of a lab (processing.engine.functions) must be found, and take and return as many arguments as
     docs/how-to/matlab.md says. The exit status is 1 if there is a problem.
     """
     from opticstream.config.coordinates import FijiCoordinates
-    from opticstream.config.engines import MatlabEngine
+    from opticstream.config.engines import CudaEngine, MatlabEngine
     from opticstream.engines import EngineCheck, check_engines
 
     found: list[EngineCheck] = []
     with errors_shown():
         deployment = DeploymentSettings()
-        matlab, fiji = None, False
+        matlab, cuda, fiji = None, None, False
         if project is not None:
             processing = load_project(project, path_map=deployment.path_map).processing
             matlab = processing.engine if isinstance(processing.engine, MatlabEngine) else None
+            cuda = processing.engine if isinstance(processing.engine, CudaEngine) else None
             fiji = isinstance(processing.coordinates, FijiCoordinates)
-        for one in check_engines(deployment, matlab=matlab, fiji=fiji, is_project=project is not None):
+        for one in check_engines(deployment, matlab=matlab, fiji=fiji, cuda=cuda, is_project=project is not None):
             found.append(one)
             if not as_json:
                 out.print(styled(f"{one.result:8}", _STYLES[one.result]), f"{one.engine}: {one.message}")
     if as_json:
         print_json([{"engine": one.engine, "result": one.result, "message": one.message} for one in found])
     elif not found:
-        out.print("the project uses our own code only; there is nothing to check")
+        out.print("the project uses our compiled code only; there is nothing to check")
     raise typer.Exit(FAILED if any(one.result == "problem" for one in found) else DONE)
 
 
@@ -61,15 +62,16 @@ def compare(
         str | None, typer.Option(help="The tile that the file holds, e.g. mosaic-001/tile-0001, whatever its name.")
     ] = None,
     out_dir: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Keep both results in this folder, in native/ and matlab/.")
+        Path | None,
+        typer.Option("--out", "-o", help="Keep both results in this folder, in native/ and matlab/ or cuda/."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Process one tile by our own code and by MATLAB, and show how far each product differs.
+    """Process one tile by our compiled code and by MATLAB, or a graphics card, and show how far each product differs.
 
-    MATLAB uses the functions of the project, or our own ones. The exit status is 1 if more than 0.1 % of the values of
-    a product differ by more than the limit, which is 0.01 dB, 0.01 degrees (10 dB above the noise), 1 px for the
-    surface, and 1e-4 of the largest value for complex tiles.
+    The other engine is that of the project, or MATLAB with our own functions. The exit status is 1 if more than 0.1 %
+    of the values of a product differ by more than the limit, which is 0.01 dB, 0.01 degrees (10 dB above the noise),
+    1 px for the surface, and 1e-4 of the largest value for complex tiles.
     """
     from rich.table import Table
 
@@ -101,7 +103,7 @@ def compare(
             }
             for one in made.differences
         ]
-        print_json({"differences": rows, "native_s": made.native_s, "matlab_s": made.matlab_s})
+        print_json({"differences": rows, "native_s": made.native_s, f"{made.other}_s": made.other_s})
     else:
         table = Table("product", "largest difference", "99.9 %", "median", "limit", "unit", "")
         for one in made.differences:
@@ -109,5 +111,6 @@ def compare(
             figures = [f"{figure:.2g}" for figure in (one.largest, one.most, one.typical)]
             table.add_row(one.product, *figures, f"{one.limit:g}", one.unit, verdict)
         out.print(table)
-        out.print(f"own code {made.native_s:.1f} s, MATLAB {made.matlab_s:.1f} s, its start included")
+        other = {"matlab": "MATLAB", "cuda": "graphics card"}[made.other]
+        out.print(f"own code {made.native_s:.1f} s, {other} {made.other_s:.1f} s, its start included")
     raise typer.Exit(DONE if made.agrees else FAILED)

@@ -1,16 +1,20 @@
 """Angles of axes, which have no sign: 0 and 180 degrees are the same axis.
 
 Such angles are not additive, but the unit vectors of twice the angles are: to average or interpolate axes, use
-`components` and convert the result back with `angle_from_components`. Compiled kernels use `_axial_kernels`, and
-`opticstream.compute.lanes.wrapped` for vectors of A-lines.
+`components` and convert the result back with `angle_from_components`. Arrays may belong to any library (see
+`opticstream.compute.arrays`). Compiled kernels use `_axial_kernels`, and `opticstream.compute.lanes.wrapped` for
+vectors of A-lines.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from opticstream.compute.arrays import library_of
 
 __all__ = ["angle_from_components", "components", "mean", "offset_within_half_turn", "without_sign", "wrap"]
 
@@ -23,8 +27,9 @@ def wrap(angle_deg: ArrayLike, /) -> NDArray[Any]:
     >>> wrap([-90.0, 135.0])
     array([ 90., -45.])
     """
-    angle = np.asarray(angle_deg)
-    return np.asarray(angle - 180 * np.ceil((angle - 90) / 180))
+    xp = library_of(angle_deg)
+    angle = xp.asarray(angle_deg)
+    return xp.asarray(angle - 180 * xp.ceil((angle - 90) / 180))
 
 
 def offset_within_half_turn(offset_deg: float, /) -> float:
@@ -48,8 +53,9 @@ def components(angle_deg: ArrayLike, /) -> tuple[NDArray[Any], NDArray[Any]]:
     >>> [np.round(part, 9).tolist() for part in components([30.0, 120.0, 210.0])]
     [[0.5, -0.5, 0.5], [0.866025404, -0.866025404, 0.866025404]]
     """
-    doubled = np.radians(2 * np.asarray(angle_deg))
-    return np.cos(doubled), np.sin(doubled)
+    xp = library_of(angle_deg)
+    doubled = xp.asarray(angle_deg) * (math.pi / 90)
+    return xp.cos(doubled), xp.sin(doubled)
 
 
 def angle_from_components(cosine: ArrayLike, sine: ArrayLike, /) -> NDArray[Any]:
@@ -64,7 +70,8 @@ def angle_from_components(cosine: ArrayLike, sine: ArrayLike, /) -> NDArray[Any]
     >>> angle_from_components([0.1, 5.0], [0.1, 5.0]).tolist()
     [22.5, 22.5]
     """
-    return np.asarray(0.5 * np.degrees(np.arctan2(sine, cosine)))
+    xp = library_of(cosine, sine)
+    return xp.asarray(xp.atan2(xp.asarray(sine), xp.asarray(cosine)) * (90 / math.pi))
 
 
 def mean(angle_deg: ArrayLike, /, *, where: ArrayLike = True, axis: int = -1) -> NDArray[np.float64]:
@@ -94,11 +101,13 @@ def mean(angle_deg: ArrayLike, /, *, where: ArrayLike = True, axis: int = -1) ->
     >>> float(mean([89.0, -89.0]).round(6)), float(mean([30.0, np.nan], where=[True, False]).round(6))
     (90.0, 30.0)
     """
+    xp = library_of(angle_deg)
+    counts = xp.asarray(where)
     cosine, sine = components(angle_deg)
-    y = np.where(where, sine, 0).sum(axis=axis, dtype=np.float64)
-    x = np.where(where, cosine, 0).sum(axis=axis, dtype=np.float64)
+    y = xp.sum(xp.where(counts, sine, 0), axis=axis, dtype=xp.float64)
+    x = xp.sum(xp.where(counts, cosine, 0), axis=axis, dtype=xp.float64)
     angle = angle_from_components(x, y)
-    return np.where(angle <= -90, angle + 180, angle)
+    return xp.where(angle <= -90, angle + 180, angle)
 
 
 def without_sign(axis: ArrayLike, /) -> NDArray[Any]:

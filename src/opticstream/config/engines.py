@@ -1,5 +1,6 @@
-"""Which program computes a stage: our own code, or MATLAB/Octave. How that program is started on a host stands in
-`opticstream.config.deployment`.
+"""What computes a stage: our own compiled code, our own code on a graphics card, or MATLAB/Octave.
+
+How MATLAB is started on a host stands in `opticstream.config.deployment`.
 """
 
 from __future__ import annotations
@@ -86,6 +87,28 @@ class MatlabEngine(Settings):
         return stage in self.stages
 
 
+CudaStage = Literal["tile"]
+"""A stage that a graphics card can compute."""
+
+
+class CudaEngine(Settings):
+    """Tiles are computed on a graphics card of NVIDIA (docs/how-to/cuda.md); our compiled code computes the others."""
+
+    kind: Literal["cuda"] = "cuda"
+    """Name of this choice."""
+    stages: tuple[CudaStage, ...] = get_args(CudaStage)
+    """Stages that the card computes: `tile`, spectra to volumes and maps."""
+    required: bool = False
+    """What happens where a host has no card that can be used: `false`: our compiled code computes the tile, with the
+    same results, and the tile's record says why; `true`: the tile fails."""
+    memory_budget_gb: float = Field(default=4.0, gt=0)
+    """Memory of the card that one tile may take, in GB; less where less is free."""
+
+    def computes(self, stage: str, /) -> bool:
+        """Return whether the card computes a stage."""
+        return stage in self.stages
+
+
 def table_of_choice(key: str, /) -> Any:
     """Return a validator that takes the bare name of a choice for its table, and `native` where none is named."""
 
@@ -97,10 +120,15 @@ def table_of_choice(key: str, /) -> Any:
     return BeforeValidator(table)
 
 
-Engine = Annotated[NativeEngine | MatlabEngine, Field(discriminator="kind"), table_of_choice("kind")]
+Engine = Annotated[NativeEngine | CudaEngine | MatlabEngine, Field(discriminator="kind"), table_of_choice("kind")]
 """An engine; `engine = "matlab"` is short for a table with this kind."""
 
 
-def matlab_for(engine: NativeEngine | MatlabEngine, stage: MatlabStage, /) -> MatlabEngine | None:
+def matlab_for(engine: NativeEngine | CudaEngine | MatlabEngine, stage: MatlabStage, /) -> MatlabEngine | None:
     """Return the MATLAB settings if MATLAB computes a stage, else None."""
     return engine if isinstance(engine, MatlabEngine) and engine.computes(stage) else None
+
+
+def cuda_for(engine: NativeEngine | CudaEngine | MatlabEngine, stage: CudaStage, /) -> CudaEngine | None:
+    """Return the settings of the graphics card if it computes a stage, else None."""
+    return engine if isinstance(engine, CudaEngine) and engine.computes(stage) else None

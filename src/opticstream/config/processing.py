@@ -309,7 +309,7 @@ class ProcessingSettings(Settings):
     """Choices of the scientist, by stage."""
 
     engine: Engine = NativeEngine()
-    """Program that computes tiles, registration and fibre axes: `native` or `matlab`."""
+    """What computes tiles, registration and fibre axes: `native`, `cuda` (a graphics card) or `matlab`."""
     reconstruction: ReconstructionSettings = ReconstructionSettings()
     """From spectra to volumes."""
     enface: EnfaceSettings = EnfaceSettings()

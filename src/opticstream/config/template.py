@@ -70,7 +70,10 @@ def project_template(*, project_name: str, project_base_path: str = "project") -
 
 
 _OTHER_CHOICES = {
-    "engine": ('# kind = "matlab" has further keys: stages, by_complex, functions, paths, memory_budget_gb.',),
+    "engine": (
+        '# kind = "cuda" has further keys: stages, required, memory_budget_gb;',
+        '# kind = "matlab": stages, by_complex, functions, paths, memory_budget_gb.',
+    ),
     "coordinates": (
         '# Other methods: nominal; file, with tile_configuration = "TileConfiguration.registered.txt"; fiji, with the',
         "# keys regression_threshold, max_avg_displacement_threshold, absolute_displacement_threshold,",

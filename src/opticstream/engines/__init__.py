@@ -1,4 +1,5 @@
-"""Other programs that compute a stage: MATLAB or Octave, and Fiji. They get files and leave files.
+"""Other programs that compute a stage: MATLAB or Octave, and Fiji. They get files and leave files. And a look at the
+graphics card.
 
 A program runs as a process group of its own, its output is logged line by line, and it is ended with all that it has
 started when it takes too long or when we end, however we end.
@@ -6,6 +7,7 @@ started when it takes too long or when we end, however we end.
 
 from __future__ import annotations
 
+from opticstream.engines._card import check_card, why_no_card
 from opticstream.engines._checks import EngineCheck, check_engines
 from opticstream.engines._fiji import (
     PICTURE,
@@ -35,10 +37,12 @@ __all__ = [
     "MatlabItem",
     "MatlabProgram",
     "MatlabStep",
+    "check_card",
     "check_engines",
     "fiji_positions",
     "fiji_program",
     "fiji_scratch",
     "matlab_program",
     "stitching_macro",
+    "why_no_card",
 ]

@@ -1,4 +1,4 @@
-"""Look whether the other programs can do what is asked of them: `opticstream engines check`."""
+"""Look whether other programs and a graphics card can do what is asked of them: `opticstream engines check`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opticstream.config import DeploymentSettings
-from opticstream.config.engines import MATLAB_FUNCTIONS, MatlabEngine
+from opticstream.config.engines import MATLAB_FUNCTIONS, CudaEngine, MatlabEngine
+from opticstream.engines._card import check_card
 from opticstream.engines._fiji import USUAL as FIJI_USUAL
 from opticstream.engines._fiji import fiji_program
 from opticstream.engines._matlab import USUAL, MatlabProgram, error_of_end, matlab_program
 from opticstream.engines._running import Running, environment_of_program
-from opticstream.model.errors import ConfigurationError, OpticStreamError
+from opticstream.model.errors import CardError, ConfigurationError, OpticStreamError
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +41,9 @@ class EngineCheck:
     Attributes
     ----------
     engine : str
-        Program that it is about.
+        What it is about: MATLAB, Fiji, or CUDA.
     result : {"ok", "problem", "absent"}
-        Absent: the program is not on this host, and nothing asks for it.
+        Absent: it is not on this host, and nothing needs it.
     message : str
         What was found, and what to do about it.
     """
@@ -53,9 +54,15 @@ class EngineCheck:
 
 
 def check_engines(
-    deployment: DeploymentSettings, /, *, matlab: MatlabEngine | None, fiji: bool, is_project: bool
+    deployment: DeploymentSettings,
+    /,
+    *,
+    matlab: MatlabEngine | None,
+    fiji: bool,
+    is_project: bool,
+    cuda: CudaEngine | None = None,
 ) -> Iterator[EngineCheck]:
-    """Yield what was found about MATLAB and Fiji.
+    """Yield what was found about MATLAB, Fiji and the graphics card.
 
     Parameters
     ----------
@@ -67,6 +74,8 @@ def check_engines(
         The project uses Fiji.
     is_project : bool
         Look only at what a project uses; otherwise at everything that this host has.
+    cuda : CudaEngine, optional
+        The project's settings; None: the project does not use a graphics card.
     """
     if matlab is not None or not is_project:
         wanted = matlab is not None or deployment.matlab_command is not None
@@ -79,6 +88,16 @@ def check_engines(
             yield from _fiji_checks(deployment)
         else:
             yield EngineCheck("Fiji", "absent", f"the PATH has none of {', '.join(FIJI_USUAL)}")
+    if cuda is not None or not is_project:
+        try:
+            yield EngineCheck("CUDA", "ok", check_card())
+        except CardError as error:
+            if cuda is None:
+                yield EngineCheck("CUDA", "absent", str(error))
+            elif cuda.required:
+                yield EngineCheck("CUDA", "problem", f"{error}; processing.engine.required = true")
+            else:
+                yield EngineCheck("CUDA", "absent", f"{error}; our compiled code makes the tiles")
 
 
 def _matlab_checks(deployment: DeploymentSettings, engine: MatlabEngine) -> Iterator[EngineCheck]:

@@ -15,6 +15,7 @@
     │   └── MissingInputError (FileNotFoundError)   a file that was announced is not there
     ├── ProcessingError (RuntimeError)       a stage failed on good input
     ├── EngineError (RuntimeError)           MATLAB, Octave or Fiji ended without its results; a later attempt may help
+    │   ├── CardError                        a graphics card that is asked for cannot be used, or failed
     │   ├── EngineTimeout (TimeoutError)     it took longer than allowed, and was ended
     │   ├── EngineOutOfMemory (MemoryError)  it had too little memory, or was killed, as for want of memory
     │   └── LicenseError                     it got no licence in time
@@ -83,6 +84,10 @@ class ProcessingError(OpticStreamError, RuntimeError):
 
 class EngineError(OpticStreamError, RuntimeError):
     """MATLAB, Octave or Fiji ended without its results."""
+
+
+class CardError(EngineError):
+    """A graphics card cannot be used, or failed; the message says why."""
 
 
 class EngineTimeout(EngineError, TimeoutError):

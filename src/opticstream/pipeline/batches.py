@@ -285,6 +285,8 @@ class TileWork:
                 "raw_sha256": record.detail.get("raw_sha256") if record is not None and kept else result.raw_sha256,
                 "figures": result.figures,
                 "flags": list(result.flags),
+                "engine": result.engine,
+                **({"engine_note": result.engine_note} if result.engine_note else {}),
                 **({"verdict": result.verdict} if result.flags else {}),
                 **({} if same is None or KNOWN_AS not in same.detail else {KNOWN_AS: same.detail[KNOWN_AS]}),
             },
@@ -342,7 +344,8 @@ def _move_aside(path: Path) -> None:
 
 
 def _note(record: FactRecord) -> dict[str, object]:
-    return {key: record.detail[key] for key in ("raw_sha256", "figures", "flags", "verdict") if record.detail.get(key)}
+    keys = ("raw_sha256", "figures", "flags", "verdict", "engine_note")
+    return {key: record.detail[key] for key in keys if record.detail.get(key)}
 
 
 def _still_good(project: Project, record: FactRecord, parameters: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -41,3 +43,18 @@ def test_the_surface_does_not_depend_on_how_many_rows_of_cells_come_at_a_time():
     assert np.abs(found[1] - found[0]).max() < 0.1
     assert np.abs(found[2] - found[0]).max() < 0.1
     assert np.sqrt(np.mean((found[0] - true) ** 2)) < 1.5
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_surface_is_the_same_to_the_bit_on_one_thread_and_on_several(compiled):
+    cells = (40 + 6 * np.random.default_rng(1).normal(size=(22, 9, 90))).astype(np.float32)
+    cells[..., 50:] += 15
+    found = []
+    with ThreadPoolExecutor(3) as pool:
+        for executor in (None, pool):
+            sheet = SurfaceSheet(a_lines=35, b_lines=87, compiled=compiled, executor=executor)
+            for first in range(0, 22, 8):
+                sheet.add(cells[first : first + 8])
+            found.append(sheet.lines(0, 87))
+    for one, several in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, several)

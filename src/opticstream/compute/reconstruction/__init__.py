@@ -1,6 +1,6 @@
 """From the spectra of a tile to profiles, surface and en face maps, and the calibration for this.
 
-Plain NumPy: importing it loads no compiler.
+NumPy, and most formulas for arrays of any library (see `opticstream.compute.arrays`). Importing it loads no compiler.
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ from opticstream.compute.reconstruction._jones import (
     orientation_from_jones,
     retardance_from_jones,
 )
-from opticstream.compute.reconstruction._map_source import Floats, MapFunction, MapSource, TileProfiles
+from opticstream.compute.reconstruction._map_source import (
+    Floats,
+    MapFunction,
+    MapSource,
+    TileProfiles,
+    from_numpy,
+)
 from opticstream.compute.reconstruction._options import TileOptions
 from opticstream.compute.reconstruction._orientation import axis_window_mean, axis_window_mode
 from opticstream.compute.reconstruction._robust_surface import (
@@ -48,9 +54,14 @@ from opticstream.compute.reconstruction._robust_surface import (
 )
 from opticstream.compute.reconstruction._spectral import (
     SpectralPlan,
+    SpectralTables,
     Transform,
+    counts_to_work_on,
     jones_from_spectra,
+    median_by_halving,
+    profiles_from_spectra,
     spectral_plan,
+    spectral_tables,
     spectral_window,
 )
 from opticstream.compute.reconstruction._stokes import (
@@ -92,6 +103,7 @@ __all__ = [
     "MapFunction",
     "MapSource",
     "SpectralPlan",
+    "SpectralTables",
     "SurfaceSheet",
     "TileOptions",
     "TileProfiles",
@@ -103,25 +115,30 @@ __all__ = [
     "birefringence_slope",
     "birefringence_unwrapped",
     "complex_tile_from_jones",
+    "counts_to_work_on",
     "depth_window",
     "dispersion_from_spectra",
     "edge_response",
     "edge_taps",
+    "from_numpy",
     "intensity_db_from_jones",
     "jones_from_complex_tile",
     "jones_from_spectra",
     "median_3x3",
+    "median_by_halving",
     "orientation_from_jones",
     "peak_width_bins",
     "positions_from_chirp",
     "positions_from_mirrors",
     "positions_from_phases",
     "positions_from_wavelengths",
+    "profiles_from_spectra",
     "rate_tables",
     "rates_of",
     "retardance_from_jones",
     "retardance_without_noise",
     "spectral_plan",
+    "spectral_tables",
     "spectral_window",
     "strongest_rise_near",
     "surface_sheet",

@@ -1,11 +1,17 @@
-"""Apparent birefringence: how fast retardance grows with depth."""
+"""Apparent birefringence: how fast retardance grows with depth.
+
+Arrays may belong to any library (see `opticstream.compute.arrays`).
+"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute import axial
+from opticstream.compute.arrays import library_of
 from opticstream.compute.reconstruction._enface import DepthWindow
 
 UNWRAP_SIGMA_PX = (1.0, 1.0, 3.0)
@@ -38,18 +44,19 @@ def birefringence_slope(
     >>> round(float(birefringence_slope(r, r > 0, depth_step_um=2.5, wavelength_um=1.3)), 7)
     0.001
     """
-    used = valid & np.logical_and.accumulate(retardance_deg != 0, axis=-1)
-    weight = used.astype(np.float64)
-    n = weight.sum(axis=-1)
-    z = np.arange(retardance_deg.shape[-1]) * depth_step_um
-    path = np.where(used, retardance_deg, 0) * (wavelength_um / 360)
+    xp = library_of(retardance_deg)
+    zeros_before = xp.cumulative_sum(xp.astype(retardance_deg == 0, xp.int32), axis=-1)
+    used = valid & (zeros_before == 0)
+    weight = xp.astype(used, xp.float64)
+    n = xp.sum(weight, axis=-1)
+    z = xp.arange(retardance_deg.shape[-1], dtype=xp.float64) * depth_step_um
+    path = xp.astype(xp.where(used, retardance_deg, 0), xp.float64) * (wavelength_um / 360)
     sum_z, sum_zz = weight @ z, weight @ (z * z)
-    sum_p, sum_zp = path.sum(axis=-1, dtype=np.float64), path @ z
+    sum_p, sum_zp = xp.sum(path, axis=-1), path @ z
     determinant = n * sum_zz - sum_z**2
-    enough = n >= 3
-    slope = np.zeros(np.shape(n))
-    np.divide(n * sum_zp - sum_z * sum_p, determinant, out=slope, where=enough & (determinant > 0))
-    return slope.astype(np.float32)
+    solvable = (n >= 3) & (determinant > 0)
+    slope = (n * sum_zp - sum_z * sum_p) / xp.where(solvable, determinant, 1)
+    return xp.astype(xp.where(solvable, slope, 0), xp.float32)
 
 
 def stokes_from_retardance(
@@ -61,25 +68,28 @@ def stokes_from_retardance(
     """
     cosine, sine = axial.components(orientation_deg)
     down, ring = axial.components(retardance_deg)  # doubled as well: these angles are those of a circle on the sphere
-    return np.stack([ring * cosine, ring * sine, down]).astype(np.float32)
+    xp = library_of(down)
+    return xp.astype(xp.stack([ring * cosine, ring * sine, down]), xp.float32, copy=False)
 
 
 def gaussian_smoothed(
     volume: NDArray[np.float32], /, *, sigma_px: tuple[float, float, float], truncate: float = 3.0
 ) -> NDArray[np.float32]:
     """Return an (..., x, y, z) array smoothed along its last three axes, edges replicated."""
+    xp = library_of(volume)
     for axis, sigma in zip((-3, -2, -1), sigma_px, strict=True):
         if sigma == 0 or volume.shape[axis] == 1:
             continue
         radius = int(np.ceil(truncate * sigma))
         kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
         kernel /= kernel.sum()
-        moved = np.moveaxis(volume, axis, 0)
-        padded = np.concatenate([moved[:1]] * radius + [moved] + [moved[-1:]] * radius)
-        smooth = np.zeros_like(moved)
-        for tap, weight in enumerate(kernel.astype(np.float32)):
-            smooth += weight * padded[tap : tap + moved.shape[0]]
-        volume = np.moveaxis(smooth, 0, axis)
+        moved = xp.moveaxis(volume, axis, 0)
+        first, last = moved[:1, ...], moved[-1:, ...]
+        padded = xp.concat([first] * radius + [moved] + [last] * radius)
+        smooth = xp.zeros_like(moved)
+        for tap, weight in enumerate(kernel.tolist()):
+            smooth += weight * padded[tap : tap + moved.shape[0], ...]
+        volume = xp.moveaxis(smooth, 0, axis)
     return volume
 
 
@@ -111,12 +121,16 @@ def _smoothed_retardance(
     retardance_deg: NDArray[np.float32], orientation_deg: NDArray[np.float32], sigma_px: tuple[float, float, float]
 ) -> NDArray[np.float32]:
     state = gaussian_smoothed(stokes_from_retardance(retardance_deg, orientation_deg), sigma_px=sigma_px)
-    return np.asarray(np.degrees(0.5 * np.arctan2(np.hypot(state[0], state[1]), state[2])))
+    xp = library_of(state)
+    s1, s2, s3 = (state[number, ...] for number in range(3))
+    return xp.atan2(xp.hypot(s1, s2), s3) * (90 / math.pi)
 
 
 def _growing(folded: NDArray[np.float32]) -> NDArray[np.float32]:
-    change = np.abs(np.diff(folded, axis=-1))
-    return np.concatenate([folded[..., :1], folded[..., :1] + np.cumsum(change, axis=-1)], axis=-1)
+    xp = library_of(folded)
+    change = xp.abs(folded[..., 1:] - folded[..., :-1])
+    first = folded[..., :1]
+    return xp.concat([first, first + xp.cumulative_sum(change, axis=-1)], axis=-1)
 
 
 def birefringence_unwrapped(
@@ -134,5 +148,5 @@ def birefringence_unwrapped(
     `birefringence_slope`.
     """
     growing = _growing(window.take(_smoothed_retardance(retardance_deg, orientation_deg, UNWRAP_SIGMA_PX)))
-    path = np.maximum(growing, np.finfo(np.float32).tiny)  # an exact zero would end the window
+    path = library_of(growing).maximum(growing, float(np.finfo(np.float32).tiny))  # an exact zero would end the window
     return birefringence_slope(path, window.valid, depth_step_um=depth_step_um, wavelength_um=wavelength_um)

@@ -1,11 +1,17 @@
-"""En face maps of every A-line, from a window below the surface."""
+"""En face maps of every A-line, from a window below the surface.
+
+Arrays may belong to any library (see `opticstream.compute.arrays`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from opticstream.compute.arrays import library_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,9 +24,9 @@ class DepthWindow:
     index: NDArray[np.intp]
     valid: NDArray[np.bool_]
 
-    def take(self, volume: NDArray[np.float32], /) -> NDArray[np.float32]:
+    def take(self, volume: NDArray[Any], /) -> NDArray[Any]:
         """Return the samples of an (x, y, z) volume, shape (x, y, n)."""
-        return np.take_along_axis(volume, self.index, axis=2)
+        return library_of(volume).take_along_axis(volume, self.index, axis=2)
 
 
 def depth_window(surface: ArrayLike, /, *, depth_samples: int, offset: int = 0, depth: int = 80) -> DepthWindow:
@@ -41,9 +47,11 @@ def depth_window(surface: ArrayLike, /, *, depth_samples: int, offset: int = 0, 
     >>> window.index[0, 0].tolist(), window.valid[0, 1].tolist()
     ([2, 3, 4], [True, False, False])
     """
-    start = np.clip(np.rint(np.asarray(surface)).astype(np.intp) + offset, 0, depth_samples - 1)
-    index = start[..., np.newaxis] + np.arange(min(depth, depth_samples - 1) + 1)
-    return DepthWindow(np.minimum(index, depth_samples - 1), index <= depth_samples - 1)
+    xp = library_of(surface)
+    nearest = xp.astype(xp.round(xp.asarray(surface)), xp.int64)
+    start = xp.clip(nearest + offset, 0, depth_samples - 1)
+    index = start[..., None] + xp.arange(min(depth, depth_samples - 1) + 1)
+    return DepthWindow(xp.minimum(index, depth_samples - 1), index <= depth_samples - 1)
 
 
 def window_mean(samples: NDArray[np.float32], valid: NDArray[np.bool_], /) -> NDArray[np.float32]:
@@ -54,13 +62,15 @@ def window_mean(samples: NDArray[np.float32], valid: NDArray[np.bool_], /) -> ND
     >>> float(window_mean(np.float32([1, 3, 100]), np.array([True, True, False])))
     2.0
     """
-    total = np.where(valid, samples, 0).sum(axis=-1, dtype=np.float64)
-    return np.asarray(total / valid.sum(axis=-1), dtype=np.float32)
+    xp = library_of(samples)
+    total = xp.sum(xp.where(valid, samples, 0), axis=-1, dtype=xp.float64)
+    return xp.astype(total / xp.astype(xp.count_nonzero(valid, axis=-1), xp.float64), xp.float32)
 
 
 def window_maximum(samples: NDArray[np.float32], valid: NDArray[np.bool_], /) -> NDArray[np.float32]:
     """Return the maximum over the valid samples along the last axis."""
-    return np.asarray(np.where(valid, samples, -np.inf).max(axis=-1), dtype=np.float32)
+    xp = library_of(samples)
+    return xp.astype(xp.max(xp.where(valid, samples, -np.inf), axis=-1), xp.float32, copy=False)
 
 
 def attenuation_from_intensity(
@@ -96,9 +106,11 @@ def attenuation_from_intensity(
     >>> attenuation_from_intensity(intensity_db, window, depth_step_mm=0.0025).round(1).tolist()
     [[4.0]]
     """
-    linear = np.power(10, intensity_db.astype(np.float64) / 10)
-    floor = linear[..., -max(1, linear.shape[-1] // 20) :].mean(axis=-1, keepdims=True)
-    signal = np.maximum(linear - floor, 0)
-    below = np.cumsum(signal[..., ::-1], axis=-1)[..., ::-1] - signal
-    mu = np.log1p(np.divide(signal, below, out=np.zeros_like(signal), where=below > 0)) / (2 * depth_step_mm)
-    return window_mean(window.take(mu.astype(np.float32)), window.valid)
+    xp = library_of(intensity_db)
+    linear = 10.0 ** (xp.astype(intensity_db, xp.float64) / 10)
+    floor = xp.mean(linear[..., -max(1, linear.shape[-1] // 20) :], axis=-1, keepdims=True)
+    signal = xp.maximum(linear - floor, 0)
+    below = xp.flip(xp.cumulative_sum(xp.flip(signal, axis=-1), axis=-1), axis=-1) - signal
+    share = xp.where(below > 0, signal / xp.where(below > 0, below, 1), 0)
+    mu = xp.log1p(share) / (2 * depth_step_mm)
+    return window_mean(window.take(xp.astype(mu, xp.float32)), window.valid)

@@ -1,13 +1,18 @@
-"""Complex depth profiles to intensity, retardance and orientation, and to and from the rigs' complex tile layout."""
+"""Complex depth profiles to intensity, retardance and orientation, and to and from the rigs' complex tile layout.
+
+Arrays may belong to any library (see `opticstream.compute.arrays`).
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute import axial
+from opticstream.compute.arrays import library_of
 
 EPS32 = float(np.finfo(np.float32).eps)
 """Smallest intensity and amplitude that differs from zero; -69.2 dB."""
@@ -26,14 +31,15 @@ def intensity_db_from_jones(jones: NDArray[np.complex64], /) -> NDArray[np.float
     >>> intensity_db_from_jones(np.array([[3 + 0j], [4j]], np.complex64)).round(2).tolist()
     [13.979999542236328]
     """
-    power = np.zeros(jones.shape[1:], np.float32)
-    for channel in jones:
-        power += channel.real**2
-        power += channel.imag**2
-    np.maximum(power, np.float32(EPS32), out=power)
-    np.log10(power, out=power)
-    power *= np.float32(10)
-    return power
+    xp = library_of(jones)
+    power = xp.real(jones[0, ...]) ** 2
+    power += xp.imag(jones[0, ...]) ** 2
+    for channel in range(1, jones.shape[0]):
+        power += xp.real(jones[channel, ...]) ** 2
+        power += xp.imag(jones[channel, ...]) ** 2
+    intensity_db = xp.log10(xp.maximum(power, EPS32))
+    intensity_db *= 10
+    return intensity_db
 
 
 def retardance_from_jones(jones: NDArray[np.complex64], /) -> NDArray[np.float32]:
@@ -45,9 +51,10 @@ def retardance_from_jones(jones: NDArray[np.complex64], /) -> NDArray[np.float32
     [45.0, 0.0]
     """
     _two_channels(jones)
-    cross = np.abs(jones[0])
-    co = np.maximum(np.abs(jones[1]), np.float32(EPS32))
-    return np.asarray(np.degrees(np.arctan(cross / co)), dtype=np.float32)
+    xp = library_of(jones)
+    cross = xp.abs(jones[0, ...])
+    co = xp.maximum(xp.abs(jones[1, ...]), EPS32)
+    return xp.astype(xp.atan(cross / co) * (180 / math.pi), xp.float32, copy=False)
 
 
 def orientation_from_jones(
@@ -73,10 +80,12 @@ def orientation_from_jones(
     [90.0]
     """
     _two_channels(jones)
-    difference = np.angle(jones[0] * jones[1].conj())
+    xp = library_of(jones)
+    product = jones[0, ...] * xp.conj(jones[1, ...])
+    difference = xp.atan2(xp.imag(product), xp.real(product))
     sign = -1.0 if flip_phase else 1.0
-    offset = np.float32(axial.offset_within_half_turn(phase_offset_deg))
-    return np.asarray(axial.wrap(difference * np.float32(sign * 90 / np.pi) + offset), np.float32)
+    offset = axial.offset_within_half_turn(phase_offset_deg)
+    return xp.astype(axial.wrap(difference * (sign * 90 / math.pi) + offset), xp.float32, copy=False)
 
 
 def complex_tile_from_jones(jones: NDArray[np.complex64], /) -> NDArray[np.float32]:
@@ -90,8 +99,9 @@ def complex_tile_from_jones(jones: NDArray[np.complex64], /) -> NDArray[np.float
     >>> tile[:, 0, :].tolist()
     [[3.0, 1.0], [4.0, 2.0]]
     """
-    parts = [part for channel in jones for part in (channel.real, channel.imag)]
-    return np.concatenate(parts, axis=0)[:, :, ::-1]
+    xp = library_of(jones)
+    parts = [part(jones[channel, ...]) for channel in range(jones.shape[0]) for part in (xp.real, xp.imag)]
+    return xp.concat(parts, axis=0)[:, :, ::-1]
 
 
 def jones_from_complex_tile(tile: NDArray[np.floating[Any]], /, *, channels: int = 2) -> NDArray[np.complex64]:

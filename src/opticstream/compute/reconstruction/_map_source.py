@@ -1,18 +1,20 @@
 """The source of en face maps: complex profiles, the volumes derived from them, and the window below the surface.
 
 A map is a function of a `MapSource` alone and treats every A-line separately, so that a tile may be passed as a whole
-or B-line by B-line. Everything that several maps need is computed on first use.
+or B-line by B-line. Everything that several maps need is computed on first use. Arrays may belong to any library (see
+`opticstream.compute.arrays`); a function for NumPy arrays alone becomes one for all of them by `from_numpy`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute.arrays import in_numpy, library_of
 from opticstream.compute.reconstruction._enface import DepthWindow
 from opticstream.compute.reconstruction._jones import (
     intensity_db_from_jones,
@@ -20,6 +22,7 @@ from opticstream.compute.reconstruction._jones import (
     retardance_from_jones,
 )
 from opticstream.compute.reconstruction._stokes import axis_and_birefringence
+from opticstream.model.modalities import volume_names
 
 Floats = NDArray[np.float32]
 
@@ -50,6 +53,23 @@ class TileProfiles:
         """Optic axis orientation in degrees, (-90, 90], shape (x, y, z); two channels needed."""
         return orientation_from_jones(self.jones, phase_offset_deg=self.phase_offset_deg, flip_phase=self.flip_phase)
 
+    def volume(self, name: str, /) -> Floats:
+        """Return dBI, R3D or O3D.
+
+        Raises
+        ------
+        ValueError
+            There is no such volume.
+        """
+        match name:
+            case "dBI":
+                return self.intensity_db
+            case "R3D":
+                return self.retardance_deg
+            case "O3D":
+                return self.orientation_deg
+        raise ValueError(f"{name!r} is not a volume that a tile has; expected one of {volume_names()}")
+
 
 @dataclass(frozen=True, eq=False)
 class MapSource:
@@ -59,6 +79,13 @@ class MapSource:
     window: DepthWindow
     offset: int = 0
     """Start of the window below the surface, in depth samples."""
+
+    @cached_property
+    def in_window(self) -> TileProfiles:
+        """The samples in the window alone as profiles, n samples deep; `window.valid` marks valid ones."""
+        jones = self.profiles.jones
+        parts = [self.window.take(jones[channel, ...]) for channel in range(jones.shape[0])]
+        return replace(self.profiles, jones=library_of(jones).stack(parts))
 
     @cached_property
     def circle(self) -> tuple[Floats, Floats]:
@@ -81,3 +108,19 @@ class MapSource:
 
 MapFunction = Callable[[MapSource], Floats]
 """Returns one map, shape (x, y), of the A-lines that it is given."""
+
+
+def from_numpy(function: MapFunction, /) -> MapFunction:
+    """Return a function for arrays of any library, from one that takes NumPy arrays alone."""
+
+    def made(source: MapSource) -> Floats:
+        profiles, window = source.profiles, source.window
+        return function(
+            MapSource(
+                replace(profiles, jones=in_numpy(profiles.jones)),
+                DepthWindow(in_numpy(window.index), in_numpy(window.valid)),
+                source.offset,
+            )
+        )
+
+    return made

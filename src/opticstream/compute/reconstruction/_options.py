@@ -20,7 +20,7 @@ class TileOptions:
     depth: int = 80
     maps: tuple[str, ...] = ("aip", "mip", "ret", "ori", "biref")
     functions: Mapping[str, MapFunction] = field(default_factory=dict)
-    """Functions, in NumPy, of maps; the compiled engine needs those alone that it has no kernel for."""
+    """Functions of maps; the compiled engine needs those alone, in NumPy, that it has no kernel for."""
     volumes: tuple[str, ...] = ()
     """Of dBI, R3D, O3D and complex."""
     orientation_method: Literal["stokes", "mean", "histogram"] = "stokes"

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute import axial
+from opticstream.compute.arrays import library_of
 
 
 def axis_window_mean(orientation_deg: NDArray[Any], valid: NDArray[np.bool_], /) -> NDArray[np.float32]:
@@ -19,7 +20,8 @@ def axis_window_mean(orientation_deg: NDArray[Any], valid: NDArray[np.bool_], /)
     >>> float(axis_window_mean(orientation, np.abs(orientation) > 50).round(3))
     90.0
     """
-    return axial.mean(orientation_deg, where=valid).astype(np.float32)
+    xp = library_of(orientation_deg)
+    return xp.astype(axial.mean(orientation_deg, where=valid), xp.float32)
 
 
 def axis_window_mode(orientation_deg: NDArray[Any], valid: NDArray[np.bool_], /) -> NDArray[np.float32]:
@@ -30,12 +32,15 @@ def axis_window_mode(orientation_deg: NDArray[Any], valid: NDArray[np.bool_], /)
     Examples
     --------
     >>> o = np.array([10.2, 10.7, 33.0])
-    >>> axis_window_mode(o, o > 0)
-    array(10.5, dtype=float32)
+    >>> float(axis_window_mode(o, o > 0))
+    10.5
     """
-    bins = np.clip(np.floor(orientation_deg + 90).astype(np.intp), 0, 179)
-    flat_bins, flat_valid = bins.reshape(-1, bins.shape[-1]), valid.reshape(-1, bins.shape[-1])
-    rows = np.repeat(np.arange(flat_bins.shape[0]), flat_bins.shape[1])[flat_valid.ravel()]
-    counts = np.bincount(rows * 180 + flat_bins.ravel()[flat_valid.ravel()], minlength=flat_bins.shape[0] * 180)
-    fullest = counts.reshape(-1, 180).argmax(axis=1)
-    return np.asarray((fullest - 89.5).reshape(bins.shape[:-1]), dtype=np.float32)
+    xp = library_of(orientation_deg)
+    bins = xp.clip(xp.astype(xp.floor(orientation_deg + 90), xp.int16), 0, 179)
+    bins = xp.where(valid, bins, -1)
+    counts = xp.zeros(bins.shape, dtype=xp.int16)
+    for k in range(bins.shape[-1]):  # how many share the bin of each sample; no library has histograms of many rows
+        counts += xp.astype(bins == bins[..., k : k + 1], xp.int16)
+    score = 180 * xp.astype(counts, xp.int32) + xp.astype(179 - bins, xp.int32)
+    first_of_fullest = xp.max(xp.where(valid, score, -1), axis=-1)
+    return xp.astype(179 - first_of_fullest % 180, xp.float32) - 89.5

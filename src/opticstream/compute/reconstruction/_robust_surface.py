@@ -10,11 +10,14 @@ tissue, so a second look replaces cells far from the trend of their surroundings
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.compute.arrays import library_of
 from opticstream.compute.reconstruction._surface import EDGE_HALF_WIDTH_PX, edge_response, edge_taps
 
 CELL_PX = 4
@@ -87,9 +90,12 @@ class SurfaceSheet:
         Size of the tile.
     compiled : bool
         Use compiled loops: the same numbers, sooner for large tiles, later for small ones.
+    executor : Executor, optional
+        Looks at several rows of cells at once, where several are added together: the same numbers.
     """
 
-    def __init__(self, *, a_lines: int, b_lines: int, compiled: bool = False) -> None:
+    def __init__(self, *, a_lines: int, b_lines: int, compiled: bool = False, executor: Executor | None = None) -> None:
+        self._each: Callable[..., Iterable[Any]] = map if executor is None else executor.map
         self._spread = _spread
         self._add_paths_along_x = _add_paths_along_x
         self._edges = _edges
@@ -135,58 +141,82 @@ class SurfaceSheet:
 
     def add(self, intensity_db: Floats, /) -> None:
         """Take the next rows of cells: mean intensity in dB, shape (rows, cells in x, z)."""
+        for full, response, sums in self._each(self._row_by_itself, intensity_db[:, np.newaxis]):
+            if self._forward is not None:
+                sums += self._forward
+            previous = np.float32(0) if self._forward is None else self._forward
+            self._forward = self._spread(response + previous)
+            self._waiting.append((full, response, sums))
+        self._taken += len(intensity_db)
+        complete = self._taken == self._rows
+        self._decide(len(self._waiting) - (0 if complete else LOOKAHEAD_CELLS))
+        self._refine(len(self._seen) - (0 if complete else TREND_CELLS))
+
+    def _row_by_itself(self, intensity_db: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return response, response at fewer depths, and the sums along x, of one row of cells, shape (1, cells, z)."""
         full = self._edges(intensity_db)
         full[np.count_nonzero(intensity_db > 0, axis=-1) < 2 * EDGE_HALF_WIDTH_PX] = 0
         response = np.ascontiguousarray(full[..., ::DEPTH_STEP_PX])
         sums = response.copy()
         self._add_paths_along_x(response, sums)
-        for row in range(len(response)):
-            if self._forward is not None:
-                sums[row] += self._forward
-            previous = np.float32(0) if self._forward is None else self._forward
-            self._forward = self._spread(response[row] + previous)
-            self._waiting.append((full[row], response[row], sums[row]))
-        self._taken += len(response)
-        complete = self._taken == self._rows
-        while self._waiting and (complete or len(self._waiting) > LOOKAHEAD_CELLS):
-            self._decide()
-            while len(self._seen) > TREND_CELLS:  # at once: guesses further back are dropped
-                self._refine()
-        while complete and self._seen:
-            self._refine()
+        return full[0], response[0], sums[0]
 
-    def _decide(self) -> None:
-        """First look at the next row of cells: the depth of the highest sum."""
+    def _decide(self, n: int) -> None:
+        """First look at the next `n` rows of cells."""
+        if n <= 0:
+            return
+        waiting = [*self._waiting]
+        windows = [waiting[row : row + LOOKAHEAD_CELLS + 1] for row in range(n)]
+        for guess, total in self._each(self._first_look, windows):
+            full, _, _ = self._waiting.popleft()
+            self._guesses.append(guess)
+            self._seen.append((full, total))
+
+    def _first_look(self, rows: list[tuple[Floats, Floats, Floats]]) -> tuple[Floats, Floats]:
+        """Return the depth of the highest sum, NaN where nothing rises, and the sums, for the first of some rows."""
         from_below: Floats | None = None
-        for _, response, _ in reversed([*self._waiting][1 : LOOKAHEAD_CELLS + 1]):
+        for _, response, _ in reversed(rows[1:]):
             from_below = self._spread(response if from_below is None else response + from_below)
-        full, response, sums = self._waiting.popleft()
+        _, response, sums = rows[0]
         total = sums if from_below is None else sums + from_below
         best = total.argmax(axis=-1)
         rise = np.take_along_axis(response, best[:, np.newaxis], axis=-1)[:, 0]
-        guess = np.where(rise >= LEAST_RISE_DB, DEPTH_STEP_PX * best, np.nan).astype(np.float32)
-        self._guesses.append(guess)
-        self._seen.append((full, total))
-        if len(self._guesses) > 2 * TREND_CELLS + 1 + LOOKAHEAD_CELLS:
+        return np.where(rise >= LEAST_RISE_DB, DEPTH_STEP_PX * best, np.nan).astype(np.float32), total
+
+    def _refine(self, n: int) -> None:
+        """Second look at the next `n` rows: near the trend of the cells around them."""
+        if n <= 0:
+            return
+        first = len(self._surface)
+        nothing = np.full(len(self._guesses[0]), np.nan, np.float32)
+        known = range(self._dropped, self._dropped + len(self._guesses))
+        around = [
+            np.stack(
+                [
+                    self._guesses[other - self._dropped] if other in known else nothing
+                    for other in range(row - TREND_CELLS, row + TREND_CELLS + 1)
+                ]
+            )
+            for row in range(first, first + n)
+        ]
+        seen = [self._seen.popleft() for _ in range(n)]
+        for surface, confidence in self._each(self._second_look, around, seen):
+            self._surface.append(surface)
+            self._confidence.append(confidence)
+        while self._dropped < len(self._surface) - TREND_CELLS:  # no later row looks back so far
             self._guesses.popleft()
             self._dropped += 1
 
-    def _refine(self) -> None:
-        """Second look at the next row: near the trend of the cells around it."""
-        row = len(self._surface)
-        rows = range(row - TREND_CELLS, row + TREND_CELLS + 1)
-        nothing = np.full(len(self._guesses[0]), np.nan, np.float32)
-        known = range(self._dropped, self._dropped + len(self._guesses))
-        around = np.stack([self._guesses[r - self._dropped] if r in known else nothing for r in rows])
-        full, total = self._seen.popleft()
+    def _second_look(self, around: Floats, seen: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+        """Return surface and confidence of the cells of one row."""
+        full, total = seen
         trend, known_cells = self._trend_and_count(around)
         depth_index = _peak(total, total.argmax(axis=-1))
         # a bubble, a hole, or nothing to see: go with the others, the less surely the fewer they are
         allowed = FROM_TREND_PX * np.sqrt((2 * TREND_CELLS + 1) ** 2 / np.maximum(known_cells, 1))
         stray = np.abs(depth_index - trend) > allowed
         depth_index = np.where(stray, np.clip(trend, 0, full.shape[-1] - 1), depth_index).astype(np.float32)
-        self._surface.append(depth_index)
-        self._confidence.append(_confidence(full, np.rint(depth_index).astype(np.intp), self._rivals))
+        return depth_index, _confidence(full, np.rint(depth_index).astype(np.intp), self._rivals)
 
     def lines_known(self) -> int:
         """Return the number of B-lines, from the first on, whose surface can be given."""
@@ -328,9 +358,10 @@ def surface_sheet(intensity_db: Floats, /) -> tuple[Floats, Floats]:
 def strongest_rise_near(response: Floats, surface: Floats, /, *, reach_px: int = NEAR_PX) -> Floats:
     """Return the depth of the strongest rise within `reach_px` of a surface, A-line by A-line, unsmoothed.
 
-    `response` has shape (x, y, z), as from `edge_response`; `surface` (x, y).
+    `response` has shape (x, y, z), as from `edge_response`; `surface` (x, y). Both may belong to any array library.
     """
-    centre = np.rint(surface).astype(np.intp)[..., np.newaxis]
-    near = np.clip(centre + np.arange(-reach_px, reach_px + 1), 0, response.shape[-1] - 1)
-    best = np.take_along_axis(response, near, axis=-1).argmax(axis=-1)
-    return np.take_along_axis(near, best[..., np.newaxis], axis=-1)[..., 0].astype(np.float32)
+    xp = library_of(response)
+    centre = xp.astype(xp.round(surface), xp.int64)[..., None]
+    near = xp.clip(centre + xp.arange(-reach_px, reach_px + 1), 0, response.shape[-1] - 1)
+    best = xp.argmax(xp.take_along_axis(response, near, axis=-1), axis=-1)
+    return xp.astype(xp.take_along_axis(near, best[..., None], axis=-1)[..., 0], xp.float32)

@@ -12,12 +12,14 @@ known to a sample or two only, and a circle that starts late turns too slowly: t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute import axial
+from opticstream.compute.arrays import library_of
 from opticstream.compute.reconstruction._enface import DepthWindow
 
 LARGEST_BIREFRINGENCE = 6e-3
@@ -61,15 +63,17 @@ def stokes_from_jones(jones: NDArray[np.complex64], /) -> Floats:
     >>> stokes_from_jones(np.array([[1j], [1]], np.complex64))[:, 0].tolist()
     [0.0, 2.0, 0.0]
     """
-    cross = 2 * jones[0] * jones[1].conj()
-    balance = np.abs(jones[1]) ** 2 - np.abs(jones[0]) ** 2
-    return np.stack([cross.real, cross.imag, balance]).astype(np.float32)
+    xp = library_of(jones)
+    cross = 2 * jones[0, ...] * xp.conj(jones[1, ...])
+    balance = xp.abs(jones[1, ...]) ** 2 - xp.abs(jones[0, ...]) ** 2
+    return xp.stack([xp.real(cross), xp.imag(cross), balance])
 
 
 def _windowed(jones: NDArray[np.complex64], window: DepthWindow) -> tuple[NDArray[np.complex64], Floats]:
     """Return profiles and states inside a window; states are zero where it ends early."""
-    inside = np.stack([np.take_along_axis(channel, window.index, axis=2) for channel in jones])
-    return inside, np.where(window.valid, stokes_from_jones(inside), np.float32(0))
+    xp = library_of(jones)
+    inside = xp.stack([window.take(jones[channel, ...]) for channel in range(jones.shape[0])])
+    return inside, xp.where(window.valid, stokes_from_jones(inside), 0)
 
 
 def axis_and_birefringence(
@@ -112,52 +116,55 @@ def axis_and_birefringence(
     >>> float(axis[0, 0].round(2)), round(float(birefringence[0, 0]), 5)
     (30.0, 0.004)
     """
+    xp = library_of(jones)
     depth = window.index.shape[-1] - 1
     rates = rates_of(depth=depth, depth_step_um=depth_step_um, wavelength_um=wavelength_um)
-    cosine, sine = rate_tables(rates, depth=depth, offset=offset)
-    s1, s2, s3 = _windowed(jones, window)[1]
-    across = s1 + 1j * s2
-    sums = (s3 @ cosine.T, s3 @ sine.T, across @ cosine.T, across @ sine.T)
-    match = sums[0] + np.abs(sums[3])
-    best = match.argmax(axis=-1)
-    length = np.sqrt(s1**2 + s2**2 + s3**2).sum(axis=-1)
-    agreement = np.take_along_axis(match, best[..., np.newaxis], -1)[..., 0] / np.maximum(length, _TINY)
-    price = START_STIFFNESS * length / np.maximum(agreement, LEAST_AGREEMENT) ** 2
-    rate, psi = _circle_near(sums, np.clip(best, 1, len(rates) - 2), float(rates[1]), price)
+    cosine, sine = (xp.asarray(table.T.copy()) for table in rate_tables(rates, depth=depth, offset=offset))
+    states = _windowed(jones, window)[1]
+    s1, s2, s3 = (states[number, ...] for number in range(3))
+    sums = (s3 @ cosine, s3 @ sine, s1 @ cosine, s2 @ cosine, s1 @ sine, s2 @ sine)
+    match = sums[0] + xp.hypot(sums[4], sums[5])
+    best = xp.argmax(match, axis=-1)
+    length = xp.sum(xp.sqrt(s1**2 + s2**2 + s3**2), axis=-1)
+    agreement = xp.max(match, axis=-1) / xp.maximum(length, _TINY)
+    price = START_STIFFNESS * length / xp.maximum(agreement, LEAST_AGREEMENT) ** 2
+    rate, psi = _circle_near(sums, xp.clip(best, 1, len(rates) - 2), float(rates[1]), price)
     sign = -1.0 if flip_phase else 1.0
-    turn_deg = np.float64(axial.offset_within_half_turn(phase_offset_deg))  # the sum in double precision
-    orientation = np.asarray(axial.wrap(np.degrees(sign * psi / 2) + turn_deg), np.float32)
-    birefringence = rate * (wavelength_um / (4 * np.pi * depth_step_um))
-    return orientation, np.asarray(birefringence, dtype=np.float32)
+    turn_deg = axial.offset_within_half_turn(phase_offset_deg)
+    angle = xp.astype(psi * (sign * 90 / math.pi), xp.float64) + turn_deg  # the sum in double precision
+    orientation = xp.astype(axial.wrap(angle), xp.float32)
+    birefringence = rate * (wavelength_um / (4 * math.pi * depth_step_um))
+    return orientation, xp.astype(birefringence, xp.float32)
 
 
-def _circle_near(
-    sums: tuple[NDArray[Any], ...], middle: NDArray[np.intp], step: float, price: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def _circle_near(sums: tuple[Any, ...], middle: Any, step: float, price: Any) -> tuple[Any, Any]:
     """Return rate (rad per sample) and azimuth (rad) of the best circle near the `middle`-th rate, its start fitted.
 
-    `sums` are those of S3 cos, S3 sin, (S1 + i S2) cos and (S1 + i S2) sin over depth at all rates, `step` apart.
+    `sums` are those of S3 cos, S3 sin, S1 cos, S2 cos, S1 sin and S2 sin over depth at all rates, `step` apart.
     """
-    near = [[np.take_along_axis(part, (middle + d)[..., np.newaxis], -1)[..., 0] for part in sums] for d in (-1, 0, 1)]
-    rates = [step * (middle + d) for d in (-1, 0, 1)]
+    xp = library_of(middle)
+    near = [[xp.take_along_axis(part, (middle + d)[..., None], axis=-1)[..., 0] for part in sums] for d in (-1, 0, 1)]
+    number = xp.astype(middle, xp.float64)
+    rates = [step * (number + d) for d in (-1, 0, 1)]
 
-    def circles(start: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def circles(start: Any) -> tuple[Any, Any, Any]:
         """Return the match at the best rate, that rate as a shift in steps, and the azimuth, for one start."""
-        match, crossing = [], []
-        for rate, (s3_cos, s3_sin, s12_cos, s12_sin) in zip(rates, near, strict=True):
-            cosine, sine = np.cos(rate * start), np.sin(rate * start)
-            crossing.append(cosine * s12_sin + sine * s12_cos)
-            match.append(cosine * s3_cos - sine * s3_sin + np.abs(crossing[-1]))
+        match, azimuth = [], []
+        for rate, (s3_cos, s3_sin, s1_cos, s2_cos, s1_sin, s2_sin) in zip(rates, near, strict=True):
+            cosine, sine = xp.cos(rate * start), xp.sin(rate * start)
+            across_1, across_2 = cosine * s1_sin + sine * s1_cos, cosine * s2_sin + sine * s2_cos
+            match.append(cosine * s3_cos - sine * s3_sin + xp.hypot(across_1, across_2))
+            azimuth.append((across_2, across_1))
         slope, bend = 0.5 * (match[2] - match[0]), match[0] - 2 * match[1] + match[2]
-        shift = np.where(bend < 0, np.clip(-slope / np.where(bend < 0, bend, -1), -1, 1), 0)
-        return match[1] + shift * (slope + 0.5 * shift * bend), shift, np.angle(crossing[1])
+        shift = xp.where(bend < 0, xp.clip(-slope / xp.where(bend < 0, bend, -1), -1, 1), 0)
+        return match[1] + shift * (slope + 0.5 * shift * bend), shift, xp.atan2(*azimuth[1])
 
     before, here, after = (circles(start)[0] for start in (-START_STEP_PX, 0.0, START_STEP_PX))
     gain = (after - before) / (2 * START_STEP_PX)
     bend = (before - 2 * here + after) / START_STEP_PX**2
-    start = np.clip(gain / np.maximum(price - bend, _TINY), -START_LIMIT_PX, START_LIMIT_PX)
+    start = xp.clip(gain / xp.maximum(price - bend, _TINY), -START_LIMIT_PX, START_LIMIT_PX)
     _, shift, psi = circles(start)
-    return np.maximum(step * (middle + shift), 0), psi
+    return xp.maximum(step * (number + shift), 0), psi
 
 
 def retardance_without_noise(jones: NDArray[np.complex64], window: DepthWindow, /) -> Floats:
@@ -174,20 +181,30 @@ def retardance_without_noise(jones: NDArray[np.complex64], window: DepthWindow, 
     window : DepthWindow
         Where to average.
     """
+    xp = library_of(jones)
     deep = max(1, jones.shape[-1] // 20)
-    noise = (np.abs(jones[..., -deep:]) ** 2).mean(axis=-1, dtype=np.float64)[..., np.newaxis]
-    inside, (s1, s2, s3) = _windowed(jones, window)
-    power = np.abs(inside) ** 2
-    spread = 4 * (power[0] * noise[1] + power[1] * noise[0] - noise[0] * noise[1])
-    spread = np.where(window.valid, np.maximum(spread, 0), 0)
-    starts = np.arange(0, window.valid.shape[-1], BLOCK_PX)
-    n = np.add.reduceat(window.valid.astype(np.int64), starts, axis=-1)
-    b1, b2, b3, extra = (np.add.reduceat(part, starts, axis=-1, dtype=np.float64) for part in (s1, s2, s3, spread))
-    b3 = b3 - n * (noise[1] - noise[0])
-    across = np.sqrt(np.maximum(b1**2 + b2**2 - extra, 0))
-    retardance = np.degrees(np.arctan2(across, b3)) / 2
-    total = np.where(window.valid, power[0] + power[1], 0)
-    floor = noise[0] + noise[1]
-    seen = np.add.reduceat(total, starts, axis=-1, dtype=np.float64) > n * (1 + LEAST_SIGNAL) * floor
-    weight = np.where(seen | ~seen.any(axis=-1, keepdims=True), n, 0)
-    return np.asarray((retardance * weight).sum(axis=-1) / weight.sum(axis=-1), dtype=np.float32)
+    noise = xp.mean(xp.astype(xp.abs(jones[..., -deep:]) ** 2, xp.float64), axis=-1)[..., None]
+    inside, states = _windowed(jones, window)
+    power = xp.abs(inside) ** 2
+    noise_1, noise_2, power_1, power_2 = (part[number, ...] for part in (noise, power) for number in (0, 1))
+    spread = 4 * (power_1 * noise_2 + power_2 * noise_1 - noise_1 * noise_2)
+    spread = xp.where(window.valid, xp.maximum(spread, 0), 0)
+    b1, b2, b3, extra = (_block_sums(part) for part in (*(states[number, ...] for number in range(3)), spread))
+    n = _block_sums(window.valid)
+    b3 = b3 - n * (noise_2 - noise_1)
+    across = xp.sqrt(xp.maximum(b1**2 + b2**2 - extra, 0))
+    retardance = xp.atan2(across, b3) * (90 / math.pi)
+    total = _block_sums(xp.where(window.valid, power_1 + power_2, 0))
+    seen = total > n * (1 + LEAST_SIGNAL) * (noise_1 + noise_2)
+    weight = xp.where(seen | ~xp.any(seen, axis=-1, keepdims=True), n, 0)
+    return xp.astype(xp.sum(retardance * weight, axis=-1) / xp.sum(weight, axis=-1), xp.float32)
+
+
+def _block_sums(samples: Any) -> Any:
+    """Return the sums over blocks of BLOCK_PX samples in float64, shape (..., blocks); the last may be shorter."""
+    xp = library_of(samples)
+    *others, n = samples.shape
+    blocks = -(-n // BLOCK_PX)
+    padded = xp.zeros((*others, blocks * BLOCK_PX), dtype=xp.float64)
+    padded[..., :n] = xp.astype(samples, xp.float64)
+    return xp.sum(xp.reshape(padded, (*others, blocks, BLOCK_PX)), axis=-1)

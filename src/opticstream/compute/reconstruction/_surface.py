@@ -1,11 +1,17 @@
-"""The tissue surface of a tile: the depth index at which every A-line enters the sample."""
+"""The tissue surface of a tile: the depth index at which every A-line enters the sample.
+
+Arrays of intensity may belong to any library (see `opticstream.compute.arrays`).
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from opticstream.compute.arrays import library_of
 
 SMOOTHING_SIGMA_PX = 5.0
 SMOOTHING_RADIUS_PX = 20
@@ -36,6 +42,7 @@ def edge_taps() -> NDArray[np.float64]:
     return np.asarray(combined[combined.size // 2 :])
 
 
+@lru_cache(maxsize=8)
 def _edge_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
     """Columns are the edge filter, each one sample further down than the one before."""
     taps = edge_taps()
@@ -43,7 +50,9 @@ def _edge_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
     matrix = np.zeros((n_in, n_out))
     for column in range(n_out):
         matrix[column : column + combined.size, column] = combined
-    return matrix.astype(np.float32)
+    narrow = matrix.astype(np.float32)
+    narrow.flags.writeable = False
+    return narrow
 
 
 def edge_response(intensity_db: NDArray[np.float32], /) -> NDArray[np.float32]:
@@ -67,16 +76,17 @@ def edge_response(intensity_db: NDArray[np.float32], /) -> NDArray[np.float32]:
     >>> int(response.argmax()), round(float(response.max()))
     (20, 11)
     """
+    xp = library_of(intensity_db)
     half, radius = EDGE_HALF_WIDTH_PX, SMOOTHING_RADIUS_PX
     depth = intensity_db.shape[-1]
-    response = np.full(intensity_db.shape, -np.inf, np.float32)
+    response = xp.full(intensity_db.shape, -np.inf, dtype=xp.float32)
     if depth < 2 * half:
         return response
-    padded = np.concatenate(
+    padded = xp.concat(
         [
-            np.repeat(intensity_db[..., :1], radius, axis=-1),
+            xp.repeat(intensity_db[..., :1], radius, axis=-1),
             intensity_db,
-            np.repeat(intensity_db[..., -1:], radius, axis=-1),
+            xp.repeat(intensity_db[..., -1:], radius, axis=-1),
         ],
         axis=-1,
     )
@@ -86,7 +96,7 @@ def edge_response(intensity_db: NDArray[np.float32], /) -> NDArray[np.float32]:
         n_out = min(block, depth - half + 1 - first)
         start = first - half  # in `padded`, whose index 0 is depth -radius
         part = padded[..., start : start + n_out + reach]
-        response[..., first : first + n_out] = part @ _edge_matrix(n_out + reach, n_out)
+        response[..., first : first + n_out] = part @ xp.asarray(_edge_matrix(n_out + reach, n_out))
     return response
 
 
@@ -100,12 +110,12 @@ def unfiltered_surface_from_gradient(intensity_db: NDArray[np.float32], /) -> ND
     intensity_db : ndarray, shape (..., z)
         Intensity in dB.
     """
+    xp = library_of(intensity_db)
     if intensity_db.shape[-1] < 2 * EDGE_HALF_WIDTH_PX:
-        return np.zeros(intensity_db.shape[:-1], np.float32)
-    strongest = edge_response(intensity_db).argmax(axis=-1).astype(np.float32)
-    positive = np.count_nonzero(intensity_db > 0, axis=-1)
-    strongest[positive < 2 * EDGE_HALF_WIDTH_PX] = 0
-    return np.asarray(strongest)
+        return xp.zeros(intensity_db.shape[:-1], dtype=xp.float32)
+    strongest = xp.astype(xp.argmax(edge_response(intensity_db), axis=-1), xp.float32)
+    positive = xp.count_nonzero(intensity_db > 0, axis=-1)
+    return xp.where(positive < 2 * EDGE_HALF_WIDTH_PX, 0, strongest)
 
 
 def unfiltered_surface_from_threshold(
@@ -124,10 +134,10 @@ def unfiltered_surface_from_threshold(
     >>> unfiltered_surface_from_threshold(intensity_db).tolist()
     [3.0, 30.0]
     """
-    surface = unfiltered_surface_from_gradient(intensity_db)
-    at_once = intensity_db[..., :THRESHOLD_SAMPLES].mean(axis=-1) >= threshold_db
-    surface[at_once] = (intensity_db[at_once] >= threshold_db).argmax(axis=-1)
-    return surface
+    xp = library_of(intensity_db)
+    at_once = xp.mean(intensity_db[..., :THRESHOLD_SAMPLES], axis=-1) >= threshold_db
+    first = xp.argmax(xp.astype(intensity_db >= threshold_db, xp.int8), axis=-1)
+    return xp.where(at_once, xp.astype(first, xp.float32), unfiltered_surface_from_gradient(intensity_db))
 
 
 def median_3x3(image: NDArray[Any], /) -> NDArray[np.float32]:

@@ -37,6 +37,7 @@ from opticstream.compute.reconstruction import (
     TileProfiles,
     Transform,
     birefringence_unwrapped,
+    counts_to_work_on,
     depth_window,
     edge_taps,
     median_3x3,
@@ -301,9 +302,7 @@ class TileEngine:
 
         The array must not change until the next call has returned.
         """
-        if counts.dtype not in (np.uint16, np.float32) or not counts.dtype.isnative:
-            counts = counts.astype(np.uint16 if counts.dtype.kind == "u" and counts.dtype.itemsize <= 2 else np.float32)
-        counts = np.ascontiguousarray(counts)
+        counts = counts_to_work_on(counts)
         self._add(len(counts), lambda row, y, scratch: self._spectra_to_strips(counts[row], y, scratch))
 
     def add_complex(self, tile: Floats, /) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from opticstream.config import ProjectConfig
 from opticstream.config.coordinates import FijiCoordinates
-from opticstream.config.engines import MatlabEngine
+from opticstream.config.engines import CudaEngine, MatlabEngine
 from opticstream.config.overrides import differences
 from opticstream.config.path_map import is_of_another_kind_of_host, said_of_path
 from opticstream.flows.doctor._checks import Finding
 from opticstream.flows.doctor._host import in_words, write_refusal
 from opticstream.flows.doctor._scene import Scene
-from opticstream.model.errors import ConfigurationError
+from opticstream.model.errors import CardError, ConfigurationError
 from opticstream.state.raw_folders import RawFolders
 from opticstream.system.folders import ABSENT, folder_trouble
 from opticstream.system.mounts import mount_of
@@ -102,8 +102,8 @@ def _largest_mosaic_bytes(config: ProjectConfig) -> int:
 
 
 def project_engines(scene: Scene) -> Iterator[Finding]:
-    """See whether this host has MATLAB and Fiji, if the project uses them in one of the pools that it serves."""
-    from opticstream.engines import fiji_program, matlab_program
+    """See whether this host has MATLAB, Fiji or a graphics card, if the project uses them in a pool that it serves."""
+    from opticstream.engines import check_card, fiji_program, matlab_program
 
     processing = scene.config.processing
     advice = "`opticstream engines check PROJECT.toml` tries it"
@@ -114,6 +114,14 @@ def project_engines(scene: Scene) -> Iterator[Finding]:
             yield Finding("problem", str(error), "install it, or serve other pools on this host")
         else:
             yield Finding("ok", f"{program.name} is {program.path}", advice)
+    if isinstance(processing.engine, CudaEngine) and processing.engine.stages and "tile" in scene.pools:
+        try:
+            yield Finding("ok", f"tiles are made on a graphics card: {check_card()}", advice)
+        except CardError as error:
+            if processing.engine.required:
+                yield Finding("problem", str(error), "serve other pools on this host, or set engine.required = false")
+            else:
+                yield Finding("warning", f"{error}; our compiled code makes the tiles here", advice)
     if isinstance(processing.coordinates, FijiCoordinates) and "stitch" in scene.pools:
         try:
             yield Finding("ok", f"Fiji is {fiji_program(scene.settings).path}", advice)

@@ -1,16 +1,17 @@
-"""One tile by our own code and by MATLAB, and where the results differ."""
+"""One tile by our compiled code and by another engine, and where the results differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.config import DeploymentSettings, ProcessingSettings, ScanSettings
-from opticstream.config.engines import MatlabEngine, NativeEngine
+from opticstream.config.engines import CudaEngine, MatlabEngine, NativeEngine
 from opticstream.config.processing import EnfaceSettings
 from opticstream.io.nifti import read_nifti
 from opticstream.model.ids import TileId
@@ -58,7 +59,8 @@ class Comparison:
 
     differences: tuple[Difference, ...]
     native_s: float
-    matlab_s: float
+    other_s: float
+    other: Literal["matlab", "cuda"] = "matlab"
 
     @property
     def agrees(self) -> bool:
@@ -75,7 +77,7 @@ def compare_engines(
     deployment: DeploymentSettings,
     folder: Path,
 ) -> Comparison:
-    """Process a raw tile by our own code and by MATLAB, and return the differences.
+    """Process a raw tile by our compiled code and by the engine of the project, or MATLAB, and return the differences.
 
     Parameters
     ----------
@@ -86,7 +88,7 @@ def compare_engines(
     scan, processing, deployment
         Settings; `processing.engine` says which functions MATLAB is to use, where it is the engine.
     folder : Path
-        Folder for both results, in `native` and `matlab`.
+        Folder for both results, in `native` and `matlab` or `cuda`.
 
     Raises
     ------
@@ -95,12 +97,16 @@ def compare_engines(
     """
     import time
 
-    engine = processing.engine if isinstance(processing.engine, MatlabEngine) else MatlabEngine()
+    other: MatlabEngine | CudaEngine = MatlabEngine()
+    if isinstance(processing.engine, MatlabEngine):
+        other = processing.engine.model_copy(update={"stages": ("tile",)})
+    elif isinstance(processing.engine, CudaEngine):
+        other = processing.engine.model_copy(update={"stages": ("tile",), "required": True})
     reconstruction = processing.reconstruction.model_copy(update={"save_volumes": True, "save_complex": True})
     both = processing.model_copy(update={"reconstruction": reconstruction})
     results: list[TileResult] = []
     seconds: list[float] = []
-    for name, chosen in (("native", NativeEngine()), ("matlab", engine.model_copy(update={"stages": ("tile",)}))):
+    for name, chosen in (("native", NativeEngine()), (other.kind, other)):
         settings = both.model_copy(update={"engine": chosen})
         began = time.perf_counter()
         if isinstance(chosen, MatlabEngine):
@@ -112,15 +118,16 @@ def compare_engines(
             made = process_tile(source, tile, scan=scan, processing=settings, out_dir=folder / name)
         results.append(made)
         seconds.append(time.perf_counter() - began)
-    native, matlab = results
+    native, by_other = results
     maps = {name: output.path for name, output in native.outputs.items() if name in MODALITIES}
     seen = _above_noise(native, maps, processing.enface)
     differences = [
-        _difference(name, read_nifti(path), read_nifti(matlab.outputs[name].path), seen)
+        _difference(name, read_nifti(path), read_nifti(by_other.outputs[name].path), seen)
         for name, path in maps.items()
         if not (name == "complex" and scan.raw_format == "complex")
     ]
-    return Comparison(tuple(found for found in differences if found is not None), *seconds)
+    native_s, other_s = seconds
+    return Comparison(tuple(found for found in differences if found is not None), native_s, other_s, other.kind)
 
 
 def _above_noise(result: TileResult, maps: Mapping[str, Path], enface: EnfaceSettings) -> dict[int, NDArray[np.bool_]]:

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from concurrent.futures import ThreadPoolExecutor
 
 from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, SpectralPlan, TileOptions
 from opticstream.compute.tile_engine import InlineExecutor, TileEngine, memory_per_b_line, memory_per_function_line
-from opticstream.io.nifti_stream import VolumeFile, open_volume
-from opticstream.io.raw import SpectralTile
 from opticstream.model.errors import ConfigurationError
-from opticstream.model.modalities import described
-from opticstream.stages.tile._archive_tile import open_archive
-from opticstream.stages.tile._archive_writers import ArchiveDigests, ArchiveWriter
-from opticstream.stages.tile._complex_tile import archived_complex_tile
-from opticstream.stages.tile._quality import Saturation
-from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, options_from_job, plan_from_settings
+from opticstream.stages.tile._in_blocks import Sink, reconstruct_by
+from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, options_from_job
 
 _LARGEST_BLOCK = 16
 """B-lines per block where volumes are written: one run on the disk per depth."""
 _SMALL_BLOCK = 4
 """Otherwise; their raw counts stay in the cache between reading and use."""
-_ARCHIVE_BYTES = 128 << 20
+ARCHIVE_BYTES = 128 << 20
 """Raw bytes that may wait for the compressor."""
 _BASE_BYTES = 250 << 20
 """What the process takes before any tile: interpreter, libraries, compiled kernels."""
@@ -54,7 +44,7 @@ def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
     robust = isinstance(options.surface, str) and options.surface == "robust"
     ahead = (LOOKAHEAD_LINES + CELL_PX if robust else 2) + (6 if options.birefringence_method == "unwrap" else 0)
     maps = (len(options.maps) + 5) * job.a_lines * job.b_lines * 4
-    archive = _ARCHIVE_BYTES if job.archive else 0
+    archive = ARCHIVE_BYTES if job.archive else 0
     in_numpy = job.threads * memory_per_function_line(job.a_lines, scan.channels, depth) if options.functions else 0
     fixed = _BASE_BYTES + profiles * ahead + maps + job.threads * profiles + archive + in_numpy
     budget = settings.memory_budget_gb * 1e9
@@ -71,112 +61,27 @@ def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
 
 def reconstruct_in_blocks(job: TileJob, /) -> Reconstructed:
     """Read a tile once, archive and reconstruct it, write its volumes, and return the rest."""
-    options = options_from_job(job, compiled=True)
+    options = options_from_job(job, engine="compiled")
     with contextlib.ExitStack() as stack:
         pool: ThreadPoolExecutor | None = None
         if job.threads > 1:
             pool = stack.enter_context(ThreadPoolExecutor(job.threads, thread_name_prefix="tile"))
-        if job.scan.raw_format == "complex":
-            return _from_complex(job, options, stack, pool)
-        return _from_spectra(job, options, stack, pool)
 
-
-def _volume_files(job: TileJob, options: TileOptions, depth: int, stack: contextlib.ExitStack) -> dict[str, VolumeFile]:
-    widths = {name: job.a_lines * (2 * job.scan.channels if name == "complex" else 1) for name in options.volumes}
-    return {
-        name: stack.enter_context(
-            open_volume(
-                job.targets[name],
-                (width, job.b_lines, depth),
-                voxel_size_mm=job.voxel_size_mm,
-                description=described(name).tile_header,
-                steps=job.steps_of(name),
+        def make(depth: int, plan: SpectralPlan | None, sink: Sink) -> tuple[TileEngine, int]:
+            block = block_size(job, options, depth)
+            engine = TileEngine(
+                options,
+                a_lines=job.a_lines,
+                b_lines=job.b_lines,
+                channels=job.scan.channels,
+                depth=depth,
+                cut=0 if plan is None else plan.cut,
+                plan=plan,
+                block=block,
+                executor=pool or InlineExecutor(),
+                threads=job.threads,
+                sink=sink,
             )
-        )
-        for name, width in widths.items()
-    }
+            return engine, block
 
-
-def _engine(
-    job: TileJob,
-    options: TileOptions,
-    volumes: dict[str, VolumeFile],
-    pool: Executor | None,
-    block: int,
-    plan: SpectralPlan | None,
-    depth: int,
-) -> TileEngine:
-    def sink(first: int, blocks: dict[str, NDArray[np.float32]]) -> None:
-        for name, values in blocks.items():
-            volumes[name].write(first, values)
-
-    return TileEngine(
-        options,
-        a_lines=job.a_lines,
-        b_lines=job.b_lines,
-        channels=job.scan.channels,
-        depth=depth,
-        cut=0 if plan is None else plan.cut,
-        plan=plan,
-        block=block,
-        executor=pool or InlineExecutor(),
-        threads=job.threads,
-        sink=sink,
-    )
-
-
-def _from_spectra(
-    job: TileJob, options: TileOptions, stack: contextlib.ExitStack, pool: ThreadPoolExecutor | None
-) -> Reconstructed:
-    scan = job.scan
-    assert scan.raw_format != "complex"
-    plan = plan_from_settings(scan, job.processing.reconstruction)
-    reader = stack.enter_context(SpectralTile.open(job.source, job.spectral_shape, raw_format=scan.raw_format))
-    block = block_size(job, options, plan.depth)
-    writer: ArchiveWriter[Any] | None = None
-    if job.archive is not None:
-        writer = stack.enter_context(
-            open_archive(job.archive, content=job.spectral_content, level=job.processing.archive.level, pool=pool)
-        )
-    volumes = _volume_files(job, options, plan.depth, stack)
-    engine = _engine(job, options, volumes, pool, block, plan, plan.depth)
-    saturation = Saturation()
-    tap = writer.tap if writer else None
-    for first, counts in reader.blocks(block, tap=tap, reuse=writer is None):
-        engine.add_spectra(counts)
-        saturation.add(counts)
-        job.progress(0.95 * (first + len(counts)) / job.b_lines)
-    return _reconstructed(engine, volumes, reader.file_bytes, writer.finish() if writer else None, saturation.fraction)
-
-
-def _from_complex(
-    job: TileJob, options: TileOptions, stack: contextlib.ExitStack, pool: ThreadPoolExecutor | None
-) -> Reconstructed:
-    tile, digests = stack.enter_context(archived_complex_tile(job, pool=pool))
-    block = block_size(job, options, tile.depth)
-    volumes = _volume_files(job, options, tile.depth, stack)
-    engine = _engine(job, options, volumes, pool, block, None, tile.depth)
-    for first in range(0, job.b_lines, block):
-        engine.add_complex(tile.block(first, block))
-        job.progress(0.95 * min(1.0, (first + block) / job.b_lines))
-    return _reconstructed(engine, volumes, job.source.stat().st_size, digests, 0.0)
-
-
-def _reconstructed(
-    engine: TileEngine,
-    volumes: dict[str, VolumeFile],
-    raw_bytes: int,
-    digests: ArchiveDigests | None,
-    saturated_fraction: float,
-) -> Reconstructed:
-    return Reconstructed(
-        maps=engine.finish(),
-        confidence=engine.confidence,
-        section_x=engine.section_x,
-        section_y=engine.section_y,
-        noise_db=engine.noise_db,
-        written={name: volume.bytes for name, volume in volumes.items()},
-        raw_bytes=raw_bytes,
-        digests=digests,
-        saturated_fraction=saturated_fraction,
-    )
+        return reconstruct_by(job, options, make, stack, pool)

@@ -268,6 +268,7 @@ class MatlabTiles:
             raw_bytes=seen.raw_bytes,
             digests=seen.digests,
             saturated_fraction=seen.saturated_fraction,
+            engine="matlab",
         )
 
 

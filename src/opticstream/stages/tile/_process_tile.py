@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -10,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opticstream.config import ProcessingSettings, ScanSettings
-from opticstream.config.engines import matlab_for
+from opticstream.config.engines import CudaEngine, cuda_for, matlab_for
 from opticstream.io.atomic import write_bytes
 from opticstream.io.nifti_stream import write_map
 from opticstream.io.paths import tile_product_name
 from opticstream.io.tile_thumbnail import thumbnail_path, tile_thumbnail
+from opticstream.model.errors import CardError
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described
 from opticstream.model.verdict import Grade
@@ -29,6 +32,8 @@ from opticstream.system.disk import symbolic_link
 
 if TYPE_CHECKING:
     from opticstream.stages.tile._matlab_tile import MatlabTiles
+
+_log = logging.getLogger(__name__)
 
 SMALL_TILE = 32 << 20
 """Raw values up to which a tile is done in plain NumPy, whole: about a second, without loading compiled code."""
@@ -78,6 +83,10 @@ class TileResult:
     """Quality limits that were exceeded; empty for a good tile."""
     verdict: Grade = "ok"
     """Verdict of quality control."""
+    engine: str = "native"
+    """What made it: `native`, `matlab`, or `cuda` with the version of CuPy and the name of the card."""
+    engine_note: str = ""
+    """Why another engine made it than the settings say; empty where they agree."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -109,13 +118,42 @@ def _with_spectra(done: Reconstructed, spectra: Path, job: TileJob, archive: Pat
 
 def _reconstructed(tile: TileId, job: TileJob, matlab: MatlabTiles | None) -> Reconstructed:
     """Return the results of the engine that the settings name, and of the code that is quickest for the tile's size."""
-    scan = job.scan
     if matlab is not None:
         return matlab.reconstruct(tile, job)
     if matlab_for(job.processing.engine, "tile") is not None:
         from opticstream.stages.tile._matlab_tile import reconstruct_one
 
         return reconstruct_one(tile, job)
+    cuda = cuda_for(job.processing.engine, "tile")
+    return _by_own_code(job) if cuda is None else _by_card_or_own_code(job, cuda)
+
+
+def _by_card_or_own_code(job: TileJob, cuda: CudaEngine) -> Reconstructed:
+    """Return the results of the graphics card; of our compiled code, with the reason, where the card cannot be used."""
+    from opticstream.stages.tile._card_tile import reconstruct_on_card
+
+    try:
+        return reconstruct_on_card(job, cuda)
+    except CardError as error:
+        if cuda.required:
+            raise CardError(
+                f"{job.source}: {error}; processing.engine.required = true. `opticstream engines check` tries it; "
+                "with required = false our compiled code makes such tiles"
+            ) from error
+        reason = str(error)
+    _tell(reason)
+    return replace(_by_own_code(job), engine_note=f"no graphics card: {reason}")
+
+
+@functools.lru_cache(maxsize=64)
+def _tell(reason: str) -> None:
+    """Say once in a process why tiles are not made on a graphics card."""
+    _log.warning("tiles are made by our compiled code, not on a graphics card: %s", reason)
+
+
+def _by_own_code(job: TileJob) -> Reconstructed:
+    """Return the results of our own code for processors, of the one that is quickest for the tile's size."""
+    scan = job.scan
     if job.a_lines * job.b_lines * scan.samples * scan.channels <= SMALL_TILE:
         from opticstream.stages.tile._small_tile import reconstruct_in_memory
 
@@ -167,7 +205,7 @@ def process_tile(
     Raises
     ------
     EngineError, ProcessingError
-        MATLAB failed, or its results are not what was asked for.
+        MATLAB or a graphics card that is required failed, or the results are not what was asked for.
     MissingInputError, TileSizeError, FileFormatError, InputError
         The raw file is absent, of another size, damaged, holds NaN, or cannot be read.
     CalibrationError
@@ -240,4 +278,6 @@ def process_tile(
         figures.as_dict(),
         verdict.reasons,
         verdict.grade,
+        done.engine,
+        done.engine_note,
     )

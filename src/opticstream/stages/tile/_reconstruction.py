@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from opticstream.io.raw import SpectralShape
 from opticstream.model.errors import CalibrationError, ConfigurationError, InputError
 from opticstream.model.modalities import described, polarized, volume_names
 from opticstream.stages.tile._archive_writers import ArchiveDigests, SpectraContent
-from opticstream.stages.tile._enface_maps import functions_in_numpy, functions_without_kernel
+from opticstream.stages.tile._enface_maps import functions_in_numpy, functions_on_card, functions_without_kernel
 from opticstream.stages.tile._spectral_transform import transform_from_settings
 
 
@@ -133,7 +133,7 @@ def options_from_settings(
     *,
     volumes: Sequence[str] = (),
     given_surface: NDArray[np.float32] | None = None,
-    compiled: bool = False,
+    engine: Literal["plain", "compiled", "card"] = "plain",
 ) -> TileOptions:
     """Return what is to be made of the profiles of a tile, whatever its size.
 
@@ -145,8 +145,9 @@ def options_from_settings(
         Volumes that are wanted.
     given_surface : ndarray, shape (x, y), optional
         Surface as depth indices, instead of what the settings say.
-    compiled : bool
-        Leave out the functions of those maps that the compiled engine has kernels for.
+    engine : {"plain", "compiled", "card"}
+        What makes the maps: functions of NumPy arrays; kernels, and functions of those maps alone that have none;
+        functions of arrays on a graphics card.
 
     Raises
     ------
@@ -163,7 +164,7 @@ def options_from_settings(
         offset=enface.offset,
         depth=enface.depth,
         maps=enface.modalities,
-        functions=functions_without_kernel(enface) if compiled else functions_in_numpy(enface),
+        functions=_FUNCTIONS[engine](enface),
         volumes=tuple(volumes),
         orientation_method=enface.orientation_method,
         birefringence_method=enface.birefringence_method,
@@ -176,7 +177,10 @@ def options_from_settings(
     )
 
 
-def options_from_job(job: TileJob, /, *, compiled: bool) -> TileOptions:
+_FUNCTIONS = {"plain": functions_in_numpy, "compiled": functions_without_kernel, "card": functions_on_card}
+
+
+def options_from_job(job: TileJob, /, *, engine: Literal["plain", "compiled", "card"]) -> TileOptions:
     """Return what is to be made of a tile: `options_from_settings` with the volumes that have a place to go.
 
     Raises
@@ -188,7 +192,7 @@ def options_from_job(job: TileJob, /, *, compiled: bool) -> TileOptions:
     if "complex" in job.targets and job.scan.raw_format != "complex":
         volumes.append("complex")
     return options_from_settings(
-        job.scan, job.processing, volumes=volumes, given_surface=job.given_surface, compiled=compiled
+        job.scan, job.processing, volumes=volumes, given_surface=job.given_surface, engine=engine
     )
 
 
@@ -209,7 +213,7 @@ def arrays_from_jones(jones: NDArray[np.complex64], options: TileOptions, /) -> 
     maps |= {"surf": surface, "surfraw": raw_surface}
     return TileArrays(
         {
-            name: complex_tile_from_jones(jones) if name == "complex" else _volume(profiles, name)
+            name: complex_tile_from_jones(jones) if name == "complex" else profiles.volume(name)
             for name in options.volumes
         },
         {name: maps[name] for name in dict.fromkeys((*options.maps, "surf", "surfraw"))},
@@ -218,17 +222,6 @@ def arrays_from_jones(jones: NDArray[np.complex64], options: TileOptions, /) -> 
         intensity[intensity.shape[0] // 2],
         float(np.median(intensity[..., -max(1, intensity.shape[2] // 20) :].mean(axis=2))),
     )
-
-
-def _volume(profiles: TileProfiles, name: str) -> NDArray[np.float32]:
-    match name:
-        case "dBI":
-            return profiles.intensity_db
-        case "R3D":
-            return profiles.retardance_deg
-        case "O3D":
-            return profiles.orientation_deg
-    raise ValueError(f"{name!r} is not a volume that a tile has; expected one of {volume_names()}")
 
 
 def _surfaces(
@@ -341,3 +334,7 @@ class Reconstructed:
     raw_bytes: int
     digests: ArchiveDigests | None
     saturated_fraction: float
+    engine: str = "native"
+    """What made it: `native`, `matlab`, or `cuda` with the version of CuPy and the name of the card."""
+    engine_note: str = ""
+    """Why another engine made it than the settings say; empty where they agree."""

@@ -53,7 +53,7 @@ def reconstruct_in_memory(job: TileJob, /) -> Reconstructed:
             raw_bytes = reader.file_bytes
             if writer is not None:
                 digests = writer.finish()
-    arrays = arrays_from_jones(jones, options_from_job(job, compiled=False))
+    arrays = arrays_from_jones(jones, options_from_job(job, engine="plain"))
     job.progress(0.8)
     written = {}
     for name, path in job.targets.items():
