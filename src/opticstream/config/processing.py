@@ -146,6 +146,12 @@ class QualitySettings(Settings):
     """Largest median uncertainty of the fibre axes of a slice, in degrees."""
     axis_share: float = Field(default=0.05, ge=0, le=1)
     """Smallest share of the tissue of a slice that has a fibre axis."""
+    slice_focus_db: float = Field(default=3.0, gt=0)
+    """Largest loss of fine structure of a slice against its neighbours in the sample, in dB."""
+    slice_signal_db: float = Field(default=6.0, gt=0)
+    """Largest loss of signal of a slice against its neighbours in the sample, in dB."""
+    slice_agreement: float = Field(default=0.25, ge=0, le=1)
+    """Smallest share of a slice's comparisons with its neighbours that agree with its place."""
 
 
 class ArchiveSettings(Settings):

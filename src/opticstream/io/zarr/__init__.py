@@ -17,7 +17,7 @@ from opticstream.io.zarr._reading import (
     volume_voxel_um,
 )
 from opticstream.io.zarr._slices import SliceStore, planes_of_slice
-from opticstream.io.zarr._views import SampleViews, sample_views
+from opticstream.io.zarr._views import SampleViews, Section, mean_of_planes, middle_section, sample_views
 from opticstream.io.zarr._writing import LevelArrays, StoreWriter, remove_notes, was_finished
 
 __all__ = [
@@ -26,11 +26,14 @@ __all__ = [
     "BlockReader",
     "LevelArrays",
     "SampleViews",
+    "Section",
     "SliceStore",
     "StoreLayout",
     "StoreWriter",
     "Version",
     "ZarrImage",
+    "mean_of_planes",
+    "middle_section",
     "multiscales_metadata",
     "open_zarr_image",
     "planes_of_slice",
