@@ -151,7 +151,7 @@ class QualitySettings(Settings):
     slice_signal_db: float = Field(default=6.0, gt=0)
     """Largest loss of signal of a slice against its neighbours in the sample, in dB."""
     slice_agreement: float = Field(default=0.25, ge=0, le=1)
-    """Smallest share of a slice's comparisons with its neighbours that agree with its place."""
+    """Lowest confidence of the best comparison of a slice with a neighbour that agrees with its place, 0 to 1."""
 
 
 class ArchiveSettings(Settings):

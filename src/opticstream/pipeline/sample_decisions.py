@@ -153,13 +153,6 @@ def place_slice(
         raise InputError("slices are not aligned (processing.sample.align = none), so none can be placed")
     if align == "translation" and turn_deg:
         raise InputError("slices are only shifted (processing.sample.align = translation); leave --turn out")
-    now = decisions_of(project, project.facts.snapshot(mosaics=()))
-    record = project.facts.read(SampleId(), "updated")
-    if record is not None and now.digest != (record.detail.get("placed") or ""):
-        raise StateError(
-            "places that were given before are not applied yet, so it is not known from where the slice is moved; "
-            "run `opticstream sample PROJECT`, or take them back with `opticstream sample place PROJECT SLICE --remove`"
-        )
     edge = sample_stages.edge_of_moved_slice(
         project.paths.sample_folder,
         slice_id.slice_id,
@@ -168,6 +161,13 @@ def place_slice(
         turn_deg=turn_deg,
         sigma_px=sigma_px,
     )
+    now = decisions_of(project, project.facts.snapshot(mosaics=()))
+    record = project.facts.read(SampleId(), "updated")
+    if record is not None and now.digest != (record.detail.get("placed") or ""):
+        raise StateError(
+            "places that were given before are not applied yet, so it is not known from where the slice is moved; "
+            "run `opticstream sample PROJECT`, or take them back with `opticstream sample place PROJECT SLICE --remove`"
+        )
     edges = dict(_detail(project, slice_id, "placed").get("edges", {}))
     edges[str(edge.first)] = sample_stages.facts_of_edge(edge)
     given = {"shift_px": list(shift_px), "turn_deg": turn_deg, "against": edge.first, "sigma_px": sigma_px}

@@ -55,8 +55,8 @@ def verdict_in_sample(figures: Mapping[str, Any], limits: QualitySettings, /) ->
     share = figures.get("agreement")
     if share is not None and share < limits.slice_agreement:
         reason = (
-            f"place: {share:.0%} of its comparisons with neighbours agree, limit {limits.slice_agreement:.0%} "
-            "(processing.quality.slice_agreement)"
+            f"place: no comparison with a neighbour agrees with it by more than {share:.1f}, limit "
+            f"{limits.slice_agreement:.2f} (processing.quality.slice_agreement)"
         )
         found.append(("bad" if share * limits.bad_factor < limits.slice_agreement else "look", reason))
     return Verdict.of(found)

@@ -243,11 +243,12 @@ def unstacked(project: Project, snapshot: FactsSnapshot | None = None, /) -> lis
     """Return the slices that belong in the stacks and are missing there, or lack volumes there, in order."""
     known = snapshot or project.facts.snapshot(mosaics=())
     slices = [item for item in known.items("slice") if isinstance(item, SliceId)]
-    wanted = [
-        item for item in slices if belongs_in_sample(project, item, known) and not known.has(item, "stack_failed")
-    ]
+    every = [item for item in slices if belongs_in_sample(project, item, known)]
+    wanted = [item for item in every if not known.has(item, "stack_failed")]
     stacked = [item for item in wanted if known.has(item, "stacked")]
-    again = {*_with_late_volumes(project, stacked, known), *undecided_slices(project, stacked, known)}
+    again = set(_with_late_volumes(project, stacked, known))
+    # Parked ones count here, or one slice after the other would be parked for the same reason.
+    again |= set(undecided_slices(project, [item for item in every if known.has(item, "stacked")], known))
     return [item for item in wanted if item in again or not known.has(item, "stacked")]
 
 

@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike
 
 _NEIGHBOURS = 3
 _AGREES = 0.25
-_LIKE = 0.2
 _FINE_PX = (1.0, 2.0)
 _COARSE_PX = (4.0, 8.0)
 
@@ -24,7 +23,7 @@ class SliceFigures:
     signal_db: float | None
     """Median level over the tissue, less the median of that of its neighbours."""
     agreement: float | None
-    """Share of its comparisons with neighbours that agree with its place, 0..1."""
+    """Confidence of its best comparison with a neighbour that agrees with its place, 0..1; 0 where none agrees."""
 
 
 def sharpness_db(image: ArrayLike, tissue: ArrayLike, /) -> float:
@@ -79,18 +78,22 @@ def slice_figures(
 
     Examples
     --------
+    Slice 3 shows nothing that its neighbours show, which does not count against them:
+
     >>> edges = [(1, 2, 1.0, 0.9), (2, 3, 0.0, 0.1), (1, 3, 0.0, 0.1), (3, 4, 0.0, 0.1), (2, 4, 0.9, 0.8)]
     >>> levels = {1: 60.0, 2: 60.5, 3: 48.0, 4: 60.0}
     >>> slice_figures({}, levels, edges)[3]
     SliceFigures(focus_db=None, signal_db=-12.0, agreement=0.0)
+    >>> slice_figures({}, levels, edges)[4].agreement
+    0.8
     """
-    shares: dict[int, list[bool]] = {}
+    best: dict[int, float] = {}
     for first, second, weight, confidence in edges:
         for n in (first, second):
-            shares.setdefault(n, []).append(weight > _AGREES and confidence >= _LIKE)
+            best[n] = max(best.get(n, 0.0), confidence if weight > _AGREES else 0.0)
     found = {}
-    for n in sorted({*sharpness, *level_db, *shares}):
-        agreement = round(float(np.mean(shares[n])), 3) if shares.get(n) else None
+    for n in sorted({*sharpness, *level_db, *best}):
+        agreement = round(best[n], 3) if n in best else None
         found[n] = SliceFigures(_against_neighbours(sharpness, n), _against_neighbours(level_db, n), agreement)
     return found
 

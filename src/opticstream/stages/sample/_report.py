@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.registration import PlanarTransform, resample_image
-from opticstream.compute.sample import Pose, SliceFigures, depths_to_compare
+from opticstream.compute.sample import Pose, SliceFigures, depths_to_compare, tissue_mask
 from opticstream.io.atomic import atomic_path, write_text
 from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.zarr import mean_of_planes, middle_section, volume_reader, volume_voxel_um
@@ -53,7 +53,6 @@ class ReportedSlice:
     pose: Pose | None = None
     mapping: PlanarTransform | None = None
     """From pixels of the sample to pixels of the slice, as it was written."""
-    shape: tuple[int, int] | None = None
     figures: SliceFigures | None = None
     gain_db: float | None = None
     """Gain that the brightness correction found."""
@@ -91,7 +90,7 @@ _COLUMNS: Sequence[tuple[str, str]] = (
     ("sigma_turn", "deg"),
     ("focus_against_neighbours", "dB"),
     ("signal_against_neighbours", "dB"),
-    ("agreement_with_neighbours", "share"),
+    ("agreement_with_neighbours", "0 to 1"),
     ("comparisons", "number"),
     ("comparisons_that_agree", "number"),
     ("gain", "dB"),
@@ -174,9 +173,10 @@ def _unit(image: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.float6
 
 
 def _limits(image: NDArray[Any]) -> tuple[float, float]:
-    good = image[np.isfinite(image)]
-    low, high = np.percentile(good, [2, 99]) if good.size else (0.0, 1.0)
-    return float(low), float(high)
+    """Return the values of black and white: tissue fills the greys, what lies beside it is darker."""
+    inside = image[tissue_mask(image[:, :, None]) & np.isfinite(image)]
+    low, high = np.percentile(inside, [2, 99]) if inside.size else (0.0, 1.0)
+    return float(low - 0.3 * (high - low)), float(high)
 
 
 # -- sections ------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def _marks(what: Reported, height_um: float) -> list[dict[str, Any]]:
 
 # -- charts --------------------------------------------------------------------------------------------------------
 
-_WIDTH, _HEIGHT = 700.0, 150.0
+_WIDTH, _HEIGHT = 520.0, 170.0
 
 
 def _charts(what: Reported) -> list[dict[str, Any]]:
@@ -243,7 +243,7 @@ def _charts(what: Reported) -> list[dict[str, Any]]:
     for title, unit, values in (
         ("Focus against neighbours", "dB", {n: f.focus_db for n, f in known.items()}),
         ("Signal against neighbours", "dB", {n: f.signal_db for n, f in known.items()}),
-        ("Agreement with neighbours", "share", {n: f.agreement for n, f in known.items()}),
+        ("Agreement with neighbours", "0 to 1", {n: f.agreement for n, f in known.items()}),
     ):
         points = {n: (v, 0.0) for n, v in values.items() if v is not None}
         if points:
@@ -296,7 +296,7 @@ def _chart(title: str, unit: str, series: Sequence[tuple[str, Mapping[int, tuple
 
 def _boundaries(folder: Path, what: Reported) -> list[dict[str, Any]]:
     """Return both faces of each boundary, laid over each other; where they cannot be shown, the reason."""
-    there = [one for one in what.slices if one.state in ("present", "left out") and one.shape is not None]
+    there = [one for one in what.slices if one.state in ("present", "left out")]
     used: set[Path] = set()
     found: list[dict[str, Any]] = []
     for one, two in pairwise(there):
@@ -317,7 +317,7 @@ def _overlay(
     folder: Path, one: ReportedSlice, two: ReportedSlice, thickness_um: float, used: set[Path]
 ) -> dict[str, Any]:
     kind = next((k for k in ("volume", "map") if k in one.pictures and k in two.pictures), None)
-    if kind is None or one.shape is None:
+    if kind is None:
         return {"problem": "there is no volume and no map of both to compare"}
     if kind == "volume":
         plane_um = volume_voxel_um(one.pictures[kind].path)[2]
@@ -328,12 +328,12 @@ def _overlay(
         caption = "the same tissue, seen from both" if depths.common else "last planes and first planes"
     else:
         bands, caption = (None, None), "maps"
-    faces, pixel = [], 1
+    faces, pixel, shape = [], 1, (1, 1)
     for s, band in zip((one, two), bands, strict=True):
         image, factor = _face(folder, s, kind, band, used)
         if not faces:
             pixel = factor
-            shape = (-(-one.shape[0] // pixel), -(-one.shape[1] // pixel))
+            shape = (image.shape[0], image.shape[1])
         mapping = s.mapping or PlanarTransform.identity()
         # from pixels of the first picture in the sample to pixels of this one
         scaled = PlanarTransform(

@@ -788,7 +788,6 @@ def _reported(
                 reason,
                 pose,
                 _mapping_from_facts(entry["pose"]) if "pose" in entry else None,
-                tuple(entry["pose"]["shape"]) if "pose" in entry else None,
                 figures.get(n),
                 brightness.gains_db.get(n) if n in there else None,
                 (len(mine), sum(e["weight"] > _AGREES for e in mine)),
