@@ -309,6 +309,8 @@ class SampleSettings(Settings):
     """Share of the displacement that is undone at every slice; 0: slices lie where the pictures place them."""
     intensity: SampleIntensitySettings = SampleIntensitySettings()
     """Brightness of the intensity volume."""
+    isotropic: bool = True
+    """Also write each volume in cubes of 25, 50 and 100 um (`sample/isotropic/`)."""
 
 
 class ProcessingSettings(Settings):

@@ -93,6 +93,7 @@ def correct_stack(
     *,
     settings: SampleIntensitySettings,
     slots: int = 0,
+    before_writing: Callable[[list[int]], None] = lambda _slots: None,
 ) -> CorrectedStack:
     """Write the slabs of an intensity volume that are not as its slices and their corrections make them.
 
@@ -110,6 +111,8 @@ def correct_stack(
         What is corrected.
     slots : int
         Slots of the stack, where there are more than slices: those beyond the last slice are filled as others are.
+    before_writing : callable
+        Is told which slots are about to be written.
 
     Raises
     ------
@@ -153,6 +156,7 @@ def correct_stack(
     # What is about to be written is unknown to the record until it is: after a crash it is written again.
     safe = {key: value for key, value in made.items() if int(key) not in changed}
     if changed:
+        before_writing(changed)
         _write(folder / FILE_NAME, record, name, intensity, safe, filled, gaps)
     for slot in changed:
         read = _slab_reader(slot, used, there, shapes, intensity, kept, store.planes, settings)

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,15 @@ from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import nifti_geometry, read_nifti
 from opticstream.io.nifti_stack import blank_slice, put_slice
-from opticstream.io.zarr import SliceStore, mean_of_planes, planes_of_slice, volume_reader, volume_voxel_um
+from opticstream.io.zarr import (
+    PlacedVolume,
+    SliceStore,
+    mean_of_planes,
+    planes_of_slice,
+    volume_reader,
+    volume_voxel_um,
+    write_scene,
+)
 from opticstream.model.errors import ChangingStacksError, InputError, MissingInputError, StateError
 from opticstream.model.modalities import described_stack
 from opticstream.stages.sample._brightness import FILE_NAME as INTENSITY_FILE
@@ -46,6 +55,7 @@ from opticstream.stages.sample._brightness import (
     correct_stack,
     forget_stack,
 )
+from opticstream.stages.sample._isotropic import isotropic_path, note_changed, write_changed
 from opticstream.stages.sample._pose_book import (
     FILE_NAME,
     Picture,
@@ -56,6 +66,8 @@ from opticstream.stages.sample._pose_book import (
 )
 from opticstream.stages.sample._report import Reported, ReportedSlice, write_report
 from opticstream.system.locks import locked
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -178,6 +190,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
             _put_maps(new, None if mine is None else mine.mapping, written)
             _put_volumes(new, None if mine is None else mine.mapping, written)
             for name in blanked:
+                _note_changed(new, name, [new.slice_id])
                 _blank_map(new, name)
             stacks = {name: value for name, value in {**done, **prints}.items() if name not in blanked}
             if why_out is not None:
@@ -192,12 +205,13 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
                 **({"figures": figures} if figures and why_out is None else {}),
                 **({"pose": _pose_facts(mine)} if mine is not None else {}),
                 "sources": {n: sources[n] for n in sorted(stacks) if n in sources},
-                **({"correcting": True} if _corrected_volumes(new) else {}),
+                **({"correcting": True} if new.volumes else {}),
             }
             ledger.write(new)
             for n, pose in sorted(moved.items()):
                 _move_slice(new, ledger, n, pose)
         corrected = _correct_volumes(new, ledger)
+        write_changed(new.folder)
         for entry in ledger.slices.values():
             entry.pop("correcting", None)
         ledger.write(new)
@@ -223,12 +237,14 @@ def leave_out_unfinished(new: SampleInput, /) -> UpdatedSample | None:
         for path in (*new.folder.glob("*.nii"), *new.folder.glob("*.ome.zarr")):
             name = path.name.removesuffix(".nii").removesuffix(".ome.zarr")
             if name not in kept:
+                _note_changed(new, name, [new.slice_id])
                 _blank(path, new.slice_id)
         if kept:
             ledger.slices[new.slice_id] = {**entry, "state": "present"}
             ledger.slices[new.slice_id].pop("excluded", None)
         else:
             del ledger.slices[new.slice_id]
+        write_changed(new.folder)
         ledger.write(new)
         return _updated(new, ledger, _book(new), changed=True)
 
@@ -263,6 +279,10 @@ def _updated(
     preview = _preview(new, ledger)
     outputs = {f"{name}_{kind}": path for name in ledger.stacks() for kind, path in _stack_files(new, name)}
     outputs["slices"] = new.folder / "slices.json"
+    outputs |= {
+        f"{name}_isotropic": path for name in ledger.stacks() if (path := isotropic_path(new.folder, name)).exists()
+    }
+    _write_scenes(new, ledger)
     figures = _figures(ledger, book)
     outputs |= write_report(new.folder, _reported(new, ledger, book, figures))
     if book is not None and book.path.exists():
@@ -603,6 +623,7 @@ def _correct_volumes(new: SampleInput, ledger: _Ledger) -> list[CorrectedStack]:
         target = new.folder / f"{name}.ome.zarr"
         if name not in wanted:
             if forget_stack(new.folder, name) and (target / "zarr.json").exists():
+                _note_changed(new, name, ledger.missing(0))
                 store = SliceStore.opened(target)
                 for slot in ledger.missing(0):
                     store.remove(slot - 1)
@@ -620,9 +641,13 @@ def _correct_volumes(new: SampleInput, ledger: _Ledger) -> list[CorrectedStack]:
         slots = max(ledger.slices, default=0)
         if any(volume.path.exists() for volume in volumes.values()):
             settings = new.settings.intensity
-            done.append(correct_stack(new.folder, name, volumes, store, settings=settings, slots=slots))
+            note = functools.partial(_note_changed, new, name)
+            done.append(
+                correct_stack(new.folder, name, volumes, store, settings=settings, slots=slots, before_writing=note)
+            )
         elif not volumes and (target / "zarr.json").exists():  # all are excluded
             forget_stack(new.folder, name)
+            _note_changed(new, name, range(1, slots + 1))
             for slot in range(1, slots + 1):
                 store.remove(slot - 1)
     return done
@@ -640,7 +665,14 @@ def _put_volumes(new: SampleInput, mapping: PlanarTransform | None, names: Colle
             resample = functools.partial(resampled, how=described_stack(name).resampling)
             read = resampled_blocks(read, mapping, size=shape, resample=resample)
         store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, described_stack(name).kind)
+        _note_changed(new, name, [new.slice_id])
         store.put(new.slice_id - 1, shape[:2], read)
+
+
+def _note_changed(new: SampleInput, name: str, slots: Collection[int]) -> None:
+    """Have the cubes of a stack of scalars or angles follow it, where they are asked for."""
+    if new.settings.isotropic and described_stack(name).kind in ("scalar", "axial"):
+        note_changed(new.folder, name, slots)
 
 
 def _resampled(name: str, image: NDArray[Any], mapping: PlanarTransform) -> NDArray[Any]:
@@ -893,6 +925,41 @@ def _pose_facts(placed: _Placed) -> dict[str, Any]:
         "sigma_deg": round(placed.sigma_deg, 5),
         "failure": placed.failure,
     }
+
+
+def _write_scenes(new: SampleInput, ledger: _Ledger) -> None:
+    """Write a scene for each stack of volumes: the volumes of the slices as they were imaged, where they lie.
+
+    A file system that makes no links gets none.
+    """
+    for name in ledger.stacks():
+        stack = new.folder / f"{name}.ome.zarr"
+        if not (stack / "zarr.json").exists() or planes_of_slice(stack) == 1:
+            continue
+        voxel, placed = SliceStore.opened(stack).voxel_um, {}
+        for n in ledger.present():
+            entry = ledger.slices[n]
+            source = entry.get("sources", {}).get(name)
+            if name in entry.get("stacks", {}) and source is not None and (new.folder / source).exists():
+                mapping = _mapping_from_facts(entry["pose"]) if "pose" in entry else PlanarTransform.identity()
+                to_sample = _to_sample_um(mapping, voxel, (n - 1) * SliceStore.opened(stack).planes * voxel[2])
+                placed[f"slice_{n:03d}"] = PlacedVolume(new.folder / source, to_sample)
+        try:
+            write_scene(new.folder / "scenes" / f"{name}_scene.ome.zarr", placed, name=name)
+        except OSError as error:
+            _log.warning("the scene of %s was not written: %s", name, error)
+
+
+def _to_sample_um(mapping: PlanarTransform, voxel: tuple[float, float, float], top_um: float) -> NDArray[np.float64]:
+    """Return the affine mapping, um along z, y, x, from the space of a slice's volume to that of the sample."""
+    back = mapping.inverse()
+    size = np.array(voxel[:2])
+    out = np.zeros((3, 4))
+    out[0, 0], out[0, 3] = 1.0, top_um
+    matrix = size[:, None] * back.matrix / size[None]
+    offset = size * back.offset
+    out[1:, 1:3], out[1:, 3] = matrix[::-1, ::-1], offset[::-1]
+    return out
 
 
 def _preview(new: SampleInput, ledger: _Ledger) -> Path | None:
