@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from opticstream.io.atomic import write_text
-from opticstream.io.zarr import planes_of_slice, write_isotropic
+from opticstream.io.zarr import SliceStore, planes_of_slice, write_isotropic
 from opticstream.model.errors import StateError
 
 _FILE_NAME = "isotropic.json"
@@ -51,7 +51,11 @@ def write_changed(folder: Path, /) -> dict[str, Path]:
     for name in sorted(known):
         stack = folder / f"{name}.ome.zarr"
         if (stack / "zarr.json").exists() and planes_of_slice(stack) > 1:
-            written[name] = write_isotropic(stack, isotropic_path(folder, name), known[name])
+            target, slots = isotropic_path(folder, name), known[name]
+            if not (target / "zarr.json").exists():  # also of a stack that an earlier version wrote
+                slots = list(range(1, SliceStore.opened(stack).slots + 1))
+                note_changed(folder, name, slots)
+            written[name] = write_isotropic(stack, target, slots)
         _write(folder, {other: slots for other, slots in _read(folder).items() if other != name})
     return written
 
