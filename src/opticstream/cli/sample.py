@@ -103,6 +103,23 @@ def report(project: ProjectArgument, as_json: JsonOption = False) -> None:
         out.print(str(path))
 
 
+@app.command("register")
+def register_command(project: ProjectArgument, as_json: JsonOption = False) -> None:
+    """Find the transform from the sample to another space, such as an MRI, by the command of the configuration.
+
+    The command (processing.sample.hook) gets the sample in cubes of 100 um and the poses. Its transform is kept in
+    sample/transforms/ and takes part in the scenes.
+    """
+    from opticstream.pipeline.stacking import register_sample
+
+    with errors_shown():
+        made = register_sample(open_project(project))
+    if as_json:
+        print_json({"transform": str(made.transform), "record": str(made.record), **made.facts})
+        return
+    out.print(f"{made.facts['kind']} from the sample to {made.name}: {made.transform}")
+
+
 @app.command()
 def show(project: ProjectArgument, as_json: JsonOption = False) -> None:
     """Show the place, its uncertainty and the quality of each slice, comparisons, and what people decided."""
@@ -129,6 +146,9 @@ def show(project: ProjectArgument, as_json: JsonOption = False) -> None:
     for number, decision in found["excluded"].items():
         told = "" if decision["applied"] else " (not applied yet)"
         out.print(f"  slice {number} is excluded: {decision['reason']}{told}")
+    for one in found["transforms"]:
+        told = "" if one["is_current"] else " (older than the poses: `opticstream sample register` again)"
+        out.print(f"  transform to {one['space']}: {one['file']}{told}")
 
 
 def _shown(project: Project) -> dict[str, Any]:
@@ -136,7 +156,7 @@ def _shown(project: Project) -> dict[str, Any]:
     from opticstream.pipeline.sample_decisions import decisions_of
     from opticstream.pipeline.sample_quality import quality_of_sample, verdict_in_sample
     from opticstream.pipeline.stacking import excluded_in_stacks
-    from opticstream.stages.sample import PoseBook, facts_of_edge, slice_states
+    from opticstream.stages.sample import PoseBook, facts_of_edge, other_spaces, slice_states
 
     folder = project.paths.sample_folder
     book = PoseBook.read(folder / "poses.json")
@@ -165,6 +185,10 @@ def _shown(project: Project) -> dict[str, Any]:
             for number, reason in decisions.excluded.items()
         },
         "poses_version": book.version,
+        "transforms": [
+            {"space": one.name, "file": str(one.transform), "is_current": one.facts["poses_version"] == book.version}
+            for one in other_spaces(folder)
+        ],
     }
 
 

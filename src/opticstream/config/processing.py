@@ -283,6 +283,18 @@ class SampleIntensitySettings(Settings):
     """Depth samples over which a slice fades out into the next one; 0: it ends at the next face."""
 
 
+class SampleHookSettings(Settings):
+    """A command that finds the transform from the sample to another space, for `opticstream sample register`."""
+
+    command: tuple[str, ...] = ()
+    """Program and arguments. `{image}` is the sample in cubes of 100 um as NIfTI, `{zarr}` the OME-Zarr that has it,
+    `{poses}` is `poses.json`, and `{output}` an empty folder for the transform."""
+    name: str = Field(default="other", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Name of the other space, also of the files in `sample/transforms/`."""
+    time_limit_s: float = Field(default=3600.0, gt=0)
+    """Time after which the command is ended, in seconds."""
+
+
 class SampleSettings(Settings):
     """Stacks over all slices."""
 
@@ -309,6 +321,8 @@ class SampleSettings(Settings):
     """Share of the displacement that is undone at every slice; 0: slices lie where the pictures place them."""
     intensity: SampleIntensitySettings = SampleIntensitySettings()
     """Brightness of the intensity volume."""
+    hook: SampleHookSettings = SampleHookSettings()
+    """Command that registers the sample to another space."""
     isotropic: bool = True
     """Also write each volume in cubes of 25, 50 and 100 um (`sample/isotropic/`)."""
 

@@ -7,6 +7,7 @@ started when it takes too long or when we end, however we end.
 from __future__ import annotations
 
 from opticstream.engines._checks import EngineCheck, check_engines
+from opticstream.engines._command import run_command
 from opticstream.engines._fiji import (
     PICTURE,
     FijiGrid,
@@ -40,5 +41,6 @@ __all__ = [
     "fiji_program",
     "fiji_scratch",
     "matlab_program",
+    "run_command",
     "stitching_macro",
 ]

@@ -40,7 +40,7 @@ from opticstream.state.record import sha256_of_path
 from opticstream.system.spent import Spent
 
 if TYPE_CHECKING:
-    from opticstream.stages.sample import SampleInput, UpdatedSample
+    from opticstream.stages.sample import OtherSpace, SampleInput, UpdatedSample
 
 
 def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
@@ -358,6 +358,22 @@ def report_sample(project: Project, /) -> dict[str, Path]:
     if not stacked:
         raise InputError("no slice is stitched and registered yet, so that there is nothing to report")
     return sample_stages.report_sample(sample_input(project, stacked[0]))
+
+
+def register_sample(project: Project, /) -> OtherSpace:
+    """Find the transform from the sample to another space by the command of the configuration, and keep it.
+
+    Raises
+    ------
+    ConfigurationError, InputError, ProcessingError
+        As `opticstream.stages.sample.register_sample`.
+    """
+    from opticstream.stages import sample as sample_stages
+
+    stacked = stackable_slices(project)
+    if not stacked:
+        raise InputError("no slice is stitched and registered yet, so that there is nothing to register")
+    return sample_stages.register_sample(sample_input(project, stacked[0]))
 
 
 def stackable_slices(project: Project, /) -> list[SliceId]:

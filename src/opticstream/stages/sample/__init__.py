@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from opticstream.stages.sample._other_space import OtherSpace, other_spaces
 from opticstream.stages.sample._pose_book import PoseBook, edge_from_facts, facts_of_edge
 from opticstream.stages.sample._update_sample import (
     SampleInput,
     UpdatedSample,
     edge_of_moved_slice,
     leave_out_unfinished,
+    register_sample,
     report_sample,
     slice_states,
     stacks_at_rest,
@@ -17,6 +19,7 @@ from opticstream.stages.sample._update_sample import (
 )
 
 __all__ = [
+    "OtherSpace",
     "PoseBook",
     "SampleInput",
     "UpdatedSample",
@@ -24,6 +27,8 @@ __all__ = [
     "edge_of_moved_slice",
     "facts_of_edge",
     "leave_out_unfinished",
+    "other_spaces",
+    "register_sample",
     "report_sample",
     "slice_states",
     "stacks_at_rest",

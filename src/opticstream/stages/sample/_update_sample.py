@@ -56,6 +56,7 @@ from opticstream.stages.sample._brightness import (
     forget_stack,
 )
 from opticstream.stages.sample._isotropic import isotropic_path, note_changed, write_changed
+from opticstream.stages.sample._other_space import OtherSpace, register_to_other_space, scene_transforms
 from opticstream.stages.sample._pose_book import (
     FILE_NAME,
     Picture,
@@ -325,6 +326,29 @@ def report_sample(new: SampleInput, /) -> dict[str, Path]:
     with _lock(new.folder):
         ledger, book = _Ledger.read(new.folder / "slices.json"), _book(new)
         return write_report(new.folder, _reported(new, ledger, book, _figures(ledger, book)))
+
+
+def register_sample(new: SampleInput, /) -> OtherSpace:
+    """Find the transform from the sample to another space by the command of the configuration, and keep it.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no command, or no such program.
+    InputError
+        There are no volumes in cubes yet.
+    ProcessingError
+        The command failed, took too long, or left no valid transform; an earlier one stays.
+    """
+    ledger, book = _Ledger.read(new.folder / "slices.json"), _book(new)
+    stacks = [name for name in ledger.stacks() if name.endswith(f"_{new.settings.align_on_volume}")]
+    name = stacks[0] if stacks else new.settings.align_on_volume
+    cubes = isotropic_path(new.folder, name)
+    version = book.version if book is not None else 0
+    made = register_to_other_space(new.folder, cubes, new.settings.hook, poses_version=version)
+    with _lock(new.folder):
+        _write_scenes(new, _Ledger.read(new.folder / "slices.json"))
+    return made
 
 
 def slice_states(folder: Path, /) -> dict[int, tuple[str, str]]:
@@ -945,7 +969,8 @@ def _write_scenes(new: SampleInput, ledger: _Ledger) -> None:
                 to_sample = _to_sample_um(mapping, voxel, (n - 1) * SliceStore.opened(stack).planes * voxel[2])
                 placed[f"slice_{n:03d}"] = PlacedVolume(new.folder / source, to_sample)
         try:
-            write_scene(new.folder / "scenes" / f"{name}_scene.ome.zarr", placed, name=name)
+            more = scene_transforms(new.folder)
+            write_scene(new.folder / "scenes" / f"{name}_scene.ome.zarr", placed, more=more, name=name)
         except OSError as error:
             _log.warning("the scene of %s was not written: %s", name, error)
 
