@@ -161,6 +161,7 @@ def test_an_error_in_the_middle_changes_no_byte_of_the_end(
     for name in ("stopped", "straight"):
         for n in (1, 2):
             update_sample(new_slice(tmp_path / name, n))
+        new_slice(tmp_path / name, 3)  # its own volume is whole
     left = [at]
 
     def counted(original):  # type: ignore[no-untyped-def]

@@ -25,7 +25,9 @@ from opticstream.model.errors import FileFormatError
 ISOTROPIC_UM = (25.0, 50.0, 100.0)
 """Edge of the cubes of each level."""
 
-_TILE = 128
+_LARGEST_TILE = 128
+_PIECE_BYTES = 40 * 2**20
+"""Voxels of the stack that are read at once; a few times as much is needed on the way."""
 _CHUNKS = ((16, 64, 64), (8, 64, 64), (4, 32, 32))
 _DEPTH_UM = 400.0
 _LEAST_SHARE = 0.01
@@ -66,7 +68,7 @@ def write_isotropic(stack: Path, target: Path, slots: Collection[int], /) -> Pat
         for slot in slots
         for piece in _pieces(int((slot - 1) * slab_um // coarsest), int(-(-(slot * slab_um) // coarsest)))
     }
-    step_um = _TILE * ISOTROPIC_UM[0]
+    step_um = _tile(voxel) * ISOTROPIC_UM[0]
     for first, last in sorted(pieces):
         z_um = first * coarsest, min(last * coarsest, -(-size_um[2] // coarsest) * coarsest)
         for x in range(int(-(-size_um[0] // step_um))):
@@ -74,6 +76,15 @@ def write_isotropic(stack: Path, target: Path, slots: Collection[int], /) -> Pat
                 box = ((x * step_um, (x + 1) * step_um), (y * step_um, (y + 1) * step_um), z_um)
                 _write_boxes(levels, source, voxel, box, store.kind, target)
     return target
+
+
+def _tile(voxel: tuple[float, float, float]) -> int:
+    """Return how many of the finest cubes are made at once along x and y."""
+    per_cube = float(np.prod([ISOTROPIC_UM[0] / size for size in voxel[:2]])) * _DEPTH_UM / voxel[2] * 4
+    tile = _LARGEST_TILE
+    while tile > 4 and tile**2 * per_cube > _PIECE_BYTES:
+        tile //= 2
+    return tile
 
 
 def _pieces(first: int, last: int) -> Iterator[tuple[int, int]]:
