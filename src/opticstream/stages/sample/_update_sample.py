@@ -960,13 +960,14 @@ def _write_scenes(new: SampleInput, ledger: _Ledger) -> None:
         stack = new.folder / f"{name}.ome.zarr"
         if not (stack / "zarr.json").exists() or planes_of_slice(stack) == 1:
             continue
-        voxel, placed = SliceStore.opened(stack).voxel_um, {}
+        store, placed = SliceStore.opened(stack), {}
+        voxel, slab_um = store.voxel_um, store.planes * store.voxel_um[2]
         for n in ledger.present():
             entry = ledger.slices[n]
             source = entry.get("sources", {}).get(name)
             if name in entry.get("stacks", {}) and source is not None and (new.folder / source).exists():
                 mapping = _mapping_from_facts(entry["pose"]) if "pose" in entry else PlanarTransform.identity()
-                to_sample = _to_sample_um(mapping, voxel, (n - 1) * SliceStore.opened(stack).planes * voxel[2])
+                to_sample = _to_sample_um(mapping, voxel, (n - 1) * slab_um)
                 placed[f"slice_{n:03d}"] = PlacedVolume(new.folder / source, to_sample)
         try:
             more = scene_transforms(new.folder)
