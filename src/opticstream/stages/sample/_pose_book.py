@@ -39,7 +39,8 @@ FILE_NAME = "poses.json"
 
 _MOST_PIXELS = 2_000_000
 _LEFT_OUT = 0.25
-_LIKE = 0.2
+LIKE = 0.2
+"""Confidence from which a comparison says that two slices show the same."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,13 @@ class PoseBook:
         if any(slice_id in (e.first, e.second) for e in self.placed):
             return ""
         mine = [e for pair, e in self.edges.items() if slice_id in pair]
-        if any(e["weight"] > _LEFT_OUT and e["confidence"] >= _LIKE for e in mine):
+        if any(e["weight"] > _LEFT_OUT and e["confidence"] >= LIKE for e in mine):
             return ""
         if not mine:
             return "no slice within three sections to compare with" if len(self.poses) > 1 else ""
         told = [
             f"slice {next(n for n in (e['first'], e['second']) if n != slice_id)}: "
-            f"{e['failure'] or ('contradicts the others' if e['confidence'] >= _LIKE else 'no likeness was found')}"
+            f"{e['failure'] or ('contradicts the others' if e['confidence'] >= LIKE else 'no likeness was found')}"
             for e in mine
         ]
         return "placed between its neighbours, because it compares with none of them; " + "; ".join(told)

@@ -264,7 +264,7 @@ def _chart(title: str, unit: str, series: Sequence[tuple[str, Mapping[int, tuple
     span = max(numbers[-1] - numbers[0], 1)
 
     def x(n: int) -> float:
-        return round(50 + (n - numbers[0]) / span * (_WIDTH - 70), 1)
+        return round(66 + (n - numbers[0]) / span * (_WIDTH - 86), 1)
 
     def y(value: float) -> float:
         return round(10 + (high - min(max(value, low), high)) / (high - low) * (_HEIGHT - 35), 1)

@@ -59,6 +59,7 @@ from opticstream.stages.sample._isotropic import isotropic_path, note_changed, w
 from opticstream.stages.sample._other_space import OtherSpace, register_to_other_space, scene_transforms
 from opticstream.stages.sample._pose_book import (
     FILE_NAME,
+    LIKE,
     Picture,
     Pictures,
     PoseBook,
@@ -846,7 +847,7 @@ def _reported(
                 _mapping_from_facts(entry["pose"]) if "pose" in entry else None,
                 figures.get(n),
                 brightness.gains_db.get(n) if n in there else None,
-                (len(mine), sum(e["weight"] > _AGREES for e in mine)),
+                (len(mine), sum(e["weight"] > _AGREES and e["confidence"] >= LIKE for e in mine)),
                 n in by_hand,
                 n in filled,
                 _pictures(new, entry.get("stacks", {}), _known_sources(new, ledger, n)),
