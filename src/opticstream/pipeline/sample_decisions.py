@@ -45,7 +45,8 @@ def decisions_of(project: Project, facts: FactsSnapshot, /) -> Decisions:
 
     A flag that was made by hand, with `touch`, excludes its slice, too; one that places a slice then says nothing.
     """
-    excluded, placed = {}, []
+    excluded: dict[int, str] = {}
+    placed: list[Mapping[str, Any]] = []
     slices = sorted(item for item in facts.items("slice") if isinstance(item, SliceId))
     for item in slices:
         if facts.has(item, "excluded"):
@@ -198,5 +199,5 @@ def remove_place(project: Project, slice_id: SliceId, /, *, against: SliceId | N
 def _check_known(project: Project, slice_id: SliceId) -> None:
     facts = project.facts
     if not facts.facts_of(slice_id) and not any(facts.facts_of(m) for m in project.layout.mosaics(slice_id)):
-        known = [str(item.slice_id) for item in sorted(facts.snapshot(mosaics=()).items("slice"))]
+        known = [str(i.slice_id) for i in sorted(facts.snapshot(mosaics=()).items("slice")) if isinstance(i, SliceId)]
         raise InputError(f"{slice_id}: the project has no such slice yet; known: {', '.join(known) or 'none'}")

@@ -94,6 +94,7 @@ def test_a_placed_slice_lies_where_it_was_placed_until_that_is_taken_back(tmp_pa
     # The tissue moves to the right where the picture is read further left.
     np.testing.assert_allclose(moved - held, [-5.0, 2.0], atol=0.05)
     assert made.placed == (edge,)
+    assert "Slice 2 was placed by hand against slice 1" in made.outputs["report"].read_text()
     assert update_sample(new_slice(tmp_path, 3, settings, placed=(edge,))).poses == made.poses
     made = update_sample(new_slice(tmp_path, 1, settings))
     assert made.placed == ()

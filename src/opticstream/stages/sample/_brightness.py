@@ -185,7 +185,7 @@ def brightness_facts(folder: Path, /) -> BrightnessFacts:
     StateError
         The record cannot be read.
     """
-    first = next(iter(_read(folder / FILE_NAME).values()), {})
+    first: dict[str, Any] = next(iter(_read(folder / FILE_NAME).values()), {})
     return BrightnessFacts(
         {int(n): float(gain) for n, gain in first.get("gains_db", {}).items()},
         {int(n): str(reason) for n, reason in first.get("excluded", {}).items()},

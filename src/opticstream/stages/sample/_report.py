@@ -73,7 +73,6 @@ class Reported:
     sections: Mapping[str, Path]
     """Stacks through which sections are shown, by name."""
     slice_thickness_um: float
-    pixel_um: tuple[float, float] | None
     poses_version: int
     placements: Sequence[str] = ()
     """What people gave, a line each."""
@@ -189,7 +188,7 @@ def _sections(what: Reported) -> list[dict[str, Any]]:
         for axis in ("x", "y"):
             title = f"{name}, {axis}-z"
             try:
-                section = middle_section(path, axis)  # type: ignore[arg-type]
+                section = middle_section(path, axis)
             except (OpticStreamError, OSError, ValueError) as error:
                 found.append({"title": title, "problem": f"cannot be shown: {error}"})
                 continue
@@ -328,7 +327,8 @@ def _overlay(
         caption = "the same tissue, seen from both" if depths.common else "last planes and first planes"
     else:
         bands, caption = (None, None), "maps"
-    faces, pixel, shape = [], 1, (1, 1)
+    faces: list[NDArray[np.float64]] = []
+    pixel, shape = 1, (1, 1)
     for s, band in zip((one, two), bands, strict=True):
         image, factor = _face(folder, s, kind, band, used)
         if not faces:
