@@ -37,7 +37,7 @@ class Decisions:
 
 def digest_of_places(placed: tuple[Mapping[str, Any], ...], /) -> str:
     """Return a digest of places that were given; empty without any."""
-    return parameters_hash([dict(one) for one in placed]) if placed else ""
+    return parameters_hash({"placed": [dict(one) for one in placed]}) if placed else ""
 
 
 def decisions_of(project: Project, facts: FactsSnapshot, /) -> Decisions:
