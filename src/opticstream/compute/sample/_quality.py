@@ -23,7 +23,8 @@ class SliceFigures:
     signal_db: float | None
     """Median level over the tissue, less the median of that of its neighbours."""
     agreement: float | None
-    """Confidence of its best comparison with a neighbour that agrees with its place, 0..1; 0 where none agrees."""
+    """Confidence of its best comparison with a neighbour that agrees with its place, 0..1; 0 where none of two or more
+    agrees."""
 
 
 def sharpness_db(image: ArrayLike, tissue: ArrayLike, /) -> float:
@@ -87,13 +88,14 @@ def slice_figures(
     >>> slice_figures({}, levels, edges)[4].agreement
     0.8
     """
-    best: dict[int, float] = {}
+    agreeing: dict[int, list[float]] = {}
     for first, second, weight, confidence in edges:
         for n in (first, second):
-            best[n] = max(best.get(n, 0.0), confidence if weight > _AGREES else 0.0)
+            agreeing.setdefault(n, []).append(confidence if weight > _AGREES else 0.0)
     found = {}
-    for n in sorted({*sharpness, *level_db, *best}):
-        agreement = round(best[n], 3) if n in best else None
+    for n in sorted({*sharpness, *level_db, *agreeing}):
+        # Of one comparison alone nobody knows which of the two slices is wrong.
+        agreement = round(max(agreeing[n]), 3) if len(agreeing.get(n, ())) > 1 else None
         found[n] = SliceFigures(_against_neighbours(sharpness, n), _against_neighbours(level_db, n), agreement)
     return found
 
