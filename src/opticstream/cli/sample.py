@@ -17,15 +17,15 @@ from opticstream.model.ids import SliceId
 if TYPE_CHECKING:
     from opticstream.pipeline.project import Project
 
-_DEFAULT = "add"
-
 
 class _Group(TyperGroup):
     """`opticstream sample PROJECT` is `opticstream sample add PROJECT`."""
 
+    default_command = "add"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
-            args = [_DEFAULT, *args]
+            args = [self.default_command, *args]
         return list(super().parse_args(ctx, args))
 
 
