@@ -34,6 +34,9 @@ def test_commands_exist_with_their_options(page):
         command: Any = COMMAND
         words = line.split()
         while hasattr(command, "commands") and words and not words[0].startswith("-"):
+            if words[0] not in command.commands and getattr(command, "default_command", ""):
+                command = command.commands[command.default_command]
+                break
             name = words.pop(0)
             for part in name.split("|"):
                 assert part in command.commands, f"opticstream {line}: there is no command {part}"

@@ -24,6 +24,7 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
     project,
     register,
     run,
+    sample,
     secrets,
     serve,
     server,
@@ -92,7 +93,7 @@ app.add_typer(tile.calibrate_app, name="calibrate", rich_help_panel=_FILES)
 app.command("import", rich_help_panel=_FILES)(importing.import_array)
 app.add_typer(stitch.app, name="stitch", rich_help_panel=_FILES)
 app.command("register", rich_help_panel=_FILES)(register.register)
-app.command("sample", rich_help_panel=_FILES)(register.sample)
+app.add_typer(sample.app, name="sample", rich_help_panel=_FILES)
 app.command("up", rich_help_panel=_HOSTS)(serve.up)
 app.add_typer(server.app, name="server", rich_help_panel=_HOSTS)
 app.command("deploy", rich_help_panel=_HOSTS)(serve.deploy)

@@ -1,16 +1,14 @@
-"""`register`, on any four or more files, and `sample`, for a project; neither needs a server."""
+"""`register`, on any four or more files; needs no server."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opticstream.cli.console import FAILED, JsonOption, ProjectArgument, err, errors_shown, out, print_json, styled
+from opticstream.cli.console import FAILED, JsonOption, err, errors_shown, out, print_json, styled
 from opticstream.cli.run import SetOption, overrides_from_options
-from opticstream.cli.status import open_project
 from opticstream.config import config_from_mapping, load_project
 from opticstream.config.processing import RegistrationSettings
 from opticstream.model.errors import ConfigurationError, InputError
@@ -160,45 +158,3 @@ def _show(summary: dict[str, Any]) -> None:
             f"axis: at {100 * a['share_of_pixels_with_axis']:.0f} % of the pixels that two beams cover"
             + (f", median uncertainty {uncertainty:.1f} degrees" if uncertainty is not None else "")
         )
-
-
-def sample(
-    project: ProjectArgument,
-    slices: Annotated[
-        list[int] | None,
-        typer.Option("--slice", min=1, help="Slice to add, may be repeated; default: all registered slices."),
-    ] = None,
-    rebuild: Annotated[bool, typer.Option(help="Remove the stacks and build them again, in order.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Add the registered slices of a project to the sample's stacks; slices that are already there are not changed.
-
-    The pipeline does this after each registration. Use this command to do it by hand, for example for volumes that
-    were stitched later. Needs no server.
-    """
-    from opticstream.pipeline.stacking import stack_slices
-
-    with errors_shown():
-        made = stack_slices(open_project(project), slices, rebuild=rebuild)
-    if made is None:
-        err.print("no slice is stitched and registered yet")
-        raise typer.Exit(FAILED)
-    if as_json:
-        print_json(
-            {
-                "slices": made.slices,
-                "missing": made.missing,
-                "without_axis": made.without_axis,
-                "outputs": made.outputs,
-                "preview": made.preview,
-            }
-        )
-        return
-    missing = json.loads(made.outputs["slices"].read_bytes())["missing"]
-    out.print(f"slices in the stacks: {', '.join(map(str, made.slices)) or 'none'}")
-    for number, reason in missing.items():
-        out.print(f"  slice {number} is missing: {reason}")
-    for number, reason in made.without_axis.items():
-        out.print(f"  slice {number} has no axis: {reason}")
-    for path in made.outputs.values():
-        out.print(f"  {path}")

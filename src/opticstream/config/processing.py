@@ -146,6 +146,12 @@ class QualitySettings(Settings):
     """Largest median uncertainty of the fibre axes of a slice, in degrees."""
     axis_share: float = Field(default=0.05, ge=0, le=1)
     """Smallest share of the tissue of a slice that has a fibre axis."""
+    slice_focus_db: float = Field(default=3.0, gt=0)
+    """Largest loss of fine structure of a slice against its neighbours in the sample, in dB."""
+    slice_signal_db: float = Field(default=6.0, gt=0)
+    """Largest loss of signal of a slice against its neighbours in the sample, in dB."""
+    slice_agreement: float = Field(default=0.25, ge=0, le=1)
+    """Lowest confidence of the best comparison of a slice with a neighbour that agrees with its place, 0 to 1."""
 
 
 class ArchiveSettings(Settings):
@@ -277,6 +283,18 @@ class SampleIntensitySettings(Settings):
     """Depth samples over which a slice fades out into the next one; 0: it ends at the next face."""
 
 
+class SampleHookSettings(Settings):
+    """A command that finds the transform from the sample to another space, for `opticstream sample register`."""
+
+    command: tuple[str, ...] = ()
+    """Program and arguments. `{image}` is the sample in cubes of 100 um as NIfTI, `{zarr}` the OME-Zarr that has it,
+    `{poses}` is `poses.json`, and `{output}` an empty folder for the transform."""
+    name: str = Field(default="other", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Name of the other space, also of the files in `sample/transforms/`."""
+    time_limit_s: float = Field(default=3600.0, gt=0)
+    """Time after which the command is ended, in seconds."""
+
+
 class SampleSettings(Settings):
     """Stacks over all slices."""
 
@@ -303,6 +321,10 @@ class SampleSettings(Settings):
     """Share of the displacement that is undone at every slice; 0: slices lie where the pictures place them."""
     intensity: SampleIntensitySettings = SampleIntensitySettings()
     """Brightness of the intensity volume."""
+    hook: SampleHookSettings = SampleHookSettings()
+    """Command that registers the sample to another space."""
+    isotropic: bool = True
+    """Also write each volume in cubes of 25, 50 and 100 um (`sample/isotropic/`)."""
 
 
 class ProcessingSettings(Settings):

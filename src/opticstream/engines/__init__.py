@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from opticstream.engines._card import check_card, why_no_card
 from opticstream.engines._checks import EngineCheck, check_engines
+from opticstream.engines._command import run_command
 from opticstream.engines._fiji import (
     PICTURE,
     FijiGrid,
@@ -43,6 +44,7 @@ __all__ = [
     "fiji_program",
     "fiji_scratch",
     "matlab_program",
+    "run_command",
     "stitching_macro",
     "why_no_card",
 ]

@@ -274,14 +274,16 @@ _PARTS_OF: Mapping[str, str] = MappingProxyType({"slice": "mosaic", "mosaic": "b
 _OWN_FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "sample": ("started", "updated"),
-        "slice": ("ready",),
+        "slice": ("ready", "excluded", "placed"),
         "mosaic": ("ready",),
         "batch": ("ready", "cleaned"),
         "tile": ("processed", "failed"),
     }
 )
-"""Facts that no step of the hierarchy leads to: readiness, the stacks, the tiles within a batch, and whether their
-files were removed after the upload."""
+"""Facts that no step of the hierarchy leads to: readiness, decisions of people, the stacks, the tiles within a batch,
+and whether their files were removed after the upload."""
+DECISIONS = frozenset({"excluded", "placed"})
+"""Facts that a person has decided: no reset and no redo takes them back."""
 
 
 @dataclass(frozen=True)

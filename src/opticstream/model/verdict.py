@@ -26,6 +26,17 @@ class Verdict:
     grade: Grade = "ok"
     reasons: tuple[str, ...] = ()
 
+    def joined(self, other: Verdict, /) -> Verdict:
+        """Return the verdict of the reasons of both.
+
+        Examples
+        --------
+        >>> Verdict("look", ("weak signal",)).joined(Verdict())
+        Verdict(grade='look', reasons=('weak signal',))
+        """
+        worst = max(_ORDER.index(self.grade), _ORDER.index(other.grade))
+        return Verdict(_ORDER[worst], (*self.reasons, *other.reasons))
+
     @classmethod
     def of(cls, found: Iterable[tuple[Grade, str]], /) -> Verdict:
         """Return the verdict of reasons, each with its grade.

@@ -207,7 +207,7 @@ def _slice_progress(project: Project, snapshot: FactsSnapshot, slice_id: SliceId
         slice_id.slice_id,
         {"started": "registering", "axis_failed": "axis failed"}.get(state, state),
         reason=str(detail.get("reason", "")),
-        stacked="stacked" in known,
+        stacked="stacked" in known and "excluded" not in known,
         published="published" in known,
         uploaded="uploaded" in known,
         steps=_steps(project, snapshot, slice_id),

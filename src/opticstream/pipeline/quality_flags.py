@@ -11,14 +11,16 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from opticstream.config import parameters_hash
-from opticstream.model.ids import BatchId, ItemId, TileId, item_from_key
+from opticstream.model.ids import BatchId, ItemId, SliceId, TileId, item_from_key
 from opticstream.model.verdict import Grade
 from opticstream.pipeline.judging import judged
 from opticstream.pipeline.progress import detail_of
 from opticstream.pipeline.project import Project
+from opticstream.pipeline.sample_quality import quality_of_sample, verdict_in_sample
 from opticstream.state import FactsSnapshot
 from opticstream.state.durable import replace_whole
 
@@ -56,14 +58,18 @@ def flagged_results(project: Project, snapshot: FactsSnapshot, /, *, keep: bool 
     limits = parameters_hash(project.config.processing.quality.model_dump(mode="json"))
     known = _known(project, limits)
     now: dict[str, list[Any]] = {_LIMITS: [limits]}
+    in_sample = quality_of_sample(project)
     for item in snapshot.items():
         fact = _KEPT_IN.get(item.hierarchy)
-        if fact is None or not snapshot.has(item, fact):
+        figures = in_sample.get(item.slice_id, {}) if isinstance(item, SliceId) else {}
+        has_record = fact is not None and snapshot.has(item, fact)
+        if fact is None or not (has_record or figures):
             continue
-        stamp = _stamp(project.facts.path(item, fact))
+        stamp = [_stamp(project.facts.path(item, fact)) if has_record else 0, dict(figures)]
         before = known.get(item.key)
-        if before is None or stamp is None or before[0] != stamp:
-            before = [stamp, [_plain(one) for one in _in_record(project, item, detail_of(project, item, fact))]]
+        if before is None or stamp[0] is None or before[0] != stamp:
+            detail = detail_of(project, item, fact) if has_record else {}
+            before = [stamp, [_plain(one) for one in _in_record(project, item, detail, figures)]]
         now[item.key] = before
         for key, grade, reasons in before[1]:
             yield FlaggedResult(item_from_key(key), tuple(reasons), grade)
@@ -77,14 +83,21 @@ def flagged_in_batch(project: Project, batch: BatchId, /) -> list[FlaggedResult]
     return list(_in_record(project, batch, detail_of(project, batch, "processed")))
 
 
-def _in_record(project: Project, item: ItemId, detail: Mapping[str, Any]) -> Iterator[FlaggedResult]:
-    """Yield what today's limits say of the tiles in a record of a batch, or of the mosaic or slice of a record."""
+def _in_record(
+    project: Project, item: ItemId, detail: Mapping[str, Any], in_sample: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[FlaggedResult]:
+    """Yield what today's limits say of the tiles in a record of a batch, or of the mosaic or slice of a record.
+
+    Of a slice, its figures in the sample count, too.
+    """
     found: list[tuple[ItemId, Mapping[str, Any]]] = [(item, detail)]
     if isinstance(item, BatchId):
         notes = sorted(detail.get("tiles", {}).items(), key=lambda entry: int(entry[0]))
         found = [(TileId(item.mosaic_id, int(number)), note) for number, note in notes]
     for one, its in found:
         verdict = judged(project, one, its)
+        if in_sample:
+            verdict = verdict.joined(verdict_in_sample(in_sample, project.config.processing.quality))
         if verdict.reasons:
             yield FlaggedResult(one, verdict.reasons, verdict.grade)
 

@@ -6,7 +6,7 @@ The stacks belong to all slices, so the claim is on the sample: slices are added
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +33,14 @@ from opticstream.pipeline.products import recorded_products, stitched_maps, stit
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import belongs_in_sample
 from opticstream.pipeline.run_parameters import event_of
+from opticstream.pipeline.sample_decisions import decisions_of, digest_of_places, undecided_slices
+from opticstream.pipeline.sample_quality import flagged_since, quality_of_sample
 from opticstream.state import Claim, FactsSnapshot
 from opticstream.state.record import sha256_of_path
 from opticstream.system.spent import Spent
 
 if TYPE_CHECKING:
-    from opticstream.stages.sample import SampleInput, UpdatedSample
+    from opticstream.stages.sample import OtherSpace, SampleInput, UpdatedSample
 
 
 def update_sample(project: Project, /, *, attempt: Attempt = once) -> Iterator[Event]:
@@ -59,6 +61,7 @@ def _add_waiting_slices(project: Project, attempt: Attempt) -> Iterator[Event]:
     with claim:
         while waiting := unstacked(project):
             slice_id = waiting[0]
+            before = quality_of_sample(project)
             outcome, made = _stack_slice(project, slice_id, UPDATE_SAMPLE, claim, attempt=attempt)
             if isinstance(outcome, Failed):
                 yield project.event(SampleFailed, SampleId(), slice_id=slice_id.slice_id, reason=outcome.reason)
@@ -72,6 +75,7 @@ def _add_waiting_slices(project: Project, attempt: Attempt) -> Iterator[Event]:
                     slices=tuple(made.slices),
                     missing=tuple(made.missing),
                 )
+                yield from flagged_since(project, before)
 
 
 def _stack_slice(
@@ -96,6 +100,11 @@ def _stack_slice(
         known = facts.read(slice_id, "stacked")
         volumes = content["detail"]["volumes"]
         changed = made[-1].changed or known is None or known.detail.get("volumes") != volumes
+        slices_of_record = facts.read(SampleId(), "updated")
+        if slices_of_record is not None and _decisions_detail(made[-1]) != {
+            name: slices_of_record.detail[name] for name in ("excluded", "placed") if name in slices_of_record.detail
+        }:
+            changed = True
         facts.withdraw(slice_id, "stack_failed", reason="stacked by hand")
         if not facts.record(slice_id, "stacked", content) and changed:
             facts.replace(slice_id, "stacked", content, why="its part of the stacks was written again")
@@ -122,6 +131,15 @@ def _poses_detail(made: UpdatedSample) -> dict[str, Any]:
     }
 
 
+def _decisions_detail(made: UpdatedSample) -> dict[str, Any]:
+    """Return which decisions of people the stacks follow; nothing without any."""
+    from opticstream.stages.sample import facts_of_edge
+
+    placed = digest_of_places(tuple(facts_of_edge(edge) for edge in made.placed))
+    excluded = {str(n): reason for n, reason in sorted(made.excluded.items())}
+    return {**({"excluded": excluded} if excluded else {}), **({"placed": placed} if placed else {})}
+
+
 def _record_stacks(
     project: Project, made: UpdatedSample, claim: Claim, parameters_hash: str | None, *, changed: bool, why: str
 ) -> None:
@@ -142,6 +160,8 @@ def _record_stacks(
             "missing": list(made.missing),
             "attempt": claim.generation,
             **_poses_detail(made),
+            **_decisions_detail(made),
+            "quality": {str(n): asdict(figures) for n, figures in sorted(made.figures.items())},
         },
     }
     facts.replace(SampleId(), "updated", sample, why=why)
@@ -223,11 +243,13 @@ def unstacked(project: Project, snapshot: FactsSnapshot | None = None, /) -> lis
     """Return the slices that belong in the stacks and are missing there, or lack volumes there, in order."""
     known = snapshot or project.facts.snapshot(mosaics=())
     slices = [item for item in known.items("slice") if isinstance(item, SliceId)]
-    wanted = [
-        item for item in slices if belongs_in_sample(project, item, known) and not known.has(item, "stack_failed")
-    ]
-    late = set(_with_late_volumes(project, [item for item in wanted if known.has(item, "stacked")], known))
-    return [item for item in wanted if item in late or not known.has(item, "stacked")]
+    every = [item for item in slices if belongs_in_sample(project, item, known)]
+    wanted = [item for item in every if not known.has(item, "stack_failed")]
+    stacked = [item for item in wanted if known.has(item, "stacked")]
+    again = set(_with_late_volumes(project, stacked, known))
+    # Parked ones count here, or one slice after the other would be parked for the same reason.
+    again |= set(undecided_slices(project, [item for item in every if known.has(item, "stacked")], known))
+    return [item for item in wanted if item in again or not known.has(item, "stacked")]
 
 
 def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSnapshot) -> Iterator[SliceId]:
@@ -240,7 +262,10 @@ def _with_late_volumes(project: Project, stacked: list[SliceId], known: FactsSna
     from opticstream.stages.sample import stacks_by_slice
 
     held = stacks_by_slice(project.paths.sample_folder)
+    excluded = decisions_of(project, known).excluded
     for item in done:
+        if item.slice_id in excluded:
+            continue
         record, now = project.facts.read(item, "stacked"), _hashes_of_volumes(project, item)
         redone = now is not None and record is not None and record.detail.get("volumes", now) != now
         if redone or not set(_volumes_by_stack(project, item)) <= held.get(item.slice_id, frozenset()):
@@ -258,7 +283,7 @@ def sample_input(project: Project, slice_id: SliceId, /) -> SampleInput:
 
     Stacks are named `{illumination}_{modality}` and `registered_{product}`: both have a birefringence.
     """
-    from opticstream.stages.sample import SampleInput
+    from opticstream.stages.sample import SampleInput, edge_from_facts
 
     facts, settings = project.facts, project.config.processing.sample
     snapshot = facts.snapshot(mosaics=())
@@ -267,6 +292,7 @@ def sample_input(project: Project, slice_id: SliceId, /) -> SampleInput:
     fixed = _fixed_mosaic(project, slice_id)
     products = recorded_products(project, slice_id, "registered")
     name = project.illumination(fixed).name
+    decisions = decisions_of(project, snapshot)
     return SampleInput(
         folder=project.paths.sample_folder,
         slice_id=slice_id.slice_id,
@@ -278,6 +304,9 @@ def sample_input(project: Project, slice_id: SliceId, /) -> SampleInput:
         without_axis=reasons[slice_id],
         failed={item.slice_id: reason for item, reason in reasons.items() if reason},
         expected=max(item.slice_id for item in slices),
+        excluded=decisions.excluded,
+        placed=tuple(edge_from_facts(edge) for edge in decisions.placed),
+        title=project.config.name,
     )
 
 
@@ -303,6 +332,48 @@ def _why_without_axis(project: Project, slice_id: SliceId, snapshot: FactsSnapsh
                 return fact
             return str(record.detail.get("reason", fact)) if record else fact
     return ""
+
+
+def excluded_in_stacks(project: Project, /) -> dict[int, str]:
+    """Return the slices that the stacks leave out because a person excluded them, and why, as last recorded."""
+    try:
+        record = project.facts.read(SampleId(), "updated")
+    except StateError:
+        return {}
+    excluded = record.detail.get("excluded") if record else None
+    return {int(n): str(reason) for n, reason in (excluded or {}).items()}
+
+
+def report_sample(project: Project, /) -> dict[str, Path]:
+    """Write the report of the sample as it is, and return its files.
+
+    Raises
+    ------
+    InputError
+        There are no stacks yet.
+    """
+    from opticstream.stages import sample as sample_stages
+
+    stacked = stackable_slices(project)
+    if not stacked:
+        raise InputError("no slice is stitched and registered yet, so that there is nothing to report")
+    return sample_stages.report_sample(sample_input(project, stacked[0]))
+
+
+def register_sample(project: Project, /) -> OtherSpace:
+    """Find the transform from the sample to another space by the command of the configuration, and keep it.
+
+    Raises
+    ------
+    ConfigurationError, InputError, ProcessingError
+        As `opticstream.stages.sample.register_sample`.
+    """
+    from opticstream.stages import sample as sample_stages
+
+    stacked = stackable_slices(project)
+    if not stacked:
+        raise InputError("no slice is stitched and registered yet, so that there is nothing to register")
+    return sample_stages.register_sample(sample_input(project, stacked[0]))
 
 
 def stackable_slices(project: Project, /) -> list[SliceId]:

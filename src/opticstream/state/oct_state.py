@@ -120,6 +120,8 @@ class OCTSliceStateView(Failing):
 
     slice_id: int = Field(ge=1)
     ready_at: datetime | None = None
+    excluded_at: datetime | None = None
+    placed_at: datetime | None = None
     started_at: datetime | None = None
     registered_at: datetime | None = None
     axis_failed_at: datetime | None = None

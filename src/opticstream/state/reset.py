@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opticstream.model.chain import ORDER, chain, whole_of
+from opticstream.model.chain import DECISIONS, ORDER, chain, whole_of
 from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, SampleId, TileId
 from opticstream.model.layout import AcquisitionLayout
@@ -25,7 +25,7 @@ from opticstream.state.record import FactRecord, FileRecord, path_from_name
 from opticstream.state.vocabulary import is_claim
 from opticstream.system.temporary_names import temporary_beside
 
-_KEPT_OF_TARGET = frozenset({"ready"})
+_KEPT_OF_TARGET = frozenset({"ready"}) | DECISIONS
 """Facts of the item itself that stay, because its work is announced again from them."""
 _KEPT_OF_BATCH = frozenset({"ready"})
 
@@ -187,7 +187,7 @@ def _with_parts(item: ItemId, snapshot: FactsSnapshot, layout: AcquisitionLayout
 def _kept(item: ItemId, *, is_target: bool) -> frozenset[str]:
     if isinstance(item, BatchId):  # `ready` records where the raw tiles are; it is not a result
         return _KEPT_OF_BATCH
-    return _KEPT_OF_TARGET if is_target else frozenset()
+    return _KEPT_OF_TARGET if is_target else DECISIONS
 
 
 def _resting_on(

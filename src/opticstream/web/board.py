@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import time
@@ -165,6 +166,8 @@ class Board:
                     touched.add(item)
             for one in touched:
                 self._update(one)
+            if SampleId() in changes.above:  # the quality of every slice in the sample may have changed
+                self._unread.extend(self.slices)
             changed = bool(touched) or SampleId() in changes.above
             changed |= self._read_flags()
             now = time.monotonic()
@@ -217,10 +220,14 @@ class Board:
 
     def _stamp(self, item: ItemId) -> int:
         fact = {"batch": "processed", "mosaic": "stitched", "slice": "registered"}[item.hierarchy]
-        try:
-            return self.project.facts.path(item, fact).stat().st_mtime_ns
-        except OSError:
-            return 0
+        paths = [self.project.facts.path(item, fact)]
+        if isinstance(item, SliceId):  # its quality in the sample is in the sample's record
+            paths.append(self.project.facts.path(SampleId(), "updated"))
+        stamp = 0
+        for path in paths:
+            with contextlib.suppress(OSError):
+                stamp = max(stamp, path.stat().st_mtime_ns)
+        return stamp
 
     def _measure(self) -> bool:
         self._journal.refresh()

@@ -34,6 +34,7 @@ from opticstream.compute.sample._levels import (
     pair_levels,
     tissue_of_blocks,
 )
+from opticstream.compute.sample._placed import PlacedSolution, moved_edge, solve_placed_poses
 from opticstream.compute.sample._poses import (
     Edge,
     Pose,
@@ -43,6 +44,7 @@ from opticstream.compute.sample._poses import (
     pulled_back,
     solve_poses,
 )
+from opticstream.compute.sample._quality import SliceFigures, sharpness_db, slice_figures
 
 __all__ = [
     "BLOCK_PX",
@@ -54,8 +56,10 @@ __all__ = [
     "Intensity",
     "MeasuredEdge",
     "PairLevels",
+    "PlacedSolution",
     "Pose",
     "PoseSolution",
+    "SliceFigures",
     "SliceLevels",
     "Source",
     "band_image",
@@ -68,6 +72,7 @@ __all__ = [
     "edge_between",
     "facing_levels",
     "levels_in_sample",
+    "moved_edge",
     "noise_power",
     "pair_levels",
     "pixels_from_blocks",
@@ -76,7 +81,10 @@ __all__ = [
     "pose_before",
     "pulled_back",
     "share_of_correction",
+    "sharpness_db",
+    "slice_figures",
     "solve_intensity",
+    "solve_placed_poses",
     "solve_poses",
     "tissue_mask",
     "tissue_of_blocks",

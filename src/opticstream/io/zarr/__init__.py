@@ -7,6 +7,7 @@ and images of any program (`open_zarr_image`, `volume_reader`).
 from __future__ import annotations
 
 from opticstream.io.zarr._images import ZarrImage, open_zarr_image, readable_zarr
+from opticstream.io.zarr._isotropic import ISOTROPIC_UM, write_isotropic
 from opticstream.io.zarr._layout import IN_PASS_LEVELS, SHARD, StoreLayout, Version, multiscales_metadata, store_layout
 from opticstream.io.zarr._reading import (
     BlockReader,
@@ -16,21 +17,27 @@ from opticstream.io.zarr._reading import (
     volume_reader,
     volume_voxel_um,
 )
+from opticstream.io.zarr._scene import PlacedVolume, write_scene
 from opticstream.io.zarr._slices import SliceStore, planes_of_slice
-from opticstream.io.zarr._views import SampleViews, sample_views
+from opticstream.io.zarr._views import SampleViews, Section, mean_of_planes, middle_section, sample_views
 from opticstream.io.zarr._writing import LevelArrays, StoreWriter, remove_notes, was_finished
 
 __all__ = [
     "IN_PASS_LEVELS",
+    "ISOTROPIC_UM",
     "SHARD",
     "BlockReader",
     "LevelArrays",
+    "PlacedVolume",
     "SampleViews",
+    "Section",
     "SliceStore",
     "StoreLayout",
     "StoreWriter",
     "Version",
     "ZarrImage",
+    "mean_of_planes",
+    "middle_section",
     "multiscales_metadata",
     "open_zarr_image",
     "planes_of_slice",
@@ -44,4 +51,6 @@ __all__ = [
     "volume_reader",
     "volume_voxel_um",
     "was_finished",
+    "write_isotropic",
+    "write_scene",
 ]

@@ -54,14 +54,14 @@ def open_zarr_image(path: Path, /) -> ZarrImage:
     if not path.exists():
         raise MissingInputError(f"{path}: no such file")
     with readable_zarr(path):
-        attributes = _attributes(path)
+        attributes = image_attributes(path)
         block = _multiscales(attributes)
         if block is None:
-            array = _open(path)
+            array = opened_array(path)
             names = _plain_names(array, attributes)
             return ZarrImage(_spatial(array, names, path), None)
         level = block["datasets"][0]
-        array = _open(path / level["path"])
+        array = opened_array(path / level["path"])
         axes = _axes(block, array.rank, path)
         view = _spatial(array, [axis["name"] for axis in axes], path)
         return ZarrImage(view, _geometry(block, level, axes, array.rank, path))
@@ -74,7 +74,7 @@ def readable_zarr(path: Path, /) -> Iterator[None]:
         yield
 
 
-def _attributes(path: Path) -> dict[str, Any]:
+def image_attributes(path: Path) -> dict[str, Any]:
     """Return the attributes of a Zarr v3 or v2 group or array; empty if it has none."""
     if (path / "zarr.json").exists():
         content = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def _multiscales(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(found[0]) if found else None
 
 
-def _open(folder: Path) -> Any:
+def opened_array(folder: Path) -> Any:
     import tensorstore as ts
 
     driver = "zarr3" if (folder / "zarr.json").exists() else "zarr"

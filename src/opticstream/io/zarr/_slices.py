@@ -102,6 +102,15 @@ class SliceStore:
         dtype = json.loads((path / "0" / "zarr.json").read_bytes())["data_type"]
         return cls(path, facts["planes"], tuple(facts["voxel_um"]), facts["kind"], dtype)
 
+    @property
+    def slots(self) -> int:
+        """Number of slices that the store has places for."""
+        return int(self.finest().shape[-3]) // self.planes
+
+    def finest(self) -> Any:
+        """Return the array of the finest level, opened: ([c,] z, y, x)."""
+        return self._array(0)
+
     def plane(self, slice_index: int, /) -> NDArray[Any] | None:
         """Return the first plane of a slice, (x, y), at full size; None if the store is shorter."""
         finest = self._array(0)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io.zarr._files import file_store
+from opticstream.io.zarr._images import image_attributes, opened_array, readable_zarr
 
 _LARGEST_PX = 480
 
@@ -25,6 +26,82 @@ class SampleViews:
     along_y: NDArray[Any]
     voxel_um: tuple[float, float, float]
     slice_id: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """A plane along z through a stack, thinned to what a picture needs.
+
+    Attributes
+    ----------
+    plane : ndarray, shape (x or y, z)
+        Values; NaN where there are none.
+    size_um : (float, float)
+        Size of the whole plane along its two axes.
+    """
+
+    plane: NDArray[Any]
+    size_um: tuple[float, float]
+
+
+def middle_section(path: Path, axis: Literal["x", "y"], /, *, longest_px: int = 900) -> Section:
+    """Return the plane through the middle of a stack of scalars, along `axis` and z.
+
+    Raises
+    ------
+    FileFormatError
+        There is no stack at `path`.
+    """
+    with readable_zarr(path):
+        levels = _levels(path)
+        array, scale = next((level for level in levels if max(level[0].shape[-2:]) <= longest_px), levels[-1])
+        step = max(1, -(-array.shape[-3] // (2 * longest_px)))
+        middle = (array.shape[-2] // 2, slice(None)) if axis == "x" else (slice(None), array.shape[-1] // 2)
+        plane = np.asarray(array[(slice(step // 2, None, step), *middle)].read().result())
+    along = array.shape[-1] * scale[2] if axis == "x" else array.shape[-2] * scale[1]
+    return Section(plane.T, (along, array.shape[-3] * scale[0]))
+
+
+def mean_of_planes(path: Path, planes: slice, /, *, longest_px: int = 384) -> tuple[NDArray[np.float32], int]:
+    """Return the mean of some planes of a volume at a level that suits a small picture, and its pixel in px.
+
+    Parameters
+    ----------
+    path : Path
+        OME-Zarr volume whose levels are powers of two along x and y.
+    planes : slice
+        Planes of the finest level.
+    longest_px : int
+        Largest side of the picture, where the volume has a level that small.
+
+    Raises
+    ------
+    FileFormatError
+        It is no such volume.
+    """
+    with readable_zarr(path):
+        levels = _levels(path)
+        finest = levels[0][1]
+        array, scale = next((level for level in levels if max(level[0].shape[-2:]) <= longest_px), levels[-1])
+        per_plane = scale[0] / finest[0]
+        first, last, _ = planes.indices(int(levels[0][0].shape[-3]))
+        low = min(int(first // per_plane), array.shape[-3] - 1)
+        block = np.asarray(array[low : max(low + 1, int(last // per_plane))].read().result(), np.float32)
+    known = np.isfinite(block)
+    mean = np.where(known, block, 0).sum(0) / np.maximum(known.sum(0), 1)
+    return np.where(known.any(0), mean, np.nan).astype(np.float32).T, round(scale[2] / finest[2])
+
+
+def _levels(path: Path) -> list[tuple[Any, tuple[float, float, float]]]:
+    """Return the arrays of a multiscale image of scalars, the finest first, and their voxel sizes along z, y, x."""
+    attributes = image_attributes(path)
+    block = (attributes.get("ome") or attributes)["multiscales"][0]
+    found = []
+    for dataset in block["datasets"]:
+        scale = next(t["scale"] for t in dataset["coordinateTransformations"] if t["type"] == "scale")
+        z, y, x = (float(s) for s in scale[-3:])
+        found.append((opened_array(path / dataset["path"]), (z, y, x)))
+    return found
 
 
 def sample_views(path: Path, present: Sequence[int], /) -> SampleViews:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from opticstream.stages.sample._other_space import OtherSpace, other_spaces
+from opticstream.stages.sample._pose_book import PoseBook, edge_from_facts, facts_of_edge
 from opticstream.stages.sample._update_sample import (
     SampleInput,
     UpdatedSample,
+    edge_of_moved_slice,
     leave_out_unfinished,
+    register_sample,
+    report_sample,
+    slice_states,
     stacks_at_rest,
     stacks_by_slice,
     unfinished_slices,
@@ -13,9 +19,18 @@ from opticstream.stages.sample._update_sample import (
 )
 
 __all__ = [
+    "OtherSpace",
+    "PoseBook",
     "SampleInput",
     "UpdatedSample",
+    "edge_from_facts",
+    "edge_of_moved_slice",
+    "facts_of_edge",
     "leave_out_unfinished",
+    "other_spaces",
+    "register_sample",
+    "report_sample",
+    "slice_states",
     "stacks_at_rest",
     "stacks_by_slice",
     "unfinished_slices",

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,8 @@ def correct_stack(
     /,
     *,
     settings: SampleIntensitySettings,
+    slots: int = 0,
+    before_writing: Callable[[list[int]], None] = lambda _slots: None,
 ) -> CorrectedStack:
     """Write the slabs of an intensity volume that are not as its slices and their corrections make them.
 
@@ -107,6 +109,10 @@ def correct_stack(
         The stack; its planes for each slice are the section.
     settings : SampleIntensitySettings
         What is corrected.
+    slots : int
+        Slots of the stack, where there are more than slices: those beyond the last slice are filled as others are.
+    before_writing : callable
+        Is told which slots are about to be written.
 
     Raises
     ------
@@ -125,7 +131,7 @@ def correct_stack(
     intensity = _solved(kept, sorted(there), store.planes, settings)
     kept.remove_others()
     used = {n: shapes[n][2] for n in there if n not in intensity.excluded}
-    last = max(there)
+    last = max(slots, *there)
     slabs: dict[str, Any] = before.get("slabs", {})
     old_local = _local_maps(folder / FOLDER / f"{name}_attenuation.npz")
     filled: list[int] = []
@@ -150,6 +156,7 @@ def correct_stack(
     # What is about to be written is unknown to the record until it is: after a crash it is written again.
     safe = {key: value for key, value in made.items() if int(key) not in changed}
     if changed:
+        before_writing(changed)
         _write(folder / FILE_NAME, record, name, intensity, safe, filled, gaps)
     for slot in changed:
         read = _slab_reader(slot, used, there, shapes, intensity, kept, store.planes, settings)
@@ -160,6 +167,30 @@ def correct_stack(
         _write_local_maps(folder / FOLDER / f"{name}_attenuation.npz", intensity)
         _write(folder / FILE_NAME, record, name, intensity, safe, filled, gaps)
     return CorrectedStack(folder / FILE_NAME, intensity.excluded, tuple(filled), tuple(gaps), tuple(changed))
+
+
+class BrightnessFacts(NamedTuple):
+    """What the record of the brightness says, of the first stack that is corrected."""
+
+    gains_db: Mapping[int, float]
+    excluded: Mapping[int, str]
+    filled: frozenset[int]
+
+
+def brightness_facts(folder: Path, /) -> BrightnessFacts:
+    """Return gains, slices that were left out and slots that were filled; nothing where nothing is corrected.
+
+    Raises
+    ------
+    StateError
+        The record cannot be read.
+    """
+    first: dict[str, Any] = next(iter(_read(folder / FILE_NAME).values()), {})
+    return BrightnessFacts(
+        {int(n): float(gain) for n, gain in first.get("gains_db", {}).items()},
+        {int(n): str(reason) for n, reason in first.get("excluded", {}).items()},
+        frozenset(map(int, first.get("filled", ()))),
+    )
 
 
 def forget_stack(folder: Path, name: str, /) -> bool:

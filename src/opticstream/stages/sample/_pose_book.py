@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from opticstream.compute.sample import (
     edge_between,
     pose_after,
     pose_before,
-    solve_poses,
+    solve_placed_poses,
 )
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
@@ -39,7 +39,8 @@ FILE_NAME = "poses.json"
 
 _MOST_PIXELS = 2_000_000
 _LEFT_OUT = 0.25
-_LIKE = 0.2
+LIKE = 0.2
+"""Confidence from which a comparison says that two slices show the same."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class PoseBook:
     edges: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     stage: dict[int, dict[str, Any]] = field(default_factory=dict)
     scale: float = 1.0
+    placed: list[Edge] = field(default_factory=list)
+    """What people gave; `second` is the slice that was placed."""
 
     @classmethod
     def read(cls, path: Path) -> PoseBook:
@@ -88,7 +91,9 @@ class PoseBook:
             edges = {(e["first"], e["second"]): e for e in content["edges"]}
             centre = content["centre_px"]
             stage = {int(n): entry for n, entry in content["stage"].items()}
-            return cls(path, content["version"], (centre[0], centre[1]), poses, edges, stage, content["residual_scale"])
+            placed = [edge_from_facts(e) for e in content.get("placed", ())]
+            scale = content["residual_scale"]
+            return cls(path, content["version"], (centre[0], centre[1]), poses, edges, stage, scale, placed)
         except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
             raise StateError(f"{path}: cannot be read ({error!r}); remove it and add the slices again") from error
 
@@ -105,6 +110,7 @@ class PoseBook:
             "slices": {str(n): self._facts(n) for n in sorted(self.poses)},
             "edges": [self.edges[pair] for pair in sorted(self.edges)],
             "stage": {str(n): self.stage[n] for n in sorted(self.stage)},
+            **({"placed": [facts_of_edge(e) for e in self.placed]} if self.placed else {}),
         }
         write_text(self.path, json.dumps(content, indent=1) + "\n")
 
@@ -121,15 +127,17 @@ class PoseBook:
         }
 
     def reasons(self, slice_id: int) -> str:
-        """Return why a slice is placed by no picture; empty where some picture agrees with its pose."""
+        """Return why a slice is placed by no picture and no person; empty where some picture agrees with its pose."""
+        if any(slice_id in (e.first, e.second) for e in self.placed):
+            return ""
         mine = [e for pair, e in self.edges.items() if slice_id in pair]
-        if any(e["weight"] > _LEFT_OUT and e["confidence"] >= _LIKE for e in mine):
+        if any(e["weight"] > _LEFT_OUT and e["confidence"] >= LIKE for e in mine):
             return ""
         if not mine:
             return "no slice within three sections to compare with" if len(self.poses) > 1 else ""
         told = [
             f"slice {next(n for n in (e['first'], e['second']) if n != slice_id)}: "
-            f"{e['failure'] or ('contradicts the others' if e['confidence'] >= _LIKE else 'no likeness was found')}"
+            f"{e['failure'] or ('contradicts the others' if e['confidence'] >= LIKE else 'no likeness was found')}"
             for e in mine
         ]
         return "placed between its neighbours, because it compares with none of them; " + "; ".join(told)
@@ -144,8 +152,12 @@ class PoseBook:
         settings: SampleSettings,
         slice_thickness_um: float,
         shape: tuple[int, int],
+        excluded: Collection[int] = (),
+        placed: Sequence[Edge] = (),
     ) -> None:
         """Measure the edges of a slice to its neighbours, where they are not known, and place all slices anew.
+
+        Excluded slices hand nothing on; what people gave (`placed`) holds against comparisons.
 
         Raises
         ------
@@ -161,7 +173,7 @@ class PoseBook:
         if slice_id in self.poses:
             guess = (0.0, self.poses[slice_id])
         for other in sorted(slices, key=lambda n: (abs(n - slice_id), n)):
-            if other == slice_id or abs(other - slice_id) > REACH:
+            if other == slice_id or abs(other - slice_id) > REACH or {slice_id, other} & set(excluded):
                 continue
             edge = self._edge(pictures, slice_id, other, guess, settings, slice_thickness_um)
             if edge is None:
@@ -169,8 +181,9 @@ class PoseBook:
             confidence = edge["confidence"]
             if other in self.poses and not edge["failure"] and (guess is None or confidence > guess[0]):
                 follow = pose_after if edge["first"] == other else pose_before
-                guess = confidence, follow(_edge_from_facts(edge), self.poses[other], centre_px=self.centre_px)
-        self._solve(slices, settings)
+                guess = confidence, follow(edge_from_facts(edge), self.poses[other], centre_px=self.centre_px)
+        self.placed = list(placed)
+        self._solve(slices, settings, frozenset(excluded))
 
     def _edge(
         self,
@@ -207,13 +220,21 @@ class PoseBook:
         self.edges.pop(pair, None)  # what it was measured by is no more
         return None
 
-    def _solve(self, slices: Sequence[int], settings: SampleSettings) -> None:
+    def _solve(self, slices: Sequence[int], settings: SampleSettings, excluded: frozenset[int]) -> None:
         assert self.centre_px is not None
         pairs = sorted(self.edges)
-        edges = [_edge_from_facts(self.edges[pair]) for pair in pairs]
+        edges = [edge_from_facts(self.edges[pair]) for pair in pairs]
         stage = {n: s["shift_px"] for n, s in self.stage.items() if n in slices}
         previous = {n: pose for n, pose in self.poses.items() if n in slices}
-        solution = solve_poses(slices, edges, centre_px=self.centre_px, stage_px=stage, previous=previous)
+        solution = solve_placed_poses(
+            slices,
+            edges,
+            self.placed,
+            centre_px=self.centre_px,
+            stage_px=stage,
+            previous=previous,
+            excluded=excluded,
+        ).solution
         for pair, weight, residual in zip(pairs, solution.weights, solution.residuals_px, strict=True):
             self.edges[pair]["weight"] = round(weight, 4)
             self.edges[pair]["off_px"] = None if np.isnan(residual) else round(residual, 4)
@@ -329,6 +350,32 @@ def _map(path: Path) -> NDArray[np.float32]:
     return array.reshape(array.shape[:2])
 
 
+def shrunk_map(path: Path, /, *, longest_px: int) -> tuple[NDArray[np.float32], int]:
+    """Return a map of means of squares of pixels, at most `longest_px` px large, and the side of the squares.
+
+    Raises
+    ------
+    InputError, MissingInputError, FileFormatError
+        It is not a map, or cannot be read.
+    """
+    image, factor = _map(path), 1
+    while max(image.shape) / factor > longest_px:
+        factor *= 2
+    return _shrunk(image, factor), factor
+
+
+def map_to_compare(path: Path, /) -> NDArray[np.float32]:
+    """Return a map at the size at which slices are compared.
+
+    Raises
+    ------
+    InputError, MissingInputError, FileFormatError
+        It is not a map, or cannot be read.
+    """
+    image = _map(path)
+    return _shrunk(image, _factor(image.size))
+
+
 def _shrunk(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     if factor == 1:
         return image
@@ -347,8 +394,8 @@ def _rounded(pose: Pose) -> Pose:
     )
 
 
-def _edge_facts(measured: MeasuredEdge) -> dict[str, Any]:
-    edge = measured.edge
+def facts_of_edge(edge: Edge, /) -> dict[str, Any]:
+    """Return an edge as JSON values."""
     return {
         "first": edge.first,
         "second": edge.second,
@@ -357,6 +404,11 @@ def _edge_facts(measured: MeasuredEdge) -> dict[str, Any]:
         "about_px": [round(v, 2) for v in edge.about_px],
         "lever_px": round(edge.lever_px, 2),
         "sigma_px": round(edge.sigma_px, 4),
+    }
+
+
+def _edge_facts(measured: MeasuredEdge) -> dict[str, Any]:
+    return facts_of_edge(measured.edge) | {
         "confidence": round(measured.confidence, 4),
         "residual_px": None if np.isnan(measured.residual_px) else round(measured.residual_px, 4),
         "deeper_planes": round(measured.deeper_planes, 2),
@@ -365,7 +417,14 @@ def _edge_facts(measured: MeasuredEdge) -> dict[str, Any]:
     }
 
 
-def _edge_from_facts(facts: Mapping[str, Any]) -> Edge:
+def edge_from_facts(facts: Mapping[str, Any], /) -> Edge:
+    """Return the edge of `facts_of_edge`.
+
+    Raises
+    ------
+    KeyError, TypeError, IndexError
+        The values are not those of an edge.
+    """
     return Edge(
         facts["first"],
         facts["second"],

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,18 +22,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.registration import PlanarTransform, resampled, resampled_blocks
-from opticstream.compute.sample import Pose, pulled_back
+from opticstream.compute.sample import (
+    Edge,
+    Pose,
+    SliceFigures,
+    moved_edge,
+    pulled_back,
+    sharpness_db,
+    slice_figures,
+    tissue_mask,
+)
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import nifti_geometry, read_nifti
 from opticstream.io.nifti_stack import blank_slice, put_slice
-from opticstream.io.zarr import SliceStore, planes_of_slice, volume_reader, volume_voxel_um
+from opticstream.io.zarr import (
+    PlacedVolume,
+    SliceStore,
+    mean_of_planes,
+    planes_of_slice,
+    volume_reader,
+    volume_voxel_um,
+    write_scene,
+)
 from opticstream.model.errors import ChangingStacksError, InputError, MissingInputError, StateError
 from opticstream.model.modalities import described_stack
 from opticstream.stages.sample._brightness import FILE_NAME as INTENSITY_FILE
-from opticstream.stages.sample._brightness import CorrectedStack, SliceVolume, correct_stack, forget_stack
-from opticstream.stages.sample._pose_book import FILE_NAME, Picture, Pictures, PoseBook
+from opticstream.stages.sample._brightness import (
+    CorrectedStack,
+    SliceVolume,
+    brightness_facts,
+    correct_stack,
+    forget_stack,
+)
+from opticstream.stages.sample._isotropic import isotropic_path, note_changed, write_changed
+from opticstream.stages.sample._other_space import OtherSpace, register_to_other_space, scene_transforms
+from opticstream.stages.sample._pose_book import (
+    FILE_NAME,
+    LIKE,
+    Picture,
+    Pictures,
+    PoseBook,
+    facts_of_edge,
+    map_to_compare,
+)
+from opticstream.stages.sample._report import Reported, ReportedSlice, write_report
 from opticstream.system.locks import locked
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +94,12 @@ class SampleInput:
     """Why slices that are missing are missing, as far as it is known."""
     expected: int = 0
     """Number of slices that the sample is to have, if known; later ones that are not there count as missing."""
+    excluded: Mapping[int, str] = field(default_factory=dict)
+    """Slices that a person has excluded, and why: they hand nothing on, and their places are filled or gaps."""
+    placed: Sequence[Edge] = ()
+    """Where a person has placed slices (`second`) against others (`first`)."""
+    title: str = ""
+    """Name of the project, for people."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +130,12 @@ class UpdatedSample:
     """Slices that the intensity volume leaves out, and why."""
     filled: tuple[int, ...] = ()
     """Slots of the intensity volume that deeper planes of earlier slices fill."""
+    excluded: Mapping[int, str] = field(default_factory=dict)
+    """Slices that a person has excluded, and why, as the stacks show them."""
+    placed: Sequence[Edge] = ()
+    """Where a person has placed slices, as the poses follow it."""
+    figures: Mapping[int, SliceFigures] = field(default_factory=dict)
+    """Quality figures of the slices that are there."""
 
 
 def update_sample(new: SampleInput, /) -> UpdatedSample:
@@ -109,22 +158,31 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         ledger = _Ledger.read(new.folder / "slices.json")
         entry = ledger.slices.get(new.slice_id, {})
         done: dict[str, str] = entry.get("stacks", {})
-        prints = _fingerprints(new)
+        why_out = new.excluded.get(new.slice_id)
+        prints = _fingerprints(new) if why_out is None else {}
         written = {name for name, value in prints.items() if done.get(name) != value}
         # Volumes may come later than maps; a map that the slice brought before and does not bring now leaves a gap.
-        blanked = {name for name in done if name not in prints and _is_stack_of_maps(new, name)}
+        later = _corrected_volumes(new)
+        blanked = {
+            name
+            for name in done
+            if name not in prints and (_is_stack_of_maps(new, name) or (why_out is not None and name not in later))
+        }
         changed = bool(written or blanked) or entry.get("without_axis", "") != new.without_axis
         changed = changed or any(other.get("moving") for other in ledger.slices.values())
+        changed = changed or entry.get("excluded") != why_out or bool(done and why_out is not None)
         moved: dict[int, _Placed] = {}
         book = _book(new)
+        changed = changed or (book is not None and list(map(facts_of_edge, book.placed)) != _placed_facts(new))
         if changed:
             placed = _place(new, ledger, prints, book)
             mine = placed.pop(new.slice_id, None)
-            if mine is not None and _is_moved(entry, mine):
+            if mine is not None and (why_out is not None or _is_moved(entry, mine)):
                 written = set(prints)
             elif mine is not None:
                 mine = _pose_from_facts(entry["pose"], mine)
-            moved = {n: pose for n, pose in placed.items() if _is_moved(ledger.slices[n], pose)}
+            there = ledger.present()
+            moved = {n: pose for n, pose in placed.items() if n in there and _is_moved(ledger.slices[n], pose)}
             # Marked before it is written: after a crash in the middle this slice, and no other, counts as not there.
             kept = {name: value for name, value in done.items() if name not in written}
             ledger.slices[new.slice_id] = {**entry, "state": "writing", "stacks": kept}
@@ -134,21 +192,28 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
             _put_maps(new, None if mine is None else mine.mapping, written)
             _put_volumes(new, None if mine is None else mine.mapping, written)
             for name in blanked:
+                _note_changed(new, name, [new.slice_id])
                 _blank_map(new, name)
             stacks = {name: value for name, value in {**done, **prints}.items() if name not in blanked}
+            if why_out is not None:
+                stacks = {}
             sources = {**entry.get("sources", {}), **_sources(new, prints)}
+            figures = _own_figures(new) if written & set(prints) else entry.get("figures")
             ledger.slices[new.slice_id] = {
-                "state": "present",
+                "state": "present" if why_out is None else "excluded",
                 "stacks": dict(sorted(stacks.items())),
+                **({} if why_out is None else {"excluded": why_out}),
                 **({"without_axis": new.without_axis} if new.without_axis else {}),
+                **({"figures": figures} if figures and why_out is None else {}),
                 **({"pose": _pose_facts(mine)} if mine is not None else {}),
                 "sources": {n: sources[n] for n in sorted(stacks) if n in sources},
-                **({"correcting": True} if _corrected_volumes(new) else {}),
+                **({"correcting": True} if new.volumes else {}),
             }
             ledger.write(new)
             for n, pose in sorted(moved.items()):
                 _move_slice(new, ledger, n, pose)
         corrected = _correct_volumes(new, ledger)
+        write_changed(new.folder)
         for entry in ledger.slices.values():
             entry.pop("correcting", None)
         ledger.write(new)
@@ -174,11 +239,14 @@ def leave_out_unfinished(new: SampleInput, /) -> UpdatedSample | None:
         for path in (*new.folder.glob("*.nii"), *new.folder.glob("*.ome.zarr")):
             name = path.name.removesuffix(".nii").removesuffix(".ome.zarr")
             if name not in kept:
+                _note_changed(new, name, [new.slice_id])
                 _blank(path, new.slice_id)
         if kept:
             ledger.slices[new.slice_id] = {**entry, "state": "present"}
+            ledger.slices[new.slice_id].pop("excluded", None)
         else:
             del ledger.slices[new.slice_id]
+        write_changed(new.folder)
         ledger.write(new)
         return _updated(new, ledger, _book(new), changed=True)
 
@@ -213,6 +281,12 @@ def _updated(
     preview = _preview(new, ledger)
     outputs = {f"{name}_{kind}": path for name in ledger.stacks() for kind, path in _stack_files(new, name)}
     outputs["slices"] = new.folder / "slices.json"
+    outputs |= {
+        f"{name}_isotropic": path for name in ledger.stacks() if (path := isotropic_path(new.folder, name)).exists()
+    }
+    _write_scenes(new, ledger)
+    figures = _figures(ledger, book)
+    outputs |= write_report(new.folder, _reported(new, ledger, book, figures))
     if book is not None and book.path.exists():
         outputs["poses"] = book.path
     if (new.folder / INTENSITY_FILE).exists():
@@ -232,6 +306,134 @@ def _updated(
         unplaced={n: reason for n in ledger.present() if (reason := ledger.slices[n].get("pose", {}).get("failure"))},
         left_out={n: reason for stack in corrected for n, reason in stack.excluded.items()},
         filled=tuple(sorted({slot for stack in corrected for slot in stack.filled})),
+        excluded=ledger.excluded(),
+        placed=tuple(book.placed) if book is not None else (),
+        figures=figures,
+    )
+
+
+def report_sample(new: SampleInput, /) -> dict[str, Path]:
+    """Write the report of the stacks as they are, and return its files.
+
+    Raises
+    ------
+    InputError
+        There are no stacks yet.
+    StateError
+        The ledger, the poses or the record of the brightness cannot be read.
+    """
+    if not (new.folder / "slices.json").exists():
+        raise InputError(f"{new.folder}: there are no stacks of the sample yet; run `opticstream sample PROJECT`")
+    with _lock(new.folder):
+        ledger, book = _Ledger.read(new.folder / "slices.json"), _book(new)
+        return write_report(new.folder, _reported(new, ledger, book, _figures(ledger, book)))
+
+
+def register_sample(new: SampleInput, /) -> OtherSpace:
+    """Find the transform from the sample to another space by the command of the configuration, and keep it.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no command, or no such program.
+    InputError
+        There are no volumes in cubes yet.
+    ProcessingError
+        The command failed, took too long, or left no valid transform; an earlier one stays.
+    """
+    ledger, book = _Ledger.read(new.folder / "slices.json"), _book(new)
+    stacks = [name for name in ledger.stacks() if name.endswith(f"_{new.settings.align_on_volume}")]
+    name = stacks[0] if stacks else new.settings.align_on_volume
+    cubes = isotropic_path(new.folder, name)
+    version = book.version if book is not None else 0
+    made = register_to_other_space(new.folder, cubes, new.settings.hook, poses_version=version)
+    with _lock(new.folder):
+        _write_scenes(new, _Ledger.read(new.folder / "slices.json"))
+    return made
+
+
+def slice_states(folder: Path, /) -> dict[int, tuple[str, str]]:
+    """Return the state of each slice of the stacks (`present`, `missing`, `excluded`, `writing`), and the reason.
+
+    Raises
+    ------
+    StateError
+        The ledger cannot be read.
+    """
+    path = folder / "slices.json"
+    ledger = _Ledger.read(path)
+    reasons = json.loads(path.read_bytes()).get("missing", {}) if path.exists() else {}
+    found = {}
+    for n in range(1, max([*ledger.slices, *map(int, reasons)], default=0) + 1):
+        entry = ledger.slices.get(n, {})
+        reason = entry.get("excluded") or entry.get("pose", {}).get("failure") or reasons.get(str(n), "")
+        found[n] = entry.get("state", "missing"), reason
+    return found
+
+
+def edge_of_moved_slice(
+    folder: Path,
+    slice_id: int,
+    against: int | None,
+    /,
+    *,
+    shift_px: tuple[float, float],
+    turn_deg: float,
+    sigma_px: float,
+) -> Edge:
+    """Return the edge that has a slice lie elsewhere: from another slice to it, after a motion from where it lies now.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the stacks.
+    slice_id : int
+        The slice that is moved.
+    against : int, optional
+        The slice that it is placed against; default: the nearest one before it, or else behind it.
+    shift_px : (float, float)
+        By how much its tissue is moved along x and y in pictures of the sample.
+    turn_deg : float
+        By how much it is turned about the middle of the picture, from x towards y.
+    sigma_px : float
+        Standard deviation of the edge.
+
+    Raises
+    ------
+    InputError
+        One of the slices is not there, is excluded or has no pose, or a number is not finite.
+    StateError
+        The poses cannot be read.
+    """
+    if not np.isfinite([*shift_px, turn_deg, sigma_px]).all() or sigma_px <= 0:
+        raise InputError(
+            f"slice {slice_id}: expected a shift, a turn and a positive standard deviation, got --shift "
+            f"{shift_px[0]:g},{shift_px[1]:g} --turn {turn_deg:g} --sigma {sigma_px:g}"
+        )
+    ledger, book = _Ledger.read(folder / "slices.json"), PoseBook.read(folder / FILE_NAME)
+    there = [n for n in ledger.present() if n in book.poses]
+    if against is None:
+        near = [n for n in there if n < slice_id][-1:] or [n for n in there if n > slice_id][:1]
+        against = near[0] if near else slice_id
+    for n in (slice_id, against):
+        if n in ledger.excluded():
+            raise InputError(f"slice {n} is excluded ({ledger.excluded()[n]}); include it first")
+        if n not in there:
+            told = ", ".join(map(str, there)) or "none"
+            raise InputError(f"slice {n} has no place in the sample ({folder / FILE_NAME}); those that have: {told}")
+    if slice_id == against:
+        raise InputError(f"slice {slice_id}: expected another slice to place it against (--against), there is none")
+    levers = [edge["lever_px"] for edge in book.edges.values()]
+    assert book.centre_px is not None
+    return moved_edge(
+        against,
+        slice_id,
+        book.poses,
+        shift_px=shift_px,
+        turn_deg=turn_deg,
+        sigma_px=sigma_px,
+        centre_px=book.centre_px,
+        lever_px=float(np.median(levers)) if levers else 100.0,
     )
 
 
@@ -295,18 +497,25 @@ class _Ledger:
         last = max([expected, *self.slices], default=0)
         return tuple(n for n in range(1, last + 1) if n not in present)
 
+    def excluded(self) -> dict[int, str]:
+        return {n: entry["excluded"] for n, entry in sorted(self.slices.items()) if entry.get("state") == "excluded"}
+
     def without_axis(self) -> dict[int, str]:
         return {n: self.slices[n]["without_axis"] for n in self.present() if "without_axis" in self.slices[n]}
 
     def stacks(self) -> list[str]:
         return sorted({name for entry in self.slices.values() for name in entry.get("stacks", [])})
 
+    def why_missing(self, slice_id: int, new: SampleInput) -> str:
+        by_hand = self.excluded().get(slice_id)
+        return new.failed.get(slice_id, "not registered yet") if by_hand is None else f"excluded: {by_hand}"
+
     def write(self, new: SampleInput) -> None:
         missing = self.missing(new.expected)
         content = {
             "slice_thickness_um": new.slice_thickness_um,
             "slices": {str(n): self.slices[n] for n in sorted(self.slices)},
-            "missing": {str(n): new.failed.get(n, "not registered yet") for n in missing},
+            "missing": {str(n): self.why_missing(n, new) for n in missing},
         }
         write_text(self.path, json.dumps(content, indent=1) + "\n")
 
@@ -439,6 +648,7 @@ def _correct_volumes(new: SampleInput, ledger: _Ledger) -> list[CorrectedStack]:
         target = new.folder / f"{name}.ome.zarr"
         if name not in wanted:
             if forget_stack(new.folder, name) and (target / "zarr.json").exists():
+                _note_changed(new, name, ledger.missing(0))
                 store = SliceStore.opened(target)
                 for slot in ledger.missing(0):
                     store.remove(slot - 1)
@@ -453,8 +663,18 @@ def _correct_volumes(new: SampleInput, ledger: _Ledger) -> list[CorrectedStack]:
                 mapping = PlanarTransform.identity() if pose is None else _mapping_from_facts(pose)
                 source = new.folder / entry["sources"][name]
                 volumes[n] = SliceVolume(source, entry["stacks"][name], mapping)
+        slots = max(ledger.slices, default=0)
         if any(volume.path.exists() for volume in volumes.values()):
-            done.append(correct_stack(new.folder, name, volumes, store, settings=new.settings.intensity))
+            settings = new.settings.intensity
+            note = functools.partial(_note_changed, new, name)
+            done.append(
+                correct_stack(new.folder, name, volumes, store, settings=settings, slots=slots, before_writing=note)
+            )
+        elif not volumes and (target / "zarr.json").exists():  # all are excluded
+            forget_stack(new.folder, name)
+            _note_changed(new, name, range(1, slots + 1))
+            for slot in range(1, slots + 1):
+                store.remove(slot - 1)
     return done
 
 
@@ -470,7 +690,14 @@ def _put_volumes(new: SampleInput, mapping: PlanarTransform | None, names: Colle
             resample = functools.partial(resampled, how=described_stack(name).resampling)
             read = resampled_blocks(read, mapping, size=shape, resample=resample)
         store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, described_stack(name).kind)
+        _note_changed(new, name, [new.slice_id])
         store.put(new.slice_id - 1, shape[:2], read)
+
+
+def _note_changed(new: SampleInput, name: str, slots: Collection[int]) -> None:
+    """Have the cubes of a stack of scalars or angles follow it, where they are asked for."""
+    if new.settings.isotropic and described_stack(name).kind in ("scalar", "axial"):
+        note_changed(new.folder, name, slots)
 
 
 def _resampled(name: str, image: NDArray[Any], mapping: PlanarTransform) -> NDArray[Any]:
@@ -478,6 +705,10 @@ def _resampled(name: str, image: NDArray[Any], mapping: PlanarTransform) -> NDAr
     moved = resampled(image, mapping, how=described_stack(name).resampling, shape=(image.shape[0], image.shape[1]))
     return np.nan_to_num(moved).astype(image.dtype) if described_stack(name).kind == "label" else moved
 
+
+_FACE_PLANES = 12
+_FACE_PX = 1000
+_AGREES = 0.25
 
 _MOVED_PX = 0.25
 """Displacement of a corner from which a slice is written again."""
@@ -503,7 +734,8 @@ def _place(new: SampleInput, ledger: _Ledger, prints: Mapping[str, str], book: P
     """Return the poses of all slices with the new one among them, and store them; nothing without alignment."""
     if book is None:
         return {}
-    slices = sorted({*(n for n in ledger.present() if "pose" in ledger.slices[n]), new.slice_id})
+    known = (n for n in {*ledger.present(), *ledger.excluded()} if "pose" in ledger.slices[n])
+    slices = sorted({*known, new.slice_id})
     shapes = {n: tuple(ledger.slices[n]["pose"]["shape"]) for n in slices if n != new.slice_id}
     first = min(new.maps.items())[1] if new.maps else None
     shapes[new.slice_id] = (
@@ -528,6 +760,8 @@ def _place(new: SampleInput, ledger: _Ledger, prints: Mapping[str, str], book: P
         settings=new.settings,
         slice_thickness_um=new.slice_thickness_um,
         shape=shapes[new.slice_id],
+        excluded={*new.excluded} | {*ledger.excluded()} - {new.slice_id},
+        placed=new.placed,
     )
     book.write()
     assert book.centre_px is not None
@@ -546,6 +780,106 @@ def _pictures(new: SampleInput, stacks: Mapping[str, str], sources: Mapping[str,
         if name is not None:
             found[kind] = Picture(sources[name], stacks[name])
     return found
+
+
+def _placed_facts(new: SampleInput) -> list[dict[str, Any]]:
+    return [facts_of_edge(e) for e in new.placed]
+
+
+def _own_figures(new: SampleInput) -> dict[str, float]:
+    """Return what the quality of a slice is judged by: sharpness and level of the map or volume it is compared by."""
+    every = {**new.maps, **new.volumes}
+    pictures = _pictures(new, dict.fromkeys(every, ""), every)
+    if "map" in pictures:
+        image = map_to_compare(pictures["map"].path)
+    elif "volume" in pictures:
+        image = mean_of_planes(pictures["volume"].path, slice(0, _FACE_PLANES), longest_px=_FACE_PX)[0]
+    else:
+        return {}
+    tissue = tissue_mask(image[:, :, None])
+    values = image[tissue & np.isfinite(image)]
+    found = {"sharpness_db": sharpness_db(image, tissue), "level_db": float(np.median(values)) if values.size else None}
+    return {name: round(value, 3) for name, value in found.items() if value is not None and np.isfinite(value)}
+
+
+def _figures(ledger: _Ledger, book: PoseBook | None) -> dict[int, SliceFigures]:
+    """Return the quality figures of the slices that are there."""
+    there = ledger.present()
+    own = {n: ledger.slices[n].get("figures", {}) for n in there}
+    edges = [] if book is None else [e for pair, e in sorted(book.edges.items()) if set(pair) <= set(there)]
+    return slice_figures(
+        {n: f["sharpness_db"] for n, f in own.items() if "sharpness_db" in f},
+        {n: f["level_db"] for n, f in own.items() if "level_db" in f},
+        [(e["first"], e["second"], e["weight"], e["confidence"]) for e in edges],
+    )
+
+
+def _reported(
+    new: SampleInput,
+    ledger: _Ledger,
+    book: PoseBook | None,
+    figures: Mapping[int, SliceFigures],
+) -> Reported:
+    """Return what the report is made from."""
+    brightness = brightness_facts(new.folder)
+    left_out, filled = brightness.excluded, brightness.filled
+    excluded, there = ledger.excluded(), ledger.present()
+    edges = list(book.edges.values()) if book is not None else []
+    by_hand = {e.second for e in book.placed} if book is not None else set()
+    slices = []
+    for n in range(1, max([new.expected, *ledger.slices, 0]) + 1):
+        entry = ledger.slices.get(n, {})
+        pose = book.poses.get(n) if book is not None and n in there else None
+        mine = [e for e in edges if n in (e["first"], e["second"])]
+        state, reason = "present", entry.get("pose", {}).get("failure", "")
+        if n in excluded:
+            state, reason = "excluded", excluded[n]
+        elif n not in there:
+            state, reason = "missing", ledger.why_missing(n, new)
+        elif n in left_out:
+            state, reason = "left out", left_out[n]
+        slices.append(
+            ReportedSlice(
+                n,
+                state,
+                reason,
+                pose,
+                _mapping_from_facts(entry["pose"]) if "pose" in entry else None,
+                figures.get(n),
+                brightness.gains_db.get(n) if n in there else None,
+                (len(mine), sum(e["weight"] > _AGREES and e["confidence"] >= LIKE for e in mine)),
+                n in by_hand,
+                n in filled,
+                _pictures(new, entry.get("stacks", {}), _known_sources(new, ledger, n)),
+            )
+        )
+    placements = [placement_in_words(e) for e in book.placed] if book is not None else []
+    return Reported(
+        new.title,
+        slices,
+        _sections(new, ledger),
+        new.slice_thickness_um,
+        book.version if book is not None else 0,
+        placements,
+    )
+
+
+def placement_in_words(edge: Edge, /) -> str:
+    """Return what a person gave, as a line for people."""
+    return (
+        f"Slice {edge.second} was placed by hand against slice {edge.first}, with a standard deviation of "
+        f"{edge.sigma_px:g} px"
+    )
+
+
+def _sections(new: SampleInput, ledger: _Ledger) -> dict[str, Path]:
+    """Return the stack through which sections are shown: the volume, or else the map, that slices are compared by."""
+    stores = {name: path for name in ledger.stacks() for form, path in _stack_files(new, name) if form == "zarr"}
+    for modality in (new.settings.align_on_volume, new.settings.align_on):
+        chosen = next((n for n in sorted(stores) if modality and n.endswith(f"_{modality}")), None)
+        if chosen is not None:
+            return {chosen: stores[chosen]}
+    return {}
 
 
 def _pixel_um(new: SampleInput) -> tuple[float, float]:
@@ -616,6 +950,43 @@ def _pose_facts(placed: _Placed) -> dict[str, Any]:
         "sigma_deg": round(placed.sigma_deg, 5),
         "failure": placed.failure,
     }
+
+
+def _write_scenes(new: SampleInput, ledger: _Ledger) -> None:
+    """Write a scene for each stack of volumes: the volumes of the slices as they were imaged, where they lie.
+
+    A file system that makes no links gets none.
+    """
+    for name in ledger.stacks():
+        stack = new.folder / f"{name}.ome.zarr"
+        if not (stack / "zarr.json").exists() or planes_of_slice(stack) == 1:
+            continue
+        store, placed = SliceStore.opened(stack), {}
+        voxel, slab_um = store.voxel_um, store.planes * store.voxel_um[2]
+        for n in ledger.present():
+            entry = ledger.slices[n]
+            source = entry.get("sources", {}).get(name)
+            if name in entry.get("stacks", {}) and source is not None and (new.folder / source).exists():
+                mapping = _mapping_from_facts(entry["pose"]) if "pose" in entry else PlanarTransform.identity()
+                to_sample = _to_sample_um(mapping, voxel, (n - 1) * slab_um)
+                placed[f"slice_{n:03d}"] = PlacedVolume(new.folder / source, to_sample)
+        try:
+            more = scene_transforms(new.folder)
+            write_scene(new.folder / "scenes" / f"{name}_scene.ome.zarr", placed, more=more, name=name)
+        except OSError as error:
+            _log.warning("the scene of %s was not written: %s", name, error)
+
+
+def _to_sample_um(mapping: PlanarTransform, voxel: tuple[float, float, float], top_um: float) -> NDArray[np.float64]:
+    """Return the affine mapping, um along z, y, x, from the space of a slice's volume to that of the sample."""
+    back = mapping.inverse()
+    size = np.array(voxel[:2])
+    out = np.zeros((3, 4))
+    out[0, 0], out[0, 3] = 1.0, top_um
+    matrix = size[:, None] * back.matrix / size[None]
+    offset = size * back.offset
+    out[1:, 1:3], out[1:, 3] = matrix[::-1, ::-1], offset[::-1]
+    return out
 
 
 def _preview(new: SampleInput, ledger: _Ledger) -> Path | None:
