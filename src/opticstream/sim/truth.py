@@ -112,6 +112,8 @@ def write_truth(simulator: TileSimulator, folder: Path, /) -> Path:
                 "log_px": simulator.cutting.log_px(s).tolist(),
                 "gain_db": simulator.cutting.gain_db(s),
                 "bad": s in settings.cutting.bad,
+                "covered_share": simulator.cutting.covered_share(s),
+                "wedge_um": simulator.cutting.wedge_um(s),
                 "moving": [{"mosaic_id": m.mosaic_id, **_fixed_to_moving(simulator, fixed, m)} for m in moving],
             }
         )
@@ -161,7 +163,7 @@ def _write_mosaic(simulator: TileSimulator, mosaic: MosaicId, folder: Path) -> d
     index, slice_id = layout.illumination_index(mosaic), layout.slice_of(mosaic).slice_id
     placement = simulator.stage.placement(mosaic)
     tiles: list[dict[str, Any]] = []
-    for tile in layout.tiles(mosaic):
+    for tile in simulator.tiles_of(mosaic):
         (x, y), nominal = simulator.stage.position_px(tile), nominal_position_px(scan, tile)
         column, row = layout.grid_position(tile)
         tiles.append({"tile_id": tile.tile_id, "column": column, "row": row, "x": x, "y": y, "nominal": list(nominal)})
