@@ -5,10 +5,10 @@ share (confocal gate and mean attenuation), g the slice's gain, and the loss wha
 the mean, section by section. Tissue that two slices saw at different depths gives the differences, from which all
 three follow.
 
-What pairs of slices cannot tell: whether a slice is brighter, or the section below its face takes away less. What slices
-show within their own depth cannot tell it either. Two things do. Brighter tissue takes away more (or less): how much,
-parts of the tissue beside each other tell, and what holds for them holds for sections one below the other. And parts
-of the tissue tell by how much sections may differ at all, since a section is a mean over many parts. So brightness along z
+What pairs of slices cannot tell: whether a slice is brighter, or the section below its face takes away less. What
+slices show within their own depth cannot tell it either. Two things do. Brighter tissue takes away more (or less): how
+much, parts of the tissue beside each other tell, and what holds for them holds for sections one below the other. And
+the parts tell by how much sections may differ at all, since a section is a mean over many parts. So brightness along z
 is kept without a strong belief about it. Gains that drift linearly from slice to slice still look like a response that
 is linear in depth; there the prior of the gains (about 0, each for itself) decides.
 """
@@ -209,7 +209,9 @@ def _solved(
                 add(row, float(profile[d]), _PROFILE_ERROR_DB, True)
     add(dict.fromkeys(range(mean_at + 1, unknowns), 1 / knots), 0.0, 1e-3)
     for k in range(mean_at + 1, unknowns):
-        add({k: 1.0}, 0.0, _TISSUE_FREEDOM * alike.brightness_db * float(np.sqrt(max(section_planes / _KNOT_PLANES, 1))))
+        add(
+            {k: 1.0}, 0.0, _TISSUE_FREEDOM * alike.brightness_db * float(np.sqrt(max(section_planes / _KNOT_PLANES, 1)))
+        )
         if k > mean_at + 1:
             add({k: 1.0, k - 1: -1.0}, 0.0, _TISSUE_STEP_DB)
     shape = _mean_profile(list(profiles.values()), planes)
