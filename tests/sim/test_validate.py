@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,19 @@ def test_a_section_that_shows_other_tissue_is_unlike_the_truth(perfect: ProjectC
     report = validate_project(perfect, truth_folder)
     assert abs(figure(report, "likeness", item="slice-002").worst) < 0.3
     assert figure(report, "likeness", item="slice-001").worst > 0.99
+
+
+def test_a_truth_of_an_earlier_version_is_named_with_what_to_do(
+    perfect: ProjectConfig, truth_folder: Path, tmp_path: Path
+) -> None:
+    old = Path(shutil.copytree(truth_folder, tmp_path / "old"))
+    document = json.loads((old / "truth.json").read_text())
+    for mosaic in document["mosaics"]:
+        del mosaic["files"]["brightness"]
+    (old / "truth.json").write_text(json.dumps(document))
+    (problem,) = validate_project(perfect, old).problems
+    assert problem.startswith(f"{old}: the truth of mosaic 1 has no map of brightness")
+    assert problem.endswith("remove the folder and run the rig again")
 
 
 def test_a_sample_without_its_volume_is_a_problem(perfect: ProjectConfig, truth_folder: Path) -> None:

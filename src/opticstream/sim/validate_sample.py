@@ -168,7 +168,10 @@ def section_of_sample(
     if not path.is_dir():
         raise MissingInputError(f"{path}: no such volume of the sample")
     if "brightness" not in mosaic.entry["files"]:
-        raise MissingInputError(f"{mosaic.folder}: the truth has no map of brightness; run the rig again")
+        raise MissingInputError(
+            f"{mosaic.folder}: the truth of mosaic {mosaic.mosaic_id} has no map of brightness, as that of earlier "
+            "versions; remove the folder and run the rig again"
+        )
     planes = planes_of_slice(path)
     made = shrunk_planes(path, slice((slice_id - 1) * planes, slice_id * planes), factor=factor).astype(float)
     inside, known = mosaic.at("inside", x, y)

@@ -38,11 +38,11 @@ FEWEST = 6
 SEARCH = 10
 """Planes by which the true thickness of a section may differ from the nominal one."""
 
-# How far edges of synthetic samples were off: 0.06 px and 0.15 of the residual where the slices are clearly alike, as
-# much as the residual itself where no likeness was found.
+# Edges of synthetic samples were off by 0.15 of the residual where slices were clearly alike, and by the residual where
+# no likeness was found; three residuals are stated there, since noise may be alike by chance.
 _FLOOR_PX = 0.06
 _RESIDUAL_SHARE = 0.15
-_FEWEST_CONFIDENCE = 0.15
+_FEWEST_CONFIDENCE = 0.05
 _SURE = 0.4
 _THICKER = 2
 
