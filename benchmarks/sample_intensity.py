@@ -92,7 +92,7 @@ def blocks_of(sample: CutSample) -> BlockSample:
 def coarse_sample(kind: str, seed: int, *, coupled: bool = True) -> BlockSample:
     """Return a sample that is made of blocks straight away, in seconds, with the statistics of the other one.
 
-    Slices are not moved, and speckle is drawn for whole blocks. Without `coupled`, brightness says nothing of attenuation.
+    Slices are not moved, and speckle is drawn for whole blocks. Without `coupled`, brightness tells no attenuation.
     """
     rng = np.random.default_rng([seed, *b"coarse"])
     section, planes, slots, across = {"m": (20, 60, 12, (70, 63)), "h": (40, 44, 12, (70, 63))}[kind]
