@@ -222,8 +222,8 @@ def _solved(
     for n in slices:
         add({gain_at[n]: 1.0}, 0.0, _GAIN_PRIOR_DB if with_gains else 1e-3, with_gains)
     for s in sections:
-        first = mean_at + 1 + (s - slices[0]) * section_planes / _KNOT_PLANES
-        within = range(round(first), max(round(first) + 1, round(first + section_planes / _KNOT_PLANES)))
+        top = mean_at + 1 + (s - slices[0]) * section_planes / _KNOT_PLANES
+        within = range(round(top), max(round(top) + 1, round(top + section_planes / _KNOT_PLANES)))
         tissue = {k: -alike.loss_per_db / len(within) for k in within if k < unknowns}
         add({section_at[s]: 1.0, **tissue}, 0.0, alike.loss_db)
     found = _robust_fit(rows, np.array(values), np.array(errors), np.array(robust), unknowns)

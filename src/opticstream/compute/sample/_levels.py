@@ -221,11 +221,11 @@ def pair_levels(
         local,
         how_sure,
         _likeness(a, b, known, inside),
-        _parts(earlier, inside, -local[inside] / (second - first), apart_planes, second - first),
+        _parts(earlier, inside, -(place - middle) / (second - first), apart_planes, second - first),
     )
 
 
-def _parts(earlier: SliceLevels, inside: Mask, loss_db: Single, apart_planes: int, sections: int) -> Array:
+def _parts(earlier: SliceLevels, inside: Mask, loss_db: Array, apart_planes: int, sections: int) -> Array:
     """Return how bright parts of the tissue between two faces are, and what they take away in a section.
 
     Parameters
