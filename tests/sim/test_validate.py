@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import yaml
 from opticstream.config import ProjectConfig
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.paths import ProjectPaths
+from opticstream.io.zarr import SliceStore, volume_reader
 from opticstream.model.errors import InputError, MissingInputError
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.sim.settings import PhantomSettings
 from opticstream.sim.tiles import TileSimulator
 from opticstream.sim.truth import write_truth
 from opticstream.sim.truth_reader import Truth
-from opticstream.sim.validate import DEMO_BOUNDS, Figure, Report, validate_project
+from opticstream.sim.validate import DEMO_BOUNDS, SCORES, Figure, Report, validate_project
 from opticstream.sim.validate_pictures import write_error_pictures
 from opticstream.testing.small_phantom import small_project_config
 
@@ -95,8 +97,31 @@ def write_stack(config: ProjectConfig, truth: Truth, poses: dict[int, dict[str, 
     planes = [read_nifti(paths.mosaic_product(mosaic, "ori")) for mosaic in fixed.values()]
     thickness_mm = config.scan.slice_thickness_um / 1000
     write_nifti(paths.sample_folder / "normal_ori.nii", np.stack(planes, -1), voxel_size_mm=(0.01, 0.01, thickness_mm))
+    _write_sample(config, truth)
     slices = {str(s): {"state": "present", **({"pose": poses[s]} if poses else {})} for s in fixed}
     (paths.sample_folder / "slices.json").write_text(json.dumps({"slices": slices}))
+
+
+def _write_sample(config: ProjectConfig, truth: Truth, *, step_db: float = 0.0, turn_deg: float = 0.0) -> None:
+    """Write the sample's intensity volume and its axes as the truth has them, or wrong by a step and a turn."""
+    paths = paths_of(config)
+    voxel = tuple(1000 * v for v in config.scan.scan_resolution_3d)
+    count = round(config.scan.slice_thickness_um / voxel[2])
+    volume = SliceStore(paths.sample_folder / "normal_dBI.ome.zarr", count, voxel)
+    flat = (*voxel[:2], config.scan.slice_thickness_um)
+    axes = SliceStore(paths.sample_folder / "registered_axis.ome.zarr", 1, flat, "vector")
+    for entry in truth.slices:
+        n, fixed = entry["slice_id"], truth.mosaics[entry["fixed_mosaic_id"]]
+        corner = np.rint(np.min(list(fixed.positions.values()), axis=0) + SHIFT) - SHIFT
+        shape = read_nifti(paths.mosaic_product(MosaicId(fixed.mosaic_id), "ori")).shape
+        at = np.meshgrid(*(c + np.arange(size) for c, size in zip(corner, shape, strict=True)), indexing="ij")
+        db = np.where(fixed.at("inside", *at)[0] > 0, fixed.at("brightness", *at)[0], np.nan) - 40.0 + step_db * n
+        planes = np.repeat(db[:, :, None], count, axis=2).astype(np.float32)
+        volume.put(n - 1, shape, lambda xs, ys, planes=planes: planes[xs, ys])
+        axis = np.array(fixed.at("axis", *at)[0], np.float32)
+        c, s = np.cos(np.deg2rad(turn_deg)), np.sin(np.deg2rad(turn_deg))
+        axis[..., :2] = axis[..., :2] @ np.array([[c, s], [-s, c]], np.float32)
+        axes.put(n - 1, shape, lambda xs, ys, axis=axis: axis[xs, ys][:, :, None])
 
 
 def figure(report: Report, quantity: str, region: str = "all", item: str = "all") -> Figure:
@@ -110,8 +135,8 @@ def test_a_perfect_project_has_no_errors(perfect: ProjectConfig, truth_folder: P
     assert report.passed
     assert [f.quantity for f in report.summary] == [
         "position", "seam", "surface", "focus", "retardance", "orientation", "birefringence", "registration", "inplane",
-        "thruplane", "axis", "true birefringence", "mask", "stacked values", "stacked orientation", "slice offset",
-        "pose", "pose turn",
+        "thruplane", "axis", "true birefringence", "mask", "stacked values", "stacked orientation", "stacked axis",
+        "boundary step", "likeness", "slice offset", "pose", "pose turn",
     ]  # fmt: skip
     # Nothing aligned the slices, and the stage did not come back to the same place: both lie off by half of that.
     truth = Truth.load(truth_folder)
@@ -123,7 +148,47 @@ def test_a_perfect_project_has_no_errors(perfect: ProjectConfig, truth_folder: P
         if quantity.quantity == "pose":
             assert quantity.worst == pytest.approx(apart, abs=0.05)
             continue
-        assert quantity.worst == pytest.approx(1.0 if quantity.quantity == "mask" else 0.0, abs=0.05), quantity
+        assert quantity.worst == pytest.approx(1.0 if quantity.quantity in SCORES else 0.0, abs=0.05), quantity
+
+
+def test_steps_between_sections_and_turned_axes_of_the_sample_are_found(
+    perfect: ProjectConfig, truth_folder: Path
+) -> None:
+    _write_sample(perfect, Truth.load(truth_folder), step_db=-0.7, turn_deg=6.0)
+    report = validate_project(perfect, truth_folder)
+    assert figure(report, "boundary step").median == pytest.approx(0.7, abs=0.02)
+    assert figure(report, "likeness").worst > 0.99  # a level is no difference of structure
+    assert 2 < figure(report, "stacked axis").median <= 6
+    assert figure(report, "stacked axis").worst == pytest.approx(6, abs=0.1)
+
+
+def test_a_section_that_shows_other_tissue_is_unlike_the_truth(perfect: ProjectConfig, truth_folder: Path) -> None:
+    store = SliceStore.opened(paths_of(perfect).sample_folder / "normal_dBI.ome.zarr")
+    noise = np.random.default_rng(1).normal(-40, 1, (200, 200, store.planes)).astype(np.float32)
+    shape, _ = volume_reader(store.path)
+    store.put(1, shape[:2], lambda xs, ys: noise[xs, ys])
+    report = validate_project(perfect, truth_folder)
+    assert abs(figure(report, "likeness", item="slice-002").worst) < 0.3
+    assert figure(report, "likeness", item="slice-001").worst > 0.99
+
+
+def test_a_truth_of_an_earlier_version_is_named_with_what_to_do(
+    perfect: ProjectConfig, truth_folder: Path, tmp_path: Path
+) -> None:
+    old = Path(shutil.copytree(truth_folder, tmp_path / "old"))
+    document = json.loads((old / "truth.json").read_text())
+    for mosaic in document["mosaics"]:
+        del mosaic["files"]["brightness"]
+    (old / "truth.json").write_text(json.dumps(document))
+    (problem,) = validate_project(perfect, old).problems
+    assert problem.startswith(f"{old}: the truth of mosaic 1 has no map of brightness")
+    assert problem.endswith("remove the folder and run the rig again")
+
+
+def test_a_sample_without_its_volume_is_a_problem(perfect: ProjectConfig, truth_folder: Path) -> None:
+    folder = paths_of(perfect).sample_folder
+    (folder / "normal_dBI.ome.zarr").rename(folder / "elsewhere")
+    assert "normal_dBI.ome.zarr: no such volume of the sample" in validate_project(perfect, truth_folder).problems[0]
 
 
 def test_slices_in_each_others_place_are_found(perfect: ProjectConfig, truth_folder: Path) -> None:

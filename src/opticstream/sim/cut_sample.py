@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from opticstream.config.base import Settings
-from opticstream.sim.cutting import Cutting, turned
+from opticstream.sim.cutting import Cutting, bent_axes, turned
 from opticstream.sim.fields import Grid
 from opticstream.sim.settings import CuttingSettings
 
@@ -186,7 +186,7 @@ class CutSample:
         p = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in s.shape), indexing="ij"))
         c, shift = self.centre_px[:, None, None], self.cutting.shift_px(slice_id)[:, None, None]
         q = turned(p - c - shift, -self.cutting.turn_deg(slice_id)) + c
-        bend = self.cutting.bend_um(slice_id, Grid((0.0, 0.0), (s.pixel_um, 0.0), (0.0, s.pixel_um), s.shape))
+        bend = self.cutting.bend_um(slice_id, self._grid_um())
         if bend is not None:
             q = q + bend / s.pixel_um
         face = (slice_id - 1) * self.section_planes + np.zeros(s.shape)
@@ -250,10 +250,13 @@ class CutSample:
     def axis(self, slice_id: int, /) -> Single:
         """Return the fibre axes at a slice's face in the slice's own frame, (x, y, 3), without noise."""
         tissue = self._fibres(self._where(slice_id)[0])
-        tissue[..., :2] = np.moveaxis(
-            turned(np.moveaxis(tissue[..., :2], -1, 0), self.cutting.turn_deg(slice_id)), 0, -1
-        )
-        return tissue.astype(np.float32)
+        change = turned(np.eye(2), -self.cutting.turn_deg(slice_id))[:, :, None, None]
+        slopes = self.cutting.bend_slopes(slice_id, self._grid_um())
+        return bent_axes(tissue, change if slopes is None else change + slopes).astype(np.float32)
+
+    def _grid_um(self) -> Grid:
+        s = self.settings
+        return Grid((0.0, 0.0), (s.pixel_um, 0.0), (0.0, s.pixel_um), s.shape)
 
     def true_axis(self) -> Single:
         """Return the fibre axes on the sample's pixels, (x, y, 3); they do not change with depth."""

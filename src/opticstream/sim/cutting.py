@@ -83,14 +83,53 @@ class Cutting:
 
         It stays below `distortion_um` in length.
         """
-        s = self.settings
-        if s.distortion_um == 0 or slice_id == 1:
+        if self.settings.distortion_um == 0 or slice_id == 1:
             return None
-        fields = [
-            SmoothField(self._rng("bend", slice_id, axis), s.distortion_scale_um, modes=12).on(grid) for axis in (0, 1)
-        ]
         # tanh keeps rare peaks of a Gaussian field within the limit.
-        return np.stack([s.distortion_um / np.sqrt(2) * np.tanh(0.8 * field) for field in fields])
+        length = self.settings.distortion_um / np.sqrt(2)
+        return np.stack([length * np.tanh(0.8 * field.on(grid)) for field in self._bends(slice_id)])
+
+    def _bends(self, slice_id: int) -> list[SmoothField]:
+        scale = self.settings.distortion_scale_um
+        return [SmoothField(self._rng("bend", slice_id, axis), scale, modes=12) for axis in (0, 1)]
+
+    def bend_slopes(self, slice_id: int, grid: Grid, /) -> Array | None:
+        """Return how the displacement changes along the sample, shape (2, 2, x, y); None where there is none.
+
+        The first index is the component of the displacement, the second the direction along which it changes.
+        """
+        if self.settings.distortion_um == 0 or slice_id == 1:
+            return None
+        length = self.settings.distortion_um / np.sqrt(2)
+        slopes = []
+        for field in self._bends(slice_id):
+            along = 0.8 * length / np.cosh(0.8 * field.on(grid)) ** 2
+            slopes.append(np.stack([along * slope for slope in field.gradient_on(grid)]))
+        return np.stack(slopes)
+
+
+def bent_axes(axes: ArrayLike, tissue_from_picture: ArrayLike, /) -> Array:
+    """Return axes of the tissue as a bent picture shows them, unit vectors of the shape of `axes`.
+
+    Parameters
+    ----------
+    axes : array_like, shape (x, y, 3)
+        Unit axes in the tissue.
+    tissue_from_picture : array_like, shape (2, 2, x, y)
+        How the point of the tissue moves with the point of the picture.
+
+    Examples
+    --------
+    Where the picture is stretched to twice its length along x, an axis at 45 degrees lies flatter:
+
+    >>> bent_axes([[[0.6, 0.6, 0.5292]]], np.array([[0.5, 0.0], [0.0, 1.0]])[:, :, None, None]).round(3)
+    array([[[0.832, 0.416, 0.367]]])
+    """
+    (a, b), (c, d) = np.asarray(tissue_from_picture, float)
+    out = np.array(axes, float)
+    x, y = out[..., 0].copy(), out[..., 1].copy()
+    out[..., 0], out[..., 1] = (d * x - b * y) / (a * d - b * c), (a * y - c * x) / (a * d - b * c)
+    return np.asarray(out / np.maximum(np.linalg.norm(out, axis=-1, keepdims=True), 1e-12))
 
 
 def turned(points: ArrayLike, turn_deg: float, /) -> Array:

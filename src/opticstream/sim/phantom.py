@@ -127,7 +127,7 @@ class Sample:
         """Return where a slice's block face lies in the block."""
         return (slice_id - 1) * self.slice_thickness_um
 
-    def inside(self, grid: Grid, z_um: float) -> Mask:
+    def inside(self, grid: Grid, z_um: float | Array) -> Mask:
         """Return where there is tissue."""
         s = self.settings
         if s.outline == "full":
@@ -147,8 +147,8 @@ class Sample:
             inside &= over > 25.0 * (1 + np.tanh(wave / 25.0))
         return inside
 
-    def tissue(self, grid: Grid, z_um: float) -> TissueMaps:
-        """Return the tissue on a grid, at depth `z_um` in the block."""
+    def tissue(self, grid: Grid, z_um: float | Array) -> TissueMaps:
+        """Return the tissue on a grid, at depth `z_um` in the block: one for all points, or one for each."""
         s = self.settings
         inside = self.inside(grid, z_um)
         white = self._white.on(grid, z_um) > ndtri(1 - s.white_fraction)
@@ -178,7 +178,7 @@ class Sample:
             crossing=crossing & inside,
         )
 
-    def _fibres(self, grid: Grid, z_um: float, isotropic: Mask) -> tuple[Array, Mask, Mask, Array]:
+    def _fibres(self, grid: Grid, z_um: float | Array, isotropic: Mask) -> tuple[Array, Mask, Mask, Array]:
         """Return in-plane angle (radians), crossing, isotropic, and brightness texture (variance 1)."""
         fibres = self.settings.fibres
         blobs = self._blobs.on(grid, z_um)
@@ -241,20 +241,35 @@ class Sample:
         i, j = np.clip(i, 0, first.shape[0] - 1), np.clip(j, 0, first.shape[1] - 1)
         return first[i, j], second[i, j], known[i, j] & within
 
-    def face(self, grid: Grid, slice_id: int) -> FaceMaps:
-        """Return the surface, vessels, bubbles and layers of a slice on a grid."""
+    def face(
+        self, grid: Grid, slice_id: int, *, tissue: Grid | None = None, deeper_um: float | Array = 0.0
+    ) -> FaceMaps:
+        """Return the surface, vessels, bubbles and layers of a slice on a grid.
+
+        Parameters
+        ----------
+        grid : Grid
+            Points of the picture.
+        slice_id : int
+            Slice.
+        tissue : Grid, optional
+            Where the tissue of these points comes from, if the slice is bent.
+        deeper_um : float or ndarray, shape of the grid
+            How much deeper than a level face the face lies in the block, if it was cut as a wedge.
+        """
         s = self.settings
-        z_um = self.face_depth_um(slice_id)
+        z_um = self.face_depth_um(slice_id) + deeper_um
+        tissue = tissue or grid
         x, y = grid.coordinates()
         slope_x, slope_y = s.surface_slope_px_per_mm
         # The blade leaves other waves in every slice.
         wave = SmoothField(self._rng(f"surface {slice_id}"), s.surface_wave_um, modes=16).on(grid)
         height = slope_x * (x - self.extent_um[0] / 2) * 1e-3 + slope_y * (y - self.extent_um[1] / 2) * 1e-3
-        height = s.surface_depth_px + height + s.surface_wave_px * wave
+        height = s.surface_depth_px + height + s.surface_wave_px * wave + deeper_um / self.depth_step_um
 
-        vessel_depth = s.vessels.depth_um * (1 + 0.4 * np.tanh(self._vessel_depth.on(grid, z_um)))
-        value = self._vessels.on(grid, z_um)
-        gx, gy = self._vessels.gradient_on(grid, z_um)
+        vessel_depth = s.vessels.depth_um * (1 + 0.4 * np.tanh(self._vessel_depth.on(tissue, z_um)))
+        value = self._vessels.on(tissue, z_um)
+        gx, gy = self._vessels.gradient_on(tissue, z_um)
         distance = np.abs(value) / np.maximum(np.hypot(gx, gy), 1e-9)
         half = np.sqrt(np.clip(s.vessels.radius_um**2 - distance**2, 0, None))
         return FaceMaps(
@@ -262,7 +277,7 @@ class Sample:
             vessel_depth_um=vessel_depth,
             vessel_half_um=half,
             bubble_px=self._bubble_px(x, y, slice_id),
-            layer_shift_um=30.0 * self._layer_shift.on(grid, z_um),
+            layer_shift_um=30.0 * self._layer_shift.on(tissue, z_um),
         )
 
     def _bubble_px(self, x: Array, y: Array, slice_id: int) -> Array:

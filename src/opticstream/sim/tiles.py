@@ -7,17 +7,16 @@ settings and the seed only, not on the order or the company in which tiles are m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.config.project import ProjectConfig
-from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.sim._kernels import round_trip_fields, spread_laterally
-from opticstream.sim.cutting import Cutting
+from opticstream.sim.cutting import Cutting, bent_axes
 from opticstream.sim.fields import Grid
 from opticstream.sim.instrument import Spectrometer
 from opticstream.sim.optics import apparent_from_axis, beam_frame, rotate_in_plane
@@ -53,22 +52,9 @@ class TileSimulator:
         How the sample is scanned.
     settings : PhantomSettings
         The sample and the instrument.
-
-    Raises
-    ------
-    ConfigurationError
-        The cutting has what only whole slices can have: a wedge, a bend, a part of the field.
     """
 
     def __init__(self, config: ProjectConfig, settings: PhantomSettings, /) -> None:
-        whole_slices = [name for name in ("wedge", "incomplete") if getattr(settings.cutting, name)]
-        if settings.cutting.distortion_um:
-            whole_slices.append("distortion_um")
-        if whole_slices:
-            raise ConfigurationError(
-                f"cutting.{whole_slices[0]} = {getattr(settings.cutting, whole_slices[0])} cannot be made tile by "
-                "tile; only opticstream.sim.cut_sample makes such slices"
-            )
         self.config, self.settings = config, settings
         self.scan = scan = config.scan
         self.layout: AcquisitionLayout = scan.layout
@@ -143,19 +129,36 @@ class TileSimulator:
         """Return what the beam of an illumination meets on a grid of sample points."""
         frame = self.frame(illumination)
         layers, birefringence, angle = [], [], []
-        face_um = self.sample.face_depth_um(slice_id)
+        bent, slopes = self._bent(grid, slice_id)
+        face_um = self.sample.face_depth_um(slice_id) + self._deeper_um(grid, slice_id)
         for depth_um in self.layer_depths_um():
             along = (placement.matrix @ frame[2, :2]) * depth_um if self.settings.instrument.walk_off else (0.0, 0.0)
             below = depth_um * frame[2, 2] if self.settings.sample.depth_scale_um is not None else 0.0
-            tissue = self.sample.tissue(grid.moved(float(along[0]), float(along[1])), face_um + below)
+            tissue = self.sample.tissue(bent.moved(float(along[0]), float(along[1])), face_um + below)
+            if slopes is not None:
+                tissue = replace(tissue, axis=bent_axes(tissue.axis, np.eye(2)[:, :, None, None] + slopes))
             seen = apparent_from_axis(
                 rotate_in_plane(tissue.axis, -placement.rotation_deg), tissue.birefringence, frame
             )
             layers.append(tissue)
             birefringence.append(seen[0])
             angle.append(seen[1])
-        face = self.sample.face(grid, slice_id)
+        face = self._face(grid, slice_id)
         return BeamView(tuple(layers), np.stack(birefringence), np.stack(angle), face)
+
+    def _bent(self, grid: Grid, slice_id: int) -> tuple[Grid, Array | None]:
+        """Return where the tissue of the points of a grid comes from, and how its displacement changes along them."""
+        bend = self.cutting.bend_um(slice_id, grid)
+        return (grid, None) if bend is None else (grid.bent(bend), self.cutting.bend_slopes(slice_id, grid))
+
+    def _deeper_um(self, grid: Grid, slice_id: int) -> float | Array:
+        """Return how much deeper than a level face the slice's face lies; a wedge is deepest at the right edge."""
+        wedge = self.cutting.wedge_um(slice_id)
+        return wedge * grid.coordinates()[0] / self.sample.extent_um[0] if wedge else 0.0
+
+    def _face(self, grid: Grid, slice_id: int) -> FaceMaps:
+        bent, _ = self._bent(grid, slice_id)
+        return self.sample.face(grid, slice_id, tissue=bent, deeper_um=self._deeper_um(grid, slice_id))
 
     @property
     def layer_step_um(self) -> float:
@@ -206,7 +209,7 @@ class TileSimulator:
         radius = len(weights) // 2
         gate = self.gate_px(illumination, margin=radius)
         # One depth range for the whole tile, so that blocks draw the same random numbers as a whole tile would.
-        whole = self.sample.face(placement.grid(position, (width, height)), slice_id)
+        whole = self._face(placement.grid(position, (width, height)), slice_id)
         highest = float((whole.height_px - whole.bubble_px).min() + gate.min())
         last_bin = self.scan.samples // 2
         # A surface below the depth range leaves an empty tile, not an error.
@@ -328,8 +331,14 @@ class TileSimulator:
         return tuple(s for s in range(1, self.settings.slices + 1) if s not in missing)
 
     def tiles(self) -> tuple[TileId, ...]:
-        """Return all tiles, in the order of acquisition."""
-        return tuple(t for m in self.mosaics() for t in self.layout.tiles(m))
+        """Return all tiles that are imaged, in the order of acquisition."""
+        return tuple(t for m in self.mosaics() for t in self.tiles_of(m))
+
+    def tiles_of(self, mosaic: MosaicId, /) -> tuple[TileId, ...]:
+        """Return the tiles of a mosaic that are imaged: of an incomplete slice, the first columns only."""
+        share = self.cutting.covered_share(self.layout.slice_of(mosaic).slice_id)
+        columns = max(1, round(share * self.layout.illumination_of(mosaic).columns))
+        return tuple(t for t in self.layout.tiles(mosaic) if self.layout.grid_position(t)[0] < columns)
 
 
 def _lines_first(array: Array) -> Array:

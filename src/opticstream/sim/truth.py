@@ -8,14 +8,16 @@
     ├─ focus-{illumination}.nii   the same plus the depth of focus
     ├─ wavelength_um-{channel}.npy, dispersion_rad-{channel}.npy
     └─ mosaic_{mosaic:03d}/       maps in that mosaic's own frame, one pixel per A-line
-       ├─ axis, birefringence, region, crossing, inside     the tissue at the block face
+       ├─ axis, birefringence, brightness, region, crossing, inside
+       │                          the tissue at the block face; brightness in dB against white matter
        ├─ apparent_orientation, apparent_birefringence      what its beam sees of that
        ├─ visible_orientation, visible_retardance, visible_birefringence
        │                          what a noise-free single-input instrument measures over the en face window
        ├─ height                  surface depth without the gate; shadow: under a vessel or a bubble
        └─ *_at_depth               at `depths_um` along the beam below the surface, for samples that change along
-                                   depth: local axis, birefringence, what the beam would see of that depth alone
-                                   (apparent_*), and the cumulative state that a single-input rig sees (visible_*)
+                                   depth: local axis, birefringence, brightness, what the beam would see of that
+                                   depth alone (apparent_*), and the cumulative state that a single-input rig sees
+                                   (visible_*)
 
 The folder belongs to the rig and to `validate`; no code that processes tiles knows its path.
 """
@@ -112,6 +114,8 @@ def write_truth(simulator: TileSimulator, folder: Path, /) -> Path:
                 "log_px": simulator.cutting.log_px(s).tolist(),
                 "gain_db": simulator.cutting.gain_db(s),
                 "bad": s in settings.cutting.bad,
+                "covered_share": simulator.cutting.covered_share(s),
+                "wedge_um": simulator.cutting.wedge_um(s),
                 "moving": [{"mosaic_id": m.mosaic_id, **_fixed_to_moving(simulator, fixed, m)} for m in moving],
             }
         )
@@ -161,7 +165,7 @@ def _write_mosaic(simulator: TileSimulator, mosaic: MosaicId, folder: Path) -> d
     index, slice_id = layout.illumination_index(mosaic), layout.slice_of(mosaic).slice_id
     placement = simulator.stage.placement(mosaic)
     tiles: list[dict[str, Any]] = []
-    for tile in layout.tiles(mosaic):
+    for tile in simulator.tiles_of(mosaic):
         (x, y), nominal = simulator.stage.position_px(tile), nominal_position_px(scan, tile)
         column, row = layout.grid_position(tile)
         tiles.append({"tile_id": tile.tile_id, "column": column, "row": row, "x": x, "y": y, "nominal": list(nominal)})
@@ -237,6 +241,7 @@ def maps_from_view(simulator: TileSimulator, placement: Placement, view: BeamVie
     maps = {
         "axis": axis[:, :, None, :].astype(f4),
         "birefringence": top.birefringence.astype(f4),
+        "brightness": _brightness_db(top.scattering),
         "region": top.region,
         "crossing": top.crossing.astype(np.uint8),
         "inside": inside.astype(np.uint8),
@@ -254,6 +259,7 @@ def maps_from_view(simulator: TileSimulator, placement: Placement, view: BeamVie
             [rotate_in_plane(view.layers[k].axis, -placement.rotation_deg) for k in chosen], axis=2
         ).astype(f4)
         maps["birefringence_at_depth"] = np.stack([view.layers[k].birefringence for k in chosen], axis=2).astype(f4)
+        maps["brightness_at_depth"] = np.stack([_brightness_db(view.layers[k].scattering) for k in chosen], axis=2)
         maps["apparent_birefringence_at_depth"] = apparent.astype(f4)
         maps["apparent_orientation_at_depth"] = _axial_deg(
             np.moveaxis(view.apparent_angle[chosen], 0, 2), apparent == 0
@@ -267,6 +273,12 @@ def _chosen_layers(simulator: TileSimulator) -> list[int]:
     """Return the layers of a depth-varying sample that the truth keeps, about every 60 um; none for others."""
     layers = len(simulator.layer_depths_um())
     return list(range(0, layers, max(1, round(60.0 / simulator.layer_step_um)))) if layers > 1 else []
+
+
+def _brightness_db(scattering: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the brightness of tissue in dB; NaN where nothing scatters."""
+    known = scattering > 0
+    return np.where(known, 10 * np.log10(np.where(known, scattering, 1)), np.nan).astype(np.float32)
 
 
 def _axial_deg(angle_rad: NDArray[Any], unknown: NDArray[Any]) -> NDArray[np.float32]:

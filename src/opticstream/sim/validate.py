@@ -31,7 +31,15 @@ from opticstream.model.errors import InputError, MissingInputError
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.modalities import MODALITIES
 from opticstream.sim.truth_reader import MosaicTruth, Truth
-from opticstream.sim.validate_sample import StackedSlice, plane_of_stack, stacked_slices
+from opticstream.sim.validate_sample import (
+    Section,
+    StackedSlice,
+    axes_of_stack,
+    boundary_step_db,
+    plane_of_stack,
+    section_of_sample,
+    stacked_slices,
+)
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -80,11 +88,17 @@ UNITS = {
     "mask": "Dice",
     "stacked values": "%",
     "stacked orientation": "deg",
+    "stacked axis": "deg",
+    "boundary step": "dB",
+    "likeness": "r",
     "slice offset": "px",
     "pose": "px",
     "pose turn": "deg",
 }
 """Every quantity, in the order of the report, with the unit of its errors; the unit of a map may be another one."""
+
+SCORES = {"mask", "likeness"}
+"""Quantities of which the low end is the bad one."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +190,9 @@ def _figure(quantity: str, region: str, item: str, unit: str, arrays: Iterable[A
         return Figure(quantity, region, item, unit, 0, nan, nan, nan, bound, None if bound is None else False)
     median, p95 = (float(v) for v in np.percentile(errors, [50, 95]))
     worst = float(errors.max())
-    if quantity == "mask":  # a score: the low end is the bad one
+    if quantity in SCORES:
         p95, worst = float(np.percentile(errors, 5)), float(errors.min())
-    good = None if bound is None else (median >= bound if quantity == "mask" else median <= bound)
+    good = None if bound is None else (median >= bound if quantity in SCORES else median <= bound)
     return Figure(quantity, region, item, unit, int(errors.size), median, p95, worst, bound, good)
 
 
@@ -249,6 +263,12 @@ class _Validation:
                 self._try(self._axis, entry)
         if self.config.scan.channels == 2 and _stacks_orientation(self.config):
             self._try(self._stacks, None)
+        settings = self.config.processing.sample
+        if settings.enabled and settings.volumes and self.config.processing.volume.enabled:
+            self._try(self._sample_brightness, None)
+        registered = any(entry["moving"] for entry in self.truth.slices) and self.config.scan.channels == 2
+        if settings.enabled and registered and "axis" in settings.products and "zarr" in settings.formats:
+            self._try(self._stacked_axes, None)
         figures = tuple(self.errors.figures(bounds))
         return Report(figures, tuple(dict.fromkeys(self.errors.problems)), self.errors.maps)
 
@@ -552,6 +572,52 @@ class _Validation:
                 self.errors.add("slice offset", item, np.array([np.hypot(*(middle - first))]))
 
         self._add_poses(poses)
+
+    def _stacked(self) -> Iterator[tuple[StackedSlice, MosaicTruth, Array]]:
+        """Yield the slices of the stacks, the mosaic of each, and the corner of its map in the mosaic's frame."""
+        for stacked in stacked_slices(self.paths.sample_folder):
+            entry = next((e for e in self.truth.slices if e["slice_id"] == stacked.slice_id), None)
+            if entry is None:
+                raise InputError(f"{self.paths.sample_folder}: holds slice {stacked.slice_id}, the truth does not")
+            fixed = self.truth.mosaics[entry["fixed_mosaic_id"]]
+            yield stacked, fixed, np.array([axis[0, 0] for axis in self._frame(fixed, (1, 1))])
+
+    def _sample_brightness(self, _subject: None) -> None:
+        """Compare the sample's intensity volume with the truth: each section, and the steps between sections."""
+        from opticstream.io.zarr import volume_reader
+
+        name = self.truth.illumination(0)["name"]
+        path = self.paths.sample_folder / f"{name}_dBI.ome.zarr"
+        before: tuple[int, Section] | None = None
+        for stacked, fixed, origin in self._stacked():
+            if not path.is_dir():
+                raise MissingInputError(f"{path}: no such volume of the sample")
+            x, y = stacked.pixels(volume_reader(path)[0][:2]) + origin[:, None, None]
+            section = section_of_sample(
+                path, stacked.slice_id, fixed, x, y, depths_um=list(self.truth.document["depths_um"])
+            )
+            item = f"slice-{stacked.slice_id:03d}"
+            self.errors.add("likeness", item, np.array([section.likeness]))
+            if before is not None and before[0] == stacked.slice_id - 1:
+                self.errors.add("boundary step", item, np.array([abs(boundary_step_db(before[1], section))]))
+            before = stacked.slice_id, section
+
+    def _stacked_axes(self, _subject: None) -> None:
+        """Compare the stack of axes with the truth, each slice by its geometry."""
+        for stacked, fixed, origin in self._stacked():
+            found = axes_of_stack(self.paths.sample_folder, "registered_axis", stacked.slice_id)
+            x, y = stacked.pixels(found.shape[:2]) + origin[:, None, None]
+            axis, known = fixed.at("axis", x, y)
+            turn = np.deg2rad(stacked.rotation_deg)
+            back = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+            found[..., :2] = found[..., :2] @ back.T
+            entry = next(e for e in self.truth.slices if e["slice_id"] == stacked.slice_id)
+            true_b, _ = fixed.at("birefringence", x, y)
+            determined = known & self._determined(axis.astype(float), true_b, self._frames(entry))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                cosine = np.abs((found * axis).sum(-1)) / np.linalg.norm(found, axis=-1)
+            error = np.rad2deg(np.arccos(np.clip(cosine, 0, 1)))
+            self._add_masked("stacked axis", f"slice-{stacked.slice_id:03d}", error, determined, {})
 
     def _place_in_sample(
         self, fixed: MosaicTruth, stacked: StackedSlice, origin: Array, x: Array, y: Array, tissue: Mask

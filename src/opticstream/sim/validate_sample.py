@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io.nifti import read_nifti, voxel_size_mm
-from opticstream.io.zarr import volume_reader, volume_voxel_um
+from opticstream.io.zarr import SliceStore, planes_of_slice, shrunk_planes, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, MissingInputError
+from opticstream.sim.truth_reader import MosaicTruth
 
 Array = NDArray[np.float64]
 
@@ -86,3 +87,116 @@ def plane_of_stack(folder: Path, name: str, slice_id: int, /, *, thickness_um: f
     if abs(apart_um - thickness_um) > 1e-3 * thickness_um:
         raise InputError(f"{path}: its planes are {apart_um:g} um apart, expected {thickness_um:g}")
     return np.asarray(stack[:, :, slice_id - 1], dtype=float)
+
+
+def axes_of_stack(folder: Path, name: str, slice_id: int, /) -> Array:
+    """Return the axes of a slice in a stack of vectors, shape (x, y, 3).
+
+    Raises
+    ------
+    MissingInputError, InputError
+        There is no such stack, or it ends before the slice.
+    """
+    path = folder / f"{name}.ome.zarr"
+    if not path.is_dir():
+        raise MissingInputError(f"{path}: no such stack")
+    axes = SliceStore.opened(path).plane(slice_id - 1)
+    if axes is None or axes.ndim != 3:
+        raise InputError(f"{path}: expected axes of at least {slice_id} slices, got none of slice {slice_id}")
+    return axes.astype(float)
+
+
+BOUNDARY_PLANES = 4
+"""Planes on either side of a boundary between sections that are compared."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the sample's intensity volume beside the truth; maps are means over squares of pixels, (x, y)."""
+
+    made_db: Array
+    """Mean over the section."""
+    true_db: Array
+    """Likewise; NaN outside the tissue."""
+    first: tuple[Array, Array]
+    """Made and true brightness of the first planes."""
+    last: tuple[Array, Array]
+    """Made and true brightness of the last planes."""
+
+    @property
+    def likeness(self) -> float:
+        """Correlation of the section with the truth over the tissue; NaN where hardly anything can be compared."""
+        good = np.isfinite(self.made_db) & np.isfinite(self.true_db)
+        if good.sum() < 30 or np.ptp(self.true_db[good]) == 0 or np.ptp(self.made_db[good]) == 0:
+            return float("nan")
+        return float(np.corrcoef(self.made_db[good], self.true_db[good])[0, 1])
+
+
+def boundary_step_db(above: Section, below: Section, /) -> float:
+    """Return by how much brightness steps up from one section to the next more than the tissue does, in dB."""
+    made = below.first[0] - above.last[0]
+    true = below.first[1] - above.last[1]
+    off = (made - true)[np.isfinite(made) & np.isfinite(true)]
+    return float(np.median(off)) if off.size >= 30 else float("nan")
+
+
+def section_of_sample(
+    path: Path, slice_id: int, mosaic: MosaicTruth, x: Array, y: Array, /, *, depths_um: list[float], factor: int = 4
+) -> Section:
+    """Return a slice's section of an intensity volume beside its truth.
+
+    Parameters
+    ----------
+    path : Path
+        The sample's volume, in dB.
+    slice_id : int
+        The slice.
+    mosaic : MosaicTruth
+        Its mosaic.
+    x, y : ndarray, shape (x, y)
+        Place of each pixel of the volume in the mosaic's frame.
+    depths_um : list of float
+        Depths of the truth's maps at depth; empty where the tissue does not change along depth.
+    factor : int
+        Side of the squares of pixels that are averaged.
+
+    Raises
+    ------
+    MissingInputError, FileFormatError
+        There is no volume, or the truth has no brightness.
+    """
+    if not path.is_dir():
+        raise MissingInputError(f"{path}: no such volume of the sample")
+    if "brightness" not in mosaic.entry["files"]:
+        raise MissingInputError(
+            f"{mosaic.folder}: the truth of mosaic {mosaic.mosaic_id} has no map of brightness, as that of earlier "
+            "versions; remove the folder and run the rig again"
+        )
+    planes = planes_of_slice(path)
+    made = shrunk_planes(path, slice((slice_id - 1) * planes, slice_id * planes), factor=factor).astype(float)
+    inside, known = mosaic.at("inside", x, y)
+    tissue = known & (inside > 0)
+
+    def squares(values: Array) -> Array:
+        size = tuple(n // factor for n in x.shape)
+        cut = np.where(tissue, values, np.nan)[: size[0] * factor, : size[1] * factor]
+        return np.asarray(cut.reshape(size[0], factor, size[1], factor).mean((1, 3)))
+
+    face = squares(np.asarray(mosaic.at("brightness", x, y)[0], dtype=float))
+    bottom_um = planes * volume_voxel_um(path)[2]
+    within = [k for k, depth in enumerate(depths_um) if depth < bottom_um]
+    layers = [face]
+    if within and "brightness_at_depth" in mosaic.entry["files"]:
+        at_depth, _ = mosaic.at("brightness_at_depth", x, y)
+        layers = [squares(np.asarray(at_depth[..., k], dtype=float)) for k in within]
+    return Section(
+        _mean_db(made),
+        np.asarray(np.mean(layers, axis=0)),
+        (_mean_db(made[:, :, :BOUNDARY_PLANES]), layers[0]),
+        (_mean_db(made[:, :, -BOUNDARY_PLANES:]), layers[-1]),
+    )
+
+
+def _mean_db(planes: Array) -> Array:
+    """Return the mean over planes, NaN where one of them has no value."""
+    return np.asarray(planes.mean(2))

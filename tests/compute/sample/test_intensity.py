@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from opticstream.compute.registration import PlanarTransform
 from opticstream.compute.sample import (
@@ -24,6 +25,23 @@ from opticstream.compute.sample._intensity import Intensity
 SECTION, PLANES, BLOCKS = 10, 30, (24, 22)
 RESPONSE = -0.3 * np.arange(PLANES) - 0.01 * (np.arange(PLANES) - 8.0) ** 2
 RESPONSE -= RESPONSE[0]
+
+
+def slices_of_slow_tissue(gains: dict[int, float], *, seed: int) -> tuple[dict[int, SliceLevels], np.ndarray]:
+    """Slices of tissue whose bright parts take away more, and the median brightness of each section."""
+    rng = np.random.default_rng(seed)
+    depth = max(gains) * SECTION + PLANES
+    white = ndimage.gaussian_filter(rng.standard_normal((*BLOCKS, depth)), (4, 4, 15), mode="wrap")
+    tissue = 2.0 * white / white.std()
+    loss_per_plane = 0.5 * tissue / SECTION
+    slices = {}
+    for n, gain in gains.items():
+        top = (n - 1) * SECTION
+        loss = np.cumsum(loss_per_plane[:, :, top : top + PLANES], axis=2)
+        level = tissue[:, :, top : top + PLANES] + RESPONSE + gain - loss
+        level += 0.3 * rng.standard_normal(level.shape)
+        slices[n] = SliceLevels((10 ** (level / 10)).astype(np.float32), 1e-6, np.ones(BLOCKS, bool))
+    return slices, np.array([np.median(tissue[:, :, (n - 1) * SECTION : n * SECTION]) for n in sorted(gains)])
 
 
 def made_slices(gains: dict[int, float], *, local: float = 1.0, seed: int = 0) -> dict[int, SliceLevels]:
@@ -65,6 +83,21 @@ def test_what_slices_show_of_the_same_tissue_gives_their_gains_response_and_loca
     assert np.corrcoef(got, expected[3:-3])[0, 1] > 0.98
     assert np.polyfit(expected[3:-3], got, 1)[0] == pytest.approx(1, abs=0.2)
     assert found.excluded == {}
+
+
+def test_brightness_that_changes_slowly_along_z_is_kept() -> None:
+    made, true = [], []
+    for seed in range(4):
+        gains = dict(zip(range(1, 13), np.random.default_rng([seed, 1]).normal(0, 0.8, 12).tolist(), strict=True))
+        slices, levels = slices_of_slow_tissue(gains, seed=seed)
+        found = solved(slices)
+        # What a section shows when the gain that was found is taken away.
+        made.append(levels + [gains[n] - found.gains_db[n] for n in gains])
+        made[-1] -= made[-1].mean()
+        true.append(levels - levels.mean())
+    slope = np.polyfit(np.ravel(true), np.ravel(made), 1)[0]
+    assert 0.7 < slope < 1.1
+    assert np.corrcoef(np.ravel(true), np.ravel(made))[0, 1] > 0.8
 
 
 def test_a_dark_slice_is_left_out_with_its_reason_and_still_tells_of_its_neighbours() -> None:

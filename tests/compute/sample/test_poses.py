@@ -115,6 +115,36 @@ def test_old_slices_stay_where_they_are_when_a_new_one_comes() -> None:
     assert max(errors_px(before, true).values()) < 0.2
 
 
+def test_a_slice_that_is_placed_anew_does_not_turn_the_whole_sample() -> None:
+    first = [Edge(1, 2, 0.8, (3.0, -2.0), 0.2, ABOUT, LEVER)]
+    before = solve_poses([1, 2], first, centre_px=CENTRE).poses
+    better = [Edge(1, 2, 0.0, (0.0, 0.0), 0.1, ABOUT, LEVER)]
+    now = solve_poses([1, 2], better, centre_px=CENTRE, previous=before).poses
+    assert now[1].turn_deg == pytest.approx(before[1].turn_deg, abs=0.01)
+    np.testing.assert_allclose(now[1].shift_px, before[1].shift_px, atol=0.02)
+    # The first slice counts as one among many: placed by hand elsewhere, it moves, and no other does.
+    true = truth(8, jump_px=0.0)
+    before = solve_poses(list(true), edges_of(true), centre_px=CENTRE).poses
+    moved = {**true, 1: rigid_map(5.0, (30.0, 0.0), CENTRE)}
+    now = solve_poses(list(true), edges_of(moved), centre_px=CENTRE, previous=before).poses
+    for n in range(2, 9):
+        np.testing.assert_allclose(now[n].shift_px, before[n].shift_px, atol=0.02)
+    assert np.hypot(*(np.array(now[1].shift_px) - before[1].shift_px)) > 20
+
+
+def test_an_edge_between_the_ends_of_a_sample_closes_it() -> None:
+    true = truth(40, jump_px=0.0)
+    far = _step(true, Edge(1, 40, 0.0, (0.0, 0.0), 0.1, ABOUT, LEVER))
+    shift = far.points(ABOUT) - ABOUT
+    edges = [*edges_of(true, noise=0.3, sigma=0.3), Edge(1, 40, far.rotation_deg, tuple(shift), 0.02, ABOUT, LEVER)]
+    found = solve_poses(list(true), edges, centre_px=CENTRE).poses
+    apart = PlanarTransform(
+        found[40].mapping(CENTRE).matrix @ found[1].mapping(CENTRE).inverse().matrix,
+        found[40].mapping(CENTRE).points(found[1].mapping(CENTRE).inverse().offset),
+    )
+    np.testing.assert_allclose(apart.points(ABOUT), far.points(ABOUT), atol=0.05)
+
+
 def test_the_uncertainty_is_honest_to_a_factor_of_two() -> None:
     ratios = []
     for seed in range(8):

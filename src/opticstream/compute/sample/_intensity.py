@@ -5,8 +5,12 @@ share (confocal gate and mean attenuation), g the slice's gain, and the loss wha
 the mean, section by section. Tissue that two slices saw at different depths gives the differences, from which all
 three follow.
 
-What the tissue alone cannot tell: gains that drift linearly from slice to slice look like a response that is linear in
-depth. The prior of the gains (about 0, each for itself) decides, so that brightness along z is kept.
+What pairs of slices cannot tell: whether a slice is brighter, or the section below its face takes away less. What
+slices show within their own depth cannot tell it either. Two things do. Brighter tissue takes away more (or less): how
+much, parts of the tissue beside each other tell, and what holds for them holds for sections one below the other. And
+the parts tell by how much sections may differ at all, since a section is a mean over many parts. So brightness along z
+is kept without a strong belief about it. Gains that drift linearly from slice to slice still look like a response that
+is linear in depth; there the prior of the gains (about 0, each for itself) decides.
 """
 
 from __future__ import annotations
@@ -26,15 +30,18 @@ Single = NDArray[np.float32]
 DARK_DB = 6.0
 """A slice that is darker than the others by so much is left out."""
 
-_GAIN_PRIOR_DB = 1.5
+_GAIN_PRIOR_DB = 1.0
 _SECTION_PRIOR_DB = 1.0
 _BEND_DB = 0.05
 _SLOPE_PRIOR_DB = 10.0
 _FACING_ERROR_DB = 1.0
 _PROFILE_ERROR_DB = 0.3
-_TISSUE_PRIOR_DB = 1.0
+_TISSUE_FREEDOM = 1.5
 _TISSUE_STEP_DB = 0.25
 _KNOT_PLANES = 4
+_FEWEST_PARTS = 5
+_PARTS_ERROR_DB = 0.2
+_LEAST_LOSS_DB = 0.1
 _LOCAL_PRIOR_DB = 2.0
 _LOCAL_STEP_DB = 1.5
 _UNLIKE = 0.5
@@ -189,6 +196,7 @@ def _solved(
         row |= {section_at[s]: -share for s, share in _crossed(first, depth, section_planes) if s in section_at}
         add(row, difference, _FACING_ERROR_DB, True)
     add({0: 1.0}, 0.0, 1e-3)
+    alike = _alike(pairs)
     # What each slice shows is tissue, too, and what slices show at the same place is the same tissue.
     for n, profile in profiles.items():
         for d in range(0, len(profile), _KNOT_PLANES):
@@ -199,8 +207,11 @@ def _solved(
                 row[mean_at + 2 + int(knot)] = rest
                 row |= {section_at[s]: -share for s, share in _crossed(n, d, section_planes) if s in section_at}
                 add(row, float(profile[d]), _PROFILE_ERROR_DB, True)
+    add(dict.fromkeys(range(mean_at + 1, unknowns), 1 / knots), 0.0, 1e-3)
     for k in range(mean_at + 1, unknowns):
-        add({k: 1.0}, 0.0, _TISSUE_PRIOR_DB)
+        add(
+            {k: 1.0}, 0.0, _TISSUE_FREEDOM * alike.brightness_db * float(np.sqrt(max(section_planes / _KNOT_PLANES, 1)))
+        )
         if k > mean_at + 1:
             add({k: 1.0, k - 1: -1.0}, 0.0, _TISSUE_STEP_DB)
     shape = _mean_profile(list(profiles.values()), planes)
@@ -211,13 +222,50 @@ def _solved(
     for n in slices:
         add({gain_at[n]: 1.0}, 0.0, _GAIN_PRIOR_DB if with_gains else 1e-3, with_gains)
     for s in sections:
-        add({section_at[s]: 1.0}, 0.0, _SECTION_PRIOR_DB)
+        top = mean_at + 1 + (s - slices[0]) * section_planes / _KNOT_PLANES
+        within = range(round(top), max(round(top) + 1, round(top + section_planes / _KNOT_PLANES)))
+        tissue = {k: -alike.loss_per_db / len(within) for k in within if k < unknowns}
+        add({section_at[s]: 1.0, **tissue}, 0.0, alike.loss_db)
     found = _robust_fit(rows, np.array(values), np.array(errors), np.array(robust), unknowns)
     response = found[:planes] - found[0]
     return _Solved(
         np.asarray(response),
         {n: float(found[gain_at[n]]) for n in slices},
         {s: float(found[section_at[s]]) for s in sections},
+    )
+
+
+class _Alike(NamedTuple):
+    """How sections may differ, from how parts of the tissue do."""
+
+    loss_per_db: float
+    """What a section takes away more for each dB by which it is brighter."""
+    loss_db: float
+    """Standard deviation of what sections take away besides."""
+    brightness_db: float
+    """Standard deviation of the brightness of sections."""
+
+
+def _alike(pairs: Sequence[PairLevels]) -> _Alike:
+    """Return what the parts of the tissue in all pairs tell of whole sections."""
+    nearest = min((p.second - p.first for p in pairs), default=1)
+    parts = [p.parts[np.isfinite(p.parts).all(1)] for p in pairs if p.second - p.first == nearest]
+    parts = [part for part in parts if len(part) >= _FEWEST_PARTS]
+    if not parts:
+        return _Alike(0.0, _SECTION_PRIOR_DB, _SECTION_PRIOR_DB)
+    weight = np.concatenate([part[:, 0] / part[:, 0].sum() for part in parts])
+    bright, loss = (
+        np.concatenate([part[:, k] - np.average(part[:, k], weights=part[:, 0]) for part in parts]) for k in (1, 2)
+    )
+    count = float(np.mean([1 / ((part[:, 0] / part[:, 0].sum()) ** 2).sum() for part in parts]))
+    variance = float(np.average(bright**2, weights=weight))
+    per_db = float(np.average(bright * loss, weights=weight)) / (variance + _PARTS_ERROR_DB**2)
+    left = float(np.average((loss - per_db * bright) ** 2, weights=weight))
+    # A section is the mean over its parts, which are nearly independent of each other.
+    return _Alike(
+        per_db,
+        float(np.hypot(_LEAST_LOSS_DB, np.sqrt(left / (count - 1)))),
+        float(np.hypot(_LEAST_LOSS_DB, np.sqrt(variance / (count - 1)))),
     )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +30,8 @@ _SAME_PLANES = 0.5
 _STEP_SIGMA_PX = 25.0
 _STEP_TURN_DEG = 2.0
 _PRIOR_FREEDOM = 6.0
+_SAME_PLACE_PX = 0.15
+"""Displacement from which a slice does not count as left where it was."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def solve_poses(
     weights[used] = edge_weight
     residuals[used] = np.sqrt((system.residuals(state) ** 2).sum(1))
     return PoseSolution(
-        poses=_moved_back(poses, previous or {}, np.asarray(centre_px, float)),
+        poses=_moved_back(poses, previous or {}, system.lever),
         weights=tuple(weights.tolist()),
         residuals_px=tuple(residuals.tolist()),
         scale=scale,
@@ -216,7 +217,10 @@ def _check_edge(edge: Edge) -> None:
 
 
 class _System:
-    """The least squares problem; a state has one row (turn in radians, shift x, shift y) for each slice."""
+    """The least squares problem; a state has one row (turn in radians, shift x, shift y) for each slice.
+
+    Edges reach a few sections, so the normal equations are a narrow band where slices are in the right order.
+    """
 
     def __init__(
         self, numbers: list[int], edges: list[Edge], centre: Array, stage: Mapping[int, Array], stage_sigma: float
@@ -250,47 +254,27 @@ class _System:
         self.stage_at = np.array([at[n] for n in stage], int)
         self.stage = np.array([stage[n] for n in stage], float).reshape(-1, 2)
         self.stage_sigma = stage_sigma
+        self._band = _Band(self.i, self.j, self.size)
 
-    def _steps(self, state: Array) -> tuple[Array, Array, Array]:
-        """Return residuals (edges, 3), and the moved arm (edges, 2) and its derivative by the angle."""
+    def _steps(self, state: Array) -> tuple[Array, Array]:
+        """Return residuals (edges, 3) and their derivatives by the two poses (edges, 3, 6), divided by no sigma."""
         angle = state[self.j, 0] - state[self.i, 0]
         c, s = np.cos(angle), np.sin(angle)
         arm = self.from_centre - state[self.i, 1:]
         moved = np.stack([c * arm[:, 0] - s * arm[:, 1], s * arm[:, 0] + c * arm[:, 1]], axis=1)
-        by_angle = np.stack([-moved[:, 1], moved[:, 0]], axis=1)
         off = moved + state[self.j, 1:] - self.from_centre - self.shift
         turn = np.angle(np.exp(1j * (angle - self.turn))) * self.levers
-        return np.column_stack([turn, off]), by_angle, angle
+        slope = np.zeros((len(angle), 3, 6))
+        slope[:, 0, 3], slope[:, 0, 0] = self.levers, -self.levers
+        slope[:, 1, 3], slope[:, 2, 3] = -moved[:, 1], moved[:, 0]
+        slope[:, 1:, 0] = -slope[:, 1:, 3]
+        slope[:, 1, 4] = slope[:, 2, 5] = 1.0
+        slope[:, 1, 1], slope[:, 1, 2], slope[:, 2, 1], slope[:, 2, 2] = -c, s, -s, -c
+        return np.column_stack([turn, off]), slope
 
     def residuals(self, state: Array) -> Array:
         """Return the residuals of the real edges in px, shape (edges, 3): turn times lever, shift."""
         return self._steps(state)[0][: self.count]
-
-    def _jacobian(self, by_angle: Array, angle: Array) -> Any:
-        """Return the derivative of all residuals, divided by their sigma, as a sparse matrix."""
-        from scipy import sparse
-
-        n = len(angle)
-        rows = 3 * np.arange(n)
-        c, s, one = np.cos(angle), np.sin(angle), np.ones(n)
-        i, j = 3 * self.i, 3 * self.j
-        parts = [
-            (rows, j, self.levers),
-            (rows, i, -self.levers),
-            (rows + 1, j, by_angle[:, 0]),
-            (rows + 1, i, -by_angle[:, 0]),
-            (rows + 2, j, by_angle[:, 1]),
-            (rows + 2, i, -by_angle[:, 1]),
-            (rows + 1, j + 1, one),
-            (rows + 2, j + 2, one),
-            (rows + 1, i + 1, -c),
-            (rows + 1, i + 2, s),
-            (rows + 2, i + 1, -s),
-            (rows + 2, i + 2, -c),
-        ]
-        r, col, value = (np.concatenate(part) for part in zip(*parts, strict=True))
-        value = value / np.repeat(self.sigma, 3)[r]
-        return sparse.csr_matrix((value, (r, col)), shape=(3 * n, 3 * self.size))
 
     def _robust(self, squared: Array, widening: float) -> Array:
         wide = widening * KERNEL_SQUARED
@@ -325,23 +309,15 @@ class _System:
 
     def _step(self, state: Array, edge: Array, stage: Array) -> tuple[Array, float]:
         """Return the state after one Gauss-Newton step, and how far it moved, in px."""
-        from scipy.sparse import diags_array
-        from scipy.sparse.linalg import splu
-
-        residual, by_angle, angle = self._steps(state)
-        jacobian = self._jacobian(by_angle, angle)
-        weight = np.repeat(np.concatenate([edge, np.ones(len(angle) - self.count)]), 3)
-        scaled = (residual / self.sigma[:, None]).ravel()
-        normal = jacobian.T @ diags_array(weight) @ jacobian
-        pull = -(jacobian.T @ (weight * scaled))
+        residual, slope = self._steps(state)
+        weight = np.concatenate([edge, np.ones(len(residual) - self.count)]) / self.sigma**2
+        weighted = slope * weight[:, None, None]
+        pull = -self._band.vector(np.einsum("erk,er->ek", weighted, residual))
         diagonal = np.zeros((self.size, 3))
         strength = stage / self.stage_sigma**2
-        off = state[self.stage_at, 1:] - self.stage
         diagonal[self.stage_at, 1:] = strength[:, None]
-        shifted = np.zeros((self.size, 3))
-        shifted[self.stage_at, 1:] = strength[:, None] * off
-        diagonal[0] += 1e-3 * normal.diagonal()[:3] + 1e-9  # the gauge: the first slice rests where it is
-        change = splu((normal + diags_array(diagonal.ravel())).tocsc()).solve(pull - shifted.ravel())
+        pull[self.stage_at, 1:] -= strength[:, None] * (state[self.stage_at, 1:] - self.stage)
+        change = self._band.solved(np.einsum("erk,erl->ekl", weighted, slope), diagonal, pull.reshape(-1, 1))
         change = change.reshape(-1, 3)
         return state + change, float(np.abs(change * [self.lever, 1, 1]).max())
 
@@ -352,55 +328,112 @@ class _System:
             return np.full(n, _STEP_SIGMA_PX), np.full(n, _STEP_TURN_DEG), 1.0
         from scipy import sparse
 
-        residual, by_angle, angle = self._steps(state)
-        unit = np.tile([1 / self.lever, 1.0, 1.0], n)  # angles as px at the lever: one metric for all
-        jacobian = self._jacobian(by_angle, angle) @ sparse.diags_array(unit)
-        every = np.repeat(np.concatenate([weight, np.ones(len(angle) - self.count)]), 3)
-        weighted = jacobian.T @ sparse.diags_array(every)
-        normal = (weighted @ jacobian).toarray()
+        residual, slope = self._steps(state)
+        edges = len(residual)
+        slope = slope / self.sigma[:, None, None]
+        slope[:, :, [0, 3]] /= self.lever  # angles as px at the lever: one metric for all
+        every = np.concatenate([weight, np.ones(edges - self.count)])
+        weighted = slope * every[:, None, None]
+        rows = np.repeat(np.arange(3 * edges), 6)
+        columns = np.repeat(self._band.columns, 3, axis=0).ravel()
+        jacobian, half = (
+            sparse.csr_matrix((part.ravel(), (rows, columns)), shape=(3 * edges, 3 * n)) for part in (slope, weighted)
+        )
+        normal = (half.T @ jacobian).tocsr()
+        inverse = self._band.solved(np.einsum("erk,erl->ekl", weighted, slope), np.zeros((n, 3)), np.eye(3 * n))
+        # Errors of edges to one slice are partly common: one part of them is independent, the rest sums over the edges.
+        group = np.where(np.arange(edges) < self.count, self.j, n + np.arange(edges))
+        sums = sparse.csr_matrix(
+            (np.ones(3 * edges), (np.arange(3 * edges), (3 * group[:, None] + np.arange(3)).ravel()))
+        )
+        summed = half.T @ sums
+        spread = ((1 - _SAME_PLANES) * half.T @ half + _SAME_PLANES * summed @ summed.T).tocsr()
         gauge = np.zeros((n, 3, 3))
         gauge[:, 0, 0] = 1.0
         c, s = np.cos(state[:, 0]), np.sin(state[:, 0])
         gauge[:, 1, 1], gauge[:, 1, 2], gauge[:, 2, 1], gauge[:, 2, 2] = c, -s, s, c
         flat = gauge.reshape(3 * n, 3) / np.sqrt(n)
-        inverse = np.linalg.inv(normal + np.trace(normal) / n * flat @ flat.T)
-        inverse -= flat @ (flat.T @ inverse)
-        inverse -= (inverse @ flat) @ flat.T
-        # Errors of edges to one slice are partly common: one part of them is independent, the rest sums over the edges.
-        group = np.where(np.arange(len(angle)) < self.count, self.j, n + np.arange(len(angle)))
-        rows, columns = np.arange(3 * len(angle)), (3 * group[:, None] + np.arange(3)).ravel()
-        summed = weighted @ sparse.csr_matrix((np.ones(len(rows)), (rows, columns)))
-        spread = (1 - _SAME_PLANES) * weighted @ weighted.T + _SAME_PLANES * summed @ summed.T
-        covariance = inverse @ spread.toarray() @ inverse
+
+        def without_common(sure: Array) -> tuple[Array, Array, Array]:
+            """Return how edges move the slices against their common motion, what that gives, and the variances."""
+            free = inverse - flat @ np.linalg.solve(flat.T @ sure, sure.T @ inverse)
+            moved = (spread @ free.T).T
+            return free, moved, np.asarray((moved * free).sum(1))
+
+        *_, variance = without_common(flat)
         # What is common to all is told by the slices that are known well: one that is not must not blur the others.
-        known = np.repeat(1 / np.maximum(np.diag(covariance).reshape(n, 3).sum(1), 1e-12), 3)[:, None] * flat
-        common = np.linalg.solve(flat.T @ known, known.T @ covariance)
-        covariance = covariance - flat @ common
-        covariance = covariance - (covariance @ known) @ np.linalg.solve(flat.T @ known, flat.T)
+        sure = np.repeat(1 / np.maximum(variance.reshape(n, 3).sum(1), 1e-12), 3)[:, None] * flat
+        free, moved, variance = without_common(sure)
         # The residuals tell by how much the edges are better or worse than they say; a few edges tell it only roughly.
         squared = float((weight[:, None] * (residual[: self.count] / self.sigma[: self.count, None]) ** 2).sum())
-        expected = 3 * float(weight.sum()) - float((normal * covariance).sum()) + 3 * (len(angle) - self.count)
+        used = float(((normal @ free) * moved).sum())
+        expected = 3 * float(weight.sum()) - used + 3 * (edges - self.count)
         scale = np.sqrt((_PRIOR_FREEDOM + squared) / (_PRIOR_FREEDOM + max(expected, 0.0)))
-        variance = np.diag(covariance).reshape(n, 3) * scale**2
+        variance = np.maximum(variance.reshape(n, 3), 0) * scale**2
         return np.sqrt(variance.sum(1)), np.degrees(np.sqrt(variance[:, 0]) / self.lever), float(scale)
 
 
-def _moved_back(poses: Mapping[int, Pose], previous: Mapping[int, Pose], centre: Array) -> dict[int, Pose]:
-    """Return the poses after one rigid motion of the whole sample that takes as many slices as it can to `previous`."""
-    known = [n for n in poses if n in previous] or [min(poses)]
+class _Band:
+    """Normal equations whose blocks join the two ends of each edge, in an order in which they form a narrow band."""
+
+    def __init__(self, i: NDArray[np.int_], j: NDArray[np.int_], size: int) -> None:
+        from scipy import sparse
+        from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+        graph = sparse.csr_matrix((np.ones(2 * len(i)), (np.r_[i, j], np.r_[j, i])), shape=(size, size))
+        place = np.argsort(reverse_cuthill_mckee(graph, symmetric_mode=True))
+        three = np.arange(3)
+        self.size = size
+        self.columns = np.concatenate([3 * i[:, None] + three, 3 * j[:, None] + three], axis=1)
+        """Unknowns of each edge, shape (edges, 6)."""
+        self.order = (3 * place[:, None] + three).ravel()
+        """Place in the band of each unknown."""
+        in_band = self.order[self.columns]
+        row, column = in_band[:, :, None], in_band[:, None, :]
+        self._lower = np.broadcast_to(row >= column, (len(i), 6, 6))
+        self._at = ((row - column) * 3 * size + column)[self._lower]
+        self._width = int((row - column).max(initial=0)) + 1 if len(i) else 1
+
+    def vector(self, parts: Array) -> Array:
+        """Return the sums of what edges add to the unknowns of their ends, (edges, 6) to (slices, 3)."""
+        total = np.bincount(self.columns.ravel(), weights=parts.ravel(), minlength=3 * self.size)
+        return np.asarray(total, float).reshape(-1, 3)
+
+    def solved(self, blocks: Array, diagonal: Array, right: Array) -> Array:
+        """Return the solution for each column of `right`; the first slice rests, which nothing else would say."""
+        from scipy.linalg import solveh_banded
+
+        n = 3 * self.size
+        parts = np.bincount(self._at, weights=blocks[self._lower], minlength=self._width * n)
+        band = parts.astype(float).reshape(self._width, n)  # counts, where there is no edge
+        band[0, self.order] += diagonal.ravel()
+        first = self.order[:3]
+        band[0, first] += 1e-3 * band[0, first] + 1e-9
+        moved = np.empty_like(right)
+        moved[self.order] = right
+        return np.asarray(solveh_banded(band, moved, lower=True, overwrite_ab=True, overwrite_b=True)[self.order])
+
+
+def _moved_back(poses: Mapping[int, Pose], previous: Mapping[int, Pose], lever_px: float) -> dict[int, Pose]:
+    """Return the poses after the one rigid motion of the whole sample that leaves most slices where they were before.
+
+    Where as many slices speak for one motion as for another, the earliest slice decides: a slice that is placed better
+    than before must not turn the whole sample, and with it all its angles.
+    """
+    known = [n for n in sorted(poses) if n in previous] or [min(poses)]
     before = [previous.get(n, Pose()) for n in known]
     turns = np.array([poses[n].turn_deg for n in known])
-    shifts = np.array([poses[n].shift_px for n in known])
-    old_turns, old_shifts = np.array([p.turn_deg for p in before]), np.array([p.shift_px for p in before])
-    weight = np.ones(len(known))
-    angle, shift = 0.0, np.zeros(2)
+    angles = np.array([p.turn_deg for p in before]) - turns
+    shifts = np.array([p.shift_px for p in before]) - np.array([poses[n].shift_px for n in known])
+    # pose after motion g: p = R(turn) (g(q) - c) + c + t, with g(q) = R(angle) (q - c) + c + shift
+    back = np.stack([_rotated(d, -t) for d, t in zip(shifts, turns, strict=True)])
+    motions = np.column_stack([np.radians(angles) * lever_px, back]) / _SAME_PLACE_PX
+    disagreements = np.array([(1 - 1 / (1 + ((motions - one) ** 2).sum(1))).sum() for one in motions])
+    best = motions[int(np.argmax(disagreements <= disagreements.min() + 1e-6))]
     for _ in range(20):
-        angle = float(np.average(old_turns - turns, weights=weight))
-        # pose after motion g: p = R(turn) (g(q) - c) + c + t, with g(q) = R(angle) (q - c) + c + shift
-        back = np.stack([_rotated(d, -t) for d, t in zip(old_shifts - shifts, turns, strict=True)])
-        shift = np.average(back, axis=0, weights=weight)
-        apart = np.linalg.norm(back - shift, axis=1) + 2.0 * np.abs(old_turns - turns - angle)
-        weight = 1 / (1 + (apart / max(0.05, float(np.median(apart)))) ** 2)
+        weight = 1 / (1 + ((motions - best) ** 2).sum(1)) ** 2
+        best = np.average(motions, axis=0, weights=weight)
+    angle, shift = float(np.degrees(best[0] * _SAME_PLACE_PX / lever_px)), best[1:] * _SAME_PLACE_PX
     return {
         n: replace(
             pose,

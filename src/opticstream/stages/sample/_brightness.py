@@ -253,9 +253,10 @@ class _Kept:
                 "local_db": found.local_db,
                 "weight": found.weight,
                 "likeness": np.array(found.likeness),
+                "parts": found.parts,
             }
 
-        path = self._path(f"pair{first}-{second}", apart, *self._place(first), *self._place(second))
+        path = self._path(f"pair{first}-{second}", "with parts", apart, *self._place(first), *self._place(second))
         arrays = _stored(path, make)
         if "nothing" in arrays:
             return None
@@ -268,6 +269,7 @@ class _Kept:
             arrays["local_db"],
             arrays["weight"],
             float(arrays["likeness"]),
+            arrays["parts"],
         )
 
     def remove_others(self) -> None:
