@@ -89,18 +89,18 @@ def test_a_server_that_sends_writers_elsewhere_is_followed_by_boto3(server, prox
 
 
 def test_boto3_writes_at_amazon_and_behind_a_proxy(monkeypatch, archive, tmp_path):
-    """It knows regions and proxies; the quick writer knows one server."""
+    """It knows regions and proxies; quick requests know one server."""
     for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert target_at("http://s3.example.org")._writer is not None
-    assert target_at("")._writer is None
+    assert target_at("http://s3.example.org")._quick is not None
+    assert target_at("")._quick is None
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert target_at("http://s3.example.org")._writer is None
+    assert target_at("http://s3.example.org")._quick is None
     quick = Patience(total_s=0.0)
     with pytest.raises(TargetUnavailable, match="ProxyConnectionError"):
         transfer(target_at("http://s3.example.org", patience=quick), tmp_path).send(file_of(archive, 100))
     monkeypatch.setenv("NO_PROXY", "s3.example.org")
-    assert target_at("http://s3.example.org")._writer is not None
+    assert target_at("http://s3.example.org")._quick is not None
 
 
 def test_a_gateway_that_answers_without_a_word_of_s3_is_told_with_its_status(proxy, archive, tmp_path):
