@@ -34,7 +34,7 @@ from opticstream.publish.s3_requests import S3Requests, is_behind_a_proxy
 from opticstream.publish.target import Held, LocalFile, LocalStore, Passed, RemoteTarget, ensure_is_the_file
 
 R = TypeVar("R")
-PART_SIZE = 16 * 2**20
+PART_SIZE = 8 * 2**20
 """Smallest size of a part in bytes; files up to this size are sent at once. It bounds the memory of an upload."""
 _MOST_PARTS = 9_000  # S3 allows 10 000
 _FRESH_STARTS = 3
@@ -82,7 +82,7 @@ class S3Target:
         self._client: Any = session.client("s3", endpoint_url=settings.endpoint or None, config=config)
         self._quick = _quick_requests(settings, session)
         self._etag_of_parts: bool | None = None
-        """Whether a file in parts gets an ETag of its parts' MD5s, or else its own MD5; None if that is not known yet."""
+        """Whether a file in parts gets an ETag of its parts' MD5s, or else its own MD5; None if not known yet."""
 
     @property
     def place(self) -> str:
@@ -209,7 +209,7 @@ class S3Target:
         md5s: list[str] = []
         stop = threading.Event()
 
-        def send(number: int, data: bytes) -> tuple[int, str]:
+        def send(number: int, data: memoryview) -> tuple[int, str]:
             md5 = "" if of_file and number not in present else _md5(data)
             if stop.is_set():
                 return 0, md5
@@ -220,7 +220,7 @@ class S3Target:
 
             def through_boto3() -> str:
                 checked = _base64(md5 or _md5(data))
-                answer = self._client.upload_part(**about, PartNumber=number, Body=data, ContentMD5=checked)
+                answer = self._client.upload_part(**about, PartNumber=number, Body=bytes(data), ContentMD5=checked)
                 return str(answer["ETag"])
 
             def quickly(quick: S3Requests) -> str:
@@ -231,22 +231,26 @@ class S3Target:
 
         # The digests of the whole file are made beside, in the order of the parts.
         with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as beside, file.path.open("rb") as stream:
-            sending: deque[tuple[Future[tuple[int, str]], Future[None]]] = deque()
+            sending: deque[tuple[Future[tuple[int, str]], Future[None], bytearray]] = deque()
+            spare: list[bytearray] = []  # used again, because new memory takes longer than what is done with it
 
             def wait_for_one() -> None:
-                sent, digested = sending.popleft()
+                sent, digested, buffer = sending.popleft()
                 size, md5 = sent.result()
                 digested.result()
+                spare.append(buffer)
                 md5s.append(md5)
                 passed(size)
 
             try:
-                number = 0
-                while data := stream.read(part_size(file.size)):
-                    number += 1
+                for number in count(1):
                     if len(sending) >= threads:
                         wait_for_one()
-                    sending.append((pool.submit(send, number, data), beside.submit(digests.add, data)))
+                    buffer = spare.pop() if spare else bytearray(part_size(file.size))
+                    data = memoryview(buffer)[: stream.readinto(buffer)]
+                    if not data:
+                        break
+                    sending.append((pool.submit(send, number, data), beside.submit(digests.add, data), buffer))
                 while sending:
                     wait_for_one()
             except BaseException:
@@ -286,8 +290,7 @@ class S3Target:
                     self._etag_of_parts = None if held is None else True
                     return frozenset({of_parts})
                 md5 = of_file.result()
-                if held.mark == md5:
-                    self._etag_of_parts = False
+                self._etag_of_parts = held.mark != md5  # neither: encrypted, and no MD5 is worth another reading
                 return frozenset({of_parts, md5})
             finally:
                 stop.set()
@@ -404,7 +407,7 @@ class _Digests:
         self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
         self._size = 0
 
-    def add(self, part: bytes, /) -> None:
+    def add(self, part: bytes | memoryview, /) -> None:
         """Add a part."""
         self._sha256.update(part)
         if self._md5 is not None:
@@ -459,7 +462,7 @@ def _etag_of_parts(md5s: Sequence[str]) -> str:
     return f"{_md5(together)}-{len(md5s)}"
 
 
-def _md5(data: bytes) -> str:
+def _md5(data: bytes | memoryview) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
@@ -473,7 +476,7 @@ def _md5_of_file(path: Path, stop: threading.Event) -> str:
     return digest.hexdigest()
 
 
-def _sha256(data: bytes) -> str:
+def _sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
