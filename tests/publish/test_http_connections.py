@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from opticstream.publish import http_connections
 from opticstream.publish.http_connections import Answer, HttpConnections
@@ -218,3 +224,41 @@ def test_the_host_is_named_as_in_the_address(address, host):
 def test_an_address_without_a_server_is_refused():
     with pytest.raises(ValueError, match="is not the address of a server"):
         HttpConnections("s3.example.org")
+
+
+def test_an_encrypted_server_is_trusted_by_its_certificate_only(tmp_path):
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(*form))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(trusted, tmp_path / "key.pem")
+    data, got = bytes(range(256)) * 5000, []
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            with suppress(ssl.SSLError), context.wrap_socket(listener.accept()[0], server_side=True) as client:
+                with client.makefile("rb") as reader:
+                    while reader.readline() not in (b"\r\n", b""):
+                        pass
+                    got.append(reader.read(len(data)))
+                client.sendall(OK)
+                return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        address = f"https://localhost:{listener.getsockname()[1]}"
+        with pytest.raises(ssl.SSLCertVerificationError):
+            HttpConnections(address).request("PUT", "/", {}, data)
+        assert HttpConnections(address, ca_certs=str(trusted)).request("PUT", "/", {}, data).body == b"ok"
+        thread.join(60)
+    assert got == [data]
