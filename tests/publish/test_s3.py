@@ -12,8 +12,10 @@ from opticstream.config.publish_targets import S3TargetSettings
 from opticstream.model.errors import ConfigurationError, InputError, MissingInputError, TargetUnavailable, UploadError
 from opticstream.publish import s3
 from opticstream.publish.ledger import Ledger
+from opticstream.publish.pace import Pace
 from opticstream.publish.patience import Patience
 from opticstream.publish.s3 import open_target, part_size
+from opticstream.publish.target import LocalFile
 from opticstream.publish.transfer import Published, Transfer, differences
 from opticstream.state.manifest import write_manifest
 from opticstream.state.record import sha256_of_path, size_of_path
@@ -89,18 +91,18 @@ def test_a_server_that_sends_writers_elsewhere_is_followed_by_boto3(server, prox
 
 
 def test_boto3_writes_at_amazon_and_behind_a_proxy(monkeypatch, archive, tmp_path):
-    """It knows regions and proxies; the quick writer knows one server."""
+    """It knows regions and proxies; quick requests know one server."""
     for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert target_at("http://s3.example.org")._writer is not None
-    assert target_at("")._writer is None
+    assert target_at("http://s3.example.org")._quick is not None
+    assert target_at("")._quick is None
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert target_at("http://s3.example.org")._writer is None
+    assert target_at("http://s3.example.org")._quick is None
     quick = Patience(total_s=0.0)
     with pytest.raises(TargetUnavailable, match="ProxyConnectionError"):
         transfer(target_at("http://s3.example.org", patience=quick), tmp_path).send(file_of(archive, 100))
     monkeypatch.setenv("NO_PROXY", "s3.example.org")
-    assert target_at("http://s3.example.org")._writer is not None
+    assert target_at("http://s3.example.org")._quick is not None
 
 
 def test_a_gateway_that_answers_without_a_word_of_s3_is_told_with_its_status(proxy, archive, tmp_path):
@@ -197,6 +199,66 @@ def test_a_server_that_was_killed_gets_everything_after_its_restart(server, arch
     transfer(target_at(server.endpoint), tmp_path, threads=1, passed=restart_once).send(file)
     assert restarts == 1
     assert sha256_of_path(remote(server, file.key)) == file.sha256
+
+
+def etags_of(data: bytes, part: int) -> tuple[str, str]:
+    """Return the MD5 of data, and the ETag that is made of the MD5s of its parts."""
+    md5s = [hashlib.md5(data[at : at + part]).digest() for at in range(0, len(data), part)]
+    return hashlib.md5(data).hexdigest(), f"{hashlib.md5(b''.join(md5s)).hexdigest()}-{len(md5s)}"
+
+
+@pytest.mark.parametrize("kind", ["of the file", "of its parts", "of neither"])
+def test_what_a_server_makes_its_etags_of_is_learned_from_its_first_file_in_parts(
+    server, proxy, archive, tmp_path, small_parts, kind
+):
+    files = [file_of(archive, 2 * MIB + 7, f"derivative/learned-{kind[-4:]}-{n}.nii.gz", seed=n) for n in (1, 2)]
+    etags = {file.key: etags_of(file.path.read_bytes(), MIB) for file in files}
+    place = {"of the file": 0, "of its parts": 1}
+
+    def fault(request):
+        found = [key for key in etags if request.path.endswith(key)]
+        if request.method != "HEAD" or not found or not remote(server, found[0]).exists():
+            return None
+        etag = etags[found[0]][place[kind]] if kind in place else "f" * 32
+        about = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: %s\r\nConnection: close\r\n\r\n"
+        return about % (2 * MIB + 7, f'"{etag}"'.encode())
+
+    proxy.fault = fault
+    target = target_at(proxy.endpoint)
+    first, second = ({*marks_of_put(target, file)} for file in files)
+    assert first >= ({etags[files[0].key][place[kind]]} if kind in place else set())
+    assert second == {etags[files[1].key][place.get(kind, 1)]}, "only one of them is made"
+    for file in files:
+        asset = transfer(target, tmp_path).send(file)  # compared, and read back where the ETag says nothing
+        assert asset.sha256 == sha256_of_path(remote(server, file.key))
+
+
+def marks_of_put(target, file: Published) -> frozenset[str]:
+    local = LocalFile(file.path, file.key, file.size, file.sha256)
+    return target.put(local, pace=Pace(), threads=2, passed=lambda _size: None)
+
+
+def test_a_part_that_arrives_damaged_never_becomes_the_file(server, proxy, archive, tmp_path, small_parts):
+    file = file_of(archive, 2 * MIB + 7, "derivative/damaged-part.nii.gz")
+    damaged = 0
+
+    def swap(request):
+        nonlocal damaged
+        if request.method == "PUT" and "partNumber=2&" in request.path:
+            damaged += 1
+            upload = request.path.partition("uploadId=")[2]
+            answer = server.client().upload_part(
+                Bucket="brains", Key=file.key, UploadId=upload, PartNumber=2, Body=bytes(MIB)
+            )
+            etag = answer["ETag"].encode()
+            return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: %s\r\nConnection: close\r\n\r\n" % etag
+        return None
+
+    proxy.fault = swap
+    with pytest.raises(UploadError, match="SHA-256"):
+        transfer(target_at(proxy.endpoint), tmp_path).send(file)
+    assert damaged == 1
+    assert Ledger(tmp_path, "s3").assets() == {}
 
 
 def test_lost_connections_and_a_server_without_time_cost_only_time(server, proxy, archive, tmp_path, small_parts):
@@ -344,5 +406,5 @@ def test_later_changes_at_the_target_are_found(server, archive, tmp_path):
 
 
 def test_parts_grow_with_the_file_and_stay_the_same_for_the_same_file():
-    assert part_size(10 * MIB) == part_size(10**11) == s3.PART_SIZE
+    assert part_size(10 * MIB) == part_size(10**10) == s3.PART_SIZE
     assert 5 * 10**12 / part_size(5 * 10**12) <= 10_000

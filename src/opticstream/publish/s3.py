@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
@@ -29,18 +30,18 @@ from opticstream.model.errors import ConfigurationError, TargetUnavailable, Uplo
 from opticstream.publish.objects import look_at_objects, put_objects
 from opticstream.publish.pace import Pace
 from opticstream.publish.patience import Patience
-from opticstream.publish.s3_writes import S3Writer, is_behind_a_proxy
+from opticstream.publish.s3_requests import S3Requests, is_behind_a_proxy
 from opticstream.publish.target import Held, LocalFile, LocalStore, Passed, RemoteTarget, ensure_is_the_file
 
 R = TypeVar("R")
-PART_SIZE = 16 * 2**20
+PART_SIZE = 8 * 2**20
 """Smallest size of a part in bytes; files up to this size are sent at once. It bounds the memory of an upload."""
 _MOST_PARTS = 9_000  # S3 allows 10 000
 _FRESH_STARTS = 3
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset(
     {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "BadDigest", "IncompleteBody",
-     "OperationAborted"}
+     "OperationAborted", "XAmzContentSHA256Mismatch"}
 )  # fmt: skip
 _READ_BYTES = 2**20
 
@@ -79,7 +80,9 @@ class S3Target:
         # A session of its own: the default one is shared by the process and not safe between threads.
         session = boto3.session.Session(region_name=settings.region, **keys)
         self._client: Any = session.client("s3", endpoint_url=settings.endpoint or None, config=config)
-        self._writer = _writer_of(settings, session)
+        self._quick = _quick_requests(settings, session)
+        self._etag_of_parts: bool | None = None
+        """Whether a file in parts gets an ETag of its parts' MD5s, or else its own MD5; None if not known yet."""
 
     @property
     def place(self) -> str:
@@ -89,25 +92,35 @@ class S3Target:
 
     def look(self, key: str, /) -> Held | None:
         """Return size and ETag of an object."""
+
+        def through_boto3() -> Held:
+            found = self._client.head_object(**self._object(key))
+            return Held(int(found["ContentLength"]), _etag(found))
+
         try:
-            found = self._ask("look at", key, lambda: self._client.head_object(**self._object(key)))
+            return self._ask_quickly("look at", key, lambda quick: quick.look(self._key(key)), through_boto3)
         except _NotFoundError:
             return None
-        return Held(int(found["ContentLength"]), _etag(found))
 
     def look_below(self, folder: str, /) -> Mapping[str, Held]:
         """Return size and ETag of every object below a folder."""
         prefix = self._key(folder.rstrip("/") + "/")
         held: dict[str, Held] = {}
-        more: dict[str, str] = {}
+        more: str | None = None
         while True:
-            about = {"Bucket": self._settings.bucket, "Prefix": prefix, **more}
-            found = self._ask("list", folder, partial(self._client.list_objects_v2, **about))
-            for one in found.get("Contents", ()):
-                held[one["Key"].removeprefix(prefix)] = Held(int(one["Size"]), _etag(one))
-            if not found.get("IsTruncated"):
+            page, more = self._ask_quickly(
+                "list", folder,
+                partial(S3Requests.list_page, prefix=prefix, after=more), partial(self._page, prefix, more),
+            )  # fmt: skip
+            held.update((key.removeprefix(prefix), one) for key, one in page.items())
+            if more is None:
                 return held
-            more = {"ContinuationToken": found["NextContinuationToken"]}
+
+    def _page(self, prefix: str, after: str | None) -> tuple[dict[str, Held], str | None]:
+        about = {"Bucket": self._settings.bucket, "Prefix": prefix}
+        found = self._client.list_objects_v2(**about, **({} if after is None else {"ContinuationToken": after}))
+        page = {one["Key"]: Held(int(one["Size"]), _etag(one)) for one in found.get("Contents", ())}
+        return page, found["NextContinuationToken"] if found.get("IsTruncated") else None
 
     def look_store(self, key: str, /) -> Held | None:
         """Return what the bucket holds below the key of a store."""
@@ -134,12 +147,12 @@ class S3Target:
 
     def marks(self, file: LocalFile, /) -> frozenset[str]:
         """Return the ETags that servers give to the bytes of a file: their MD5, or that of the MD5s of the parts."""
-        digests, parts = _Digests(), []
+        digests, parts = _Digests(md5=True), []
         with file.path.open("rb") as stream:
             while part := stream.read(part_size(file.size)):
                 digests.add(part)
                 parts.append(_md5(part))
-        return digests.marks(file, parts)
+        return digests.marks(file) | {_etag_of_parts(parts)}
 
     def read_sha256(self, key: str, /) -> str:
         """Read an object and return its SHA-256."""
@@ -173,46 +186,31 @@ class S3Target:
         ensure_is_the_file(file, len(data), hashlib.sha256(data).hexdigest())
         pace.take(len(data))
 
+        metadata = {"sha256": file.sha256}
+
         def through_boto3() -> str:
             answer = self._client.put_object(
-                **self._object(file.key), Body=data, ContentMD5=_base64(md5), Metadata={"sha256": file.sha256}
+                **self._object(file.key), Body=data, ContentMD5=_base64(md5), Metadata=metadata
             )
             return str(answer["ETag"])
 
-        metadata = {"sha256": file.sha256}
-        self._write(file.key, data, through_boto3, md5=md5, sha256=file.sha256, metadata=metadata)
+        def quickly(quick: S3Requests) -> str:
+            return quick.write(self._key(file.key), data, sha256=file.sha256, md5=md5, metadata=metadata)
+
+        self._ask_quickly("write", file.key, quickly, through_boto3)
         return frozenset({md5, _etag_of_parts([md5])})
-
-    def _write(self, key: str, data: bytes, through_boto3: Callable[[], str], **about: Any) -> str:
-        """Send data and return their ETag: at first by the quick writer.
-
-        What that does not know is left to boto3, which follows a server to another region, and asks before it sends
-        much: a refusal then arrives before the connection is closed.
-        """
-        attempts = count()
-
-        def request() -> str:
-            if self._writer is None or next(attempts):
-                return through_boto3()
-            try:
-                return self._writer.write(self._key(key), data, **about)
-            except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] // 100 == 3:
-                    return through_boto3()
-                raise
-
-        return self._ask("write", key, request)
 
     def _put_parts(self, file: LocalFile, pace: Pace, threads: int, passed: Passed) -> frozenset[str]:
         upload, present = self._begun_upload(file)
         about = {**self._object(file.key), "UploadId": upload}
-        digests = _Digests()
+        of_file = self._etag_of_parts is False
+        digests = _Digests(md5=of_file)
         etags: dict[int, str] = {}
         md5s: list[str] = []
         stop = threading.Event()
 
-        def send(number: int, data: bytes) -> tuple[int, str]:
-            md5 = _md5(data)
+        def send(number: int, data: memoryview) -> tuple[int, str]:
+            md5 = "" if of_file and number not in present else _md5(data)
             if stop.is_set():
                 return 0, md5
             if present.get(number) == (len(data), md5):
@@ -221,42 +219,81 @@ class S3Target:
             pace.take(len(data))
 
             def through_boto3() -> str:
-                answer = self._client.upload_part(**about, PartNumber=number, Body=data, ContentMD5=_base64(md5))
+                checked = _base64(md5 or _md5(data))
+                answer = self._client.upload_part(**about, PartNumber=number, Body=bytes(data), ContentMD5=checked)
                 return str(answer["ETag"])
 
-            etags[number] = self._write(file.key, data, through_boto3, md5=md5, part=(upload, number))
+            def quickly(quick: S3Requests) -> str:
+                return quick.write(self._key(file.key), data, sha256=_sha256(data), part=(upload, number))
+
+            etags[number] = self._ask_quickly("write", file.key, quickly, through_boto3)
             return len(data), md5
 
         # The digests of the whole file are made beside, in the order of the parts.
         with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as beside, file.path.open("rb") as stream:
-            sending: deque[tuple[Future[tuple[int, str]], Future[None]]] = deque()
+            sending: deque[tuple[Future[tuple[int, str]], Future[None], bytearray]] = deque()
+            spare: list[bytearray] = []  # used again, because new memory takes longer than what is done with it
 
             def wait_for_one() -> None:
-                sent, digested = sending.popleft()
+                sent, digested, buffer = sending.popleft()
                 size, md5 = sent.result()
                 digested.result()
+                spare.append(buffer)
                 md5s.append(md5)
                 passed(size)
 
             try:
-                number = 0
-                while data := stream.read(part_size(file.size)):
-                    number += 1
+                for number in count(1):
                     if len(sending) >= threads:
                         wait_for_one()
-                    sending.append((pool.submit(send, number, data), beside.submit(digests.add, data)))
+                    buffer = spare.pop() if spare else bytearray(part_size(file.size))
+                    data = memoryview(buffer)[: stream.readinto(buffer)]
+                    if not data:
+                        break
+                    sending.append((pool.submit(send, number, data), beside.submit(digests.add, data), buffer))
                 while sending:
                     wait_for_one()
             except BaseException:
                 stop.set()
                 raise
-        marks = digests.marks(file, md5s)  # compared with the record before the object appears
+        marks = digests.marks(file)  # compared with the record before the object appears
         parts = [{"PartNumber": n, "ETag": etags[n]} for n in sorted(etags)]
-        self._ask(
-            "complete", file.key,
-            lambda: self._client.complete_multipart_upload(**about, MultipartUpload={"Parts": parts}),
-        )  # fmt: skip
-        return marks
+
+        def complete() -> None:
+            self._ask(
+                "complete", file.key,
+                lambda: self._client.complete_multipart_upload(**about, MultipartUpload={"Parts": parts}),
+            )  # fmt: skip
+
+        if of_file:
+            complete()
+            return marks
+        mark = _etag_of_parts(md5s)
+        if self._etag_of_parts:
+            complete()
+            return frozenset({mark})
+        return self._marks_after(complete, file, mark)
+
+    def _marks_after(self, complete: Callable[[], None], file: LocalFile, of_parts: str) -> frozenset[str]:
+        """Complete a first upload in parts, and return the marks of the file, given the one that is made of its parts.
+
+        Few servers make the ETag of the whole file. Whether this one does is known only afterwards, so the file's MD5
+        is begun while the server puts the parts together.
+        """
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as beside:
+            of_file = beside.submit(_md5_of_file, file.path, stop)
+            try:
+                complete()
+                held = self.look(file.key)
+                if held is None or held.mark == of_parts:
+                    self._etag_of_parts = None if held is None else True
+                    return frozenset({of_parts})
+                md5 = of_file.result()
+                self._etag_of_parts = held.mark != md5  # neither: encrypted, and no MD5 is worth another reading
+                return frozenset({of_parts, md5})
+            finally:
+                stop.set()
 
     def _begun_upload(self, file: LocalFile) -> tuple[str, dict[int, tuple[int, str]]]:
         """Return an upload of the file that was interrupted, with its parts by number; a new one if there is none."""
@@ -314,6 +351,28 @@ class S3Target:
 
         return self._patience.repeat(once)
 
+    def _ask_quickly(
+        self, what: str, key: str, quickly: Callable[[S3Requests], R], through_boto3: Callable[[], R]
+    ) -> R:
+        """Return the answer to a request, which is made the quick way at first.
+
+        What that does not know is left to boto3, which follows a server to another region, and asks before it sends
+        much: a refusal then arrives before the connection is closed.
+        """
+        attempts = count()
+
+        def request() -> R:
+            if self._quick is None or next(attempts):
+                return through_boto3()
+            try:
+                return quickly(self._quick)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] // 100 == 3:
+                    return through_boto3()
+                raise
+
+        return self._ask(what, key, request)
+
     def _refusal(self, what: str, key: str, error: ClientError) -> Exception:
         about: Mapping[str, Any] = error.response
         status = int(about.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -343,19 +402,20 @@ class _NotFoundError(Exception):
 class _Digests:
     """Digests of a whole file, from its parts in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, md5: bool) -> None:
         self._sha256 = hashlib.sha256()
-        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
         self._size = 0
 
-    def add(self, part: bytes, /) -> None:
+    def add(self, part: bytes | memoryview, /) -> None:
         """Add a part."""
         self._sha256.update(part)
-        self._md5.update(part)
+        if self._md5 is not None:
+            self._md5.update(part)
         self._size += len(part)
 
-    def marks(self, file: LocalFile, parts: Sequence[str], /) -> frozenset[str]:
-        """Return the ETags of the whole file, given the MD5s of its parts.
+    def marks(self, file: LocalFile, /) -> frozenset[str]:
+        """Return the ETag of the whole file if its MD5 was made.
 
         Raises
         ------
@@ -363,7 +423,7 @@ class _Digests:
             It is not the file that its record describes.
         """
         ensure_is_the_file(file, self._size, self._sha256.hexdigest())
-        return frozenset({self._md5.hexdigest(), _etag_of_parts(parts)})
+        return frozenset() if self._md5 is None else frozenset({self._md5.hexdigest()})
 
 
 def part_size(size: int, /) -> int:
@@ -387,13 +447,13 @@ def _etag(found: Mapping[str, Any]) -> str:
     return str(found.get("ETag", "")).strip('"')
 
 
-def _writer_of(settings: S3TargetSettings, session: Any) -> S3Writer | None:
-    """Return the quick writer of a server; None where boto3 knows more: at Amazon, and behind a proxy."""
+def _quick_requests(settings: S3TargetSettings, session: Any) -> S3Requests | None:
+    """Return the quick requests to a server; None where boto3 knows more: at Amazon, and behind a proxy."""
     credentials = session.get_credentials()
     if not settings.endpoint or credentials is None or is_behind_a_proxy(settings.endpoint):
         return None
     bundle = session._session.get_config_variable("ca_bundle")
-    return S3Writer(settings.endpoint, settings.bucket, settings.region, credentials, ca_bundle=bundle)
+    return S3Requests(settings.endpoint, settings.bucket, settings.region, credentials, ca_bundle=bundle)
 
 
 def _etag_of_parts(md5s: Sequence[str]) -> str:
@@ -402,8 +462,22 @@ def _etag_of_parts(md5s: Sequence[str]) -> str:
     return f"{_md5(together)}-{len(md5s)}"
 
 
-def _md5(data: bytes) -> str:
+def _md5(data: bytes | memoryview) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _md5_of_file(path: Path, stop: threading.Event) -> str:
+    """Return the MD5 of a file; of its beginning only if it is stopped."""
+    digest = hashlib.md5(usedforsecurity=False)
+    block = bytearray(_READ_BYTES)
+    with path.open("rb", buffering=0) as stream:
+        while not stop.is_set() and (size := stream.readinto(block)):
+            digest.update(memoryview(block)[:size])
+    return digest.hexdigest()
+
+
+def _sha256(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _base64(digest: str) -> str:
