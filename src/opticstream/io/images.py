@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.steps import values_from_steps
 from opticstream.io.geometry import Geometry
 from opticstream.io.nifti import check_single, nifti_geometry, nifti_values
 from opticstream.io.nifti_header import NiftiHeader, check_real, read_nifti_header
 from opticstream.io.reading import check_regular_file, reading_errors
+from opticstream.io.steps import values_from_steps
 from opticstream.io.tiff import read_tiff
 from opticstream.io.tiff_resolution import tiff_geometry
 from opticstream.io.zarr import open_zarr_image, readable_zarr

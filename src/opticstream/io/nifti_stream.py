@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.steps import steps_from_planes
 from opticstream.io.atomic import atomic_path
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1
+from opticstream.io.steps import steps_from_planes
 from opticstream.system.disk import reserve, write_at
 
 

@@ -44,7 +44,7 @@ def steps_from_planes(
     middle, per_step, largest = np.float32(intercept), np.float32(1 / slope), np.float32(LARGEST)
     planes = lines[:, first : first + count]
     if planes.size >= _COMPILED_FROM and lines.flags.c_contiguous and lines.dtype == np.float32:
-        from opticstream.compute._step_kernels import steps_of_planes
+        from opticstream.io._step_kernels import steps_of_planes
 
         out = np.empty((planes.shape[1], planes.shape[0], planes.shape[2]), np.int16)
         steps_of_planes(lines, first, middle, per_step, largest, out)
@@ -69,7 +69,7 @@ def values_from_steps(
     [[45.0, 44.0]]
     """
     if integers.size >= _COMPILED_FROM and integers.flags.c_contiguous and integers.dtype.isnative:
-        from opticstream.compute._step_kernels import values_of_steps
+        from opticstream.io._step_kernels import values_of_steps
 
         values_of_steps(integers, slope, intercept, out)
         return

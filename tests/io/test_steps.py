@@ -1,4 +1,4 @@
-"""Numbers as whole steps of 16 bits: the same by compiled code and by NumPy, and within half a step of what they were."""
+"""Numbers as whole steps of 16 bits: the same by compiled code and by NumPy, and within half a step of the values."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from opticstream.compute import steps
-from opticstream.compute.steps import LARGEST, steps_from_planes, values_from_steps
+from opticstream.io import steps
+from opticstream.io.steps import LARGEST, steps_from_planes, values_from_steps
 
 SLOPE, MIDDLE = 0.005, 90.0
 

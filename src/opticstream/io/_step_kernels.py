@@ -20,7 +20,8 @@ def steps_of_planes(lines, first, middle, per_step, largest, out):
         Plane that comes first in `out`.
     middle, per_step, largest : float32
         Value at 0, steps per unit, most steps to either side.
-    out : array of int16, shape (planes, b, x), output
+    out : array of int16, shape (planes, b, x)
+        Filled.
     """
     for plane in range(out.shape[0]):
         for line in range(out.shape[1]):
