@@ -7,7 +7,6 @@ import pytest
 import zarr
 
 from opticstream.io.zarr import LevelArrays, SliceStore, read_volume, store_layout
-from opticstream.io.zarr import _slices as slices
 
 SHAPE = (70, 40, 50)
 ZSTD = {"name": "zstd", "configuration": {"level": 3}}
@@ -36,7 +35,7 @@ def test_stitched_volumes_come_back_bit_by_bit_in_zarr_python(tmp_path, version)
 
 def test_a_stack_of_slices_comes_back_bit_by_bit_and_an_older_one_grows_in_its_own_codec(tmp_path, monkeypatch):
     one, other = noise((30, 20, 8)), noise((30, 20, 8)) + 1
-    monkeypatch.setattr(slices, "number_codec", lambda _itemsize: ZSTD)
+    monkeypatch.setattr("opticstream.io.zarr._slices.number_codec", lambda _itemsize: ZSTD)
     store = SliceStore(tmp_path / "s.ome.zarr", planes=8, voxel_um=(10, 10, 2.5))
     store.put(0, (30, 20), lambda xs, ys: one[xs, ys])
     monkeypatch.undo()
