@@ -485,6 +485,8 @@ def main() -> None:
         folder = Path(name)
         project_file, raw = make_project(folder, options)
         bare = bare_engine(project_file, raw, folder, options.repeats)
+        for kind, (used_us, rate) in bare.items():
+            print(f"{kind}: {used_us:.1f} us of processor time an A-line, {rate:,.0f} A-lines/s", file=sys.stderr)
         figures = run_chain(project_file, raw, folder, options.set, environment_of_a_user(options.cache))
         config = load_project(project_file)
         print(
