@@ -327,17 +327,21 @@ def _a_lines(config: ProjectConfig) -> int:
 
 def _kept(config: ProjectConfig) -> dict[str, int]:
     kept: dict[str, int] = defaultdict(int)
-    for root in {config.base_path, config.project.archive_root}:
+    seen: set[tuple[int, int]] = set()
+    for root in (config.base_path, config.project.archive_root):  # the one may lie in the other
         for path in root.rglob("*"):
             if path.is_file() and not path.is_symlink():
-                parts = path.relative_to(root).parts
+                parts, stat = path.relative_to(root).parts, path.stat()
+                if (stat.st_dev, stat.st_ino) in seen:
+                    continue
+                seen.add((stat.st_dev, stat.st_ino))
                 kind = (
                     "state" if "state" in parts
                     else "tiles: volumes and maps" if "processed" in parts
                     else "archive of raw tiles" if path.name.endswith((".nii.gz", ".raw.gz")) or "rawdata" in parts
                     else "stitched and registered"
                 )  # fmt: skip
-                kept[kind] += path.stat().st_size
+                kept[kind] += stat.st_size
     return dict(kept)
 
 
