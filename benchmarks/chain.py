@@ -13,6 +13,8 @@ Printed is a table in Markdown:
 * processor and wall seconds of every step, added up over its items (steps of several items run side by side);
 * Prefect: the server, the workers, the process that runs are forked from, and what flow runs take besides the steps:
   their starts, their reports to the server, and the flows that only look at the facts;
+* Prefect's share is shown in two parts: what is taken before the first step, once for a command however many tiles
+  there are, and what each flow run takes;
 * waiting: the wall time during which no step is at work, and the cores that idle while one is;
 * bytes read and written by all of it, asked for and at the disk, beside what is in the raw files and the results;
 * A-lines per second, beside the camera and the bare engine.
@@ -25,6 +27,7 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -48,7 +51,7 @@ from opticstream.sim.rig import VirtualRig
 from opticstream.state.facts import Facts
 from opticstream.system.cores import available_cores
 
-_LOOK_S = 0.1
+_LOOK_S = 0.2
 _TICKS = os.sysconf("SC_CLK_TCK")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opticstream-benchmarks"
 
@@ -86,20 +89,29 @@ class Processes:
     root: int
     seconds: dict[int, float] = field(default_factory=dict)
     roles: dict[int, str] = field(default_factory=dict)
+    memory_mb: dict[int, float] = field(default_factory=dict)
+    """Most memory of each process, as last seen, in MB."""
+    seen: list[tuple[float, float]] = field(default_factory=list)
+    """Time of each look, and the seconds that all processes had taken by then."""
 
     def look(self) -> None:
         """Read what every process below the root has taken so far."""
-        parents, used, commands = {}, {}, {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, ValueError):
-                words = (entry / "stat").read_text().rpartition(")")[2].split()
-                pid = int(entry.name)
-                parents[pid], used[pid] = int(words[1]), sum(map(int, words[11:13])) / _TICKS
-                commands[pid] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        parents: dict[int, int] = {}
+        used: dict[int, float] = {}
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    words = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+                    parents[int(entry.name)] = int(words[1])
+                    used[int(entry.name)] = sum(map(int, words[11:13])) / _TICKS
         for pid in parents:
             if self._is_below(pid, parents):
                 self.seconds[pid] = used[pid]
-                self.roles[pid] = self._role(commands.get(pid, ""), commands.get(parents[pid], ""))
+                role = self._role(_command(pid), _command(parents[pid]))
+                if role != "?":  # a process that has just ended has no command any more
+                    self.roles[pid] = role
+                self.memory_mb[pid] = max(self.memory_mb.get(pid, 0.0), _most_memory_mb(pid))
+        self.seen.append((time.time(), sum(self.seconds.values())))
 
     def _is_below(self, pid: int, parents: dict[int, int]) -> bool:
         while pid in parents and pid != self.root:
@@ -107,22 +119,49 @@ class Processes:
         return pid == self.root
 
     def _role(self, command: str, parent: str) -> str:
-        if "opticstream.flows.warm" in command:
-            return "runs" if "opticstream.flows.warm" in parent else "warm process"
-        if "opticstream.flows.workers" in command:
-            return "workers"
-        if "prefect" in command:
-            return "server"
-        if "opticstream run" in command:
-            return "command"
-        return "runs"
+        for mark, role in _ROLES:
+            if mark in command:
+                return "runs" if role == "warm process" and mark in parent else role
+        return "runs" if command else "?"
 
     def by_role(self) -> dict[str, float]:
         """Return the seconds that each kind of process has taken, as far as they were seen."""
         found: dict[str, float] = defaultdict(float)
         for pid, seconds in self.seconds.items():
-            found[self.roles[pid]] += seconds
+            found[self.roles.get(pid, "runs")] += seconds
         return found
+
+    def seconds_until(self, at: float) -> float:
+        """Return the seconds that all processes had taken at a time."""
+        return max((seconds for when, seconds in self.seen if when <= at), default=0.0)
+
+    def most_memory_mb(self) -> float:
+        """Return the most memory that a flow run has taken, in MB."""
+        return max((mb for pid, mb in self.memory_mb.items() if self.roles.get(pid) == "runs"), default=0.0)
+
+
+_ROLES = (
+    ("opticstream.flows.warm", "warm process"),
+    ("opticstream.flows.workers", "workers"),
+    ("opticstream.flows.server_process", "server"),
+    ("opticstream run", "command"),
+    ("-m prefect.engine", "launchers"),
+)
+"""What stands in the command of a process -> what the process is; others are flow runs."""
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def _most_memory_mb(pid: int) -> float:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1e3
+    return 0.0
 
 
 @contextlib.contextmanager
@@ -147,6 +186,19 @@ def own_bytes() -> dict[str, int]:
     """Return the bytes that this process, and those that it has waited for, have read and written so far."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return {name: int(count) for name, _, count in (line.partition(": ") for line in lines)}
+
+
+def environment_of_a_user(cache: Path) -> dict[str, str]:
+    """Return the environment of commands that are measured: compiled modules are kept, as pip does when it installs.
+
+    Without them every interpreter compiles Prefect again, which takes many times as long as to load it.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return environment | {"PYTHONPYCACHEPREFIX": str(cache / "modules")}
+
+
+_IMPORTS = "import prefect.server.api.server, prefect.engine, opticstream.flows.workers, opticstream.stages.project"
+"""Compiles what has not been compiled yet, before anything is measured."""
 
 
 # -- the chain -----------------------------------------------------------------------------------------------------
@@ -176,9 +228,17 @@ class ChainFigures:
     moved: dict[str, int]
     kept: dict[str, int]
     """Bytes of the results, by kind."""
+    most_memory_mb: float
+    """Most memory of a flow run."""
+    start_wall_s: float
+    start_processor_s: float
+    """What was taken before the first step: the server, the workers, what they import and deploy."""
+    flow_runs: int
 
 
-def run_chain(project_file: Path, raw: Path, folder: Path, settings: list[str]) -> ChainFigures:
+def run_chain(
+    project_file: Path, raw: Path, folder: Path, settings: list[str], environment: dict[str, str]
+) -> ChainFigures:
     """Take the tiles of a folder through the chain and return what it took.
 
     Raises
@@ -188,10 +248,11 @@ def run_chain(project_file: Path, raw: Path, folder: Path, settings: list[str]) 
     """
     command = [sys.executable, "-m", "opticstream", "run", str(project_file), str(raw), "--home", str(folder / "home")]
     command += [word for setting in settings for word in ("--set", setting)]
+    subprocess.run([sys.executable, "-c", _IMPORTS], env=environment, check=True)
     before, moved, begin = os.times(), own_bytes(), time.time()
     with (
         (folder / "run.log").open("w") as log,
-        subprocess.Popen(command, stdout=log, stderr=log) as process,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
         watched(process.pid) as processes,
     ):
         process.wait()
@@ -210,7 +271,19 @@ def run_chain(project_file: Path, raw: Path, folder: Path, settings: list[str]) 
         without_step_s=end - begin - _covered_s(busy),
         moved={name: now[name] - moved[name] for name in now},
         kept=_kept(config),
+        most_memory_mb=processes.most_memory_mb(),
+        start_wall_s=min(first for first, _ in busy) - begin,
+        start_processor_s=processes.seconds_until(min(first for first, _ in busy)),
+        flow_runs=_flow_runs(folder / "home"),
     )
+
+
+def _flow_runs(home: Path) -> int:
+    """Return how many flow runs the server knows; 0 where its database is not where it was."""
+    for database in home.glob("*.db"):
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
+            return int(connection.execute("SELECT count(*) FROM flow_run").fetchone()[0])
+    return 0
 
 
 def _steps(config: ProjectConfig) -> tuple[dict[str, Step], list[tuple[float, float]]]:
@@ -254,17 +327,21 @@ def _a_lines(config: ProjectConfig) -> int:
 
 def _kept(config: ProjectConfig) -> dict[str, int]:
     kept: dict[str, int] = defaultdict(int)
-    for root in {config.base_path, config.archive_root}:
+    seen: set[tuple[int, int]] = set()
+    for root in (config.base_path, config.project.archive_root):  # the one may lie in the other
         for path in root.rglob("*"):
             if path.is_file() and not path.is_symlink():
-                parts = path.relative_to(root).parts
+                parts, stat = path.relative_to(root).parts, path.stat()
+                if (stat.st_dev, stat.st_ino) in seen:
+                    continue
+                seen.add((stat.st_dev, stat.st_ino))
                 kind = (
                     "state" if "state" in parts
                     else "tiles: volumes and maps" if "processed" in parts
                     else "archive of raw tiles" if path.name.endswith((".nii.gz", ".raw.gz")) or "rawdata" in parts
                     else "stitched and registered"
                 )  # fmt: skip
-                kept[kind] += path.stat().st_size
+                kept[kind] += stat.st_size
     return dict(kept)
 
 
@@ -283,7 +360,7 @@ bare = parts.model_copy(update={"reconstruction": parts.reconstruction.model_cop
 for kind, processing, extras in (("maps", bare, False), ("tile", parts, True)):
     for turn in range(given["repeats"] + 1):  # the first one compiles and loads
         a_lines, before, begin = 0, os.times(), time.monotonic()
-        for mosaic, tile, path in given["tiles"]:
+        for mosaic, tile, path in given["tiles"] if turn else given["tiles"][-1:]:
             with tempfile.TemporaryDirectory(dir=given["folder"]) as folder:
                 source = Path(path)
                 archive = Path(folder) / (source.name + ".gz") if extras else None
@@ -323,6 +400,10 @@ def bare_engine(project_file: Path, raw: Path, folder: Path, repeats: int) -> di
     return {kind: sorted(values)[len(values) // 2] for kind, values in found.items()}
 
 
+_AFTER_AXIS = ("update sample", "publish", "upload")
+"""How the names of steps begin that come after the axis of a slice, or beside it."""
+
+
 # -- the table -----------------------------------------------------------------------------------------------------
 
 
@@ -335,13 +416,13 @@ def table(chain_: ChainFigures, bare: dict[str, tuple[float, float]], line_rate_
     for name, step in chain_.steps.items():
         rows.append((name, step.items, step.processor_s, step.wall_s))
     roles = dict(chain_.roles)
-    seen = {name: roles.get(name, 0.0) for name in ("server", "workers", "warm process", "command")}
+    seen = {name: roles.get(name, 0.0) for name in ("server", "workers", "warm process", "launchers", "command")}
     rest_s = chain_.processor_s - sum(seen.values()) - steps_s
     rows += [
         ("**all steps**", "", steps_s, None),
         ("Prefect: server", "", seen["server"], None),
         ("Prefect: workers, which poll and start runs", "", seen["workers"], None),
-        ("process that runs are forked from, compiler included", "", seen["warm process"], None),
+        ("process that runs are forked from, and launchers", "", seen["warm process"] + seen["launchers"], None),
         ("flow runs besides their steps: starts, reports, flows that look", "", rest_s, None),
         ("`opticstream run` itself: finding files, sweeps", "", seen["command"], None),
         ("**the whole chain**", "", chain_.processor_s, chain_.wall_s),
@@ -354,6 +435,9 @@ def table(chain_: ChainFigures, bare: dict[str, tuple[float, float]], line_rate_
         lines.append(f"| {name} | {items} | {used} | {each} | {ratio} | {'' if wall_s is None else f'{wall_s:.1f}'} |")
     cores = available_cores()
     prefect_s = chain_.processor_s - steps_s - seen["command"]
+    started_s = chain_.start_processor_s
+    runs_s = max(0.0, prefect_s - started_s)
+    axis_s = sum(step.processor_s for name, step in chain_.steps.items() if not name.startswith(_AFTER_AXIS))
     mb = {name: count / 1e6 for name, count in chain_.moved.items()}
     lines += [
         "",
@@ -367,7 +451,13 @@ def table(chain_: ChainFigures, bare: dict[str, tuple[float, float]], line_rate_
         f"| A-lines/s of the whole chain | {chain_.a_lines / chain_.wall_s:,.0f}: "
         f"{chain_.a_lines / chain_.wall_s / line_rate_hz:.2f} of the camera's {line_rate_hz / 1e3:g} kHz, "
         f"{chain_.a_lines / chain_.wall_s / bare['maps'][1]:.2f} of the bare engine |",
+        f"| steps up to stitched volumes and the axis | {axis_s * per_line:.1f} us, "
+        f"{axis_s * per_line / maps_us:.2f} x maps alone |",
         f"| Prefect's share of the processor time, starts and forks included | {prefect_s / chain_.processor_s:.0%} |",
+        f"| of it before the first step: server, workers, deployments | {started_s:.1f} s of processor time in "
+        f"{chain_.start_wall_s:.1f} s |",
+        f"| of it afterwards | {runs_s:.1f} s, {runs_s / chain_.processor_s:.0%}: "
+        f"{runs_s / max(1, chain_.flow_runs):.2f} s for each of {chain_.flow_runs} flow runs |",
         f"| wall over processor seconds, {cores} cores | {chain_.wall_s / chain_.processor_s:.2f} |",
         f"| wall time without any step at work | {chain_.without_step_s:.1f} s of {chain_.wall_s:.1f} |",
         f"| cores idle, or at work for others | {cores * chain_.wall_s - chain_.processor_s:.1f} core seconds of "
@@ -375,6 +465,7 @@ def table(chain_: ChainFigures, bare: dict[str, tuple[float, float]], line_rate_
         f"| read | {mb['rchar']:,.0f} MB asked for, {mb['read_bytes']:,.0f} MB from the disk; raw tiles hold "
         f"{chain_.raw_bytes / 1e6:,.0f} MB |",
         f"| written | {mb['wchar']:,.0f} MB asked for, {mb['write_bytes']:,.0f} MB to the disk |",
+        f"| most memory of a flow run | {chain_.most_memory_mb:,.0f} MB |",
         *(f"| kept: {kind} | {size / 1e6:,.0f} MB |" for kind, size in sorted(chain_.kept.items())),
     ]
     return "\n".join(lines)
@@ -398,7 +489,9 @@ def main() -> None:
         folder = Path(name)
         project_file, raw = make_project(folder, options)
         bare = bare_engine(project_file, raw, folder, options.repeats)
-        figures = run_chain(project_file, raw, folder, options.set)
+        for kind, (used_us, rate) in bare.items():
+            print(f"{kind}: {used_us:.1f} us of processor time an A-line, {rate:,.0f} A-lines/s", file=sys.stderr)
+        figures = run_chain(project_file, raw, folder, options.set, environment_of_a_user(options.cache))
         config = load_project(project_file)
         print(
             f"{options.samples} samples, {options.b_lines} B-lines of {options.a_lines[0]} and {options.a_lines[1]} "

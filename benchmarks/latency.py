@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chain import CACHE
+from chain import CACHE, environment_of_a_user
 from opticstream.config import ProjectConfig, config_from_mapping, load_project
 from opticstream.io.atomic import write_text
 from opticstream.io.names import FileNameGrammar
@@ -106,7 +106,9 @@ def _interruptible() -> None:
 
 
 @contextlib.contextmanager
-def watching(project_file: Path, raw: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def watching(
+    project_file: Path, raw: Path, folder: Path, environment: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     """`opticstream watch` on a folder, with its server and workers."""
     command = [
         sys.executable,
@@ -120,7 +122,7 @@ def watching(project_file: Path, raw: Path, folder: Path) -> Iterator[subprocess
     ]
     with (
         (folder / "watch.log").open("w") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_interruptible) as process,
+        subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_interruptible, env=environment) as process,
     ):
         try:
             yield process
@@ -164,7 +166,7 @@ def measured(text: str, cache: Path, rate: float, work: Path | None) -> Seen:
         config, seen = load_project(project_file), Seen()
         grammar = FileNameGrammar(config.scan.file_name, config.scan.layout)
         tiles = [t for p in sorted((cache / "raw").iterdir()) if (t := grammar.tile_from_name(p.name)) is not None]
-        with watching(project_file, raw, folder) as process:
+        with watching(project_file, raw, folder, environment_of_a_user(cache.parent)) as process:
             end = time.monotonic() + _LONGEST_S
 
             def wait_for(ready: Callable[[], bool]) -> None:

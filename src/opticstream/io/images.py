@@ -14,6 +14,7 @@ from opticstream.io.geometry import Geometry
 from opticstream.io.nifti import check_single, nifti_geometry, nifti_values
 from opticstream.io.nifti_header import NiftiHeader, check_real, read_nifti_header
 from opticstream.io.reading import check_regular_file, reading_errors
+from opticstream.io.steps import values_from_steps
 from opticstream.io.tiff import read_tiff
 from opticstream.io.tiff_resolution import tiff_geometry
 from opticstream.io.zarr import open_zarr_image, readable_zarr
@@ -214,8 +215,7 @@ class TileVolume:
         for z in range(planes):
             start = self._offset + 2 * ((z0 + z) * self.shape[1] + y0) * width
             _read_fully(handle, integers.data.cast("B"), start, self.path)
-            np.multiply(integers, slope, out=out[z], casting="unsafe")
-            np.add(out[z], intercept, out=out[z])
+            values_from_steps(integers, slope=slope, intercept=intercept, out=out[z])
 
 
 def _read_fully(handle: int, view: memoryview, offset: int, path: Path) -> None:

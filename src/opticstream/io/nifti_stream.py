@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1
+from opticstream.io.steps import steps_from_planes
 from opticstream.system.disk import reserve, write_at
 
 
@@ -41,14 +42,17 @@ class Steps:
         >>> Steps(0.005, 90.0).integers(np.array([90.0, 90.0051, -200.0])).tolist()
         [0, 1, -32767]
         """
-        scaled = np.subtract(values, np.float32(self.intercept), dtype=np.float32)
-        np.multiply(scaled, np.float32(1 / self.slope), out=scaled)
-        np.rint(scaled, out=scaled)
-        np.clip(scaled, -_LARGEST, _LARGEST, out=scaled)
-        return scaled.astype("<i2", order="C")
+        given = np.asarray(values, np.float32)
+        rows = given.reshape(1, 1, -1) if given.ndim < 3 else given.transpose(1, 0, 2)
+        integers = self.of_planes(rows, 0, rows.shape[1])
+        return integers.reshape(given.shape)
+
+    def of_planes(self, lines: NDArray[np.float32], first: int, count: int, /) -> NDArray[np.int16]:
+        """Return the integers of `count` planes from `first` on, shape (z, b, x), of a block of B-lines (b, z, x)."""
+        planes = steps_from_planes(lines, first, count, slope=self.slope, intercept=self.intercept)
+        return planes.astype("<i2", copy=False)
 
 
-_LARGEST = np.float32(32767)
 _PLANES = 8
 """Planes of a block that are turned into integers at a time: they stay in the cache."""
 
@@ -166,13 +170,14 @@ class VolumeFile:
         x, y, depth = self.shape
         if block.shape[0] != depth or block.shape[2] != x or first + block.shape[1] > y:
             raise ValueError(f"a block of shape {block.shape} does not fit at B-line {first} of a volume {self.shape}")
+        lines = block.transpose(1, 0, 2)
         integers: NDArray[Any] = block
         for z in range(depth):
             if self._steps is None:
                 run = np.ascontiguousarray(block[z], "<f4")
             else:
                 if z % _PLANES == 0:
-                    integers = self._steps.integers(block[z : z + _PLANES])
+                    integers = self._steps.of_planes(lines, z, _PLANES)
                 run = integers[z % _PLANES]
             offset = self._first + self._item_bytes * x * (y * z + first)
             done = 0

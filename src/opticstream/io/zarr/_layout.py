@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from opticstream.io.zarr._files import file_store
+from opticstream.io.zarr._files import file_store, number_codec
 
 Version = Literal["0.5", "0.4"]
 CHUNK = 64
@@ -124,11 +124,7 @@ def array_spec(path: Path, layout: StoreLayout, level: int) -> dict[str, Any]:
     shape, shard, chunk = layout.level_shape(level), layout.level_shard(level), layout.level_chunk(level)
     base: dict[str, Any] = {"kvstore": file_store(path / str(level))}
     if layout.version == "0.5":
-        blosc = {
-            "name": "blosc",
-            "configuration": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "typesize": 4, "blocksize": 0},
-        }
-        inner = [{"name": "bytes", "configuration": {"endian": "little"}}, blosc]
+        inner = [{"name": "bytes", "configuration": {"endian": "little"}}, number_codec(4)]
         sharding = {
             "name": "sharding_indexed",
             "configuration": {
@@ -159,6 +155,6 @@ def array_spec(path: Path, layout: StoreLayout, level: int) -> dict[str, Any]:
             "fill_value": "NaN",
             "order": "C",
             "dimension_separator": "/",
-            "compressor": {"id": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 1, "blocksize": 0},
+            "compressor": {"id": "blosc", "cname": "lz4", "clevel": 1, "shuffle": 1, "blocksize": 0},
         },
     }

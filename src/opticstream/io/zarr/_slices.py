@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from opticstream.compute.pyramid import halved
 from opticstream.io.atomic import write_text
 from opticstream.io.disk_errors import disk_errors
-from opticstream.io.zarr._files import file_store
+from opticstream.io.zarr._files import file_store, number_codec
 from opticstream.io.zarr._reading import BlockReader
 from opticstream.model.errors import FileFormatError
 from opticstream.model.modalities import ValueKind
@@ -224,8 +224,9 @@ class SliceStore:
         )
         side = _CHUNK if self.planes > 1 else 2 * _CHUNK
         chunk = [*([3] if lead else []), chunk_z, side, side]
-        inner = [{"name": "bytes", "configuration": {"endian": "little"}}, _ZSTD]
-        floating = np.dtype(self.dtype).kind == "f"
+        dtype = np.dtype(self.dtype)
+        inner = [{"name": "bytes", "configuration": {"endian": "little"}}, number_codec(dtype.itemsize)]
+        floating = dtype.kind == "f"
         metadata: dict[str, Any] = {
             "shape": list(size),
             "data_type": self.dtype,

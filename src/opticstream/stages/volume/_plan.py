@@ -105,7 +105,7 @@ def _cost(block: Sequence[int], inputs: VolumeInputs) -> int:
     depth = min(bz + inputs.shift_range, shape[0] + inputs.shift_range) + 1  # samples, and one plane of weights
     gathered = 4 * _most_parts(canvas, by, bx) * min(by, tile_y) * tile_x * depth
     # The block (and the sines of axes), the writer's copies, compressed shards, the levels.
-    outputs = 4 * bz * by * bx * ((2 if inputs.axial else 1) + 2 + 0.9 + 0.4)
+    outputs = 4 * bz * by * bx * ((2 if inputs.axial else 1) + 2 + 1.0 + 0.4)
     return int(gathered + outputs + 12 * by * bx + fixed)
 
 
