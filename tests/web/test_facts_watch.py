@@ -64,7 +64,9 @@ def test_folders_that_have_not_changed_are_not_listed_again(shown, monkeypatch):
     times.append(10.0)
     watch.refresh()  # once more, because some file systems count whole seconds
     listed = []
-    monkeypatch.setattr(facts_watch, "scan_flags", lambda _folder, mosaics: listed.append(mosaics) or [])
+    for name in ("flags_of_batches", "flags_of_tiles"):
+        monkeypatch.setattr(facts_watch, name, lambda _folder, mosaic: listed.append(mosaic) or {})
+    monkeypatch.setattr(facts_watch, "flags_above", lambda folder: listed.append(folder) or {})
     for now in (11.0, 12.0, 20.0, 1000.0):
         times.append(now)
         assert not watch.refresh()

@@ -32,6 +32,8 @@ from opticstream.system.disk import reachable
 
 ZOOM_FOLDER = "zoom"
 """Folder of the pictures for deep zoom among the stitched maps; they are not published."""
+THUMBNAIL_FOLDER = "thumbnails"
+"""Folder of the small pictures among the stitched maps; they are not published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,10 @@ class ProjectPaths:
     def mosaic_zoom(self, mosaic: MosaicId, modality: str) -> Path:
         """Return the picture of a stitched map at full size, which large mosaics have."""
         return self.stitched_folder(mosaic) / ZOOM_FOLDER / self.mosaic_product(mosaic, modality, ".szi").name
+
+    def mosaic_thumbnail(self, mosaic: MosaicId, modality: str) -> Path:
+        """Return the small picture of a stitched map."""
+        return self.stitched_folder(mosaic) / THUMBNAIL_FOLDER / self.mosaic_product(mosaic, modality, ".jpg").name
 
     def tilemap(self, illumination: str) -> Path:
         """Return the coordinate template of an illumination."""

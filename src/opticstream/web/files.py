@@ -10,7 +10,7 @@ from opticstream.model.errors import InputError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png"})
 STORE = ".ome.zarr"
-_FOLDERS = re.compile(r"(?:mosaic-\d{2,}/(?:processed|stitched)|registered|sample)/")
+_FOLDERS = re.compile(r"(?:mosaic-\d{2,}/(?:processed|stitched|thumbnails)|registered|sample)/")
 """Folders of the project that hold pictures and volumes; flags, settings and raw tiles lie elsewhere."""
 _IN_STORE = re.compile(
     r"""(?P<store>.+\.ome\.zarr)/
@@ -40,7 +40,7 @@ def picture_path(paths: ProjectPaths, name: str, /) -> Path:
     inside = _plain(name)
     if inside.suffix.lower() not in PICTURES:
         raise InputError(f"{name!r} is not a picture; expected {', '.join(sorted(PICTURES))}")
-    real = _output(paths, name)
+    real = output_path(paths, name)
     if real.suffix.lower() not in PICTURES or not real.is_file():
         raise InputError(f"{name!r} is not a picture")
     return real
@@ -65,7 +65,7 @@ def store_path(paths: ProjectPaths, name: str, /) -> Path:
     if found is None:
         raise InputError(f"{name!r} is not a file of a volume")
     _plain(found["store"])
-    store = _output(paths, found["store"])
+    store = output_path(paths, found["store"])
     try:
         real = (store / name[len(found["store"]) + 1 :]).resolve(strict=True)
     except (OSError, RuntimeError) as error:
@@ -84,8 +84,14 @@ def _plain(name: str) -> PurePosixPath:
     return inside
 
 
-def _output(paths: ProjectPaths, name: str) -> Path:
-    """Return where an output really lies: in a folder of outputs of the project, or in its archive."""
+def output_path(paths: ProjectPaths, name: str, /) -> Path:
+    """Return where an output really lies: in a folder of outputs of the project, or in its archive.
+
+    Raises
+    ------
+    InputError
+        It does not exist, or lies elsewhere.
+    """
     if not name.startswith(_ARCHIVE) and not _FOLDERS.match(PurePosixPath(name).as_posix()):
         raise InputError(f"{name!r} lies in no folder of outputs")
     try:

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import opticstream
 from opticstream.io.tile_thumbnail import THUMBNAIL_PX
-from opticstream.model.ids import MosaicId, SliceId
+from opticstream.model.ids import MosaicId, SliceId, item_from_key
 from opticstream.model.modalities import described
 from opticstream.web import words
 from opticstream.web.board import Board
@@ -125,7 +125,7 @@ class View:
         with self._board.lock:
             rendered = dict(self._panels())
             shown = self.shown_slice
-            frame = (shown, self.modality)
+            frame = (shown, self.modality, shown is None and self._board.reading is not None)
             if frame != self._shown:
                 self._parts = {name: part for name, part in self._parts.items() if not name.startswith(_INSIDE_FRAME)}
                 self._columns.clear()
@@ -211,7 +211,7 @@ class View:
             )  # fmt: skip
         return self._environment.get_template("mosaics.html.j2").render(
             mosaics=mosaics, shown=shown, modality=self.modality, modalities=modalities_of(board),
-            described=described, follows=self.slice_id is None, states=STATES,
+            described=described, follows=self.slice_id is None, states=STATES, reading=board.reading is not None,
         )  # fmt: skip
 
 
@@ -235,5 +235,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals.update(words=words, version=opticstream.__version__, states=STATES, most_lines=MOST_LINES)
+    environment.globals.update(
+        words=words, version=opticstream.__version__, states=STATES, most_lines=MOST_LINES, item_from_key=item_from_key
+    )  # fmt: skip
     return environment

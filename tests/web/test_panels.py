@@ -1,0 +1,100 @@
+"""What the page says beside the pictures: the figures of tiles, the space on the disks, and what is being uploaded."""
+
+from __future__ import annotations
+
+import re
+from collections import namedtuple
+from html import unescape
+
+import pytest
+
+from opticstream.model.chain import chain
+from opticstream.model.ids import TileId
+from opticstream.pipeline.under_way import shown_under_way
+from opticstream.web import board as board_module
+from opticstream.web.board import Board
+from opticstream.web.views import Views
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def views(shown):
+    return Views(Board(shown.project), may_retry=False)
+
+
+def part(views, name):
+    views.board.refresh()
+    return unescape(views.get(None, "aip").parts()[name])
+
+
+def test_pointing_at_a_tile_tells_its_state_its_figures_and_why_it_failed(shown, views):
+    batch = shown.ready(1, 1)
+    shown.ready(1, 2)
+    with shown.project.facts.claim(batch):
+        shown.process(1, 1)
+        shown.process(1, 2, flags=["weak signal"])
+        shown.fail(1, 3, "cut file")
+        html = part(views, "mosaics")
+    told = dict(re.findall(r'href="/tile/1/(\d+)"[^>]*aria-label="([^"]*)"', html))
+    shown_on_hover = dict(re.findall(r'href="/tile/1/(\d+)"[^>]*><title>([^<]*)</title>', html))
+    assert told == shown_on_hover  # the same for those who hear the page
+    assert told["1"] == "tile 1: done; signal 71.3 dB; noise 50.0 dB; tissue 93%"
+    assert told["2"].startswith("tile 2: done, worth a look; weak signal; signal 71.3 dB")
+    assert told["3"] == "tile 3: failed; cut file"
+    assert told["4"] == "tile 4: column waits for a worker"
+    assert told["7"] == "tile 7: not complete at the rig yet"
+
+
+def test_a_figure_that_was_not_measured_is_left_out(shown, views):
+    tile = TileId(1, 1)
+    shown.project.facts.record(tile, "processed", {"detail": {"figures": {"signal_db": None, "noise_db": 50.0}}})
+    assert "<title>tile 1: done; noise 50.0 dB</title>" in part(views, "mosaics")
+
+
+def test_a_disk_shows_its_space_and_the_time_until_it_is_full_at_the_present_rate(shown, views, monkeypatch):
+    now, free = [1000.0], [800 * 10**9]
+    monkeypatch.setattr(board_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(board_module.shutil, "disk_usage", lambda _place: Usage(10**12, 10**12 - free[0], free[0]))
+    shown.process(1, 1)
+    html = part(views, "disk")
+    assert "project: 800 GB of 1.0 TB free " in html
+    assert "archive" not in html  # on the same disk
+    assert "full in" not in html
+    assert 'class="bad"' not in html
+    assert 'value="20"' in html
+    for _ in range(10):  # 40 GB in ten minutes
+        now[0] += 60
+        free[0] -= 4 * 10**9
+        html = part(views, "disk")
+    assert "full in about 3 h at the present rate" in html
+    assert "✕ 760 GB" in html  # it ends before the next day
+
+
+def test_a_disk_that_is_nearly_full_has_a_sign_of_its_own(shown, views, monkeypatch):
+    monkeypatch.setattr(board_module.shutil, "disk_usage", lambda _place: Usage(10**12, 95 * 10**10, 5 * 10**10))
+    shown.process(1, 1)
+    assert "✕ 50 GB of 1.0 TB free" in part(views, "disk")
+
+
+def test_uploads_show_how_far_they_are_and_how_fast(shown, views):
+    shown.column(1, 1)
+    batch = shown.ready(1, 2)
+    step = next(one for one in chain().of("batch") if one.uploads)
+    assert "raw columns: 0 archived, 0 uploaded" in part(views, "uploads")
+    shown.project.facts.record(batch, "archived")
+    shown.project.facts.record(batch, "published")
+    with (
+        shown.project.facts.claim(batch, step.claim),
+        shown_under_way(shown.project, batch, step, "lab", 200_000_000) as passed,
+    ):
+        passed(50_000_000)
+        views.board._vitals_s = 0.0
+        html = part(views, "uploads")
+        done = re.search(r"↑ batch 2 of mosaic 1: (\d+) of 200 MB \((\d+) %\) at lab, [\d.]+ MB/s", html)
+        assert done is not None
+        assert f'<progress max="100" value="{done[2]}">' in html
+    shown.project.facts.record(batch, "uploaded")
+    html = part(views, "uploads")
+    assert "raw columns: 1 archived, 1 uploaded" in html
+    assert "↑" not in html
