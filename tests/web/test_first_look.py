@@ -14,7 +14,7 @@ from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.progress import project_progress
 from opticstream.web import app as app_module
 from opticstream.web import board as board_module
-from opticstream.web import create_app
+from opticstream.web.app import create_app
 from opticstream.web.board import Board
 from opticstream.web.views import Views
 

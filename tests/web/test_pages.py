@@ -16,7 +16,8 @@ from opticstream.io.tile_thumbnail import strip_path, thumbnail_path
 from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.arriving import note_arriving
-from opticstream.web import Access, create_app
+from opticstream.web import Access
+from opticstream.web.app import create_app
 from opticstream.web.board import Board
 from opticstream.web.views import Views
 

@@ -11,9 +11,10 @@ from starlette.testclient import TestClient
 
 from opticstream.model.errors import InputError
 from opticstream.model.ids import MosaicId
-from opticstream.web import Access, create_app
-from opticstream.web.access import CONTENT_POLICY
+from opticstream.web import Access
+from opticstream.web.app import create_app
 from opticstream.web.files import store_path
+from opticstream.web.guard import CONTENT_POLICY
 from opticstream.web.volumes import CLIENT, DECODERS, SCRIPTS, STYLE
 
 STORE = "mosaic-01/stitched/mosaic_001_dBI.ome.zarr"

@@ -143,7 +143,7 @@ def _with(facts: frozenset[str], fact: str) -> frozenset[str]:
 @lru_cache(maxsize=4096)
 def _current(facts: frozenset[str]) -> frozenset[str]:
     """Return the facts of an item, from the facts in the names of its flag files."""
-    return (facts - PUBLICATION_WORDS) | in_current_words(facts & PUBLICATION_WORDS).keys()
+    return frozenset((facts - PUBLICATION_WORDS) | in_current_words(facts & PUBLICATION_WORDS).keys())
 
 
 class Stamp(NamedTuple):

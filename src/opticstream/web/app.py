@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,15 +31,14 @@ from opticstream.model.modalities import MODALITIES, Modality, described
 from opticstream.pipeline.judging import judged
 from opticstream.pipeline.project import Project
 from opticstream.state import FactRecord
-from opticstream.web.access import Access, Guard
+from opticstream.web.access import Access
 from opticstream.web.board import Board
 from opticstream.web.files import PICTURES, STORE, output_path, picture_path, store_path
+from opticstream.web.guard import Guard
+from opticstream.web.listening import Retry
 from opticstream.web.thumbnails import Thumbnails, ZoomFiles, stamp_of
 from opticstream.web.views import Views, modalities_of
 from opticstream.web.volumes import CLIENT, DECODERS, SCRIPTS, STYLE, viewer_address, volumes_of
-
-Retry = Callable[[Sequence[ItemId] | None], Sequence[str]]
-"""Retries parked items, or all of them, and returns what was done in words."""
 
 LOOK_EVERY_S = 0.5
 READ_ON_EVERY_S = 0.1
