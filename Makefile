@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint format docs clean help
+.PHONY: demo test test-all lint format docs screenshots clean help
 
 help:
 	@echo "make demo      run the whole pipeline on a phantom and measure the results (under 5 minutes on 2 cores)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-all  the same with the slow suites"
 	@echo "make format    put the code into the common form"
 	@echo "make docs      write the generated pages of docs/ anew"
+	@echo "make screenshots  take the pictures of the dashboard in docs/ anew (needs Chromium); look at them"
 	@echo "make clean     remove the environment and what the demo made"
 
 $(READY): pyproject.toml constraints.txt
@@ -45,6 +46,9 @@ format: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+
+screenshots: $(READY)
+	$(BIN)/python docs/screenshots.py
 
 clean:
 	rm -rf $(VENV) demo-output

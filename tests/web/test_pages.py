@@ -264,7 +264,9 @@ def test_a_tile_that_is_processed_again_is_shown_as_it_is_now(shown):
     made = strip_path(shown.project.paths.base, BatchId(1, 1), "aip")
     tile = shown.process(1, 2)
     path = thumbnail_path(shown.project.paths.base, tile)
-    Image.new("L", Image.open(path).size, 255).convert("RGB").save(path, comment=b"aip,ret,ori")
+    with Image.open(path) as picture:
+        size, names = picture.size, picture.info["comment"]
+    Image.new("RGB", size, (255, 255, 255)).save(path, comment=names)
     with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
         content = client.get("/strip/1/1/aip.jpg").content
     assert content != made.read_bytes()

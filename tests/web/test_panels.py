@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections import namedtuple
 from html import unescape
+from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from opticstream.model.chain import chain
-from opticstream.model.ids import TileId
+from opticstream.model.ids import MosaicId, SliceId, TileId
 from opticstream.pipeline.under_way import shown_under_way
+from opticstream.web import app as app_module
 from opticstream.web import board as board_module
+from opticstream.web.app import create_app
 from opticstream.web.board import Board
 from opticstream.web.views import Views
 
@@ -98,3 +102,60 @@ def test_uploads_show_how_far_they_are_and_how_fast(shown, views):
     html = part(views, "uploads")
     assert "raw columns: 1 archived, 1 uploaded" in html
     assert "↑" not in html
+
+
+def test_the_strip_of_slices_shows_the_state_of_each_mosaic_and_of_the_registration(shown, views):
+    for mosaic in (1, 2):
+        shown.column(mosaic, 1)
+        shown.stitch(mosaic)
+    shown.project.facts.record(SliceId(1), "ready")
+    shown.project.facts.record(SliceId(1), "registered")
+    shown.column(3, 1)
+    shown.project.facts.record(MosaicId(4), "failed", {"detail": {"reason": "no template"}})
+    html = part(views, "slices")
+    assert re.findall(r'href="/\?slice=(\d+)', html) == ["2", "1"]  # the latest comes first
+    second, first = html.split("<li>")[1:]
+    assert 'src="/preview/1.jpg?v=' in first
+    assert 'title="mosaic 1, normal: stitched, 25 %"' in first
+    assert 'title="registration: registered"' in first
+    assert "25%" in second
+    assert 'class="state failed" href="/pictures/mosaic-004"' in second
+    assert "✕" in second  # a sign as well as a colour
+
+
+def test_the_map_of_the_live_mosaic_can_be_chosen(shown, views):
+    shown.column(1, 1)
+    for name in ("aip", "ori"):
+        views.board.refresh()
+        html = unescape(views.get(None, name).parts()["mosaics"])
+        assert re.search(rf'href="/strip/1/1/{name}\.jpg\?v=', html)
+        assert re.search(rf'href="/\?slice=&modality={name}" aria-current="true"', html)
+    assert "colour wheel" in html  # of directions only
+
+
+def test_the_libraries_of_the_page_are_local_and_listed_with_their_licences(shown):
+    static = Path(app_module.__file__).with_name("static")
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        listed = client.get("/static/LICENSES.txt").text
+        for page in ("/", "/pictures/mosaic-001", "/v/mosaic-001/"):
+            html = client.get(page).text
+            addresses = re.findall(r'(?:src|href)="([^"#]+)"', html)
+            assert addresses
+            assert all(one.startswith(("/", "?")) and not one.startswith("//") for one in addresses), page
+    libraries = [one.name for one in static.iterdir() if re.search(r"-\d+\.\d+", one.name)]
+    assert len(libraries) == 4
+    for name in libraries:
+        library, version = re.match(r"(.+?)-(\d[\d.]*\d)", name).groups()
+        assert version in listed, name
+        assert library.split("-")[0].lower() in listed.lower(), name
+    for licence in ("Zero-Clause BSD", "Redistribution and use in source and binary forms", "Apache License"):
+        assert licence in listed
+
+
+def test_the_page_is_dark_and_fits_a_phone(shown):
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        page, style = client.get("/").text, client.get("/static/dashboard.css").text
+    assert '<meta name="color-scheme" content="dark">' in page
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert "color-scheme: dark" in style
+    assert "@media (max-width: 700px)" in style

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -162,14 +162,9 @@ class FactsSnapshot:
 
     def with_facts(self, wanted: Callable[[str], bool], /) -> list[ItemId]:
         """Return the items that have a fact for which `wanted` holds, sorted by key."""
-        kinds: dict[frozenset[str], bool] = {}
-
-        def chosen(facts: frozenset[str]) -> bool:
-            if facts not in kinds:
-                kinds[facts] = any(map(wanted, facts))
-            return kinds[facts]
-
-        return sorted(self._items(None, chosen), key=lambda item: item.key)
+        listings = (self._above, *self._batches.values(), *self._tiles.values())
+        kinds = {facts for listing in listings for facts in set(listing.values()) if any(map(wanted, facts))}
+        return sorted(self._items(None, kinds), key=lambda item: item.key) if kinds else []
 
     def items(self, hierarchy: str | None = None, /) -> list[ItemId]:
         """Return the items that have any fact, of one hierarchy or of all, sorted by key."""
@@ -191,19 +186,18 @@ class FactsSnapshot:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _items(
-        self, hierarchy: str | None, chosen: Callable[[frozenset[str]], bool] = lambda _facts: True
-    ) -> Iterator[ItemId]:
+    def _items(self, hierarchy: str | None, kinds: Collection[frozenset[str]] | None = None) -> Iterator[ItemId]:
+        """Yield the items of one hierarchy, or of all, whose facts are among `kinds`."""
         if hierarchy not in ("batch", "tile"):
-            yield from (
-                item for item, facts in self._above.items() if hierarchy in (None, item.hierarchy) and chosen(facts)
-            )
+            for item, facts in self._above.items():
+                if hierarchy in (None, item.hierarchy) and (kinds is None or facts in kinds):
+                    yield item
         if hierarchy in (None, "batch"):
             for mosaic_id, found in self._batches.items():
-                yield from (BatchId(mosaic_id, number) for number, facts in found.items() if chosen(facts))
+                yield from (BatchId(mosaic_id, n) for n, facts in found.items() if kinds is None or facts in kinds)
         if hierarchy in (None, "tile"):
             for mosaic_id, found in self._tiles.items():
-                yield from (TileId(mosaic_id, number) for number, facts in found.items() if chosen(facts))
+                yield from (TileId(mosaic_id, n) for n, facts in found.items() if kinds is None or facts in kinds)
 
     def _any(self, item: ItemId, facts: tuple[str, ...]) -> bool:
         return any(self.has(item, fact) for fact in facts)
@@ -214,6 +208,8 @@ _NOTHING: Numbered = MappingProxyType({})
 
 
 def _by_facts(found: Numbered, most: int) -> Counter[frozenset[str]]:
+    if not found or max(found) <= most:
+        return Counter(found.values())
     return Counter(facts for number, facts in found.items() if number <= most)
 
 

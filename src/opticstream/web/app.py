@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs, quote, unquote
@@ -316,7 +317,6 @@ def _shown(name: str, file: str) -> ShownPicture:
 
 def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
     project, board, thumbnails = dashboard.project, dashboard.board, dashboard.thumbnails
-    wheel = encoded_picture(inplane_legend(288), "PNG")
     zooms = ZoomFiles()
 
     @app.get("/strip/{mosaic}/{column}/{modality}.jpg")
@@ -361,7 +361,12 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
 
     @app.get("/legend/wheel.png")
     def legend() -> Response:
-        return Response(wheel, media_type="image/png", headers={"Cache-Control": _FOREVER})
+        return Response(_wheel(), media_type="image/png", headers={"Cache-Control": _FOREVER})
+
+
+@cache
+def _wheel() -> bytes:
+    return encoded_picture(inplane_legend(288), "PNG")
 
 
 def _add_volumes(app: FastAPI, dashboard: Dashboard) -> None:

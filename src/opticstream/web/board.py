@@ -103,6 +103,8 @@ class Board:
         """Why the facts cannot be read now; empty if they can."""
         self.reading: Reading | None = Reading()
         """How far the first look at all facts is; None when it is done."""
+        self.touched: dict[MosaicId, int] = {}
+        """The version at which something in a mosaic changed last."""
         self.lock = RLock()
         self._looks = TileLooks(project, self.watch)
         self._journal = JournalTail(project.facts.journal.folder)
@@ -187,6 +189,7 @@ class Board:
         with self.lock:
             judging = self.judging
             changes = self.watch.take(found)
+            self.touched.update(dict.fromkeys(changes.mosaics, self.version + 1))
             due = self._due_slices(changes)
             for one in due:
                 self._update(one)

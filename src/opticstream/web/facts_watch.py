@@ -28,6 +28,9 @@ from opticstream.state.flags import (
 SETTLED_S = 2.0
 """Time for which a folder is listed again although its modification time stays the same: some file systems store it in
 whole seconds."""
+OLD_S = 600.0
+"""Age from which the modification time of a folder is not that of a change that is still going on, whatever the clocks
+of this host and of the file server say: they differ by less."""
 _NO_FACTS: frozenset[str] = frozenset()
 
 
@@ -35,7 +38,7 @@ _NO_FACTS: frozenset[str] = frozenset()
 class _Folder:
     mtime_ns: int
     seen_s: float
-    """When this modification time was first seen."""
+    """When this modification time was first seen; earlier, where it was old then."""
     listed_s: float
 
 
@@ -71,9 +74,17 @@ class FactsWatch:
     takes.
     """
 
-    def __init__(self, project_dir: Path, /, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        project_dir: Path,
+        /,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._project_dir = project_dir
         self._clock = clock
+        self._wall_clock = wall_clock
         self._folders: dict[str, _Folder] = {}
         self._places: dict[MosaicId, tuple[str, str]] = {}
         """Folders of the batches' and of the tiles' flags, of every mosaic that has a folder."""
@@ -185,7 +196,8 @@ class FactsWatch:
             mtime_ns = 0
         last = self._folders.get(folder)
         if last is None or last.mtime_ns != mtime_ns:
-            self._folders[folder] = _Folder(mtime_ns, now, now)
+            is_old = self._wall_clock() - mtime_ns / 1e9 > OLD_S
+            self._folders[folder] = _Folder(mtime_ns, now - 2 * SETTLED_S if is_old else now, now)
             return "new"
         if not mtime_ns or last.listed_s > last.seen_s + SETTLED_S:
             return "same"

@@ -92,6 +92,8 @@ class View:
         self._environment = environment
         self._parts: dict[str, Part] = {}
         self._columns: dict[tuple[int, int], tuple[Any, str]] = {}
+        self._drawn: dict[MosaicId, int] = {}
+        """The version at which the columns of a mosaic were drawn last."""
         self._shown: object = None
         self._version = -1
         self._lock = RLock()
@@ -129,10 +131,14 @@ class View:
             if frame != self._shown:
                 self._parts = {name: part for name, part in self._parts.items() if not name.startswith(_INSIDE_FRAME)}
                 self._columns.clear()
+                self._drawn.clear()
                 self._shown = frame
             rendered[_FRAME] = repr(frame)
             for mosaic in self._mosaics():
                 rendered[f"caption-{mosaic.mosaic_id}"] = self._caption(mosaic)
+                if self._drawn.get(mosaic, -1) >= self._board.touched.get(mosaic, 0):
+                    continue
+                self._drawn[mosaic] = version
                 for column in range(self._board.project.layout.illumination_of(mosaic).columns):
                     rendered[f"column-{mosaic.mosaic_id}-{column + 1}"] = self._column(mosaic, column)
         for name, html in rendered.items():
