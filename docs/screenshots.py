@@ -93,10 +93,29 @@ def opened(browser: Browser, address: str, path: str, **options: Any) -> Page:
 
 
 def settled(page: Page) -> None:
-    """Wait until all slices and flags are read and every picture in view is there."""
+    """Wait until all slices and flags are read, every picture is there, and the page stays the same."""
     page.wait_for_function("() => !/Reading|so far/.test(document.body.textContent)", polling=200)
     page.wait_for_function("() => [...document.images].every(one => one.complete)", polling=200)
-    page.wait_for_load_state("networkidle")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('svg image')].every("
+        "one => performance.getEntriesByName(new URL(one.getAttribute('href'), location).href).length)",
+        polling=200,
+    )
+    page.wait_for_timeout(1000)
+
+
+def drawn(page: Page) -> None:
+    """Wait until a volume is drawn in colours and the picture stays the same."""
+    end, before = time.monotonic() + PATIENCE_MS / 1000, b""
+    while time.monotonic() < end:
+        page.wait_for_timeout(3000)
+        shot = page.screenshot()
+        with Image.open(BytesIO(shot)) as picture:
+            small = picture.convert("HSV").resize((130, 85))
+        coloured = sum(s > 120 and v > 60 for _, s, v in small.getdata())
+        if shot == before and coloured > 500:
+            return
+        before = shot
 
 
 def keep(page: Page, name: str, *, whole: bool = False) -> None:
@@ -104,7 +123,7 @@ def keep(page: Page, name: str, *, whole: bool = False) -> None:
     with Image.open(BytesIO(page.screenshot(full_page=whole))) as picture:
         path = IMAGES / f"{name}.jpg"
         picture.convert("RGB").save(path, quality=QUALITY)
-    print(path)  # noqa: T201  (a tool of the developers)
+    print(path, flush=True)  # noqa: T201  (a tool of the developers)
 
 
 def main() -> None:
@@ -138,8 +157,7 @@ def main() -> None:
                 page = opened(browser, address, f"/volumes/{key}", viewport={"width": 1300, "height": 850})
                 page.wait_for_selector("#neuroglancer-container canvas")
                 page.get_by_text("O3D" if key != "sample" else "normal_O3D", exact=True).click()
-                page.wait_for_load_state("networkidle")
-                page.wait_for_timeout(5000)  # drawing goes on after everything was read
+                drawn(page)
                 keep(page, name)
         browser.close()
 

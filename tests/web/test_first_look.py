@@ -85,33 +85,54 @@ def test_what_is_recorded_during_the_first_look_is_shown(shown, slice_by_slice):
     assert board.slices[SliceId(1)].slices[0].state == "ready"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_the_board_equals_a_rebuild_after_any_sequence_of_facts(shown, monkeypatch, seed):
     chance = random.Random(seed)
     facts = shown.project.facts
-    board = None
+    board = view = None
     for _ in range(12):
         for item, fact in chance.sample(ITEMS, chance.randint(1, 8)):
             if facts.has(item, fact):
                 facts.withdraw(item, fact, reason="a test")
             else:
                 facts.record(item, fact)
+        if chance.random() < 0.2:  # a slice is taken back as a whole
+            for item, fact in facts.snapshot(mosaics=[MosaicId(3), MosaicId(4)]):
+                if item in (SliceId(2), MosaicId(3), MosaicId(4)) or isinstance(item, BatchId | TileId):
+                    facts.withdraw(item, fact, reason="a test")
         monkeypatch.setattr(board_module, "_FIRST_READING_S", chance.choice([0.0, 1.0]))
         monkeypatch.setattr(board_module, "_READING_S", chance.choice([0.0, 1.0]))
         if board is None or chance.random() < 0.2:
             board = Board(shown.project)
+            view = Views(board, may_retry=True).get(None, "aip")
         board.refresh()
-    while board.reading is not None:
+        assert {"summary", "slices", "failures"} <= view.parts().keys()  # whatever is recorded can be shown
+    while board.judging:
         board.refresh()
     everything = project_progress(shown.project)
     shown_now = [board.slices[one] for one in sorted(board.slices)]
-    mosaics = [mosaic for one in shown_now for mosaic in one.mosaics]
-    assert mosaics == [one for one in everything.mosaics if one.slice_id in {m.slice_id for m in mosaics}]
-    known = {one.mosaic_id for one in mosaics}
-    assert {one.mosaic_id for one in everything.mosaics} <= known
-    assert {(f.item, f.fact) for f in board.failures} == {(f.item, f.fact) for f in everything.failures}
-    states = {one.slice_id: one.state for part in shown_now for one in part.slices}
-    assert states.items() >= {one.slice_id: one.state for one in everything.slices}.items()
+    assert [mosaic for one in shown_now for mosaic in one.mosaics] == list(everything.mosaics)
+    assert [part for one in shown_now for part in one.slices] == list(everything.slices)
+    assert {(f.item, f.fact) for f in board.failures} == {
+        (f.item, f.fact) for f in everything.failures if not isinstance(f.item, SliceId)
+    }
+    html = Views(board, may_retry=True).get(None, "aip").parts()
+    assert {name: part for name, part in view.parts().items() if name != "summary"} == {
+        name: part for name, part in html.items() if name != "summary"
+    }
+
+
+def test_what_was_flagged_and_taken_back_is_no_longer_listed(shown):
+    shown.column(1, 1)
+    shown.stitch(1, doubts=["seams do not fit"])
+    board = Board(shown.project)
+    while board.judging:
+        board.refresh()
+    assert [one.item for one in board.flagged] == [MosaicId(1)]
+    for fact in ("ready", "stitched"):
+        shown.project.facts.withdraw(MosaicId(1), fact, reason="a test")
+    board.refresh()
+    assert board.flagged == []
 
 
 def test_the_page_is_answered_while_the_disk_does_not_answer(shown, monkeypatch):

@@ -18,6 +18,7 @@ from opticstream.web import board as board_module
 from opticstream.web.app import create_app
 from opticstream.web.board import Board
 from opticstream.web.views import Views
+from opticstream.web.volumes import CLIENT, STYLE
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -150,6 +151,18 @@ def test_the_libraries_of_the_page_are_local_and_listed_with_their_licences(show
         assert library.split("-")[0].lower() in listed.lower(), name
     for licence in ("Zero-Clause BSD", "Redistribution and use in source and binary forms", "Apache License"):
         assert licence in listed
+
+
+def test_browsers_keep_the_libraries_and_ask_whether_our_own_files_have_changed(shown):
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        for name in ("htmx-4.0.1.min.js", "openseadragon-6.1.1.min.js", f"{CLIENT}/{STYLE}"):
+            assert "immutable" in client.get(f"/static/{name}").headers["cache-control"], name
+        for name in ("dashboard.js", "dashboard.css", "LICENSES.txt"):
+            answer = client.get(f"/static/{name}")
+            assert answer.headers["cache-control"] == "no-cache", name
+            again = client.get(f"/static/{name}", headers={"if-none-match": answer.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b""), name
+        assert client.get("/").headers["cache-control"] == "no-store"
 
 
 def test_the_page_is_dark_and_fits_a_phone(shown):

@@ -228,7 +228,8 @@ class Board:
         """Return the slices that differ and of which every mosaic was read, the latest first; keep the others."""
         layout = self.project.layout
         known = frozenset(self.watch.mosaics)  # a folder may be there before anything is recorded, or without that
-        self._touched |= {layout.slice_of(mosaic) for mosaic in changes.mosaics & known}
+        shown = {mosaic for mosaic in changes.mosaics - known if layout.slice_of(mosaic) in self.slices}
+        self._touched |= {layout.slice_of(mosaic) for mosaic in (changes.mosaics & known) | shown}
         for item in changes.above:
             if isinstance(item, MosaicId):
                 self._touched.add(layout.slice_of(item))
@@ -258,17 +259,27 @@ class Board:
     def _update(self, slice_id: SliceId) -> None:
         mosaics = self.project.layout.mosaics(slice_id)
         snapshot = self.watch.snapshot(mosaics, [slice_id])
-        self.slices[slice_id] = project_progress(self.project, snapshot)
+        progress = project_progress(self.project, snapshot)
+        if progress.slices:
+            self.slices[slice_id] = progress
+        else:  # everything was withdrawn, or something is recorded of the slice alone
+            self.slices.pop(slice_id, None)
         stitched = [(mosaic, self._stamp(mosaic)) for mosaic in mosaics if snapshot.has(mosaic, "stitched")]
         if stitched:
             self.previews[slice_id] = stitched[0]
         else:
             self.previews.pop(slice_id, None)
         judged = [item for kind in ("batch", "mosaic", "slice") for item in snapshot.items(kind)]
+        judged += [item for item, (_, results) in self._flagged.items() if results and self._lies_in(item, slice_id)]
         if self.reading is None:
             self._unjudged.extendleft(judged)
         else:  # the latest slice comes first
             self._unjudged.extend(judged)
+
+    def _lies_in(self, item: ItemId, slice_id: SliceId) -> bool:
+        if isinstance(item, MosaicId):
+            return self.project.layout.slice_of(item) == slice_id
+        return item == slice_id or (isinstance(item, BatchId) and self._lies_in(item.mosaic, slice_id))
 
     def _read_flags(self) -> bool:
         """Read quality flags of some results that have changed; return whether another result is flagged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -26,6 +27,8 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _OPEN = ("/login", "/static/")
+_LIBRARY = re.compile(r"/static/[a-z-]+-\d+\.\d+\.\d+[./]")
+"""Files of a version of a library, which never change."""
 _WITHOUT_EFFECT = ("GET", "HEAD", "OPTIONS")
 
 
@@ -50,7 +53,7 @@ class Guard:
                     headers[name] = value
                 if scope["path"] in self._decoders:
                     headers["Content-Security-Policy"] = DECODER_POLICY
-                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("Cache-Control", _kept(scope["path"]))
             await send(message)
 
         refusal = self._refusal(scope)
@@ -72,6 +75,13 @@ class Guard:
         if method == "GET" and "text/html" in headers.get("accept", "") and headers.get("hx-request") is None:
             return RedirectResponse("/login", 303)
         return PlainTextResponse("sign in first", 401)
+
+
+def _kept(path: str) -> str:
+    """Return how long browsers may keep an answer that does not say so itself."""
+    if _LIBRARY.match(path):
+        return "private, max-age=31536000, immutable"
+    return "no-cache" if path.startswith("/static/") else "no-store"  # no-cache: kept, and asked for changes
 
 
 def _without_port(host: str) -> str:
