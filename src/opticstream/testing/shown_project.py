@@ -196,7 +196,8 @@ class ShownProject:
         stacks = {"normal_dBI": ("aip", planes), "normal_O3D": ("ori", planes), "normal_ret": ("ret", 1)}
         paths = []
         for name, (modality, count) in stacks.items():
-            volume = np.concatenate([np.repeat(one[modality].T[None], count, 0) for one in maps])
+            planes_of = [np.where(one["aip"] > NOISE_DB + 5, one[modality], np.nan).T[None] for one in maps]
+            volume = np.concatenate([np.repeat(one, count, 0) for one in planes_of]).astype(np.float32)
             voxel = (*self.project.config.scan.scan_resolution_3d[:2], depth_mm * planes / count)
             paths.append(folder / f"{name}.ome.zarr")
             _write_store(paths[-1], volume, voxel, "0.5")
