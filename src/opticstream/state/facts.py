@@ -162,8 +162,10 @@ class FactsSnapshot:
 
     def with_facts(self, wanted: Callable[[str], bool], /) -> list[ItemId]:
         """Return the items that have a fact for which `wanted` holds, sorted by key."""
-        listings = (self._above, *self._batches.values(), *self._tiles.values())
-        kinds = {facts for listing in listings for facts in set(listing.values()) if any(map(wanted, facts))}
+        known = set(self._above.values())
+        for listing in (*self._batches.values(), *self._tiles.values()):
+            known.update(listing.values())
+        kinds = {facts for facts in known if any(map(wanted, facts))}
         return sorted(self._items(None, kinds), key=lambda item: item.key) if kinds else []
 
     def items(self, hierarchy: str | None = None, /) -> list[ItemId]:

@@ -121,8 +121,9 @@ class FactsWatch:
     def snapshot(self, mosaics: Iterable[MosaicId], slices: Iterable[SliceId] = ()) -> FactsSnapshot:
         """Return the facts of some mosaics with their batches and tiles, and of some slices."""
         chosen = list(mosaics)
+        above: list[ItemId] = [*chosen, *slices]
         return FactsSnapshot.of_listings(
-            {one: facts for one in (*chosen, *slices) if (facts := self._above.get(one))},
+            {one: facts for one in above if (facts := self._above.get(one))},
             {one.mosaic_id: self._batches.get(one, {}) for one in chosen},
             {one.mosaic_id: self._tiles.get(one, {}) for one in chosen},
         )
