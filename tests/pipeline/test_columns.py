@@ -13,7 +13,8 @@ from PIL import Image
 from tests.pipeline.one_column import BATCH, PROJECT
 
 from opticstream.config import DeploymentSettings, load_project
-from opticstream.io.tile_thumbnail import strip_path, thumbnail_path, thumbnail_size
+from opticstream.io.paths import strip_path
+from opticstream.io.tile_thumbnail import thumbnail_path, thumbnail_size
 from opticstream.model.events import BatchProcessed, BatchReady
 from opticstream.model.ids import TileId
 from opticstream.pipeline import batches, columns

@@ -12,7 +12,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from opticstream.cli.dashboard import _retried
-from opticstream.io.tile_thumbnail import strip_path, thumbnail_path
+from opticstream.io.paths import strip_path
+from opticstream.io.tile_thumbnail import thumbnail_path
 from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.arriving import note_arriving

@@ -17,8 +17,8 @@ from opticstream.web import app as app_module
 from opticstream.web import board as board_module
 from opticstream.web.app import create_app
 from opticstream.web.board import Board
+from opticstream.web.viewer import CLIENT, STYLE
 from opticstream.web.views import Views
-from opticstream.web.volumes import CLIENT, STYLE
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -15,7 +15,7 @@ from opticstream.web import Access
 from opticstream.web.app import create_app
 from opticstream.web.files import store_path
 from opticstream.web.guard import CONTENT_POLICY
-from opticstream.web.volumes import CLIENT, DECODERS, SCRIPTS, STYLE
+from opticstream.web.viewer import CLIENT, DECODERS, SCRIPTS, STYLE
 
 STORE = "mosaic-01/stitched/mosaic_001_dBI.ome.zarr"
 

@@ -26,14 +26,29 @@ from pathlib import Path
 
 from opticstream.config import ProjectConfig
 from opticstream.io.archive_names import ArchiveNames, BidsNames, OwnNames
-from opticstream.model.ids import ItemId, MosaicId, SliceId, TileId
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.system.disk import reachable
 
 ZOOM_FOLDER = "zoom"
 """Folder of the pictures for deep zoom among the stitched maps; they are not published."""
 THUMBNAIL_FOLDER = "thumbnails"
-"""Folder of the small pictures among the stitched maps; they are not published."""
+"""Folder of the small pictures of a mosaic, and among its stitched maps; they are not published."""
+THUMBNAIL_PX = 72
+"""Longer side of one map of a tile in small pictures; a multiple of 8, so that neighbours do not share blocks of the
+JPEG."""
+
+
+def strip_path(out_dir: Path, batch: BatchId, modality: str, /) -> Path:
+    """Return where the small picture of one map of a column is, in the project's folder.
+
+    Examples
+    --------
+    >>> strip_path(Path("out"), BatchId(3, 7), "aip").as_posix()
+    'out/mosaic-03/thumbnails/mosaic_003_batch_007_aip.jpg'
+    """
+    name = f"mosaic_{batch.mosaic_id:03d}_batch_{batch.batch_id:03d}_{modality}.jpg"
+    return out_dir / batch.mosaic.folder / THUMBNAIL_FOLDER / name
 
 
 @dataclass(frozen=True, slots=True)

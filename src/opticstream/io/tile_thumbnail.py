@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from opticstream.io.atomic import write_bytes
 from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.orientation_pictures import hue_colours
-from opticstream.io.paths import tile_product_name
+from opticstream.io.paths import THUMBNAIL_FOLDER, THUMBNAIL_PX, strip_path, tile_product_name
 from opticstream.io.pictures import picture_of_map
 from opticstream.model.ids import BatchId, TileId
 from opticstream.model.modalities import described, enface_names
@@ -24,10 +24,6 @@ INTENSITY_RANGE_DB = 45.0
 """Levels above the noise at which pictures of tiles are white."""
 TISSUE_ABOVE_NOISE_DB = 3.0
 """Average intensity above the noise from which a pixel of a tile counts as tissue."""
-THUMBNAIL_PX = 72
-"""Longer side of one map; a multiple of 8, so that neighbours do not share blocks of the JPEG."""
-_FOLDER = "thumbnails"
-"""Folder of a mosaic; a clean-up of what was computed for its tiles leaves it."""
 
 Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
@@ -42,19 +38,7 @@ def thumbnail_path(out_dir: Path, tile: TileId, /) -> Path:
     'out/mosaic-03/thumbnails/mosaic_003_image_0012_maps.jpg'
     """
     name = tile_product_name(tile, "maps")
-    return (out_dir / tile.mosaic.folder / _FOLDER / name).with_suffix(".jpg")
-
-
-def strip_path(out_dir: Path, batch: BatchId, modality: str, /) -> Path:
-    """Return where the strip of one map of a column is, in the project's folder.
-
-    Examples
-    --------
-    >>> strip_path(Path("out"), BatchId(3, 7), "aip").as_posix()
-    'out/mosaic-03/thumbnails/mosaic_003_batch_007_aip.jpg'
-    """
-    name = f"mosaic_{batch.mosaic_id:03d}_batch_{batch.batch_id:03d}_{modality}.jpg"
-    return out_dir / batch.mosaic.folder / _FOLDER / name
+    return (out_dir / tile.mosaic.folder / THUMBNAIL_FOLDER / name).with_suffix(".jpg")
 
 
 def thumbnail_size(a_lines: int, b_lines: int, /) -> tuple[int, int]:

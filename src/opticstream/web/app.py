@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qs, quote, unquote
 
 from fastapi import FastAPI, Request
@@ -24,8 +24,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.responses import FileResponse
 
-from opticstream.io.encoded_pictures import encoded_picture
-from opticstream.io.orientation_pictures import inplane_legend
 from opticstream.model.errors import InputError, OpticStreamError, StateError
 from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId, item_from_key
 from opticstream.model.modalities import MODALITIES, Modality, described
@@ -34,12 +32,15 @@ from opticstream.pipeline.project import Project
 from opticstream.state import FactRecord
 from opticstream.web.access import Access
 from opticstream.web.board import Board
-from opticstream.web.files import PICTURES, STORE, output_path, picture_path, store_path
+from opticstream.web.files import PICTURES, STORE, output_path, picture_path, store_path, strip_of_pipeline
 from opticstream.web.guard import Guard
 from opticstream.web.listening import Retry
-from opticstream.web.thumbnails import Thumbnails, ZoomFiles, stamp_of
+from opticstream.web.tiles import stamp_of
+from opticstream.web.viewer import CLIENT, DECODERS, SCRIPTS, STYLE
 from opticstream.web.views import Views, modalities_of
-from opticstream.web.volumes import CLIENT, DECODERS, SCRIPTS, STYLE, viewer_address, volumes_of
+
+if TYPE_CHECKING:
+    from opticstream.web.thumbnails import Thumbnails, ZoomFiles
 
 LOOK_EVERY_S = 0.5
 READ_ON_EVERY_S = 0.1
@@ -79,11 +80,24 @@ class Dashboard:
         self.retry = retry if access.token is not None else None
         self.board = Board(project)
         self.views = Views(self.board, may_retry=self.retry is not None)
-        self.thumbnails = Thumbnails(project)
         self.changed = asyncio.Condition()
         self.looked = threading.Event()
         """Whether the current slice was read, or could not be read."""
         self.closing = False
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        """Pictures that the pipeline did not make."""
+        from opticstream.web.thumbnails import Thumbnails  # loads what computes
+
+        return Thumbnails(self.project)
+
+    @cached_property
+    def zooms(self) -> ZoomFiles:
+        """Pictures at full size that are being looked at."""
+        from opticstream.web.thumbnails import ZoomFiles
+
+        return ZoomFiles()
 
     async def close(self) -> None:
         """End all streams, so that the server need not cut them off."""
@@ -316,8 +330,7 @@ def _shown(name: str, file: str) -> ShownPicture:
 
 
 def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
-    project, board, thumbnails = dashboard.project, dashboard.board, dashboard.thumbnails
-    zooms = ZoomFiles()
+    project, board = dashboard.project, dashboard.board
 
     @app.get("/strip/{mosaic}/{column}/{modality}.jpg")
     def strip(mosaic: Number, column: Number, modality: str, v: str = "") -> Response:
@@ -328,7 +341,9 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
         except ValueError as error:
             raise HTTPException(404, str(error)) from error
         # What was asked for may be another picture than the present one: of before, or not read again after a restart.
-        return _picture(thumbnails.strip(looks, modality), keep=v == stamp_of(looks))
+        made = strip_of_pipeline(project, looks, modality)
+        content = dashboard.thumbnails.strip(looks, modality) if made is None else made
+        return _picture(content, keep=v == stamp_of(looks))
 
     @app.get("/preview/{mosaic}.jpg")
     def preview(mosaic: Number) -> Response:
@@ -341,7 +356,7 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
         if not found:
             raise HTTPException(404, f"{item} has no picture")
         names = [one for one in found if one.modality and one.modality.intensity] or found
-        return _picture(thumbnails.preview(picture_path(project.paths, unquote(names[0].file))))
+        return _picture(dashboard.thumbnails.preview(picture_path(project.paths, unquote(names[0].file))))
 
     @app.get("/zoom/{stamp}/{mosaic}/{part:path}")
     def zoom(stamp: int, mosaic: Number, part: str) -> Response:
@@ -351,7 +366,7 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
             raise HTTPException(404, f"{part!r} is not a part of a picture")
         path = project.paths.mosaic_zoom(MosaicId(mosaic), found["modality"])
         real = output_path(project.paths, project.paths.relative(path))
-        content = zooms.read(real, f"{path.stem}{part[len(found['modality']) :]}")
+        content = dashboard.zooms.read(real, f"{path.stem}{part[len(found['modality']) :]}")
         kind = "application/xml" if part.endswith(".dzi") else "image/jpeg"
         return Response(content, media_type=kind, headers={"Cache-Control": _FOREVER})
 
@@ -366,6 +381,9 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
 
 @cache
 def _wheel() -> bytes:
+    from opticstream.io.encoded_pictures import encoded_picture
+    from opticstream.io.orientation_pictures import inplane_legend
+
     return encoded_picture(inplane_legend(288), "PNG")
 
 
@@ -374,6 +392,8 @@ def _add_volumes(app: FastAPI, dashboard: Dashboard) -> None:
 
     @app.get("/volumes/{key}")
     def volumes(request: Request, key: str) -> RedirectResponse:
+        from opticstream.web.volumes import viewer_address, volumes_of  # loads what reads volumes
+
         item = _with_volumes(key)
         found = volumes_of(project, item)
         if not found:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from opticstream.io.paths import ProjectPaths
+from opticstream.io.paths import ProjectPaths, strip_path
 from opticstream.model.errors import InputError
+from opticstream.pipeline.project import Project
+from opticstream.web.tiles import TileLook
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png"})
 STORE = ".ome.zarr"
@@ -44,6 +47,21 @@ def picture_path(paths: ProjectPaths, name: str, /) -> Path:
     if real.suffix.lower() not in PICTURES or not real.is_file():
         raise InputError(f"{name!r} is not a picture")
     return real
+
+
+def strip_of_pipeline(project: Project, looks: Sequence[TileLook], modality: str, /) -> bytes | None:
+    """Return the picture of a column that the pipeline made when the column was done.
+
+    None where the column is not done, a tile was processed since, or an earlier version made no such picture.
+    """
+    if any(look.state in ("working", "waiting", "missing") for look in looks):
+        return None
+    path = strip_path(project.paths.base, project.layout.batch_of(looks[0].tile), modality)
+    try:
+        real = picture_path(project.paths, project.paths.relative(path))
+        return real.read_bytes() if real.stat().st_mtime_ns >= max(look.stamp for look in looks) else None
+    except (InputError, OSError):
+        return None
 
 
 def store_path(paths: ProjectPaths, name: str, /) -> Path:

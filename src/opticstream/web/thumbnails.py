@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from opticstream.io.tile_thumbnail import (
     maps_in_thumbnail,
     small_map,
     strip_of_column,
-    strip_path,
     thumbnail_path,
     thumbnail_size,
 )
@@ -29,7 +27,6 @@ from opticstream.model.errors import FileFormatError, InputError, OpticStreamErr
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.modalities import described
 from opticstream.pipeline.project import Project
-from opticstream.web.files import picture_path
 from opticstream.web.tiles import TileLook
 
 Picture = NDArray[np.uint8]
@@ -78,22 +75,7 @@ class Thumbnails:
 
     def _strip(self, looks: Sequence[TileLook], modality: str) -> bytes:
         ordered = sorted(looks, key=lambda look: look.row)
-        made = self._made_by_pipeline(ordered, modality)
-        if made is not None:
-            return made
         return strip_of_column([self._tile(look, modality) for look in ordered], self._size(ordered[0].tile.mosaic))
-
-    def _made_by_pipeline(self, looks: Sequence[TileLook], modality: str) -> bytes | None:
-        """Return the strip that the pipeline made when the column was done, if no tile was processed since."""
-        if any(look.state in ("working", "waiting", "missing") for look in looks):
-            return None
-        path = strip_path(self._project.paths.base, self._project.layout.batch_of(looks[0].tile), modality)
-        try:
-            name = self._project.paths.relative(path)
-            real = picture_path(self._project.paths, name)
-            return real.read_bytes() if real.stat().st_mtime_ns >= max(look.stamp for look in looks) else None
-        except (InputError, OSError):
-            return None
 
     def _size(self, mosaic: MosaicId) -> tuple[int, int]:
         a_lines, b_lines = self._project.config.scan.tile_shape(self._project.layout.illumination_index(mosaic))
@@ -149,12 +131,6 @@ class ZoomFiles:
             return self._open.get((path, stamp), lambda: ZoomFile(path)).read(part)
         except (OSError, FileFormatError) as error:
             raise InputError(f"{path.name} has no part {part}") from error
-
-
-def stamp_of(looks: Sequence[TileLook], /) -> str:
-    """Return a text that changes whenever the strip of a column does."""
-    made = ";".join(f"{look.tile.tile_id}.{look.stamp}" for look in looks if look.state in ("done", "look"))
-    return hashlib.blake2b(made.encode(), digest_size=6).hexdigest() if made else ""
 
 
 def _reduced(picture: Path) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -69,6 +70,12 @@ class TileLook:
             if isinstance(value, int | float):
                 found.append((name, form.format(value)))
         return found
+
+
+def stamp_of(looks: Sequence[TileLook], /) -> str:
+    """Return a text that changes whenever the strip of a column does."""
+    made = ";".join(f"{look.tile.tile_id}.{look.stamp}" for look in looks if look.state in ("done", "look"))
+    return hashlib.blake2b(made.encode(), digest_size=6).hexdigest() if made else ""
 
 
 class TileLooks:

@@ -12,13 +12,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import opticstream
-from opticstream.io.tile_thumbnail import THUMBNAIL_PX
+from opticstream.io.paths import THUMBNAIL_PX
 from opticstream.model.ids import MosaicId, SliceId, item_from_key
 from opticstream.model.modalities import described
 from opticstream.web import words
 from opticstream.web.board import Board
-from opticstream.web.thumbnails import stamp_of
-from opticstream.web.tiles import STATES, TileLook
+from opticstream.web.tiles import STATES, TileLook, stamp_of
 
 MOST_LINES = 60
 """Largest number of failures, or of flagged results, that the page lists."""
