@@ -8,6 +8,7 @@
     │  ├─ processed/    volumes and en face maps of tiles
     │  ├─ stitched/     mosaics, volumes (OME-Zarr), quality pictures: links into the archive once published
     │  ├─ state/        flag files of batches
+    │  ├─ thumbnails/   small pictures of tiles and columns for the dashboard
     │  └─ archived/     links to the archive copies
     ├─ registered/      slices: axis, in-plane, through-plane, transform
     ├─ sample/          stacks over slices

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from opticstream.model.errors import ConfigurationError
 from opticstream.model.ids import ItemId
-from opticstream.pipeline.project import Project
 from opticstream.web.access import Access
 
 Retry = Callable[[Sequence[ItemId] | None], Sequence[str]]
@@ -20,37 +19,9 @@ Retry = Callable[[Sequence[ItemId] | None], Sequence[str]]
 class Listening:
     """A socket to which browsers can connect."""
 
-    socket: socket.socket
+    listener: socket.socket
     access: Access
     """As it was wanted, with the port that was taken."""
-
-
-def serve_dashboard(
-    project: Project, /, *, access: Access, retry: Retry | None = None, ready: Callable[[str], object] = lambda _: None
-) -> None:
-    """Serve the dashboard of a project until the process is interrupted.
-
-    Parameters
-    ----------
-    project : Project
-        The project.
-    access : Access
-        Host, port and token. Port 0 is any free port.
-    retry : callable, optional
-        Does a retry; see `create_app`.
-    ready : callable, optional
-        Told the address when browsers can connect.
-
-    Raises
-    ------
-    ConfigurationError
-        The host is not one of this machine, or the port is taken.
-    """
-    listening = listen(access)
-    ready(listening.access.address)
-    from opticstream.web.server import DashboardServer  # the web framework takes most of the time of a start
-
-    DashboardServer(project, access=access, retry=retry, listening=listening).run()
 
 
 def listen(access: Access, /) -> Listening:

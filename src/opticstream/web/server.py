@@ -27,7 +27,7 @@ class DashboardServer(uvicorn.Server):
         listening: Listening | None = None,
     ) -> None:
         listening = listening or listen(access)
-        self._listening, self.access = listening.socket, listening.access
+        self._listening, self.access = listening.listener, listening.access
         app = create_app(project, access=self.access, retry=retry)
         self._dashboard: Dashboard = app.state.dashboard
         super().__init__(
