@@ -153,8 +153,8 @@ class ShownProject:
         for name, path in pictures.items():
             modality = name.removesuffix("_jpg")
             with Image.open(path) as picture:
-                small = small_picture(np.asarray(picture.convert("RGB")))
-            write_bytes(self.project.paths.mosaic_thumbnail(mosaic, modality), small)
+                thumbnail = small_picture(np.asarray(picture.convert("RGB")))
+            write_bytes(self.project.paths.mosaic_thumbnail(mosaic, modality), thumbnail)
         if zoom:
             for name, image in maps.items():
                 path, small = (
