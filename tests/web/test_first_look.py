@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import tempfile
 import threading
 import time
 from html import unescape
@@ -14,6 +16,7 @@ from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.progress import project_progress
 from opticstream.web import app as app_module
 from opticstream.web import board as board_module
+from opticstream.web import views as views_module
 from opticstream.web.app import create_app
 from opticstream.web.board import Board
 from opticstream.web.views import Views
@@ -176,3 +179,20 @@ def test_a_look_that_failed_loses_no_change(shown, monkeypatch):
     monkeypatch.setattr(board_module.FactsWatch, "_list", listing)
     assert board.refresh()
     assert board.slices[SliceId(1)].mosaics[0].tiles_processed == 2
+
+
+def test_the_page_is_there_where_nothing_can_be_kept(shown, tmp_path, monkeypatch):
+    def full(*_given, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(views_module, "private_folder", lambda: tmp_path)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        assert "No tile yet" in client.get("/").text
+    assert list(tmp_path.glob("template-*")) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(views_module, "private_folder", lambda: tmp_path)
+    for _ in range(2):
+        with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+            assert "No tile yet" in client.get("/").text
+    assert list(tmp_path.glob("template-*")) != []

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from opticstream.web.thumbnails import Thumbnails, ZoomFiles
 
 LOOK_EVERY_S = 0.5
-READ_ON_EVERY_S = 0.1
+READ_ON_EVERY_S = 0.15
 """Pause between the steps of the first look at all facts, in which pages are answered."""
 FIRST_LOOK_S = 1.0
 """Time for which the first page waits for the current slice, before it is shown without it."""

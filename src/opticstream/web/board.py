@@ -27,8 +27,8 @@ from opticstream.web.tiles import TileLook, TileLooks
 _VITALS_EVERY_S = 5.0
 _FLAGS_AT_ONCE = 200
 """Records that one step reads for their quality flags."""
-_FIRST_READING_S, _READING_S = 0.05, 0.2
-"""Times after which the first step, and a later one, reads no further slice."""
+_FIRST_READING_S, _READING_S = 0.05, 0.05
+"""Times after which the first step, and a later one, reads no further slice; between steps pages are answered."""
 
 
 @dataclass(frozen=True)

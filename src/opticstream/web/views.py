@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemBytecodeCache, PackageLoader, StrictUndefined
+from jinja2.bccache import Bucket
 
 import opticstream
 from opticstream.io.paths import THUMBNAIL_PX
 from opticstream.model.ids import MosaicId, SliceId, item_from_key
 from opticstream.model.modalities import described
+from opticstream.system.places import private_folder
 from opticstream.web import words
 from opticstream.web.board import Board
 from opticstream.web.tiles import STATES, TileLook, stamp_of
@@ -232,9 +235,19 @@ def cell_size(board: Board, mosaic: MosaicId, /) -> tuple[float, float]:
     return round(a_lines * scale, 2), round(b_lines * scale, 2)
 
 
+class _KeptTemplates(FileSystemBytecodeCache):
+    """Templates as they were compiled by an earlier start, which took most of the time of the first page."""
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        with contextlib.suppress(OSError):  # they are compiled by the next start again
+            super().dump_bytecode(bucket)
+
+
 def _environment() -> Environment:
+    folder = private_folder()
     environment = Environment(
         loader=PackageLoader("opticstream.web"),
+        bytecode_cache=None if folder is None else _KeptTemplates(str(folder), "template-%s.cache"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
