@@ -16,7 +16,7 @@ from opticstream.model.ids import MosaicId, SliceId
 from opticstream.pipeline.payloads import mosaic_picture_key, mosaic_progress_key, slice_picture_key
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1800)]
-PATIENCE_MS = 900_000
+PATIENCE_MS = 600_000
 LINK = "https://dandiarchive.org/dandiset/000123/draft/files"
 
 
