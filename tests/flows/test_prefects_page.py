@@ -29,24 +29,27 @@ def test_pictures_and_links_of_artifacts_are_shown(tmp_path: Path) -> None:
     progress = mosaic_progress_key("My Brain", MosaicId(1))
     server = ServerProcess(tmp_path)
     with running(server), httpx.Client(base_url=server.url, trust_env=False, timeout=300) as api:
+        made: dict[str, str] = {}
         for n, (name, key) in enumerate(keys.items()):
             path = tmp_path / f"{name}.png"
             Image.new("RGB", (300 + n, 100), (200, 40 * n, 0)).save(path)
             artifact = {"key": key, "type": "markdown", "data": image_markdown(path, title=f"Mosaic 1: {name}")}
-            api.post("/artifacts/", json=artifact).raise_for_status()
+            made[name] = api.post("/artifacts/", json=artifact).raise_for_status().json()["id"]
         table = json.dumps([{"state": "archived", "batches": 3}])
         about = {"key": progress, "type": "table", "data": table, "description": f"Published: [dandi]({LINK})"}
-        api.post("/artifacts/", json=about).raise_for_status()
+        made["progress"] = api.post("/artifacts/", json=about).raise_for_status().json()["id"]
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=program("chromium"), args=["--no-sandbox"])
             page = browser.new_page()
             page.set_default_timeout(PATIENCE_MS)
             root = server.url.removesuffix("/api")
-            for n, (name, key) in enumerate(keys.items()):
-                page.goto(f"{root}/artifacts/key/{key}")
+            for n, name in enumerate(keys):
+                page.goto(f"{root}/artifacts/artifact/{made[name]}")
                 is_shown = f"one.alt.endsWith('{name}') && one.naturalWidth === {300 + n}"
                 page.wait_for_function(f"() => [...document.images].some(one => {is_shown})")
-            page.goto(f"{root}/artifacts/key/{progress}")
+            page.goto(f"{root}/artifacts/artifact/{made['progress']}")
             page.wait_for_selector(f'a[href="{LINK}"]')
-            assert "archived" in page.inner_text("body")
+            page.get_by_text("archived").first.wait_for()
+            page.goto(f"{root}/artifacts/key/{progress}")  # where messages lead
+            page.wait_for_selector(f'a[href="{LINK}"]')
             browser.close()
