@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint format docs clean help
+.PHONY: demo test test-all lint format docs screenshots clean help
 
 help:
 	@echo "make demo      run the whole pipeline on a phantom and measure the results (under 5 minutes on 2 cores)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-all  the same with the slow suites"
 	@echo "make format    put the code into the common form"
 	@echo "make docs      write the generated pages of docs/ anew"
+	@echo "make screenshots  take the pictures of the dashboard in docs/ anew (needs Chromium); look at them"
 	@echo "make clean     remove the environment and what the demo made"
 
 # Python compiles what it imports, and keeps that, whatever the environment says: to compile everything that is
@@ -56,6 +57,9 @@ format: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+
+screenshots: $(READY)
+	$(BIN)/python docs/screenshots.py
 
 clean:
 	rm -rf $(VENV) demo-output

@@ -1,15 +1,17 @@
 """The dashboard on a project of months: how long it takes to open, and what it costs while it is open.
 
 ``python benchmarks/dashboard.py``: a project of 100 slices x 2 mosaics x 600 tiles, all processed and stitched except
-for the last mosaic, of which half is done. Printed are the seconds and processor seconds from the command to the line
-with the address, those of a page with all the pictures that it shows (in Chromium if there is one), and the processor
-time of the server with five pages open: idle, and while a tile is recorded every second, with the delay from flag to
-page. Seconds of a busy machine say little; processor seconds do.
+for the last mosaic, of which half is done, with the small pictures of the pipeline. Printed are the seconds and
+processor seconds from the command to the line with the address; from there to the page with all the pictures that it
+shows (in Chromium if there is one, else without its pictures), and until all slices were read; and the processor time
+of the server with five pages open: idle, and while a tile is recorded every second, with the delay from flag to page.
+Seconds of a busy machine say little; processor seconds do.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,9 +29,9 @@ import httpx
 import numpy as np
 
 from opticstream.io.atomic import write_bytes
-from opticstream.io.nifti import write_nifti
-from opticstream.io.tile_thumbnail import thumbnail_path, tile_thumbnail
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
+from opticstream.io.encoded_pictures import SMALL_PX, small_picture
+from opticstream.io.tile_thumbnail import thumbnail_path, thumbnail_size, tile_thumbnail, write_strips
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
 from opticstream.state.flags import flag_path
 from opticstream.state.record import FactRecord
 from opticstream.testing.shown_project import FIGURES, ShownProject
@@ -66,13 +69,25 @@ def fill(shown: ShownProject, slices: int) -> None:
         if slice_id < slices:
             for fact in ("ready", "started", "registered"):
                 write_flag(base, SliceId(slice_id), fact)
+    for slice_id in range(1, slices):  # as old as they would be: a slice takes hours
+        then = time.time() - 3 * 3600 * (slices - slice_id)
+        for mosaic in shown.layout.mosaics(SliceId(slice_id)):
+            for folder in (base / mosaic.folder / "state", base / mosaic.folder / "state" / "tiles"):
+                os.utime(folder, (then, then))
     random = np.random.default_rng(1)
     image = random.normal(70, 5, TILE_PX).astype(np.float32)
-    thumbnail = tile_thumbnail({"aip": image}, noise_db=FIGURES["noise_db"])
-    for tile in shown.layout.tiles(MosaicId(2 * slices - 1)):
-        write_bytes(thumbnail_path(base, tile), thumbnail)
-        path = shown.project.paths.tile_product(tile, "aip")
-        write_nifti(path, image[..., None], voxel_size_mm=(0.01, 0.01, 0.0025))
+    thumbnail = tile_thumbnail({"aip": image, "ret": image / 2, "ori": image}, noise_db=FIGURES["noise_db"])
+    preview = small_picture(random.integers(0, 255, (SMALL_PX, SMALL_PX, 3), np.uint8))
+    for number in range(1, 2 * slices + 1):
+        for name in ("aip", "ret", "ori") if number < 2 * slices else ():
+            write_bytes(shown.project.paths.mosaic_thumbnail(MosaicId(number), name), preview)
+        if number < 2 * slices - 1:
+            continue
+        for batch in shown.layout.batches(MosaicId(number))[: COLUMNS // 2 if number == 2 * slices else None]:
+            tiles = shown.layout.tiles(batch)
+            for tile in tiles:
+                write_bytes(thumbnail_path(base, tile), thumbnail)
+            write_strips(base, batch, tiles, thumbnail_size(*TILE_PX))
 
 
 def fill_column(shown: ShownProject, base: Path, batch: BatchId) -> None:
@@ -100,22 +115,21 @@ class Page(threading.Thread):
                     self.heard.setdefault(int(number), time.time())
 
 
-def page_in_browser(address: str) -> float | None:
-    """Return the seconds until Chromium has the page and its pictures; None without Chromium."""
+@contextlib.contextmanager
+def browser() -> Iterator[Callable[[str], object]]:
+    """Yield what opens an address with all its pictures: Chromium that runs already; without it a plain request."""
     program = shutil.which("chromium")
     if program is None:
-        return None
+        yield lambda address: httpx.get(address, timeout=300).raise_for_status()
+        return
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page()
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = chromium.new_page()
         page.goto("about:blank")
-        began = time.perf_counter()
-        page.goto(address, wait_until="load", timeout=300_000)
-        took = time.perf_counter() - began
-        browser.close()
-    return took
+        yield lambda address: page.goto(address, wait_until="load", timeout=300_000)
+        chromium.close()
 
 
 def measure(slices: int, idle_s: float, tiles: int, folder: Path) -> None:
@@ -124,54 +138,66 @@ def measure(slices: int, idle_s: float, tiles: int, folder: Path) -> None:
     fill(shown, slices)
     print(f"load average {os.getloadavg()[0]:.0f}; project written in {time.perf_counter() - began:.0f} s", flush=True)
     command = [sys.executable, "-m", "opticstream", "dashboard", str(shown.file), "--port", "0"]
-    began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
+    with contextlib.ExitStack() as stack:
+        with browser() as open_page:
+            began = time.perf_counter()
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            stack.callback(server.wait)
+            stack.callback(server.terminate)
             assert server.stdout is not None
             address = server.stdout.readline().split()[1]
-            print(f"start: {time.perf_counter() - began:.1f} s, {processor_s(server.pid):.2f} processor s")
-            for name in ("first page", "the same again"):
-                before, began = processor_s(server.pid), time.perf_counter()
-                page = httpx.get(address, timeout=300).raise_for_status()
-                took = time.perf_counter() - began
-                told = f"{processor_s(server.pid) - before:.2f} processor s, {len(page.content) / 1e3:.0f} kB"
-                print(f"{name}: {took:.2f} s, {told}")
-            before = processor_s(server.pid)
-            if (took_s := page_in_browser(address)) is not None:
-                print(f"in Chromium: {took_s:.2f} s, {processor_s(server.pid) - before:.2f} processor s of the server")
-            since = re.search(r"since=([\w.]+)", page.text)
-            assert since is not None
-            pages = [Page(address, since[1]) for _ in range(PAGES)]
-            for one in pages:
-                one.start()
-            time.sleep(60)  # the quality flags of all results are read by and by
-            before = processor_s(server.pid)
-            time.sleep(idle_s)
-            used = processor_s(server.pid) - before
-            print(f"idle, {PAGES} pages: {100 * used / idle_s:.2f} % of a core over {idle_s:.0f} s")
-            mosaic = MosaicId(2 * slices)
-            open_column = shown.layout.batches(mosaic)[COLUMNS // 2 :]
-            waiting = [tile for batch in open_column for tile in shown.layout.tiles(batch)][:tiles]
-            recorded = {}
-            before, began = processor_s(server.pid), time.perf_counter()
-            for tile in waiting:
-                assert isinstance(tile, TileId)
-                content = {"detail": {"figures": FIGURES, "flags": [], "raw_bytes": 1_000_000_000}}
-                shown.project.facts.record(tile, "processed", content)
-                recorded[tile.tile_id] = time.time()
-                time.sleep(1)
-            time.sleep(2)
-            used, took = processor_s(server.pid) - before, time.perf_counter() - began
-            delays = [one.heard[n] - then for one in pages for n, then in recorded.items() if n in one.heard]
-            lost = PAGES * len(recorded) - len(delays)
-            print(f"live, {len(recorded) / took:.1f} tiles per s, {PAGES} pages: {100 * used / took:.1f} % of a core")
-            told = f"median {statistics.median(delays):.2f} s, longest {max(delays):.2f} s; {lost} not heard of"
-            print(f"flag to page: {told}")
-            memory = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text())
-            assert memory is not None
-            print(f"memory: {int(memory[1]) / 1024:.0f} MB")
-        finally:
-            server.terminate()
+            measure_opening(server, address, open_page, began)
+        measure_open(shown, server, address, mosaic=MosaicId(2 * slices), idle_s=idle_s, tiles=tiles)
+
+
+def measure_opening(
+    server: subprocess.Popen[str], address: str, open_page: Callable[[str], object], began: float
+) -> None:
+    took, used = time.perf_counter() - began, processor_s(server.pid)
+    print(f"command to address: {took:.2f} s, {used:.2f} processor s")
+    open_page(address)
+    opened, more = time.perf_counter() - began, processor_s(server.pid) - used
+    print(f"address to the page with its pictures: {opened - took:.2f} s, {more:.2f} processor s of the server")
+    while "Reading the facts" in httpx.get(address, timeout=300).text:
+        time.sleep(0.05)
+    told = f"{time.perf_counter() - began:.2f} s, {processor_s(server.pid):.2f} processor s"
+    print(f"command until all slices are read: {told}", flush=True)
+
+
+def measure_open(
+    shown: ShownProject, server: subprocess.Popen[str], address: str, *, mosaic: MosaicId, idle_s: float, tiles: int
+) -> None:
+    began = time.perf_counter()
+    page = httpx.get(address, timeout=300).raise_for_status()
+    print(f"a page again: {time.perf_counter() - began:.2f} s, {len(page.content) / 1e3:.0f} kB")
+    since = re.search(r"since=([\w.]+)", page.text)
+    assert since is not None
+    pages = [Page(address, since[1]) for _ in range(PAGES)]
+    for one in pages:
+        one.start()
+    time.sleep(60)  # the quality flags of all results are read by and by
+    before = processor_s(server.pid)
+    time.sleep(idle_s)
+    used = processor_s(server.pid) - before
+    print(f"idle, {PAGES} pages: {100 * used / idle_s:.2f} % of a core over {idle_s:.0f} s")
+    open_columns = shown.layout.batches(mosaic)[COLUMNS // 2 :]
+    waiting = [tile for batch in open_columns for tile in shown.layout.tiles(batch)][:tiles]
+    recorded = {}
+    before, began = processor_s(server.pid), time.perf_counter()
+    for tile in waiting:
+        content = {"detail": {"figures": FIGURES, "flags": [], "raw_bytes": 1_000_000_000}}
+        shown.project.facts.record(tile, "processed", content)
+        recorded[tile.tile_id] = time.time()
+        time.sleep(1)
+    time.sleep(2)
+    used, took = processor_s(server.pid) - before, time.perf_counter() - began
+    delays = [one.heard[n] - then for one in pages for n, then in recorded.items() if n in one.heard]
+    lost = PAGES * len(recorded) - len(delays)
+    print(f"live, {len(recorded) / took:.1f} tiles per s, {PAGES} pages: {100 * used / took:.1f} % of a core")
+    print(f"flag to page: median {statistics.median(delays):.2f} s, longest {max(delays):.2f} s; {lost} not heard of")
+    memory = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text())
+    assert memory is not None
+    print(f"memory: {int(memory[1]) / 1024:.0f} MB")
 
 
 def main() -> None:

@@ -48,9 +48,15 @@ def test_a_database_in_a_file_is_migrated_by_its_server(chosen):
     assert "PREFECT_SERVER_DATABASE_MIGRATE_ON_START" not in chosen(DATABASE_URL="sqlite:////srv/prefect.db")
 
 
+def test_prefects_page_asks_the_server_that_it_came_from(chosen):
+    """By default it asks port 4200 of the computer of whoever looks at it."""
+    assert chosen()["PREFECT_SERVER_UI_API_URL"].value == "/api"
+
+
 def test_redis_gets_three_databases_from_the_one_that_is_named(chosen):
     settings = chosen(REDIS_URL=f"rediss://:{SECRET}@db:6380/4")
     values = {name: setting.value.rpartition("/")[2] for name, setting in settings.items() if "URL" in name}
+    del values["PREFECT_SERVER_UI_API_URL"]
     assert values == {
         "PREFECT_REDIS_MESSAGING_URL": "4",
         "PREFECT_SERVER_DOCKET_URL": "5",

@@ -183,6 +183,22 @@ def test_a_table_has_milestones_with_their_times_quality_and_the_places_of_uploa
     assert (row["quality"], row["slice quality"]) == ("bad (1)", "ok")
 
 
+def test_a_table_has_links_to_the_archives_that_hold_the_maps(tmp_path):
+    targets = '[publish]\ntargets = [{ kind = "dandi", dandiset = "000123", name = "open_data" }]\n'
+    (tmp_path / "project.toml").write_text(TEXT + targets)
+    project = Project.open(load_project(tmp_path / "project.toml"), deployment=DeploymentSettings())
+    project.facts.record(MosaicId(1), "stitched")
+    (description,) = (told for key, (_, told) in tables_of(project).items() if "mosaic-1" in key)
+    assert "Published" not in description
+    held = {"targets": {"open_data": {"place": "dandiset 000123 at https://api.dandiarchive.org/api"}}}
+    project.facts.record(MosaicId(1), "published")
+    project.facts.record(MosaicId(1), "uploaded", {"detail": held})
+    (description,) = (told for key, (_, told) in tables_of(project).items() if "mosaic-1" in key)
+    assert "Mosaic 1 (slice 1, normal): 0 % of tiles, stitched" in description
+    link = r"[open\_data](https://dandiarchive.org/dandiset/000123/draft/files)"
+    assert description.endswith(f". Published: {link}")
+
+
 def test_tiles_of_a_column_are_shown_side_by_side_with_what_is_to_be_checked(project, monkeypatch):
     shown: dict[str, tuple[bytes, str, str]] = {}
     monkeypatch.setattr(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opticstream.io.tile_thumbnail import map_in_thumbnail, small_map, thumbnail_size, tile_thumbnail
+from opticstream.io.tile_thumbnail import maps_in_thumbnail, small_map, thumbnail_size, tile_thumbnail
 
 NOISE_DB = 50.0
 SHAPE = (90, 120)
@@ -36,7 +36,7 @@ def file(tmp_path, maps):
 @pytest.mark.parametrize("name", ["aip", "ret", "ori"])
 def test_each_map_is_found_again(file, maps, name):
     size = thumbnail_size(*SHAPE)
-    shown = map_in_thumbnail(file, name, size)
+    shown = maps_in_thumbnail(file, size)[name]
     wanted = small_map(name, maps[name], noise_db=NOISE_DB, intensity=maps["aip"])
     assert shown.shape == wanted.shape == (size[1], size[0], 3)
     assert np.abs(shown.astype(int) - wanted).mean() < 6
@@ -44,13 +44,13 @@ def test_each_map_is_found_again(file, maps, name):
 
 def test_maps_whose_range_differs_from_tile_to_tile_are_left_out(file):
     for name in ("surf", "mus", "biref", "nonsense"):
-        assert map_in_thumbnail(file, name, thumbnail_size(*SHAPE)) is None
+        assert name not in maps_in_thumbnail(file, thumbnail_size(*SHAPE))
 
 
 def test_without_a_thumbnail_there_is_no_map(tmp_path):
-    assert map_in_thumbnail(tmp_path / "absent.jpg", "aip", (54, 72)) is None
+    assert maps_in_thumbnail(tmp_path / "absent.jpg", (54, 72)) == {}
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
-    assert map_in_thumbnail(tmp_path / "cut.jpg", "aip", (54, 72)) is None
+    assert maps_in_thumbnail(tmp_path / "cut.jpg", (54, 72)) == {}
 
 
 def test_a_thumbnail_is_small(file):

@@ -7,10 +7,14 @@ import itertools
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tests.pipeline.one_column import BATCH, PROJECT
 
 from opticstream.config import DeploymentSettings, load_project
+from opticstream.io.paths import strip_path
+from opticstream.io.tile_thumbnail import thumbnail_path, thumbnail_size
 from opticstream.model.events import BatchProcessed, BatchReady
 from opticstream.model.ids import TileId
 from opticstream.pipeline import batches, columns
@@ -311,3 +315,34 @@ def test_the_preview_of_a_tile_that_fails_is_removed_with_its_column(rig):
     process_batch(rig.project, rig.completes())
     assert rig.project.facts.has(SECOND, "failed")
     assert not preview.exists()
+
+
+def test_a_column_that_is_done_has_a_small_picture_of_each_map_black_where_a_tile_failed(rig):
+    rig.brings(1)
+    path = rig.write(2)
+    path.write_bytes(path.read_bytes()[:-100])
+    rig.brings(2)
+    process_batch(rig.project, rig.completes())
+    base = rig.project.paths.base
+    width, height = thumbnail_size(12, 10)
+    with Image.open(strip_path(base, BATCH, "aip")) as strip:
+        assert strip.size == (width, 2 * height)
+        pixels = np.asarray(strip.convert("L"))
+    with Image.open(thumbnail_path(base, FIRST)) as thumbnail:
+        first = np.asarray(thumbnail.convert("L"))[:height, :width]
+    assert np.abs(pixels[: height - 8].astype(int) - first[: height - 8]).mean() < 8
+    assert pixels[height + 8 :].max() < 10
+    made, processed = strip_path(base, BATCH, "aip"), rig.project.facts.path(FIRST, "processed")
+    assert made.stat().st_mtime_ns >= processed.stat().st_mtime_ns
+
+
+def test_a_column_whose_small_pictures_cannot_be_written_is_done_all_the_same(rig, monkeypatch, caplog):
+    def full(*_given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(batches, "write_strips", full)
+    rig.brings(1)
+    rig.brings(2)
+    process_batch(rig.project, rig.completes())
+    assert rig.project.facts.has(BATCH, "processed")
+    assert "batch 1 of mosaic 1 has no small pictures: [Errno 28] No space left on device" in caplog.text

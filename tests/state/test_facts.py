@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -74,6 +75,30 @@ def test_a_listing_finds_every_flag_that_was_made(tmp_path_factory, flags):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert set(scan_flags(project)) == flags
+    snapshot = Facts(project).snapshot()
+    assert set(snapshot) == flags
+    assert snapshot == FactsSnapshot({item: {f for i, f in flags if i == item} for item, _ in flags})
+    for item, _ in flags:
+        assert snapshot.facts_of(item) == Facts(project).facts_of(item)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.sets(flags, max_size=30), st.integers(1, 20))
+def test_items_are_counted_as_one_by_one(flags, most):
+    known = [(i, f) for i, f in flags if isinstance(i, BatchId | TileId)]
+    mosaics = [MosaicId(1 + i.mosaic_id % 2) for i, _ in known]
+    known = [(replace(i, mosaic_id=m.mosaic_id), f) for (i, f), m in zip(known, mosaics, strict=True)]
+    snapshot = FactsSnapshot({item: {f for i, f in known if i == item} for item, _ in known})
+    assert snapshot.mosaics() == sorted(set(mosaics))
+    for mosaic in set(mosaics):
+        for make, by_facts in ((BatchId, snapshot.batches_by_facts), (TileId, snapshot.tiles_by_facts)):
+            items = [make(mosaic.mosaic_id, n + 1) for n in range(most)]
+            counted = by_facts(mosaic, most=most)
+            for fact in FACTS[make.hierarchy]:
+                assert sum(n for facts, n in counted.items() if fact in facts) == snapshot.count(items, fact)
+    failed = {item for item, fact in known if fact.endswith("failed")}
+    found = snapshot.with_facts(lambda fact: fact.endswith("failed"))
+    assert (set(found), found) == (failed, sorted(found, key=lambda item: item.key))
 
 
 def test_strangers_in_the_state_folder_are_passed_over(facts):

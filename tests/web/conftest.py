@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from opticstream.testing.shown_project import ShownProject
+from opticstream.web import app, board
 
 with warnings.catch_warnings():  # it warns that it uses httpx, which Prefect needs in any case
     warnings.simplefilter("ignore")
@@ -16,3 +17,10 @@ with warnings.catch_warnings():  # it warns that it uses httpx, which Prefect ne
 @pytest.fixture
 def shown(tmp_path) -> ShownProject:
     return ShownProject(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch) -> None:
+    """Pages wait until the whole project was read, however busy the machine is."""
+    monkeypatch.setattr(app, "FIRST_LOOK_S", 300.0)
+    monkeypatch.setattr(board, "_FIRST_READING_S", 300.0)

@@ -6,7 +6,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from opticstream.model.errors import ConfigurationError
-from opticstream.web import Access, create_app, token_from_file
+from opticstream.web import Access, token_from_file
+from opticstream.web.app import create_app
 
 TOKEN = "0123456789abcdef-test"
 OWN = {"sec-fetch-site": "same-origin"}

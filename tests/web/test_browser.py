@@ -230,17 +230,22 @@ def test_stitched_maps_zoom_and_the_page_fits_a_phone(shown, opened, at_full_siz
 
 
 @pytest.mark.slow
-def test_volumes_of_a_mosaic_are_drawn(shown, opened):
+@pytest.mark.parametrize(("key", "axes"), [("mosaic-001", "O3D"), ("sample", "normal_O3D")])
+def test_volumes_are_drawn(shown, opened, key, axes):
     shown.column(1, 1)
     shown.stitch(1)
     shown.stitch_volumes(1)
+    shown.stack_sample()
     with serving(shown, Access(port=free_port(), token=TOKEN)) as address:
         watched = opened(address)
         page = watched.page
         page.goto(address)
         page.fill("input[name=token]", TOKEN)
         page.keyboard.press("Enter")
-        page.get_by_role("link", name="volumes").click()
+        if key == "sample":
+            page.get_by_role("link", name="the whole sample").click()
+            page.wait_for_url("**/pictures/sample")
+        page.get_by_role("link", name="volumes").first.click()
         page.wait_for_selector("#neuroglancer-container canvas")
 
         def share_of(colour) -> float:
@@ -253,7 +258,7 @@ def test_volumes_of_a_mosaic_are_drawn(shown, opened):
 
         wait_until(lambda: share_of(colour=False) > 0.1)
         assert share_of(colour=True) < 0.02
-        page.get_by_text("O3D", exact=True).click()
+        page.get_by_text(axes, exact=True).click()
         wait_until(lambda: share_of(colour=True) > 0.1)
         refused = [one for one in watched.complaints if "404" not in one]  # parts of a volume without a value
         assert refused == []

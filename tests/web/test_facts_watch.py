@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
+
+import pytest
 
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.web import facts_watch
@@ -64,8 +68,41 @@ def test_folders_that_have_not_changed_are_not_listed_again(shown, monkeypatch):
     times.append(10.0)
     watch.refresh()  # once more, because some file systems count whole seconds
     listed = []
-    monkeypatch.setattr(facts_watch, "scan_flags", lambda _folder, mosaics: listed.append(mosaics) or [])
+    for name in ("flags_of_batches", "flags_of_tiles"):
+        monkeypatch.setattr(facts_watch, name, lambda _folder, mosaic: listed.append(mosaic) or {})
+    monkeypatch.setattr(facts_watch, "flags_above", lambda folder: listed.append(folder) or {})
     for now in (11.0, 12.0, 20.0, 1000.0):
         times.append(now)
         assert not watch.refresh()
     assert listed == []
+
+
+def test_folders_that_are_old_are_listed_once(shown, monkeypatch):
+    shown.column(1, 1)
+    base = shown.project.paths.base
+    for folder in (base, base / "state", base / "mosaic-01" / "state", base / "mosaic-01" / "state" / "tiles"):
+        folder.mkdir(exist_ok=True)
+        os.utime(folder, (time.time() - 3600, time.time() - 3600))
+    watch = FactsWatch(base)
+    assert watch.refresh().mosaics == {MosaicId(1)}
+    monkeypatch.setattr(facts_watch, "flags_of_tiles", lambda *_given: pytest.fail("it was listed again"))
+    assert not watch.refresh()
+    monkeypatch.undo()
+    shown.process(1, 4)
+    assert watch.refresh().mosaics == {MosaicId(1)}
+
+
+def test_a_folder_that_changes_within_the_same_second_is_listed_again(shown):
+    """Some file systems store times in whole seconds, and the clock of the file server may differ from ours."""
+    for skew_s in (-300, 0, 300):
+        tile = TileId(1, 400 + skew_s)
+        shown.project.facts.record(TileId(1, 1), "processed")
+        folder = shown.project.paths.base / "mosaic-01" / "state" / "tiles"
+        seconds = int(time.time()) + skew_s
+        os.utime(folder, (seconds, seconds))
+        watch = FactsWatch(shown.project.paths.base)
+        watch.refresh()
+        shown.project.facts.record(tile, "failed")
+        os.utime(folder, (seconds, seconds))
+        watch.refresh()
+        assert watch.facts_of(tile) == {"failed"}

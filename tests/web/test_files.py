@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from opticstream.model.errors import InputError
-from opticstream.web import create_app
+from opticstream.web.app import create_app
 from opticstream.web.files import picture_path
 
 JPEG = b"\xff\xd8\xff\xe0 a picture"

@@ -12,11 +12,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from opticstream.cli.dashboard import _retried
+from opticstream.io.paths import strip_path
 from opticstream.io.tile_thumbnail import thumbnail_path
 from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
 from opticstream.pipeline.arriving import note_arriving
-from opticstream.web import Access, create_app
+from opticstream.web import Access
+from opticstream.web.app import create_app
 from opticstream.web.board import Board
 from opticstream.web.views import Views
 
@@ -230,8 +232,53 @@ def test_a_large_mosaic_is_shown_at_full_size_part_by_part(shown):
         assert "data-zoomable" not in client.get("/pictures/mosaic-002").text
 
 
-def test_strips_are_put_together_from_thumbnails(shown):
+def test_the_small_picture_of_a_mosaic_is_that_of_the_pipeline(shown, tmp_path):
+    shown.stitch(1)
+    made = shown.project.paths.mosaic_thumbnail(MosaicId(1), "aip")
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        assert client.get("/preview/1.jpg").content == made.read_bytes()
+        made.unlink()  # a project of an earlier version
+        assert Image.open(io.BytesIO(client.get("/preview/1.jpg").content)).size == (160, 100)
+        (tmp_path / "private.jpg").write_bytes(b"private")
+        made.symlink_to(tmp_path / "private.jpg")
+        assert client.get("/preview/1.jpg").content != b"private"
+
+
+def test_a_strip_is_kept_by_browsers_only_under_the_stamp_that_it_has(shown):
     shown.column(1, 1)
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        address = re.search(r'href="(/strip/1/1/aip.jpg\?v=\w+)"', client.get("/").text)[1]
+        assert "immutable" in client.get(address).headers["cache-control"]
+        for other in ("", "?v=", "?v=0123456789ab"):
+            assert client.get(f"/strip/1/1/aip.jpg{other}").headers["cache-control"] == "no-store"
+
+
+def test_the_strip_of_a_column_that_is_done_is_that_of_the_pipeline(shown):
+    shown.column(1, 1)
+    made = strip_path(shown.project.paths.base, BatchId(1, 1), "aip")
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        assert client.get("/strip/1/1/aip.jpg").content == made.read_bytes()
+
+
+def test_a_tile_that_is_processed_again_is_shown_as_it_is_now(shown):
+    shown.column(1, 1)
+    made = strip_path(shown.project.paths.base, BatchId(1, 1), "aip")
+    tile = shown.process(1, 2)
+    path = thumbnail_path(shown.project.paths.base, tile)
+    with Image.open(path) as picture:
+        size, names = picture.size, picture.info["comment"]
+    Image.new("RGB", size, (255, 255, 255)).save(path, comment=names)
+    with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
+        content = client.get("/strip/1/1/aip.jpg").content
+    assert content != made.read_bytes()
+    strip = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+    assert strip[70:110].min() > 200
+    assert strip[:50].mean() < 200
+
+
+def test_strips_are_put_together_from_thumbnails(shown):
+    for tile in (1, 2, 3):
+        shown.process(1, tile)
     with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
         address = re.search(r'href="(/strip/1/1/aip.jpg\?v=\w+)"', client.get("/").text)[1]
         for tile in shown.layout.tiles(BatchId(1, 1)):
@@ -244,6 +291,7 @@ def test_projects_of_earlier_versions_are_drawn_from_their_maps(shown):
     shown.column(1, 1)
     for tile in shown.layout.tiles(BatchId(1, 1)):
         thumbnail_path(shown.project.paths.base, tile).unlink()
+    strip_path(shown.project.paths.base, BatchId(1, 1), "aip").unlink()
     with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
         strip = np.asarray(Image.open(io.BytesIO(client.get("/strip/1/1/aip.jpg").content)).convert("L"))
     assert strip.std() > 10
@@ -283,9 +331,9 @@ def test_the_page_says_when_the_facts_cannot_be_read(shown, monkeypatch):
     shown.process(1, 1)
     app = create_app(shown.project)
     with TestClient(app, base_url="http://127.0.0.1") as client:
-        board, refresh = app.state.dashboard.board, app.state.dashboard.board.watch.refresh
+        board, look = app.state.dashboard.board, app.state.dashboard.board.watch.look
 
-        def fail():
+        def fail(_wanted):
             raise OSError(5, "Input/output error", "project")
 
         def wait_for(problem):
@@ -294,11 +342,11 @@ def test_the_page_says_when_the_facts_cannot_be_read(shown, monkeypatch):
                 assert time.monotonic() < end
                 time.sleep(0.02)
 
-        monkeypatch.setattr(board.watch, "refresh", fail)
+        monkeypatch.setattr(board.watch, "look", fail)
         wait_for("OSError: [Errno 5] Input/output error: 'project'")
         page = client.get("/").text
         assert "Input/output error" in page
         assert 'class="tile done"' in page  # what was known stays
-        monkeypatch.setattr(board.watch, "refresh", refresh)
+        monkeypatch.setattr(board.watch, "look", look)
         wait_for("")
         assert "Input/output error" not in client.get("/").text

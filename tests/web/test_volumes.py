@@ -11,10 +11,11 @@ from starlette.testclient import TestClient
 
 from opticstream.model.errors import InputError
 from opticstream.model.ids import MosaicId
-from opticstream.web import Access, create_app
-from opticstream.web.access import CONTENT_POLICY
+from opticstream.web import Access
+from opticstream.web.app import create_app
 from opticstream.web.files import store_path
-from opticstream.web.volumes import CLIENT, DECODERS, SCRIPTS, STYLE
+from opticstream.web.guard import CONTENT_POLICY
+from opticstream.web.viewer import CLIENT, DECODERS, SCRIPTS, STYLE
 
 STORE = "mosaic-01/stitched/mosaic_001_dBI.ome.zarr"
 
@@ -79,6 +80,28 @@ def test_a_mosaic_without_volumes_says_so(client, shown):
 def test_finished_volumes_are_linked_from_the_mosaic(client):
     for page in ("/", "/pictures/mosaic-001"):
         assert 'href="/volumes/mosaic-001"' in client.get(page).text, page
+
+
+def test_the_stacks_of_the_sample_are_shown_volumes_first(client, shown):
+    assert client.get("/volumes/sample").status_code == 404
+    shown.stack_sample()
+    assert 'href="/volumes/sample"' in client.get("/pictures/sample").text
+    answer = client.get("/volumes/sample", follow_redirects=False)
+    place = urlsplit(answer.headers["location"])
+    assert place.path == "/v/sample/"
+    told = json.loads(unquote(place.fragment.removeprefix("!")))
+    names = [layer["name"] for layer in told["layers"]]
+    assert names == ["normal_dBI", "normal_O3D", "normal_ret"]  # vectors have no picture in grey
+    assert ["angle / 180" in layer["shader"] for layer in told["layers"]] == [False, True, False]
+    for layer in told["layers"]:
+        source = urlsplit(layer["source"].removesuffix("|zarr3:")).path
+        assert client.get(source + "zarr.json").status_code == 200
+        assert client.get(source + "0/c/0/0/0").status_code == 200
+    assert "Volumes of the sample" in client.get("/v/sample/").text
+
+
+def test_a_slice_has_no_volumes_of_its_own(client):
+    assert client.get("/volumes/slice-001").status_code == 404
 
 
 def test_the_limits_of_grey_follow_from_the_volume(client, shown):

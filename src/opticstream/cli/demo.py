@@ -15,11 +15,11 @@ import typer
 from opticstream.cli.console import DONE, FAILED, JsonOption, err, errors_shown, out, styled
 from opticstream.cli.run import run_parameters_of
 from opticstream.config import DeploymentSettings, load_project
-from opticstream.flows.session import Session
 from opticstream.model.errors import ConfigurationError, ProcessingError
 
 if TYPE_CHECKING:  # brings Prefect, which reads its settings when it is imported
     from opticstream.flows.driver import Driver
+    from opticstream.flows.session import Session
 
 _MARK = "demo.json"
 

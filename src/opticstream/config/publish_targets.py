@@ -41,6 +41,11 @@ class PublishTargetSettings(Settings):
         """Environment variable, known to the kind's own tools, that has the credentials if no secret has; or empty."""
         return ""
 
+    @property
+    def page(self) -> str:
+        """Address of the page on which people see what the target holds; empty where there is none."""
+        return ""
+
 
 class S3TargetSettings(PublishTargetSettings):
     """Objects in a bucket of Amazon S3 or of any server that speaks its protocol.
@@ -94,6 +99,20 @@ class ArchiveTargetSettings(PublishTargetSettings):
     def key_variable(self) -> str:
         """Variable in which the `dandi` client looks for the key."""
         return f"{self.kind.upper()}_API_KEY"
+
+    @property
+    def page(self) -> str:
+        """Address of the dandiset's page; empty where that does not follow from the address of the API.
+
+        Examples
+        --------
+        >>> DandiTargetSettings(dandiset="000123").page
+        'https://dandiarchive.org/dandiset/000123/draft/files'
+        """
+        address = urlsplit(self.api)
+        if not address.netloc.startswith("api."):
+            return ""
+        return f"{address.scheme}://{address.netloc.removeprefix('api.')}/dandiset/{self.dandiset}/draft/files"
 
 
 class DandiTargetSettings(ArchiveTargetSettings):

@@ -110,7 +110,7 @@ def progress_tables(project: Project, progress: ProjectProgress, snapshot: Facts
     for mosaic in progress.mosaics:
         item = MosaicId(mosaic.mosaic_id)
         table = _mosaic_table(project, mosaic, times[item], verdicts.get(item, "ok"))
-        tables[mosaic_progress_key(name, item)] = (table, as_markdown(_mosaic_title(mosaic)))
+        tables[mosaic_progress_key(name, item)] = (table, _mosaic_title(mosaic) + _published_at(project, mosaic))
     if tables:
         tables[project_progress_key(name)] = (_project_table(progress, verdicts), as_markdown(f"Progress of {name}"))
     return tables
@@ -315,6 +315,13 @@ def _mosaic_table(project: Project, mosaic: MosaicProgress, times: Times, verdic
         {"state": "tiles processed or parked", "batches": done, "of": mosaic.total_tiles, "percent": passed},
         *({"state": state, "batches": value, "of": "", "percent": ""} for state, value in of_mosaic.items()),
     ]
+
+
+def _published_at(project: Project, mosaic: MosaicProgress) -> str:
+    """Return Markdown with links to the pages of the archives that hold the maps of a mosaic."""
+    pages = {target.target_name: target.page for target in project.config.publish.targets}
+    links = [f"[{as_markdown(name)}]({pages[name]})" for name in _places(project, mosaic) if pages.get(name)]
+    return f". Published: {', '.join(links)}" if links else ""
 
 
 def _places(project: Project, mosaic: MosaicProgress) -> dict[str, str]:

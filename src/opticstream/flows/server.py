@@ -64,6 +64,7 @@ DURABLE = {
         "a lock that is held during a restart does not stay taken for ever",
     ),
     _LATE_RUNS: ("false", "marking late runs floods the database in a burst of events, and nothing acts on it"),
+    "PREFECT_SERVER_UI_API_URL": ("/api", "Prefect's page asks the server that it came from, wherever it is opened"),
 }
 """What holds for every server of ours: name -> value, and the reason, which is told where a person starts one."""
 _DAY_S = 86_400

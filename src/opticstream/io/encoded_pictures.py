@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 LONGEST_JPEG_PX = 65_500
 """Largest number of rows or columns that the JPEG library writes; the format allows 65,535."""
+SMALL_PX = 160
+"""Longer side of the small pictures of the dashboard."""
 MOST_JPEG_PX = 89_000_000
 """Pixels beyond which Pillow, and programs built on it, warn of a decompression bomb."""
 
@@ -58,6 +60,24 @@ def encoded_picture(picture: NDArray[np.uint8], kind: str, /, **options: Any) ->
         picture = np.ascontiguousarray(picture[::step, ::step])
     stream = BytesIO()
     Image.fromarray(picture).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def small_picture(picture: NDArray[np.uint8], /) -> bytes:
+    """Return a small JPEG, of at most `SMALL_PX` rows and columns, of 8-bit pixels (rows, columns[, 3]).
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Image.open(BytesIO(small_picture(np.zeros((400, 640, 3), np.uint8)))).size
+    (160, 100)
+    """
+    from PIL import Image
+
+    image = Image.fromarray(picture).convert("RGB")
+    image.thumbnail((SMALL_PX, SMALL_PX), reducing_gap=2.0)
+    stream = BytesIO()
+    image.save(stream, "JPEG", quality=85)
     return stream.getvalue()
 
 

@@ -8,6 +8,7 @@
     │  ├─ processed/    volumes and en face maps of tiles
     │  ├─ stitched/     mosaics, volumes (OME-Zarr), quality pictures: links into the archive once published
     │  ├─ state/        flag files of batches
+    │  ├─ thumbnails/   small pictures of tiles and columns for the dashboard
     │  └─ archived/     links to the archive copies
     ├─ registered/      slices: axis, in-plane, through-plane, transform
     ├─ sample/          stacks over slices
@@ -26,12 +27,29 @@ from pathlib import Path
 
 from opticstream.config import ProjectConfig
 from opticstream.io.archive_names import ArchiveNames, BidsNames, OwnNames
-from opticstream.model.ids import ItemId, MosaicId, SliceId, TileId
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
 from opticstream.model.layout import AcquisitionLayout
 from opticstream.system.disk import reachable
 
 ZOOM_FOLDER = "zoom"
 """Folder of the pictures for deep zoom among the stitched maps; they are not published."""
+THUMBNAIL_FOLDER = "thumbnails"
+"""Folder of the small pictures of a mosaic, and among its stitched maps; they are not published."""
+THUMBNAIL_PX = 72
+"""Longer side of one map of a tile in small pictures; a multiple of 8, so that neighbours do not share blocks of the
+JPEG."""
+
+
+def strip_path(out_dir: Path, batch: BatchId, modality: str, /) -> Path:
+    """Return where the small picture of one map of a column is, in the project's folder.
+
+    Examples
+    --------
+    >>> strip_path(Path("out"), BatchId(3, 7), "aip").as_posix()
+    'out/mosaic-03/thumbnails/mosaic_003_batch_007_aip.jpg'
+    """
+    name = f"mosaic_{batch.mosaic_id:03d}_batch_{batch.batch_id:03d}_{modality}.jpg"
+    return out_dir / batch.mosaic.folder / THUMBNAIL_FOLDER / name
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +115,10 @@ class ProjectPaths:
     def mosaic_zoom(self, mosaic: MosaicId, modality: str) -> Path:
         """Return the picture of a stitched map at full size, which large mosaics have."""
         return self.stitched_folder(mosaic) / ZOOM_FOLDER / self.mosaic_product(mosaic, modality, ".szi").name
+
+    def mosaic_thumbnail(self, mosaic: MosaicId, modality: str) -> Path:
+        """Return the small picture of a stitched map."""
+        return self.stitched_folder(mosaic) / THUMBNAIL_FOLDER / self.mosaic_product(mosaic, modality, ".jpg").name
 
     def tilemap(self, illumination: str) -> Path:
         """Return the coordinate template of an illumination."""

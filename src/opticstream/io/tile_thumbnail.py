@@ -1,31 +1,29 @@
-"""The thumbnail of a tile: its maps side by side, as small as the dashboard shows them.
+"""The thumbnail of a tile: its maps side by side, as small as the dashboard shows them; and strips of whole columns.
 
 Only maps whose colours mean the same in every tile are in it. One file for each tile, because a sample has 100,000.
+When a column is done, a strip of each map is put together from its thumbnails, which the dashboard sends as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.io.atomic import write_bytes
 from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.orientation_pictures import hue_colours
-from opticstream.io.paths import tile_product_name
+from opticstream.io.paths import THUMBNAIL_FOLDER, THUMBNAIL_PX, strip_path, tile_product_name
 from opticstream.io.pictures import picture_of_map
-from opticstream.model.ids import TileId
+from opticstream.model.ids import BatchId, TileId
 from opticstream.model.modalities import described, enface_names
 
 INTENSITY_RANGE_DB = 45.0
 """Levels above the noise at which pictures of tiles are white."""
 TISSUE_ABOVE_NOISE_DB = 3.0
 """Average intensity above the noise from which a pixel of a tile counts as tissue."""
-THUMBNAIL_PX = 72
-"""Longer side of one map; a multiple of 8, so that neighbours do not share blocks of the JPEG."""
-_FOLDER = "thumbnails"
-"""Folder of a mosaic; a clean-up of what was computed for its tiles leaves it."""
 
 Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
@@ -40,7 +38,7 @@ def thumbnail_path(out_dir: Path, tile: TileId, /) -> Path:
     'out/mosaic-03/thumbnails/mosaic_003_image_0012_maps.jpg'
     """
     name = tile_product_name(tile, "maps")
-    return (out_dir / tile.mosaic.folder / _FOLDER / name).with_suffix(".jpg")
+    return (out_dir / tile.mosaic.folder / THUMBNAIL_FOLDER / name).with_suffix(".jpg")
 
 
 def thumbnail_size(a_lines: int, b_lines: int, /) -> tuple[int, int]:
@@ -122,21 +120,52 @@ def tile_thumbnail(maps: Mapping[str, Floats], /, *, noise_db: float) -> bytes:
     )
 
 
-def map_in_thumbnail(path: Path, modality: str, size: tuple[int, int], /) -> Picture | None:
-    """Return one map of a thumbnail, shape (height, width, 3); None if it is not in it, or there is no thumbnail."""
+def maps_in_thumbnail(path: Path, size: tuple[int, int], /) -> dict[str, Picture]:
+    """Return the maps of a thumbnail by their names, shape (height, width, 3); none if there is no thumbnail."""
     from PIL import Image
 
     width, height = size
     try:
         with Image.open(path) as picture:
-            names = picture.info.get("comment", b"").decode().split(",")
-            if modality not in names or picture.height != height:
-                return None
-            step = picture.width // len(names)
-            left = names.index(modality) * step
-            return np.asarray(picture.convert("RGB"))[:, left : left + width]
+            names = [name for name in picture.info.get("comment", b"").decode().split(",") if name]
+            if not names or picture.height != height:
+                return {}
+            pixels, step = np.asarray(picture.convert("RGB")), picture.width // len(names)
     except (OSError, ValueError):
-        return None
+        return {}
+    return {name: pixels[:, k * step : k * step + width] for k, name in enumerate(names)}
+
+
+def strip_of_column(pictures: Sequence[Picture | None], size: tuple[int, int], /) -> bytes:
+    """Return the pictures of the tiles of a column, from the top, as one JPEG; black where there is none."""
+    width, height = size
+    strip = np.zeros((height * len(pictures), width, 3), np.uint8)
+    for row, picture in enumerate(pictures):
+        if picture is not None:
+            strip[row * height : (row + 1) * height] = picture
+    return encoded_picture(strip, "JPEG", quality=85)
+
+
+def write_strips(out_dir: Path, batch: BatchId, tiles: Sequence[TileId], size: tuple[int, int], /) -> list[Path]:
+    """Write a strip of each map of a column from the thumbnails of its tiles; return the paths.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Folder of the project.
+    batch : BatchId
+        The column.
+    tiles : sequence of TileId
+        Its tiles, from the top of the picture.
+    size : tuple of int
+        Width and height of a map in a thumbnail.
+    """
+    known = [maps_in_thumbnail(thumbnail_path(out_dir, tile), size) for tile in tiles]
+    names = dict.fromkeys(name for maps in known for name in maps)
+    return [
+        write_bytes(strip_path(out_dir, batch, name), strip_of_column([maps.get(name) for maps in known], size))
+        for name in names
+    ]
 
 
 def _thin(image: Floats, width: int, height: int) -> Floats:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from opticstream.config import parameters_hash
 from opticstream.config.engines import matlab_for
 from opticstream.io.packed import PACKED_SUFFIXES, unpacked_name
+from opticstream.io.tile_thumbnail import thumbnail_size, write_strips
 from opticstream.model.errors import ChangingInputError, InputError, MissingInputError, OpticStreamError
 from opticstream.model.events import (
     BatchArchived,
@@ -22,7 +23,7 @@ from opticstream.model.events import (
     TileFailed,
     TileFlagged,
 )
-from opticstream.model.ids import TileId
+from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.arriving import forget_arriving, waiting_tiles
 from opticstream.pipeline.bindings import is_due
 from opticstream.pipeline.host_memory import within_memory
@@ -93,6 +94,7 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
             project.facts.record(batch, "archived", {"outputs": archives, "detail": {"failed_tiles": failed}})
             project.facts.withdraw(batch, "archive_failed", reason="archived as it was processed again")
         project.facts.withdraw(batch, "cleaned", reason="its tiles were made again")
+        _write_strips(project, batch)
         return Result(
             outputs=outputs,
             inputs_hash=parameters_hash(rests_on),
@@ -129,6 +131,17 @@ def _announcements_of_result(project: Project, event: BatchReady, result: Result
             failure_event(project, batch, PROCESS_BATCH, f"every tile failed; first: {next(iter(reasons.values()))}")
         )
     return events
+
+
+def _write_strips(project: Project, batch: BatchId, /) -> None:
+    """Write the small pictures of a column for the dashboard; without them it makes its own from those of the tiles."""
+    layout = project.layout
+    tiles = sorted(layout.tiles(batch), key=lambda tile: layout.grid_position(tile)[1])
+    size = thumbnail_size(*project.config.scan.tile_shape(layout.illumination_index(batch.mosaic)))
+    try:
+        write_strips(project.paths.base, batch, tiles, size)
+    except OSError as error:
+        _log.warning("%s has no small pictures: %s", batch, error)
 
 
 def _matlab_call(project: Project, event: BatchReady, stack: contextlib.ExitStack) -> MatlabTiles | None:

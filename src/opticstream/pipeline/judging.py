@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from opticstream.config.tile_figures import TileFigures
 from opticstream.model.ids import ItemId, MosaicId, SliceId, TileId
 from opticstream.model.verdict import Grade, Verdict
 from opticstream.pipeline.mosaics import graded_by_limits
@@ -66,8 +67,6 @@ def _by_figures(project: Project, item: ItemId, detail: Mapping[str, Any]) -> li
 
 
 def _of_tile(figures: Mapping[str, Any], project: Project) -> list[tuple[Grade, str]] | None:
-    from opticstream.stages.tile import TileFigures
-
     try:
         known = TileFigures(**{name: float("nan") if value is None else value for name, value in figures.items()})
     except TypeError:  # of another version

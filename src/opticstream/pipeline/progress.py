@@ -8,7 +8,7 @@ from typing import Any
 
 from opticstream.model.chain import Step, chain
 from opticstream.model.errors import StateError
-from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId, TileId
+from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
 from opticstream.pipeline.bindings import binding_of, due_items
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import has_all_batches, may_register
@@ -101,7 +101,7 @@ class ProjectProgress:
 def project_progress(project: Project, /, snapshot: FactsSnapshot | None = None) -> ProjectProgress:
     """Return the progress of a project, from its flag files."""
     snapshot = project.facts.snapshot() if snapshot is None else snapshot
-    mosaics = sorted({_mosaic_of(i) for i in snapshot.items() if isinstance(i, MosaicId | BatchId | TileId)})
+    mosaics = snapshot.mosaics()
     slices = sorted({project.layout.slice_of(m) for m in mosaics})
     return ProjectProgress(
         project.config.name,
@@ -113,7 +113,7 @@ def project_progress(project: Project, /, snapshot: FactsSnapshot | None = None)
 
 def failures(project: Project, snapshot: FactsSnapshot, /) -> Iterable[Failure]:
     """Yield every parked item with its reason."""
-    for item in snapshot.items():
+    for item in snapshot.with_facts(is_failure):
         for fact in sorted(snapshot.facts_of(item)):
             if is_failure(fact):
                 detail = detail_of(project, item, fact)
@@ -139,7 +139,7 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
         items = snapshot.items(step.hierarchy)
         if not step.claimed_on_sample and any(due_items(project, step, snapshot, items)):
             return False
-    mosaics = {_mosaic_of(item) for item in snapshot.items("batch")}
+    mosaics = {item.mosaic for item in snapshot.items("batch") if isinstance(item, BatchId)}
     for mosaic in mosaics:
         if has_all_batches(project, mosaic, snapshot) and not snapshot.has(mosaic, "ready"):
             return False
@@ -149,17 +149,11 @@ def is_finished(project: Project, snapshot: FactsSnapshot, /) -> bool:
     return not unstacked(project, snapshot)  # last, because late volumes have to be looked up in the sample's ledger
 
 
-def _mosaic_of(item: ItemId) -> MosaicId:
-    if isinstance(item, MosaicId):
-        return item
-    assert isinstance(item, BatchId | TileId)
-    return item.mosaic
-
-
 def _mosaic_progress(project: Project, snapshot: FactsSnapshot, mosaic: MosaicId) -> MosaicProgress:
     layout = project.layout
     grid = layout.illumination_of(mosaic)
-    batches, tiles = layout.batches(mosaic), layout.tiles(mosaic)
+    batches = snapshot.batches_by_facts(mosaic, most=grid.columns)
+    tiles = snapshot.tiles_by_facts(mosaic, most=grid.tiles)
     known = snapshot.facts_of(mosaic)
     state = next((name for name in ("failed", "stitched", "waiting", "started", "ready") if name in known), "acquiring")
     volume = next((name for name in ("volume_failed", "volume_stitched", "volume_started") if name in known), "none")
@@ -167,11 +161,11 @@ def _mosaic_progress(project: Project, snapshot: FactsSnapshot, mosaic: MosaicId
         mosaic_id=mosaic.mosaic_id,
         slice_id=layout.slice_of(mosaic).slice_id,
         illumination=grid.name,
-        total_batches=len(batches),
-        batches={name: snapshot.count(batches, name) for name in BATCH_STATES},
-        total_tiles=len(tiles),
-        tiles_processed=snapshot.count(tiles, "processed"),
-        tiles_failed=sum(snapshot.has(t, "failed") and not snapshot.has(t, "processed") for t in tiles),
+        total_batches=grid.columns,
+        batches={name: _with_fact(batches, name) for name in BATCH_STATES},
+        total_tiles=grid.tiles,
+        tiles_processed=_with_fact(tiles, "processed"),
+        tiles_failed=sum(n for facts, n in tiles.items() if "failed" in facts and "processed" not in facts),
         state={"started": "stitching"}.get(state, state),
         volume={"volume_failed": "failed", "volume_stitched": "stitched", "volume_started": "stitching"}.get(
             volume, volume
@@ -179,8 +173,12 @@ def _mosaic_progress(project: Project, snapshot: FactsSnapshot, mosaic: MosaicId
         published="published" in known,
         uploaded="uploaded" in known,
         steps=_steps(project, snapshot, mosaic),
-        batches_cleaned=snapshot.count(batches, "cleaned"),
+        batches_cleaned=_with_fact(batches, "cleaned"),
     )
+
+
+def _with_fact(items: Mapping[frozenset[str], int], fact: str) -> int:
+    return sum(number for facts, number in items.items() if fact in facts)
 
 
 def _steps(project: Project, snapshot: FactsSnapshot, item: ItemId) -> dict[str, str]:

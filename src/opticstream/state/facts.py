@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import opticstream
-from opticstream.model.ids import ItemId, MosaicId
+from opticstream.model.ids import BatchId, ItemId, MosaicId, TileId
 from opticstream.state.claims import DEFAULT_LEASE_S, Claim, Claims, Holder
 from opticstream.state.durable import create_exclusively, replace_whole
 from opticstream.state.earlier_words import EARLIER, PUBLICATION_WORDS, in_current_words, local_word
-from opticstream.state.flags import WITHDRAWN_FOLDER, flag_folder, flag_path, flag_stem, scan_flags
+from opticstream.state.flags import (
+    WITHDRAWN_FOLDER,
+    Numbered,
+    flag_folder,
+    flag_path,
+    flag_stem,
+    flags_above,
+    flags_of_batches,
+    flags_of_tiles,
+    mosaics_of_project,
+)
 from opticstream.state.journal import Journal
 from opticstream.state.raw_folders import RawFolders
 from opticstream.state.record import (
@@ -75,15 +86,50 @@ class FactsSnapshot:
     """
 
     def __init__(self, facts: Mapping[ItemId, Iterable[str]], /) -> None:
-        self._facts = MappingProxyType({item: frozenset(names) for item, names in facts.items()})
+        above: dict[ItemId, frozenset[str]] = {}
+        batches: dict[int, dict[int, frozenset[str]]] = {}
+        tiles: dict[int, dict[int, frozenset[str]]] = {}
+        for item, names in facts.items():
+            if isinstance(item, TileId):
+                tiles.setdefault(item.mosaic_id, {})[item.tile_id] = frozenset(names)
+            elif isinstance(item, BatchId):
+                batches.setdefault(item.mosaic_id, {})[item.batch_id] = frozenset(names)
+            else:
+                above[item] = frozenset(names)
+        self._above: Mapping[ItemId, frozenset[str]] = above
+        self._batches: Mapping[int, Numbered] = batches
+        self._tiles: Mapping[int, Numbered] = tiles
+
+    @classmethod
+    def of_listings(
+        cls, above: Mapping[ItemId, frozenset[str]], batches: Mapping[int, Numbered], tiles: Mapping[int, Numbered], /
+    ) -> FactsSnapshot:
+        """Return the facts in listings of folders, without copying them.
+
+        Parameters
+        ----------
+        above : mapping
+            Facts of mosaics, slices and the sample.
+        batches, tiles : mapping of int to mapping of int to frozenset of str
+            Facts of batches and of tiles, by the number of the mosaic and their own.
+        """
+        snapshot = cls({})
+        snapshot._above = above
+        snapshot._batches = {number: found for number, found in batches.items() if found}
+        snapshot._tiles = {number: found for number, found in tiles.items() if found}
+        return snapshot
 
     def has(self, item: ItemId, fact: str, /) -> bool:
         """Return whether `fact` has been recorded about `item`."""
-        return check_fact(item, fact) in self._facts.get(item, ())
+        return check_fact(item, fact) in self.facts_of(item)
 
     def facts_of(self, item: ItemId, /) -> frozenset[str]:
         """Return all facts that have been recorded about `item`."""
-        return self._facts.get(item, frozenset())
+        if isinstance(item, TileId):
+            return self._tiles.get(item.mosaic_id, _NOTHING).get(item.tile_id, _NO_FACTS)
+        if isinstance(item, BatchId):
+            return self._batches.get(item.mosaic_id, _NOTHING).get(item.batch_id, _NO_FACTS)
+        return self._above.get(item, _NO_FACTS)
 
     def reached(self, items: Iterable[ItemId], /, *facts: str) -> bool:
         """Return whether each of `items` has at least one of `facts`; true of no items at all."""
@@ -93,24 +139,80 @@ class FactsSnapshot:
         """Return how many of `items` have at least one of `facts`."""
         return sum(self._any(item, facts) for item in items)
 
+    def batches_by_facts(self, mosaic: MosaicId, /, *, most: int) -> Counter[frozenset[str]]:
+        """Return how many batches of a mosaic, of the numbers up to `most`, have the same facts, by these facts."""
+        return _by_facts(self._batches.get(mosaic.mosaic_id, _NOTHING), most)
+
+    def tiles_by_facts(self, mosaic: MosaicId, /, *, most: int) -> Counter[frozenset[str]]:
+        """Return how many tiles of a mosaic, of the numbers up to `most`, have the same facts, by these facts.
+
+        Examples
+        --------
+        >>> from opticstream.model.ids import MosaicId, TileId
+        >>> snapshot = FactsSnapshot({TileId(1, n): {"processed"} for n in (1, 2, 99)})
+        >>> snapshot.tiles_by_facts(MosaicId(1), most=12)
+        Counter({frozenset({'processed'}): 2})
+        """
+        return _by_facts(self._tiles.get(mosaic.mosaic_id, _NOTHING), most)
+
+    def mosaics(self) -> list[MosaicId]:
+        """Return the mosaics of which anything is recorded, or of one of their batches or tiles, in order."""
+        own = {item.mosaic_id for item in self._above if isinstance(item, MosaicId)}
+        return [MosaicId(number) for number in sorted(own | self._batches.keys() | self._tiles.keys())]
+
+    def with_facts(self, wanted: Callable[[str], bool], /) -> list[ItemId]:
+        """Return the items that have a fact for which `wanted` holds, sorted by key."""
+        known = set(self._above.values())
+        for listing in (*self._batches.values(), *self._tiles.values()):
+            known.update(listing.values())
+        kinds = {facts for facts in known if any(map(wanted, facts))}
+        return sorted(self._items(None, kinds), key=lambda item: item.key) if kinds else []
+
     def items(self, hierarchy: str | None = None, /) -> list[ItemId]:
         """Return the items that have any fact, of one hierarchy or of all, sorted by key."""
-        chosen = (item for item in self._facts if hierarchy is None or item.hierarchy == hierarchy)
-        return sorted(chosen, key=lambda item: item.key)
+        return sorted(self._items(hierarchy), key=lambda item: item.key)
 
     def __len__(self) -> int:
-        return sum(map(len, self._facts.values()))
+        inside = (
+            facts for folders in (self._batches, self._tiles) for found in folders.values() for facts in found.values()
+        )
+        return sum(map(len, self._above.values())) + sum(map(len, inside))
 
     def __iter__(self) -> Iterator[tuple[ItemId, str]]:
-        return ((item, fact) for item, names in self._facts.items() for fact in names)
+        return ((item, fact) for item in self._items(None) for fact in self.facts_of(item))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FactsSnapshot) and self._facts == other._facts
+        return isinstance(other, FactsSnapshot) and (self._above, self._batches, self._tiles) == (
+            other._above, other._batches, other._tiles,
+        )  # fmt: skip
 
     __hash__ = None  # type: ignore[assignment]
 
+    def _items(self, hierarchy: str | None, kinds: Collection[frozenset[str]] | None = None) -> Iterator[ItemId]:
+        """Yield the items of one hierarchy, or of all, whose facts are among `kinds`."""
+        if hierarchy not in ("batch", "tile"):
+            for item, facts in self._above.items():
+                if hierarchy in (None, item.hierarchy) and (kinds is None or facts in kinds):
+                    yield item
+        if hierarchy in (None, "batch"):
+            for mosaic_id, found in self._batches.items():
+                yield from (BatchId(mosaic_id, n) for n, facts in found.items() if kinds is None or facts in kinds)
+        if hierarchy in (None, "tile"):
+            for mosaic_id, found in self._tiles.items():
+                yield from (TileId(mosaic_id, n) for n, facts in found.items() if kinds is None or facts in kinds)
+
     def _any(self, item: ItemId, facts: tuple[str, ...]) -> bool:
         return any(self.has(item, fact) for fact in facts)
+
+
+_NO_FACTS: frozenset[str] = frozenset()
+_NOTHING: Numbered = MappingProxyType({})
+
+
+def _by_facts(found: Numbered, most: int) -> Counter[frozenset[str]]:
+    if not found or max(found) <= most:
+        return Counter(found.values())
+    return Counter(facts for number, facts in found.items() if number <= most)
 
 
 class Facts:
@@ -297,10 +399,13 @@ class Facts:
         mosaics : iterable of MosaicId, optional
             Include the batches and tiles of these mosaics only.
         """
-        found: dict[ItemId, set[str]] = {}
-        for item, fact in scan_flags(self.project_dir, mosaics=mosaics):
-            found.setdefault(item, set()).add(fact)
-        return FactsSnapshot(found)
+        above = flags_above(self.project_dir)
+        chosen = mosaics_of_project(self.project_dir) if mosaics is None else list(mosaics)
+        return FactsSnapshot.of_listings(
+            above,
+            {mosaic.mosaic_id: flags_of_batches(self.project_dir, mosaic) for mosaic in chosen},
+            {mosaic.mosaic_id: flags_of_tiles(self.project_dir, mosaic) for mosaic in chosen},
+        )
 
     def claim(self, item: ItemId, work: str = "started", *, lease_s: float = DEFAULT_LEASE_S) -> Claim | None:
         """Return a claim on a piece of work, or None while another process holds it and is alive.

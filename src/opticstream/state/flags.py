@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from opticstream.model.chain import chain
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
-from opticstream.state.earlier_words import PUBLICATION_WORDS, in_current_words
+from opticstream.state.earlier_words import EARLIER, PUBLICATION_WORDS, in_current_words
 
 STATE_FOLDER = "state"
 TILES_FOLDER = "tiles"
@@ -82,6 +83,69 @@ def scan_flags(project_dir: Path, /, *, mosaics: Iterable[MosaicId] | None = Non
         yield item, fact
 
 
+Numbered = Mapping[int, frozenset[str]]
+"""Facts of the batches, or of the tiles, of one mosaic, by their numbers."""
+
+
+def flags_above(project_dir: Path, /) -> dict[ItemId, frozenset[str]]:
+    """Return the facts of the mosaics, the slices and the sample, from one listing and without opening a file."""
+    found: dict[ItemId, set[str]] = {}
+    for item, fact, _ in _in_current_words(_scan_root(project_dir / STATE_FOLDER)):
+        found.setdefault(item, set()).add(fact)
+    return {item: frozenset(facts) for item, facts in found.items()}
+
+
+def flags_of_batches(project_dir: Path, mosaic: MosaicId, /) -> dict[int, frozenset[str]]:
+    """Return the facts of the batches of a mosaic by their numbers, from one listing and without opening a file."""
+    found = _numbered(project_dir / mosaic.folder / STATE_FOLDER, "batch")
+    return {number: facts if facts.isdisjoint(EARLIER) else _current(facts) for number, facts in found.items()}
+
+
+def flags_of_tiles(project_dir: Path, mosaic: MosaicId, /) -> dict[int, frozenset[str]]:
+    """Return the facts of the tiles of a mosaic by their numbers, from one listing and without opening a file."""
+    return _numbered(project_dir / mosaic.folder / STATE_FOLDER / TILES_FOLDER, "tile")
+
+
+def _numbered(folder: Path, hierarchy: str) -> dict[int, frozenset[str]]:
+    known = chain().known[hierarchy]
+    found: dict[int, frozenset[str]] = {}
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    nothing: frozenset[str] = frozenset()
+    for name in names:
+        number, fact = _number_and_fact(name, hierarchy)
+        if number and fact in known:
+            found[number] = _with(found.get(number, nothing), fact)
+    return found
+
+
+_MAKERS: Mapping[str, type[BatchId] | type[TileId]] = {"batch": BatchId, "tile": TileId}
+
+
+@lru_cache(maxsize=2**16)  # the flags of all mosaics have the same names
+def _number_and_fact(name: str, hierarchy: str) -> tuple[int, str]:
+    """Return the number of the batch or tile, and the fact, in the name of a flag; (0, "") for other names."""
+    stem, dot, fact = name.partition(".")
+    number = stem.removeprefix(f"{hierarchy}-")
+    if not dot or number == stem or not number.isdecimal() or not int(number):
+        return 0, ""
+    # a flag of batch 7 is named "batch-007", never "batch-7"
+    return (int(number), fact) if flag_stem(_MAKERS[hierarchy](1, int(number))) == stem else (0, "")
+
+
+@lru_cache(maxsize=4096)
+def _with(facts: frozenset[str], fact: str) -> frozenset[str]:
+    return facts | {fact}
+
+
+@lru_cache(maxsize=4096)
+def _current(facts: frozenset[str]) -> frozenset[str]:
+    """Return the facts of an item, from the facts in the names of its flag files."""
+    return frozenset((facts - PUBLICATION_WORDS) | in_current_words(facts & PUBLICATION_WORDS).keys())
+
+
 class Stamp(NamedTuple):
     """Distinguishes a flag file from a later one with the same name, without opening it."""
 
@@ -112,8 +176,8 @@ def _scan_entries(
     yield from _in_current_words(_scan_root(project_dir / STATE_FOLDER))
     for mosaic in mosaics_of_project(project_dir) if mosaics is None else mosaics:
         folder = project_dir / mosaic.folder / STATE_FOLDER
-        yield from _in_current_words(_scan_numbered(folder, "batch", BatchId, mosaic.mosaic_id))
-        yield from _scan_numbered(folder / TILES_FOLDER, "tile", TileId, mosaic.mosaic_id)
+        yield from _in_current_words(_scan_numbered(folder, "batch", mosaic.mosaic_id))
+        yield from _scan_numbered(folder / TILES_FOLDER, "tile", mosaic.mosaic_id)
 
 
 def _in_current_words(
@@ -160,23 +224,14 @@ def _scan_root(folder: Path) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
                 yield item, fact, entry
 
 
-def _scan_numbered(
-    folder: Path, hierarchy: str, make: type[BatchId] | type[TileId], mosaic_id: int
-) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
+def _scan_numbered(folder: Path, hierarchy: str, mosaic_id: int) -> Iterator[tuple[ItemId, str, os.DirEntry[str]]]:
     known = chain().known[hierarchy]
-    prefix = f"{hierarchy}-"
-    items: dict[str, ItemId] = {}
+    items: dict[int, ItemId] = {}
     for entry in _entries(folder):
-        stem, dot, fact = entry.name.partition(".")
-        if not dot or fact not in known or not stem.startswith(prefix):
+        number, fact = _number_and_fact(entry.name, hierarchy)
+        if not number or fact not in known:
             continue
-        item = items.get(stem)
+        item = items.get(number)
         if item is None:
-            number = stem.removeprefix(prefix)
-            if not number.isdecimal() or not int(number):
-                continue
-            item = make(mosaic_id, int(number))
-            if flag_stem(item) != stem:  # a flag of batch 7 is named "batch-007", never "batch-7"
-                continue
-            items[stem] = item
+            item = items[number] = _MAKERS[hierarchy](mosaic_id, number)
         yield item, fact, entry

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.io.atomic import write_bytes, write_text
-from opticstream.io.encoded_pictures import encoded_picture
+from opticstream.io.encoded_pictures import encoded_picture, small_picture
 from opticstream.io.nifti import write_nifti
 from opticstream.io.paths import tile_product_name
 from opticstream.io.pictures import picture_of_map, write_jpeg
-from opticstream.io.tile_thumbnail import thumbnail_path, tile_thumbnail
+from opticstream.io.tile_thumbnail import thumbnail_path, thumbnail_size, tile_thumbnail, write_strips
 from opticstream.io.zarr import StoreWriter, Version, store_layout
 from opticstream.model.events import BatchReady
-from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
+from opticstream.model.ids import BatchId, MosaicId, SampleId, SliceId, TileId
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.raw_folders import ready_content
 from opticstream.stages.mosaic import write_zoom_of_map
@@ -125,6 +126,9 @@ class ShownProject:
                 note = {"outcome": "ok", "figures": record.detail["figures"], "flags": record.detail["flags"]}
             tiles[str(tile.tile_id)] = note
         failed = [int(number) for number, note in tiles.items() if note["outcome"] == "failed"]
+        ordered = sorted(self.layout.tiles(batch), key=lambda tile: self.layout.grid_position(tile)[1])
+        shape = self.project.config.scan.tile_shape(self.layout.illumination_index(batch.mosaic))
+        write_strips(self.project.paths.base, batch, ordered, thumbnail_size(*shape))
         content = {"tiles": tiles, "failed_tiles": failed, "raw_folder": "raw", "files": {}}
         self.project.facts.replace(batch, "processed", {"detail": content}, why="a test")
 
@@ -146,6 +150,11 @@ class ShownProject:
             )
             for name, image in maps.items()
         }
+        for name, path in pictures.items():
+            modality = name.removesuffix("_jpg")
+            with Image.open(path) as picture:
+                thumbnail = small_picture(np.asarray(picture.convert("RGB")))
+            write_bytes(self.project.paths.mosaic_thumbnail(mosaic, modality), thumbnail)
         if zoom:
             for name, image in maps.items():
                 path, small = (
@@ -179,6 +188,28 @@ class ShownProject:
         content = {"outputs": outputs, "detail": {"products": products}}
         self.project.facts.replace(mosaic, "volume_stitched", content, why="a test")
         return mosaic
+
+    def stack_sample(self, *, slices: int = 2, planes: int = 20) -> SampleId:
+        """Write stacks of the first mosaic of some slices, of volumes, of maps and of vectors, and record them."""
+        folder, depth_mm = self.project.paths.sample_folder, self.project.config.scan.scan_resolution_3d[2]
+        maps = [self._maps(self.layout.mosaic(SliceId(n + 1), 0)) for n in range(slices)]
+        stacks = {"normal_dBI": ("aip", planes), "normal_O3D": ("ori", planes), "normal_ret": ("ret", 1)}
+        paths = []
+        for name, (modality, count) in stacks.items():
+            planes_of = [np.where(one["aip"] > NOISE_DB + 5, one[modality], np.nan).T[None] for one in maps]
+            volume = np.concatenate([np.repeat(one, count, 0) for one in planes_of]).astype(np.float32)
+            voxel = (*self.project.config.scan.scan_resolution_3d[:2], depth_mm * planes / count)
+            paths.append(folder / f"{name}.ome.zarr")
+            _write_store(paths[-1], volume, voxel, "0.5")
+        vectors = folder / "registered_axis.ome.zarr"
+        write_text(vectors / "zarr.json", "{}")  # a store of another shape, which has no picture in grey
+        paths.append(vectors)
+        paths.append(
+            write_bytes(self.project.paths.sample_preview, encoded_picture(np.zeros((8, 8), np.uint8), "JPEG"))
+        )
+        outputs = [self.project.facts.file_record(path, checksum=False) for path in paths]
+        self.project.facts.replace(SampleId(), "updated", {"outputs": outputs}, why="a test")
+        return SampleId()
 
     def maps(self, tile: TileId) -> dict[str, NDArray[np.float32]]:
         """Return the maps of a tile, shape (x, y)."""

@@ -4,7 +4,7 @@ Reads facts and pictures, renders, and asks `pipeline` to retry; no rule lives h
 """
 
 from opticstream.web.access import Access, token_from_file
-from opticstream.web.app import Retry, create_app
-from opticstream.web.server import serve_dashboard
+from opticstream.web.listening import Retry
+from opticstream.web.serving import serve_dashboard
 
-__all__ = ["Access", "Retry", "create_app", "serve_dashboard", "token_from_file"]
+__all__ = ["Access", "Retry", "serve_dashboard", "token_from_file"]

@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qs, quote, unquote
 
 from fastapi import FastAPI, Request
@@ -21,25 +24,29 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.responses import FileResponse
 
-from opticstream.io.encoded_pictures import encoded_picture
-from opticstream.io.orientation_pictures import inplane_legend
 from opticstream.model.errors import InputError, OpticStreamError, StateError
 from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId, item_from_key
 from opticstream.model.modalities import MODALITIES, Modality, described
 from opticstream.pipeline.judging import judged
 from opticstream.pipeline.project import Project
 from opticstream.state import FactRecord
-from opticstream.web.access import Access, Guard
+from opticstream.web.access import Access
 from opticstream.web.board import Board
-from opticstream.web.files import PICTURES, picture_path, store_path
-from opticstream.web.thumbnails import Thumbnails, ZoomFiles
+from opticstream.web.files import PICTURES, STORE, output_path, picture_path, store_path, strip_of_pipeline
+from opticstream.web.guard import Guard
+from opticstream.web.listening import Retry
+from opticstream.web.tiles import stamp_of
+from opticstream.web.viewer import CLIENT, DECODERS, SCRIPTS, STYLE
 from opticstream.web.views import Views, modalities_of
-from opticstream.web.volumes import CLIENT, DECODERS, SCRIPTS, STYLE, viewer_address, volumes_of
 
-Retry = Callable[[Sequence[ItemId] | None], Sequence[str]]
-"""Retries parked items, or all of them, and returns what was done in words."""
+if TYPE_CHECKING:
+    from opticstream.web.thumbnails import Thumbnails, ZoomFiles
 
 LOOK_EVERY_S = 0.5
+READ_ON_EVERY_S = 0.15
+"""Pause between the steps of the first look at all facts, in which pages are answered."""
+FIRST_LOOK_S = 1.0
+"""Time for which the first page waits for the current slice, before it is shown without it."""
 BEAT_S = 10.0
 """Time after which a page hears something although nothing has changed, so that it knows that it is not cut off."""
 _COMPACT = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
@@ -73,9 +80,24 @@ class Dashboard:
         self.retry = retry if access.token is not None else None
         self.board = Board(project)
         self.views = Views(self.board, may_retry=self.retry is not None)
-        self.thumbnails = Thumbnails(project)
         self.changed = asyncio.Condition()
+        self.looked = threading.Event()
+        """Whether the current slice was read, or could not be read."""
         self.closing = False
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        """Pictures that the pipeline did not make."""
+        from opticstream.web.thumbnails import Thumbnails  # loads what computes
+
+        return Thumbnails(self.project)
+
+    @cached_property
+    def zooms(self) -> ZoomFiles:
+        """Pictures at full size that are being looked at."""
+        from opticstream.web.thumbnails import ZoomFiles
+
+        return ZoomFiles()
 
     async def close(self) -> None:
         """End all streams, so that the server need not cut them off."""
@@ -90,8 +112,6 @@ class Dashboard:
 
     async def keep_up(self) -> None:
         """Look for changes until cancelled. If the facts cannot be read, the page says so, and they are tried again."""
-        with contextlib.suppress(Exception):  # who opens the page sees what is wrong
-            await asyncio.to_thread(self._render_ahead)
         while True:
             try:
                 changed = await asyncio.to_thread(self.board.refresh)
@@ -100,10 +120,14 @@ class Dashboard:
                 changed = self.board.note_problem(f"{type(error).__name__}: {error}")
                 if changed:
                     _log.warning("the facts of %s cannot be read", self.project.config.name, exc_info=error)
+            if not self.looked.is_set():
+                self.looked.set()
+                with contextlib.suppress(Exception):  # who opens the page sees what is wrong
+                    await asyncio.to_thread(self._render_ahead)
             if changed:
                 async with self.changed:
                     self.changed.notify_all()
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(LOOK_EVERY_S if self.board.reading is None else READ_ON_EVERY_S)
 
     def _render_ahead(self) -> None:
         """Render the page that is opened first, so that it is there when it is asked for."""
@@ -128,7 +152,6 @@ def create_app(project: Project, /, *, access: Access | None = None, retry: Retr
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(dashboard.board.refresh)
         task = asyncio.create_task(dashboard.keep_up())
         try:
             yield
@@ -161,9 +184,17 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
             raise HTTPException(404, f"slice {slice_text!r} is not a number")
         return (SliceId(int(slice_text)) if slice_text else None), modality if modality in known else known[0]
 
+    def wait_for_facts(slice_id: SliceId | None) -> None:
+        """Wait until the slice that a page shows was read, but not for ever."""
+        end = time.monotonic() + FIRST_LOOK_S
+        dashboard.looked.wait(FIRST_LOOK_S)
+        while slice_id is not None and not board.read_first(slice_id) and time.monotonic() < end:
+            time.sleep(0.01)
+
     @app.get("/", response_class=HTMLResponse)
     def index(slice: str = "", modality: str = "") -> str:
         slice_id, name = chosen(slice, modality)
+        wait_for_facts(slice_id)
         view = views.get(slice_id, name)
         version = board.version
         return dashboard.render(
@@ -196,6 +227,7 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
 
     @app.get("/tile/{mosaic}/{tile}", response_class=HTMLResponse)
     def tile(request: Request, mosaic: Number, tile: Number) -> str:
+        wait_for_facts(dashboard.project.layout.slice_of(MosaicId(mosaic)))
         look = board.look(MosaicId(mosaic), tile)
         if look is None:
             raise HTTPException(404, f"mosaic {mosaic} has no tile {tile}")
@@ -224,7 +256,7 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
             item=item, pictures=found, shown=shown, lines=lines, stamp=stamp,
             slice_id=slice_id.slice_id if slice_id else None,
             zoom=_zoom_of(dashboard.project, item, shown, stamp),
-            has_volumes=isinstance(item, MosaicId) and _record(dashboard.project, item, "volume_stitched") is not None,
+            has_volumes=_has_volumes(dashboard.project, item),
         )  # fmt: skip
 
 
@@ -274,6 +306,13 @@ def _record(project: Project, item: ItemId, fact: str) -> FactRecord | None:
         return None
 
 
+def _has_volumes(project: Project, item: ItemId) -> bool:
+    if isinstance(item, SampleId):
+        record = _record(project, item, "updated")
+        return record is not None and any(file.path.endswith(STORE) for file in record.outputs)
+    return isinstance(item, MosaicId) and project.facts.has(item, "volume_stitched")
+
+
 def _zoom_of(project: Project, item: ItemId, shown: ShownPicture | None, stamp: int) -> str:
     """Return the address of a picture at full size; empty if there is none, because the picture itself is."""
     if not isinstance(item, MosaicId) or shown is None or shown.modality is None:
@@ -291,27 +330,33 @@ def _shown(name: str, file: str) -> ShownPicture:
 
 
 def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
-    project, board, thumbnails = dashboard.project, dashboard.board, dashboard.thumbnails
-    wheel = encoded_picture(inplane_legend(288), "PNG")
-    zooms = ZoomFiles()
+    project, board = dashboard.project, dashboard.board
 
     @app.get("/strip/{mosaic}/{column}/{modality}.jpg")
-    def strip(mosaic: Number, column: Number, modality: str) -> Response:
+    def strip(mosaic: Number, column: Number, modality: str, v: str = "") -> Response:
         if modality not in modalities_of(board):
             raise HTTPException(404, f"this project has no map {modality!r}")
         try:
             looks = board.looks(MosaicId(mosaic), column - 1)
         except ValueError as error:
             raise HTTPException(404, str(error)) from error
-        return _picture(thumbnails.strip(looks, modality))
+        # What was asked for may be another picture than the present one: of before, or not read again after a restart.
+        made = strip_of_pipeline(project, looks, modality)
+        content = dashboard.thumbnails.strip(looks, modality) if made is None else made
+        return _picture(content, keep=v == stamp_of(looks))
 
     @app.get("/preview/{mosaic}.jpg")
     def preview(mosaic: Number) -> Response:
-        found = _pictures_of_record(project, MosaicId(mosaic), "stitched")
+        item = MosaicId(mosaic)
+        for name in sorted(modalities_of(board), key=lambda one: not described(one).intensity):
+            with contextlib.suppress(InputError, OSError):
+                thumbnail = project.paths.relative(project.paths.mosaic_thumbnail(item, name))
+                return _picture(picture_path(project.paths, thumbnail).read_bytes())
+        found = _pictures_of_record(project, item, "stitched")
         if not found:
-            raise HTTPException(404, f"mosaic {mosaic} has no picture")
+            raise HTTPException(404, f"{item} has no picture")
         names = [one for one in found if one.modality and one.modality.intensity] or found
-        return _picture(thumbnails.preview(picture_path(project.paths, unquote(names[0].file))))
+        return _picture(dashboard.thumbnails.preview(picture_path(project.paths, unquote(names[0].file))))
 
     @app.get("/zoom/{stamp}/{mosaic}/{part:path}")
     def zoom(stamp: int, mosaic: Number, part: str) -> Response:
@@ -320,7 +365,8 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
         if found is None:
             raise HTTPException(404, f"{part!r} is not a part of a picture")
         path = project.paths.mosaic_zoom(MosaicId(mosaic), found["modality"])
-        content = zooms.read(path, f"{path.stem}{part[len(found['modality']) :]}")
+        real = output_path(project.paths, project.paths.relative(path))
+        content = dashboard.zooms.read(real, f"{path.stem}{part[len(found['modality']) :]}")
         kind = "application/xml" if part.endswith(".dzi") else "image/jpeg"
         return Response(content, media_type=kind, headers={"Cache-Control": _FOREVER})
 
@@ -330,7 +376,15 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
 
     @app.get("/legend/wheel.png")
     def legend() -> Response:
-        return Response(wheel, media_type="image/png", headers={"Cache-Control": _FOREVER})
+        return Response(_wheel(), media_type="image/png", headers={"Cache-Control": _FOREVER})
+
+
+@cache
+def _wheel() -> bytes:
+    from opticstream.io.encoded_pictures import encoded_picture
+    from opticstream.io.orientation_pictures import inplane_legend
+
+    return encoded_picture(inplane_legend(288), "PNG")
 
 
 def _add_volumes(app: FastAPI, dashboard: Dashboard) -> None:
@@ -338,25 +392,29 @@ def _add_volumes(app: FastAPI, dashboard: Dashboard) -> None:
 
     @app.get("/volumes/{key}")
     def volumes(request: Request, key: str) -> RedirectResponse:
-        mosaic = _mosaic(key)
-        found = volumes_of(project, mosaic)
+        from opticstream.web.volumes import viewer_address, volumes_of  # loads what reads volumes
+
+        item = _with_volumes(key)
+        found = volumes_of(project, item)
         if not found:
-            raise HTTPException(404, f"{mosaic} has no volumes, or not yet")
+            raise HTTPException(404, f"{'the ' if isinstance(item, SampleId) else ''}{item} has no volumes, or not yet")
         origin = str(request.base_url).rstrip("/")
         return RedirectResponse(viewer_address(key, found, origin=origin), 303)
 
     @app.get("/v/{key}/", response_class=HTMLResponse)  # the viewer expects an address of this form
     def viewer(key: str) -> str:
-        mosaic = _mosaic(key)
-        wheel = any(described(name).is_axial for name in project.config.processing.volume.modalities)
+        item = _with_volumes(key)
+        axial = isinstance(item, SampleId) or any(
+            described(name).is_axial for name in project.config.processing.volume.modalities
+        )
         return dashboard.render(
-            "volume.html.j2", item=mosaic, client=CLIENT, style=STYLE, scripts=SCRIPTS, axial=wheel
+            "volume.html.j2", item=item, client=CLIENT, style=STYLE, scripts=SCRIPTS, axial=axial
         )  # fmt: skip
 
     @app.get("/events/{key}", response_class=EventSourceResponse)
     async def viewer_events(key: str) -> AsyncIterator[ServerSentEvent]:
         """Nothing: the viewer only wants to see that its server is there."""
-        _mosaic(key)
+        _with_volumes(key)
         while not dashboard.closing:
             async with dashboard.changed:
                 await dashboard.changed.wait()
@@ -373,15 +431,15 @@ def _add_volumes(app: FastAPI, dashboard: Dashboard) -> None:
         return FileResponse(path, media_type=kind, headers={"Cache-Control": _FOREVER})
 
 
-def _mosaic(key: str) -> MosaicId:
+def _with_volumes(key: str) -> MosaicId | SampleId:
     item = _item(key)
-    if not isinstance(item, MosaicId):
-        raise HTTPException(404, f"{item} is not a mosaic")
+    if not isinstance(item, MosaicId | SampleId):
+        raise HTTPException(404, f"{item} is neither a mosaic nor the sample")
     return item
 
 
-def _picture(content: bytes) -> Response:
-    return Response(content, media_type="image/jpeg", headers={"Cache-Control": _FOREVER})
+def _picture(content: bytes, *, keep: bool = True) -> Response:
+    return Response(content, media_type="image/jpeg", headers={"Cache-Control": _FOREVER} if keep else None)
 
 
 def _add_actions(app: FastAPI, dashboard: Dashboard) -> None:

@@ -7,7 +7,7 @@ import itertools
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,13 +21,15 @@ from opticstream.pipeline.quality_flags import FlaggedResult, flagged_results
 from opticstream.pipeline.rules import BATCH_ENDED
 from opticstream.pipeline.under_way import UnderWay, uploads_under_way
 from opticstream.state import FactsSnapshot
-from opticstream.web.facts_watch import FactsWatch
+from opticstream.web.facts_watch import Changes, FactsWatch
 from opticstream.web.journal_tail import JournalTail
 from opticstream.web.tiles import TileLook, TileLooks
 
 _VITALS_EVERY_S = 5.0
 _FLAGS_AT_ONCE = 200
 """Records that one step reads for their quality flags."""
+_FIRST_READING_S, _READING_S = 0.05, 0.05
+"""Times after which the first step, and a later one, reads no further slice; between steps pages are answered."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,18 @@ class Vitals:
     """Tiles in equal parts of the last two hours."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How far the first look at the facts of a project is."""
+
+    mosaics: int = 0
+    """Mosaics that were read."""
+    of: int = 0
+    """Mosaics that have a folder; 0 before anything was read."""
+    slices: int = 0
+    """Slices that are still to be read."""
+
+
 class Board:
     """The state of a project as the dashboard shows it; one for all pages.
 
@@ -88,11 +102,19 @@ class Board:
         self.uploads: tuple[UnderWay, ...] = ()
         self.problem = ""
         """Why the facts cannot be read now; empty if they can."""
+        self.reading: Reading | None = Reading()
+        """How far the first look at all facts is; None when it is done."""
+        self.touched: dict[MosaicId, int] = {}
+        """The version at which something in a mosaic changed last."""
         self.lock = RLock()
         self._looks = TileLooks(project, self.watch)
         self._journal = JournalTail(project.facts.journal.folder)
         self._flagged: dict[ItemId, tuple[int, tuple[FlaggedResult, ...]]] = {}
-        self._unread: deque[ItemId] = deque()
+        self._unjudged: deque[ItemId] = deque()
+        self._touched: set[SliceId] = set()
+        """Slices of which a fact has changed and a mosaic was not read yet."""
+        self._asked_for: SliceId | None = None
+        self._tile_bytes: dict[MosaicId, int] = {}
         self._vitals_s = 0.0
         self._free: dict[str, deque[tuple[float, int]]] = {}
 
@@ -114,6 +136,11 @@ class Board:
     def failures(self) -> list[Failure]:
         """Everything that is parked, the latest slice first."""
         return [failure for one in sorted(self.slices, reverse=True) for failure in self.slices[one].failures]
+
+    @property
+    def judging(self) -> bool:
+        """Whether there are results of which the quality flags were not read yet."""
+        return self.reading is not None or bool(self._unjudged)
 
     def is_open(self, item: ItemId, /) -> bool:
         """Return whether a failed tile's column has not ended: it is still worked on, or done again after a retry."""
@@ -155,27 +182,74 @@ class Board:
         return self._looks.of(tiles[tile_id - 1]) if 1 <= tile_id <= len(tiles) else None
 
     def refresh(self) -> bool:
-        """Read what has changed, and return whether the page shows anything else now."""
+        """Read what has changed, and return whether the page shows anything else now.
+
+        Of a project that was not read before, each call reads some slices, the latest first.
+        """
+        found = self.watch.look(self._next_unread)  # before the lock, so that no page waits for the disk
         with self.lock:
-            changes = self.watch.refresh()
-            touched = {self.project.layout.slice_of(mosaic) for mosaic in changes.mosaics if self._is_known(mosaic)}
-            for item in changes.above:
-                if isinstance(item, MosaicId):
-                    touched.add(self.project.layout.slice_of(item))
-                elif isinstance(item, SliceId):
-                    touched.add(item)
-            for one in touched:
+            judging = self.judging
+            changes = self.watch.take(found)
+            self.touched.update(dict.fromkeys(changes.mosaics, self.version + 1))
+            due = self._due_slices(changes)
+            for one in due:
                 self._update(one)
             if SampleId() in changes.above:  # the quality of every slice in the sample may have changed
-                self._unread.extend(self.slices)
-            changed = bool(touched) or SampleId() in changes.above
-            changed |= self._read_flags()
-            now = time.monotonic()
-            if changed or now - self._vitals_s >= _VITALS_EVERY_S:
-                self._vitals_s = now
-                changed |= self._measure()
+                self._unjudged.extend(self.slices)
+            changed = bool(due) or SampleId() in changes.above
+            reading = self._how_far()
+            changed |= reading != self.reading
+            self.reading = reading
+            if reading is None:  # the rest can wait until all slices are there
+                changed |= self._read_flags() or judging != self.judging
+                now = time.monotonic()
+                if changed or now - self._vitals_s >= _VITALS_EVERY_S:
+                    self._vitals_s = now
+                    changed |= self._measure()
             self.version += changed
             return changed
+
+    def read_first(self, slice_id: SliceId, /) -> bool:
+        """Ask for a slice to be read before the others; return whether it was read already."""
+        self._asked_for = slice_id
+        return self.reading is None or self.watch.unread.isdisjoint(self.project.layout.mosaics(slice_id))
+
+    def _next_unread(self, unread: frozenset[MosaicId]) -> Iterator[MosaicId]:
+        """Yield the mosaics to read now, slice by slice until the time is over: the latest slices first."""
+        layout = self.project.layout
+        asked, is_first = self._asked_for, self.reading is not None and not self.reading.of
+        end = time.monotonic() + (_FIRST_READING_S if is_first else _READING_S)
+        slices: dict[SliceId, list[MosaicId]] = {}
+        for mosaic in sorted(unread):
+            slices.setdefault(layout.slice_of(mosaic), []).append(mosaic)
+        for slice_id in sorted(slices, key=lambda one: (one == asked, one), reverse=True):
+            yield from slices[slice_id]
+            if time.monotonic() > end:
+                return
+
+    def _due_slices(self, changes: Changes) -> list[SliceId]:
+        """Return the slices that differ and of which every mosaic was read, the latest first; keep the others."""
+        layout = self.project.layout
+        known = frozenset(self.watch.mosaics)  # a folder may be there before anything is recorded, or without that
+        shown = {mosaic for mosaic in changes.mosaics - known if layout.slice_of(mosaic) in self.slices}
+        self._touched |= {layout.slice_of(mosaic) for mosaic in (changes.mosaics & known) | shown}
+        for item in changes.above:
+            if isinstance(item, MosaicId):
+                self._touched.add(layout.slice_of(item))
+            elif isinstance(item, SliceId):
+                self._touched.add(item)
+        waiting = {layout.slice_of(mosaic) for mosaic in self.watch.unread}
+        due = sorted(self._touched - waiting, reverse=True)
+        self._touched &= waiting
+        return due
+
+    def _how_far(self) -> Reading | None:
+        """Return how far the first look at the facts is; None when it is done."""
+        unread = self.watch.unread
+        if self.reading is None or not unread:
+            return None
+        slices = {self.project.layout.slice_of(mosaic) for mosaic in unread}
+        return Reading(self.watch.folders - len(unread), self.watch.folders, len(slices))
 
     def note_problem(self, problem: str, /) -> bool:
         """Keep why the facts cannot be read, empty if they can; return whether that is new."""
@@ -185,26 +259,36 @@ class Board:
             self.version += changed
             return changed
 
-    def _is_known(self, mosaic: MosaicId) -> bool:
-        """Return whether anything is recorded in a mosaic; its folder may be there before that, or without that."""
-        return mosaic in self.watch.mosaics
-
     def _update(self, slice_id: SliceId) -> None:
         mosaics = self.project.layout.mosaics(slice_id)
         snapshot = self.watch.snapshot(mosaics, [slice_id])
-        self.slices[slice_id] = project_progress(self.project, snapshot)
+        progress = project_progress(self.project, snapshot)
+        if progress.slices:
+            self.slices[slice_id] = progress
+        else:  # everything was withdrawn, or something is recorded of the slice alone
+            self.slices.pop(slice_id, None)
         stitched = [(mosaic, self._stamp(mosaic)) for mosaic in mosaics if snapshot.has(mosaic, "stitched")]
         if stitched:
             self.previews[slice_id] = stitched[0]
         else:
             self.previews.pop(slice_id, None)
-        self._unread.extendleft(item for item in snapshot.items() if item.hierarchy in ("batch", "mosaic", "slice"))
+        judged = [item for kind in ("batch", "mosaic", "slice") for item in snapshot.items(kind)]
+        judged += [item for item, (_, results) in self._flagged.items() if results and self._lies_in(item, slice_id)]
+        if self.reading is None:
+            self._unjudged.extendleft(judged)
+        else:  # the latest slice comes first
+            self._unjudged.extend(judged)
+
+    def _lies_in(self, item: ItemId, slice_id: SliceId) -> bool:
+        if isinstance(item, MosaicId):
+            return self.project.layout.slice_of(item) == slice_id
+        return item == slice_id or (isinstance(item, BatchId) and self._lies_in(item.mosaic, slice_id))
 
     def _read_flags(self) -> bool:
         """Read quality flags of some results that have changed; return whether another result is flagged."""
         due: dict[ItemId, int] = {}
-        while self._unread and len(due) < _FLAGS_AT_ONCE:
-            item = self._unread.popleft()
+        while self._unjudged and len(due) < _FLAGS_AT_ONCE:
+            item = self._unjudged.popleft()
             stamp = self._stamp(item)
             if self._flagged.get(item, (0, ()))[0] != stamp:
                 due[item] = stamp
@@ -276,11 +360,13 @@ class Board:
             return None
 
     def _raw_bytes(self, mosaics: Sequence[MosaicId]) -> int:
-        """Return the size of a raw tile: that of the first processed one."""
+        """Return the size of a raw tile: that of the first processed one of a slice."""
         for mosaic in mosaics:
+            if mosaic in self._tile_bytes:
+                return self._tile_bytes[mosaic]
             for tile in self.project.layout.tiles(mosaic):
                 if "processed" in self.watch.facts_of(tile):
-                    return self._looks.of(tile).raw_bytes
+                    return self._tile_bytes.setdefault(mosaic, self._looks.raw_bytes(tile))
         return 0
 
     def _disks(self) -> Iterable[Disk]:

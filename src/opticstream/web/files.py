@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from opticstream.io.paths import ProjectPaths
+from opticstream.io.paths import ProjectPaths, strip_path
 from opticstream.model.errors import InputError
+from opticstream.pipeline.project import Project
+from opticstream.web.tiles import TileLook
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png"})
 STORE = ".ome.zarr"
-_FOLDERS = re.compile(r"(?:mosaic-\d{2,}/(?:processed|stitched)|registered|sample)/")
+_FOLDERS = re.compile(r"(?:mosaic-\d{2,}/(?:processed|stitched|thumbnails)|registered|sample)/")
 """Folders of the project that hold pictures and volumes; flags, settings and raw tiles lie elsewhere."""
 _IN_STORE = re.compile(
     r"""(?P<store>.+\.ome\.zarr)/
@@ -40,10 +43,25 @@ def picture_path(paths: ProjectPaths, name: str, /) -> Path:
     inside = _plain(name)
     if inside.suffix.lower() not in PICTURES:
         raise InputError(f"{name!r} is not a picture; expected {', '.join(sorted(PICTURES))}")
-    real = _output(paths, name)
+    real = output_path(paths, name)
     if real.suffix.lower() not in PICTURES or not real.is_file():
         raise InputError(f"{name!r} is not a picture")
     return real
+
+
+def strip_of_pipeline(project: Project, looks: Sequence[TileLook], modality: str, /) -> bytes | None:
+    """Return the picture of a column that the pipeline made when the column was done.
+
+    None where the column is not done, a tile was processed since, or an earlier version made no such picture.
+    """
+    if any(look.state in ("working", "waiting", "missing") for look in looks):
+        return None
+    path = strip_path(project.paths.base, project.layout.batch_of(looks[0].tile), modality)
+    try:
+        real = picture_path(project.paths, project.paths.relative(path))
+        return real.read_bytes() if real.stat().st_mtime_ns >= max(look.stamp for look in looks) else None
+    except (InputError, OSError):
+        return None
 
 
 def store_path(paths: ProjectPaths, name: str, /) -> Path:
@@ -65,7 +83,7 @@ def store_path(paths: ProjectPaths, name: str, /) -> Path:
     if found is None:
         raise InputError(f"{name!r} is not a file of a volume")
     _plain(found["store"])
-    store = _output(paths, found["store"])
+    store = output_path(paths, found["store"])
     try:
         real = (store / name[len(found["store"]) + 1 :]).resolve(strict=True)
     except (OSError, RuntimeError) as error:
@@ -84,8 +102,14 @@ def _plain(name: str) -> PurePosixPath:
     return inside
 
 
-def _output(paths: ProjectPaths, name: str) -> Path:
-    """Return where an output really lies: in a folder of outputs of the project, or in its archive."""
+def output_path(paths: ProjectPaths, name: str, /) -> Path:
+    """Return where an output really lies: in a folder of outputs of the project, or in its archive.
+
+    Raises
+    ------
+    InputError
+        It does not exist, or lies elsewhere.
+    """
     if not name.startswith(_ARCHIVE) and not _FOLDERS.match(PurePosixPath(name).as_posix()):
         raise InputError(f"{name!r} lies in no folder of outputs")
     try:

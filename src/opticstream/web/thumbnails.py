@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Generic, TypeVar
@@ -13,10 +11,17 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.io.encoded_pictures import encoded_picture
+from opticstream.io.encoded_pictures import SMALL_PX, small_picture
 from opticstream.io.nifti import read_nifti
 from opticstream.io.pictures import display_range
-from opticstream.io.tile_thumbnail import fixed_range, map_in_thumbnail, small_map, thumbnail_path, thumbnail_size
+from opticstream.io.tile_thumbnail import (
+    fixed_range,
+    maps_in_thumbnail,
+    small_map,
+    strip_of_column,
+    thumbnail_path,
+    thumbnail_size,
+)
 from opticstream.io.zoom import ZoomFile
 from opticstream.model.errors import FileFormatError, InputError, OpticStreamError
 from opticstream.model.ids import MosaicId, TileId
@@ -26,8 +31,6 @@ from opticstream.web.tiles import TileLook
 
 Picture = NDArray[np.uint8]
 V = TypeVar("V")
-
-PREVIEW_PX = 160
 
 
 class _Kept(Generic[V]):
@@ -67,18 +70,12 @@ class Thumbnails:
         return self._strips.get(key, lambda: self._strip(looks, modality))
 
     def preview(self, picture: Path, /) -> bytes:
-        """Return a small JPEG of a picture of the pipeline."""
+        """Return a small JPEG of a picture of the pipeline, of a version that made none itself."""
         return self._previews.get((picture, picture.stat().st_mtime_ns), lambda: _reduced(picture))
 
     def _strip(self, looks: Sequence[TileLook], modality: str) -> bytes:
         ordered = sorted(looks, key=lambda look: look.row)
-        pictures = [self._tile(look, modality) for look in ordered]
-        width, height = self._size(ordered[0].tile.mosaic)
-        strip = np.zeros((height * len(ordered), width, 3), np.uint8)
-        for row, picture in enumerate(pictures):
-            if picture is not None:
-                strip[row * height : (row + 1) * height] = picture
-        return encoded_picture(strip, "JPEG", quality=85)
+        return strip_of_column([self._tile(look, modality) for look in ordered], self._size(ordered[0].tile.mosaic))
 
     def _size(self, mosaic: MosaicId) -> tuple[int, int]:
         a_lines, b_lines = self._project.config.scan.tile_shape(self._project.layout.illumination_index(mosaic))
@@ -90,9 +87,8 @@ class Thumbnails:
         return self._tiles.get((look.tile, look.stamp, modality), lambda: self._drawn(look, modality))
 
     def _drawn(self, look: TileLook, modality: str) -> Picture | None:
-        made = map_in_thumbnail(
-            thumbnail_path(self._project.paths.base, look.tile), modality, self._size(look.tile.mosaic)
-        )
+        path = thumbnail_path(self._project.paths.base, look.tile)
+        made = maps_in_thumbnail(path, self._size(look.tile.mosaic)).get(modality)
         return made if made is not None else self._from_maps(look, modality)
 
     def _from_maps(self, look: TileLook, modality: str) -> Picture | None:
@@ -137,20 +133,10 @@ class ZoomFiles:
             raise InputError(f"{path.name} has no part {part}") from error
 
 
-def stamp_of(looks: Sequence[TileLook], /) -> str:
-    """Return a text that changes whenever the strip of a column does."""
-    made = ";".join(f"{look.tile.tile_id}.{look.stamp}" for look in looks if look.state in ("done", "look"))
-    return hashlib.blake2b(made.encode(), digest_size=6).hexdigest() if made else ""
-
-
 def _reduced(picture: Path) -> bytes:
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # Pillow's limit is for pictures of strangers
     with Image.open(picture) as image:
-        image.draft("RGB", (PREVIEW_PX * 2, PREVIEW_PX * 2))
-        small = image.convert("RGB")
-    small.thumbnail((PREVIEW_PX, PREVIEW_PX))
-    stream = BytesIO()
-    small.save(stream, "JPEG", quality=85)
-    return stream.getvalue()
+        image.draft("RGB", (SMALL_PX * 2, SMALL_PX * 2))
+        return small_picture(np.asarray(image.convert("RGB")))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from opticstream.model.ids import TileId
+from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.judging import judged
 from opticstream.pipeline.progress import detail_of
 from opticstream.pipeline.project import Project
+from opticstream.state.flags import flag_folder, flag_stem
 from opticstream.web.facts_watch import FactsWatch
 
 TileState = Literal["done", "look", "failed", "working", "waiting", "missing"]
@@ -52,7 +54,6 @@ class TileLook:
     reasons: tuple[str, ...] = ()
     """Why it failed, or is worth a look."""
     attempts: int = 0
-    raw_bytes: int = 0
 
     @property
     def words(self) -> str:
@@ -71,6 +72,12 @@ class TileLook:
         return found
 
 
+def stamp_of(looks: Sequence[TileLook], /) -> str:
+    """Return a text that changes whenever the strip of a column does."""
+    made = ";".join(f"{look.tile.tile_id}.{look.stamp}" for look in looks if look.state in ("done", "look"))
+    return hashlib.blake2b(made.encode(), digest_size=6).hexdigest() if made else ""
+
+
 class TileLooks:
     """Looks of tiles; a record is read again only when it has changed."""
 
@@ -78,6 +85,9 @@ class TileLooks:
         self._project = project
         self._watch = watch
         self._read: dict[tuple[TileId, str], tuple[int, Mapping[str, Any]]] = {}
+        self._folders: dict[tuple[int, str], str] = {}
+        self._notes: dict[BatchId, tuple[int, Mapping[str, Mapping[str, Any]]]] = {}
+        """Notes on the tiles of columns that are done, by number, with the times of the columns' records."""
 
     def of(self, tile: TileId, /) -> TileLook:
         """Return the look of a tile."""
@@ -89,8 +99,7 @@ class TileLooks:
             stamp, detail = self._detail(tile, "processed")
             flags = judged(self._project, tile, detail).reasons
             figures = detail.get("figures") or {}
-            size = int(detail.get("raw_bytes") or 0)
-            return TileLook(tile, column, row, "look" if flags else "done", stamp, figures, flags, raw_bytes=size)
+            return TileLook(tile, column, row, "look" if flags else "done", stamp, figures, flags)
         if "failed" in known:
             stamp, detail = self._detail(tile, "failed")
             reason = (str(detail.get("reason", "unknown")),)
@@ -101,14 +110,45 @@ class TileLooks:
             state = "failed"
         return TileLook(tile, column, row, state, 0, {}, ("the column failed",) if state == "failed" else ())
 
+    def raw_bytes(self, tile: TileId, /) -> int:
+        """Return the size of the raw file of a processed tile; 0 where it is not recorded."""
+        return int(detail_of(self._project, tile, "processed").get("raw_bytes") or 0)
+
     def _detail(self, tile: TileId, fact: str) -> tuple[int, Mapping[str, Any]]:
-        try:
-            stamp = os.stat(self._project.facts.path(tile, fact)).st_mtime_ns
-        except OSError:
-            stamp = 0
+        stamp = self._stamp(tile, fact)
         kept = self._read.get((tile, fact))
         if kept is None or kept[0] != stamp:
             if len(self._read) > 20_000:
                 self._read.clear()
-            kept = self._read[tile, fact] = (stamp, detail_of(self._project, tile, fact))
+            note = self._note(tile, stamp) if fact == "processed" else None
+            detail = detail_of(self._project, tile, fact) if note is None else note
+            kept = self._read[tile, fact] = (stamp, detail)
         return kept
+
+    def _note(self, tile: TileId, stamp: int) -> Mapping[str, Any] | None:
+        """Return what the record of its column says of a tile, which saves opening its own; None if that is newer."""
+        batch = self._project.layout.batch_of(tile)
+        if "processed" not in self._watch.facts_of(batch):
+            return None
+        written = self._stamp(batch, "processed")
+        if written < stamp:
+            return None
+        kept = self._notes.get(batch)
+        if kept is None or kept[0] != written:
+            if len(self._notes) > 1000:
+                self._notes.clear()
+            notes = detail_of(self._project, batch, "processed").get("tiles")
+            kept = self._notes[batch] = (written, notes if isinstance(notes, dict) else {})
+        note = kept[1].get(str(tile.tile_id))
+        return note if isinstance(note, dict) and note.get("outcome") == "ok" and note.get("figures") else None
+
+    def _stamp(self, item: TileId | BatchId, fact: str) -> int:
+        """Return the modification time of a record; of 600 tiles at a time, so that no path is put together twice."""
+        key = (item.mosaic_id, item.hierarchy)
+        folder = self._folders.get(key)
+        if folder is None:
+            folder = self._folders[key] = str(self._project.paths.base / flag_folder(item))
+        try:
+            return os.stat(f"{folder}/{flag_stem(item)}.{fact}").st_mtime_ns
+        except OSError:
+            return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -9,16 +10,17 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemBytecodeCache, PackageLoader, StrictUndefined
+from jinja2.bccache import Bucket
 
 import opticstream
-from opticstream.io.tile_thumbnail import THUMBNAIL_PX
-from opticstream.model.ids import MosaicId, SliceId
+from opticstream.io.paths import THUMBNAIL_PX
+from opticstream.model.ids import MosaicId, SliceId, item_from_key
 from opticstream.model.modalities import described
+from opticstream.system.places import private_folder
 from opticstream.web import words
 from opticstream.web.board import Board
-from opticstream.web.thumbnails import stamp_of
-from opticstream.web.tiles import STATES, TileLook
+from opticstream.web.tiles import STATES, TileLook, stamp_of
 
 MOST_LINES = 60
 """Largest number of failures, or of flagged results, that the page lists."""
@@ -92,6 +94,8 @@ class View:
         self._environment = environment
         self._parts: dict[str, Part] = {}
         self._columns: dict[tuple[int, int], tuple[Any, str]] = {}
+        self._drawn: dict[MosaicId, int] = {}
+        """The version at which the columns of a mosaic were drawn last."""
         self._shown: object = None
         self._version = -1
         self._lock = RLock()
@@ -125,14 +129,18 @@ class View:
         with self._board.lock:
             rendered = dict(self._panels())
             shown = self.shown_slice
-            frame = (shown, self.modality)
+            frame = (shown, self.modality, shown is None and self._board.reading is not None)
             if frame != self._shown:
                 self._parts = {name: part for name, part in self._parts.items() if not name.startswith(_INSIDE_FRAME)}
                 self._columns.clear()
+                self._drawn.clear()
                 self._shown = frame
             rendered[_FRAME] = repr(frame)
             for mosaic in self._mosaics():
                 rendered[f"caption-{mosaic.mosaic_id}"] = self._caption(mosaic)
+                if self._drawn.get(mosaic, -1) >= self._board.touched.get(mosaic, 0):
+                    continue
+                self._drawn[mosaic] = version
                 for column in range(self._board.project.layout.illumination_of(mosaic).columns):
                     rendered[f"column-{mosaic.mosaic_id}-{column + 1}"] = self._column(mosaic, column)
         for name, html in rendered.items():
@@ -211,7 +219,7 @@ class View:
             )  # fmt: skip
         return self._environment.get_template("mosaics.html.j2").render(
             mosaics=mosaics, shown=shown, modality=self.modality, modalities=modalities_of(board),
-            described=described, follows=self.slice_id is None, states=STATES,
+            described=described, follows=self.slice_id is None, states=STATES, reading=board.reading is not None,
         )  # fmt: skip
 
 
@@ -227,13 +235,25 @@ def cell_size(board: Board, mosaic: MosaicId, /) -> tuple[float, float]:
     return round(a_lines * scale, 2), round(b_lines * scale, 2)
 
 
+class _KeptTemplates(FileSystemBytecodeCache):
+    """Templates as they were compiled by an earlier start, which took most of the time of the first page."""
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        with contextlib.suppress(OSError):  # they are compiled by the next start again
+            super().dump_bytecode(bucket)
+
+
 def _environment() -> Environment:
+    folder = private_folder()
     environment = Environment(
         loader=PackageLoader("opticstream.web"),
+        bytecode_cache=None if folder is None else _KeptTemplates(str(folder), "template-%s.cache"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals.update(words=words, version=opticstream.__version__, states=STATES, most_lines=MOST_LINES)
+    environment.globals.update(
+        words=words, version=opticstream.__version__, states=STATES, most_lines=MOST_LINES, item_from_key=item_from_key
+    )  # fmt: skip
     return environment

@@ -1,4 +1,4 @@
-"""Volumes of a mosaic in Neuroglancer: what the viewer is told to show, and the files that it asks for.
+"""Volumes of a mosaic or the sample in Neuroglancer: what the viewer is told to show, and the files that it asks for.
 
 The viewer is the client of Neuroglancer's Python package as it was built, without the package. It finds what to show
 behind the ``#`` of its address, and reads the OME-Zarr stores themselves, part by part.
@@ -8,30 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 from opticstream.io.pictures import display_range
 from opticstream.io.zarr import read_attributes, read_volume, volume_reader, volume_voxel_um
 from opticstream.model.errors import StateError
-from opticstream.model.ids import MosaicId
-from opticstream.model.modalities import described
+from opticstream.model.ids import MosaicId, SampleId
+from opticstream.model.modalities import MODALITIES, described_stack, volume_names
 from opticstream.pipeline.project import Project
 from opticstream.web.files import STORE
 
-CLIENT = "neuroglancer-2.41.2"
-"""Folder of the viewer among the static files."""
-STYLE = "main.8608d1fc21b22785.css"
-SCRIPTS = (
-    "822.a6ba03f3494c48e3.js", "213.57c390ab08d910be.js", "205.6bc228e2e1fdba68.js", "191.746a2dd720c8bead.js",
-    "main.8608d1fc21b22785.js",
-)  # fmt: skip
-"""What the page loads, in this order; these load the rest."""
-DECODERS = frozenset({f"/static/{CLIENT}/790.ccf548b371b08271.js", f"/static/{CLIENT}/412.4af3eaa266e16091.js"})
-"""Scripts that run as workers, without the page, and decompress; the decompressor makes functions from text."""
 _PANEL_PX = (560, 280)
 """Width and height of the panel of the viewer into which the whole volume is to fit."""
 
@@ -52,9 +42,10 @@ void main() {
 
 @dataclass(frozen=True)
 class Volume:
-    """One volume of a mosaic."""
+    """One volume of a mosaic or of the sample."""
 
-    modality: str
+    title: str
+    """Name for people; it ends with that of the modality."""
     name: str
     """Name of its store, as in records."""
     stamp: int
@@ -73,23 +64,44 @@ class Volume:
         return f"/volumes/{self.stamp}/{quote(self.name, safe='/:')}/"
 
 
-def volumes_of(project: Project, mosaic: MosaicId, /) -> list[Volume]:
-    """Return the stitched volumes of a mosaic, in the order of their settings; none before they are stitched.
+def volumes_of(project: Project, item: MosaicId | SampleId, /) -> list[Volume]:
+    """Return the volumes of a mosaic, or the stacks of all slices of the sample; none before they are made.
+
+    Those of a mosaic are in the order of the settings. Of the sample come first the stacks of volumes, then those of
+    maps; vectors and labels have no picture in grey or in the colours of an axis, and are left out.
 
     Raises
     ------
     OpticStreamError
         A volume that is recorded cannot be read.
     """
+    fact = "updated" if isinstance(item, SampleId) else "volume_stitched"
     try:
-        record = project.facts.read(mosaic, "volume_stitched")
+        record = project.facts.read(item, fact)
     except StateError:  # a damaged record; `status` says so
         return []
     if record is None:
         return []
-    stamp = project.facts.path(mosaic, "volume_stitched").stat().st_mtime_ns
-    products: Mapping[str, Any] = record.detail.get("products") or {}
-    return [_volume(project, name, str(path), stamp) for name, path in products.items() if str(path).endswith(STORE)]
+    stamp = project.facts.path(item, fact).stat().st_mtime_ns
+    if isinstance(item, SampleId):
+        products = _stacks(file.path for file in record.outputs if file.path.endswith(STORE))
+    else:
+        found: Mapping[str, Any] = record.detail.get("products") or {}
+        products = {title: str(path) for title, path in found.items() if str(path).endswith(STORE)}
+    return [_volume(project, title, name, stamp) for title, name in products.items()]
+
+
+def _stacks(names: Iterable[str]) -> dict[str, str]:
+    """Return the stores of the sample that can be shown, by their titles."""
+    titled = {PurePosixPath(name).name.removesuffix(STORE): name for name in names}
+    order = list(MODALITIES)
+
+    def place(title: str) -> tuple[bool, int, str]:
+        modality = described_stack(title).name
+        return modality not in volume_names(), order.index(modality) if modality in order else len(order), title
+
+    shown = [title for title in titled if described_stack(title).kind in ("scalar", "axial")]
+    return {title: titled[title] for title in sorted(shown, key=place)}
 
 
 def viewer_address(key: str, volumes: Sequence[Volume], /, *, origin: str) -> str:
@@ -124,7 +136,7 @@ def viewer_state(volumes: Sequence[Volume], /, *, origin: str) -> dict[str, Any]
         "layers": [
             {
                 "type": "image",
-                "name": one.modality,
+                "name": one.title,
                 "source": f"{origin}{one.folder}|zarr{3 if one.is_zarr_3 else 2}:",
                 "shader": _shader(one),
                 "visible": one is first,
@@ -135,23 +147,23 @@ def viewer_state(volumes: Sequence[Volume], /, *, origin: str) -> dict[str, Any]
 
 
 def _shader(volume: Volume) -> str:
-    if described(volume.modality).is_axial:
+    if described_stack(volume.title).is_axial:
         return _HUE
     low, high = volume.limits
     return _GREY.format(low=low, high=high)
 
 
-def _volume(project: Project, modality: str, name: str, stamp: int) -> Volume:
+def _volume(project: Project, title: str, name: str, stamp: int) -> Volume:
     path = project.paths.absolute(name)
     shape, _ = volume_reader(path)
     return Volume(
-        modality=modality,
+        title=title,
         name=name,
         stamp=stamp,
         shape=shape,
         voxel_um=volume_voxel_um(path),
         is_zarr_3=(path / "zarr.json").exists(),
-        limits=_limits(path, modality),
+        limits=_limits(path, described_stack(title).name),
     )
 
 

@@ -391,6 +391,17 @@ def test_a_mosaic_that_is_larger_than_its_picture_gets_one_at_full_size(case, mo
     assert not zoom.exists()
 
 
+def test_every_map_has_a_small_picture_as_long_as_it_has_a_picture(case):
+    coordinates(case, method="nominal")
+    small = case.stitched / "thumbnails" / "mosaic_001_aip.jpg"
+    result = mosaic(case)
+    with Image.open(small) as picture:
+        assert max(picture.size) == 160
+    assert small not in result.outputs.values()  # it is not published
+    mosaic(case, stitch=StitchSettings(formats=("nifti",)))
+    assert not small.exists()
+
+
 def test_results_are_the_same_bytes_every_time(case):
     coordinates(case)
     sums = []

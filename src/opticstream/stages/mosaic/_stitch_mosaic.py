@@ -27,10 +27,11 @@ from opticstream.compute.stitching import (
 )
 from opticstream.config import ScanSettings
 from opticstream.config.processing import EnfaceSettings, MaskSettings, StitchSettings
-from opticstream.io.atomic import write_text
+from opticstream.io.atomic import write_bytes, write_text
+from opticstream.io.encoded_pictures import small_picture
 from opticstream.io.geometry import Geometry
 from opticstream.io.nifti import long_axis_notes, write_nifti
-from opticstream.io.paths import ZOOM_FOLDER
+from opticstream.io.paths import THUMBNAIL_FOLDER, ZOOM_FOLDER
 from opticstream.io.pictures import picture_of_map, reduced, write_jpeg, write_tiff
 from opticstream.io.tilemap import TileMap, read_tilemap
 from opticstream.model.errors import ProcessingError
@@ -244,10 +245,14 @@ def stitch_maps(
         images[modality] = reduced(image, PREVIEW_PX)
         _write_zoom(folder / ZOOM_FOLDER / f"{stem}_{modality}.szi", modality, image, images, stitch)
         report((done + 1) / (len(order) + 1))
-    if "jpeg" in stitch.formats:
-        for modality, small in images.items():
+    for modality, small in images.items():
+        thumbnail = folder / THUMBNAIL_FOLDER / f"{stem}_{modality}.jpg"
+        if "jpeg" in stitch.formats:
             picture = picture_of_map(modality, small, brightness=_light(modality, images))
             outputs[f"{modality}_jpg"] = write_jpeg(folder / f"{stem}_{modality}.jpg", picture)
+            write_bytes(thumbnail, small_picture(picture))
+        else:  # an earlier run's would be shown as if it were this one's
+            thumbnail.unlink(missing_ok=True)
     outputs["seams"] = _write_seams(seams, tiles, folder / f"{stem}_seams.json")
     report(1.0)
     nccs = [s.ncc for s in seams if np.isfinite(s.ncc)]

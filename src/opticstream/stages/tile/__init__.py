@@ -5,6 +5,7 @@ Large tiles are processed by compiled code, which is loaded when the first of th
 
 from __future__ import annotations
 
+from opticstream.config.tile_figures import TileFigures
 from opticstream.stages.tile._archive_tile import (
     ArchiveResult,
     Verification,
@@ -22,7 +23,6 @@ from opticstream.stages.tile._import_tile import Counts, ImportedTile, Recording
 from opticstream.stages.tile._matlab_tile import MatlabTiles
 from opticstream.stages.tile._preview import draw_preview, preview_path
 from opticstream.stages.tile._process_tile import OutputFile, TileResult, available_threads, process_tile
-from opticstream.stages.tile._quality import TileFigures
 from opticstream.stages.tile._reconstruction import (
     arrays_from_jones,
     options_from_settings,
