@@ -360,8 +360,9 @@ class ArrayEngine:
 
     def _take_maps(self) -> None:
         begin, end, made = self._mapping.popleft()
+        whole = {**self.maps, "surfraw": self._raw_surface}
         for name, arrived in made.items():
-            (self._raw_surface if name == "surfraw" else self.maps[name])[:, begin:end] = arrived()
+            whole[name][:, begin:end] = arrived()
 
     def finish(self) -> dict[str, Floats]:
         """Return the maps, shape (x, y), with `surf` and `surfraw` among them.
