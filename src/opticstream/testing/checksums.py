@@ -25,10 +25,17 @@ def tree_checksums(folder: Path, /, *, without: str | None = None) -> dict[str, 
 def without_stacks(checksums: Mapping[str, str], /) -> dict[str, str]:
     """Return the checksums of a project without the sample's stacks, published or not: they keep the room they needed.
 
+    The same is true of their cubes and scenes, each in a folder of the sample.
+
     Examples
     --------
     >>> without_stacks({"sample/a.nii": "1", "DANDISET/derivative/sub-1/a.nii": "1", "DANDISET/b.nii": "2"})
     {'DANDISET/b.nii': '2'}
+    >>> without_stacks({"sample/isotropic/a.ome.zarr/0": "1", "DANDISET/a.ome.zarr/0": "1", "DANDISET/b/0": "2"})
+    {'DANDISET/b/0': '2'}
     """
-    stacks = {name.split("/")[1] for name in checksums if name.startswith("sample/")}
+    stacks = set()
+    for first, *below in (name.split("/") for name in checksums):
+        if first == "sample":
+            stacks.add(below[0] if "." in below[0] else below[1])
     return {name: digest for name, digest in checksums.items() if stacks.isdisjoint(name.split("/"))}

@@ -11,7 +11,6 @@ from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import volume_names
 from opticstream.stages.tile import _process_tile as stage
-from opticstream.stages.tile._reconstruction import _volume
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
 SCAN = ScanSettings.model_validate(
@@ -61,4 +60,4 @@ def test_every_volume_is_made_of_a_small_tile_and_by_the_engine():
     jones = np.ones((2, 2, 2, 4), np.complex64)
     profiles = TileProfiles(jones=jones, depth_step_um=2.5, wavelength_um=1.3)
     for name in volume_names():
-        assert _volume(profiles, name).shape == (2, 2, 4)
+        assert profiles.volume(name).shape == (2, 2, 4)
