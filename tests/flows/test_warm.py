@@ -10,6 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
@@ -81,6 +82,18 @@ def test_the_kernels_of_large_tiles_are_compiled_before_the_first_one_comes(laun
         compiled = done.stdout.strip()
         time.sleep(0.5)
     assert compiled == "1"
+
+
+def test_nothing_is_compiled_ahead_where_the_settings_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTICSTREAM_COMPILE_AHEAD", "false")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))  # nothing is compiled yet
+    for name in (LAUNCHER_VARIABLE, SOCKET_VARIABLE, PYTHON_VARIABLE):  # of the other tests: put back afterwards
+        monkeypatch.setenv(name, "")
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with warm_starts(tmp_path):
+        subprocess.run([os.environ[LAUNCHER_VARIABLE], "-m", "this"], capture_output=True, check=True)
+        started = [one for one in psutil.Process().children(recursive=True) if one.pid not in before]
+        assert len(started) == 1, "the warm process, and no compiler below it"
 
 
 def test_killing_the_launcher_kills_what_it_stands_for(launcher, tmp_path):

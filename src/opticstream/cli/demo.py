@@ -92,11 +92,12 @@ class _Demo:
 
     def run(self) -> int:
         """Run the rig and the pipeline to the end and return 0, or 1 if something failed."""
-        # The demo's tiles are small: wait only briefly, and use one thread per flow run, because runs share the cores.
+        # The demo's tiles are small: wait only briefly, compile nothing for large ones, and use one thread per flow
+        # run, because runs share the cores.
         for name, value in {
             "OPTICSTREAM_POLL_S": "0.5", "OPTICSTREAM_STABLE_S": "1", "OPTICSTREAM_SWEEP_S": "45",
             "OPTICSTREAM_LEASE_S": "30", "OPTICSTREAM_COLLAPSE_S": "20",
-            "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
+            "OPTICSTREAM_COMPILE_AHEAD": "false", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
         }.items():  # fmt: skip
             os.environ.setdefault(name, value)
         from opticstream.cli.following import Follower, follow

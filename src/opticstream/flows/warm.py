@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from opticstream.config import DeploymentSettings
 from opticstream.flows.server import die_with_parent
 from opticstream.flows.worker_type import LAUNCHER_VARIABLE
 from opticstream.system.lacking import log_once_for_host
@@ -122,7 +123,7 @@ def serve(address: Path, /) -> None:
         temporary.rename(address)  # a launcher that sees the address can connect
         selector.register(listener, selectors.EVENT_READ)
         selector.register(wake_read, selectors.EVENT_READ)
-        compiler = _fork_compiler()
+        compiler = _fork_compiler() if DeploymentSettings().compile_ahead else None
         while True:
             for key, _ in selector.select():
                 if key.fileobj is listener:
