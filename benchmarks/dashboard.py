@@ -100,6 +100,10 @@ def fill_column(shown: ShownProject, base: Path, batch: BatchId) -> None:
     write_flag(base, batch, "processed", tiles=notes, failed_tiles=[])
 
 
+_OPENED = 4
+"""How often the page is opened with its pictures: once while the project is read, and then by other browsers."""
+
+
 class Page(threading.Thread):
     """Reads a stream of changes as an open page does, and notes when each tile was heard of."""
 
@@ -126,9 +130,10 @@ def browser() -> Iterator[Callable[[str], object]]:
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = chromium.new_page()
-        page.goto("about:blank")
-        yield lambda address: page.goto(address, wait_until="load", timeout=300_000)
+        pages = [chromium.new_context().new_page() for _ in range(_OPENED)]  # each keeps nothing of the others
+        for page in pages:
+            page.goto("about:blank")
+        yield lambda address: pages.pop().goto(address, wait_until="load", timeout=300_000)
         chromium.close()
 
 
@@ -162,6 +167,12 @@ def measure_opening(
         time.sleep(0.05)
     told = f"{time.perf_counter() - began:.2f} s, {processor_s(server.pid):.2f} processor s"
     print(f"command until all slices are read: {told}", flush=True)
+    for _ in range(_OPENED - 1):
+        time.sleep(5)
+        began, used = time.perf_counter(), processor_s(server.pid)
+        open_page(address)
+        took, more = time.perf_counter() - began, processor_s(server.pid) - used
+        print(f"the page with its pictures in another browser: {took:.2f} s, {more:.2f} processor s of the server")
 
 
 def measure_open(
