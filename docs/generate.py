@@ -6,6 +6,7 @@ from pathlib import Path
 
 from opticstream.config import DeploymentSettings
 from opticstream.config.deployment import variable_of
+from opticstream.config.descriptions import descriptions_of
 from opticstream.config.overrides import models_in
 from opticstream.config.path_map import PathMapping
 from opticstream.config.template import reference, shown_default, type_name
@@ -52,9 +53,9 @@ def deployment_page() -> str:
         "| variable | type | default | meaning |",
         "|---|---|---|---|",
     ]
-    fields = DeploymentSettings.model_fields
+    fields, meanings = DeploymentSettings.model_fields, descriptions_of(DeploymentSettings)
     for name, field in fields.items():
-        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        meaning = " ".join(meanings.get(name, "").split()).replace("|", "\\|")
         listed, default = _LISTS.get(name) or (type_name(field.annotation), shown_default(field.default))
         lines.append(f"| `{variable_of(name)}` | {listed} | `{default}` | {meaning} |")
     lines += [
@@ -80,8 +81,8 @@ def deployment_page() -> str:
         "| key | type | meaning |",
         "|---|---|---|",
     ]
-    for field in PathMapping.model_fields.values():
-        meaning = " ".join((field.description or "").split())
+    for name, field in PathMapping.model_fields.items():
+        meaning = " ".join(descriptions_of(PathMapping).get(name, "").split())
         lines.append(f"| `{field.alias or 'to'}` | {'text' if field.alias else 'path'} | {meaning} |")
     return "\n".join(lines).rstrip("\n") + "\n"
 

@@ -29,9 +29,7 @@ class DeploymentSettings(BaseSettings):
     Every field can be set by an environment variable, e.g. ``OPTICSTREAM_LEASE_S=120``.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="OPTICSTREAM_", frozen=True, extra="ignore", use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(env_prefix="OPTICSTREAM_", frozen=True, extra="ignore")
 
     def __init__(self, **values: Any) -> None:
         """Read the environment, overridden by `values`; raise ConfigurationError if a value is invalid."""

@@ -11,6 +11,7 @@ import tomlkit
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from opticstream.config.descriptions import descriptions_of
 from opticstream.config.modality_names import OneOf
 from opticstream.config.overrides import models_in
 from opticstream.config.processing import ProcessingSettings
@@ -47,9 +48,10 @@ def project_template(*, project_name: str, project_base_path: str = "project") -
         "# phase (measured_files, linear_files), klinear (files), chirp (files).",
         "",
     ]
-    for name, field in ProcessingSettings.model_fields.items():
+    meanings = descriptions_of(ProcessingSettings)
+    for name in ProcessingSettings.model_fields:
         group = getattr(ProcessingSettings(), name)
-        lines += _table(f"processing.{name}", type(group), group, field.description or "")
+        lines += _table(f"processing.{name}", type(group), group, meanings.get(name, ""))
         lines[-1:] = [*_OTHER_CHOICES.get(name, ()), ""]
     lines += [
         "# Names in the archive tree: the lab's own, or those of a BIDS microscopy data set:",
@@ -145,11 +147,11 @@ def _table(path: str, kind: type[BaseModel], values: BaseModel, title: str) -> l
 
 def _keys(kind: type[BaseModel], values: BaseModel) -> list[str]:
     lines: list[str] = []
-    for name, field in kind.model_fields.items():
+    for name in kind.model_fields:
         value = getattr(values, name)
         if _is_group(value):
             continue
-        text = " ".join((field.description or "").split())
+        text = " ".join(descriptions_of(kind).get(name, "").split())
         lines += [f"# {line}" for line in textwrap.wrap(text, _WIDTH)]
         if value is None:
             lines.append(f"# {name} =")
@@ -180,14 +182,14 @@ def reference(kind: type[BaseModel] = ProjectConfig, /, *, path: str = "") -> st
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         for name, field in model.model_fields.items():
             if not list(models_in(field.annotation)):
-                lines.append(_row(name, field))
+                lines.append(_row(name, field, descriptions_of(model).get(name, "")))
         lines.append("")
     return "\n".join(lines)
 
 
-def _row(name: str, field: FieldInfo) -> str:
+def _row(name: str, field: FieldInfo, meaning: str) -> str:
     default = "required" if field.is_required() else f"`{shown_default(field.get_default(call_default_factory=True))}`"
-    meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+    meaning = " ".join(meaning.split()).replace("|", "\\|")
     marks = [mark for mark in field.metadata if isinstance(mark, OneOf)]
     kind = _names(marks[0]) if marks else type_name(field.annotation)
     return f"| `{name}` | {kind} | {default} | {meaning} |"

@@ -56,7 +56,7 @@ Number = Annotated[int, BeforeValidator(number_from)]
 class Event(BaseModel):
     """Fields of every event."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     hierarchy: ClassVar[str]
     state: ClassVar[str]

@@ -31,7 +31,7 @@ class TileProblem(BaseModel):
     TileProblem(kind='unusable', text='two files')
     """
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     kind: TileProblemKind
     """`missing`: it has no file; `duplicate`: it has several files; `unusable`: anything else."""
