@@ -396,3 +396,22 @@ def test_every_claim_is_a_started(facts):
         "upload_started",
         "volume_upload_started",
     }
+
+
+def test_a_damaged_record_is_no_record_for_those_who_can_go_on_without(tmp_path):
+    facts = Facts(tmp_path)
+    assert facts.read_whole(MosaicId(1), "stitched") is None
+    facts.record(MosaicId(1), "stitched")
+    assert facts.read_whole(MosaicId(1), "stitched") == facts.read(MosaicId(1), "stitched")
+    facts.path(MosaicId(1), "stitched").write_bytes(b"{damaged")
+    with pytest.raises(StateError):
+        facts.read(MosaicId(1), "stitched")
+    assert facts.read_whole(MosaicId(1), "stitched") is None
+
+
+def test_work_is_under_way_while_its_claim_is_held(tmp_path):
+    facts = Facts(tmp_path)
+    assert not facts.is_worked_on(MosaicId(1))
+    with facts.claim(MosaicId(1), "started", lease_s=60):
+        assert facts.is_worked_on(MosaicId(1))
+    assert not facts.is_worked_on(MosaicId(1))

@@ -40,7 +40,7 @@ from opticstream.pipeline.rules import BATCH_ENDED
 from opticstream.pipeline.run_parameters import take_over, waiting_in_folder
 from opticstream.pipeline.stuck import stuck_items
 from opticstream.pipeline.sweep import LONGEST_WAIT_S, Sweeper
-from opticstream.state import FactsSnapshot, Holder
+from opticstream.state import FactsSnapshot
 from opticstream.state.vocabulary import is_claim
 from opticstream.watch import FoundBatch, IncompleteBatch, Watcher
 
@@ -284,30 +284,27 @@ class Driver:
         """Note the tiles of columns that are not complete, and announce those that no run looks after."""
         for found in self.watcher.arriving():
             waiting = waiting_in(self.project, note_arriving(self.project, self._event(found)))
-            holder = self._holder(found.batch)
-            if waiting and (holder is None or holder.state != "alive") and not self._is_behind(found.batch):
-                self._announce_tiles(found.batch, waiting, holder)
+            if waiting and not self._is_worked_on(found.batch) and not self._is_behind(found.batch):
+                self._announce_tiles(found.batch, waiting)
 
     def _is_behind(self, batch: BatchId) -> bool:
         """Return whether a column before this one waits for its run, so that a run for this one would only wait, too.
 
         When its turn comes it is complete, or it is announced then: one run for it instead of two.
         """
-        for known in takewhile(lambda other: other.batch < batch, all_arriving(self.project)):
-            holder = self._holder(known.batch)
-            if (holder is None or holder.state != "alive") and waiting_in(self.project, known):
-                return True
-        return False
+        before = takewhile(lambda known: known.batch < batch, all_arriving(self.project))
+        return any(not self._is_worked_on(known.batch) and waiting_in(self.project, known) for known in before)
 
-    def _holder(self, batch: BatchId) -> Holder | None:
-        return self.project.facts.holder(batch, PROCESS_BATCH.claim)
+    def _is_worked_on(self, batch: BatchId) -> bool:
+        return self.project.facts.is_worked_on(batch, PROCESS_BATCH.claim)
 
-    def _announce_tiles(self, batch: BatchId, waiting: list[TileId], holder: Holder | None) -> None:
+    def _announce_tiles(self, batch: BatchId, waiting: list[TileId]) -> None:
         """Announce the first of the tiles that wait, unless a run that knows of them is on its way, or has been there.
 
         A run that has died, or never came, is called again, with growing delays.
         """
         now, event = time.monotonic(), self.project.event(TileReady, waiting[0])
+        holder = self.project.facts.holder(batch, PROCESS_BATCH.claim)
         attempt = 0 if holder is None else holder.generation
         called = self._called.get(batch)
         wait_s = _CALLED_AGAIN_S
@@ -397,8 +394,8 @@ class Driver:
             return False
         with self._bearing_trouble():
             facts, snapshot = self.project.facts, self.project.facts.snapshot()
-            holders = (facts.holder(item, fact) for item, fact in snapshot if is_claim(fact))
-            if self._runs_left() or any(holder is not None and holder.state == "alive" for holder in holders):
+            claims = ((item, fact) for item, fact in snapshot if is_claim(fact))
+            if self._runs_left() or any(facts.is_worked_on(item, claim) for item, claim in claims):
                 self._changed_s = time.monotonic()
                 return False
             pending = pending_announcements(self.project, snapshot)

@@ -134,10 +134,7 @@ def end_waiting(
             continue
         if has_stopped_waiting(project, item) or not waits_for_template(project, item, snapshot):
             continue
-        try:
-            record = project.facts.read(item, "waiting")
-        except StateError:
-            record = None
+        record = project.facts.read_whole(item, "waiting")
         if record is not None and now - record.time < timedelta(seconds=patience_s):
             continue
         absent = ", ".join(str(m.mosaic_id) for m in earlier if not has_begun(project, m, snapshot))

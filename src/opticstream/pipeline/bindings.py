@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from opticstream.config.publish_targets import What
 from opticstream.model.chain import Step
-from opticstream.model.errors import StateError
 from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, ItemId, MosaicId, TileId
 from opticstream.pipeline.host_memory import memory_of_mosaic, memory_of_slice, memory_of_tile, memory_of_volume
@@ -81,10 +80,7 @@ def _settings_of_publication(project: Project, item: ItemId, _facts: FactsView) 
 
 def _names_raw_files(project: Project, item: ItemId) -> bool:
     """Return whether it is on record where the raw tiles of a batch are."""
-    try:
-        record = project.facts.read(item, "ready")
-    except StateError:
-        return False
+    record = project.facts.read_whole(item, "ready")
     return record is not None and isinstance(record.detail.get("event"), Mapping)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from opticstream.model.chain import chain
-from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId
 from opticstream.pipeline.cleaned import CLEANED
 from opticstream.pipeline.pending import ready_event
@@ -112,10 +111,7 @@ def _files(project: Project, mosaic: MosaicId) -> Iterator[tuple[Path, int]]:
     folders = (project.paths.processed_folder(mosaic), project.paths.complex_folder(mosaic))
     raw = {identity for batch in project.layout.batches(mosaic) for identity in _raw_identities(project, batch)}
     for tile in project.layout.tiles(mosaic):
-        try:
-            record = project.facts.read(tile, "processed")
-        except StateError:  # `state verify` reports it
-            continue
+        record = project.facts.read_whole(tile, "processed")
         for file in record.outputs if record else ():
             path = project.paths.base / file.path
             if ":" in file.path or path.parent not in folders:

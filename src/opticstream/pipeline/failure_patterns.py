@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from opticstream.model.errors import StateError
 from opticstream.model.ids import ItemId
 from opticstream.pipeline.failures import PROCESS_DIED, SUGGESTIONS
 from opticstream.pipeline.project import Project
@@ -150,10 +149,7 @@ def _parked(project: Project) -> dict[ItemId, _Occurrence]:
     for item, fact in snapshot:
         if not is_failure(fact) or (item.hierarchy == "tile" and snapshot.has(item, "processed")):
             continue
-        try:
-            record = project.facts.read(item, fact)
-        except StateError:  # `state verify` reports the damaged flag
-            continue
+        record = project.facts.read_whole(item, fact)
         if record is None:
             continue
         detail = record.detail

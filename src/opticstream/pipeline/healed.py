@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from opticstream.model.errors import StateError
 from opticstream.model.events import Event
 from opticstream.pipeline.failures import PASSES
 from opticstream.pipeline.progress import failures
@@ -26,10 +25,7 @@ def take_up_healed(project: Project, /, *, now: datetime | None = None) -> list[
     now = now or utc_now()
     items = []
     for failure in failures(project, project.facts.snapshot()):
-        try:
-            record = project.facts.read(failure.item, failure.fact)
-        except StateError:  # `state verify` reports the damaged flag
-            continue
+        record = project.facts.read_whole(failure.item, failure.fact)
         # In the future by this host's clock: the clocks differ, and nothing tells how long it has been.
         if (
             record is not None

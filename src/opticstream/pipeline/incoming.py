@@ -19,7 +19,7 @@ from typing import Any
 from opticstream.config.path_map import path_here, said_of_path
 from opticstream.io.names import FileNameGrammar
 from opticstream.io.raw_folder import RawNames, raw_files_below
-from opticstream.model.errors import EventError, FileNameError, InputError, StateError
+from opticstream.model.errors import EventError, FileNameError, InputError
 from opticstream.model.events import (
     EVENT_OF_NAME,
     RESOURCE_ID,
@@ -267,10 +267,7 @@ def _plain(value: Any) -> Any:
 
 def _sample_fields(project: Project, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the slices of the sample from its record."""
-    try:
-        record = project.facts.read(SampleId(), "updated")
-    except StateError:
-        record = None
+    record = project.facts.read_whole(SampleId(), "updated")
     slices = tuple(record.detail.get("slices", ())) if record else ()
     known: dict[str, Any] = {"slices": slices}
     said = given.get("slices")

@@ -12,7 +12,6 @@ from typing import Any
 
 from opticstream.io.paths import ProjectPaths
 from opticstream.model import events as catalogue
-from opticstream.model.errors import StateError
 from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId, TileId
 from opticstream.state import FactRecord, Facts
@@ -75,20 +74,13 @@ def recorded_fields(kind: type[Event], item: ItemId, facts: Facts, paths: Projec
     known = _SOURCES.get(kind)
     if known is not None:
         fact, fields_of = known
-        record = _read(facts, item, fact)
+        record = facts.read_whole(item, fact)
         if record is not None:
             fields |= fields_of(record)
     if isinstance(item, MosaicId) and "template" in kind.model_fields and not fields.get("template"):
         template = paths.tilemap(paths.layout.illumination_of(item).name)
         fields["template"] = paths.relative(template) if template.exists() else ""
     return fields
-
-
-def _read(facts: Facts, item: ItemId, fact: str) -> FactRecord | None:
-    try:
-        return facts.read(item, fact)
-    except StateError:
-        return None  # a damaged flag is still a fact; `state verify` reports it
 
 
 def _names(record: FactRecord) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from opticstream.model.chain import Step, chain
-from opticstream.model.errors import StateError
 from opticstream.model.events import BatchProcessed, BatchReady, Event, MosaicStitched, SliceRegistered
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SampleId, SliceId
 from opticstream.pipeline.bindings import binding_of, due_items
@@ -50,10 +49,7 @@ def ready_event(project: Project, batch: BatchId, /) -> BatchReady | None:
     Its raw folder is the one of this host, now. A flag that is damaged, or that a person made with `touch`, names no
     files; `verify` reports it, and no other batch waits for it.
     """
-    try:
-        record = project.facts.read(batch, "ready")
-    except StateError:
-        return None
+    record = project.facts.read_whole(batch, "ready")
     return None if record is None else event_of_detail(project, batch, record.detail)
 
 
@@ -108,18 +104,13 @@ def _of_step(project: Project, step: Step, snapshot: FactsSnapshot) -> Iterator[
     """Yield the announcements of a step that is due and that no process works on."""
     if step.claimed_on_sample:
         waiting = unstacked(project, snapshot)
-        if waiting and _idle(project, SampleId(), step):
+        if waiting and not project.facts.is_worked_on(SampleId(), step.claim):
             yield from _known(starting_event(project, step, waiting[0]))  # one run takes all that wait
         return
     waits = binding_of(step).waits
     for item in due_items(project, step, snapshot, snapshot.items(step.hierarchy)):
-        if not waits(project, item, snapshot) and _idle(project, item, step):
+        if not waits(project, item, snapshot) and not project.facts.is_worked_on(item, step.claim):
             yield from _known(starting_event(project, step, item))
-
-
-def _idle(project: Project, item: ItemId, step: Step) -> bool:
-    holder = project.facts.holder(item, step.claim)
-    return holder is None or holder.state != "alive"
 
 
 def _of_gates(project: Project, snapshot: FactsSnapshot) -> Iterator[Event]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from opticstream.model.errors import StateError
 from opticstream.model.events import MosaicReady, SliceReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId
 from opticstream.pipeline.project import Project
@@ -100,10 +99,7 @@ def may_determine_template(project: Project, mosaic: MosaicId, facts: FactsView,
 
 def has_stopped_waiting(project: Project, mosaic: MosaicId, /) -> bool:
     """Return whether a mosaic has stopped waiting for the template, because no earlier slice has started."""
-    try:
-        record = project.facts.read(mosaic, "waiting")
-    except StateError:
-        return False  # a damaged flag is still a fact
+    record = project.facts.read_whole(mosaic, "waiting")
     return record is not None and "no_longer" in record.detail
 
 

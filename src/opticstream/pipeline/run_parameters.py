@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from opticstream.model.errors import StateError
 from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, ItemId, MosaicId, SliceId
 from opticstream.pipeline.project import Project
@@ -30,7 +29,7 @@ def detail_of_parameters(parameters: Mapping[str, Any], /) -> dict[str, Any]:
 
 def run_parameters(project: Project, item: ItemId, /) -> dict[str, Any]:
     """Return the parameters of the run that an item belongs to; those of the open project if none are recorded."""
-    record = _read(project, item, "ready")
+    record = project.facts.read_whole(item, "ready")
     return dict(project.parameters) if record is None else _parameters(record)
 
 
@@ -45,7 +44,7 @@ def parameters_of_results(project: Project, results: Iterable[tuple[ItemId, str]
     What depends on results of several runs uses the parameters of the last one, and without any result those of the
     open project.
     """
-    records = [record for item, fact in results if (record := _read(project, item, fact)) is not None]
+    records = [record for item, fact in results if (record := project.facts.read_whole(item, fact)) is not None]
     if not records:
         return dict(project.parameters)
     return _parameters(max(records, key=lambda record: record.time))
@@ -54,7 +53,7 @@ def parameters_of_results(project: Project, results: Iterable[tuple[ItemId, str]
 def take_over(project: Project, items: Iterable[ItemId], /) -> None:
     """Assign waiting items to the run that opened the project."""
     for item in items:
-        record = _read(project, item, "ready")
+        record = project.facts.read_whole(item, "ready")
         if record is None or _parameters(record) == dict(project.parameters):
             continue
         detail = {key: value for key, value in record.detail.items() if key != DETAIL}
@@ -75,7 +74,7 @@ def waiting_in_folder(project: Project, events: Iterable[Event], folder: str, /)
 def _lies_in(project: Project, item: ItemId, folder: str) -> bool:
     match item:
         case BatchId():
-            record = _read(project, item, "ready")
+            record = project.facts.read_whole(item, "ready")
             found = None if record is None else _raw_folder(project, record)
             return found is not None and os.path.normpath(found) == os.path.normpath(folder)
         case MosaicId():
@@ -98,10 +97,3 @@ def _raw_folder(project: Project, record: FactRecord) -> Path | None:
 def _parameters(record: FactRecord) -> dict[str, Any]:
     announced = record.detail.get("event") or {}
     return dict(record.detail.get(DETAIL) or announced.get("parameters") or {})
-
-
-def _read(project: Project, item: ItemId, fact: str) -> FactRecord | None:
-    try:
-        return project.facts.read(item, fact)
-    except StateError:
-        return None  # `state verify` reports the damaged flag

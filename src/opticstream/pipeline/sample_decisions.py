@@ -58,10 +58,7 @@ def decisions_of(project: Project, facts: FactsSnapshot, /) -> Decisions:
 
 
 def _detail(project: Project, item: SliceId, fact: str) -> Mapping[str, Any]:
-    try:
-        record = project.facts.read(item, fact)
-    except StateError:
-        return {}
+    record = project.facts.read_whole(item, fact)
     return record.detail if record else {}
 
 
@@ -72,11 +69,10 @@ def undecided_slices(project: Project, stacked: list[SliceId], facts: FactsSnaps
     """
     if not stacked or not facts.has(SampleId(), "updated"):
         return []
-    try:
-        record = project.facts.read(SampleId(), "updated")
-    except StateError:
+    record = project.facts.read_whole(SampleId(), "updated")
+    if record is None:
         return []
-    detail = record.detail if record else {}
+    detail = record.detail
     now = decisions_of(project, facts)
     before = {int(n): reason for n, reason in (detail.get("excluded") or {}).items()}
     numbers = {item.slice_id: item for item in stacked}

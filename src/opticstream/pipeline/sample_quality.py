@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from opticstream.config.processing import QualitySettings
-from opticstream.model.errors import StateError
 from opticstream.model.events import Event, SliceFlagged
 from opticstream.model.ids import SampleId, SliceId
 from opticstream.model.verdict import Grade, Verdict
@@ -19,10 +18,7 @@ Quality = Mapping[int, Mapping[str, Any]]
 
 def quality_of_sample(project: Project, /) -> Quality:
     """Return the figures of the slices in the sample, as last recorded; empty without any."""
-    try:
-        record = project.facts.read(SampleId(), "updated")
-    except StateError:
-        return {}
+    record = project.facts.read_whole(SampleId(), "updated")
     recorded = record.detail.get("quality") if record else None
     return {int(n): figures for n, figures in recorded.items()} if isinstance(recorded, Mapping) else {}
 

@@ -222,10 +222,7 @@ def _crashes_without_progress(project: Project, claim: Claim) -> int:
 
 def last_update(project: Project, /) -> SampleUpdated | None:
     """Return the announcement of the last update of the stacks; None without one, or if its record names no slices."""
-    try:
-        record = project.facts.read(SampleId(), "updated")
-    except StateError:
-        return None
+    record = project.facts.read_whole(SampleId(), "updated")
     slices = tuple(record.detail.get("slices", ())) if record else ()
     if record is None or not slices:
         return None
@@ -326,20 +323,14 @@ def _fixed_mosaic(project: Project, slice_id: SliceId) -> MosaicId:
 def _why_without_axis(project: Project, slice_id: SliceId, snapshot: FactsSnapshot) -> str:
     for fact in ("failed", "axis_failed", "skipped"):
         if snapshot.has(slice_id, fact):
-            try:
-                record = project.facts.read(slice_id, fact)
-            except StateError:
-                return fact
+            record = project.facts.read_whole(slice_id, fact)
             return str(record.detail.get("reason", fact)) if record else fact
     return ""
 
 
 def excluded_in_stacks(project: Project, /) -> dict[int, str]:
     """Return the slices that the stacks leave out because a person excluded them, and why, as last recorded."""
-    try:
-        record = project.facts.read(SampleId(), "updated")
-    except StateError:
-        return {}
+    record = project.facts.read_whole(SampleId(), "updated")
     excluded = record.detail.get("excluded") if record else None
     return {int(n): str(reason) for n, reason in (excluded or {}).items()}
 

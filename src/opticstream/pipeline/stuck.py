@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from opticstream.model.chain import chain
-from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import BATCH_ENDED, is_settled, waits_for_template
@@ -108,8 +107,5 @@ def _stopped_work(project: Project, snapshot: FactsSnapshot, now: datetime) -> I
 
 
 def _time_of(project: Project, item: ItemId, fact: str) -> datetime | None:
-    try:
-        record = project.facts.read(item, fact)
-    except StateError:
-        return None
+    record = project.facts.read_whole(item, fact)
     return None if record is None else record.time

@@ -82,8 +82,7 @@ def uploads_under_way(project: Project, /) -> list[UnderWay]:
             claim = chain().named(one.step, item.hierarchy).claim
         except (OSError, ValueError, TypeError, StopIteration):  # just removed, or cut by a crash
             continue
-        holder = project.facts.holder(item, claim)
-        if holder is not None and holder.state == "alive":
+        if project.facts.is_worked_on(item, claim):
             found.append(one)
     return found
 

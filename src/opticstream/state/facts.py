@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import opticstream
+from opticstream.model.errors import StateError
 from opticstream.model.ids import BatchId, ItemId, MosaicId, TileId
 from opticstream.state.claims import DEFAULT_LEASE_S, Claim, Claims, Holder
 from opticstream.state.durable import create_exclusively, replace_whole
@@ -339,6 +340,13 @@ class Facts:
             return None
         return FactRecord.from_bytes(text, item, fact, path=path, modified=modified)
 
+    def read_whole(self, item: ItemId, fact: str, /) -> FactRecord | None:
+        """Return the record of a fact; None if it is not recorded, or if its flag is damaged, as `verify` reports."""
+        try:
+            return self.read(item, fact)
+        except StateError:
+            return None
+
     def hashes(self, item: ItemId, fact: str, /) -> RecordedHashes | None:
         """Return the hashes in a fact's record, or None if it is not recorded; reads only the head of the flag."""
         path = self._flag(item, check_fact(item, fact))
@@ -449,6 +457,11 @@ class Facts:
     def holder(self, item: ItemId, work: str = "started") -> Holder | None:
         """Return the last holder of a piece of work and whether it is alive; None if there was none."""
         return self.claims.holder(item, work)
+
+    def is_worked_on(self, item: ItemId, work: str = "started") -> bool:
+        """Return whether a living process holds the claim of a piece of work."""
+        holder = self.holder(item, work)
+        return holder is not None and holder.state == "alive"
 
     def path(self, item: ItemId, fact: str, /) -> Path:
         """Return the path of the flag of a fact, as this version names it."""

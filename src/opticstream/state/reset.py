@@ -98,7 +98,8 @@ def plan_reset(facts: Facts, item: ItemId, /, layout: AcquisitionLayout, *, down
         item whose record names a file that is removed, such as the coordinate template that later mosaics reuse.
     """
     snapshot = facts.snapshot()
-    records = {(i, f): record for i, f in snapshot if (record := _read(facts, i, f)) is not None}
+    # One that cannot be read can still be withdrawn; it names no files.
+    records = {(i, f): record for i, f in snapshot if (record := facts.read_whole(i, f)) is not None}
     targets = set(_with_parts(item, snapshot, layout))
     chosen = {(i, f) for i in targets for f in snapshot.facts_of(i) if f not in _kept(i, is_target=True)}
     if isinstance(item, SampleId):  # its stacks hold a part of every slice
@@ -232,13 +233,6 @@ def _claims_of(plan: ResetPlan, facts: Facts) -> Iterator[tuple[ItemId, str]]:
         known = [fact for fact in facts.facts_of(item) if is_claim(fact)]
         for work in dict.fromkeys([*chain().claims(item.hierarchy), *sorted(known)]):
             yield item, work
-
-
-def _read(facts: Facts, item: ItemId, fact: str) -> FactRecord | None:
-    try:
-        return facts.read(item, fact)
-    except StateError:
-        return None  # a record that cannot be read can still be withdrawn; it names no files
 
 
 def _remove(path: Path) -> None:

@@ -24,12 +24,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.responses import FileResponse
 
-from opticstream.model.errors import InputError, OpticStreamError, StateError
+from opticstream.model.errors import InputError, OpticStreamError
 from opticstream.model.ids import ItemId, MosaicId, SampleId, SliceId, item_from_key
 from opticstream.model.modalities import MODALITIES, Modality, described
 from opticstream.pipeline.judging import judged
 from opticstream.pipeline.project import Project
-from opticstream.state import FactRecord
 from opticstream.web.access import Access
 from opticstream.web.board import Board
 from opticstream.web.files import PICTURES, STORE, output_path, picture_path, store_path, strip_of_pipeline
@@ -278,7 +277,7 @@ def _pictures_of(project: Project, item: ItemId) -> tuple[list[ShownPicture], li
         raise HTTPException(404, f"{item} has no pictures")
     path = project.facts.path(item, fact)
     stamp = path.stat().st_mtime_ns if path.exists() else 0
-    record = _record(project, item, fact)
+    record = project.facts.read_whole(item, fact)
     lines = [("look", f"△ {reason}") for reason in judged(project, item, record.detail).reasons] if record else []
     if record is None:
         lines.append(("dim", f"{item} is not {fact} yet"))
@@ -286,7 +285,7 @@ def _pictures_of(project: Project, item: ItemId) -> tuple[list[ShownPicture], li
 
 
 def _pictures_of_record(project: Project, item: ItemId, fact: str) -> list[ShownPicture]:
-    record = _record(project, item, fact)
+    record = project.facts.read_whole(item, fact)
     if record is None:
         return []
     names = dict.fromkeys(
@@ -299,16 +298,9 @@ def _pictures_of_record(project: Project, item: ItemId, fact: str) -> list[Shown
     return sorted(pictures, key=lambda one: order.index(one.modality.name) if one.modality else len(order))
 
 
-def _record(project: Project, item: ItemId, fact: str) -> FactRecord | None:
-    try:
-        return project.facts.read(item, fact)
-    except StateError:  # a damaged record; `status` says so
-        return None
-
-
 def _has_volumes(project: Project, item: ItemId) -> bool:
     if isinstance(item, SampleId):
-        record = _record(project, item, "updated")
+        record = project.facts.read_whole(item, "updated")
         return record is not None and any(file.path.endswith(STORE) for file in record.outputs)
     return isinstance(item, MosaicId) and project.facts.has(item, "volume_stitched")
 

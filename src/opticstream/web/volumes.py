@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 from opticstream.io.pictures import display_range
 from opticstream.io.zarr import read_attributes, read_volume, volume_reader, volume_voxel_um
-from opticstream.model.errors import StateError
 from opticstream.model.ids import MosaicId, SampleId
 from opticstream.model.modalities import MODALITIES, described_stack, volume_names
 from opticstream.pipeline.project import Project
@@ -76,10 +75,7 @@ def volumes_of(project: Project, item: MosaicId | SampleId, /) -> list[Volume]:
         A volume that is recorded cannot be read.
     """
     fact = "updated" if isinstance(item, SampleId) else "volume_stitched"
-    try:
-        record = project.facts.read(item, fact)
-    except StateError:  # a damaged record; `status` says so
-        return []
+    record = project.facts.read_whole(item, fact)
     if record is None:
         return []
     stamp = project.facts.path(item, fact).stat().st_mtime_ns

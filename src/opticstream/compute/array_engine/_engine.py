@@ -24,7 +24,6 @@ from opticstream.compute.array_engine._device import ArrayDevice, Pending
 from opticstream.compute.reconstruction import (
     CELL_PX,
     LOOKAHEAD_LINES,
-    UNWRAP_HALO_PX,
     MapSource,
     SpectralPlan,
     SurfaceSheet,
@@ -72,12 +71,7 @@ class _Kept:
 
 def _lines_ahead(options: TileOptions) -> int:
     """Return how many B-lines must have come after one before its maps can be made."""
-    robust = isinstance(options.surface, str) and options.surface == "robust"
-    return (LOOKAHEAD_LINES + CELL_PX if robust else 1) + _halo(options)
-
-
-def _halo(options: TileOptions) -> int:
-    return UNWRAP_HALO_PX if "biref" in options.maps and options.birefringence_method == "unwrap" else 0
+    return (LOOKAHEAD_LINES + CELL_PX if options.finds_sheet else 1) + options.halo_lines
 
 
 def device_bytes(
@@ -101,8 +95,8 @@ def device_bytes(
     counts = 2 * channels * a_lines * samples * bytes_per_sample
     of_channel = 3 * spectra + 2 * bins * 16  # complex spectra, padded, and their transform
     profiles = channels * bins * 8
-    of_depths = 8 * bins * 4 * (4 if _halo(options) else 1)
-    volumes = 2 * sum(2 * channels if name == "complex" else 1 for name in options.volumes) * bins * 4
+    of_depths = 8 * bins * 4 * (4 if options.halo_lines else 1)
+    volumes = 2 * sum(options.volume_widths(channels).values()) * bins * 4
     per_line = counts + of_channel + 2 * profiles + of_depths + volumes
     return block * per_line + (_lines_ahead(options) + 1) * profiles
 
@@ -163,9 +157,9 @@ class ArrayEngine:
         self._executor, self._sink = executor, sink
         self._plan = None if plan is None else dataclasses.replace(plan, fft=None)
         self._tables: list[Any] = []
-        self._halo = _halo(options)
+        self._halo = options.halo_lines
         self._sheet: SurfaceSheet | None = None
-        if isinstance(options.surface, str) and options.surface == "robust":
+        if options.finds_sheet:
             self._sheet = SurfaceSheet(a_lines=a_lines, b_lines=b_lines, compiled=True, executor=executor)
         self._cells: Any = None
         """Sums over cells along x, of the B-lines that do not fill a row of cells yet; shape (y, cells, z)."""

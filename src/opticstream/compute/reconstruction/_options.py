@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from opticstream.compute.reconstruction._birefringence import UNWRAP_HALO_PX
 from opticstream.compute.reconstruction._map_source import Floats, MapFunction
 
 
@@ -31,3 +32,17 @@ class TileOptions:
     phase_offset_deg: float = 100.0
     depth_step_um: float = 2.5
     wavelength_um: float = 1.3
+
+    @property
+    def finds_sheet(self) -> bool:
+        """Whether the surface is found as one smooth sheet, which looks at B-lines ahead."""
+        return isinstance(self.surface, str) and self.surface == "robust"
+
+    @property
+    def halo_lines(self) -> int:
+        """B-lines on either side that the maps of one B-line need."""
+        return UNWRAP_HALO_PX if "biref" in self.maps and self.birefringence_method == "unwrap" else 0
+
+    def volume_widths(self, channels: int, /) -> dict[str, int]:
+        """Return for each volume how many values it has at an A-line and depth: complex ones have two for a channel."""
+        return {name: 2 * channels if name == "complex" else 1 for name in self.volumes}

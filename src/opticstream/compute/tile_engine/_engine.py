@@ -27,7 +27,6 @@ from opticstream.compute.reconstruction import (
     LOOKAHEAD_LINES,
     NEAR_PX,
     THRESHOLD_SAMPLES,
-    UNWRAP_HALO_PX,
     UNWRAP_REACH_PX,
     DepthWindow,
     MapSource,
@@ -208,10 +207,10 @@ class TileEngine:
             self._fft = np.fft.fft
         self._n_strips = -(-a_lines // LANES)
         self._width = self._n_strips * LANES
-        self._halo = UNWRAP_HALO_PX if "biref" in options.maps and options.birefringence_method == "unwrap" else 0
+        self._halo = options.halo_lines
         self._sheet: SurfaceSheet | None = None
         ahead = 1  # the median filter
-        if isinstance(options.surface, str) and options.surface == "robust":
+        if options.finds_sheet:
             self._sheet = SurfaceSheet(a_lines=a_lines, b_lines=b_lines, compiled=True)
             ahead = LOOKAHEAD_LINES + CELL_PX
         self._lag = self._halo + ahead

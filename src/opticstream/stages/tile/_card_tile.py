@@ -102,7 +102,7 @@ def card_block_size(job: TileJob, options: TileOptions, depth: int, /, *, card_b
             f"the card has {card_bytes / 1e9:.2g} GB for a tile (processing.engine.memory_budget_gb; what is free); "
             f"tiles of {job.a_lines} x {samples} samples need {one / 1e9:.2g}"
         )
-    volumes = sum(2 * scan.channels if name == "complex" else 1 for name in options.volumes)
+    volumes = sum(options.volume_widths(scan.channels).values())
     per_line = host_bytes_per_b_line(
         samples=samples, zero_padding=padding, a_lines=job.a_lines, channels=scan.channels, volumes=volumes
     )

@@ -84,18 +84,17 @@ def reconstruct_by(
 
 
 def _volume_files(job: TileJob, options: TileOptions, depth: int, stack: contextlib.ExitStack) -> dict[str, VolumeFile]:
-    widths = {name: job.a_lines * (2 * job.scan.channels if name == "complex" else 1) for name in options.volumes}
     return {
         name: stack.enter_context(
             open_volume(
                 job.targets[name],
-                (width, job.b_lines, depth),
+                (width * job.a_lines, job.b_lines, depth),
                 voxel_size_mm=job.voxel_size_mm,
                 description=described(name).tile_header,
                 steps=job.steps_of(name),
             )
         )
-        for name, width in widths.items()
+        for name, width in options.volume_widths(job.scan.channels).items()
     }
 
 

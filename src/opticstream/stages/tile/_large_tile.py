@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
-from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, SpectralPlan, TileOptions
+from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, UNWRAP_HALO_PX, SpectralPlan, TileOptions
 from opticstream.compute.tile_engine import InlineExecutor, TileEngine, memory_per_b_line, memory_per_function_line
 from opticstream.model.errors import ConfigurationError
 from opticstream.stages.tile._in_blocks import Sink, reconstruct_by
@@ -37,12 +37,12 @@ def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
         zero_padding=padding,
         a_lines=job.a_lines,
         channels=scan.channels,
-        volumes=sum(2 * scan.channels if name == "complex" else 1 for name in options.volumes),
+        volumes=sum(options.volume_widths(scan.channels).values()),
         bytes_per_sample=2 if scan.raw_format != "complex" else 8,
     )
     profiles = scan.channels * (job.a_lines + 16) * samples * padding * 4
-    robust = isinstance(options.surface, str) and options.surface == "robust"
-    ahead = (LOOKAHEAD_LINES + CELL_PX if robust else 2) + (6 if options.birefringence_method == "unwrap" else 0)
+    slabs = options.birefringence_method == "unwrap"  # these overlap by a few B-lines
+    ahead = (LOOKAHEAD_LINES + CELL_PX if options.finds_sheet else 2) + (2 * UNWRAP_HALO_PX if slabs else 0)
     maps = (len(options.maps) + 5) * job.a_lines * job.b_lines * 4
     archive = ARCHIVE_BYTES if job.archive else 0
     in_numpy = job.threads * memory_per_function_line(job.a_lines, scan.channels, depth) if options.functions else 0
@@ -54,7 +54,6 @@ def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
             f"processing.reconstruction.memory_budget_gb = {settings.memory_budget_gb:g} is too small for tiles of "
             f"{job.a_lines} x {samples} samples on {job.threads} threads; it needs {(fixed + per_line) / 1e9:.2g}"
         )
-    slabs = options.birefringence_method == "unwrap"  # these overlap by a few B-lines
     largest = _LARGEST_BLOCK if options.volumes or slabs else max(_SMALL_BLOCK, 2 * job.threads)
     return min(largest, lines, job.b_lines)
 
