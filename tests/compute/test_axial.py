@@ -83,3 +83,25 @@ def test_compiled_kernels_say_the_same():
     np.testing.assert_allclose(out[:, 2], sine, atol=2e-6)
     np.testing.assert_allclose(axial.wrap(out[:, 3] - angles + 45) - 45, 0, atol=1e-3)
     assert out[:, 3].min() > -90
+
+
+@njit
+def _half_angles(cosine, sine, out):  # type: ignore[no-untyped-def]
+    for i in range(cosine.size):
+        out[i] = kernels.half_angle(cosine[i], sine[i])
+
+
+def test_the_compiled_angle_is_right_in_all_directions_and_lengths():
+    angle = np.linspace(-180, 180, 7201)
+    for length in (1e-30, 1e-3, 1.0, 1e12):
+        cosine = (length * np.cos(np.deg2rad(angle))).astype(np.float32)
+        sine = (length * np.sin(np.deg2rad(angle))).astype(np.float32)
+        out = np.empty(angle.size, np.float32)
+        _half_angles(cosine, sine, out)
+        assert ((out > -90) & (out <= 90)).all()
+        expected = np.rad2deg(np.arctan2(sine.astype(float), cosine.astype(float))) / 2
+        assert np.abs(axial.wrap(out - expected)).max() < 2e-5
+    special = np.array([[0, 0], [-1, -0.0], [np.nan, 1], [1, np.nan]], np.float32)
+    out = np.empty(4, np.float32)
+    _half_angles(special[:, 0].copy(), special[:, 1].copy(), out)
+    np.testing.assert_array_equal(out, np.array([0, 90, np.nan, np.nan], np.float32))

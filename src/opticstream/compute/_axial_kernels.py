@@ -50,6 +50,25 @@ def components(angle_deg):
 
 @njit(cache=True, nogil=True, inline="always", error_model="numpy")
 def half_angle(c, s):
-    """Return half of atan2(s, c) in degrees, in (-90, 90]."""
-    angle = np.float32(math.atan2(s, c)) * np.float32(28.64788975654116)
-    return np.float32(90) if angle <= np.float32(-90) else angle
+    """Return half of atan2(s, c) in degrees, in (-90, 90]; 0 where both are 0. Error below 2e-5 degrees.
+
+    Without branches: a loop over it is compiled to vector instructions. Polynomial of Abramowitz and Stegun, 4.4.49.
+    """
+    across, along = abs(s), abs(c)
+    small = across if across < along else along
+    large = along if across < along else across
+    large = _F(1e-37) if large < _F(1e-37) else large
+    x = small / large
+    q = x * x
+    p = _F(0.0028662257) * q + _F(-0.0161657367)
+    p = p * q + _F(0.0429096138)
+    p = p * q + _F(-0.0752896400)
+    p = p * q + _F(0.1065626393)
+    p = p * q + _F(-0.1420889944)
+    p = p * q + _F(0.1999355085)
+    p = p * q + _F(-0.3333314528)
+    angle = (p * q + _F(1)) * x * _F(28.64788975654116)
+    angle = _F(45) - angle if across > along else angle
+    angle = _F(90) - angle if c < _F(0) else angle
+    angle = -angle if s < _F(0) else angle
+    return _F(90) if angle <= _F(-90) else angle

@@ -81,10 +81,10 @@ class BlockWorker:
     """Makes blocks of a volume, one after the other, in memory that is used again."""
 
     def __init__(self, inputs: VolumeInputs, plan: BlockPlan, levels: LevelArrays, /) -> None:
-        from opticstream.compute.stitching.volume import runs_from_shift, shift_from_focus
+        from opticstream.compute.stitching.volume import shift_from_focus
 
         self.inputs, self.plan, self.levels = inputs, plan, levels
-        self.runs = runs_from_shift(shift_from_focus(inputs.focus).T)
+        self.shift = np.ascontiguousarray(shift_from_focus(inputs.focus).T)
         self.depth = next(iter(inputs.volumes.values())).shape[0]
         overlaps = overlap_widths(inputs.positions, tile_shape=inputs.tiles.tile_shape)
         self.parts = [
@@ -127,14 +127,14 @@ class BlockWorker:
         further = min(self.plan.layout.levels, IN_PASS_LEVELS) - 1
         if inputs.axial:
             sine = self.buffers.get("sine", size)
-            blend_axial(out, sine, parts, self.runs, z0, covered, pool=pool)
+            blend_axial(out, sine, parts, self.shift, z0, covered, pool=pool)
             cosine_half, sine_half = out, sine
             for _ in range(further):
                 cosine_half, sine_half = halved(cosine_half, pool=pool), halved(sine_half, pool=pool)
                 levels.append(angle_from_components(cosine_half.copy(), sine_half, pool=pool))
             angle_from_components(out, sine, pool=pool)
         else:
-            blend_scalar(out, parts, self.runs, z0, covered, pool=pool)
+            blend_scalar(out, parts, self.shift, z0, covered, pool=pool)
             if inputs.shading is not None:
                 # The weights of tiles do not depend on depth, so the mean of levels is off by the mean of the shading.
                 out -= inputs.shading[corner[2] : corner[2] + size[2], corner[1] : corner[1] + size[1]].T
@@ -180,8 +180,8 @@ class BlockWorker:
 
         inputs = self.inputs
         width, _ = inputs.tiles.tile_shape
-        z0 = inputs.z_start + corner[0] + self.runs.shallowest
-        z1 = min(inputs.z_start + corner[0] + size[0] + self.runs.deepest, self.depth)
+        z0 = inputs.z_start + corner[0]
+        z1 = min(z0 + size[0] + int(self.shift.max()), self.depth)
         z0 = min(z0, z1)
         rows = np.array([last - first for _, first, last in touching], np.int64)
         tallest = int(rows.max(initial=1))

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from opticstream.compute.stitching.volume._blend import BlockTiles, blend_axial, blend_scalar
 from opticstream.compute.stitching.volume._halving import angle_from_components, halved, halved_axis
-from opticstream.compute.stitching.volume._runs import Runs, runs_from_shift, shift_from_focus
+from opticstream.compute.stitching.volume._shift import shift_from_focus
 from opticstream.compute.stitching.volume._undistortion import Undistortion, undistortion
 
 __all__ = [
     "BlockTiles",
-    "Runs",
     "Undistortion",
     "angle_from_components",
     "blend_axial",
     "blend_scalar",
     "halved",
     "halved_axis",
-    "runs_from_shift",
     "shift_from_focus",
     "undistortion",
 ]

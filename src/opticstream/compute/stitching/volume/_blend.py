@@ -1,9 +1,9 @@
 """Blocks of many tiles blended plane by plane.
 
 Weights are two-dimensional and already divided by their sum, so a voxel costs one multiply-add. Every A-line is shifted
-by the focus map, which is the same for all tiles: it is cut into runs of equal shift once, and the loop along a run is
-plain and contiguous. Axial data is blended as doubled-angle components. Where a voxel is missing (NaN, or shifted in
-from outside the depth range) the block is done again by a kernel that keeps a sum of weights.
+by the focus map, which is the same for all tiles: a row is put together from several planes first, so that the loop
+along it is plain and contiguous. Axial data is blended as doubled-angle components. Where a voxel is missing (NaN, or
+shifted in from outside the depth range) the plane is done again by a kernel that keeps a sum of weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from opticstream.compute.stitching.volume import _kernels as kernels
 from opticstream.compute.stitching.volume._halving import over_planes
-from opticstream.compute.stitching.volume._runs import Runs
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -49,7 +48,7 @@ class BlockTiles(NamedTuple):
 def blend_scalar(
     out: FloatArray,
     tiles: BlockTiles,
-    runs: Runs,
+    shift: IntArray,
     out_z0: int,
     covered: NDArray[np.bool_],
     /,
@@ -64,8 +63,8 @@ def blend_scalar(
         The block; overwritten.
     tiles : BlockTiles
         What touches it.
-    runs : Runs
-        Depth shift of the A-lines.
+    shift : ndarray of int, shape (tile rows, x)
+        How many samples deeper each A-line of a tile is read, from 0 on (`shift_from_focus`).
     out_z0 : int
         Depth of the block's first plane, before the shift.
     covered : ndarray of bool, shape (y, x)
@@ -73,7 +72,7 @@ def blend_scalar(
     pool : ThreadPoolExecutor, optional
         Threads; each plane is done by one of them, so their number changes nothing in the result.
     """
-    _blend(out, None, tiles, runs, out_z0, pool)
+    _blend(out, None, tiles, shift, out_z0, pool)
     if not covered.all():
         over_planes(lambda a, b: kernels.blank_planes(out, covered, a, b), len(out), pool)
 
@@ -82,7 +81,7 @@ def blend_axial(
     cosine: FloatArray,
     sine: FloatArray,
     tiles: BlockTiles,
-    runs: Runs,
+    shift: IntArray,
     out_z0: int,
     covered: NDArray[np.bool_],
     /,
@@ -90,7 +89,7 @@ def blend_axial(
     pool: ThreadPoolExecutor | None = None,
 ) -> None:
     """Blend a block of axis angles (degrees) into doubled-angle components, in place; NaN where nothing lies."""
-    _blend(cosine, sine, tiles, runs, out_z0, pool)
+    _blend(cosine, sine, tiles, shift, out_z0, pool)
     if not covered.all():
         over_planes(lambda a, b: kernels.blank_planes(cosine, covered, a, b), len(cosine), pool)
         over_planes(lambda a, b: kernels.blank_planes(sine, covered, a, b), len(sine), pool)
@@ -100,16 +99,18 @@ def _blend(
     out: FloatArray,
     sine: FloatArray | None,
     tiles: BlockTiles,
-    runs: Runs,
+    shift: IntArray,
     out_z0: int,
     pool: ThreadPoolExecutor | None,
 ) -> None:
-    """Blend all planes; those of a block that lacks voxels once more, with a sum of weights."""
-    if not sum(over_planes(lambda a, b: kernels.blend_planes(out, sine, tiles, runs, out_z0, a, b), len(out), pool)):
+    """Blend all planes; those that lack voxels once more, with a sum of weights."""
+    missing = np.zeros(len(out), np.int64)
+    over_planes(lambda a, b: kernels.blend_planes(out, sine, tiles, shift, out_z0, a, b, missing), len(out), pool)
+    if not missing.any():
         return
 
     def again(a: int, b: int) -> None:
         total, lost = np.empty(out.shape[1:], np.float32), np.empty(out.shape[1:], np.bool_)
-        kernels.blend_planes_partial(out, sine, tiles, runs, out_z0, a, b, total, lost)
+        kernels.blend_planes_partial(out, sine, tiles, shift, out_z0, a, b, missing, total, lost)
 
     over_planes(again, len(out), pool)

@@ -8,72 +8,89 @@ import numpy as np
 from opticstream.compute._axial_kernels import components, half_angle
 from opticstream.system.compiled import njit
 
+_ROWS = 16
+"""Rows that are done through all depths at a time: what is taken from other planes is then still in the cache."""
+
+
+@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def _shifted_row(data, y, depth, shift, most, a, b, row):
+    """Put voxels a..b of a tile's row together, each from `depth` and its shift; return how many lie outside, as 0.
+
+    `most` is the largest shift of the row, whose smallest is not below 0.
+    """
+    if depth >= 0 and depth + most < data.shape[0]:
+        # Without a check for each voxel, which costs as much as the rest.
+        plane = np.uint64(data.shape[1] * data.shape[2])
+        voxels = data.reshape(data.size)[(depth * data.shape[1] + y) * data.shape[2] :]
+        for x in range(np.uint64(a), np.uint64(b)):
+            row[x] = voxels[np.uint64(shift[x]) * plane + x]
+        return 0
+    outside = 0
+    for x in range(a, b):
+        z = depth + shift[x]
+        inside = 0 <= z < data.shape[0]
+        row[x] = data[z, y, x] if inside else np.float32(0)
+        outside += not inside
+    return outside
+
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def blend_planes(out, sine, tiles, runs, out_z0, z0, z1):
-    """Blend planes z0..z1 of a block; returns how many voxels were missing, at least whether any was.
+def blend_planes(out, sine, tiles, shift, out_z0, z0, z1, missing):
+    """Blend planes z0..z1 of a block; `missing` gets, by plane, how many voxels were, at least whether any was.
 
     Scalar data where `sine` is None; else axis angles into components, `out` takes the cosine. The choice is made when
     this is compiled: each kind has a loop of its own.
     """
-    missing = 0
     inputs, depth0, place, rows, weight = tiles
-    row_start, start, stop, shift = runs
     height, width = out.shape[1], out.shape[2]
-    for z in range(z0, z1):
-        plane = out[z]
-        plane[:, :] = np.float32(0)
-        if sine is None:
-            other = plane
-        else:
-            other = sine[z]
-            other[:, :] = np.float32(0)
-        for k in range(inputs.shape[0]):
-            data = inputs[k]
-            y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
-            for y in range(rows[k]):
-                ty = first + y
-                for r in range(row_start[ty], row_start[ty + 1]):
-                    depth = out_z0 + z + shift[r] - depth0
-                    a = max(start[r], -x0)
-                    b = min(stop[r], width - x0)
-                    if a >= b:
-                        continue
-                    if depth < 0 or depth >= data.shape[0]:
-                        missing += b - a
-                        continue
+    row, most = np.empty(inputs.shape[3], np.float32), shift.max()
+    missing[z0:z1] = 0
+    out[z0:z1] = np.float32(0)
+    if sine is not None:
+        sine[z0:z1] = np.float32(0)
+    for k in range(inputs.shape[0]):
+        y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
+        a, b = max(0, -x0), min(inputs.shape[3], width - x0)
+        if a >= b:
+            continue
+        for y1 in range(0, rows[k], _ROWS):
+            for z in range(z0, z1):
+                for y in range(y1, min(y1 + _ROWS, rows[k])):
+                    depth = out_z0 + z - depth0
+                    missing[z] += _shifted_row(inputs[k], y, depth, shift[first + y], most, a, b, row)
                     # Pieces that begin at 0: the loops below are then compiled to vector instructions.
-                    source = data[depth, y, a:b]
+                    source = row[a:b]
                     w = weight[k, y, a:b]
-                    target = plane[y0 + y, x0 + a : x0 + b]
+                    target = out[z, y0 + y, x0 + a : x0 + b]
                     if sine is None:
                         for x in range(b - a):
                             target[x] += w[x] * source[x]
                     else:
-                        target_s = other[y0 + y, x0 + a : x0 + b]
+                        target_s = sine[z, y0 + y, x0 + a : x0 + b]
                         for x in range(b - a):
                             c, s = components(source[x])
                             target[x] += w[x] * c
                             target_s[x] += w[x] * s
+    for z in range(z0, z1):
         for y in range(height):
-            row = plane[y]
+            values = out[z, y]
             odd = 0
             for x in range(width):
-                odd |= row[x] * np.float32(0) != np.float32(0)  # NaN or infinity
-            missing += odd
-    return missing
+                odd |= values[x] * np.float32(0) != np.float32(0)  # NaN or infinity
+            missing[z] += odd
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def blend_planes_partial(out, sine, tiles, runs, out_z0, z0, z1, total, lost):
-    """Blend planes where voxels may be missing; where one is, divide by the weights that are there.
+def blend_planes_partial(out, sine, tiles, shift, out_z0, z0, z1, missing, total, lost):
+    """Blend planes again where voxels are missing; where one is, divide by the weights that are there.
 
     A voxel that lacks nothing gets the very value of `blend_planes`: results do not depend on how blocks are cut.
     """
     inputs, depth0, place, rows, weight = tiles
-    row_start, start, stop, shift = runs
     height, width = out.shape[1], out.shape[2]
     for z in range(z0, z1):
+        if missing[z] == 0:
+            continue
         plane = out[z]
         plane[:, :] = np.float32(0)
         if sine is None:
@@ -87,28 +104,20 @@ def blend_planes_partial(out, sine, tiles, runs, out_z0, z0, z1, total, lost):
             data = inputs[k]
             y0, x0, first = place[k, 0], place[k, 1], place[k, 2]
             for y in range(rows[k]):
-                ty = first + y
-                for r in range(row_start[ty], row_start[ty + 1]):
-                    depth = out_z0 + z + shift[r] - depth0
-                    a = max(start[r], -x0)
-                    b = min(stop[r], width - x0)
-                    if depth < 0 or depth >= data.shape[0]:
-                        for x in range(a, b):
-                            lost[y0 + y, x0 + x] = True
+                for x in range(max(0, -x0), min(data.shape[2], width - x0)):
+                    depth = out_z0 + z + shift[first + y, x] - depth0
+                    value = data[depth, y, x] if 0 <= depth < data.shape[0] else np.float32(np.nan)
+                    if not np.isfinite(value):
+                        lost[y0 + y, x0 + x] = True
                         continue
-                    for x in range(a, b):
-                        value = data[depth, y, x]
-                        if not np.isfinite(value):
-                            lost[y0 + y, x0 + x] = True
-                            continue
-                        w = weight[k, y, x]
-                        total[y0 + y, x0 + x] += w
-                        if sine is None:
-                            plane[y0 + y, x0 + x] += w * value
-                        else:
-                            c, s = components(value)
-                            plane[y0 + y, x0 + x] += w * c
-                            other[y0 + y, x0 + x] += w * s
+                    w = weight[k, y, x]
+                    total[y0 + y, x0 + x] += w
+                    if sine is None:
+                        plane[y0 + y, x0 + x] += w * value
+                    else:
+                        c, s = components(value)
+                        plane[y0 + y, x0 + x] += w * c
+                        other[y0 + y, x0 + x] += w * s
         for y in range(height):
             for x in range(width):
                 if not lost[y, x]:
@@ -133,9 +142,11 @@ def angles_of_planes(cosine, sine, z0, z1):
     """Replace components by the angle, in the array of the cosine; NaN where both are 0."""
     for z in range(z0, z1):
         for y in range(cosine.shape[1]):
-            for x in range(cosine.shape[2]):
-                c, s = cosine[z, y, x], sine[z, y, x]
-                cosine[z, y, x] = np.float32(np.nan) if c == 0 and s == 0 else half_angle(c, s)
+            along, across = cosine[z, y], sine[z, y]
+            for x in range(along.shape[0]):
+                c, s = along[x], across[x]
+                angle = half_angle(c, s)
+                along[x] = np.float32(np.nan) if (c == np.float32(0)) & (s == np.float32(0)) else angle
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
