@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from opticstream.config.processing import SampleIntensitySettings, SampleSetting
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.zarr import SliceStore, volume_reader
 from opticstream.model.errors import InputError, MissingInputError, StateError
+from opticstream.stages.sample import _update_sample
 from opticstream.stages.sample._update_sample import SampleInput, UpdatedSample, update_sample
 from opticstream.testing.checksums import tree_checksums
 from opticstream.testing.slice_phantom import make_slice
@@ -163,6 +165,22 @@ def test_volumes_join_to_one_store_and_may_come_later(tmp_path: Path) -> None:
     np.testing.assert_array_equal(planes[3, 3], [1] * 6 + [2] * 6)
     ledger = json.loads(result.outputs["slices"].read_text())
     assert "normal_dBI" in ledger["slices"]["2"]["stacks"]
+
+
+def test_only_the_planes_of_a_section_are_read_and_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SliceStore(tmp_path / "v.ome.zarr", 40, (10.0, 10.0, 50.0))
+    store.put(0, (200, 160), lambda xs, ys: np.ones((xs.stop - xs.start, ys.stop - ys.start, 40), np.float32))
+    new = slice_input(tmp_path, 1, settings=SampleSettings())
+    moved: list[tuple[int, ...]] = []
+    real = _update_sample.resampled
+    monkeypatch.setattr(
+        _update_sample, "resampled", lambda image, *a, **more: moved.append(np.shape(image)) or real(image, *a, **more)
+    )
+    result = update_sample(
+        replace(new, maps={"normal_aip": new.maps["normal_aip"]}, volumes={"normal_R3D": store.path})
+    )
+    assert len(moved) - 1 == 6, "0.3 mm are six planes of 40; one map besides"
+    assert stack(result, "normal_R3D").shape == (200, 160, 6)
 
 
 def test_a_larger_slice_makes_the_stack_larger(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def resampled_blocks(
     Returns
     -------
     callable
-        Gives blocks of float32 with as many planes as the moving volume has; where a block lies beside that volume, a
-        single plane of NaN.
+        Gives blocks of float32 with as many planes as the moving volume has, depth slowest in memory; where a block
+        lies beside that volume, a single plane of NaN.
     """
     planes = np.arange(size[2], dtype=float)
     plane, sideways = (planes, np.zeros((size[2], 2))) if slant is None else slant
@@ -76,13 +76,13 @@ def resampled_blocks(
             return np.full((*shape, 1), np.nan, np.float32)
         part = read(slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
         nothing = np.full(part.shape[:2], np.nan, np.float32)
-        made = []
+        made = np.empty((size[2], *shape[::-1]), np.float32)
         for z in range(size[2]):
             start = mapping.points(np.array([xs.start, ys.start]) + sideways[z]) - low
             # The nearest plane is sufficient: planes are closer together than any change with depth.
             index = round(plane[z])
             image = part[:, :, index] if index < size[2] else nothing
-            made.append(resample(image, PlanarTransform(mapping.matrix, start, bend), shape=shape))
-        return np.stack(made, axis=2)
+            made[z] = resample(image, PlanarTransform(mapping.matrix, start, bend), shape=shape).T
+        return made.T
 
     return block

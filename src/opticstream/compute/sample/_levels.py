@@ -8,7 +8,7 @@ and a map of what differs from place to place.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,14 +55,21 @@ def block_power(volume_db: ArrayLike, /, *, side: int = BLOCK_PX) -> Single:
     >>> block_power([[[10.0], [0.0]], [[np.nan], [10.0]]], side=2).round(3).tolist()
     [[[7.0]]]
     """
-    volume = np.asarray(volume_db, np.float32)
-    size = volume.shape[0] // side, volume.shape[1] // side
-    cut = volume[: size[0] * side, : size[1] * side].reshape(size[0], side, size[1], side, volume.shape[2])
-    known = np.isfinite(cut)
-    power = np.exp(np.where(known, cut, -np.inf) * np.float32(1 / _DB))
-    count = known.sum((1, 3))
-    mean = power.sum((1, 3)) / np.maximum(count, 1)
-    return np.where(2 * count >= side**2, mean, np.nan).astype(np.float32)
+    planes = np.asarray(volume_db, np.float32).T
+    nx, ny = planes.shape[2] // side, planes.shape[1] // side
+    mean = np.empty((len(planes), ny, nx), np.float32)
+    for z, plane in enumerate(planes[:, : ny * side, : nx * side]):  # one that stays in the cache
+        known = np.isfinite(plane)
+        power = np.exp(np.where(known, plane, np.float32(-np.inf)) * np.float32(1 / _DB))
+        count = _sum_of_blocks(known.view(np.uint8), side)
+        mean[z] = np.where(2 * count >= side**2, _sum_of_blocks(power, side) / np.maximum(count, 1), np.nan)
+    return mean.T
+
+
+def _sum_of_blocks(plane: NDArray[Any], side: int) -> Single:
+    rows = plane.reshape(plane.shape[0] // side, side, plane.shape[1]).sum(1, dtype=np.float32)
+    sums: Single = rows.reshape(len(rows), plane.shape[1] // side, side).sum(2)
+    return sums
 
 
 def tissue_of_blocks(power: ArrayLike, /) -> Mask:

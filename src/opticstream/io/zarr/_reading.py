@@ -18,8 +18,15 @@ BlockReader = Callable[[slice, slice], NDArray[Any]]
 """Returns the block (x, y, depth[, c]) of a slice for ranges of x and y."""
 
 
-def volume_reader(path: Path, /) -> tuple[tuple[int, int, int], BlockReader]:
+def volume_reader(path: Path, planes: slice = slice(None), /) -> tuple[tuple[int, int, int], BlockReader]:
     """Return the shape (x, y, z) of an OME-Zarr volume's finest level and a reader of its blocks.
+
+    Parameters
+    ----------
+    path : Path
+        Volume of real numbers.
+    planes : slice
+        Depth samples, of which the shape and the blocks are; the others are not read.
 
     Raises
     ------
@@ -29,11 +36,13 @@ def volume_reader(path: Path, /) -> tuple[tuple[int, int, int], BlockReader]:
     array = open_zarr_image(path).array
     if array.rank != 3:
         raise FileFormatError(f"{path}: expected the axes z, y, x, got the shape {tuple(array.shape)}")
-    z, y, x = (int(n) for n in array.shape)
+    depth, y, x = (int(n) for n in array.shape)
+    zs = slice(*planes.indices(depth)[:2])
+    z = max(0, zs.stop - zs.start)
 
     def read(xs: slice, ys: slice) -> NDArray[Any]:
         with readable_zarr(path):
-            block = array[:, ys, xs].read().result()
+            block = array[zs, ys, xs].read().result()
         return np.asarray(block).transpose(2, 1, 0)
 
     return (x, y, z), read

@@ -138,7 +138,8 @@ class SliceStore:
     def _blank(self, shape: tuple[int, int, int]) -> NDArray[Any]:
         full = (*shape, 3) if self.kind == "vector" else shape
         dtype = np.dtype(self.dtype)
-        return np.full(full, np.nan if dtype.kind == "f" else 0, dtype)
+        # in the order of the store, so that nothing has to be turned before it is written
+        return np.full(full[::-1], np.nan if dtype.kind == "f" else 0, dtype).T
 
     def _tile(self) -> int:
         """Return the side of the blocks that are written at once: a multiple of the chunk, within the memory budget."""

@@ -685,7 +685,7 @@ def _put_volumes(new: SampleInput, mapping: PlanarTransform | None, names: Colle
             continue
         voxel = volume_voxel_um(path)
         planes = max(1, round(new.slice_thickness_um / voxel[2]))
-        shape, read = volume_reader(path)
+        shape, read = volume_reader(path, slice(planes))
         if mapping is not None:
             resample = functools.partial(resampled, how=described_stack(name).resampling)
             read = resampled_blocks(read, mapping, size=shape, resample=resample)
