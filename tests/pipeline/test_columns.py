@@ -277,7 +277,19 @@ def test_the_newest_tile_has_a_preview_before_older_ones_are_processed(rig, monk
     assert not preview.exists(), "its quality picture has taken the place of the preview"
 
 
-def test_a_run_that_keeps_up_draws_no_previews(rig, monkeypatch):
+def test_a_tile_that_takes_long_has_a_preview_before_it_is_processed(rig, monkeypatch):
+    monkeypatch.setattr(batches, "_LONG_WORK", 0)
+    preview = preview_path(rig.project.paths.base, FIRST)
+    shown = []
+    real = batches.process_tile
+    monkeypatch.setattr(batches, "process_tile", lambda *a, **k: shown.append(preview.exists()) or real(*a, **k))
+    rig.brings(1)
+    process_tiles(rig.project, BATCH, sleep=lambda _s: rig.brings(2))
+    assert shown[0]
+    assert not preview.exists()
+
+
+def test_a_run_that_keeps_up_draws_no_previews_of_small_tiles(rig, monkeypatch):
     monkeypatch.setattr(batches, "draw_preview", no_waiting)
     rig.brings(1)
     process_tiles(rig.project, BATCH, sleep=lambda _s: rig.brings(2))

@@ -75,7 +75,7 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
         with contextlib.ExitStack() as stack:
             matlab = _matlab_call(project, event, stack)
             for tile in project.layout.tiles(batch):
-                show_newest_tile(project, but=tile)
+                show_waiting_tiles(project, next_one=tile)
                 record, note = TileWork(project, event, tile, attempt, matlab).perform(claim)
                 tiles[str(tile.tile_id)] = note
                 rests_on[str(tile.tile_id)] = None if record is None else record.inputs_hash
@@ -183,24 +183,42 @@ def is_done(project: Project, event: BatchReady, tile: TileId, /) -> bool:
     return not source.exists() or is_known(record, identity_of(*((source,) if spectra is None else (source, spectra))))
 
 
-def show_newest_tile(project: Project, /, *, but: TileId) -> None:
-    """Draw a preview of the tile that came last, where processing is behind the rig and it would wait for its picture.
+_LONG_WORK = 1 << 27
+"""Raw values of a tile from which its picture takes several seconds."""
+
+
+def show_waiting_tiles(project: Project, /, *, next_one: TileId) -> None:
+    """Draw previews of tiles that have come while a folder is watched and whose pictures are not there soon.
+
+    That is the tile that came last, where processing is behind the rig, and before it the one that is processed next,
+    where that takes several seconds.
 
     Parameters
     ----------
     project : Project
         The project.
-    but : TileId
-        The tile that is processed next, which needs none.
+    next_one : TileId
+        The tile that is processed next.
     """
     waiting = waiting_tiles(project)
-    if len(waiting) < 2 or matlab_for(project.config.processing.engine, "tile") is not None:
-        return
-    _, known, tile = waiting[-1]
-    if tile == but or preview_path(project.paths.base, tile).exists():
+    shown = [entry for entry in waiting if entry[2] == next_one and _is_long_work(project, next_one)]
+    shown += [entry for entry in waiting[-1:] if len(waiting) > 1 and entry[2] != next_one]
+    for _, known, tile in shown:
+        _draw_preview(project, known.event, tile)
+
+
+def _is_long_work(project: Project, tile: TileId) -> bool:
+    scan = project.config.scan
+    a_lines, b_lines = scan.tile_shape(project.layout.illumination_index(tile.mosaic))
+    return a_lines * b_lines * scan.samples * scan.channels >= _LONG_WORK
+
+
+def _draw_preview(project: Project, event: BatchReady, tile: TileId) -> None:
+    is_matlab = matlab_for(project.config.processing.engine, "tile") is not None
+    if is_matlab or preview_path(project.paths.base, tile).exists():
         return
     try:
-        source, _ = raw_files_of_tile(known.event, tile)
+        source, _ = raw_files_of_tile(event, tile)
         draw_preview(
             source, tile, scan=project.config.scan, processing=project.config.processing, out_dir=project.paths.base
         )
