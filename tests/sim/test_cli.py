@@ -62,6 +62,15 @@ def test_rig_writes_tiles_truth_and_calibration_and_goes_on(tiny: Path) -> None:
     assert text.count("already complete") == 3
 
 
+def test_the_rig_says_which_mosaics_meet_no_tissue(tiny: Path) -> None:
+    assert "no tissue" not in call("sim", "rig", tiny / "project.toml", tiny / "raw")[1]
+    notched = PhantomSettings(slices=1, sample={"outline": "notched", "blank_corners": ("left-down",)})
+    (tiny / "phantom.json").write_text(notched.model_dump_json())
+    code, text = call("sim", "rig", tiny / "project.toml", tiny / "bare", "--truth", tiny / "bare-truth")
+    assert code == 0
+    assert "no tissue in mosaic 2: sample.outline" in text.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -96,7 +96,7 @@ def rig(
     with errors_shown():
         config = load_project(project, path_map=DeploymentSettings().path_map)
         home = Path(project).absolute().parent
-        VirtualRig(
+        microscope = VirtualRig(
             config,
             load_phantom(phantom or home / _PHANTOM),
             raw,
@@ -105,7 +105,14 @@ def rig(
             rate=None if rate is None else _rate(rate),
             workers=workers,
             misbehaviours=tuple(Misbehaviour.parse(text) for text in misbehave or []),
-        ).run(progress=tell)
+        )
+        if bare := microscope.simulator.bare_mosaics():
+            named = ", ".join(f"mosaic {mosaic.mosaic_id}" for mosaic in bare)
+            err.print(
+                f"no tissue in {named}: sample.outline of the phantom leaves "
+                'out all that these tiles see (outline = "full" leaves out nothing)'
+            )
+        microscope.run(progress=tell)
 
 
 @app.command("show")

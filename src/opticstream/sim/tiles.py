@@ -330,6 +330,17 @@ class TileSimulator:
         missing = self.settings.cutting.missing
         return tuple(s for s in range(1, self.settings.slices + 1) if s not in missing)
 
+    def bare_mosaics(self) -> tuple[MosaicId, ...]:
+        """Return the mosaics that meet no tissue at all: its outline leaves out all that their tiles see."""
+        return tuple(m for m in self.mosaics() if not any(self._meets_tissue(tile) for tile in self.tiles_of(m)))
+
+    def _meets_tissue(self, tile: TileId) -> bool:
+        grid = self.stage.placement(tile.mosaic).grid(
+            self.stage.position_px(tile), self.scan.tile_shape(self.layout.illumination_index(tile.mosaic))
+        )
+        face_um = self.sample.face_depth_um(self.layout.slice_of(tile.mosaic).slice_id)
+        return bool(self.sample.inside(grid, face_um).any())
+
     def tiles(self) -> tuple[TileId, ...]:
         """Return all tiles that are imaged, in the order of acquisition."""
         return tuple(t for m in self.mosaics() for t in self.tiles_of(m))
