@@ -35,13 +35,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chain import CACHE, environment_of_a_user
+from chain import CACHE, environment_of_a_user, tissue_everywhere
 from opticstream.config import ProjectConfig, config_from_mapping, load_project
 from opticstream.io.atomic import write_text
 from opticstream.io.names import FileNameGrammar
 from opticstream.model.ids import TileId
 from opticstream.sim.demo import demo_phantom, project_text, small_project_text
-from opticstream.sim.presets import full_size_phantom
 from opticstream.sim.rig import VirtualRig
 from opticstream.stages.tile import preview_path
 from opticstream.state.facts import Facts
@@ -59,8 +58,8 @@ def make_tiles(options: argparse.Namespace) -> tuple[str, Path]:
         make_text = project_text if options.size == "demo" else small_project_text
         text, phantom = make_text(name="latency", slices=options.slices), demo_phantom(slices=options.slices)
     else:
-        key += f"-{options.b_lines}"
-        phantom = full_size_phantom(slices=options.slices)
+        key += f"-everywhere-{options.b_lines}"
+        phantom = tissue_everywhere(slices=options.slices)
         text = project_text(
             name="latency", slices=options.slices, samples=2048, b_lines=options.b_lines, a_lines=350,
             a_lines_tilted=200, columns=2, rows=2, threshold_db=60.0,
