@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from opticstream.compute.reconstruction import (
     CELL_PX,
     LOOKAHEAD_LINES,
     MapSource,
+    Sink,
     SpectralPlan,
     SurfaceSheet,
     TileOptions,
@@ -44,8 +44,6 @@ from opticstream.compute.reconstruction import (
 from opticstream.model.modalities import SURFACE
 
 Floats = NDArray[np.float32]
-Sink = Callable[[int, dict[str, Floats]], None]
-"""Gets (first B-line, blocks of shape (z, b, x) by product)."""
 
 _SINKS_UNDER_WAY = 2
 

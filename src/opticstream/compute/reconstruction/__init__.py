@@ -42,7 +42,7 @@ from opticstream.compute.reconstruction._map_source import (
     TileProfiles,
     from_numpy,
 )
-from opticstream.compute.reconstruction._options import TileOptions
+from opticstream.compute.reconstruction._options import Sink, TileOptions
 from opticstream.compute.reconstruction._orientation import axis_window_mean, axis_window_mode
 from opticstream.compute.reconstruction._robust_surface import (
     CELL_PX,
@@ -102,6 +102,7 @@ __all__ = [
     "Floats",
     "MapFunction",
     "MapSource",
+    "Sink",
     "SpectralPlan",
     "SpectralTables",
     "SurfaceSheet",

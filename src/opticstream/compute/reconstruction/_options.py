@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from opticstream.compute.reconstruction._birefringence import UNWRAP_HALO_PX
 from opticstream.compute.reconstruction._map_source import Floats, MapFunction
+
+Sink = Callable[[int, dict[str, Floats]], None]
+"""Gets (first B-line, blocks of shape (z, b, x) by product); their memory may be used again once it has returned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,6 @@ DEGREE, LOW_DEGREE = 4, 2
 """Of the polynomial of shading; the lower one where parts of the field were never seen with tissue."""
 LEAST_SEEN = 4
 """Tiles that must show tissue in a part of the field."""
-MOST_GAIN = 1.6
-"""Logarithm of the brightest over the darkest part of a field; larger differences are tissue, not shading."""
 TISSUE_SHARE = 0.4
 """A block is tissue where its mean exceeds this share of the usual level of tissue."""
 MOST_TILES = 40

@@ -30,6 +30,7 @@ from opticstream.compute.reconstruction import (
     UNWRAP_REACH_PX,
     DepthWindow,
     MapSource,
+    Sink,
     SpectralPlan,
     SurfaceSheet,
     TileOptions,
@@ -65,8 +66,6 @@ from opticstream.compute.tile_engine._spectrum_kernels import groups_needed, mea
 from opticstream.model.modalities import SURFACE
 
 Floats = NDArray[np.float32]
-Sink = Callable[[int, dict[str, Floats]], None]
-"""Gets (first B-line, blocks of shape (z, b, x) by product); their memory is used again once it has returned."""
 
 
 class InlineExecutor(Executor):

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 
 from opticstream.compute.array_engine import ArrayEngine, CupyCard, device_bytes, host_bytes_per_b_line
-from opticstream.compute.reconstruction import CELL_PX, SpectralPlan, TileOptions
+from opticstream.compute.reconstruction import CELL_PX, Sink, SpectralPlan, TileOptions
 from opticstream.config.engines import CudaEngine
 from opticstream.engines import why_no_card
 from opticstream.model.errors import CardError, ConfigurationError
-from opticstream.stages.tile._in_blocks import Sink, reconstruct_by
+from opticstream.stages.tile._in_blocks import reconstruct_by
 from opticstream.stages.tile._large_tile import ARCHIVE_BYTES
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, options_from_job
 

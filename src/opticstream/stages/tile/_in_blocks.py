@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from opticstream.compute.reconstruction import SpectralPlan, TileOptions
+from opticstream.compute.reconstruction import Sink, SpectralPlan, TileOptions
 from opticstream.io.nifti_stream import VolumeFile, open_volume
 from opticstream.io.raw import Room, SpectralTile
 from opticstream.model.modalities import described
@@ -21,8 +21,6 @@ from opticstream.stages.tile._quality import Saturation
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, plan_from_settings
 
 Floats = NDArray[np.float32]
-Sink = Callable[[int, dict[str, Floats]], None]
-"""Gets (first B-line, blocks of shape (z, b, x) by product)."""
 
 
 class StreamingEngine(Protocol):

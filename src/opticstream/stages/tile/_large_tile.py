@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
-from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, UNWRAP_HALO_PX, SpectralPlan, TileOptions
+from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, UNWRAP_HALO_PX, Sink, SpectralPlan, TileOptions
 from opticstream.compute.tile_engine import InlineExecutor, TileEngine, memory_per_b_line, memory_per_function_line
 from opticstream.model.errors import ConfigurationError
-from opticstream.stages.tile._in_blocks import Sink, reconstruct_by
+from opticstream.stages.tile._in_blocks import reconstruct_by
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, options_from_job
 
 _LARGEST_BLOCK = 16
