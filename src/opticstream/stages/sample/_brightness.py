@@ -38,6 +38,7 @@ from opticstream.compute.sample import (
 )
 from opticstream.config.processing import SampleIntensitySettings
 from opticstream.io.atomic import atomic_path, write_text
+from opticstream.io.canvas import Canvas
 from opticstream.io.zarr import BlockReader, SliceStore, volume_reader
 from opticstream.model.errors import StateError
 
@@ -66,6 +67,41 @@ class SliceVolume:
     """Of its content."""
     mapping: PlanarTransform
     """From pixels of the sample to pixels of the slice."""
+    extent: Canvas
+    """Pixels of the sample that show it."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The blocks of A-lines of the sample; they lie at multiples of their side from the sample's first pixel."""
+
+    first: tuple[int, int]
+    """The first block along x and y."""
+    shape: tuple[int, int]
+    """Number of blocks along x and y."""
+
+    @staticmethod
+    def of(canvas: Canvas) -> _Frame:
+        """Return the blocks that begin and end on a canvas."""
+        first = -(-canvas.low[0] // BLOCK_PX), -(-canvas.low[1] // BLOCK_PX)
+        return _Frame(first, (canvas.high[0] // BLOCK_PX - first[0], canvas.high[1] // BLOCK_PX - first[1]))
+
+    def placed(self, mapping: PlanarTransform) -> PlanarTransform:
+        """Return a mapping from pixels that are counted from the first block, rather than from the sample's first."""
+        return PlanarTransform(mapping.matrix, mapping.points([BLOCK_PX * k for k in self.first]))
+
+    def pixels(self, xs: slice, ys: slice) -> tuple[slice, slice]:
+        """Return ranges of the sample's pixels, counted from the first block."""
+        x, y = (BLOCK_PX * k for k in self.first)
+        return slice(xs.start - x, xs.stop - x), slice(ys.start - y, ys.stop - y)
+
+    def common(self, other: _Frame, values: Single) -> Single:
+        """Return a map on the blocks of another frame on these, NaN where it has none."""
+        out = np.full(self.shape, np.nan, np.float32)
+        i, j = other.first[0] - self.first[0], other.first[1] - self.first[1]
+        width, height = min(values.shape[0], self.shape[0] - i), min(values.shape[1], self.shape[1] - j)
+        out[i : i + width, j : j + height] = values[:width, :height]
+        return out
 
 
 @dataclass(frozen=True)
@@ -125,15 +161,15 @@ def correct_stack(
     before = record.get(name, {})
     shapes = {n: volume_reader(v.path)[0] for n, v in volumes.items() if v.path.exists()}
     there = {n: v for n, v in volumes.items() if n in shapes}
-    size = tuple(max(s[k] for s in shapes.values()) for k in (0, 1))
-    blocks = (size[0] // BLOCK_PX, size[1] // BLOCK_PX)
-    kept = _Kept(folder / FOLDER, name, there, blocks)
+    extent = functools.reduce(Canvas.united, (volume.extent for volume in there.values()))
+    frame = _Frame.of(store.canvas_with(extent))
+    kept = _Kept(folder / FOLDER, name, there, frame)
     intensity = _solved(kept, sorted(there), store.planes, settings)
     kept.remove_others()
     used = {n: shapes[n][2] for n in there if n not in intensity.excluded}
     last = max(slots, *there)
     slabs: dict[str, Any] = before.get("slabs", {})
-    old_local = _local_maps(folder / FOLDER / f"{name}_attenuation.npz")
+    old_local = _local_maps(folder / FOLDER / f"{name}_attenuation.npz", before, frame)
     filled: list[int] = []
     gaps: list[int] = []
     made: dict[str, Any] = {}
@@ -157,15 +193,15 @@ def correct_stack(
     safe = {key: value for key, value in made.items() if int(key) not in changed}
     if changed:
         before_writing(changed)
-        _write(folder / FILE_NAME, record, name, intensity, safe, filled, gaps)
+        _write(folder / FILE_NAME, record, name, intensity, frame, safe, filled, gaps)
     for slot in changed:
         read = _slab_reader(slot, used, there, shapes, intensity, kept, store.planes, settings)
         if made[str(slot)]["sources"] or _holds(store, slot):
-            store.put(slot - 1, (size[0], size[1]), read)
+            store.put(slot - 1, extent.size, read, low_px=extent.low)
         safe[str(slot)] = made[str(slot)]
     if changed or before.get("gains_db") is None:
         _write_local_maps(folder / FOLDER / f"{name}_attenuation.npz", intensity)
-        _write(folder / FILE_NAME, record, name, intensity, safe, filled, gaps)
+        _write(folder / FILE_NAME, record, name, intensity, frame, safe, filled, gaps)
     return CorrectedStack(folder / FILE_NAME, intensity.excluded, tuple(filled), tuple(gaps), tuple(changed))
 
 
@@ -214,13 +250,15 @@ def _holds(store: SliceStore, slot: int) -> bool:
 class _Kept:
     """Blocks of slices and differences of pairs, in files that are made once."""
 
-    def __init__(self, folder: Path, name: str, volumes: Mapping[int, SliceVolume], blocks: tuple[int, int], /) -> None:
-        self.folder, self.name, self.volumes, self.blocks = folder, name, volumes, blocks
+    def __init__(self, folder: Path, name: str, volumes: Mapping[int, SliceVolume], frame: _Frame, /) -> None:
+        self.folder, self.name, self.volumes, self.frame = folder, name, volumes, frame
         self.used: set[Path] = set()
         self.levels = functools.lru_cache(maxsize=REACH + 1)(self._levels)
 
     def _path(self, kind: str, *what: object) -> Path:
-        digest = hashlib.sha256(json.dumps([self.blocks, *map(str, what)]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(
+            json.dumps([[*self.frame.first, *self.frame.shape], *map(str, what)]).encode()
+        ).hexdigest()[:16]
         path = self.folder / f"{self.name}_{kind}_{digest}.npz"
         self.used.add(path)
         return path
@@ -232,7 +270,7 @@ class _Kept:
     def _levels(self, n: int) -> SliceLevels:
         path = self._path(f"slice{n}", self.volumes[n].fingerprint)
         power = _stored(path, lambda: {"power": power_of_volume(self.volumes[n].path)})["power"]
-        return levels_in_sample(power, self.volumes[n].mapping, shape=self.blocks)
+        return levels_in_sample(power, self.frame.placed(self.volumes[n].mapping), shape=self.frame.shape)
 
     def profile(self, n: int) -> NDArray[np.float64]:
         """Return the median level by depth."""
@@ -396,9 +434,10 @@ def _moved(old: Mapping[int, Single], intensity: Intensity, section: int) -> boo
     now = intensity.local_db.get(section)
     if now is None:
         return section in old
-    if section not in old or old[section].shape != now.shape:
+    if section not in old:
         return True
-    return float(np.percentile(np.abs(now - old[section]), 95)) > _CHANGED_LOCAL_DB
+    off = np.abs(now - old[section])
+    return float(np.percentile(off[np.isfinite(off)], 95)) > _CHANGED_LOCAL_DB
 
 
 def _slab_reader(
@@ -441,7 +480,8 @@ def _slab_reader(
             depth = source.depth - depths[n][0]
             if depth >= blocks[n].shape[2]:
                 return np.full(shape, np.nan, np.float32)
-            off = correction_map(intensity, n, source.depth, xs=xs, ys=ys, tissue=tissue[n])
+            of_x, of_y = kept.frame.pixels(xs, ys)
+            off = correction_map(intensity, n, source.depth, xs=of_x, ys=of_y, tissue=tissue[n])
             return corrected_power(blocks[n][:, :, depth], off, noise=noise[n])
 
         out = np.full((*shape, planes), np.nan, np.float32)
@@ -485,6 +525,7 @@ def _write(
     record: Mapping[str, Any],
     name: str,
     intensity: Intensity,
+    frame: _Frame,
     slabs: Mapping[str, Any],
     filled: list[int],
     gaps: list[int],
@@ -496,6 +537,7 @@ def _write(
         "excluded": {str(n): reason for n, reason in sorted(intensity.excluded.items())},
         "filled": filled,
         "gaps": gaps,
+        "first_block": list(frame.first),
         "slabs": {str(n): slabs[str(n)] for n in sorted(map(int, slabs))},
     }
     content = {
@@ -505,10 +547,12 @@ def _write(
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def _local_maps(path: Path) -> dict[int, Single]:
+def _local_maps(path: Path, entry: Mapping[str, Any], frame: _Frame) -> dict[int, Single]:
+    """Return the stored maps of attenuation on the blocks of a frame."""
+    x, y = entry.get("first_block", (0, 0))
     try:
         with np.load(path) as stored:
-            return {int(key): stored[key] for key in stored}
+            return {int(key): frame.common(_Frame((x, y), stored[key].shape), stored[key]) for key in stored}
     except (OSError, ValueError, EOFError):
         return {}
 
