@@ -72,6 +72,16 @@ def test_slices_lie_where_they_belong_at_all_levels(tmp_path: Path) -> None:
     assert places == [[0, -5760, -3200], [5, -5755, -3195]]
 
 
+def test_levels_are_coarser_along_z_too_and_never_mix_slices(tmp_path: Path) -> None:
+    store = SliceStore(tmp_path / "s.ome.zarr", 4, (10.0, 10.0, 4.0))
+    for n in (0, 1):
+        store.put(n, (200, 30), lambda xs, ys, n=n: picture(n)[xs, ys])
+    assert store.level_factors(2) == [(1, 1, 1), (2, 2, 2)]
+    coarse = np.asarray(open_zarr_image(store.path / "1").array.read().result()).transpose(2, 1, 0)
+    means = [picture(n)[:200, :30].reshape(100, 2, 15, 2, 2, 2).mean((1, 3, 5)) for n in (0, 1)]
+    np.testing.assert_allclose(coarse, np.concatenate(means, axis=2), rtol=1e-5)
+
+
 def test_growing_to_the_left_rewrites_no_chunk(tmp_path: Path) -> None:
     store = grown(tmp_path, (0, 2))
 

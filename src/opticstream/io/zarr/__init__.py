@@ -20,7 +20,14 @@ from opticstream.io.zarr._reading import (
 )
 from opticstream.io.zarr._scene import FIELDS, PlacedVolume, write_scene
 from opticstream.io.zarr._slices import SliceStore, planes_of_slice
-from opticstream.io.zarr._views import SampleViews, Section, mean_of_planes, middle_section, sample_views
+from opticstream.io.zarr._views import (
+    SampleViews,
+    Section,
+    mean_of_planes,
+    sample_views,
+    section_through,
+    thumbnail_planes,
+)
 from opticstream.io.zarr._writing import LevelArrays, StoreWriter, remove_notes, was_finished
 
 __all__ = [
@@ -40,7 +47,6 @@ __all__ = [
     "Version",
     "ZarrImage",
     "mean_of_planes",
-    "middle_section",
     "multiscales_metadata",
     "open_zarr_image",
     "planes_of_slice",
@@ -49,8 +55,10 @@ __all__ = [
     "readable_zarr",
     "remove_notes",
     "sample_views",
+    "section_through",
     "shrunk_planes",
     "store_layout",
+    "thumbnail_planes",
     "volume_reader",
     "volume_voxel_um",
     "was_finished",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,9 @@ _ABOUT = (
     "a slice shows tissue at depth plane d with the level true + response_db[d] + gains_db - loss; the loss is "
     "section_db, from section to section, and the maps in intensity/. The volumes of the slices are as they were"
 )
+_MOST_BLOCKS = 62_500
+"""Blocks of A-lines over the sample. All pairs of slices are in memory at once when the brightness is solved."""
+_SMOOTH_PX = 1.5 * BLOCK_PX
 _CHANGED_DB = 0.1
 _CHANGED_LOCAL_DB = 0.3
 
@@ -75,6 +79,8 @@ class SliceVolume:
 class _Frame:
     """The blocks of A-lines of the sample; they lie at multiples of their side from the sample's first pixel."""
 
+    side: int
+    """Side of a block in pixels."""
     first: tuple[int, int]
     """The first block along x and y."""
     shape: tuple[int, int]
@@ -82,26 +88,31 @@ class _Frame:
 
     @staticmethod
     def of(canvas: Canvas) -> _Frame:
-        """Return the blocks that begin and end on a canvas."""
-        first = -(-canvas.low[0] // BLOCK_PX), -(-canvas.low[1] // BLOCK_PX)
-        return _Frame(first, (canvas.high[0] // BLOCK_PX - first[0], canvas.high[1] // BLOCK_PX - first[1]))
+        """Return the blocks that begin and end on a canvas; of a large one they are larger, to bound the memory."""
+        times = math.sqrt(canvas.size[0] * canvas.size[1] / (_MOST_BLOCKS * BLOCK_PX**2))
+        side = BLOCK_PX * max(1, math.ceil(times))
+        first = -(-canvas.low[0] // side), -(-canvas.low[1] // side)
+        return _Frame(side, first, (canvas.high[0] // side - first[0], canvas.high[1] // side - first[1]))
 
     def placed(self, mapping: PlanarTransform) -> PlanarTransform:
         """Return a mapping from pixels that are counted from the first block, rather than from the sample's first."""
-        return PlanarTransform(mapping.matrix, mapping.points([BLOCK_PX * k for k in self.first]))
+        return PlanarTransform(mapping.matrix, mapping.points([self.side * k for k in self.first]))
 
     def pixels(self, xs: slice, ys: slice) -> tuple[slice, slice]:
         """Return ranges of the sample's pixels, counted from the first block."""
-        x, y = (BLOCK_PX * k for k in self.first)
+        x, y = (self.side * k for k in self.first)
         return slice(xs.start - x, xs.stop - x), slice(ys.start - y, ys.stop - y)
 
     def common(self, other: _Frame, values: Single) -> Single:
-        """Return a map on the blocks of another frame on these, NaN where it has none."""
+        """Return a map on the blocks of a frame that this one holds on these blocks, NaN where it has none."""
         out = np.full(self.shape, np.nan, np.float32)
         i, j = other.first[0] - self.first[0], other.first[1] - self.first[1]
         width, height = min(values.shape[0], self.shape[0] - i), min(values.shape[1], self.shape[1] - j)
         out[i : i + width, j : j + height] = values[:width, :height]
         return out
+
+    def facts(self) -> dict[str, Any]:
+        return {"side_px": self.side, "first": list(self.first)}
 
 
 @dataclass(frozen=True)
@@ -164,8 +175,11 @@ def correct_stack(
     extent = functools.reduce(Canvas.united, (volume.extent for volume in there.values()))
     frame = _Frame.of(store.canvas_with(extent))
     kept = _Kept(folder / FOLDER, name, there, frame)
-    intensity = _solved(kept, sorted(there), store.planes, settings)
+    solved = _solved(kept, sorted(there), store.planes, settings)
     kept.remove_others()
+    zero = _zero(solved, before) if settings.gains else {"db": 0.0}
+    gains = {n: gain - zero["db"] for n, gain in solved.gains_db.items()}
+    intensity = replace(solved, gains_db=gains)
     used = {n: shapes[n][2] for n in there if n not in intensity.excluded}
     last = max(slots, *there)
     slabs: dict[str, Any] = before.get("slabs", {})
@@ -190,10 +204,11 @@ def correct_stack(
         else:
             made[str(slot)] = slabs[str(slot)]
     # What is about to be written is unknown to the record until it is: after a crash it is written again.
+    about = {"blocks": frame.facts(), "zero": zero}
     safe = {key: value for key, value in made.items() if int(key) not in changed}
     if changed:
         before_writing(changed)
-        _write(folder / FILE_NAME, record, name, intensity, frame, safe, filled, gaps)
+        _write(folder / FILE_NAME, record, name, intensity, about, safe, filled, gaps)
     for slot in changed:
         read = _slab_reader(slot, used, there, shapes, intensity, kept, store.planes, settings)
         if made[str(slot)]["sources"] or _holds(store, slot):
@@ -201,7 +216,7 @@ def correct_stack(
         safe[str(slot)] = made[str(slot)]
     if changed or before.get("gains_db") is None:
         _write_local_maps(folder / FOLDER / f"{name}_attenuation.npz", intensity)
-        _write(folder / FILE_NAME, record, name, intensity, frame, safe, filled, gaps)
+        _write(folder / FILE_NAME, record, name, intensity, about, safe, filled, gaps)
     return CorrectedStack(folder / FILE_NAME, intensity.excluded, tuple(filled), tuple(gaps), tuple(changed))
 
 
@@ -256,26 +271,29 @@ class _Kept:
         self.levels = functools.lru_cache(maxsize=REACH + 1)(self._levels)
 
     def _path(self, kind: str, *what: object) -> Path:
-        digest = hashlib.sha256(
-            json.dumps([[*self.frame.first, *self.frame.shape], *map(str, what)]).encode()
-        ).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([*map(str, what)]).encode()).hexdigest()[:16]
         path = self.folder / f"{self.name}_{kind}_{digest}.npz"
         self.used.add(path)
         return path
 
     def _place(self, n: int) -> list[object]:
-        mapping = self.volumes[n].mapping
-        return [self.volumes[n].fingerprint, mapping.matrix.round(6).tolist(), mapping.offset.round(3).tolist()]
+        mapping, frame = self.volumes[n].mapping, self.frame
+        where = [frame.side, *frame.first, *frame.shape]
+        return [where, self.volumes[n].fingerprint, mapping.matrix.round(6).tolist(), mapping.offset.round(3).tolist()]
+
+    def _power(self, n: int) -> Path:
+        """Return the file of the blocks of a slice, which do not depend on its place."""
+        return self._path(f"slice{n}", self.frame.side, self.volumes[n].fingerprint)
 
     def _levels(self, n: int) -> SliceLevels:
-        path = self._path(f"slice{n}", self.volumes[n].fingerprint)
-        power = _stored(path, lambda: {"power": power_of_volume(self.volumes[n].path)})["power"]
-        return levels_in_sample(power, self.frame.placed(self.volumes[n].mapping), shape=self.frame.shape)
+        volume, frame = self.volumes[n], self.frame
+        power = _stored(self._power(n), lambda: {"power": power_of_volume(volume.path, side=frame.side)})["power"]
+        return levels_in_sample(power, frame.placed(volume.mapping), shape=frame.shape, side=frame.side)
 
     def profile(self, n: int) -> NDArray[np.float64]:
         """Return the median level by depth."""
         path = self._path(f"profile{n}", *self._place(n))
-        self._path(f"slice{n}", self.volumes[n].fingerprint)  # stays, too
+        self._power(n)  # stays, too
         return np.asarray(_stored(path, lambda: {"profile": self.levels(n).profile_db})["profile"], float)
 
     def pair(self, first: int, second: int, apart: int) -> PairLevels | None:
@@ -331,14 +349,14 @@ def _stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, NDArray
     return arrays
 
 
-def power_of_volume(path: Path, /) -> Single:
+def power_of_volume(path: Path, /, *, side: int = BLOCK_PX) -> Single:
     """Return the mean power of blocks of A-lines of a volume in dB, read piece by piece, shape (x, y, planes)."""
     shape, read = volume_reader(path)
-    step = 64 * BLOCK_PX
+    step = 384 // side * side
     rows = []
     for x in range(0, shape[0], step):
         parts = [
-            block_power(read(slice(x, min(x + step, shape[0])), slice(y, min(y + step, shape[1]))))
+            block_power(read(slice(x, min(x + step, shape[0])), slice(y, min(y + step, shape[1]))), side=side)
             for y in range(0, shape[1], step)
         ]
         rows.append(np.concatenate(parts, axis=1))
@@ -364,6 +382,7 @@ def _solved(kept: _Kept, slices: list[int], planes: int, settings: SampleIntensi
         pairs,
         section_planes=planes,
         facing=facing,
+        smooth_blocks=_SMOOTH_PX / kept.frame.side,
         dark_db=settings.dark_db,
         gains=settings.gains,
         exclude=settings.exclude,
@@ -416,6 +435,25 @@ def _recipe(
             for n, d in sorted(depths.items())
         ],
     }
+
+
+def _zero(solved: Intensity, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by how many dB all gains are lowered, so that the sample stays as bright as a whole as it was written.
+
+    Brightness has no zero of its own: a new slice moves all gains a little, and all slabs would have to follow. After
+    a kill the record no longer says how all slabs were written, but what was found for the same gains.
+    """
+    gains = [round(gain, 4) for _, gain in sorted(solved.gains_db.items())]
+    if before.get("zero", {}).get("of") == gains:
+        return dict(before["zero"])
+    off = [
+        solved.level_db(source["slice"], plane) - was
+        for slab in before.get("slabs", {}).values()
+        for source in slab["sources"]
+        if source["slice"] in solved.gains_db
+        for plane, was in zip(source["planes"], source["correction_db"], strict=True)
+    ]
+    return {"db": round(float(np.median(off)), 3) if off else 0.0, "of": gains}
 
 
 def _differs(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
@@ -481,7 +519,7 @@ def _slab_reader(
             if depth >= blocks[n].shape[2]:
                 return np.full(shape, np.nan, np.float32)
             of_x, of_y = kept.frame.pixels(xs, ys)
-            off = correction_map(intensity, n, source.depth, xs=of_x, ys=of_y, tissue=tissue[n])
+            off = correction_map(intensity, n, source.depth, xs=of_x, ys=of_y, tissue=tissue[n], side=kept.frame.side)
             return corrected_power(blocks[n][:, :, depth], off, noise=noise[n])
 
         out = np.full((*shape, planes), np.nan, np.float32)
@@ -525,7 +563,7 @@ def _write(
     record: Mapping[str, Any],
     name: str,
     intensity: Intensity,
-    frame: _Frame,
+    about: Mapping[str, Any],
     slabs: Mapping[str, Any],
     filled: list[int],
     gaps: list[int],
@@ -537,7 +575,7 @@ def _write(
         "excluded": {str(n): reason for n, reason in sorted(intensity.excluded.items())},
         "filled": filled,
         "gaps": gaps,
-        "first_block": list(frame.first),
+        **about,
         "slabs": {str(n): slabs[str(n)] for n in sorted(map(int, slabs))},
     }
     content = {
@@ -548,11 +586,14 @@ def _write(
 
 
 def _local_maps(path: Path, entry: Mapping[str, Any], frame: _Frame) -> dict[int, Single]:
-    """Return the stored maps of attenuation on the blocks of a frame."""
-    x, y = entry.get("first_block", (0, 0))
+    """Return the stored maps of attenuation on the blocks of a frame; none where blocks had another size."""
+    blocks = entry.get("blocks", {"side_px": BLOCK_PX, "first": (0, 0)})
+    side, (x, y) = blocks["side_px"], blocks["first"]
+    if side != frame.side:
+        return {}
     try:
         with np.load(path) as stored:
-            return {int(key): frame.common(_Frame((x, y), stored[key].shape), stored[key]) for key in stored}
+            return {int(key): frame.common(_Frame(side, (x, y), stored[key].shape), stored[key]) for key in stored}
     except (OSError, ValueError, EOFError):
         return {}
 

@@ -158,6 +158,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
     with _lock(new.folder):
         ledger = _Ledger.read(new.folder / "slices.json")
         entry = ledger.slices.get(new.slice_id, {})
+        entry.pop("finishing", None)
         done: dict[str, str] = entry.get("stacks", {})
         why_out = new.excluded.get(new.slice_id)
         prints = _fingerprints(new) if why_out is None else {}
@@ -661,15 +662,21 @@ def _image_reader(image: NDArray[Any]) -> Callable[[slice, slice], NDArray[Any]]
 
 
 def _moved_image_reader(name: str, image: NDArray[Any], mapping: PlanarTransform) -> Callable[..., NDArray[Any]]:
-    """Return a reader of a map in its pose in the sample."""
+    """Return a reader of a map in its pose in the sample; it works by strips, since vectors take much memory."""
     modality = described_stack(name)
     resample = functools.partial(resampled, how=modality.resampling)
     size = (image.shape[0], image.shape[1], 1)
     blocks = resampled_blocks(_image_reader(image), mapping, size=size, resample=resample)
 
     def read(xs: slice, ys: slice) -> NDArray[Any]:
-        block = blocks(xs, ys)
-        return np.nan_to_num(block).astype(image.dtype) if modality.kind == "label" else block
+        out = np.zeros((xs.stop - xs.start, ys.stop - ys.start, 1, *image.shape[2:]), image.dtype)
+        for x in range(xs.start, xs.stop, _STRIP_PX):
+            strip = blocks(slice(x, min(x + _STRIP_PX, xs.stop)), ys)
+            strip = strip.reshape(*strip.shape, *(1,) * (out.ndim - strip.ndim))  # nothing there has no components
+            out[x - xs.start : x - xs.start + strip.shape[0]] = (
+                np.nan_to_num(strip) if modality.kind == "label" else strip
+            )
+        return out
 
     return read
 
@@ -757,6 +764,7 @@ def _note_changed(new: SampleInput, name: str, slots: Collection[int]) -> None:
         note_changed(new.folder, name, slots)
 
 
+_STRIP_PX = 256
 _FACE_PLANES = 12
 _FACE_PX = 1000
 _AGREES = 0.25
