@@ -123,7 +123,14 @@ def test_a_correction_that_is_switched_off_later_leaves_nothing_filled(
 
 
 def test_slabs_are_written_only_where_something_changed(tmp_path: Path, volumes: dict[int, Path]) -> None:
-    result = added(tmp_path, volumes)
+    added(tmp_path, volumes, slices=(1, 2, 3))
+    store = tmp_path / "sample/normal_dBI.ome.zarr"
+    chunks = {p: p.stat().st_mtime_ns for p in store.rglob("c/**/*") if p.is_file()}
+    result = added(tmp_path, volumes, slices=(5,))
+    now = {p: p.stat().st_mtime_ns for p in store.rglob("c/**/*") if p.is_file()}
+    slabs = {int(p.parts[-3]) + 1 for p in now if now[p] != chunks.get(p)}
+    assert {4, 5} <= slabs, "its own, and the one before it, which was missing and is filled"
+    assert len(slabs) <= 3, slabs
     record = result.outputs["intensity"]
     before = record.read_bytes()
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "sample/normal_dBI.ome.zarr").rglob("*") if p.is_file()}
