@@ -113,12 +113,11 @@ class SliceStore:
     def canvas_with(self, extent: Canvas, /) -> Canvas:
         """Return the pixels that the store will hold when it holds a part of the sample, too."""
         if not (self.path / "zarr.json").exists():
-            step = self._lattice(self._level_count(extent.size))
-            return Canvas.start(self.margin_px).grown(extent, step_px=(step, step), margin_px=self.margin_px)
+            side = self._lattice(self._level_count(extent.size))
+            return Canvas.start(self.margin_px).grown(extent, step_px=(side, side), margin_px=self.margin_px)
         stored = self._stored()
         arrays = [self._array(level) for level in range(stored["levels"])]
-        step = self._step(arrays)
-        return self.canvas().grown(extent, step_px=step, margin_px=stored["margin_px"])
+        return self.canvas().grown(extent, step_px=self._step(arrays), margin_px=stored["margin_px"])
 
     @classmethod
     def opened(cls, path: Path, /) -> SliceStore:
