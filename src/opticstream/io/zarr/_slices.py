@@ -171,7 +171,8 @@ class SliceStore:
 
     def _tile(self) -> int:
         """Return the side of the blocks that are written at once: a multiple of the chunk, within the memory budget."""
-        per_column = self.planes * np.dtype(self.dtype).itemsize * (3 if self.kind == "vector" else 1)
+        # Coarser levels of vectors are made by way of their outer products.
+        per_column = self.planes * np.dtype(self.dtype).itemsize * (24 if self.kind == "vector" else 1)
         side = math.isqrt(max(1, _MEMORY_BYTES // per_column))
         return max(256, 1 << (max(side, 1).bit_length() - 1))
 
