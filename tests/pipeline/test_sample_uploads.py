@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from opticstream.io.nifti import read_nifti
 from opticstream.model.errors import StateError
@@ -39,16 +42,17 @@ def project(tmp_path: Path) -> Project:
 
 
 def published(project: Project) -> dict[str, str]:
-    """Return the checksums of what the archive holds of the stacks."""
+    """Return the checksums of what the archive holds of the stacks; scenes are not the same there."""
     record = project.facts.read(ALL, "published")
     assert record is not None
-    return {file.path: sha256_of_path(project.paths.absolute(file.path)) for file in record.outputs}
+    paths = [file.path for file in record.outputs if "_scene" not in file.path]
+    return {path: sha256_of_path(project.paths.absolute(path)) for path in paths}
 
 
 def stacks(project: Project) -> dict[str, str]:
     record = project.facts.read(ALL, "updated")
     assert record is not None
-    names = {file.path: project.paths.absolute(file.path) for file in record.outputs}
+    names = {file.path: project.paths.absolute(file.path) for file in record.outputs if "_scene" not in file.path}
     return {f"archive:derivative/sub-01/{Path(name).name}": sha256_of_path(path) for name, path in names.items()}
 
 
@@ -182,3 +186,42 @@ def test_late_volumes_that_are_parked_leave_the_maps_of_their_slice(project, mon
         assert np.array_equal(read_nifti(path), planes, equal_nan=True)
     list(upload_pending(project))
     assert published(project) == stacks(project)
+
+
+SHIFT = (
+    "import sys, SimpleITK as s; t=s.TranslationTransform(3,(1.0,2.0,3.0)); s.WriteTransform(t, sys.argv[1]+'/t.tfm')"
+)
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("opticstream", "derivative/sub-01/normal_dBI_scene.ome.zarr"),
+        ("bids", "derivatives/opticstream/sub-01/micr/sub-01_sample-all_desc-normalDBIScene_OCT.ome.zarr"),
+    ],
+)
+def test_the_scene_is_published_beside_the_volumes_and_again_when_a_way_to_another_space_is_found(
+    tmp_path: Path, layout: str, name: str
+) -> None:
+    hook = f"[processing.sample.hook]\nname = 'mri'\ncommand = {[sys.executable, '-c', SHIFT, '{output}']!r}\n"
+    more = f"[publish]\nlayout = '{layout}'\n[processing.sample]\nisotropic = true\n{hook}"
+    phantom = make_slice((Picture(shape=(24, 20)), Picture(shape=(24, 20))), seed=1, grain_px=4.0, margin_px=4)
+    project = stitched_project(tmp_path, [phantom], more=more)
+    record_volume(project, MosaicId(1), 1.0, shape=(24, 20, 8))
+    project.facts.record(SliceId(1), "skipped", {"detail": {"reason": "test"}})
+    list(stacking.update_sample(project))
+    list(upload_pending(project))
+    scene = project.paths.archive_root / name
+    group = zarr.open_group(scene, mode="r")
+    assert [one["name"] for one in group.attrs["ome"]["scene"]["coordinateTransformations"]] == ["slice_001 to sample"]
+    assert (group["slice_001/0"][:] == 1).all()
+    if layout == "bids":
+        sidecar = scene.with_name(scene.name.removesuffix(".ome.zarr") + ".json")
+        assert "transformations" in json.loads(sidecar.read_text())["Description"]
+    stacking.register_sample(project)
+    assert not project.facts.has(ALL, "published")
+    list(upload_pending(project))
+    assert project.facts.has(ALL, "published")
+    assert [found for found in verify(project.facts, layout=project.layout) if found.item == ALL] == []
+    ways = zarr.open_group(scene, mode="r").attrs["ome"]["scene"]["coordinateTransformations"]
+    assert [one["output"]["name"] for one in ways] == ["sample", "mri"]

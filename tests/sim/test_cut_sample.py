@@ -70,6 +70,37 @@ def test_a_bend_is_smooth_and_within_its_limit() -> None:
     assert cutting.bend_um(1, Grid((0.0, 0.0), (20.0, 0.0), (0.0, 20.0), (4, 4))) is None
 
 
+def test_gain_vignette_and_depth_response_are_what_they_say() -> None:
+    plain = made()
+    tissue = plain.tissue_db(slice(5, 5 + plain.planes)) > -8  # of the second slice, well above the floor
+    louder = made(cutting={"gain_db": 2.0})
+    gain = louder.cutting.gain_db(2)
+    assert abs(gain) > 0.1
+    np.testing.assert_allclose((louder.volume_db(2) - plain.volume_db(2))[tissue], gain, atol=0.05)
+    shaded = made(vignette=0.35)
+    shade = np.broadcast_to(10 * np.log10(shaded.vignette())[:, :, None], tissue.shape)
+    assert shade.min() < -1 < 0.01 > shade.max() >= -0.01
+    np.testing.assert_allclose((shaded.volume_db(2) - plain.volume_db(2))[tissue], shade[tissue], atol=0.05)
+    deep = made(focus_um=400.0)
+    depth_um = 10 * (np.arange(plain.planes) + 0.5)
+    gates = [
+        -10 * np.log10(1 + ((depth_um - s.focus_um) / s.rayleigh_um) ** 2) for s in (deep.settings, plain.settings)
+    ]
+    off = (deep.volume_db(2) - plain.volume_db(2)) - (gates[0] - gates[1])
+    np.testing.assert_allclose(off[tissue], 0, atol=0.1)
+
+
+@pytest.mark.parametrize(("imaged_um", "times"), [(50.0, 1), (100.0, 2), (150.0, 3)])
+def test_tissue_is_seen_as_often_as_sections_overlap(imaged_um: float, times: int) -> None:
+    sample = made(imaged_um=imaged_um, cut_um=50.0)
+    tissue = sample.tissue_db(slice(10, 11))[:, :, 0]  # the face of the third slice
+    seen = [sample.volume_db(n)[:, :, 10 - 5 * (n - 1) :] for n in (1, 2, 3)]
+    found = [planes[:, :, 0] for planes in seen if planes.shape[2]]
+    assert len(found) == times
+    for face in found:
+        assert np.corrcoef(face[tissue > -8], tissue[tissue > -8])[0, 1] > 0.7
+
+
 def test_axes_turn_with_the_slice() -> None:
     sample = made(cutting={"rotation_deg": 20.0})
     turn = sample.cutting.turn_deg(2)

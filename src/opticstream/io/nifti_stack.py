@@ -1,7 +1,8 @@
 """A NIfTI stack that grows: slice N is written in its own place, and slices 1..N-1 are not touched.
 
 The file is uncompressed, so that every slice lies at a known offset. The data are written first and the header's slice
-count last, so that a reader never counts a missing slice. Missing slices are NaN (0 for whole numbers).
+count last, so that a reader never counts a missing slice. Missing slices are NaN (0 for whole numbers). The first pixel
+need not be that of the sample: `intent_p1` and `intent_p2` say which one it is, and the affine follows.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
+from opticstream.io.canvas import MARGIN_PX, Canvas, Pair
 from opticstream.io.geometry import SAME_DIRECTION, SAME_SIZE, Affine, Geometry, voxel_text
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, read_nifti_header
 from opticstream.model.errors import FileFormatError
 from opticstream.system.disk import sync_handle
 
 _NIFTI1_BYTES, _NIFTI2_BYTES = 352, 544
+_STEP = (MARGIN_PX, MARGIN_PX)
 
 
 @dataclass(frozen=True)
 class _Stack:
     """A stack's header, and the offset of its slice count."""
 
-    shape: tuple[int, int]
+    canvas: Canvas
     count: int
     dtype: np.dtype[Any]
     header_bytes: int
@@ -35,7 +38,7 @@ class _Stack:
 
     @property
     def plane_bytes(self) -> int:
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+        return self.canvas.size[0] * self.canvas.size[1] * self.dtype.itemsize
 
     def place(self, index: int) -> int:
         """Return the first byte of a slice."""
@@ -61,6 +64,8 @@ def put_slice(
     *,
     affine_mm: Affine,
     description: str = "",
+    low_px: Pair = (0, 0),
+    margin_px: int = 0,
 ) -> None:
     """Write one slice of a stack, making or growing the stack where needed.
 
@@ -74,9 +79,13 @@ def put_slice(
     slice_index : int
         Place in the stack, 0-based.
     affine_mm : ndarray, shape (4, 4)
-        Maps the index (x, y, slice, 1) to mm, in NIfTI's axes; it is written when the stack is created.
+        Maps the index (x, y, slice, 1) in the sample to mm, in NIfTI's axes; it is written when the stack is created.
     description : str
         At most 79 characters.
+    low_px : (int, int)
+        Pixel of the sample where the image begins.
+    margin_px : int
+        Room that a stack leaves around its slices, so that it rarely has to be rewritten.
 
     Raises
     ------
@@ -88,8 +97,10 @@ def put_slice(
         raise ValueError(f"expected a slice (x, y), got the shape {data.shape}")
     if data.dtype not in (np.float32, np.uint8):
         data = data.astype(np.float32)
+    extent = Canvas.of((data.shape[0], data.shape[1]), low_px)
     if not path.exists():
-        _create(path, data, slice_index, affine_mm, description)
+        canvas = Canvas.start(margin_px).grown(extent, step_px=_STEP, margin_px=margin_px)
+        _create(path, _on(canvas, data, low_px), canvas, slice_index, affine_mm, description)
         return
     stack = _opened(path)
     if stack.dtype != data.dtype:
@@ -102,24 +113,47 @@ def put_slice(
         )
     if not np.allclose(held.directions, given.directions, atol=SAME_DIRECTION):
         raise FileFormatError(f"{path}: has axes {held.says()}, the new slice {given.says()}; remove it to start again")
-    shape = stack.shape
-    if data.shape[0] > shape[0] or data.shape[1] > shape[1]:
-        _enlarge(path, stack, (max(shape[0], data.shape[0]), max(shape[1], data.shape[1])))
-        stack = _opened(path)
+    fit_stack(path, extent, margin_px=margin_px)
+    stack = _opened(path)
     stack.check_count(path, slice_index + 1)
     with path.open("r+b") as file:
-        blank = _plane(np.empty((0, 0), stack.dtype), stack.shape)
+        blank = _blank(stack.canvas, stack.dtype).tobytes(order="F")
         for index in range(stack.count, slice_index):
             file.seek(stack.place(index))
             file.write(blank)
         file.seek(stack.place(slice_index))
-        file.write(_plane(data, stack.shape))
+        file.write(_on(stack.canvas, data, low_px).tobytes(order="F"))
         file.flush()
         sync_handle(file.fileno(), path)
         if slice_index >= stack.count:
             stack.write_count(file, slice_index + 1)
             file.flush()
             sync_handle(file.fileno(), path)
+
+
+def fit_stack(path: Path, extent: Canvas, /, *, margin_px: int = 0) -> None:
+    """Have a stack hold a part of the sample, blank where nothing is; it is rewritten once where it has to grow.
+
+    Raises
+    ------
+    FileFormatError
+        The file is not a stack of this type.
+    """
+    stack = _opened(path)
+    wanted = stack.canvas.grown(extent, step_px=_STEP, margin_px=margin_px)
+    if wanted != stack.canvas:
+        _enlarge(path, stack, wanted)
+
+
+def stack_canvas(path: Path, /) -> Canvas:
+    """Return the pixels of the sample that a stack holds.
+
+    Raises
+    ------
+    FileFormatError
+        The file is not a stack of this type.
+    """
+    return _opened(path).canvas
 
 
 def blank_slice(path: Path, slice_index: int, /) -> None:
@@ -135,39 +169,47 @@ def blank_slice(path: Path, slice_index: int, /) -> None:
         return
     with path.open("r+b") as file:
         file.seek(stack.place(slice_index))
-        file.write(_plane(np.empty((0, 0), stack.dtype), stack.shape))
+        file.write(_blank(stack.canvas, stack.dtype).tobytes(order="F"))
         file.flush()
         sync_handle(file.fileno(), path)
 
 
-def _plane(data: NDArray[Any], shape: tuple[int, int]) -> bytes:
-    """Return a slice's bytes, x fastest, filled up to `shape`."""
-    full = np.full(shape, np.nan if data.dtype.kind == "f" else 0, data.dtype)
-    full[: data.shape[0], : data.shape[1]] = data
-    return full.tobytes(order="F")
+def _blank(canvas: Canvas, dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.full(canvas.size, np.nan if dtype.kind == "f" else 0, dtype)
+
+
+def _on(canvas: Canvas, data: NDArray[Any], low_px: Pair) -> NDArray[Any]:
+    """Return a picture on a canvas that holds it, blank around it."""
+    full = _blank(canvas, data.dtype)
+    x, y = low_px[0] - canvas.low[0], low_px[1] - canvas.low[1]
+    full[x : x + data.shape[0], y : y + data.shape[1]] = data
+    return full
 
 
 def _create(
-    path: Path,
-    data: NDArray[Any],
-    slice_index: int,
-    affine_mm: Affine,
-    description: str,
+    path: Path, plane: NDArray[Any], canvas: Canvas, slice_index: int, affine_mm: Affine, description: str
 ) -> None:
-    shape = (data.shape[0], data.shape[1])
-    header = _header((*shape, slice_index + 1), data.dtype, affine_mm, description.encode()[:79])
+    header = _header(canvas, slice_index + 1, plane.dtype, affine_mm, description.encode()[:79])
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(header)
-        blank = _plane(np.empty((0, 0), data.dtype), shape)
+        blank = _blank(canvas, plane.dtype).tobytes(order="F")
         for _ in range(slice_index):
             file.write(blank)
-        file.write(_plane(data, shape))
+        file.write(plane.tobytes(order="F"))
 
 
-def _header(shape: tuple[int, int, int], dtype: np.dtype[Any], affine: Affine, description: bytes) -> bytes:
-    """Return the bytes before the slices; NIfTI-2 if an axis is too long for NIfTI-1."""
+def _moved(affine: Affine, px: Pair) -> Affine:
+    """Return the affine of an image that begins `px` pixels further."""
+    moved = np.array(affine, float)
+    moved[:, 3] = moved @ [*px, 0, 1]
+    return moved
+
+
+def _header(canvas: Canvas, count: int, dtype: np.dtype[Any], affine_mm: Affine, description: bytes) -> bytes:
+    """Return the bytes before the slices; NIfTI-2 if an axis is too long for NIfTI-1. The affine is of the sample."""
     import nibabel as nib
 
+    shape, affine = (*canvas.size, count), _moved(affine_mm, canvas.low)
     short = max(shape) <= LONGEST_AXIS_NIFTI1
     kind: Any = nib.Nifti1Header if short else nib.Nifti2Header
     header = kind(endianness="<")
@@ -177,6 +219,7 @@ def _header(shape: tuple[int, int, int], dtype: np.dtype[Any], affine: Affine, d
     header.set_sform(affine, code=1)
     header.set_zooms(Geometry(affine).voxel_size_mm)
     header.set_xyzt_units("mm")
+    header["intent_p1"], header["intent_p2"] = canvas.low
     header["descrip"] = description
     header["magic"] = b"n+1" if short else b"n+2"
     header["vox_offset"] = _NIFTI1_BYTES if short else _NIFTI2_BYTES
@@ -193,16 +236,18 @@ def _opened(path: Path) -> _Stack:
     if len(header.shape) != 3 or header.dtype not in types or header.offset != expected or header.scaled:
         raise FileFormatError(f"{path}: is not a stack that can grow; remove it to start again")
     x, y, count = header.shape
-    return _Stack((x, y), count, header.dtype, expected, header.geometry)
+    canvas = Canvas.of((x, y), (int(header.fields["intent_p1"]), int(header.fields["intent_p2"])))
+    return _Stack(canvas, count, header.dtype, expected, header.geometry)
 
 
-def _enlarge(path: Path, old: _Stack, shape: tuple[int, int]) -> None:
+def _enlarge(path: Path, old: _Stack, canvas: Canvas) -> None:
     """Rewrite a stack with larger slices, one slice in memory at a time."""
-    header = read_nifti_header(path)
-    content = _header((*shape, old.count), old.dtype, header.geometry.affine_mm, bytes(header.fields["descrip"].item()))
+    header, low = read_nifti_header(path), old.canvas.low
+    of_sample = _moved(header.geometry.affine_mm, (-low[0], -low[1]))
+    content = _header(canvas, old.count, old.dtype, of_sample, bytes(header.fields["descrip"].item()))
     with path.open("rb") as source, atomic_path(path) as temporary, temporary.open("wb") as target:
         source.seek(old.header_bytes)
         target.write(content)
         for _ in range(old.count):
-            plane = np.frombuffer(source.read(old.plane_bytes), old.dtype).reshape(old.shape, order="F")
-            target.write(_plane(plane, shape))
+            plane = np.frombuffer(source.read(old.plane_bytes), old.dtype).reshape(old.canvas.size, order="F")
+            target.write(_on(canvas, plane, low).tobytes(order="F"))

@@ -15,6 +15,7 @@ from opticstream.model.ids import BatchId, ItemId, SampleId, TileId
 from opticstream.pipeline.project import Project
 from opticstream.publish.bids import BidsDataset, pixel_size, place_of_chunk, write_sidecar
 from opticstream.publish.local import link_into_mosaic, move_to_archive, publish_growing, publish_locally
+from opticstream.publish.scenes import is_scene, publish_scene
 from opticstream.state import FileRecord
 
 
@@ -72,7 +73,11 @@ def _publish_stacks(project: Project, files: Sequence[FileRecord]) -> list[FileR
     published = []
     for file in files:
         source = paths.absolute(file.path)
-        target = publish_growing(source, paths.published(SampleId(), source), still)
+        target = paths.published(SampleId(), source)
+        if is_scene(source):
+            publish_scene(source, target, still, paths.archive_root)
+        else:
+            publish_growing(source, target, still)
         published.append(project.facts.file_record(target, checksum=False))
     return published
 
@@ -123,6 +128,10 @@ def _of_tile(project: Project, tile: TileId) -> dict[str, Any]:
 
 def _of_result(project: Project, item: ItemId, file: Path) -> dict[str, Any] | None:
     """Return what a sidecar says about a map or volume; None for files that have none."""
+    if is_scene(file):
+        return {
+            "Description": "Volumes of the slices at a coarse level, and transformations from each to the whole sample"
+        }
     if file.name.endswith(".ome.zarr"):
         from opticstream.io.zarr import volume_voxel_um
 

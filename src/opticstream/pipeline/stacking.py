@@ -364,7 +364,24 @@ def register_sample(project: Project, /) -> OtherSpace:
     stacked = stackable_slices(project)
     if not stacked:
         raise InputError("no slice is stitched and registered yet, so that there is nothing to register")
-    return sample_stages.register_sample(sample_input(project, stacked[0]))
+    made = sample_stages.register_sample(sample_input(project, stacked[0]))
+    _record_scenes(project, why=f"the sample was registered to {made.name}")
+    return made
+
+
+def _record_scenes(project: Project, *, why: str) -> None:
+    """Record the stacks as they are after their scenes have changed, and have them published again."""
+    facts = project.facts
+    known = facts.read(SampleId(), "updated")
+    if known is None:
+        return
+    outputs = [facts.file_record(project.paths.absolute(file.path), checksum=False) for file in known.outputs]
+    if outputs == list(known.outputs):
+        return
+    for fact in ("uploaded", "upload_failed", "published", "publish_failed"):
+        facts.withdraw(SampleId(), fact, reason=why)
+    content = {"parameters_hash": known.parameters_hash, "inputs_hash": known.inputs_hash, "outputs": outputs}
+    facts.replace(SampleId(), "updated", {**content, "detail": known.detail}, why=why)
 
 
 def stackable_slices(project: Project, /) -> list[SliceId]:

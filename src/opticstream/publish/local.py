@@ -91,12 +91,7 @@ def publish_growing(source: Path, target: Path, still: Callable[[], None], /) ->
         raise MissingInputError(f"{source}: does not exist and cannot be published")
     if source.is_dir():
         with atomic_folder(target) as folder:
-            for base, _, names in os.walk(source):
-                inside = Path(base).relative_to(source)
-                (folder / inside).mkdir(parents=True, exist_ok=True)
-                for name in names:
-                    if not name.endswith("__lock"):  # of a writer that was killed
-                        _link_or_keep(Path(base, name), target / inside / name, folder / inside / name)
+            copy_growing(source, target, folder)
             still()
         return target
     if target.is_file() and filecmp.cmp(source, target, shallow=False):
@@ -106,6 +101,16 @@ def publish_growing(source: Path, target: Path, still: Callable[[], None], /) ->
         copy_file(source, temporary)
         still()
     return target
+
+
+def copy_growing(source: Path, earlier: Path, target: Path, /) -> None:
+    """Give all files below a folder that grows in place names below `target`, with an earlier copy of it at hand."""
+    for base, _, names in os.walk(source):
+        inside = Path(base).relative_to(source)
+        (target / inside).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if not name.endswith("__lock"):  # of a writer that was killed
+                _link_or_keep(Path(base, name), earlier / inside / name, target / inside / name)
 
 
 def _link_or_keep(source: Path, earlier: Path, target: Path) -> None:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from opticstream.config.project import ProjectConfig
 from opticstream.io.nifti import read_nifti
 from opticstream.io.paths import ProjectPaths
+from opticstream.io.zarr import SliceStore
 from opticstream.model.errors import InputError, MissingInputError
 from opticstream.model.ids import MosaicId, TileId
 from opticstream.model.modalities import MODALITIES
@@ -544,7 +545,7 @@ class _Validation:
             if entry is None:
                 raise InputError(f"{self.paths.sample_folder}: holds slice {stacked.slice_id}, the truth does not")
             fixed = self.truth.mosaics[entry["fixed_mosaic_id"]]
-            plane = plane_of_stack(
+            plane, canvas = plane_of_stack(
                 self.paths.sample_folder,
                 f"{name}_ori",
                 stacked.slice_id,
@@ -552,11 +553,12 @@ class _Validation:
             )
             own = self._stitched(fixed, "ori")
             if not stacked.moved:
-                part = plane[: own.shape[0], : own.shape[1]]
+                left, top = (-low for low in canvas.low)
+                part = plane[left : left + own.shape[0], top : top + own.shape[1]]
                 differs = ~((part == own) | (np.isnan(part) & np.isnan(own)))
                 self.errors.add("stacked values", item, np.array([100 * differs.mean()]))
             origin = np.array([axis[0, 0] for axis in self._frame(fixed, own.shape)])
-            where = stacked.pixels(plane.shape)
+            where = stacked.pixels(canvas)
             x, y = where + origin[:, None, None]
             inside, known = fixed.at("inside", x, y)
             true, _ = fixed.at("visible_orientation", x, y)
@@ -584,15 +586,13 @@ class _Validation:
 
     def _sample_brightness(self, _subject: None) -> None:
         """Compare the sample's intensity volume with the truth: each section, and the steps between sections."""
-        from opticstream.io.zarr import volume_reader
-
         name = self.truth.illumination(0)["name"]
         path = self.paths.sample_folder / f"{name}_dBI.ome.zarr"
         before: tuple[int, Section] | None = None
         for stacked, fixed, origin in self._stacked():
             if not path.is_dir():
                 raise MissingInputError(f"{path}: no such volume of the sample")
-            x, y = stacked.pixels(volume_reader(path)[0][:2]) + origin[:, None, None]
+            x, y = stacked.pixels(SliceStore.opened(path).canvas()) + origin[:, None, None]
             section = section_of_sample(
                 path, stacked.slice_id, fixed, x, y, depths_um=list(self.truth.document["depths_um"])
             )
@@ -605,8 +605,8 @@ class _Validation:
     def _stacked_axes(self, _subject: None) -> None:
         """Compare the stack of axes with the truth, each slice by its geometry."""
         for stacked, fixed, origin in self._stacked():
-            found = axes_of_stack(self.paths.sample_folder, "registered_axis", stacked.slice_id)
-            x, y = stacked.pixels(found.shape[:2]) + origin[:, None, None]
+            found, canvas = axes_of_stack(self.paths.sample_folder, "registered_axis", stacked.slice_id)
+            x, y = stacked.pixels(canvas) + origin[:, None, None]
             axis, known = fixed.at("axis", x, y)
             turn = np.deg2rad(stacked.rotation_deg)
             back = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])

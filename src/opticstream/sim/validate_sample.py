@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.io.canvas import Canvas
 from opticstream.io.nifti import read_nifti, voxel_size_mm
+from opticstream.io.nifti_stack import stack_canvas
 from opticstream.io.zarr import SliceStore, planes_of_slice, shrunk_planes, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, MissingInputError
 from opticstream.sim.truth_reader import MosaicTruth
@@ -25,7 +27,7 @@ class StackedSlice:
 
     slice_id: int
     matrix: Array
-    """Pixel of the slice's map = `matrix` @ pixel of the stack + `offset`; indices from 0."""
+    """Pixel of the slice's map = `matrix` @ pixel of the sample + `offset`; indices from 0."""
     offset: Array
 
     @property
@@ -40,9 +42,10 @@ class StackedSlice:
             np.degrees(np.arctan2(self.matrix[1, 0] - self.matrix[0, 1], self.matrix[0, 0] + self.matrix[1, 1]))
         )
 
-    def pixels(self, shape: tuple[int, ...]) -> Array:
+    def pixels(self, canvas: Canvas) -> Array:
         """Return the place in the slice's map of every pixel of a stack, shape (2, x, y)."""
-        grid = np.stack(np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")).astype(float)
+        every = (np.arange(low, high) for low, high in zip(canvas.low, canvas.high, strict=True))
+        grid = np.stack(np.meshgrid(*every, indexing="ij")).astype(float)
         return np.asarray(np.einsum("ab,bij->aij", self.matrix, grid) + self.offset[:, None, None])
 
 
@@ -66,8 +69,8 @@ def stacked_slices(folder: Path, /) -> list[StackedSlice]:
     return sorted(found, key=lambda entry: entry.slice_id)
 
 
-def plane_of_stack(folder: Path, name: str, slice_id: int, /, *, thickness_um: float) -> Array:
-    """Return the plane of a slice in a stack of maps, shape (x, y), from its NIfTI file or else its OME-Zarr.
+def plane_of_stack(folder: Path, name: str, slice_id: int, /, *, thickness_um: float) -> tuple[Array, Canvas]:
+    """Return the plane of a slice in a stack of maps, (x, y), from its NIfTI or else its OME-Zarr, and its pixels.
 
     Raises
     ------
@@ -77,20 +80,22 @@ def plane_of_stack(folder: Path, name: str, slice_id: int, /, *, thickness_um: f
     nifti, store = folder / f"{name}.nii", folder / f"{name}.ome.zarr"
     if nifti.is_file():
         path, stack, apart_um = nifti, read_nifti(nifti, mmap=True), 1000 * voxel_size_mm(nifti)[2]
+        canvas = stack_canvas(nifti)
     elif store.is_dir():
         shape, read = volume_reader(store)
         path, stack, apart_um = store, read(slice(0, shape[0]), slice(0, shape[1])), volume_voxel_um(store)[2]
+        canvas = SliceStore.opened(store).canvas()
     else:
         raise MissingInputError(f"{nifti}: no such stack, nor {store.name}")
     if stack.shape[2] < slice_id:
         raise InputError(f"{path}: holds {stack.shape[2]} slices, expected slice {slice_id}")
     if abs(apart_um - thickness_um) > 1e-3 * thickness_um:
         raise InputError(f"{path}: its planes are {apart_um:g} um apart, expected {thickness_um:g}")
-    return np.asarray(stack[:, :, slice_id - 1], dtype=float)
+    return np.asarray(stack[:, :, slice_id - 1], dtype=float), canvas
 
 
-def axes_of_stack(folder: Path, name: str, slice_id: int, /) -> Array:
-    """Return the axes of a slice in a stack of vectors, shape (x, y, 3).
+def axes_of_stack(folder: Path, name: str, slice_id: int, /) -> tuple[Array, Canvas]:
+    """Return the axes of a slice in a stack of vectors, shape (x, y, 3), and the pixels of the stack.
 
     Raises
     ------
@@ -100,10 +105,11 @@ def axes_of_stack(folder: Path, name: str, slice_id: int, /) -> Array:
     path = folder / f"{name}.ome.zarr"
     if not path.is_dir():
         raise MissingInputError(f"{path}: no such stack")
-    axes = SliceStore.opened(path).plane(slice_id - 1)
+    store = SliceStore.opened(path)
+    axes = store.plane(slice_id - 1)
     if axes is None or axes.ndim != 3:
         raise InputError(f"{path}: expected axes of at least {slice_id} slices, got none of slice {slice_id}")
-    return axes.astype(float)
+    return axes.astype(float), store.canvas()
 
 
 BOUNDARY_PLANES = 4

@@ -80,7 +80,10 @@ def volumes_of(project: Project, item: MosaicId | SampleId, /) -> list[Volume]:
         return []
     stamp = project.facts.path(item, fact).stat().st_mtime_ns
     if isinstance(item, SampleId):
-        products = _stacks(file.path for file in record.outputs if file.path.endswith(STORE))
+        stores = (file.path for file in record.outputs if file.path.endswith(STORE))
+        products = _stacks(
+            path for path in stores if not path.endswith(f"_scene{STORE}")
+        )  # no viewer here shows scenes
     else:
         found: Mapping[str, Any] = record.detail.get("products") or {}
         products = {title: str(path) for title, path in found.items() if str(path).endswith(STORE)}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from opticstream.compute.sample import block_power
+from opticstream.compute.sample import Intensity, block_power
 from opticstream.config.processing import SampleIntensitySettings, SampleSettings
 from opticstream.io.zarr import SliceStore, volume_reader
 from opticstream.sim.cut_sample import CutSample, benchmark_settings
 from opticstream.sim.settings import CuttingSettings
+from opticstream.stages.sample import _brightness
 from opticstream.stages.sample._update_sample import SampleInput, UpdatedSample, update_sample
 
 SECTION = 20
@@ -139,3 +141,20 @@ def test_slabs_are_written_only_where_something_changed(tmp_path: Path, volumes:
     changed = {p for p in files if p.stat().st_mtime_ns != files[p]}
     assert changed
     assert all(p.parts[-3] == "2" for p in changed if p.parent.parent.parent.name == "c")
+
+
+def test_gains_that_all_change_alike_have_no_slab_written_again(
+    tmp_path: Path, volumes: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = added(tmp_path, volumes, slices=(1, 3))
+    store = result.outputs["normal_dBI_zarr"]
+    before = {p: p.stat().st_mtime_ns for p in store.rglob("c/**/*") if p.is_file()}
+    solved = _brightness._solved
+
+    def shifted(*arguments: object) -> Intensity:
+        found = solved(*arguments)  # type: ignore[arg-type]
+        return replace(found, gains_db={n: gain + 0.7 for n, gain in found.gains_db.items()})
+
+    monkeypatch.setattr(_brightness, "_solved", shifted)
+    added(tmp_path, volumes, slices=(3,))
+    assert {p: p.stat().st_mtime_ns for p in store.rglob("c/**/*") if p.is_file()} == before

@@ -12,11 +12,12 @@ import pytest
 from opticstream.compute.sample import Pose
 from opticstream.config.processing import SampleSettings
 from opticstream.io.nifti import read_nifti, write_nifti
+from opticstream.io.nifti_stack import stack_canvas
 from opticstream.io.zarr import SliceStore, shrunk_planes, volume_reader
 from opticstream.model.errors import InputError, StateError
 from opticstream.sim.cut_sample import CutSample, CutSampleSettings
 from opticstream.sim.settings import CuttingSettings
-from opticstream.stages.sample import SampleInput, stacks_at_rest, update_sample
+from opticstream.stages.sample import SampleInput, UpdatedSample, stacks_at_rest, update_sample
 from opticstream.stages.sample._pose_book import PoseBook, stage_positions_um
 from opticstream.testing.checksums import tree_checksums
 from opticstream.testing.slice_phantom import make_slice
@@ -28,6 +29,13 @@ RIGID = SampleSettings(formats=("nifti",))
 def new_slice(folder: Path, slice_id: int, image: np.ndarray = IMAGE, settings: SampleSettings = RIGID) -> SampleInput:
     path = write_nifti(folder / f"aip{slice_id}.nii.gz", image.astype(np.float32), voxel_size_mm=(0.01, 0.01, 1.0))
     return SampleInput(folder / "sample", slice_id, {"normal_aip": path}, settings=settings)
+
+
+def stack_of(made: UpdatedSample) -> np.ndarray:
+    """Return the stack on the pixels of the first slice, without what lies around them."""
+    path = made.outputs["normal_aip_nifti"]
+    x, y = stack_canvas(path).low
+    return np.asarray(read_nifti(path))[-x : IMAGE.shape[0] - x, -y : IMAGE.shape[1] - y]
 
 
 @pytest.fixture
@@ -92,11 +100,29 @@ def test_only_slices_that_moved_are_written_again(tmp_path: Path, told: dict[int
     told.update({1: Pose(0.0, (0.1, 0.0)), 2: Pose(0.0, (5.0, 0.0)), 3: Pose()})
     made = update_sample(new_slice(tmp_path, 3, IMAGE + 3))
     assert made.moved == (2,)
-    stack = read_nifti(made.outputs["normal_aip_nifti"])
+    stack = stack_of(made)
     np.testing.assert_array_equal(stack[:, :, 0], IMAGE + np.float32(1))
     np.testing.assert_allclose(stack[:190, :, 1], (IMAGE + np.float32(2))[5:195], rtol=1e-5)
     poses = json.loads(made.outputs["slices"].read_text())["slices"]
     assert [poses[n]["pose"]["offset"][0] for n in "123"] == [0.0, 5.0, 0.0]  # as written, not as solved
+    stacks_at_rest(tmp_path / "sample")()
+
+
+def test_what_lies_beyond_the_first_slice_on_any_side_is_kept(tmp_path: Path, told: dict[int, Pose]) -> None:
+    both = SampleSettings(formats=("nifti", "zarr"), volumes=False)
+    told.update({2: Pose(0.0, (300.0, -150.0)), 3: Pose(0.0, (-20.0, 90.0))})
+    for slice_id in (1, 2, 3):
+        made = update_sample(new_slice(tmp_path, slice_id, IMAGE + slice_id, both))
+    # The sample's pixel q is the slice's pixel q + shift.
+    shape, read = volume_reader(made.outputs["normal_aip_zarr"])
+    store = SliceStore.opened(made.outputs["normal_aip_zarr"])
+    nifti = made.outputs["normal_aip_nifti"]
+    planes = read(slice(0, shape[0]), slice(0, shape[1]))
+    for stack, low in ((planes, store.canvas().low), (read_nifti(nifti), stack_canvas(nifti).low)):
+        for n, (x, y) in ((1, (0, 0)), (2, (-300, 150)), (3, (20, -90))):
+            part = stack[x - low[0] : x - low[0] + 200, y - low[1] : y - low[1] + 160, n - 1]
+            np.testing.assert_array_equal(part, (IMAGE + n).astype(np.float32))
+            assert np.isfinite(stack[:, :, n - 1]).sum() == part.size
     stacks_at_rest(tmp_path / "sample")()
 
 
@@ -120,7 +146,7 @@ def test_a_crash_while_others_are_moved_is_healed(
         stacks_at_rest(tmp_path / "sample")
     healed = update_sample(new_slice(tmp_path, 2))
     assert healed.moved == (1,)
-    stack = read_nifti(healed.outputs["normal_aip_nifti"])
+    stack = stack_of(healed)
     np.testing.assert_allclose(stack[:190, :, 0], IMAGE[2:192], rtol=1e-5)
     stacks_at_rest(tmp_path / "sample")()
     before = tree_checksums(tmp_path / "sample")
@@ -135,7 +161,7 @@ def test_a_slice_whose_files_are_gone_keeps_its_place_and_says_so(tmp_path: Path
     made = update_sample(new_slice(tmp_path, 2))
     assert made.slices == (1, 2)
     assert "normal_aip of this slice are gone" in made.unplaced[1]
-    np.testing.assert_array_equal(read_nifti(made.outputs["normal_aip_nifti"])[:, :, 0], IMAGE)
+    np.testing.assert_array_equal(stack_of(made)[:, :, 0], IMAGE)
 
 
 def test_the_stage_log_is_read_and_its_errors_name_the_line(tmp_path: Path) -> None:
@@ -208,7 +234,8 @@ def test_a_cut_sample_comes_out_straight_with_its_angles(tmp_path: Path) -> None
     edges = json.loads(made.outputs["poses"].read_text())["edges"]
     assert {e["compared"] for e in edges} == {"volume"}
     shape, read = volume_reader(made.outputs["registered_inplane_zarr"])
-    angles = read(slice(0, shape[0]), slice(0, shape[1]))
+    low = SliceStore.opened(made.outputs["registered_inplane_zarr"]).canvas().low
+    angles = read(slice(0, shape[0]), slice(0, shape[1]))[-low[0] :, -low[1] :][:220, :200]
     true = sample.true_axis()
     expected = np.degrees(np.arctan2(true[..., 1], true[..., 0]))
     for n in sample.slices:

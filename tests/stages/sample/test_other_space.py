@@ -11,7 +11,7 @@ import pytest
 
 from opticstream.config.processing import SampleHookSettings
 from opticstream.io.nifti import nifti_geometry, read_nifti, write_nifti
-from opticstream.io.zarr import SliceStore, write_isotropic
+from opticstream.io.zarr import PlacedVolume, SliceStore, write_isotropic, write_scene
 from opticstream.model.errors import ConfigurationError, InputError, OpticStreamError, ProcessingError
 from opticstream.stages.sample import other_spaces
 from opticstream.stages.sample._other_space import register_to_other_space, scene_transforms
@@ -44,7 +44,8 @@ def test_an_affine_transform_is_kept_with_its_provenance_and_joins_the_scene(tmp
     assert made.facts["poses_version"] == 7
     assert made.facts["kind"] == "affine"
     # ITK's x and y point against those of NIfTI.
-    (entry,) = scene_transforms(tmp_path)
+    (entry,), fields = scene_transforms(tmp_path)
+    assert fields == {}
     assert (entry["input"], entry["output"]) == ({"name": "sample"}, {"name": "mri"})
     assert entry["affine"] == [[1, 0, 0, 3000], [0, 1, 0, -2000], [0, 0, 1, -1000]]
     assert [space.name for space in other_spaces(tmp_path)] == ["mri"]
@@ -65,11 +66,64 @@ def test_a_displacement_field_on_the_grid_of_the_sample_is_kept(tmp_path: Path, 
     copy = "import sys, shutil; shutil.copy(sys.argv[1], sys.argv[2])"
     made = register_to_other_space(tmp_path, cubes, hook(copy, str(good), "{output}"))
     assert made.facts["kind"] == "displacements"
-    assert scene_transforms(tmp_path) == []
     wrong = write_nifti(tmp_path / "wrong.nii.gz", field[1:], voxel_size_mm=(0.1, 0.1, 0.1))
     with pytest.raises(ProcessingError, match="expected displacements of the shape"):
         register_to_other_space(tmp_path, cubes, hook(copy, str(wrong), "{output}"))
     assert json.loads(made.record.read_text())["kind"] == "displacements"
+    register_to_other_space(tmp_path, cubes, hook(SHIFT, "{output}"))
+    assert sorted(p.name for p in (tmp_path / "transforms").iterdir()) == ["mri.json", "mri.tfm"]
+
+
+BENT = """
+import sys, SimpleITK as s
+image = s.ReadImage(sys.argv[1])
+corner = image.TransformIndexToPhysicalPoint((0, 0, 0))
+bend = s.BSplineTransformInitializer(image, (3, 3, 3))
+bend.SetParameters([0.02 * ((7 * k) % 11 - 5) for k in range(len(bend.GetParameters()))])
+whole = s.CompositeTransform([s.Euler3DTransform(corner, 0.05, -0.04, 0.1, (0.5, -0.4, 0.3)), bend])
+s.WriteTransform(whole, sys.argv[3])
+if sys.argv[4] == "field":
+    field = s.TransformToDisplacementField(whole, s.sitkVectorFloat64, image.GetSize(), image.GetOrigin(),
+                                           image.GetSpacing(), image.GetDirection())
+    s.WriteImage(field, sys.argv[2] + "/bend.nii.gz")
+else:
+    s.WriteTransform(whole, sys.argv[2] + "/bend.h5")
+"""
+
+
+@pytest.mark.parametrize("form", ["field", "transform"])
+def test_a_bent_transform_joins_the_scene_as_displacements_that_plain_zarr_applies(
+    tmp_path: Path, cubes: Path, form: str
+) -> None:
+    import SimpleITK as sitk  # noqa: N813
+    import zarr
+    from scipy.ndimage import map_coordinates
+
+    original = tmp_path / "original.h5"
+    register_to_other_space(tmp_path, cubes, hook(BENT, "{image}", "{output}", str(original), form))
+    transforms, fields = scene_transforms(tmp_path)
+    volume = PlacedVolume(tmp_path / "stack.ome.zarr", np.eye(3, 4))
+    write_scene(tmp_path / "x_scene.ome.zarr", {"slice_001": volume}, more=transforms, fields=fields)
+    # From here on a reader that knows the specification only.
+    root = zarr.open_group(tmp_path / "x_scene.ome.zarr", mode="r")
+    scene = root.attrs["ome"]["scene"]
+    entry = next(one for one in scene["coordinateTransformations"] if one["type"] == "displacements")
+    assert (entry["input"], entry["output"]) == ({"name": "sample"}, {"name": "mri"})
+    assert [system["name"] for system in scene["coordinateSystems"]] == ["sample", "mri"]
+    group = root[entry["path"]]
+    multiscale = group.attrs["ome"]["multiscales"][0]
+    assert multiscale["coordinateSystems"][0]["axes"][0] == {"name": "c", "type": "displacement", "discrete": True}
+    (placed,) = multiscale["datasets"][0]["coordinateTransformations"]
+    (scale,), (shift,) = ([s[k] for s in placed["transformations"] if k in s] for k in ("scale", "translation"))
+    vectors = group[multiscale["datasets"][0]["path"]][:]
+    points = np.random.default_rng(2).uniform(150, 600, (3, 20))  # um along z, y, x
+    at = (points - np.array(shift[1:])[:, None]) / np.array(scale[1:])[:, None]
+    moved = points + np.stack([map_coordinates(component, at, order=1) for component in vectors])
+    transform = sitk.ReadTransform(str(original))
+    flip = np.array([-1.0, -1.0, 1.0])  # ITK's x and y point against those of NIfTI
+    expected = [flip * transform.TransformPoint((flip * point[::-1] / 1000).tolist()) for point in points.T]
+    np.testing.assert_allclose(moved.T[:, ::-1] / 1000, expected, atol=0.003)
+    assert np.abs(moved - points).max() > 100
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ _PARTS_ERROR_DB = 0.2
 _LEAST_LOSS_DB = 0.1
 _LOCAL_PRIOR_DB = 2.0
 _LOCAL_STEP_DB = 1.5
+_LOCAL_AT_ONCE = 2_000_000
+"""Losses, of blocks and sections, that are found at once; with what is needed on the way 0.15 GB."""
 _UNLIKE = 0.5
 _HUBER = 1.5
 
@@ -343,31 +345,50 @@ def _local(pairs: Sequence[PairLevels], slices: Sequence[int], smooth_blocks: fl
     shape = pairs[0].local_db.shape
     smooth = []
     for pair in pairs:
-        weight = pair.weight.astype(np.float64)
+        weight = pair.weight  # float32: of many pairs this is most of the memory
         value = pair.local_db * weight
         if smooth_blocks > 0:
             weight = ndimage.gaussian_filter(weight, smooth_blocks)
             value = ndimage.gaussian_filter(value, smooth_blocks)
         smooth.append((at[pair.first], at[pair.second], value, weight))
 
+    found = np.zeros((len(sections), *shape), np.float32)
+    rows = max(1, _LOCAL_AT_ONCE // (len(sections) * shape[1]))
+    for k in range(0, shape[0], rows):
+        part = slice(k, k + rows)
+        found[:, part] = _losses([(i, j, value[part], weight[part]) for i, j, value, weight in smooth], len(sections))
+    return {s: found[k] for s, k in at.items()}
+
+
+def _losses(pairs: Sequence[tuple[int, int, Single, Single]], sections: int) -> Single:
+    """Return what sections take away at some blocks, (sections, x, y), from weighted sums over sections of pairs.
+
+    Parameters
+    ----------
+    pairs : sequence of (int, int, ndarray, ndarray)
+        First section and the one after the last; the sum times its weight, and the weight, both (x, y).
+    sections : int
+        Number of sections.
+    """
+
     def normal(maps: Array) -> Array:
         out = maps / _LOCAL_PRIOR_DB**2
         step = np.diff(maps, axis=0) / _LOCAL_STEP_DB**2
         out[:-1] -= step
         out[1:] += step
-        for first, second, _, weight in smooth:
+        for first, second, _, weight in pairs:
             out[first:second] += weight * maps[first:second].sum(0)
         return out
 
-    right = np.zeros((len(sections), *shape))
-    for first, second, value, _ in smooth:
+    right = np.zeros((sections, *pairs[0][2].shape))
+    for first, second, value, _ in pairs:
         right[first:second] -= value
     # Conjugate gradients, for all blocks at once: each block is a small system of its own.
     found = np.zeros_like(right)
     rest = right.copy()
     direction = rest.copy()
     size = (rest**2).sum(0)
-    for _ in range(4 * len(sections) if len(sections) < 15 else 60):
+    for _ in range(4 * sections if sections < 15 else 60):
         if float(size.max(initial=0)) < 1e-10:
             break
         turned = normal(direction)
@@ -376,4 +397,4 @@ def _local(pairs: Sequence[PairLevels], slices: Sequence[int], smooth_blocks: fl
         rest -= step * turned
         before, size = size, (rest**2).sum(0)
         direction = rest + np.where(before > 0, size / np.maximum(before, 1e-30), 0) * direction
-    return {s: found[k].astype(np.float32) for s, k in at.items()}
+    return found.astype(np.float32)

@@ -1,12 +1,14 @@
 """A copy of a stack of volumes in cubes of 25, 50 and 100 um, which grows with the stack.
 
 Boxes are means over what of the stack lies in them, also where its voxels do not fit into them. A slab that has changed
-is written again together with the boxes that reach into its neighbours, which are read from the stack.
+is written again together with the boxes that reach into its neighbours, which are read from the stack. Boxes lie at
+multiples of their edge from the first pixel of the sample, wherever the stack begins.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from numpy.typing import NDArray
 from opticstream.compute import axial
 from opticstream.compute.pyramid import halved
 from opticstream.io.atomic import write_text
+from opticstream.io.canvas import Canvas, Pair
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.zarr._files import file_store
+from opticstream.io.zarr._growth import finish_growth, grow
 from opticstream.io.zarr._slices import SliceStore
 from opticstream.model.errors import FileFormatError
 
@@ -29,6 +33,8 @@ _LARGEST_TILE = 128
 _PIECE_BYTES = 40 * 2**20
 """Voxels of the stack that are read at once; a few times as much is needed on the way."""
 _CHUNKS = ((16, 64, 64), (8, 64, 64), (4, 32, 32))
+_STEP = round(math.lcm(*(int(c[2] * edge) for c, edge in zip(_CHUNKS, ISOTROPIC_UM, strict=True))) / ISOTROPIC_UM[-1])
+"""Coarsest cubes by which the store grows to the left: whole chunks of all levels."""
 _DEPTH_UM = 400.0
 _LEAST_SHARE = 0.01
 """Of a box that has to be known."""
@@ -57,10 +63,12 @@ def write_isotropic(stack: Path, target: Path, slots: Collection[int], /) -> Pat
     if store.kind not in ("scalar", "axial"):
         raise FileFormatError(f"{stack}: expected scalars or angles, got {store.kind} values")
     source = store.finest()
-    voxel = store.voxel_um
-    size_um = [n * v for n, v in zip(source.shape[::-1], voxel, strict=True)]
+    voxel, canvas = store.voxel_um, store.canvas()
+    depth_um = source.shape[0] * voxel[2]
+    begin_um = [low * size for low, size in zip(canvas.low, voxel, strict=False)]
+    end_um = [high * size for high, size in zip(canvas.high, voxel, strict=False)]
     with disk_errors(target):
-        levels = _opened(target, size_um, voxel, store.kind)
+        levels, low_um = _opened(target, begin_um, [*end_um, depth_um], store)
     slab_um = store.planes * voxel[2]
     coarsest = ISOTROPIC_UM[-1]
     pieces = {
@@ -69,12 +77,13 @@ def write_isotropic(stack: Path, target: Path, slots: Collection[int], /) -> Pat
         for piece in _pieces(int((slot - 1) * slab_um // coarsest), int(-(-(slot * slab_um) // coarsest)))
     }
     step_um = _tile(voxel) * ISOTROPIC_UM[0]
+    to_stack_um = (low_um[0] - begin_um[0], low_um[1] - begin_um[1], 0.0)
     for first, last in sorted(pieces):
-        z_um = first * coarsest, min(last * coarsest, -(-size_um[2] // coarsest) * coarsest)
-        for x in range(int(-(-size_um[0] // step_um))):
-            for y in range(int(-(-size_um[1] // step_um))):
+        z_um = first * coarsest, min(last * coarsest, -(-depth_um // coarsest) * coarsest)
+        for x in range(int(-(-(end_um[0] - low_um[0]) // step_um))):
+            for y in range(int(-(-(end_um[1] - low_um[1]) // step_um))):
                 box = ((x * step_um, (x + 1) * step_um), (y * step_um, (y + 1) * step_um), z_um)
-                _write_boxes(levels, source, voxel, box, store.kind, target)
+                _write_boxes(levels, source, voxel, box, to_stack_um, store.kind, target)
     return target
 
 
@@ -99,14 +108,19 @@ def _write_boxes(
     source: Any,
     voxel: tuple[float, float, float],
     box: tuple[tuple[float, float], ...],
+    to_stack_um: tuple[float, float, float],
     kind: Any,
     target: Path,
 ) -> None:
-    """Write all levels of a part of the store: box of (from, to) along x, y, z in um."""
+    """Write all levels of a part of the store: box of (from, to) along x, y, z in um, from the first cube on.
+
+    In the stack the box lies `to_stack_um` further.
+    """
     edge = ISOTROPIC_UM[0]
     weights, ranges = [], []
-    for (low, high), size, n in zip(box, voxel, source.shape[::-1], strict=True):
-        start, stop = int(low // size), min(int(-(-high // size)), n)
+    for bounds, shift, size, n in zip(box, to_stack_um, voxel, source.shape[::-1], strict=True):
+        low, high = (bound + shift for bound in bounds)
+        start, stop = max(int(low // size), 0), min(int(-(-high // size)), n)
         ranges.append(slice(start, max(stop, start)))
         weights.append(_overlaps(round((high - low) / edge), low, edge, start, stop, size))
     if any(r.stop <= r.start for r in ranges):
@@ -159,12 +173,26 @@ def _box_means(values: NDArray[np.float32], weights: list[NDArray[np.float32]], 
     return mean(values)
 
 
-def _opened(target: Path, size_um: list[float], voxel: tuple[float, float, float], kind: str) -> list[Any]:
-    """Return the arrays of all levels, made or extended to hold the stack."""
+def _opened(
+    target: Path, begin_um: list[float], end_um: list[float], store: SliceStore
+) -> tuple[list[Any], tuple[float, float]]:
+    """Return the arrays of all levels, made or extended to hold the stack, and where they begin along x and y."""
     import tensorstore as ts
 
-    shapes = [[int(-(-size // edge)) for size in size_um[::-1]] for edge in ISOTROPIC_UM]
+    finish_growth(target)
+    coarsest = ISOTROPIC_UM[-1]
     is_new = not (target / "zarr.json").exists()
+    held = _margin(store) if is_new else _held(target)
+    reach = [math.floor(round(begin / coarsest, 6)) for begin in begin_um]
+    wanted = held.grown(Canvas((reach[0], reach[1]), held.high), step_px=(_STEP, _STEP))
+    more = [a - b for a, b in zip(held.low, wanted.low, strict=True)]
+    if any(more) and not is_new:
+        by_level = enumerate(round(coarsest / edge) for edge in ISOTROPIC_UM)
+        added = {str(level): (more[1] * ratio, more[0] * ratio) for level, ratio in by_level}
+        grow(target, added, _metadata(target, store, wanted.low))
+    low_um = (wanted.low[0] * coarsest, wanted.low[1] * coarsest)
+    size_um = [end - low for end, low in zip(end_um, (*low_um, 0.0), strict=True)]
+    shapes = [[int(-(-size // edge)) for size in size_um[::-1]] for edge in ISOTROPIC_UM]
     arrays = []
     for level, (shape, chunk) in enumerate(zip(shapes, _CHUNKS, strict=True)):
         spec: dict[str, Any] = {"driver": "zarr3", "kvstore": file_store(target / str(level))}
@@ -188,18 +216,33 @@ def _opened(target: Path, size_um: list[float], voxel: tuple[float, float, float
                 array = array.resize(exclusive_max=grown, expand_only=True).result()
         arrays.append(array)
     if is_new:  # last: a store without it is incomplete, and is made again
-        write_text(target / "zarr.json", _metadata(target, voxel, kind))
-    return arrays
+        write_text(target / "zarr.json", _metadata(target, store, wanted.low))
+    return arrays, low_um
 
 
-def _metadata(target: Path, voxel: tuple[float, float, float], kind: str) -> str:
+def _margin(store: SliceStore) -> Canvas:
+    """Return the coarsest cubes that a new store begins with: room for the margin of its stack."""
+    rooms = [math.ceil(round(store.margin_px * size / ISOTROPIC_UM[-1], 6)) for size in store.voxel_um[:2]]
+    return Canvas((-rooms[0], -rooms[1]), (0, 0))
+
+
+def _held(target: Path) -> Canvas:
+    """Return the low corner of the store, in the coarsest cubes."""
+    facts = json.loads((target / "zarr.json").read_bytes())["attributes"]["opticstream"]
+    x, y = facts.get("low_cubes", (0, 0))
+    return Canvas((x, y), (0, 0))
+
+
+def _metadata(target: Path, store: SliceStore, low_cubes: Pair) -> str:
     datasets = []
+    low_um = [0.0, low_cubes[1] * ISOTROPIC_UM[-1], low_cubes[0] * ISOTROPIC_UM[-1]]
     for level, edge in enumerate(ISOTROPIC_UM):
-        shift = [(edge - size) / 2 for size in voxel[::-1]]
+        shift = [low + (edge - size) / 2 for low, size in zip(low_um, store.voxel_um[::-1], strict=True)]
         transforms = [{"type": "scale", "scale": [edge] * 3}, {"type": "translation", "translation": shift}]
         datasets.append({"path": str(level), "coordinateTransformations": transforms})
     axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
     name = target.name.removesuffix(".ome.zarr")
     ome = {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets, "type": "mean"}]}
-    attributes = {"ome": ome, "opticstream": {"kind": kind, "voxel_um": list(ISOTROPIC_UM)}}
+    facts = {"kind": store.kind, "voxel_um": list(ISOTROPIC_UM), "low_cubes": list(low_cubes)}
+    attributes = {"ome": ome, "opticstream": facts}
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1) + "\n"

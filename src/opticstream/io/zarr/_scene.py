@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from opticstream.io.atomic import atomic_folder, write_text
 from opticstream.io.zarr._images import image_attributes, readable_zarr
 from opticstream.model.errors import FileFormatError
 
+FIELDS = "coordinateTransformations"
+"""Group of a scene for transformations that are arrays, as NGFF names it."""
 SAMPLE_SPACE = "sample"
 """Name of the coordinate system of the whole sample, um along z, y, x."""
 _OWN_SPACE = "physical"
@@ -42,7 +45,13 @@ class PlacedVolume:
 
 
 def write_scene(
-    path: Path, volumes: Mapping[str, PlacedVolume], /, *, more: Sequence[Mapping[str, Any]] = (), name: str = ""
+    path: Path,
+    volumes: Mapping[str, PlacedVolume],
+    /,
+    *,
+    more: Sequence[Mapping[str, Any]] = (),
+    fields: Mapping[str, Path] = MappingProxyType({}),
+    name: str = "",
 ) -> Path:
     """Write a scene, and return its path; groups of volumes that are the same stay.
 
@@ -54,6 +63,8 @@ def write_scene(
         By name of their groups.
     more : sequence of mapping
         Further coordinate transformations, from the space `sample` to others, each as in NGFF 0.6.
+    fields : mapping of str to Path
+        Displacement fields (`write_displacements`) by the names that `more` refers to, below `FIELDS`.
     name : str
         For people.
 
@@ -78,8 +89,9 @@ def write_scene(
             }
         )
     for old in sorted(path.iterdir()):
-        if old.is_dir() and old.name not in volumes:
+        if old.is_dir() and old.name not in (*volumes, FIELDS):
             _remove_group(old)
+    _link_fields(path / FIELDS, fields)
     others = [dict(one)["output"]["name"] for one in more]
     scene = {
         "coordinateSystems": [_space(one) for one in dict.fromkeys([SAMPLE_SPACE, *others])],
@@ -88,6 +100,22 @@ def write_scene(
     ome = {"version": "0.6", **({"name": name} if name else {}), "scene": scene}
     _write_json(path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}})
     return path
+
+
+def _link_fields(group: Path, fields: Mapping[str, Path]) -> None:
+    """Have the group of fields hold links to these, and to no others."""
+    wanted = {name: os.path.relpath(field.absolute(), group.absolute()) for name, field in fields.items()}
+    if wanted:
+        group.mkdir(exist_ok=True)
+        _write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+    for link in group.glob("*"):
+        if link.is_symlink() and wanted.get(link.name) != os.readlink(link):
+            link.unlink()
+    for name, to in wanted.items():
+        if not (group / name).is_symlink():
+            (group / name).symlink_to(to, target_is_directory=True)
+    if not wanted and group.exists():
+        _remove_group(group)
 
 
 def _space(name: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """A multiscale OME-Zarr that grows by slices: every slice has its own slab of chunks at every level.
 
-A chunk never belongs to two slices, so that adding or replacing a slice writes only its own chunks; the
-arrays grow by changing only their metadata. Axes are (z, y, x), or (c, z, y, x) for vectors, as OME-NGFF 0.5 requires;
-callers pass (x, y, z).
+A chunk never belongs to two slices, so that adding or replacing a slice writes only its own chunks. The arrays grow
+along z, to the right and downwards by changing only their metadata; to the left and upwards, where a slice reaches
+beyond the first pixel, by whole chunks of all levels, which takes new names for chunks but no new content. Axes are
+(z, y, x), or (c, z, y, x) for vectors, as OME-NGFF 0.5 requires; callers pass (x, y, z).
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from numpy.typing import NDArray
 
 from opticstream.compute.pyramid import halved
 from opticstream.io.atomic import write_text
+from opticstream.io.canvas import Canvas, Pair
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.zarr._files import file_store, number_codec
+from opticstream.io.zarr._growth import finish_growth, grow
 from opticstream.io.zarr._reading import BlockReader
 from opticstream.model.errors import FileFormatError
 from opticstream.model.modalities import ValueKind
 
 _CHUNK = 128
+_SHARD = 256
+_COARSEST_CHUNK = 32
 _MEMORY_BYTES = 64 * 2**20
 
 
@@ -46,6 +51,8 @@ class SliceStore:
         Type of the values, `float32` or `uint8`.
     name : str
         Name for people; default: that of the folder.
+    margin_px : int
+        Room that a new store leaves at its low corner, so that slices that reach a little further find it.
     """
 
     path: Path
@@ -54,8 +61,9 @@ class SliceStore:
     kind: ValueKind = "scalar"
     dtype: str = "float32"
     name: str = ""
+    margin_px: int = 0
 
-    def put(self, slice_index: int, shape: tuple[int, int], read: BlockReader, /) -> None:
+    def put(self, slice_index: int, shape: Pair, read: BlockReader, /, *, low_px: Pair = (0, 0)) -> None:
         """Write one slice, at all levels; voxels of the store that the slice does not cover become NaN (labels: 0).
 
         Parameters
@@ -65,8 +73,10 @@ class SliceStore:
         shape : (int, int)
             Size of the slice along x and y.
         read : callable
-            Returns blocks of the slice, so that it never has to be in memory as a whole. A block with fewer than
-            `planes` planes is padded, additional planes are dropped.
+            Returns blocks of the slice for ranges of pixels of the sample, so that it never has to be in memory as a
+            whole. A block with fewer than `planes` planes is padded, additional planes are dropped.
+        low_px : (int, int)
+            Pixel of the sample where the slice begins; the store grows where it does not reach that far.
 
         Raises
         ------
@@ -75,19 +85,39 @@ class SliceStore:
         OSError
             The disk is full, or has another error.
         """
+        extent = Canvas.of(shape, low_px)
         with disk_errors(self.path):
-            levels = self._open(slice_index, shape)
-        canvas = self._canvas(levels[0])
-        step = self._tile()
-        for x in range(0, canvas[0], step):
-            for y in range(0, canvas[1], step):
-                xs, ys = slice(x, min(x + step, canvas[0])), slice(y, min(y + step, canvas[1]))
-                block = self._blank((xs.stop - xs.start, ys.stop - ys.start, self.planes))
-                inside = slice(x, min(xs.stop, shape[0])), slice(y, min(ys.stop, shape[1]))
-                if inside[0].stop > x and inside[1].stop > y:
-                    part = np.asarray(read(*inside))[:, :, : self.planes]
-                    block[: part.shape[0], : part.shape[1], : part.shape[2]] = part
-                self._write(levels, slice_index, x, y, block)
+            levels = self._open(slice_index, extent)
+        canvas, step = self.canvas(), self._tile()
+        for x in range(canvas.low[0], canvas.high[0], step):
+            for y in range(canvas.low[1], canvas.high[1], step):
+                block = self._blank((min(step, canvas.high[0] - x), min(step, canvas.high[1] - y), self.planes))
+                xs = slice(max(x, extent.low[0]), min(x + block.shape[0], extent.high[0]))
+                ys = slice(max(y, extent.low[1]), min(y + block.shape[1], extent.high[1]))
+                if xs.stop > xs.start and ys.stop > ys.start:
+                    part = np.asarray(read(xs, ys))[:, :, : self.planes]
+                    i, j = xs.start - x, ys.start - y
+                    block[i : i + part.shape[0], j : j + part.shape[1], : part.shape[2]] = part
+                self._write(levels, slice_index, x - canvas.low[0], y - canvas.low[1], block)
+
+    def fit(self, extent: Canvas, /) -> None:
+        """Have the store hold a part of the sample, blank where nothing is."""
+        with disk_errors(self.path):
+            self._open(max(self.slots - 1, 0), extent)
+
+    def canvas(self) -> Canvas:
+        """Return the pixels of the sample that the store holds."""
+        shape, low = self.finest().shape, self._stored()["low_px"]
+        return Canvas.of((int(shape[-1]), int(shape[-2])), (low[0], low[1]))
+
+    def canvas_with(self, extent: Canvas, /) -> Canvas:
+        """Return the pixels that the store will hold when it holds a part of the sample, too."""
+        if not (self.path / "zarr.json").exists():
+            side = self._lattice(self._level_count(extent.size))
+            return Canvas.start(self.margin_px).grown(extent, step_px=(side, side), margin_px=self.margin_px)
+        stored = self._stored()
+        arrays = [self._array(level) for level in range(stored["levels"])]
+        return self.canvas().grown(extent, step_px=self._step(arrays), margin_px=stored["margin_px"])
 
     @classmethod
     def opened(cls, path: Path, /) -> SliceStore:
@@ -100,7 +130,7 @@ class SliceStore:
         """
         facts = _stored_facts(path)
         dtype = json.loads((path / "0" / "zarr.json").read_bytes())["data_type"]
-        return cls(path, facts["planes"], tuple(facts["voxel_um"]), facts["kind"], dtype)
+        return cls(path, facts["planes"], tuple(facts["voxel_um"]), facts["kind"], dtype, margin_px=facts["margin_px"])
 
     @property
     def slots(self) -> int:
@@ -120,10 +150,9 @@ class SliceStore:
 
     def remove(self, slice_index: int, /) -> None:
         """Clear a slice; a shorter store is not changed."""
-        finest = self._array(0)
-        if slice_index * self.planes < finest.shape[-3]:
+        if slice_index < self.slots:
             empty = self._blank((0, 0, self.planes))
-            self.put(slice_index, self._canvas(finest), lambda _xs, _ys: empty)
+            self.put(slice_index, (0, 0), lambda _xs, _ys: empty)
 
     def level_factors(self, count: int, /) -> list[tuple[int, int, int]]:
         """Return the downsampling of each level relative to the first, along x, y, z; along z only for whole slabs."""
@@ -143,12 +172,10 @@ class SliceStore:
 
     def _tile(self) -> int:
         """Return the side of the blocks that are written at once: a multiple of the chunk, within the memory budget."""
-        per_column = self.planes * np.dtype(self.dtype).itemsize * (3 if self.kind == "vector" else 1)
+        # Coarser levels of vectors are made by way of their outer products.
+        per_column = self.planes * np.dtype(self.dtype).itemsize * (24 if self.kind == "vector" else 1)
         side = math.isqrt(max(1, _MEMORY_BYTES // per_column))
         return max(256, 1 << (max(side, 1).bit_length() - 1))
-
-    def _canvas(self, array: Any) -> tuple[int, int]:
-        return int(array.shape[-1]), int(array.shape[-2])
 
     def _write(self, levels: list[Any], slice_index: int, x: int, y: int, block: NDArray[Any]) -> None:
         factors = self.level_factors(len(levels))
@@ -175,35 +202,44 @@ class SliceStore:
     def _array(self, level: int) -> Any:
         import tensorstore as ts
 
+        finish_growth(self.path)
         return ts.open(self._spec(level), open=True, read=True, write=True).result()
+
+    def _stored(self) -> dict[str, Any]:
+        finish_growth(self.path)
+        return _stored_facts(self.path)
 
     def _facts(self, levels: int) -> dict[str, Any]:
         return {"planes": self.planes, "voxel_um": list(self.voxel_um), "kind": self.kind, "levels": levels}
 
-    def _open(self, slice_index: int, shape: tuple[int, int]) -> list[Any]:
+    def _open(self, slice_index: int, extent: Canvas) -> list[Any]:
         """Return the arrays of all levels, created or extended to hold the slice."""
+        wanted = self.canvas_with(extent)
         if not (self.path / "zarr.json").exists():
-            levels = 1
-            while max(shape) / 2 ** (levels - 1) > 192 and levels < 8:
-                levels += 1
-            factors = self.level_factors(levels)
-            for level in range(levels):
-                self._create(level, factors[level], slice_index, shape)
+            factors = self.level_factors(self._level_count(extent.size))
+            for level in range(len(factors)):
+                self._create(level, factors, slice_index, wanted.size)
             # The group's metadata comes last: a store without it is incomplete, and is made again.
-            write_text(self.path / "zarr.json", self._metadata(factors))
-        stored = _stored_facts(self.path)
-        expected = self._facts(stored["levels"])
-        if stored != expected:
+            write_text(self.path / "zarr.json", self._metadata(factors, wanted.low, self.margin_px))
+        stored = self._stored()
+        levels, expected = stored["levels"], self._facts(stored["levels"])
+        if any(stored[key] != value for key, value in expected.items()):
+            told = {key: stored[key] for key in expected}
             raise FileFormatError(
-                f"{self.path}: holds slices of {stored}, the new one has {expected}; remove the store to start again"
+                f"{self.path}: holds slices of {told}, the new one has {expected}; remove the store to start again"
             )
+        factors = self.level_factors(levels)
+        more = [a - b for a, b in zip(self.canvas().low, wanted.low, strict=True)]
+        if any(more):
+            added = {str(level): (more[1] // fy, more[0] // fx) for level, (fx, fy, _) in enumerate(factors)}
+            grow(self.path, added, self._metadata(factors, wanted.low, stored["margin_px"]))
         arrays = []
-        for level, (fx, fy, fz) in enumerate(self.level_factors(stored["levels"])):
+        for level, (fx, fy, fz) in enumerate(factors):
             array = self._array(level)
             needed = (
                 max(array.shape[-3], (slice_index + 1) * self.planes // fz),
-                max(array.shape[-2], -(-shape[1] // fy)),
-                max(array.shape[-1], -(-shape[0] // fx)),
+                max(array.shape[-2], -(-wanted.size[1] // fy)),
+                max(array.shape[-1], -(-wanted.size[0] // fx)),
             )
             if needed != tuple(array.shape[-3:]):
                 lead = (3,) if self.kind == "vector" else ()
@@ -211,9 +247,30 @@ class SliceStore:
             arrays.append(array)
         return arrays
 
-    def _create(self, level: int, factors: tuple[int, int, int], slice_index: int, shape: tuple[int, int]) -> None:
+    @staticmethod
+    def _level_count(size: Pair) -> int:
+        levels = 1
+        while max(size) / 2 ** (levels - 1) > 192 and levels < 8:
+            levels += 1
+        return levels
+
+    @staticmethod
+    def _lattice(levels: int) -> int:
+        """Return how many pixels a new store grows by to the left: whole chunks of all its levels."""
+        return max(_SHARD, _COARSEST_CHUNK << (levels - 1))
+
+    def _step(self, arrays: list[Any]) -> Pair:
+        """Return how many pixels along x and y are whole chunks at all levels."""
+        steps = [1, 1]
+        for array, factors in zip(arrays, self.level_factors(len(arrays)), strict=True):
+            y, x = array.chunk_layout.write_chunk.shape[-2:]
+            steps = [math.lcm(step, int(n) * f) for step, n, f in zip(steps, (x, y), factors[:2], strict=True)]
+        return steps[0], steps[1]
+
+    def _create(self, level: int, all_factors: list[tuple[int, int, int]], slice_index: int, shape: Pair) -> None:
         import tensorstore as ts
 
+        factors = all_factors[level]
         planes = self.planes // factors[2]
         chunk_z = max(n for n in range(1, min(planes, 64) + 1) if planes % n == 0)
         lead = (3,) if self.kind == "vector" else ()
@@ -223,7 +280,9 @@ class SliceStore:
             -(-shape[1] // factors[1]),
             -(-shape[0] // factors[0]),
         )
-        side = _CHUNK if self.planes > 1 else 2 * _CHUNK
+        # Coarse levels have small chunks, so that the store can grow to the left by few of the finest ones.
+        shard = min(_SHARD if level == 0 or self.planes == 1 else _CHUNK, self._lattice(len(all_factors)) >> level)
+        side = min(shard, _CHUNK) if self.planes > 1 else shard
         chunk = [*([3] if lead else []), chunk_z, side, side]
         dtype = np.dtype(self.dtype)
         inner = [{"name": "bytes", "configuration": {"endian": "little"}}, number_codec(dtype.itemsize)]
@@ -241,17 +300,17 @@ class SliceStore:
             metadata["codecs"] = [
                 {"name": "sharding_indexed", "configuration": {"chunk_shape": chunk, "codecs": metadata["codecs"]}}
             ]
-            shard = max(256 >> level, _CHUNK)
             metadata["chunk_grid"]["configuration"]["chunk_shape"] = [*([3] if lead else []), planes, shard, shard]
         ts.open({**self._spec(level), "metadata": metadata}, create=True, delete_existing=True).result()
 
-    def _metadata(self, factors: list[tuple[int, int, int]]) -> str:
+    def _metadata(self, factors: list[tuple[int, int, int]], low_px: Pair, margin_px: int) -> str:
         """Return the group's metadata, OME-NGFF 0.5."""
+        low_um = (low_px[0] * self.voxel_um[0], low_px[1] * self.voxel_um[1], 0.0)
         lead = [1.0] if self.kind == "vector" else []
         datasets = []
         for level, (fx, fy, fz) in enumerate(factors):
             scale = [s * f for s, f in zip(self.voxel_um, (fx, fy, fz), strict=True)]
-            shift = [s * (f - 1) / 2 for s, f in zip(self.voxel_um, (fx, fy, fz), strict=True)]
+            shift = [a + s * (f - 1) / 2 for a, s, f in zip(low_um, self.voxel_um, (fx, fy, fz), strict=True)]
             datasets.append(
                 {
                     "path": str(level),
@@ -265,7 +324,8 @@ class SliceStore:
         axes += [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
         name = (self.name or self.path.name).removesuffix(".ome.zarr")
         ome = {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
-        attributes = {"ome": ome, "opticstream": self._facts(len(factors))}
+        facts = self._facts(len(factors)) | {"low_px": list(low_px), "margin_px": margin_px}
+        attributes = {"ome": ome, "opticstream": facts}
         return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1) + "\n"
 
 
@@ -280,6 +340,6 @@ def planes_of_slice(path: Path, /) -> int:
 def _stored_facts(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]["opticstream"]
+        return {"low_px": [0, 0], "margin_px": 0, **content}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"{path}: is not a store of slices; remove it to start again") from error
-    return content

@@ -44,8 +44,21 @@ class Section:
     size_um: tuple[float, float]
 
 
-def middle_section(path: Path, axis: Literal["x", "y"], /, *, longest_px: int = 900) -> Section:
-    """Return the plane through the middle of a stack of scalars, along `axis` and z.
+def section_through(
+    path: Path, axis: Literal["x", "y"], at: tuple[float, float], /, *, longest_px: int = 900
+) -> Section:
+    """Return the plane through a place in a stack of scalars, along `axis` and z.
+
+    Parameters
+    ----------
+    path : Path
+        The stack.
+    axis : {"x", "y"}
+        Axis of the plane beside z.
+    at : (float, float)
+        The place, as shares of the stack's width along x and y.
+    longest_px : int
+        Largest width of the picture, where the stack has a level that small.
 
     Raises
     ------
@@ -56,10 +69,25 @@ def middle_section(path: Path, axis: Literal["x", "y"], /, *, longest_px: int = 
         levels = _levels(path)
         array, scale = next((level for level in levels if max(level[0].shape[-2:]) <= longest_px), levels[-1])
         step = max(1, -(-array.shape[-3] // (2 * longest_px)))
-        middle = (array.shape[-2] // 2, slice(None)) if axis == "x" else (slice(None), array.shape[-1] // 2)
-        plane = np.asarray(array[(slice(step // 2, None, step), *middle)].read().result())
+        x, y = (min(int(share * n), n - 1) for share, n in zip(at, array.shape[:-3:-1], strict=True))
+        where = (y, slice(None)) if axis == "x" else (slice(None), x)
+        plane = np.asarray(array[(slice(step // 2, None, step), *where)].read().result())
     along = array.shape[-1] * scale[2] if axis == "x" else array.shape[-2] * scale[1]
     return Section(plane.T, (along, array.shape[-3] * scale[0]))
+
+
+def thumbnail_planes(path: Path, count: int, /) -> NDArray[np.float32]:
+    """Return some planes of a stack of scalars, evenly spread, at its coarsest level, shape (x, y, planes).
+
+    Raises
+    ------
+    FileFormatError
+        There is no stack at `path`.
+    """
+    with readable_zarr(path):
+        array, _ = _levels(path)[-1]
+        step = max(1, array.shape[-3] // count)
+        return np.asarray(array[step // 2 :: step].read().result(), np.float32).T
 
 
 def mean_of_planes(path: Path, planes: slice, /, *, longest_px: int = 384) -> tuple[NDArray[np.float32], int]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from opticstream.compute.sample import (
 )
 from opticstream.config.processing import SampleIntensitySettings
 from opticstream.io.atomic import atomic_path, write_text
+from opticstream.io.canvas import Canvas
 from opticstream.io.zarr import BlockReader, SliceStore, volume_reader
 from opticstream.model.errors import StateError
 
@@ -52,6 +54,9 @@ _ABOUT = (
     "a slice shows tissue at depth plane d with the level true + response_db[d] + gains_db - loss; the loss is "
     "section_db, from section to section, and the maps in intensity/. The volumes of the slices are as they were"
 )
+_MOST_BLOCKS = 62_500
+"""Blocks of A-lines over the sample. All pairs of slices are in memory at once when the brightness is solved."""
+_SMOOTH_PX = 1.5 * BLOCK_PX
 _CHANGED_DB = 0.1
 _CHANGED_LOCAL_DB = 0.3
 
@@ -66,6 +71,48 @@ class SliceVolume:
     """Of its content."""
     mapping: PlanarTransform
     """From pixels of the sample to pixels of the slice."""
+    extent: Canvas
+    """Pixels of the sample that show it."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The blocks of A-lines of the sample; they lie at multiples of their side from the sample's first pixel."""
+
+    side: int
+    """Side of a block in pixels."""
+    first: tuple[int, int]
+    """The first block along x and y."""
+    shape: tuple[int, int]
+    """Number of blocks along x and y."""
+
+    @staticmethod
+    def of(canvas: Canvas) -> _Frame:
+        """Return the blocks that begin and end on a canvas; of a large one they are larger, to bound the memory."""
+        times = math.sqrt(canvas.size[0] * canvas.size[1] / (_MOST_BLOCKS * BLOCK_PX**2))
+        side = BLOCK_PX * max(1, math.ceil(times))
+        first = -(-canvas.low[0] // side), -(-canvas.low[1] // side)
+        return _Frame(side, first, (canvas.high[0] // side - first[0], canvas.high[1] // side - first[1]))
+
+    def placed(self, mapping: PlanarTransform) -> PlanarTransform:
+        """Return a mapping from pixels that are counted from the first block, rather than from the sample's first."""
+        return PlanarTransform(mapping.matrix, mapping.points([self.side * k for k in self.first]))
+
+    def pixels(self, xs: slice, ys: slice) -> tuple[slice, slice]:
+        """Return ranges of the sample's pixels, counted from the first block."""
+        x, y = (self.side * k for k in self.first)
+        return slice(xs.start - x, xs.stop - x), slice(ys.start - y, ys.stop - y)
+
+    def common(self, other: _Frame, values: Single) -> Single:
+        """Return a map on the blocks of a frame that this one holds on these blocks, NaN where it has none."""
+        out = np.full(self.shape, np.nan, np.float32)
+        i, j = other.first[0] - self.first[0], other.first[1] - self.first[1]
+        width, height = min(values.shape[0], self.shape[0] - i), min(values.shape[1], self.shape[1] - j)
+        out[i : i + width, j : j + height] = values[:width, :height]
+        return out
+
+    def facts(self) -> dict[str, Any]:
+        return {"side_px": self.side, "first": list(self.first)}
 
 
 @dataclass(frozen=True)
@@ -125,15 +172,18 @@ def correct_stack(
     before = record.get(name, {})
     shapes = {n: volume_reader(v.path)[0] for n, v in volumes.items() if v.path.exists()}
     there = {n: v for n, v in volumes.items() if n in shapes}
-    size = tuple(max(s[k] for s in shapes.values()) for k in (0, 1))
-    blocks = (size[0] // BLOCK_PX, size[1] // BLOCK_PX)
-    kept = _Kept(folder / FOLDER, name, there, blocks)
-    intensity = _solved(kept, sorted(there), store.planes, settings)
+    extent = functools.reduce(Canvas.united, (volume.extent for volume in there.values()))
+    frame = _Frame.of(store.canvas_with(extent))
+    kept = _Kept(folder / FOLDER, name, there, frame)
+    solved = _solved(kept, sorted(there), store.planes, settings)
     kept.remove_others()
+    zero = _zero(solved, before) if settings.gains else {"db": 0.0}
+    gains = {n: gain - zero["db"] for n, gain in solved.gains_db.items()}
+    intensity = replace(solved, gains_db=gains)
     used = {n: shapes[n][2] for n in there if n not in intensity.excluded}
     last = max(slots, *there)
     slabs: dict[str, Any] = before.get("slabs", {})
-    old_local = _local_maps(folder / FOLDER / f"{name}_attenuation.npz")
+    old_local = _local_maps(folder / FOLDER / f"{name}_attenuation.npz", before, frame)
     filled: list[int] = []
     gaps: list[int] = []
     made: dict[str, Any] = {}
@@ -154,18 +204,19 @@ def correct_stack(
         else:
             made[str(slot)] = slabs[str(slot)]
     # What is about to be written is unknown to the record until it is: after a crash it is written again.
+    about = {"blocks": frame.facts(), "zero": zero}
     safe = {key: value for key, value in made.items() if int(key) not in changed}
     if changed:
         before_writing(changed)
-        _write(folder / FILE_NAME, record, name, intensity, safe, filled, gaps)
+        _write(folder / FILE_NAME, record, name, intensity, about, safe, filled, gaps)
     for slot in changed:
         read = _slab_reader(slot, used, there, shapes, intensity, kept, store.planes, settings)
         if made[str(slot)]["sources"] or _holds(store, slot):
-            store.put(slot - 1, (size[0], size[1]), read)
+            store.put(slot - 1, extent.size, read, low_px=extent.low)
         safe[str(slot)] = made[str(slot)]
     if changed or before.get("gains_db") is None:
         _write_local_maps(folder / FOLDER / f"{name}_attenuation.npz", intensity)
-        _write(folder / FILE_NAME, record, name, intensity, safe, filled, gaps)
+        _write(folder / FILE_NAME, record, name, intensity, about, safe, filled, gaps)
     return CorrectedStack(folder / FILE_NAME, intensity.excluded, tuple(filled), tuple(gaps), tuple(changed))
 
 
@@ -214,30 +265,35 @@ def _holds(store: SliceStore, slot: int) -> bool:
 class _Kept:
     """Blocks of slices and differences of pairs, in files that are made once."""
 
-    def __init__(self, folder: Path, name: str, volumes: Mapping[int, SliceVolume], blocks: tuple[int, int], /) -> None:
-        self.folder, self.name, self.volumes, self.blocks = folder, name, volumes, blocks
+    def __init__(self, folder: Path, name: str, volumes: Mapping[int, SliceVolume], frame: _Frame, /) -> None:
+        self.folder, self.name, self.volumes, self.frame = folder, name, volumes, frame
         self.used: set[Path] = set()
         self.levels = functools.lru_cache(maxsize=REACH + 1)(self._levels)
 
     def _path(self, kind: str, *what: object) -> Path:
-        digest = hashlib.sha256(json.dumps([self.blocks, *map(str, what)]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([*map(str, what)]).encode()).hexdigest()[:16]
         path = self.folder / f"{self.name}_{kind}_{digest}.npz"
         self.used.add(path)
         return path
 
     def _place(self, n: int) -> list[object]:
-        mapping = self.volumes[n].mapping
-        return [self.volumes[n].fingerprint, mapping.matrix.round(6).tolist(), mapping.offset.round(3).tolist()]
+        mapping, frame = self.volumes[n].mapping, self.frame
+        where = [frame.side, *frame.first, *frame.shape]
+        return [where, self.volumes[n].fingerprint, mapping.matrix.round(6).tolist(), mapping.offset.round(3).tolist()]
+
+    def _power(self, n: int) -> Path:
+        """Return the file of the blocks of a slice, which do not depend on its place."""
+        return self._path(f"slice{n}", self.frame.side, self.volumes[n].fingerprint)
 
     def _levels(self, n: int) -> SliceLevels:
-        path = self._path(f"slice{n}", self.volumes[n].fingerprint)
-        power = _stored(path, lambda: {"power": power_of_volume(self.volumes[n].path)})["power"]
-        return levels_in_sample(power, self.volumes[n].mapping, shape=self.blocks)
+        volume, frame = self.volumes[n], self.frame
+        power = _stored(self._power(n), lambda: {"power": power_of_volume(volume.path, side=frame.side)})["power"]
+        return levels_in_sample(power, frame.placed(volume.mapping), shape=frame.shape, side=frame.side)
 
     def profile(self, n: int) -> NDArray[np.float64]:
         """Return the median level by depth."""
         path = self._path(f"profile{n}", *self._place(n))
-        self._path(f"slice{n}", self.volumes[n].fingerprint)  # stays, too
+        self._power(n)  # stays, too
         return np.asarray(_stored(path, lambda: {"profile": self.levels(n).profile_db})["profile"], float)
 
     def pair(self, first: int, second: int, apart: int) -> PairLevels | None:
@@ -293,14 +349,14 @@ def _stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, NDArray
     return arrays
 
 
-def power_of_volume(path: Path, /) -> Single:
+def power_of_volume(path: Path, /, *, side: int = BLOCK_PX) -> Single:
     """Return the mean power of blocks of A-lines of a volume in dB, read piece by piece, shape (x, y, planes)."""
     shape, read = volume_reader(path)
-    step = 32 * BLOCK_PX  # whole chunks, some 150 MB of a deep volume
+    step = 192 // side * side  # some 150 MB of a deep volume
     rows = []
     for x in range(0, shape[0], step):
         parts = [
-            block_power(read(slice(x, min(x + step, shape[0])), slice(y, min(y + step, shape[1]))))
+            block_power(read(slice(x, min(x + step, shape[0])), slice(y, min(y + step, shape[1]))), side=side)
             for y in range(0, shape[1], step)
         ]
         rows.append(np.concatenate(parts, axis=1))
@@ -326,6 +382,7 @@ def _solved(kept: _Kept, slices: list[int], planes: int, settings: SampleIntensi
         pairs,
         section_planes=planes,
         facing=facing,
+        smooth_blocks=_SMOOTH_PX / kept.frame.side,
         dark_db=settings.dark_db,
         gains=settings.gains,
         exclude=settings.exclude,
@@ -380,6 +437,25 @@ def _recipe(
     }
 
 
+def _zero(solved: Intensity, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by how many dB all gains are lowered, so that the sample stays as bright as a whole as it was written.
+
+    Brightness has no zero of its own: a new slice moves all gains a little, and all slabs would have to follow. After
+    a kill the record no longer says how all slabs were written, but what was found for the same gains.
+    """
+    gains = [round(gain, 4) for _, gain in sorted(solved.gains_db.items())]
+    if before.get("zero", {}).get("of") == gains:
+        return dict(before["zero"])
+    off = [
+        solved.level_db(source["slice"], plane) - was
+        for slab in before.get("slabs", {}).values()
+        for source in slab["sources"]
+        if source["slice"] in solved.gains_db
+        for plane, was in zip(source["planes"], source["correction_db"], strict=True)
+    ]
+    return {"db": round(float(np.median(off)), 3) if off else 0.0, "of": gains}
+
+
 def _differs(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
     if old is None or old["fade_planes"] != new["fade_planes"] or len(old["sources"]) != len(new["sources"]):
         return True
@@ -396,9 +472,10 @@ def _moved(old: Mapping[int, Single], intensity: Intensity, section: int) -> boo
     now = intensity.local_db.get(section)
     if now is None:
         return section in old
-    if section not in old or old[section].shape != now.shape:
+    if section not in old:
         return True
-    return float(np.percentile(np.abs(now - old[section]), 95)) > _CHANGED_LOCAL_DB
+    off = np.abs(now - old[section])
+    return float(np.percentile(off[np.isfinite(off)], 95)) > _CHANGED_LOCAL_DB
 
 
 def _slab_reader(
@@ -441,7 +518,8 @@ def _slab_reader(
             depth = source.depth - depths[n][0]
             if depth >= blocks[n].shape[2]:
                 return np.full(shape, np.nan, np.float32)
-            off = correction_map(intensity, n, source.depth, xs=xs, ys=ys, tissue=tissue[n])
+            of_x, of_y = kept.frame.pixels(xs, ys)
+            off = correction_map(intensity, n, source.depth, xs=of_x, ys=of_y, tissue=tissue[n], side=kept.frame.side)
             return corrected_power(blocks[n][:, :, depth], off, noise=noise[n])
 
         out = np.full((*shape, planes), np.nan, np.float32)
@@ -481,6 +559,7 @@ def _write(
     record: Mapping[str, Any],
     name: str,
     intensity: Intensity,
+    about: Mapping[str, Any],
     slabs: Mapping[str, Any],
     filled: list[int],
     gaps: list[int],
@@ -492,6 +571,7 @@ def _write(
         "excluded": {str(n): reason for n, reason in sorted(intensity.excluded.items())},
         "filled": filled,
         "gaps": gaps,
+        **about,
         "slabs": {str(n): slabs[str(n)] for n in sorted(map(int, slabs))},
     }
     content = {
@@ -501,10 +581,15 @@ def _write(
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def _local_maps(path: Path) -> dict[int, Single]:
+def _local_maps(path: Path, entry: Mapping[str, Any], frame: _Frame) -> dict[int, Single]:
+    """Return the stored maps of attenuation on the blocks of a frame; none where blocks had another size."""
+    blocks = entry.get("blocks", {"side_px": BLOCK_PX, "first": (0, 0)})
+    side, (x, y) = blocks["side_px"], blocks["first"]
+    if side != frame.side:
+        return {}
     try:
         with np.load(path) as stored:
-            return {int(key): stored[key] for key in stored}
+            return {int(key): frame.common(_Frame(side, (x, y), stored[key].shape), stored[key]) for key in stored}
     except (OSError, ValueError, EOFError):
         return {}
 

@@ -1,7 +1,7 @@
 """A transform from the sample to another space, such as that of an MRI, found by a command of the configuration.
 
 The command gets the sample in cubes of 100 um and the poses, and leaves a transform; it is kept in `transforms/` with
-what it was made from, and takes part in the scenes.
+what it was made from, and takes part in the scenes: as a matrix where it is affine, else as a displacement field.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from opticstream.config.processing import SampleHookSettings
 from opticstream.engines import run_command
 from opticstream.io.atomic import atomic_path, write_text
 from opticstream.io.nifti import nifti_geometry, read_nifti, write_nifti
-from opticstream.io.zarr import ISOTROPIC_UM, open_zarr_image
+from opticstream.io.nifti_header import read_nifti_header
+from opticstream.io.zarr import FIELDS, ISOTROPIC_UM, DisplacementField, open_zarr_image, write_displacements
 from opticstream.model.errors import ConfigurationError, InputError, OpticStreamError, ProcessingError, StateError
 from opticstream.state.record import sha256_of_path
 from opticstream.system.temporary_names import temporary_beside
@@ -30,6 +31,10 @@ _FIELDS = (".nii.gz", ".nii")
 _SETTING = "processing.sample.hook.command"
 _LPS = np.diag([-1.0, -1.0, 1.0])
 """From the axes of NIfTI to those of ITK, and back."""
+_DISPLACEMENTS = 1006
+"""Intent of NIfTI for displacements; ITK takes these, and only these, as along NIfTI's axes."""
+_MOST_POINTS = 2_000_000
+"""Of the grid on which a transform that is not linear is sampled for the scenes."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,16 @@ def register_to_other_space(
         }
         suffix = next(s for s in (*_TRANSFORMS, *_FIELDS) if found.name.endswith(s))
         target, record = kept / f"{settings.name}{suffix}", kept / f"{settings.name}.json"
+        field = kept / f"{settings.name}_displacements.ome.zarr"
+        if facts["kind"] != "affine":
+            write_displacements(field, _displacements(found, image), space="sample")
+            facts["displacements"] = field.name
         facts |= {"file": target.name, "sha256": sha256_of_path(found)}
         with atomic_path(target) as part:
             shutil.copyfile(found, part)
         write_text(record, json.dumps(facts, indent=1) + "\n")
+        if facts["kind"] == "affine" and field.exists():
+            shutil.rmtree(field)
         for other in kept.glob(f"{settings.name}.*"):
             if other not in (target, record) and other.name.endswith((*_TRANSFORMS, *_FIELDS)):
                 other.unlink()
@@ -139,19 +150,19 @@ def other_spaces(folder: Path, /) -> list[OtherSpace]:
     return found
 
 
-def scene_transforms(folder: Path, /) -> list[dict[str, Any]]:
-    """Return the affine transforms to other spaces as NGFF has them, um along z, y, x."""
-    return [
-        {
-            "type": "affine",
-            "name": f"sample to {space.name}",
-            "input": {"name": "sample"},
-            "output": {"name": space.name},
-            "affine": space.facts["affine_zyx_um"],
-        }
-        for space in other_spaces(folder)
-        if space.facts.get("affine_zyx_um") is not None
-    ]
+def scene_transforms(folder: Path, /) -> tuple[list[dict[str, Any]], dict[str, Path]]:
+    """Return the transforms to other spaces as NGFF has them, um along z, y, x, and their displacement fields."""
+    transforms: list[dict[str, Any]] = []
+    fields: dict[str, Path] = {}
+    for space in other_spaces(folder):
+        ends = {"input": {"name": "sample"}, "output": {"name": space.name}, "name": f"sample to {space.name}"}
+        if space.facts.get("affine_zyx_um") is not None:
+            transforms.append({"type": "affine", **ends, "affine": space.facts["affine_zyx_um"]})
+        elif "displacements" in space.facts:
+            fields[space.name] = space.record.with_name(space.facts["displacements"])
+            where = f"{FIELDS}/{space.name}"
+            transforms.append({"type": "displacements", **ends, "path": where, "interpolation": "linear"})
+    return transforms, fields
 
 
 def coarsest_cubes_as_nifti(cubes: Path, target: Path, /) -> Path:
@@ -233,3 +244,35 @@ def _checked_field(path: Path, image: Path) -> dict[str, Any]:
     if not np.isfinite(field).all():
         raise ProcessingError(f"{path.name}: holds displacements that are not finite")
     return {"kind": "displacements", "affine_zyx_um": None}
+
+
+def _displacements(path: Path, image: Path) -> DisplacementField:
+    """Return a transform that is not linear as displacements along the axes of the sample, on the grid of the image.
+
+    A transform is sampled more coarsely where the grid is large.
+    """
+    geometry, shape = nifti_geometry(image), read_nifti_header(image).shape[:3]
+    voxel_mm, origin_mm = np.array(geometry.voxel_size_mm), geometry.affine_mm[:3, 3]
+    if path.name.endswith(_FIELDS):
+        vectors = read_nifti(path).reshape(*shape, 3)
+        if int(read_nifti_header(path).fields["intent_code"]) != _DISPLACEMENTS:
+            vectors = vectors * np.diag(_LPS)
+    else:
+        import SimpleITK as sitk  # noqa: N813
+
+        coarser = max(1, int(np.ceil((np.prod(shape) / _MOST_POINTS) ** (1 / 3))))
+        shape, voxel_mm = tuple(-(-(n - 1) // coarser) + 1 for n in shape), voxel_mm * coarser
+        field = sitk.TransformToDisplacementField(
+            sitk.ReadTransform(str(path)),
+            sitk.sitkVectorFloat32,
+            [int(n) for n in shape],
+            (_LPS @ origin_mm).tolist(),
+            voxel_mm.tolist(),
+            _LPS.ravel().tolist(),
+        )
+        vectors = sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3) * np.diag(_LPS)
+    # (x, y, z, component along x, y, z) here is (component along z, y, x; z, y, x) there
+    to_um = np.asarray(vectors[..., ::-1] * 1000, np.float32).transpose(3, 2, 1, 0)
+    z, y, x = (float(size * 1000) for size in voxel_mm[::-1])
+    at_z, at_y, at_x = (float(place * 1000) for place in origin_mm[::-1])
+    return DisplacementField(to_um, (z, y, x), (at_z, at_y, at_x))

@@ -25,7 +25,14 @@ from opticstream.compute.registration import PlanarTransform, resample_image
 from opticstream.compute.sample import Pose, SliceFigures, depths_to_compare, tissue_mask
 from opticstream.io.atomic import atomic_path, write_text
 from opticstream.io.encoded_pictures import encoded_picture
-from opticstream.io.zarr import mean_of_planes, middle_section, volume_reader, volume_voxel_um
+from opticstream.io.zarr import (
+    Section,
+    mean_of_planes,
+    section_through,
+    thumbnail_planes,
+    volume_reader,
+    volume_voxel_um,
+)
 from opticstream.model.errors import OpticStreamError
 from opticstream.stages.sample._pose_book import Pictures, shrunk_map
 
@@ -188,7 +195,7 @@ def _sections(what: Reported) -> list[dict[str, Any]]:
         for axis in ("x", "y"):
             title = f"{name}, {axis}-z"
             try:
-                section = middle_section(path, axis)
+                section = _without_empty_ends(section_through(path, axis, _middle_of_tissue(path)))
             except (OpticStreamError, OSError, ValueError) as error:
                 found.append({"title": title, "problem": f"cannot be shown: {error}"})
                 continue
@@ -208,6 +215,28 @@ def _sections(what: Reported) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _middle_of_tissue(path: Path) -> tuple[float, float]:
+    """Return where the middle of the tissue lies in a stack, as shares of its width along x and y."""
+    planes = thumbnail_planes(path, 24)
+    known = np.isfinite(planes)
+    mean = np.where(known, planes, 0).sum(2) / np.maximum(known.sum(2), 1)
+    image = np.where(known.any(2), mean, np.nan)
+    inside = tissue_mask(image[:, :, None]) & np.isfinite(image)
+    if not inside.any():
+        return 0.5, 0.5
+    x, y = ((np.median(where) + 0.5) / n for where, n in zip(np.nonzero(inside), image.shape, strict=True))
+    return float(x), float(y)
+
+
+def _without_empty_ends(section: Section) -> Section:
+    """Return a section from the first to the last place where it shows something."""
+    known = np.flatnonzero(np.isfinite(section.plane).any(1))
+    if not known.size:
+        return section
+    part = section.plane[known[0] : known[-1] + 1]
+    return Section(part, (section.size_um[0] * len(part) / len(section.plane), section.size_um[1]))
 
 
 def _marks(what: Reported, height_um: float) -> list[dict[str, Any]]:

@@ -34,8 +34,9 @@ from opticstream.compute.sample import (
 )
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
+from opticstream.io.canvas import MARGIN_PX, Canvas
 from opticstream.io.nifti import nifti_geometry, read_nifti
-from opticstream.io.nifti_stack import blank_slice, put_slice
+from opticstream.io.nifti_stack import blank_slice, fit_stack, put_slice
 from opticstream.io.zarr import (
     PlacedVolume,
     SliceStore,
@@ -157,6 +158,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
     with _lock(new.folder):
         ledger = _Ledger.read(new.folder / "slices.json")
         entry = ledger.slices.get(new.slice_id, {})
+        entry.pop("finishing", None)
         done: dict[str, str] = entry.get("stacks", {})
         why_out = new.excluded.get(new.slice_id)
         prints = _fingerprints(new) if why_out is None else {}
@@ -207,15 +209,16 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
                 **({"figures": figures} if figures and why_out is None else {}),
                 **({"pose": _pose_facts(mine)} if mine is not None else {}),
                 "sources": {n: sources[n] for n in sorted(stacks) if n in sources},
-                **({"correcting": True} if new.volumes else {}),
+                "finishing": True,
             }
             ledger.write(new)
             for n, pose in sorted(moved.items()):
                 _move_slice(new, ledger, n, pose)
         corrected = _correct_volumes(new, ledger)
+        _fit_stacks(new, ledger)
         write_changed(new.folder)
         for entry in ledger.slices.values():
-            entry.pop("correcting", None)
+            entry.pop("finishing", None)
         ledger.write(new)
         return _updated(new, ledger, book, changed=changed, moved=tuple(sorted(moved)), corrected=corrected)
 
@@ -285,6 +288,7 @@ def _updated(
         f"{name}_isotropic": path for name in ledger.stacks() if (path := isotropic_path(new.folder, name)).exists()
     }
     _write_scenes(new, ledger)
+    outputs |= {f"{name}_scene": path for name in ledger.stacks() if (path := _scene_path(new, name)).exists()}
     figures = _figures(ledger, book)
     outputs |= write_report(new.folder, _reported(new, ledger, book, figures))
     if book is not None and book.path.exists():
@@ -462,7 +466,7 @@ def stacks_at_rest(folder: Path, /) -> Callable[[], None]:
     path = folder / "slices.json"
     before = path.read_bytes()
     slices = _Ledger.read(path).slices.values()
-    if any(entry.get("state") == "writing" or entry.get("moving") or entry.get("correcting") for entry in slices):
+    if any(entry.get("state") == "writing" or entry.get("moving") or entry.get("finishing") for entry in slices):
         raise ChangingStacksError(f"{folder}: a slice is being added; the stacks are published afterwards")
 
     def still() -> None:
@@ -575,25 +579,61 @@ def _put_maps(new: SampleInput, mapping: PlanarTransform | None, names: Collecti
         if name not in names:
             continue
         image = _map(path)
+        shape = (image.shape[0], image.shape[1])
+        extent = _extent(mapping, shape)
+        read = _image_reader(image)
         if mapping is not None:
-            image = _resampled(name, image, mapping)
+            read = _moved_image_reader(name, image, mapping)
         geometry = nifti_geometry(path)
         x_mm, y_mm, _ = geometry.voxel_size_mm
         planes = geometry.with_voxel_size((x_mm, y_mm, new.slice_thickness_um / 1000))
         for form, target in _stack_files(new, name, only_existing=False):
             if form == "nifti":
                 if image.ndim == 2:  # vectors lie in the Zarr only: NIfTI cannot grow along an inner axis
+                    xs, ys = (slice(low, high) for low, high in zip(extent.low, extent.high, strict=True))
                     put_slice(
                         target,
-                        image,
+                        read(xs, ys)[:, :, 0],
                         new.slice_id - 1,
                         affine_mm=planes.affine_mm,
                         description=f"{name}, one plane per slice",
+                        low_px=extent.low,
+                        margin_px=_margin_px(new),
                     )
             else:
                 voxel = (_clean(x_mm * 1000), _clean(y_mm * 1000), new.slice_thickness_um)
-                store = SliceStore(target, 1, voxel, described_stack(name).kind, str(image.dtype))
-                store.put(new.slice_id - 1, (image.shape[0], image.shape[1]), _image_reader(image))
+                kind, dtype = described_stack(name).kind, str(image.dtype)
+                store = SliceStore(target, 1, voxel, kind, dtype, margin_px=_margin_px(new))
+                store.put(new.slice_id - 1, extent.size, read, low_px=extent.low)
+
+
+def _margin_px(new: SampleInput) -> int:
+    return MARGIN_PX if new.settings.align != "none" else 0
+
+
+def _extent(mapping: PlanarTransform | None, shape: tuple[int, int]) -> Canvas:
+    """Return the pixels of the sample that show a picture in its pose: those that lie on one of its pixels."""
+    if mapping is None:
+        return Canvas.of(shape)
+    corners = np.array([[x, y] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1)], float)
+    there = mapping.inverse().points(corners).round(6)
+    low, high = np.ceil(there.min(0) - 0.5).astype(int), np.floor(there.max(0) + 0.5).astype(int) + 1
+    return Canvas((int(low[0]), int(low[1])), (int(high[0]), int(high[1])))
+
+
+def _fit_stacks(new: SampleInput, ledger: _Ledger) -> None:
+    """Have all stacks hold all slices, also those that a slice has nothing for, so that they have the same pixels."""
+    poses = [entry["pose"] for entry in ledger.slices.values() if "pose" in entry]
+    extents = [_extent(_mapping_from_facts(pose), tuple(pose["shape"])) for pose in poses]
+    if not extents:
+        return
+    extent = functools.reduce(Canvas.united, extents)
+    for name in ledger.stacks():
+        for form, path in _stack_files(new, name):
+            if form == "nifti":
+                fit_stack(path, extent, margin_px=_margin_px(new))
+            else:
+                SliceStore.opened(path).fit(extent)
 
 
 def _is_stack_of_maps(new: SampleInput, name: str) -> bool:
@@ -617,6 +657,26 @@ def _blank(path: Path, slice_id: int) -> None:
 def _image_reader(image: NDArray[Any]) -> Callable[[slice, slice], NDArray[Any]]:
     def read(xs: slice, ys: slice) -> NDArray[Any]:
         return image[xs, ys][:, :, None]
+
+    return read
+
+
+def _moved_image_reader(name: str, image: NDArray[Any], mapping: PlanarTransform) -> Callable[..., NDArray[Any]]:
+    """Return a reader of a map in its pose in the sample; it works by strips, since vectors take much memory."""
+    modality = described_stack(name)
+    resample = functools.partial(resampled, how=modality.resampling)
+    size = (image.shape[0], image.shape[1], 1)
+    blocks = resampled_blocks(_image_reader(image), mapping, size=size, resample=resample)
+
+    def read(xs: slice, ys: slice) -> NDArray[Any]:
+        out = np.zeros((xs.stop - xs.start, ys.stop - ys.start, 1, *image.shape[2:]), image.dtype)
+        for x in range(xs.start, xs.stop, _STRIP_PX):
+            strip = blocks(slice(x, min(x + _STRIP_PX, xs.stop)), ys)
+            strip = strip.reshape(*strip.shape, *(1,) * (out.ndim - strip.ndim))  # nothing there has no components
+            out[x - xs.start : x - xs.start + strip.shape[0]] = (
+                np.nan_to_num(strip) if modality.kind == "label" else strip
+            )
+        return out
 
     return read
 
@@ -654,15 +714,18 @@ def _correct_volumes(new: SampleInput, ledger: _Ledger) -> list[CorrectedStack]:
                     store.remove(slot - 1)
             continue
         voxel = volume_voxel_um(path)
-        store = SliceStore(target, max(1, round(new.slice_thickness_um / voxel[2])), voxel, described_stack(name).kind)
+        planes, kind = max(1, round(new.slice_thickness_um / voxel[2])), described_stack(name).kind
+        store = SliceStore(target, planes, voxel, kind, margin_px=_margin_px(new))
         volumes = {}
         for n in ledger.present():
             entry = ledger.slices[n]
             if name in entry.get("stacks", {}) and name in entry.get("sources", {}):
                 pose = entry.get("pose")
-                mapping = PlanarTransform.identity() if pose is None else _mapping_from_facts(pose)
+                mapping = None if pose is None else _mapping_from_facts(pose)
                 source = new.folder / entry["sources"][name]
-                volumes[n] = SliceVolume(source, entry["stacks"][name], mapping)
+                held = volume_reader(source)[0][:2] if source.exists() else (0, 0)
+                extent = _extent(mapping, held)
+                volumes[n] = SliceVolume(source, entry["stacks"][name], mapping or PlanarTransform.identity(), extent)
         slots = max(ledger.slices, default=0)
         if any(volume.path.exists() for volume in volumes.values()):
             settings = new.settings.intensity
@@ -689,9 +752,10 @@ def _put_volumes(new: SampleInput, mapping: PlanarTransform | None, names: Colle
         if mapping is not None:
             resample = functools.partial(resampled, how=described_stack(name).resampling)
             read = resampled_blocks(read, mapping, size=shape, resample=resample)
-        store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, described_stack(name).kind)
+        extent, kind = _extent(mapping, shape[:2]), described_stack(name).kind
+        store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, kind, margin_px=_margin_px(new))
         _note_changed(new, name, [new.slice_id])
-        store.put(new.slice_id - 1, shape[:2], read)
+        store.put(new.slice_id - 1, extent.size, read, low_px=extent.low)
 
 
 def _note_changed(new: SampleInput, name: str, slots: Collection[int]) -> None:
@@ -700,12 +764,7 @@ def _note_changed(new: SampleInput, name: str, slots: Collection[int]) -> None:
         note_changed(new.folder, name, slots)
 
 
-def _resampled(name: str, image: NDArray[Any], mapping: PlanarTransform) -> NDArray[Any]:
-    """Return a map in its pose in the sample."""
-    moved = resampled(image, mapping, how=described_stack(name).resampling, shape=(image.shape[0], image.shape[1]))
-    return np.nan_to_num(moved).astype(image.dtype) if described_stack(name).kind == "label" else moved
-
-
+_STRIP_PX = 256
 _FACE_PLANES = 12
 _FACE_PX = 1000
 _AGREES = 0.25
@@ -971,10 +1030,14 @@ def _write_scenes(new: SampleInput, ledger: _Ledger) -> None:
                 to_sample = _to_sample_um(mapping, voxel, (n - 1) * slab_um)
                 placed[f"slice_{n:03d}"] = PlacedVolume(new.folder / source, to_sample)
         try:
-            more = scene_transforms(new.folder)
-            write_scene(new.folder / "scenes" / f"{name}_scene.ome.zarr", placed, more=more, name=name)
+            more, fields = scene_transforms(new.folder)
+            write_scene(_scene_path(new, name), placed, more=more, fields=fields, name=name)
         except OSError as error:
             _log.warning("the scene of %s was not written: %s", name, error)
+
+
+def _scene_path(new: SampleInput, name: str) -> Path:
+    return new.folder / "scenes" / f"{name}_scene.ome.zarr"
 
 
 def _to_sample_um(mapping: PlanarTransform, voxel: tuple[float, float, float], top_um: float) -> NDArray[np.float64]:
