@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,34 @@ def test_wrong_edges_drop_out(seed: int) -> None:
     assert len(told) >= 18
     place = errors_px({n: found.poses[n] for n in told}, {n: true[n] for n in told})
     assert np.sqrt(np.mean(np.square(list(place.values())))) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("missing", "wrong"),
+    [
+        pytest.param((), (1, 2), id="first slice"),
+        pytest.param((), (19, 20), id="last slice"),
+        pytest.param((18,), (19, 20), id="end beside a missing slice"),
+        pytest.param((11,), (10, 12), id="jump at a missing slice"),
+        pytest.param((4,), (3, 5), id="all before a missing slice"),
+        pytest.param((9, 12), (10, 11), id="two slices between missing ones"),
+    ],
+)
+def test_one_wrong_edge_that_is_surer_than_the_right_ones_takes_no_slices_along(
+    missing: tuple[int, ...], wrong: tuple[int, int]
+) -> None:
+    true = {n: mapping for n, mapping in truth(20, seed=5).items() if n not in missing}
+    edges = []
+    for edge in edges_of(true, noise=0.04):
+        sure = replace(edge, sigma_px=0.13 * (edge.second - edge.first))
+        if (edge.first, edge.second) == wrong:
+            sure = replace(sure, shift_px=(edge.shift_px[0] - 31.0, edge.shift_px[1] + 23.0))
+        edges.append(sure)
+    found = solve_poses(list(true), edges, centre_px=CENTRE)
+    assert max(errors_px(found.poses, true).values()) < 0.3
+    assert [e for e, w in zip(edges, found.weights, strict=True) if w < 0.5] == [
+        e for e in edges if (e.first, e.second) == wrong
+    ]
 
 
 def test_a_slice_without_a_good_edge_lies_between_its_neighbours_and_hands_on_nothing() -> None:

@@ -3,8 +3,9 @@
 A pose is a rigid motion ``p = R(turn) (q - c) + c + shift`` from the sample's pixel q to the slice's pixel p; c is one
 fixed point of the sample. An edge is a measured motion between two slices. All edges together are more than are needed,
 so that a wrong one contradicts the others and drops out: Geman-McClure's kernel, widened at first and narrowed step by
-step (graduated non-convexity), finds the poses from any start. A slice without any good edge comes to lie between
-its neighbours, with an uncertainty that tells so; no slice takes over the pose of another.
+step (graduated non-convexity), finds the poses from any start. Where few edges hold some slices, it may yet give up on
+the right ones; so each edge that was given up is followed, and what costs less is kept. A slice without any good edge
+comes to lie between its neighbours, with an uncertainty that tells so; no slice takes over the pose of another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.registration import PlanarTransform, rigid_map
+from opticstream.compute.sample._given_up import PlacedEdges, better_motions
 
 Array = NDArray[np.float64]
 
@@ -24,6 +26,10 @@ KERNEL_SQUARED = 11.3
 """Square of the residual, in standard deviations, at which an edge counts a quarter."""
 
 _NARROWING = 2.0
+_WORTH = 0.5
+"""By how much the cost must fall, in squares of standard deviations, for slices to be moved elsewhere."""
+_TRIED = 3
+"""Motions that are tried before nothing better is taken to be there."""
 _SAME_PLANES = 0.5
 """Correlation of the errors of edges to one slice: they share its first planes, which make half of their errors."""
 
@@ -282,25 +288,60 @@ class _System:
 
     def solved(self) -> tuple[Array, Array, Array]:
         """Return the state, and the weights of the edges and of the stage positions."""
+        state = self._narrowed()
+        for _ in range(self.size):  # each round mends one place, so this many are more than enough
+            better = self._elsewhere(state)
+            if better is None:
+                break
+            state = better
+        squared, stage_squared = self._squared(state)
+        return state, self._robust(squared, 1.0), self._robust(stage_squared, 1.0)
+
+    def _narrowed(self) -> Array:
+        """Return the state that the kernel leads to while it narrows, from least squares on."""
         state = np.zeros((self.size, 3))
         if len(self.stage):
             state[self.stage_at, 1:] = self.stage
-        widening = np.inf
-        edge, stage = np.ones(self.count), np.ones(len(self.stage))
-        for step in range(60):
-            state, moved = self._step(state, edge, stage)
-            squared, stage_squared = self._squared(state)
-            if widening == np.inf:
-                if moved > 1e-3 and step < 10:  # least squares first, to its end
-                    continue
-                largest = max(squared.max(initial=0.0), stage_squared.max(initial=0.0))
-                widening = max(1.0, 2 * largest / KERNEL_SQUARED)
-            elif widening == 1.0 and moved < 1e-4:
+        one, two = np.ones(self.count), np.ones(len(self.stage))
+        for _ in range(10):
+            state, moved = self._step(state, one, two)
+            if moved <= 1e-3:
                 break
-            else:
-                widening = max(1.0, widening / _NARROWING)
-            edge, stage = self._robust(squared, widening), self._robust(stage_squared, widening)
-        return state, edge, stage
+        squared, stage_squared = self._squared(state)
+        largest = max(squared.max(initial=0.0), stage_squared.max(initial=0.0))
+        widening = max(1.0, 2 * largest / KERNEL_SQUARED)
+        while widening > 1.0:
+            state, _ = self._step(state, *(self._robust(part, widening) for part in self._squared(state)))
+            widening = max(1.0, widening / _NARROWING)
+        return self._settled(state)
+
+    def _settled(self, state: Array) -> Array:
+        """Return the nearest minimum of the cost."""
+        for _ in range(40):
+            state, moved = self._step(state, *(self._robust(part, 1.0) for part in self._squared(state)))
+            if moved < 1e-4:
+                break
+        return state
+
+    def _elsewhere(self, state: Array) -> Array | None:
+        """Return a minimum that costs less, with some slices where an edge that was given up has them; None if none."""
+        cost = self._cost(state)
+        placed = PlacedEdges.of(
+            state, (self.i, self.j), self.turn, self.shift, self.from_centre, self.levers, self.sigma
+        )
+        wide = np.where(np.arange(len(self.i)) < self.count, KERNEL_SQUARED, np.inf)
+        for motion in better_motions(placed, wide, self.size)[:_TRIED]:
+            tried = self._settled(motion.applied(state))
+            if self._cost(tried) < cost - _WORTH:
+                return tried
+        return None
+
+    def _cost(self, state: Array) -> float:
+        """Return the sum that is minimised: squares, of which the kernel lets none exceed its own."""
+        squared, stage_squared = self._squared(state)
+        weak = (self._steps(state)[0][self.count :] / self.sigma[self.count :, None]) ** 2
+        robust = np.concatenate([squared, stage_squared])
+        return float((KERNEL_SQUARED * robust / (KERNEL_SQUARED + robust)).sum() + weak.sum())
 
     def _squared(self, state: Array) -> tuple[Array, Array]:
         squared = ((self.residuals(state) / self.sigma[: self.count, None]) ** 2).sum(1)
