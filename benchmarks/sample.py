@@ -223,7 +223,7 @@ def long_sample(seed: int, count: int, *, missing: int = 0) -> dict[str, Any]:
     centre, about, lever = np.array([209.5, 189.5]), (215.0, 185.0), 115.0
     turns = rng.normal(0, 0.7, count)
     shifts = rng.uniform(-9, 9, (count, 2)) + np.where(np.arange(count) >= count // 2, 30.0, 0.0)[:, None]
-    slots = rng.permutation(np.arange(3, count - 2, 2))[: max(missing - 1, 0)]
+    slots = np.random.default_rng([seed, 201]).permutation(np.arange(3, count - 2, 2))[: max(missing - 1, 0)]
     gone = {count // 2 + 1, *slots.tolist()} if missing else set()
     true = {n + 1: rigid_map(turns[n], shifts[n], centre) for n in range(count) if n + 1 not in gone}
     edges = []
