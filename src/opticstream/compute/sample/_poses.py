@@ -34,7 +34,9 @@ _SAME_PLANES = 0.5
 """Correlation of the errors of edges to one slice: they share its first planes, which make half of their errors."""
 
 _LOOSE = 5.0
-"""How much less precisely than the middle one a cut is held where the sample's usual steps are asked, too."""
+"""How much less precisely than the middle one a cut is held where it is loose and the usual steps are asked, too."""
+_OF_A_STEP = 0.1
+"""Share of the sample's usual step from which a cut may be loose: what is held better gains nothing from these."""
 _LEVEL = 5
 """Slices on either side of a loose cut that tell where the stage had them."""
 _SHARED = (_LEVEL + 1) / 2
@@ -407,7 +409,11 @@ class _System:
         held = np.maximum(np.cumsum(change)[: self.size - 1], 0.0)
         with np.errstate(divide="ignore"):
             sigma = 1 / np.sqrt(held)
-        return sigma, _LOOSE * float(np.median(sigma)) if len(sigma) else np.inf
+        if not len(sigma):
+            return sigma, np.inf
+        every = np.arange(self.size - 1)
+        step = 1.4826 * float(np.median(np.abs(self._pictures_moved(state, every, every + 1))))
+        return sigma, max(_LOOSE * float(np.median(sigma)), _OF_A_STEP * step)
 
     def usual_steps(self, state: Array, numbers: Sequence[int]) -> list[Edge]:
         """Return what the sample's own steps say about cuts that comparisons hold loosely.
