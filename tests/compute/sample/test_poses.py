@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from opticstream.compute.registration import PlanarTransform, rigid_map
 from opticstream.compute.sample import REACH, Edge, Pose, pose_after, pose_before, pulled_back, solve_poses
@@ -82,6 +84,34 @@ def test_wrong_edges_drop_out(seed: int) -> None:
     assert len(told) >= 18
     place = errors_px({n: found.poses[n] for n in told}, {n: true[n] for n in told})
     assert np.sqrt(np.mean(np.square(list(place.values())))) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("missing", "wrong"),
+    [
+        pytest.param((), (1, 2), id="first slice"),
+        pytest.param((), (19, 20), id="last slice"),
+        pytest.param((18,), (19, 20), id="end beside a missing slice"),
+        pytest.param((11,), (10, 12), id="jump at a missing slice"),
+        pytest.param((4,), (3, 5), id="all before a missing slice"),
+        pytest.param((9, 12), (10, 11), id="two slices between missing ones"),
+    ],
+)
+def test_one_wrong_edge_that_is_surer_than_the_right_ones_takes_no_slices_along(
+    missing: tuple[int, ...], wrong: tuple[int, int]
+) -> None:
+    true = {n: mapping for n, mapping in truth(20, seed=5).items() if n not in missing}
+    edges = []
+    for edge in edges_of(true, noise=0.04):
+        sure = replace(edge, sigma_px=0.13 * (edge.second - edge.first))
+        if (edge.first, edge.second) == wrong:
+            sure = replace(sure, shift_px=(edge.shift_px[0] - 31.0, edge.shift_px[1] + 23.0))
+        edges.append(sure)
+    found = solve_poses(list(true), edges, centre_px=CENTRE)
+    assert max(errors_px(found.poses, true).values()) < 0.3
+    assert [e for e, w in zip(edges, found.weights, strict=True) if w < 0.5] == [
+        e for e in edges if (e.first, e.second) == wrong
+    ]
 
 
 def test_a_slice_without_a_good_edge_lies_between_its_neighbours_and_hands_on_nothing() -> None:
@@ -182,6 +212,27 @@ def test_the_stage_places_what_no_picture_places_and_its_glitches_drop_out() -> 
     assert placed.stage_weights[7] < 0.05 < 0.5 < placed.stage_weights[3]
     worst = [max(errors_px(found.poses, true).values()) for found in (apart, placed)]
     assert worst[0] > 12 > worst[1]
+
+
+def test_where_no_comparison_holds_the_slices_on_both_sides_tell_where_the_stage_had_them() -> None:
+    worst, stated = [], []
+    for seed in range(12):
+        true = truth(12, seed=seed, jump_px=0.0)
+        if seed % 2:  # a jump within what the cut is judged by, which counts for nothing
+            true |= {
+                n: rigid_map(true[n].rotation_deg, np.add(_shift(true[n]), (42.0, 0.0)), CENTRE) for n in (10, 11, 12)
+            }
+        edges = [e for e in edges_of(true, noise=0.04) if not e.first <= 6 < e.second]
+        found = solve_poses(list(true), edges, centre_px=CENTRE)
+        worst.append(max(errors_px(found.poses, true).values()))
+        stated.append(max(pose.sigma_px for pose in found.poses.values()))
+    # Steps are 7 px along each axis; from the last slice to the next alone, errors are 5.2 px in the median.
+    assert np.median(worst) < 3.5
+    assert 0.5 < np.sqrt(np.mean(np.square(worst)) / np.mean(np.square(stated))) < 2
+
+
+def _shift(mapping: PlanarTransform) -> NDArray[np.float64]:
+    return np.asarray(mapping.points(CENTRE) - CENTRE)
 
 
 def test_an_edge_tells_the_pose_of_either_end() -> None:

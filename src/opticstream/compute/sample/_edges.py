@@ -24,6 +24,7 @@ from opticstream.compute.registration import (
     rigid_map,
     sharpened_by_details,
 )
+from opticstream.compute.sample._faint_likeness import faint_match, in_blocks
 from opticstream.compute.sample._poses import Edge, Pose
 
 Image = NDArray[np.float32]
@@ -228,31 +229,28 @@ def edge_between(
         same = one[:, :, band.start + moved : band.stop + moved]
         found = _sharpened_along_depth(found, same, two, inside, freedom)
     about, lever = _middle(inside[0], pixel_px)
+    mapping, sigma = None, float(max(one.shape))
+    if found is not None:
+        mapping, sigma = found.mapping, _sigma_px(found)
+    if found is None or found.confidence < _SURE:
+        faint = faint_match(faces, inside, turns=freedom != "translation")
+        if faint is not None and faint.sigma_px < sigma:
+            mapping, sigma = faint
+    shift, turn = np.zeros(2), 0.0
+    if mapping is not None:
+        mapping = mapping.scaled(pixel_px)
+        shift, turn = mapping.points(about) - about, mapping.rotation_deg
+    edge = Edge(first, second, turn, (float(shift[0]), float(shift[1])), sigma * pixel_px, about, lever)
     if found is None:
-        return MeasuredEdge(
-            Edge(first, second, 0.0, (0.0, 0.0), float(max(one.shape) * pixel_px), about, lever),
-            float("nan"),
-            0.0,
-            0.0,
-            (0.0, 0.0),
-            failure,
-        )
-    mapping = found.mapping.scaled(pixel_px)
-    shift = mapping.points(about) - about
-    residual = found.residual_px * pixel_px
-    sigma = np.hypot(_FLOOR_PX * pixel_px, _RESIDUAL_SHARE * np.nan_to_num(residual, nan=10.0 * pixel_px))
+        return MeasuredEdge(edge, float("nan"), 0.0, 0.0, (0.0, 0.0), failure)
+    return MeasuredEdge(edge, found.residual_px * pixel_px, found.confidence, deeper, wedge)
+
+
+def _sigma_px(found: Registration) -> float:
+    """Return the standard deviation of a registration, in pixels of its images."""
+    sigma = np.hypot(_FLOOR_PX, _RESIDUAL_SHARE * np.nan_to_num(found.residual_px, nan=10.0))
     sigma /= max(found.confidence, _FEWEST_CONFIDENCE)
-    sigma = np.hypot(sigma, _UNSURE_PX * pixel_px * max(0.0, 1 - found.confidence / _SURE))
-    edge = Edge(
-        first,
-        second,
-        mapping.rotation_deg,
-        (float(shift[0]), float(shift[1])),
-        float(sigma),
-        about,
-        lever,
-    )
-    return MeasuredEdge(edge, residual, found.confidence, deeper, wedge)
+    return float(np.hypot(sigma, _UNSURE_PX * max(0.0, 1 - found.confidence / _SURE)))
 
 
 def _between(one: Pose, two: Pose, centre: NDArray[np.float64]) -> PlanarTransform:
@@ -344,14 +342,9 @@ def _rough_match(faces: tuple[Image, Image], inside: tuple[Mask, Mask], freedom:
     factor = max(1, round(max(*faces[0].shape, *faces[1].shape) / 256))
     details = []
     for face, where in zip(faces, inside, strict=True):
-        size = face.shape[0] // factor, face.shape[1] // factor
-        good = where & np.isfinite(face)
-        squares = good[: size[0] * factor, : size[1] * factor].reshape(size[0], factor, size[1], factor)
-        filled = np.where(good, face, 0)[: size[0] * factor, : size[1] * factor].reshape(squares.shape)
-        valid = squares.sum((1, 3)) * 2 > factor**2
+        image, valid = in_blocks(face, where, factor)
         if not valid.any():
             raise ValueError("there is no tissue to compare")
-        image = np.where(valid, filled.sum((1, 3)) / np.maximum(squares.sum((1, 3)), 1), 0)
         near, wide = (
             ndimage.gaussian_filter(image, sigma)
             / np.maximum(ndimage.gaussian_filter(valid.astype(np.float32), sigma), 0.05)

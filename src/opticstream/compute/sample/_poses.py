@@ -3,8 +3,9 @@
 A pose is a rigid motion ``p = R(turn) (q - c) + c + shift`` from the sample's pixel q to the slice's pixel p; c is one
 fixed point of the sample. An edge is a measured motion between two slices. All edges together are more than are needed,
 so that a wrong one contradicts the others and drops out: Geman-McClure's kernel, widened at first and narrowed step by
-step (graduated non-convexity), finds the poses from any start. A slice without any good edge comes to lie between
-its neighbours, with an uncertainty that tells so; no slice takes over the pose of another.
+step (graduated non-convexity), finds the poses from any start. Where few edges hold some slices, it may yet give up on
+the right ones; so each edge that was given up is followed, and what costs less is kept. A slice without any good edge
+comes to lie between its neighbours, with an uncertainty that tells so; no slice takes over the pose of another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.registration import PlanarTransform, rigid_map
+from opticstream.compute.sample._given_up import PlacedEdges, better_motions
 
 Array = NDArray[np.float64]
 
@@ -24,8 +26,28 @@ KERNEL_SQUARED = 11.3
 """Square of the residual, in standard deviations, at which an edge counts a quarter."""
 
 _NARROWING = 2.0
+_WORTH = 0.5
+"""By how much the cost must fall, in squares of standard deviations, for slices to be moved elsewhere."""
+_TRIED = 3
+"""Motions that are tried before nothing better is taken to be there."""
 _SAME_PLANES = 0.5
 """Correlation of the errors of edges to one slice: they share its first planes, which make half of their errors."""
+
+_LOOSE = 5.0
+"""How much less precisely than the middle one a cut is held where it is loose and the usual steps are asked, too."""
+_OF_A_STEP = 0.1
+"""Share of the sample's usual step from which a cut may be loose: what is held better gains nothing from these."""
+_LEVEL = 5
+"""Slices on either side of a loose cut that tell where the stage had them."""
+_SHARED = (_LEVEL + 1) / 2
+"""Pairs that share one slice's error, so that each of them counts for less; all pairs together then tell as much
+as the means of the slices on both sides."""
+_FEWEST_STEPS = 4
+"""Steps below which a sample does not tell how large its steps are."""
+_BELIEVED = 0.5
+"""Weight from which a position of the stage is believed."""
+_JUMP = 3.0
+"""Step, in standard deviations, from which the stage has jumped."""
 
 _STEP_SIGMA_PX = 25.0
 _STEP_TURN_DEG = 2.0
@@ -188,15 +210,21 @@ def solve_poses(
         raise ValueError(f"stage positions must be finite, with a positive uncertainty (got {stage}, {stage_sigma_px})")
     if not numbers:
         return PoseSolution({}, (0.0,) * len(edges), (float("nan"),) * len(edges), 1.0, {})
-    system = _System(numbers, [edges[k] for k in used], np.asarray(centre_px, float), stage, stage_sigma_px)
-    state, edge_weight, stage_weight = system.solved()
-    sigma_px, sigma_deg, scale = system.uncertainty(state, edge_weight)
+    real, centre = [edges[k] for k in used], np.asarray(centre_px, float)
+    system = _System(numbers, real, centre, stage, stage_sigma_px)
+    state = system.solved()
+    usual = system.usual_steps(state, numbers)
+    if usual:
+        system = _System(numbers, real, centre, stage, stage_sigma_px, usual)
+        state = system.mended(state)
+    edge_weight, stage_weight = system.weights(state)
+    sigma_px, sigma_deg, scale = system.uncertainty(state)
     poses = {
         n: Pose(float(np.degrees(s[0])), (float(s[1]), float(s[2])), float(sigma_px[k]), float(sigma_deg[k]))
         for k, (n, s) in enumerate(zip(numbers, state, strict=True))
     }
     weights, residuals = np.zeros(len(edges)), np.full(len(edges), np.nan)
-    weights[used] = edge_weight
+    weights[used] = edge_weight[: len(used)]
     residuals[used] = np.sqrt((system.residuals(state) ** 2).sum(1))
     return PoseSolution(
         poses=_moved_back(poses, previous or {}, system.lever),
@@ -223,7 +251,13 @@ class _System:
     """
 
     def __init__(
-        self, numbers: list[int], edges: list[Edge], centre: Array, stage: Mapping[int, Array], stage_sigma: float
+        self,
+        numbers: list[int],
+        edges: list[Edge],
+        centre: Array,
+        stage: Mapping[int, Array],
+        stage_sigma: float,
+        usual: Sequence[Edge] = (),
     ) -> None:
         at = {n: k for k, n in enumerate(numbers)}
         self.size = len(numbers)
@@ -243,7 +277,7 @@ class _System:
             )
             for a, b in pairwise(numbers)
         ]
-        every = [*edges, *weak]
+        every = [*edges, *usual, *weak]
         self.i = np.array([at[e.first] for e in every], int)
         self.j = np.array([at[e.second] for e in every], int)
         self.turn = np.radians([e.turn_deg for e in every])
@@ -251,6 +285,12 @@ class _System:
         self.from_centre = np.array([e.about_px for e in every], float).reshape(-1, 2) - centre
         self.levers = np.array([e.lever_px for e in every], float)
         self.sigma = np.array([e.sigma_px for e in every], float)
+        kernels = [KERNEL_SQUARED] * len(edges) + [KERNEL_SQUARED / _SHARED] * len(usual) + [np.inf] * len(weak)
+        self.wide = np.array(kernels)
+        """Square of the kernel of each edge, in its standard deviations; infinite where it never gives up."""
+        self._centre = centre
+        self.middle = np.asarray(middle - centre, float)
+        """Middle of the tissue, from the sample's fixed point."""
         self.stage_at = np.array([at[n] for n in stage], int)
         self.stage = np.array([stage[n] for n in stage], float).reshape(-1, 2)
         self.stage_sigma = stage_sigma
@@ -276,41 +316,81 @@ class _System:
         """Return the residuals of the real edges in px, shape (edges, 3): turn times lever, shift."""
         return self._steps(state)[0][: self.count]
 
-    def _robust(self, squared: Array, widening: float) -> Array:
-        wide = widening * KERNEL_SQUARED
-        return np.asarray((wide / (wide + squared)) ** 2)
+    def weights(self, state: Array, widening: float = 1.0) -> tuple[Array, Array]:
+        """Return the weights of all edges and of the stage positions, by a kernel that is wider than in the end."""
+        squared, stage_squared = self._squared(state)
+        return (
+            1 / (1 + squared / (widening * self.wide)) ** 2,
+            1 / (1 + stage_squared / (widening * KERNEL_SQUARED)) ** 2,
+        )
 
-    def solved(self) -> tuple[Array, Array, Array]:
-        """Return the state, and the weights of the edges and of the stage positions."""
+    def solved(self) -> Array:
+        """Return the state that costs least."""
+        return self.mended(self._narrowed())
+
+    def mended(self, state: Array) -> Array:
+        """Return the minimum of the cost near a state, or a lower one to which edges that were given up lead."""
+        state = self._settled(state)
+        for _ in range(self.size):  # each round mends one place, so this many are more than enough
+            better = self._elsewhere(state)
+            if better is None:
+                break
+            state = better
+        return state
+
+    def _narrowed(self) -> Array:
+        """Return the state that the kernel leads to while it narrows, from least squares on."""
         state = np.zeros((self.size, 3))
         if len(self.stage):
             state[self.stage_at, 1:] = self.stage
-        widening = np.inf
-        edge, stage = np.ones(self.count), np.ones(len(self.stage))
-        for step in range(60):
-            state, moved = self._step(state, edge, stage)
-            squared, stage_squared = self._squared(state)
-            if widening == np.inf:
-                if moved > 1e-3 and step < 10:  # least squares first, to its end
-                    continue
-                largest = max(squared.max(initial=0.0), stage_squared.max(initial=0.0))
-                widening = max(1.0, 2 * largest / KERNEL_SQUARED)
-            elif widening == 1.0 and moved < 1e-4:
+        for _ in range(10):
+            state, moved = self._step(state, *self.weights(state, np.inf))
+            if moved <= 1e-3:
                 break
-            else:
-                widening = max(1.0, widening / _NARROWING)
-            edge, stage = self._robust(squared, widening), self._robust(stage_squared, widening)
-        return state, edge, stage
+        squared, stage_squared = self._squared(state)
+        largest = max(squared[: self.count].max(initial=0.0), stage_squared.max(initial=0.0))
+        widening = max(1.0, 2 * largest / KERNEL_SQUARED)
+        while widening > 1.0:
+            state, _ = self._step(state, *self.weights(state, widening))
+            widening = max(1.0, widening / _NARROWING)
+        return state
+
+    def _settled(self, state: Array) -> Array:
+        """Return the nearest minimum of the cost."""
+        for _ in range(40):
+            state, moved = self._step(state, *self.weights(state))
+            if moved < 1e-4:
+                break
+        return state
+
+    def _elsewhere(self, state: Array) -> Array | None:
+        """Return a minimum that costs less, with some slices where an edge that was given up has them; None if none."""
+        cost = self._cost(state)
+        placed = PlacedEdges.of(
+            state, (self.i, self.j), self.turn, self.shift, self.from_centre, self.levers, self.sigma
+        )
+        for motion in better_motions(placed, self.wide, self.size)[:_TRIED]:
+            tried = self._settled(motion.applied(state))
+            if self._cost(tried) < cost - _WORTH:
+                return tried
+        return None
+
+    def _cost(self, state: Array) -> float:
+        """Return the sum that is minimised: squares, of which the kernel lets none exceed its own."""
+        squared, stage_squared = self._squared(state)
+        stage = stage_squared / (1 + stage_squared / KERNEL_SQUARED)
+        return float((squared / (1 + squared / self.wide)).sum() + stage.sum())
 
     def _squared(self, state: Array) -> tuple[Array, Array]:
-        squared = ((self.residuals(state) / self.sigma[: self.count, None]) ** 2).sum(1)
+        """Return the squares of all residuals, of edges and of stage positions, in standard deviations."""
+        squared = ((self._steps(state)[0] / self.sigma[:, None]) ** 2).sum(1)
         off = (state[self.stage_at, 1:] - self.stage) / self.stage_sigma
         return squared, (off**2).sum(1)
 
     def _step(self, state: Array, edge: Array, stage: Array) -> tuple[Array, float]:
         """Return the state after one Gauss-Newton step, and how far it moved, in px."""
         residual, slope = self._steps(state)
-        weight = np.concatenate([edge, np.ones(len(residual) - self.count)]) / self.sigma**2
+        weight = edge / self.sigma**2
         weighted = slope * weight[:, None, None]
         pull = -self._band.vector(np.einsum("erk,er->ek", weighted, residual))
         diagonal = np.zeros((self.size, 3))
@@ -321,7 +401,81 @@ class _System:
         change = change.reshape(-1, 3)
         return state + change, float(np.abs(change * [self.lever, 1, 1]).max())
 
-    def uncertainty(self, state: Array, weight: Array) -> tuple[Array, Array, float]:
+    def _cuts(self, state: Array) -> tuple[Array, float]:
+        """Return how precisely comparisons hold each cut between two slices, in px, and from where that is loose."""
+        weight = self.weights(state)[0][: self.count] / self.sigma[: self.count] ** 2
+        low, high = np.sort([self.i[: self.count], self.j[: self.count]], axis=0)
+        change = np.bincount(low, weight, self.size) - np.bincount(high, weight, self.size)
+        held = np.maximum(np.cumsum(change)[: self.size - 1], 0.0)
+        with np.errstate(divide="ignore"):
+            sigma = 1 / np.sqrt(held)
+        if not len(sigma):
+            return sigma, np.inf
+        every = np.arange(self.size - 1)
+        step = 1.4826 * float(np.median(np.abs(self._pictures_moved(state, every, every + 1))))
+        return sigma, max(_LOOSE * float(np.median(sigma)), _OF_A_STEP * step)
+
+    def usual_steps(self, state: Array, numbers: Sequence[int]) -> list[Edge]:
+        """Return what the sample's own steps say about cuts that comparisons hold loosely.
+
+        The stage returns to where it was, each time with an error of its own. So steps between any two slices near
+        each other are about as large, and slices on either side of a cut lie, in the mean, in the same place, or where
+        its log has them, up to where the stage has jumped. Every pair across a loose cut says so, less surely by as
+        many pairs as there are for each slice.
+        """
+        sigma, limit = self._cuts(state)
+        loose = np.concatenate([[0], np.cumsum(sigma > limit)])
+        told = self._told_by_stage(state)
+        every = np.arange(self.size - 1)
+        known = every[(sigma <= limit) & np.isfinite(told[1:] - told[:-1]).all(1)]
+        if not loose[-1] or len(known) < _FEWEST_STEPS:
+            return []
+        steps = self._pictures_moved(state, known, known + 1) - (told[known + 1] - told[known])
+        step_px = max(1.4826 * float(np.median(np.abs(steps))), limit)
+        turns = state[known + 1, 0] - state[known, 0]
+        step_rad = max(1.4826 * float(np.median(np.abs(turns))), limit / self.lever)
+        first, second = np.triu_indices(self.size, 1)
+        pairs = (second - first <= _LEVEL) & (loose[second] - loose[first] == 1)
+        first, second = first[pairs], second[pairs]
+        cut = np.searchsorted(loose, loose[second])  # the slice after it
+        jumps = [
+            np.linalg.norm(self._pictures_moved(state, i, j) - (told[j] - told[i]), axis=1)
+            for i, j in ((first, cut - 1), (cut, second))
+        ]
+        expected = told[second] - told[first]
+        level = (np.max(jumps, axis=0) < _JUMP * step_px) & np.isfinite(expected).all(1)
+        about = self.middle + self._centre
+        return [
+            Edge(
+                numbers[i],
+                numbers[j],
+                0.0,
+                (float(shift[0]), float(shift[1])),
+                step_px * float(np.sqrt(_SHARED)),
+                (float(about[0]), float(about[1])),
+                step_px / step_rad,
+            )
+            for i, j, shift in zip(first[level], second[level], expected[level], strict=True)
+        ]
+
+    def _told_by_stage(self, state: Array) -> Array:
+        """Return where the stage's log has each slice, (slices, 2): NaN where it is a glitch, 0 without any log."""
+        if not len(self.stage):
+            return np.zeros((self.size, 2))
+        told = np.full((self.size, 2), np.nan)
+        good = self.weights(state)[1] > _BELIEVED
+        told[self.stage_at[good]] = self.stage[good]
+        return told
+
+    def _pictures_moved(self, state: Array, first: NDArray[np.int_], second: NDArray[np.int_]) -> Array:
+        """Return by how much the middle of the tissue lies elsewhere in the second slice's picture, (pairs, 2)."""
+        angle = state[second, 0] - state[first, 0]
+        c, s = np.cos(angle), np.sin(angle)
+        arm = self.middle - state[first, 1:]
+        turned = np.stack([c * arm[:, 0] - s * arm[:, 1], s * arm[:, 0] + c * arm[:, 1]], axis=1)
+        return np.asarray(turned + state[second, 1:] - self.middle)
+
+    def uncertainty(self, state: Array) -> tuple[Array, Array, float]:
         """Return sigma of place (px) and of angle (degrees) of each slice, and the scale of the residuals."""
         n = self.size
         if not self.count:
@@ -332,45 +486,41 @@ class _System:
         edges = len(residual)
         slope = slope / self.sigma[:, None, None]
         slope[:, :, [0, 3]] /= self.lever  # angles as px at the lever: one metric for all
-        every = np.concatenate([weight, np.ones(edges - self.count)])
-        weighted = slope * every[:, None, None]
+        weight = self.weights(state)[0]
+        weighted = slope * weight[:, None, None]
         rows = np.repeat(np.arange(3 * edges), 6)
         columns = np.repeat(self._band.columns, 3, axis=0).ravel()
         jacobian, half = (
             sparse.csr_matrix((part.ravel(), (rows, columns)), shape=(3 * edges, 3 * n)) for part in (slope, weighted)
         )
-        normal = (half.T @ jacobian).tocsr()
         inverse = self._band.solved(np.einsum("erk,erl->ekl", weighted, slope), np.zeros((n, 3)), np.eye(3 * n))
+        # The residuals tell by how much sure edges are better or worse than they say; a few edges tell it only roughly.
+        sure = (np.arange(edges) < self.count) & (self.sigma <= self._cuts(state)[1])
+        share = weight * sure
+        squared = float((share[:, None] * (residual / self.sigma[:, None]) ** 2).sum())
+        theirs = half.multiply(np.repeat(sure, 3)[:, None]).T @ jacobian
+        expected = 3 * float(share.sum()) - float(theirs.multiply(inverse).sum())
+        scale = float(np.sqrt((_PRIOR_FREEDOM + squared) / (_PRIOR_FREEDOM + max(expected, 0.0))))
         # Errors of edges to one slice are partly common: one part of them is independent, the rest sums over the edges.
         group = np.where(np.arange(edges) < self.count, self.j, n + np.arange(edges))
         sums = sparse.csr_matrix(
             (np.ones(3 * edges), (np.arange(3 * edges), (3 * group[:, None] + np.arange(3)).ravel()))
         )
-        summed = half.T @ sums
-        spread = ((1 - _SAME_PLANES) * half.T @ half + _SAME_PLANES * summed @ summed.T).tocsr()
+        pulls = half.multiply(np.repeat(np.where(sure, scale, 1.0), 3)[:, None]).tocsr()
+        summed = pulls.T @ sums
+        spread = ((1 - _SAME_PLANES) * pulls.T @ pulls + _SAME_PLANES * summed @ summed.T).tocsr()
         gauge = np.zeros((n, 3, 3))
         gauge[:, 0, 0] = 1.0
         c, s = np.cos(state[:, 0]), np.sin(state[:, 0])
         gauge[:, 1, 1], gauge[:, 1, 2], gauge[:, 2, 1], gauge[:, 2, 2] = c, -s, s, c
-        flat = gauge.reshape(3 * n, 3) / np.sqrt(n)
-
-        def without_common(sure: Array) -> tuple[Array, Array, Array]:
-            """Return how edges move the slices against their common motion, what that gives, and the variances."""
-            free = inverse - flat @ np.linalg.solve(flat.T @ sure, sure.T @ inverse)
-            moved = (spread @ free.T).T
-            return free, moved, np.asarray((moved * free).sum(1))
-
-        *_, variance = without_common(flat)
+        common = gauge.reshape(3 * n, 3) / np.sqrt(n)
         # What is common to all is told by the slices that are known well: one that is not must not blur the others.
-        sure = np.repeat(1 / np.maximum(variance.reshape(n, 3).sum(1), 1e-12), 3)[:, None] * flat
-        free, moved, variance = without_common(sure)
-        # The residuals tell by how much the edges are better or worse than they say; a few edges tell it only roughly.
-        squared = float((weight[:, None] * (residual[: self.count] / self.sigma[: self.count, None]) ** 2).sum())
-        used = float(((normal @ free) * moved).sum())
-        expected = 3 * float(weight.sum()) - used + 3 * (edges - self.count)
-        scale = np.sqrt((_PRIOR_FREEDOM + squared) / (_PRIOR_FREEDOM + max(expected, 0.0)))
-        variance = np.maximum(variance.reshape(n, 3), 0) * scale**2
-        return np.sqrt(variance.sum(1)), np.degrees(np.sqrt(variance[:, 0]) / self.lever), float(scale)
+        free = inverse - common @ (common.T @ inverse)
+        roughly = np.diag(free) - ((free @ common) * common).sum(1)
+        known = np.repeat(1 / np.maximum(roughly.reshape(n, 3).sum(1), 1e-12), 3)[:, None] * common
+        free = inverse - common @ np.linalg.solve(common.T @ known, known.T @ inverse)
+        variance = np.maximum(((spread @ free.T).T * free).sum(1).reshape(n, 3), 0)
+        return np.sqrt(variance.sum(1)), np.degrees(np.sqrt(variance[:, 0]) / self.lever), scale
 
 
 class _Band:
