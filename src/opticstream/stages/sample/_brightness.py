@@ -30,6 +30,7 @@ from opticstream.compute.sample import (
     corrected_power,
     correction_map,
     facing_levels,
+    layer_levels,
     levels_in_sample,
     pair_levels,
     plane_sources,
@@ -240,6 +241,11 @@ class _Kept:
         self._path(f"slice{n}", self.volumes[n].fingerprint)  # stays, too
         return np.asarray(_stored(path, lambda: {"profile": self.levels(n).profile_db})["profile"], float)
 
+    def layers(self, n: int, section_planes: float) -> Single:
+        """Return the smoothed levels of the layers of a slice, shape (x, y, layers)."""
+        path = self._path(f"profile{n}", "layers", section_planes, *self._place(n))
+        return _stored(path, lambda: {"layers": layer_levels(self.levels(n), section_planes)})["layers"]
+
     def pair(self, first: int, second: int, apart: int) -> PairLevels | None:
         """Return what two slices say of each other."""
 
@@ -253,10 +259,9 @@ class _Kept:
                 "local_db": found.local_db,
                 "weight": found.weight,
                 "likeness": np.array(found.likeness),
-                "parts": found.parts,
             }
 
-        path = self._path(f"pair{first}-{second}", "with parts", apart, *self._place(first), *self._place(second))
+        path = self._path(f"pair{first}-{second}", apart, *self._place(first), *self._place(second))
         arrays = _stored(path, make)
         if "nothing" in arrays:
             return None
@@ -269,7 +274,6 @@ class _Kept:
             arrays["local_db"],
             arrays["weight"],
             float(arrays["likeness"]),
-            arrays["parts"],
         )
 
     def remove_others(self) -> None:
@@ -326,6 +330,7 @@ def _solved(kept: _Kept, slices: list[int], planes: int, settings: SampleIntensi
         pairs,
         section_planes=planes,
         facing=facing,
+        layers=lambda n: kept.layers(n, planes),
         dark_db=settings.dark_db,
         gains=settings.gains,
         exclude=settings.exclude,
