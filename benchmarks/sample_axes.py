@@ -3,8 +3,8 @@
     python benchmarks/sample_axes.py --seeds 101 102 103 104 105 106 107 108
 
 Slices of `opticstream.sim.cut_sample`, of 420 x 380 px of 10 um, are placed by the truth, so that angles alone are
-measured: of orientations (in degrees, averaged as axes) and of 3-D axes. `bent` also bends each slice by up to 30 um, which
-stretches it as 0.3 mm stretch a slice of 4 cm.
+measured: of orientations (in degrees, averaged as axes) and of 3-D axes. `bent` also bends each slice by up to 30 um,
+which stretches it as 0.3 mm stretch a slice of 4 cm.
 """
 
 from __future__ import annotations

@@ -101,6 +101,9 @@ def test_where_no_pair_tells_the_brightness_of_the_tissue_tells_what_it_takes_aw
     loss = found.local_db[last].sum(2)
     assert np.corrcoef(bright[3:-3, 3:-3].ravel(), loss[3:-3, 3:-3].ravel())[0, 1] > 0.7
     assert 0.2 < np.polyfit(bright[3:-3, 3:-3].ravel(), loss[3:-3, 3:-3].ravel(), 1)[0] < 0.8  # made with 0.5
+    # A slice without tissue tells nothing, and changes nothing else.
+    empty = slices | {last + 1: slices[last]._replace(tissue=np.zeros(BLOCKS, bool))}
+    assert np.isfinite(list(solved(empty).gains_db.values())).all()
     # Tissue that takes away what its brightness does not tell is not credited with it.
     unlike = made_slices(dict.fromkeys(range(1, 9), 0.0), local=0.0)
     assert np.abs(solved(unlike).local_db[last]).sum(2).max() < 0.3

@@ -155,6 +155,7 @@ def solve_intensity(
             profiles = {n: p for n, p in profiles.items() if n not in unlike}
             pairs = [p for p in pairs if not {p.first, p.second} & unlike]
             around = {pair: value for pair, value in around.items() if not set(pair) & unlike}
+            local = local_losses(pairs, sections, curve=NO_CURVE, tissue={}, smooth_blocks=smooth_blocks)
             solved = _solved(profiles, pairs, around, planes, section_planes, gains, told)
     seen = _views(profiles, excluded, section_planes) if seen else {}
     for _ in range(_ROUNDS if seen else 0):
@@ -192,12 +193,15 @@ def _views(profiles: Mapping[int, Array], excluded: Collection[int], section_pla
 
 
 def _tissue(views: Mapping[int, int], layers: Callable[[int], Single] | None, found: Intensity) -> dict[int, Single]:
-    """Return the brightness of the tissue in the layers of each section, shape (x, y, layers)."""
+    """Return the brightness of the layers of each section that has tissue, shape (x, y, layers)."""
     tissue: dict[int, Single] = {}
     if layers is None:
         return tissue
     for section, n in views.items():
-        shown, lost = layers(n), np.float32(0)
+        shown = layers(n)
+        if not np.isfinite(shown).any():
+            continue
+        lost = np.zeros(shown.shape[:2], np.float32)
         level = []
         for k in range((section - n + 1) * LAYERS):
             own = found.local_db[n + k // LAYERS][:, :, k % LAYERS]
@@ -205,7 +209,7 @@ def _tissue(views: Mapping[int, int], layers: Callable[[int], Single] | None, fo
                 mean = np.mean([found.level_db(n, d) for d in range(*layer_planes(k, found.section_planes))])
                 level.append(shown[:, :, k] - np.float32(mean) + lost + own / 2)
             lost = lost + own
-        tissue[section] = np.stack(level, 2)
+        tissue[section] = np.stack(level, 2).astype(np.float32)
     return tissue
 
 
@@ -298,7 +302,7 @@ def _solved(
         add({planes - 1: 1.0}, float(shape[-1]), _SLOPE_PRIOR_DB)
     for n in slices:
         add({gain_at[n]: 1.0}, 0.0, _GAIN_PRIOR_DB if with_gains else 1e-3, with_gains)
-    within = {}
+    within: dict[int, range] = {}
     for s in sections:
         top = mean_at + 1 + (s - slices[0]) * section_planes / _KNOT_PLANES
         within[s] = range(round(top), min(max(round(top) + 1, round(top + section_planes / _KNOT_PLANES)), usual_at))

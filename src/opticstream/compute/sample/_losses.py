@@ -52,12 +52,12 @@ def layer_levels(levels: SliceLevels, section_planes: float, /) -> Single:
     inside = levels.tissue.astype(np.float32)
     floor = np.float32(max(0.5 * levels.noise, 1e-30))
     around = np.maximum(ndimage.gaussian_filter(inside, _SMOOTH_BLOCKS), 1e-3)
-    layers = []
+    layers: list[Single] = []
     while (planes := layer_planes(len(layers), section_planes))[1] <= levels.power.shape[2]:
         power = levels.power[:, :, slice(*planes)]
         level = 10 * np.log10(np.maximum(np.where(np.isfinite(power), power, floor), floor)).mean(2)
         smooth = ndimage.gaussian_filter(level * inside, _SMOOTH_BLOCKS) / around
-        layers.append(np.where(levels.tissue, smooth, np.nan))
+        layers.append(np.where(levels.tissue, smooth, np.nan).astype(np.float32))
     return np.stack(layers, 2).astype(np.float32) if layers else np.zeros((*inside.shape, 0), np.float32)
 
 
@@ -143,14 +143,14 @@ def loss_curve(tissue: Mapping[int, Single], pairs: Sequence[PairLevels], /) -> 
     curve = np.linalg.solve(normal + prior + 1e-9 * np.eye(len(knots)), right)
     left = [loss - shares @ curve for *_, shares, loss, _ in rows]
     error = np.mean([weight @ off**2 / sections for off, (_, _, weight, *_, sections) in zip(left, rows, strict=True)])
-    maps = {}
+    maps: dict[int, Single] = {}
     for off, (pair, known, *_) in zip(left, rows, strict=True):
         if pair.second == pair.first + 1:
             maps[pair.first] = _smoothed(known, off)
     parts = [_part_means(known, off) / sections for off, (_, known, *_, sections) in zip(left, rows, strict=True)]
     return LossCurve(
         knots,
-        curve,
+        np.asarray(curve, np.float64),
         float(np.hypot(_LEAST_DB, np.sqrt(error))),
         _of_mean(parts),
         _likeness(maps),
@@ -182,7 +182,7 @@ def brightness_spread(tissue: Mapping[int, Single], /) -> float:
     """Return by how much the mean brightness of sections may differ, from how their parts do; 1 dB if nothing tells."""
     parts = []
     for level in tissue.values():
-        known = np.isfinite(level).all(2)
+        known = np.asarray(np.isfinite(level).all(2))
         if known.any():
             mean = level[known].mean(1)
             parts.append(_part_means(known, mean - mean.mean()))
@@ -250,10 +250,10 @@ def local_losses(
         return {}
     at = {s: k for k, s in enumerate(sections)}
     shape = pairs[0].local_db.shape
-    before = {}
+    before: dict[int, Single] = {}
     for s, level in tissue.items():
         loss = curve.losses(level)
-        inside = np.isfinite(level).all(2)
+        inside = np.asarray(np.isfinite(level).all(2))
         mean = float(loss[inside].sum(1).mean()) / LAYERS if inside.any() else 0.0
         before[s] = np.where(inside[:, :, None], loss - np.float32(mean), np.float32(0))
     smooth = []
