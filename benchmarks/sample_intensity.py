@@ -26,6 +26,7 @@ from opticstream.compute.sample import (
     block_power,
     correction_map,
     facing_levels,
+    layer_levels,
     levels_in_sample,
     pair_levels,
     plane_sources,
@@ -149,7 +150,13 @@ def corrections(sample: BlockSample) -> Intensity:
                 if found is not None:
                     facing[i, j] = found
     profiles = {n: level.profile_db for n, level in levels.items()}
-    return solve_intensity(profiles, pairs, section_planes=sample.section_planes, facing=facing)
+    return solve_intensity(
+        profiles,
+        pairs,
+        section_planes=sample.section_planes,
+        facing=facing,
+        layers=lambda n: layer_levels(levels[n], sample.section_planes),
+    )
 
 
 def rendered_blocks(sample: BlockSample, intensity: Intensity | None) -> Single:

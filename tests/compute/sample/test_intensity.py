@@ -12,6 +12,7 @@ from opticstream.compute.sample import (
     block_power,
     corrected_power,
     correction_map,
+    layer_levels,
     levels_in_sample,
     noise_power,
     pair_levels,
@@ -65,7 +66,13 @@ def solved(slices: dict[int, SliceLevels], **options: object) -> Intensity:
         pair_levels(i, j, slices[i], slices[j], (j - i) * SECTION) for i in slices for j in slices if i < j <= i + 2
     ]
     profiles = {n: s.profile_db for n, s in slices.items()}
-    return solve_intensity(profiles, [p for p in pairs if p], section_planes=SECTION, **options)  # type: ignore[arg-type]
+    return solve_intensity(
+        profiles,
+        [p for p in pairs if p],
+        section_planes=SECTION,
+        layers=lambda n: layer_levels(slices[n], SECTION),
+        **options,  # type: ignore[arg-type]
+    )
 
 
 GAINS = {1: 0.4, 2: -1.0, 3: 0.9, 4: 0.1, 5: -0.6, 6: 0.2}
@@ -79,10 +86,27 @@ def test_what_slices_show_of_the_same_tissue_gives_their_gains_response_and_loca
         assert step == pytest.approx(true, abs=0.1)
     expected = np.sin(np.arange(BLOCKS[0]) / 4)
     expected -= expected.mean()
-    got = found.local_db[3][3:-3].mean(1)
+    got = found.local_db[3].sum(2)[3:-3].mean(1)
     assert np.corrcoef(got, expected[3:-3])[0, 1] > 0.98
     assert np.polyfit(expected[3:-3], got, 1)[0] == pytest.approx(1, abs=0.2)
     assert found.excluded == {}
+
+
+def test_where_no_pair_tells_the_brightness_of_the_tissue_tells_what_it_takes_away() -> None:
+    slices, _ = slices_of_slow_tissue(dict.fromkeys(range(1, 9), 0.0), seed=5)
+    last = max(slices)  # nothing was imaged below its section
+    found = solved(slices)
+    shown = slices[last].power[:, :, :SECTION]
+    bright = 10 * np.log10(shown).mean(2)
+    loss = found.local_db[last].sum(2)
+    assert np.corrcoef(bright[3:-3, 3:-3].ravel(), loss[3:-3, 3:-3].ravel())[0, 1] > 0.7
+    assert 0.2 < np.polyfit(bright[3:-3, 3:-3].ravel(), loss[3:-3, 3:-3].ravel(), 1)[0] < 0.8  # made with 0.5
+    # A slice without tissue tells nothing, and changes nothing else.
+    empty = slices | {last + 1: slices[last]._replace(tissue=np.zeros(BLOCKS, bool))}
+    assert np.isfinite(list(solved(empty).gains_db.values())).all()
+    # Tissue that takes away what its brightness does not tell is not credited with it.
+    unlike = made_slices(dict.fromkeys(range(1, 9), 0.0), local=0.0)
+    assert np.abs(solved(unlike).local_db[last]).sum(2).max() < 0.3
 
 
 def test_brightness_that_changes_slowly_along_z_is_kept() -> None:
@@ -121,6 +145,18 @@ def test_a_slice_that_is_like_none_of_its_neighbours_is_left_out_of_everything()
 def test_without_gains_slices_count_as_equally_bright() -> None:
     found = solved(made_slices(GAINS), gains=False)
     assert max(abs(g) for g in found.gains_db.values()) < 0.01
+
+
+def test_layers_are_means_of_whole_layers_over_tissue() -> None:
+    power = np.ones((12, 10, 14), np.float32)
+    power[:, :, 5:8] = 10.0
+    power[6:] = np.nan
+    tissue = np.zeros((12, 10), bool)
+    tissue[:6] = True
+    layers = layer_levels(SliceLevels(power, 0.0, tissue), 10)
+    assert layers.shape == (12, 10, 5)  # planes 0-1, 2-4, 5-7, 8-9, 10-11; the last does not fit
+    np.testing.assert_allclose(layers[:6].mean((0, 1)), [0, 0, 10, 0, 0], atol=0.01)
+    assert np.isnan(layers[6:]).all()
 
 
 def test_slices_that_share_no_depth_or_no_tissue_say_nothing_of_each_other() -> None:
@@ -168,7 +204,7 @@ def test_a_correction_brightens_tissue_and_leaves_what_lies_beside_it() -> None:
     share = share_of_correction(tissue)
     assert share[:5].min() > 0.9
     assert share[10:].max() == 0.0
-    found = Intensity(np.array([0.0, -3.0]), {1: 1.0}, {1: 0.5}, {1: np.ones((12, 10), np.float32)}, {}, 2.0)
+    found = Intensity(np.array([0.0, -3.0]), {1: 1.0}, {1: 0.5}, {1: np.full((12, 10, 2), 0.5, np.float32)}, {}, 2.0)
     off = correction_map(found, 1, 1, xs=slice(0, 12), ys=slice(0, 10), tissue=share, side=1)
     assert off[0, 0] == pytest.approx(-3.0 + 1.0 - 0.75 * (0.5 + 1.0), abs=1e-4)
     assert off[11, 0] == 0.0

@@ -34,6 +34,7 @@ from opticstream.compute.sample._levels import (
     pair_levels,
     tissue_of_blocks,
 )
+from opticstream.compute.sample._losses import LAYERS, layer_levels
 from opticstream.compute.sample._placed import PlacedSolution, moved_edge, solve_placed_poses
 from opticstream.compute.sample._poses import (
     Edge,
@@ -50,6 +51,7 @@ __all__ = [
     "BLOCK_PX",
     "DARK_DB",
     "FADE_PLANES",
+    "LAYERS",
     "REACH",
     "Depths",
     "Edge",
@@ -71,6 +73,7 @@ __all__ = [
     "depths_to_read",
     "edge_between",
     "facing_levels",
+    "layer_levels",
     "levels_in_sample",
     "moved_edge",
     "noise_power",

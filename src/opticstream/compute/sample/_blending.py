@@ -181,7 +181,8 @@ def correction_map(
     level = np.full(tissue.shape, intensity.level_db(slice_id, depth), np.float32)
     for section, share in intensity.sections_above(slice_id, depth):
         if section in intensity.local_db:
-            level -= np.float32(share) * intensity.local_db[section]
+            layers = intensity.local_db[section]
+            level -= layers @ np.clip(share * layers.shape[2] - np.arange(layers.shape[2], dtype=np.float32), 0, 1)
     return pixels_from_blocks(level * tissue, xs, ys, side=side)
 
 

@@ -5,17 +5,16 @@ share (confocal gate and mean attenuation), g the slice's gain, and the loss wha
 the mean, section by section. Tissue that two slices saw at different depths gives the differences, from which all
 three follow.
 
-What pairs of slices cannot tell: whether a slice is brighter, or the section below its face takes away less. What
-slices show within their own depth cannot tell it either. Two things do. Brighter tissue takes away more (or less): how
-much, parts of the tissue beside each other tell, and what holds for them holds for sections one below the other. And
-the parts tell by how much sections may differ at all, since a section is a mean over many parts. So brightness along z
-is kept without a strong belief about it. Gains that drift linearly from slice to slice still look like a response that
-is linear in depth; there the prior of the gains (about 0, each for itself) decides.
+What pairs of slices cannot tell: whether a slice is brighter, or the section below its face takes away less. The tissue
+tells: brighter tissue takes away more (or less), and how much is learnt from places beside each other (`_losses`). That
+places sections one below the other, too: a level that is too high would have to grow from section to section. How much
+sections may differ at all, parts of the tissue tell, since a section is a mean over many parts. Where brightness and
+loss have nothing to do with each other, the prior of the gains (about 0, each for itself) decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +22,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.sample._levels import PairLevels
+from opticstream.compute.sample._losses import (
+    LAYERS,
+    NO_CURVE,
+    brightness_spread,
+    layer_planes,
+    local_losses,
+    loss_curve,
+)
 
 Array = NDArray[np.float64]
 Single = NDArray[np.float32]
@@ -36,16 +43,11 @@ _BEND_DB = 0.05
 _SLOPE_PRIOR_DB = 10.0
 _FACING_ERROR_DB = 1.0
 _PROFILE_ERROR_DB = 0.3
-_TISSUE_FREEDOM = 1.5
+_TISSUE_FREEDOM = 3.0
 _TISSUE_STEP_DB = 0.25
 _KNOT_PLANES = 4
-_FEWEST_PARTS = 5
-_PARTS_ERROR_DB = 0.2
-_LEAST_LOSS_DB = 0.1
-_LOCAL_PRIOR_DB = 2.0
-_LOCAL_STEP_DB = 1.5
-_LOCAL_AT_ONCE = 2_000_000
-"""Losses, of blocks and sections, that are found at once; with what is needed on the way 0.15 GB."""
+_USUAL_LOSS_DB = 10.0
+_ROUNDS = 4
 _UNLIKE = 0.5
 _HUBER = 1.5
 
@@ -61,7 +63,7 @@ class Intensity:
     section_db: Mapping[int, float]
     """By how many dB more than the mean a section takes away; section s lies between the faces of s and s + 1."""
     local_db: Mapping[int, Single] = field(default_factory=dict)
-    """What is added to `section_db` at each block, shape (x, y)."""
+    """What the layers of a section, one below the other, take away more at each block, shape (x, y, layers)."""
     excluded: Mapping[int, str] = field(default_factory=dict)
     """Why slices are left out."""
     section_planes: float = 1.0
@@ -90,6 +92,7 @@ def solve_intensity(
     *,
     section_planes: float,
     facing: Mapping[tuple[int, int], tuple[float, int]] | None = None,
+    layers: Callable[[int], Single] | None = None,
     dark_db: float = DARK_DB,
     smooth_blocks: float = 1.5,
     gains: bool = True,
@@ -108,6 +111,8 @@ def solve_intensity(
     facing : mapping, optional
         Where two slices have no depth in common: by how many dB a deep plane of the first exceeds the face of the
         second, and which plane; one section apart or more, so other tissue: it counts little.
+    layers : callable, optional
+        Returns the levels of the layers of a slice (`layer_levels`). None: brightness says nothing of losses.
     dark_db : float
         Slices that are darker than the others by more are left out.
     smooth_blocks : float
@@ -134,26 +139,101 @@ def solve_intensity(
     planes = max((len(p) for p in profiles.values()), default=1)
     excluded: dict[int, str] = {}
     around = dict(facing or {})
-    solved = _solved(profiles, pairs, around, planes, section_planes, gains)
+    sections = _sections(profiles)
+    local = local_losses(pairs, sections, curve=NO_CURVE, tissue={}, smooth_blocks=smooth_blocks)
+    seen = _views(profiles, (), section_planes) if layers is not None and pairs else {}
+    flat = Intensity(np.zeros(planes), {}, {}, local, {}, section_planes)
+    told = _Told(brightness_spread(_tissue(seen, layers, flat)))
+    solved = _solved(profiles, pairs, around, planes, section_planes, gains, told)
+    dark: dict[int, float] = {}
     if exclude:
         excluded = _left_out(solved.gains, pairs, dark_db)
         unlike = set(excluded) - set(_too_dark(solved.gains, dark_db))
         if unlike:
             # A dark slice still tells of those above and below it; one that is like none of them does not.
-            some = {n: p for n, p in profiles.items() if n not in unlike}
+            dark = {n: solved.gains[n] for n in unlike}
+            profiles = {n: p for n, p in profiles.items() if n not in unlike}
             pairs = [p for p in pairs if not {p.first, p.second} & unlike]
             around = {pair: value for pair, value in around.items() if not set(pair) & unlike}
-            first = solved.gains
-            solved = _solved(some, pairs, around, planes, section_planes, gains)
-            solved.gains.update({n: first[n] for n in unlike})
-    local = _local(pairs, sorted(set(profiles)), smooth_blocks)
-    return Intensity(solved.response, solved.gains, solved.sections, local, excluded, section_planes)
+            local = local_losses(pairs, sections, curve=NO_CURVE, tissue={}, smooth_blocks=smooth_blocks)
+            solved = _solved(profiles, pairs, around, planes, section_planes, gains, told)
+    seen = _views(profiles, excluded, section_planes) if seen else {}
+    for _ in range(_ROUNDS if seen else 0):
+        now = Intensity(solved.response, solved.gains, solved.sections, local, {}, section_planes)
+        tissue = _tissue(seen, layers, now)
+        curve = loss_curve(tissue, pairs)
+        if curve is None:
+            break
+        local = local_losses(pairs, sections, curve=curve, tissue=tissue, smooth_blocks=smooth_blocks)
+        told = _Told(
+            brightness_spread(tissue),
+            {s: curve.mean_loss(level) for s, level in tissue.items()},
+            {s: curve.slope(level) for s, level in tissue.items()},
+            solved.levels,
+            curve.mean_error_db,
+        )
+        solved = _solved(profiles, pairs, around, planes, section_planes, gains, told)
+    return Intensity(solved.response, solved.gains | dark, solved.sections, local, excluded, section_planes)
+
+
+def _sections(profiles: Mapping[int, Array]) -> list[int]:
+    return list(range(min(profiles), max(profiles) + 1)) if profiles else []
+
+
+def _views(profiles: Mapping[int, Array], excluded: Collection[int], section_planes: float) -> dict[int, int]:
+    """Return which slice shows the whole of each section: its own, or an earlier one where that is left out."""
+    views = {}
+    for section in _sections(profiles):
+        for n in sorted((n for n in profiles if n <= section), reverse=True):
+            reach = layer_planes((section - n + 1) * LAYERS - 1, section_planes)[1]
+            if n not in excluded and reach <= len(profiles[n]):
+                views[section] = n
+                break
+    return views
+
+
+def _tissue(views: Mapping[int, int], layers: Callable[[int], Single] | None, found: Intensity) -> dict[int, Single]:
+    """Return the brightness of the layers of each section that has tissue, shape (x, y, layers)."""
+    tissue: dict[int, Single] = {}
+    if layers is None:
+        return tissue
+    for section, n in views.items():
+        shown = layers(n)
+        if not np.isfinite(shown).any():
+            continue
+        lost = np.zeros(shown.shape[:2], np.float32)
+        level = []
+        for k in range((section - n + 1) * LAYERS):
+            own = found.local_db[n + k // LAYERS][:, :, k % LAYERS]
+            if n + k // LAYERS == section:
+                mean = np.mean([found.level_db(n, d) for d in range(*layer_planes(k, found.section_planes))])
+                level.append(shown[:, :, k] - np.float32(mean) + lost + own / 2)
+            lost = lost + own
+        tissue[section] = np.stack(level, 2).astype(np.float32)
+    return tissue
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the brightness of the tissue tells of sections."""
+
+    spread_db: float = _SECTION_PRIOR_DB
+    """By how much the brightness of sections may differ."""
+    loss_db: Mapping[int, float] = field(default_factory=dict)
+    """What sections take away, of the brightness `level_db`, but for what is common to all."""
+    slope: Mapping[int, float] = field(default_factory=dict)
+    """By how much that grows with the brightness of a section."""
+    level_db: Mapping[int, float] = field(default_factory=dict)
+    error_db: float = _SECTION_PRIOR_DB
+    """Standard deviation of `loss_db`."""
 
 
 class _Solved(NamedTuple):
     response: Array
     gains: dict[int, float]
     sections: dict[int, float]
+    levels: dict[int, float]
+    """Brightness of sections."""
 
 
 def _solved(
@@ -163,18 +243,20 @@ def _solved(
     planes: int,
     section_planes: float,
     with_gains: bool,
+    told: _Told,
 ) -> _Solved:
     """Return response, gains and mean attenuation of sections by one robust linear solve."""
     slices = sorted(profiles)
     if not slices:
-        return _Solved(np.zeros(planes), {}, {})
-    sections = list(range(slices[0], slices[-1] + 1))
+        return _Solved(np.zeros(planes), {}, {}, {})
+    sections = _sections(profiles)
     gain_at = {n: planes + k for k, n in enumerate(slices)}
     section_at = {s: planes + len(slices) + k for k, s in enumerate(sections)}
     mean_at = planes + len(slices) + len(sections)
     faces = {n: (n - slices[0]) * section_planes for n in slices}
     knots = int((faces[slices[-1]] + planes) // _KNOT_PLANES) + 2
-    unknowns = mean_at + 1 + knots
+    usual_at = mean_at + 1 + knots
+    unknowns = usual_at + 1
     rows: list[dict[int, float]] = []
     values: list[float] = []
     errors: list[float] = []
@@ -198,7 +280,6 @@ def _solved(
         row |= {section_at[s]: -share for s, share in _crossed(first, depth, section_planes) if s in section_at}
         add(row, difference, _FACING_ERROR_DB, True)
     add({0: 1.0}, 0.0, 1e-3)
-    alike = _alike(pairs)
     # What each slice shows is tissue, too, and what slices show at the same place is the same tissue.
     for n, profile in profiles.items():
         for d in range(0, len(profile), _KNOT_PLANES):
@@ -209,11 +290,9 @@ def _solved(
                 row[mean_at + 2 + int(knot)] = rest
                 row |= {section_at[s]: -share for s, share in _crossed(n, d, section_planes) if s in section_at}
                 add(row, float(profile[d]), _PROFILE_ERROR_DB, True)
-    add(dict.fromkeys(range(mean_at + 1, unknowns), 1 / knots), 0.0, 1e-3)
-    for k in range(mean_at + 1, unknowns):
-        add(
-            {k: 1.0}, 0.0, _TISSUE_FREEDOM * alike.brightness_db * float(np.sqrt(max(section_planes / _KNOT_PLANES, 1)))
-        )
+    add(dict.fromkeys(range(mean_at + 1, usual_at), 1 / knots), 0.0, 1e-3)
+    for k in range(mean_at + 1, usual_at):
+        add({k: 1.0}, 0.0, _TISSUE_FREEDOM * told.spread_db * float(np.sqrt(max(section_planes / _KNOT_PLANES, 1))))
         if k > mean_at + 1:
             add({k: 1.0, k - 1: -1.0}, 0.0, _TISSUE_STEP_DB)
     shape = _mean_profile(list(profiles.values()), planes)
@@ -223,51 +302,25 @@ def _solved(
         add({planes - 1: 1.0}, float(shape[-1]), _SLOPE_PRIOR_DB)
     for n in slices:
         add({gain_at[n]: 1.0}, 0.0, _GAIN_PRIOR_DB if with_gains else 1e-3, with_gains)
+    within: dict[int, range] = {}
     for s in sections:
         top = mean_at + 1 + (s - slices[0]) * section_planes / _KNOT_PLANES
-        within = range(round(top), max(round(top) + 1, round(top + section_planes / _KNOT_PLANES)))
-        tissue = {k: -alike.loss_per_db / len(within) for k in within if k < unknowns}
-        add({section_at[s]: 1.0, **tissue}, 0.0, alike.loss_db)
+        within[s] = range(round(top), min(max(round(top) + 1, round(top + section_planes / _KNOT_PLANES)), usual_at))
+        if s in told.loss_db:
+            slope = told.slope[s]
+            tissue = {k: -slope / len(within[s]) for k in within[s]}
+            row = {section_at[s]: 1.0, usual_at: -1.0, **tissue}
+            add(row, told.loss_db[s] - slope * told.level_db[s], told.error_db)
+        else:
+            add({section_at[s]: 1.0}, 0.0, _SECTION_PRIOR_DB)
+    add({usual_at: 1.0}, 0.0, _USUAL_LOSS_DB)
     found = _robust_fit(rows, np.array(values), np.array(errors), np.array(robust), unknowns)
     response = found[:planes] - found[0]
     return _Solved(
         np.asarray(response),
         {n: float(found[gain_at[n]]) for n in slices},
         {s: float(found[section_at[s]]) for s in sections},
-    )
-
-
-class _Alike(NamedTuple):
-    """How sections may differ, from how parts of the tissue do."""
-
-    loss_per_db: float
-    """What a section takes away more for each dB by which it is brighter."""
-    loss_db: float
-    """Standard deviation of what sections take away besides."""
-    brightness_db: float
-    """Standard deviation of the brightness of sections."""
-
-
-def _alike(pairs: Sequence[PairLevels]) -> _Alike:
-    """Return what the parts of the tissue in all pairs tell of whole sections."""
-    nearest = min((p.second - p.first for p in pairs), default=1)
-    parts = [p.parts[np.isfinite(p.parts).all(1)] for p in pairs if p.second - p.first == nearest]
-    parts = [part for part in parts if len(part) >= _FEWEST_PARTS]
-    if not parts:
-        return _Alike(0.0, _SECTION_PRIOR_DB, _SECTION_PRIOR_DB)
-    weight = np.concatenate([part[:, 0] / part[:, 0].sum() for part in parts])
-    bright, loss = (
-        np.concatenate([part[:, k] - np.average(part[:, k], weights=part[:, 0]) for part in parts]) for k in (1, 2)
-    )
-    count = float(np.mean([1 / ((part[:, 0] / part[:, 0].sum()) ** 2).sum() for part in parts]))
-    variance = float(np.average(bright**2, weights=weight))
-    per_db = float(np.average(bright * loss, weights=weight)) / (variance + _PARTS_ERROR_DB**2)
-    left = float(np.average((loss - per_db * bright) ** 2, weights=weight))
-    # A section is the mean over its parts, which are nearly independent of each other.
-    return _Alike(
-        per_db,
-        float(np.hypot(_LEAST_LOSS_DB, np.sqrt(left / (count - 1)))),
-        float(np.hypot(_LEAST_LOSS_DB, np.sqrt(variance / (count - 1)))),
+        {s: float(found[list(within[s])].mean()) for s in sections},
     )
 
 
@@ -328,73 +381,3 @@ def _left_out(gains: Mapping[int, float], pairs: Sequence[PairLevels], dark_db: 
         if n not in reasons and mine and others and max(mine) < _UNLIKE * middle:
             reasons[n] = f"like none of its neighbours (correlation {max(mine):.2f}; usual {middle:.2f})"
     return reasons
-
-
-def _local(pairs: Sequence[PairLevels], slices: Sequence[int], smooth_blocks: float) -> dict[int, Single]:
-    """Return by how many dB more than on average each section takes away at each block.
-
-    Each pair sees the sum over the sections between its slices; a section that no pair crosses is taken to be like
-    those beside it.
-    """
-    from scipy import ndimage
-
-    if not pairs:
-        return {}
-    sections = list(range(slices[0], slices[-1] + 1))
-    at = {s: k for k, s in enumerate(sections)}
-    shape = pairs[0].local_db.shape
-    smooth = []
-    for pair in pairs:
-        weight = pair.weight  # float32: of many pairs this is most of the memory
-        value = pair.local_db * weight
-        if smooth_blocks > 0:
-            weight = ndimage.gaussian_filter(weight, smooth_blocks)
-            value = ndimage.gaussian_filter(value, smooth_blocks)
-        smooth.append((at[pair.first], at[pair.second], value, weight))
-
-    found = np.zeros((len(sections), *shape), np.float32)
-    rows = max(1, _LOCAL_AT_ONCE // (len(sections) * shape[1]))
-    for k in range(0, shape[0], rows):
-        part = slice(k, k + rows)
-        found[:, part] = _losses([(i, j, value[part], weight[part]) for i, j, value, weight in smooth], len(sections))
-    return {s: found[k] for s, k in at.items()}
-
-
-def _losses(pairs: Sequence[tuple[int, int, Single, Single]], sections: int) -> Single:
-    """Return what sections take away at some blocks, (sections, x, y), from weighted sums over sections of pairs.
-
-    Parameters
-    ----------
-    pairs : sequence of (int, int, ndarray, ndarray)
-        First section and the one after the last; the sum times its weight, and the weight, both (x, y).
-    sections : int
-        Number of sections.
-    """
-
-    def normal(maps: Array) -> Array:
-        out = maps / _LOCAL_PRIOR_DB**2
-        step = np.diff(maps, axis=0) / _LOCAL_STEP_DB**2
-        out[:-1] -= step
-        out[1:] += step
-        for first, second, _, weight in pairs:
-            out[first:second] += weight * maps[first:second].sum(0)
-        return out
-
-    right = np.zeros((sections, *pairs[0][2].shape))
-    for first, second, value, _ in pairs:
-        right[first:second] -= value
-    # Conjugate gradients, for all blocks at once: each block is a small system of its own.
-    found = np.zeros_like(right)
-    rest = right.copy()
-    direction = rest.copy()
-    size = (rest**2).sum(0)
-    for _ in range(4 * sections if sections < 15 else 60):
-        if float(size.max(initial=0)) < 1e-10:
-            break
-        turned = normal(direction)
-        step = np.where(size > 0, size / np.maximum((direction * turned).sum(0), 1e-30), 0)
-        found += step * direction
-        rest -= step * turned
-        before, size = size, (rest**2).sum(0)
-        direction = rest + np.where(before > 0, size / np.maximum(before, 1e-30), 0) * direction
-    return found.astype(np.float32)

@@ -30,8 +30,6 @@ _BLOCK_ERROR_DB = 0.4
 """Error of a block's level from speckle, where there is no noise."""
 _OTHER_ERROR_DB = 0.3
 _FACE_PLANES = 12
-_PARTS = 4
-"""Parts of the tissue along x and along y."""
 _HUBER = 1.5
 
 
@@ -166,9 +164,6 @@ class PairLevels:
     """One over the variance of `local_db`; 0 where nothing is known."""
     likeness: float
     """Correlation of fine structure, -1..1."""
-    parts: Array
-    """By part of the tissue: share of the tissue, its level between the two faces, and what it takes away in a section
-    (dB against the mean over the tissue), shape (parts, 3); NaN where a part is too small."""
 
     @property
     def planes(self) -> int:
@@ -228,44 +223,7 @@ def pair_levels(
         local,
         how_sure,
         _likeness(a, b, known, inside),
-        _parts(earlier, inside, -(place - middle) / (second - first), apart_planes, second - first),
     )
-
-
-def _parts(earlier: SliceLevels, inside: Mask, loss_db: Array, apart_planes: int, sections: int) -> Array:
-    """Return how bright parts of the tissue between two faces are, and what they take away in a section.
-
-    Parameters
-    ----------
-    earlier : SliceLevels
-        The slice that sees all of this tissue.
-    inside : ndarray of bool, shape (x, y)
-        Blocks that are compared.
-    loss_db : ndarray, shape (blocks,)
-        What is taken away in a section against the mean.
-    apart_planes : int
-        Planes between the two faces.
-    sections : int
-        Sections between them.
-    """
-    found = np.full((_PARTS**2, 3), np.nan)
-    above = earlier.power[:, :, :apart_planes][inside]
-    clear = np.isfinite(above) & (above > max(0.5 * earlier.noise, 1e-30))
-    level = 10 * np.log10(np.where(clear, above, 1.0))
-    # Without its mean over the tissue, so that planes of which a part is unknown do not count as brighter.
-    level -= (level * clear).sum(0) / np.maximum(clear.sum(0), 1)
-    # The middle of the sections lies in the shadow of half of what they take away.
-    bright = (level * clear).sum(1) / np.maximum(clear.sum(1), 1) + loss_db * sections / 2
-    good = 2 * clear.sum(1) >= above.shape[1]
-    at = np.zeros(len(bright), int)
-    for places in np.nonzero(inside):
-        low, high = places.min(), places.max() + 1
-        at = at * _PARTS + (places - low) * _PARTS // (high - low)
-    for k in range(_PARTS**2):
-        mine = good & (at == k)
-        if mine.sum() * 4 * _PARTS**2 >= good.sum() > 0:
-            found[k] = mine.sum() / good.sum(), bright[mine].mean(), loss_db[mine].mean()
-    return found
 
 
 def facing_levels(first: int, second: int, earlier: SliceLevels, later: SliceLevels, /) -> tuple[float, int] | None:

@@ -8,6 +8,7 @@ instrument, however little of it there is. log v is a polynomial over the field;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import factorial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +19,19 @@ FloatArray = NDArray[np.float32]
 Array = NDArray[np.float64]
 
 BLOCK_PX = 8
-"""Side of the blocks that are compared."""
+"""Side of the blocks that are compared; smaller where an overlap does not hold four of them side by side."""
 DEGREE = 4
 """Of the polynomial."""
 FEWEST_PAIRS = 6
 """Pairs of tiles with tissue in common, along each axis, below which nothing is said."""
 
+_POWERS = [(i, j) for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i) if i + j]
+_SMALLEST_PX = 3
 _TISSUE_SHARE = 0.3
 _FEWEST_BLOCKS = 12
 _GAIN_PRIOR = 0.05
-_RIDGE = 0.3
+_TERM_PRIOR = 0.3
+"""Of the logarithm, over the factorial of the degree: overlaps are a narrow rim, and the smoothest field fits best."""
 _HUBER = 1.5
 _MOST = 1.6
 
@@ -88,15 +92,17 @@ def _differences(
 ) -> tuple[Array, Array, Array, NDArray[np.intp], NDArray[np.intp]] | None:
     """Return the differences of logarithms, the two places of the field, and the two tiles of each."""
     rows = []
+    side = _block_side(offset, pairs, shape)
     for a, b in pairs.tolist():
         if tiles[a].shape != shape or tiles[b].shape != shape:
             continue
         regions = shared_slices(offset[b] - offset[a], shape)
-        means = [_block_means(np.asarray(tiles[n][r], np.float32), in_db) for n, r in zip((a, b), regions, strict=True)]
+        shared = [np.asarray(tiles[n][region], np.float32) for n, region in zip((a, b), regions, strict=True)]
+        means = [_block_means(part, side, in_db) for part in shared]
         if not means[0].size:
             continue
         where = np.stack(np.meshgrid(*(np.arange(n) for n in means[0].shape), indexing="ij"), axis=-1)
-        middle = where.reshape(-1, 2) * float(BLOCK_PX) + (BLOCK_PX - 1) / 2
+        middle = where.reshape(-1, 2) * float(side) + (side - 1) / 2
         starts = [np.array([s.start or 0 for s in region], float) for region in regions]
         rows.append((a, b, means[0].ravel(), means[1].ravel(), middle + starts[0], middle + starts[1]))
     if not rows:
@@ -127,13 +133,21 @@ def _differences(
     return joined[0], joined[1], joined[2], np.concatenate(first), np.concatenate(second)
 
 
-def _block_means(region: FloatArray, in_db: bool) -> Array:
+def _block_side(offset: NDArray[np.intp], pairs: NDArray[np.intp], shape: tuple[int, int]) -> int:
+    """Return the side of blocks of which four fit side by side into the usual overlap."""
+    if not len(pairs):
+        return BLOCK_PX
+    common = np.array(shape) - np.abs(offset[pairs[:, 1]] - offset[pairs[:, 0]])
+    return int(np.clip(np.median(common.min(axis=1)) // 4, _SMALLEST_PX, BLOCK_PX))
+
+
+def _block_means(region: FloatArray, side: int, in_db: bool) -> Array:
     """Return the mean linear intensity of whole blocks; NaN where a pixel has no value."""
-    nx, ny = (n // BLOCK_PX for n in region.shape)
-    part = region[: nx * BLOCK_PX, : ny * BLOCK_PX].astype(np.float64)
+    nx, ny = (n // side for n in region.shape)
+    part = region[: nx * side, : ny * side].astype(np.float64)
     if in_db:
         part = 10 ** (part / 10)
-    return np.asarray(part.reshape(nx, BLOCK_PX, ny, BLOCK_PX).mean(axis=(1, 3)))
+    return np.asarray(part.reshape(nx, side, ny, side).mean(axis=(1, 3)))
 
 
 def _terms(at: Array, shape: tuple[int, int]) -> Array:
@@ -141,7 +155,7 @@ def _terms(at: Array, shape: tuple[int, int]) -> Array:
     from numpy.polynomial import legendre
 
     x, y = (legendre.legvander(2 * at[:, k] / (shape[k] - 1) - 1, DEGREE) for k in (0, 1))
-    return np.stack([x[:, i] * y[:, j] for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i) if i + j], axis=1)
+    return np.stack([x[:, i] * y[:, j] for i, j in _POWERS], axis=1)
 
 
 def _fit(terms: Array, value: Array, first: NDArray[np.intp], second: NDArray[np.intp], tiles: int) -> Array:
@@ -150,6 +164,7 @@ def _fit(terms: Array, value: Array, first: NDArray[np.intp], second: NDArray[np
     from scipy.sparse import linalg
 
     count = terms.shape[1]
+    prior = np.diag([(factorial(i + j) / _TERM_PRIOR) ** 2 for i, j in _POWERS])
     rows = np.arange(len(value))
     gains = sparse.csr_matrix(
         (np.repeat([1.0, -1.0], len(value)), (np.tile(rows, 2), np.concatenate([first, second]))),
@@ -166,7 +181,7 @@ def _fit(terms: Array, value: Array, first: NDArray[np.intp], second: NDArray[np
         )
         solve = linalg.splu(inner)
         pull = np.asarray(gains.T @ (scaled * value))
-        normal = terms.T @ (terms * scaled[:, None]) - cross.T @ solve.solve(cross) + np.eye(count) / _RIDGE**2
+        normal = terms.T @ (terms * scaled[:, None]) - cross.T @ solve.solve(cross) + prior
         fitted = np.linalg.solve(normal, terms.T @ (scaled * value) - cross.T @ solve.solve(pull))
         own = solve.solve(pull - cross @ fitted)
         off = np.abs(value - terms @ fitted - gains @ own)

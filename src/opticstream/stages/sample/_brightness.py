@@ -31,6 +31,7 @@ from opticstream.compute.sample import (
     corrected_power,
     correction_map,
     facing_levels,
+    layer_levels,
     levels_in_sample,
     pair_levels,
     plane_sources,
@@ -105,7 +106,7 @@ class _Frame:
 
     def common(self, other: _Frame, values: Single) -> Single:
         """Return a map on the blocks of a frame that this one holds on these blocks, NaN where it has none."""
-        out = np.full(self.shape, np.nan, np.float32)
+        out = np.full((*self.shape, *values.shape[2:]), np.nan, np.float32)
         i, j = other.first[0] - self.first[0], other.first[1] - self.first[1]
         width, height = min(values.shape[0], self.shape[0] - i), min(values.shape[1], self.shape[1] - j)
         out[i : i + width, j : j + height] = values[:width, :height]
@@ -296,6 +297,11 @@ class _Kept:
         self._power(n)  # stays, too
         return np.asarray(_stored(path, lambda: {"profile": self.levels(n).profile_db})["profile"], float)
 
+    def layers(self, n: int, section_planes: float) -> Single:
+        """Return the smoothed levels of the layers of a slice, shape (x, y, layers)."""
+        path = self._path(f"profile{n}", "layers", section_planes, *self._place(n))
+        return _stored(path, lambda: {"layers": layer_levels(self.levels(n), section_planes)})["layers"]
+
     def pair(self, first: int, second: int, apart: int) -> PairLevels | None:
         """Return what two slices say of each other."""
 
@@ -309,10 +315,9 @@ class _Kept:
                 "local_db": found.local_db,
                 "weight": found.weight,
                 "likeness": np.array(found.likeness),
-                "parts": found.parts,
             }
 
-        path = self._path(f"pair{first}-{second}", "with parts", apart, *self._place(first), *self._place(second))
+        path = self._path(f"pair{first}-{second}", apart, *self._place(first), *self._place(second))
         arrays = _stored(path, make)
         if "nothing" in arrays:
             return None
@@ -325,7 +330,6 @@ class _Kept:
             arrays["local_db"],
             arrays["weight"],
             float(arrays["likeness"]),
-            arrays["parts"],
         )
 
     def remove_others(self) -> None:
@@ -383,6 +387,7 @@ def _solved(kept: _Kept, slices: list[int], planes: int, settings: SampleIntensi
         section_planes=planes,
         facing=facing,
         smooth_blocks=_SMOOTH_PX / kept.frame.side,
+        layers=lambda n: kept.layers(n, planes),
         dark_db=settings.dark_db,
         gains=settings.gains,
         exclude=settings.exclude,
@@ -589,9 +594,11 @@ def _local_maps(path: Path, entry: Mapping[str, Any], frame: _Frame) -> dict[int
         return {}
     try:
         with np.load(path) as stored:
-            return {int(key): frame.common(_Frame(side, (x, y), stored[key].shape), stored[key]) for key in stored}
+            maps = {int(key): stored[key] for key in stored}
     except (OSError, ValueError, EOFError):
         return {}
+    # those of an earlier version have no layers
+    return {s: frame.common(_Frame(side, (x, y), m.shape[:2]), m) for s, m in maps.items() if m.ndim == 3}
 
 
 def _write_local_maps(path: Path, intensity: Intensity) -> None:
