@@ -1,12 +1,14 @@
 """Accuracy, time and memory of tile positions on synthetic PS-OCT-like tiles, ours beside three public tools.
 
     python benchmarks/stitch.py [--cases std10 hard10] [--peers ashlar m2stitch multiview-stitcher] [--repeat 3]
-    python benchmarks/stitch.py --cases --tissues all --seeds 201 202 [--peers ashlar]
+    python benchmarks/stitch.py --cases --tissues all --seeds 401 402 [--settings standard "10 %"] [--peers ashlar]
 
 `--tissues` takes mosaics from a second generator, written without looking at the first nor at the code: six textures,
 ragged tissue, an instrument's shading and pattern, correlated speckle. Errors are then counted over the largest group
-of tiles that are connected by links with at least 0.3 tissue, after the median shift is removed. Seeds below 100 served
-while the code was written; report others.
+of tiles that are connected by links with at least 0.3 tissue, after the median shift is removed; `outside` are the
+other tiles, blank ones included. Seeds below 100 served while the code was written; report others. The run ends with
+a table of the spread over all tissues and seeds, and `--out` holds all figures after every mosaic. With all peers a
+mosaic takes minutes; `--peers` without names runs ours alone.
 
 Every tool runs as a process of its own (its imports count) on the same tiles with its best settings that we know; the
 peers' environments are made from PyPI under build/peers. Errors are over tiles with tissue that touch
@@ -131,8 +133,14 @@ def figures_of_tissue(
         lattice = positions - mosaic.lattice_px
         lattice -= np.median(lattice[mosaic.scored], axis=0)
         told["blank_px"] = float(np.hypot(*lattice[empty].T).max())
+    outside = ~mosaic.scored
+    if outside.any():
+        told["outside_px"] = float(np.hypot(*off[outside].T).max())
     if uncertainty is not None:
-        told["error_over_stated"] = float(np.sqrt(((off / np.array(uncertainty))[mosaic.scored] ** 2).mean()))
+        ratio = off / np.array(uncertainty)
+        told["error_over_stated"] = float(np.sqrt((ratio[mosaic.scored] ** 2).mean()))
+        if outside.any():
+            told["outside_over_stated"] = float(np.sqrt((ratio[outside] ** 2).mean()))
     return told
 
 
@@ -188,10 +196,15 @@ def main() -> None:
             for seed in choices.seeds:
                 tiles = tissue_mosaic(tissue, **SETTINGS[setting], with_second=choices.second_map, seed=seed)
                 rows += compared(f"{tissue}, {setting}, {seed}", tiles, tiles.second, choices)
+                keep(rows, choices.out)
     if choices.tissues:
         show_spread(rows)
-    if choices.out:
-        choices.out.write_text(json.dumps(rows, indent=1) + "\n")
+    keep(rows, choices.out)
+
+
+def keep(rows: list[dict[str, Any]], out: Path | None) -> None:
+    if out:
+        out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def compared(
@@ -237,18 +250,34 @@ def compared(
 
 
 def show_spread(rows: list[dict[str, Any]]) -> None:
-    """Print the spread over all mosaics of the second generator, tool by tool and setting by setting."""
+    """Print a table of the spread over all mosaics of the second generator, setting by setting and tool by tool."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        if "linked_px" in row:
+        if row["case"].count(", ") == 2:
             groups.setdefault((row["case"].split(", ")[1], row["tool"]), []).append(row)
-    for (setting, tool), some in groups.items():
-        rms, worst = sorted(r["rms_px"] for r in some), sorted(r["worst_px"] for r in some)
-        print(
-            f"{setting:15s} {tool:19s} {len(some)} mosaics: RMS {rms[0]:.2f} to {rms[-1]:.2f}, median "
-            f"{statistics.median(rms):.2f}; worst {worst[-1]:.2f}, median {statistics.median(worst):.2f} px; "
-            f"{statistics.median(r['cpu_s'] for r in some):.1f} s CPU"
+    print(
+        "\n| setting, tool | mosaics | RMS px, median (range) | worst px, median (range) | worst below 1 px "
+        "| error over stated, scored; outside | processor s |\n|---|---|---|---|---|---|---|"
+    )
+    for (setting, tool), every in groups.items():
+        some = [row for row in every if "linked_px" in row]
+        if not some:
+            print(f"| {setting}, {tool} | 0 of {len(every)} | | | | | |")
+            continue
+        below = sum(row["worst_px"] < 1 for row in some)
+        rms, worst, scored, outside, cpu = (
+            spread(some, name) for name in ("rms_px", "worst_px", "error_over_stated", "outside_over_stated", "cpu_s")
         )
+        print(
+            f"| {setting}, {tool} | {len(some)} of {len(every)} | {rms} | {worst} | {below} of {len(some)} "
+            f"| {scored}; {outside} | {cpu} |"
+        )
+
+
+def spread(rows: list[dict[str, Any]], name: str) -> str:
+    """Return median and range of a figure, or a dash where no row has it."""
+    values = sorted(row[name] for row in rows if name in row)
+    return f"{statistics.median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})" if values else "-"
 
 
 def show(row: dict[str, Any]) -> None:
@@ -256,6 +285,7 @@ def show(row: dict[str, Any]) -> None:
         print(f"{row['case']:9s} {row['tool']:19s} failed: {row['error'][-120:]!r}", flush=True)
         return
     further = {"blank_px": "blank", "textured_px": "textured", "linked_px": "linked", "error_over_stated": "ratio"}
+    further |= {"outside_px": "outside", "outside_over_stated": "ratio there"}
     more = "".join(f" {name} {row[key]:.2f}" for key, name in further.items() if key in row)
     print(
         f"{row['case']:9s} {row['tool']:20s} RMS {row['rms_px']:.2f} worst {row['worst_px']:.2f}{more} px, "

@@ -38,6 +38,13 @@ def test_doubtful_positions_lost_tiles_and_an_empty_mask_are_told_together():
     assert "processing.mask.threshold_db" in mask
 
 
+def test_a_pattern_in_the_overlaps_is_worth_a_look_though_the_positions_are_good():
+    pattern = "overlaps disagree in a pattern: the field of view is distorted by up to 0.6 px"
+    verdict = verdict_of_mosaic(coordinates(replace(GOOD, pattern=pattern)), SOUND)
+    assert verdict.grade == "look"
+    assert verdict.reasons == (f"coordinates: {pattern}",)
+
+
 def focus(before: float, after: float, *, reused: bool = False) -> FocusResult:
     return FocusResult(Path("focus-normal.nii"), reused, before, after)
 

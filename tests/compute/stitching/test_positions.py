@@ -186,7 +186,7 @@ def test_two_kinds_of_image_are_better_than_one():
 def test_faint_texture_under_full_speckle_is_used_as_far_as_it_goes():
     """Half of the tiles are blank, no link is clear on its own: all together still tell."""
     squares, scaled = [], []
-    for seed in (0, 1):
+    for seed in range(4):  # two alone may be decided by one link
         mosaic = synthetic_mosaic(
             columns=7, rows=7, tile_shape=(260, 260), contrast=0.16, speckle=1.0, blank_fraction=0.4, seed=seed
         )

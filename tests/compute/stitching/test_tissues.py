@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from opticstream.compute.stitching import field_geometry, filtered_tiles, high_pass_for_overlap, positions_from_tiles
-from opticstream.compute.stitching._correlation import NoiseModel, aligned_likelihoods, aligned_overlaps, noise_model
+from opticstream.compute.stitching._correlation import (
+    NoiseModel,
+    aligned_likelihoods,
+    aligned_overlaps,
+    cross_spectra,
+    likelihood_surfaces,
+    noise_model,
+    ring_frequency,
+)
 from opticstream.compute.stitching._instrument import instrument_gain
 from opticstream.compute.stitching._tilefilter import tissue_level
 from opticstream.testing.tissue_mosaic import TEXTURES, placement_errors, tissue_mosaic
@@ -148,6 +156,32 @@ def test_tiles_with_nothing_in_common_have_no_noise_model_and_no_likelihood():
     empty = aligned_overlaps(blank, pairs, displacement)
     assert noise_model(empty, displacement, np.ones(1, bool)) is None
     assert not aligned_likelihoods(empty, NoiseModel(signal, np.ones(128, np.float32)))[0].any()
+
+
+def views_of_nothing_in_common(pairs, loud_px):
+    """Return pairs of tiles that overlap by 40 px; both have structure in `loud_px` px of the overlap's length."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(5)
+    tiles = 0.02 * rng.standard_normal((2 * pairs, 120, 160))
+    for k, tile in enumerate(tiles):
+        at = slice(80, 120) if k % 2 == 0 else slice(0, 40)
+        tile[at, :loud_px] += 5 * gaussian_filter(rng.standard_normal((40, loud_px)), 2)
+    links = np.arange(2 * pairs).reshape(pairs, 2)
+    return filtered_tiles(tiles, logarithm=False), links, np.tile([80, 0], (pairs, 1))
+
+
+@pytest.mark.parametrize("loud_px", [160, 24])
+def test_chance_reaches_higher_where_little_of_an_overlap_holds_structure(loud_px):
+    """A corner of tissue, or the halo of an edge, has few independent samples however large the overlap is."""
+    tiles, links, displacement = views_of_nothing_in_common(60, loud_px)
+    overlaps = aligned_overlaps(tiles, links, displacement)
+    signal = np.exp(-2 * (np.pi * 2 * ring_frequency()) ** 2).astype(np.float32)
+    likelihood, chance = aligned_likelihoods(overlaps, NoiseModel(signal, np.full_like(signal, 0.1)))
+    assert 0.6 < rms(likelihood[:, 3, 3] / chance) < 1.8
+    spectra = cross_spectra(tiles.values, links, displacement, np.arange(60), axis=0, margin_px=(8, 8))
+    z, _ = likelihood_surfaces(spectra, signal)
+    assert 0.6 < rms(z[:, 8, 8]) < 1.8
 
 
 # --- geometry of the field ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ on the cross-spectrum, which is computed once and kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ class CrossSpectra:
         Power of both strips by ring of frequency; sums to `total_energy`.
     ring : ndarray of int, shape (fx, fy)
         Ring of every bin of the spectrum.
+    crowding : ndarray, shape (n,), float32
+        Mean `crowding` of the two strips over the shifts.
     """
 
     links: NDArray[np.intp]
@@ -57,10 +60,89 @@ class CrossSpectra:
     total_energy: FloatArray
     radial_power: FloatArray
     ring: NDArray[np.intp]
+    crowding: FloatArray
 
     def column_weight(self) -> FloatArray:
         """Return 2 for columns of the half spectrum that stand for two, else 1; shape (fy,)."""
         return _column_weight(self.shape[1])
+
+
+LOUD_BLOCK_PX = 8
+"""Size of the blocks in which energy is compared: larger than the grain of speckle, smaller than a corner of tissue."""
+
+
+def crowding(first: FloatArray, second: FloatArray, /) -> FloatArray:
+    """Return by which factor the structure of two views is crowded into a part of their overlap.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (..., x, y)
+        Local energies of the two views.
+
+    Returns
+    -------
+    ndarray, shape (...,)
+        The correlation of independent views scatters by this factor more, in variance, than it would if both had their
+        energy everywhere. Where a tenth of the overlap is tissue, in both views, there is a tenth of the independent
+        samples. 1 for blank views.
+
+    Examples
+    --------
+    >>> corner = np.zeros((4, 5), np.float32)
+    >>> corner[0, :2] = 3
+    >>> [round(float(crowding(corner, other)), 3) for other in (corner, np.ones_like(corner))]
+    [10.0, 1.0]
+    """
+    both = first.mean(axis=(-2, -1)) * second.mean(axis=(-2, -1))
+    together = np.einsum("...xy,...xy->...", first, second) / max(first.shape[-2] * first.shape[-1], 1)
+    return np.asarray(np.where(both > 0, together / np.where(both > 0, both, 1), 1), np.float32)
+
+
+def _envelopes(image: FloatArray) -> FloatArray:
+    """Return the local energy of what is coarser than speckle, on blocks of views, shape (.., x, y)."""
+    (into_x, near_x), (into_y, near_y) = (_block_means(n) for n in image.shape[-2:])
+    energy = (into_x @ image @ into_y.T) ** 2
+    return np.asarray(near_x @ energy @ near_y, np.float32)
+
+
+@lru_cache(maxsize=256)
+def _block_means(length: int) -> tuple[FloatArray, FloatArray]:
+    """Return the matrix of the means of equal blocks, and the one that averages every block with its neighbours.
+
+    Equal blocks lie alike seen from either end: a scan that is turned upside down has the same ones.
+    """
+    count = max(length // LOUD_BLOCK_PX, 1)
+    edges = np.arange(count + 1) * (length / count)
+    pixel = np.arange(length)
+    shared = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    near = np.eye(count) + np.eye(count, k=1) + np.eye(count, k=-1)
+    near[0, 0] += 1
+    near[-1, -1] += 1
+    return np.asarray(np.maximum(shared, 0) * (count / length), np.float32), np.asarray(near / 3, np.float32)
+
+
+def _usual_crowding(
+    first: FloatArray, second: FloatArray, lag_base: NDArray[np.intp], margin: NDArray[np.intp]
+) -> FloatArray:
+    """Return the mean `crowding` of strips, given as envelopes (n, x, y), over the shifts within `margin`.
+
+    At the one shift at which they match the loud parts of two views coincide because they show the same.
+    """
+    result = np.ones(len(first), np.float32)
+    ends = np.rint((lag_base[:, None, :] + np.stack([-margin, margin])) / LOUD_BLOCK_PX).astype(int)
+    for reach in np.unique(ends, axis=0):
+        mine = np.flatnonzero((ends == reach).all(axis=(1, 2)))
+        one, other = first[mine], second[mine]
+        width, height = first.shape[1:]
+        found = []
+        for dx in range(max(reach[0, 0], 1 - width), min(reach[1, 0], width - 1) + 1):
+            for dy in range(max(reach[0, 1], 1 - height), min(reach[1, 1], height - 1) + 1):
+                here = one[:, max(dx, 0) : width + min(dx, 0), max(dy, 0) : height + min(dy, 0)]
+                there = other[:, max(-dx, 0) : width - max(dx, 0), max(-dy, 0) : height - max(dy, 0)]
+                found.append(crowding(here, there))
+        if found:
+            result[mine] = np.maximum(np.mean(found, axis=0), 1)
+    return result
 
 
 RINGS = 128
@@ -141,6 +223,8 @@ def cross_spectra(
     energy = np.empty((n, *window), np.float32)
     area = np.empty((n, *window), np.float32)
     total = np.empty((n, 2), np.float32)
+    loud_first: list[FloatArray] = []
+    loud_second: list[FloatArray] = []
     masks = _shared_masks(lag_base, strip, margin)
     for start in range(0, n, BATCH):
         part = slice(start, min(start + BATCH, n))
@@ -153,6 +237,8 @@ def cross_spectra(
             power = (one.real**2 + one.imag**2) * columns
             for k in range(part.start, part.stop):
                 radial_power[k, side] = np.bincount(flat_ring, power[k - start].ravel(), minlength=RINGS)
+        loud_first.append(_envelopes(first))
+        loud_second.append(_envelopes(second))
         first, second = first * first, second * second
         total[part, 0], total[part, 1] = first.sum(axis=(1, 2)), second.sum(axis=(1, 2))
         for k in range(part.start, part.stop):
@@ -175,6 +261,7 @@ def cross_spectra(
         total_energy=total,
         radial_power=radial_power,
         ring=ring,
+        crowding=_usual_crowding(np.concatenate(loud_first), np.concatenate(loud_second), lag_base, margin),
     )
 
 
@@ -260,7 +347,7 @@ def likelihood_surfaces(spectra: CrossSpectra, ring_weight: FloatArray, /) -> tu
         energy = np.maximum(spectra.energy[k], 0.01 * density[k] * spectra.area[k]) * share[k]
         coefficient = np.clip(correlation / np.maximum(energy, 1e-30), -0.995, 0.995)
         coefficients[k] = coefficient
-        samples = spectra.area[k] / grain  # grain: pixels per independent sample
+        samples = spectra.area[k] / (grain * spectra.crowding[k])  # grain: pixels per independent sample
         result[k] = np.sign(coefficient) * np.sqrt(-samples * np.log1p(-(coefficient**2)))
     return result, coefficients
 
@@ -295,6 +382,8 @@ class AlignedOverlaps:
         Pixels that count; 0 where the overlap is too small or one of the two is blank.
     rows : ndarray of int, shape (fx,)
         Rows of the whole transform that were kept.
+    crowding : ndarray, shape (n,), float32
+        `crowding` of the two views.
     """
 
     offset_lag: NDArray[np.intp]
@@ -303,6 +392,7 @@ class AlignedOverlaps:
     power: FloatArray
     area: FloatArray
     rows: NDArray[np.intp]
+    crowding: FloatArray
 
     @property
     def frequency(self) -> tuple[FloatArray, FloatArray]:
@@ -382,6 +472,7 @@ def aligned_overlaps(
     cross = np.zeros((n, len(rows), fy), np.complex64)
     power = np.zeros((n, len(rows), fy), np.float32)
     area = np.zeros(n, np.float32)
+    crowded = np.ones(n, np.float32)
     for start in range(0, n, BATCH):
         part = range(start, min(start + BATCH, n))
         cut = np.zeros((2, len(part), nx, ny), np.float32)
@@ -398,6 +489,8 @@ def aligned_overlaps(
                 cut[side, row, : len(edge_x), : len(edge_y)] = patch * soft
             if cut[0, row].any() and cut[1, row].any():
                 area[k] = float((soft**2).sum())
+                one, other = cut[:, row, : len(edge_x), : len(edge_y)]
+                crowded[k] = max(float(crowding(_envelopes(one), _envelopes(other))), 1.0)
         first, second = (fft.rfft2(one, workers=workers) for one in cut)
         here = slice(part.start, part.stop)
         per_pixel = 0.5 / np.maximum(area[here], 1)
@@ -406,7 +499,7 @@ def aligned_overlaps(
         power[here] = first.real**2 + first.imag**2
         power[here] += second.real**2 + second.imag**2
         power[here] *= per_pixel[:, None, None]
-    return AlignedOverlaps(displacement_px, (nx, ny), cross, power, area, rows)
+    return AlignedOverlaps(displacement_px, (nx, ny), cross, power, area, rows, crowded)
 
 
 def noise_model(
@@ -506,11 +599,12 @@ def aligned_likelihoods(
         signal *= np.float32(OWN_SHARE)
         signal += np.float32(1 - OWN_SHARE) * shared
         signal *= shared > 0
-        own_noise = noise + np.float32(UNLIKE) * signal
+        crowded = overlaps.crowding[part]
+        own_noise = noise + np.float32(UNLIKE) * crowded[:, None, None] * signal
         weight = signal / (own_noise * (own_noise + 2 * signal))
         likelihood[part] = (into_x @ (overlaps.cross[part] * weight) @ into_y).real
         expected = (weight * ratio * usual) ** 2 @ doubled.astype(np.float32)
-        chance[part] = overlaps.area[part] * np.sqrt(expected.sum(axis=1) / (nx * ny))
+        chance[part] = overlaps.area[part] * np.sqrt(crowded * expected.sum(axis=1) / (nx * ny))
     likelihood[overlaps.area <= 0] = 0
     return likelihood, chance
 
