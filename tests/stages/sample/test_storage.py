@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pkgutil import resolve_name
 
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from opticstream.config.processing import SampleIntensitySettings, SampleSettings
 from opticstream.io.nifti import write_nifti
@@ -90,6 +92,24 @@ def test_a_new_slice_leaves_what_is_far_from_it_untouched(tmp_path: Path) -> Non
     assert touched
     assert all("isotropic" in str(p) for p in touched)
     assert {int(p.relative_to(folder).parts[4]) for p in touched} == {2}
+
+
+def test_volumes_of_an_older_format_have_no_place_in_a_scene(tmp_path: Path) -> None:
+    old = new_slice(tmp_path, 1)
+    volume = old.volumes["normal_dBI"]
+    values = level(volume, 0).T
+    ome = json.loads((volume / "zarr.json").read_text())["attributes"]["ome"]
+    shutil.rmtree(volume)
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{volume}/0"}, "dtype": "float32"}
+    ts.open(spec, create=True, shape=values.shape).result().write(values).result()
+    multiscale = ome["multiscales"][0] | {"version": "0.4", "datasets": ome["multiscales"][0]["datasets"][:1]}
+    (volume / ".zattrs").write_text(json.dumps({"multiscales": [multiscale]}))
+    (volume / ".zgroup").write_text('{"zarr_format": 2}')
+    assert "normal_dBI_scene" not in update_sample(old).outputs
+    made = update_sample(new_slice(tmp_path, 2))
+    facts = json.loads((made.outputs["normal_dBI_scene"] / "zarr.json").read_text())
+    (transform,) = facts["attributes"]["ome"]["scene"]["coordinateTransformations"]
+    assert transform["input"]["path"] == "slice_002"
 
 
 def test_the_scene_places_the_volumes_of_the_slices_without_a_copy(tmp_path: Path) -> None:

@@ -1014,7 +1014,7 @@ def _pose_facts(placed: _Placed) -> dict[str, Any]:
 def _write_scenes(new: SampleInput, ledger: _Ledger) -> None:
     """Write a scene for each stack of volumes: the volumes of the slices as they were imaged, where they lie.
 
-    A file system that makes no links gets none.
+    A file system that makes no links gets none, and a volume of NGFF 0.4 stays out: scenes are Zarr v3.
     """
     for name in ledger.stacks():
         stack = new.folder / f"{name}.ome.zarr"
@@ -1025,10 +1025,12 @@ def _write_scenes(new: SampleInput, ledger: _Ledger) -> None:
         for n in ledger.present():
             entry = ledger.slices[n]
             source = entry.get("sources", {}).get(name)
-            if name in entry.get("stacks", {}) and source is not None and (new.folder / source).exists():
+            if name in entry.get("stacks", {}) and source is not None and (new.folder / source / "zarr.json").exists():
                 mapping = _mapping_from_facts(entry["pose"]) if "pose" in entry else PlanarTransform.identity()
                 to_sample = _to_sample_um(mapping, voxel, (n - 1) * slab_um)
                 placed[f"slice_{n:03d}"] = PlacedVolume(new.folder / source, to_sample)
+        if not placed:
+            continue
         try:
             more, fields = scene_transforms(new.folder)
             write_scene(_scene_path(new, name), placed, more=more, fields=fields, name=name)
