@@ -102,7 +102,8 @@ def test_likelihood_surfaces_are_the_correlation_of_what_two_tiles_share_at_each
                 assert coefficient[link, i, j] == pytest.approx(r, abs=2e-4)
                 power = np.abs(np.fft.fft2(one, spectra.shape)) ** 2 * np.abs(np.fft.fft2(other, spectra.shape)) ** 2
                 grain = power.sum() / np.prod(spectra.shape) / (spectra.total_energy[link].prod() / one.size) / one.size
-                z = np.sign(r) * np.sqrt(-x.size / grain * np.log(1 - r**2))
+                samples = x.size / grain / spectra.crowding[link]
+                z = np.sign(r) * np.sqrt(-samples * np.log(1 - r**2))
                 assert likelihood[link, i, j] == pytest.approx(z, abs=5e-3)
 
 
