@@ -76,13 +76,13 @@ def resampled_blocks(
             return np.full((*shape, 1), np.nan, np.float32)
         part = read(slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
         nothing = np.full(part.shape[:2], np.nan, np.float32)
-        made = np.empty((size[2], *shape[::-1]), np.float32)
+        made: list[NDArray[np.float32]] = []
         for z in range(size[2]):
             start = mapping.points(np.array([xs.start, ys.start]) + sideways[z]) - low
             # The nearest plane is sufficient: planes are closer together than any change with depth.
             index = round(plane[z])
             image = part[:, :, index] if index < size[2] else nothing
-            made[z] = resample(image, PlanarTransform(mapping.matrix, start, bend), shape=shape).T
-        return made.T
+            made.append(resample(image, PlanarTransform(mapping.matrix, start, bend), shape=shape).swapaxes(0, 1))
+        return np.stack(made).swapaxes(0, 2)
 
     return block

@@ -132,13 +132,13 @@ def solve_placed_poses(
     stage = {n: p for n, p in (stage_px or {}).items() if n not in excluded}
     chosen = [edges[k] for k in used]
 
-    def solved(some: Sequence[Edge]) -> PoseSolution:
-        return solve_poses(slices, some, centre_px=centre_px, stage_px=stage, previous=previous)
+    def solved(some: Sequence[Edge], certain: Sequence[Edge] = ()) -> PoseSolution:
+        return solve_poses(slices, some, centre_px=centre_px, stage_px=stage, previous=previous, certain=certain)
 
     if given:
         by_hand = {e.second for e in given}
         doubted = [replace(e, sigma_px=e.sigma_px * _DOUBTED) if {e.first, e.second} & by_hand else e for e in chosen]
-        held = solved([*doubted, *(replace(e, sigma_px=e.sigma_px * _HELD) for e in given)])
+        held = solved(doubted, [replace(e, sigma_px=e.sigma_px * _HELD) for e in given])
         loosest = max(e.sigma_px for e in given)
         used = [
             k

@@ -158,6 +158,7 @@ def solve_poses(
     stage_px: Mapping[int, ArrayLike] | None = None,
     stage_sigma_px: float = 10.0,
     previous: Mapping[int, Pose] | None = None,
+    certain: Sequence[Edge] = (),
 ) -> PoseSolution:
     """Return the poses of slices that agree best with the edges between them.
 
@@ -176,6 +177,8 @@ def solve_poses(
     previous : mapping, optional
         Poses of an earlier solve: the new ones are moved, all together, to where these lie. Without it the first
         slice keeps its place.
+    certain : sequence of Edge
+        Further edges, between these slices, that are never given up, however many others contradict them.
 
     Returns
     -------
@@ -203,19 +206,19 @@ def solve_poses(
         raise ValueError(f"slices are named twice: {numbers}")
     at = {n: k for k, n in enumerate(numbers)}
     used = [k for k, e in enumerate(edges) if e.first in at and e.second in at]
-    for k in used:
-        _check_edge(edges[k])
+    for edge in (*(edges[k] for k in used), *certain):
+        _check_edge(edge)
     stage = {n: np.asarray(p, float) for n, p in (stage_px or {}).items() if n in at}
     if not all(np.isfinite(p).all() for p in stage.values()) or not stage_sigma_px > 0:
         raise ValueError(f"stage positions must be finite, with a positive uncertainty (got {stage}, {stage_sigma_px})")
     if not numbers:
         return PoseSolution({}, (0.0,) * len(edges), (float("nan"),) * len(edges), 1.0, {})
     real, centre = [edges[k] for k in used], np.asarray(centre_px, float)
-    system = _System(numbers, real, centre, stage, stage_sigma_px)
+    system = _System(numbers, real, centre, stage, stage_sigma_px, certain)
     state = system.solved()
     usual = system.usual_steps(state, numbers)
     if usual:
-        system = _System(numbers, real, centre, stage, stage_sigma_px, usual)
+        system = _System(numbers, real, centre, stage, stage_sigma_px, certain, usual)
         state = system.mended(state)
     edge_weight, stage_weight = system.weights(state)
     sigma_px, sigma_deg, scale = system.uncertainty(state)
@@ -257,6 +260,7 @@ class _System:
         centre: Array,
         stage: Mapping[int, Array],
         stage_sigma: float,
+        certain: Sequence[Edge],
         usual: Sequence[Edge] = (),
     ) -> None:
         at = {n: k for k, n in enumerate(numbers)}
@@ -277,7 +281,7 @@ class _System:
             )
             for a, b in pairwise(numbers)
         ]
-        every = [*edges, *usual, *weak]
+        every = [*edges, *usual, *certain, *weak]
         self.i = np.array([at[e.first] for e in every], int)
         self.j = np.array([at[e.second] for e in every], int)
         self.turn = np.radians([e.turn_deg for e in every])
@@ -285,7 +289,9 @@ class _System:
         self.from_centre = np.array([e.about_px for e in every], float).reshape(-1, 2) - centre
         self.levers = np.array([e.lever_px for e in every], float)
         self.sigma = np.array([e.sigma_px for e in every], float)
-        kernels = [KERNEL_SQUARED] * len(edges) + [KERNEL_SQUARED / _SHARED] * len(usual) + [np.inf] * len(weak)
+        kernels = (
+            [KERNEL_SQUARED] * len(edges) + [KERNEL_SQUARED / _SHARED] * len(usual) + [np.inf] * len([*certain, *weak])
+        )
         self.wide = np.array(kernels)
         """Square of the kernel of each edge, in its standard deviations; infinite where it never gives up."""
         self._centre = centre
