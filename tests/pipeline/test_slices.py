@@ -98,7 +98,7 @@ def test_a_failed_registration_stops_the_axis_and_not_the_slice(pair, tmp_path: 
 
 def test_retry_gives_the_axis_later_and_writes_nothing_else_again(pair, tmp_path: Path) -> None:
     good, other = pair
-    project = stitched_project(tmp_path, [of_two_slices(good, other)], more=NO_VOLUMES)
+    project = stitched_project(tmp_path, [of_two_slices(good, other)], more=NO_VOLUMES + AS_IMAGED)
     run(project, 1)
     stack = project.paths.sample_folder / "normal_aip.ome.zarr"
     before = {p: p.stat().st_mtime_ns for p in stack.rglob("*") if p.is_file()}
@@ -118,7 +118,7 @@ def test_retry_gives_the_axis_later_and_writes_nothing_else_again(pair, tmp_path
 
 def test_axes_that_are_lost_in_a_second_run_leave_a_gap(pair, tmp_path: Path) -> None:
     good, other = pair
-    project = stitched_project(tmp_path, [good], more=NO_VOLUMES)
+    project = stitched_project(tmp_path, [good], more=NO_VOLUMES + AS_IMAGED)
     run(project, 1)
     assert np.isfinite(plane(project, "registered_inplane", 1)).mean() > 0.5
     record_stitched(project, MosaicId(2), other.beams[1])

@@ -84,6 +84,13 @@ class Dashboard:
         """Whether the current slice was read, or could not be read."""
         self.closing = False
 
+    def wait_for_facts(self, slice_id: SliceId | None) -> None:
+        """Wait until the slice that is shown was read, but not for ever."""
+        end = time.monotonic() + FIRST_LOOK_S
+        self.looked.wait(FIRST_LOOK_S)
+        while slice_id is not None and not self.board.read_first(slice_id) and time.monotonic() < end:
+            time.sleep(0.01)
+
     @cached_property
     def thumbnails(self) -> Thumbnails:
         """Pictures that the pipeline did not make."""
@@ -183,17 +190,10 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
             raise HTTPException(404, f"slice {slice_text!r} is not a number")
         return (SliceId(int(slice_text)) if slice_text else None), modality if modality in known else known[0]
 
-    def wait_for_facts(slice_id: SliceId | None) -> None:
-        """Wait until the slice that a page shows was read, but not for ever."""
-        end = time.monotonic() + FIRST_LOOK_S
-        dashboard.looked.wait(FIRST_LOOK_S)
-        while slice_id is not None and not board.read_first(slice_id) and time.monotonic() < end:
-            time.sleep(0.01)
-
     @app.get("/", response_class=HTMLResponse)
     def index(slice: str = "", modality: str = "") -> str:
         slice_id, name = chosen(slice, modality)
-        wait_for_facts(slice_id)
+        dashboard.wait_for_facts(slice_id)
         view = views.get(slice_id, name)
         version = board.version
         return dashboard.render(
@@ -226,7 +226,7 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
 
     @app.get("/tile/{mosaic}/{tile}", response_class=HTMLResponse)
     def tile(request: Request, mosaic: Number, tile: Number) -> str:
-        wait_for_facts(dashboard.project.layout.slice_of(MosaicId(mosaic)))
+        dashboard.wait_for_facts(dashboard.project.layout.slice_of(MosaicId(mosaic)))
         look = board.look(MosaicId(mosaic), tile)
         if look is None:
             raise HTTPException(404, f"mosaic {mosaic} has no tile {tile}")
@@ -329,6 +329,7 @@ def _add_pictures(app: FastAPI, dashboard: Dashboard) -> None:
         if modality not in modalities_of(board):
             raise HTTPException(404, f"this project has no map {modality!r}")
         try:
+            dashboard.wait_for_facts(project.layout.slice_of(MosaicId(mosaic)))
             looks = board.looks(MosaicId(mosaic), column - 1)
         except ValueError as error:
             raise HTTPException(404, str(error)) from error
