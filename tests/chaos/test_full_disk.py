@@ -18,7 +18,7 @@ from opticstream.pipeline.retry import apply_plan, retry_plan
 from opticstream.state.verify import verify
 from opticstream.testing.bus import LocalBus
 from opticstream.testing.chaos.outcome import checksums, differences
-from opticstream.testing.checksums import without_stacks
+from opticstream.testing.checksums import while_at_work
 
 DISK_MB = 400
 
@@ -74,7 +74,7 @@ def test_a_disk_that_is_full_for_a_while_leaves_no_trace(acquisition, disk, calm
     failures = project_progress(project).failures
     troubles = [*map(str, bus.errors), *(failure.reason for failure in failures)]
     assert any("No space left on device" in trouble for trouble in troubles), troubles
-    whole = without_stacks(checksums(project.paths.base))
+    whole = while_at_work(checksums(project.paths.base))
     assert {path for path, sum_ in whole.items() if calm.checksums.get(path) not in (None, sum_)} == set()
     left = [path.name for path in project.paths.base.rglob(f"*{TEMPORARY_MARK}*") if "zarr" not in path.name]
     assert left == [], "what could not be written whole takes no room"

@@ -22,6 +22,19 @@ def tree_checksums(folder: Path, /, *, without: str | None = None) -> dict[str, 
     return dict(sorted(found.items()))
 
 
+def while_at_work(checksums: Mapping[str, str], /) -> dict[str, str]:
+    """Return the checksums of what a project keeps as it is: not its stacks, nor previews of tiles that wait.
+
+    Examples
+    --------
+    >>> names = ("a_preview.jpg", "a_qc.jpg")
+    >>> while_at_work({f"mosaic-01/processed/{name}": "1" for name in names})
+    {'mosaic-01/processed/a_qc.jpg': '1'}
+    """
+    kept = without_stacks(checksums)
+    return {name: one for name, one in kept.items() if not name.endswith("_preview.jpg")}
+
+
 def without_stacks(checksums: Mapping[str, str], /) -> dict[str, str]:
     """Return the checksums of a project without the sample's stacks, published or not: they keep the room they needed.
 

@@ -22,7 +22,7 @@ from opticstream.state.vocabulary import is_claim
 from opticstream.testing.chaos.lab import Lab, Service, kill
 from opticstream.testing.chaos.outcome import Outcome, checksums
 from opticstream.testing.chaos.schedule import Stage, Strike
-from opticstream.testing.checksums import without_stacks
+from opticstream.testing.checksums import while_at_work
 
 LIMIT_S = 1500.0
 """Longest time from the start to the end of a project, in seconds."""
@@ -197,7 +197,7 @@ class ChaosRun:
             time.sleep(_LOOK_S)  # a process that waits for the disk dies when the disk has answered
         killed = [(h.item, h.work) for h in running if not self._lives(h)]
         self.report.kills.append(Kill(strike, now, [(h.item, h.work) for h in running], killed))
-        for path, checksum in without_stacks(checksums(self.project.paths.base)).items():
+        for path, checksum in while_at_work(checksums(self.project.paths.base)).items():
             if self.calm.checksums.get(path) != checksum:
                 self.report.broken.append(f"{path} after {strike}")
         return True
