@@ -228,14 +228,14 @@ def edge_between(
             moved = 0
         same = one[:, :, band.start + moved : band.stop + moved]
         found = _sharpened_along_depth(found, same, two, inside, freedom)
-    about, lever = _middle(inside[0], pixel_px)
     mapping, sigma = None, float(max(one.shape))
     if found is not None:
-        mapping, sigma = found.mapping, _sigma_px(found)
+        mapping, sigma = found.mapping, _sigma_px(found) * _fewer_parts(inside, found.mapping)
     if found is None or found.confidence < _SURE:
         faint = faint_match(faces, inside, turns=freedom != "translation")
         if faint is not None and faint.sigma_px < sigma:
             mapping, sigma = faint
+    about, lever = _middle(inside[0] if mapping is None else _seen_by_both(inside, mapping), pixel_px)
     shift, turn = np.zeros(2), 0.0
     if mapping is not None:
         mapping = mapping.scaled(pixel_px)
@@ -251,6 +251,22 @@ def _sigma_px(found: Registration) -> float:
     sigma = np.hypot(_FLOOR_PX, _RESIDUAL_SHARE * np.nan_to_num(found.residual_px, nan=10.0))
     sigma /= max(found.confidence, _FEWEST_CONFIDENCE)
     return float(np.hypot(sigma, _UNSURE_PX * max(0.0, 1 - found.confidence / _SURE)))
+
+
+def _seen_by_both(inside: tuple[Mask, Mask], mapping: PlanarTransform) -> Mask:
+    """Return where the first slice has tissue that the second one has, too; all of the first if that is nothing."""
+    shape = (inside[0].shape[0], inside[0].shape[1])
+    other = resample_image(inside[1].astype(np.float32), mapping, shape=shape)
+    both: Mask = inside[0] & (np.nan_to_num(other) > 0.5)
+    return both if both.any() else inside[0]
+
+
+def _fewer_parts(inside: tuple[Mask, Mask], mapping: PlanarTransform) -> float:
+    """Return how much less precise a registration is since parts of the tissue, as of an incomplete slice, are missing.
+
+    What a residual says about the error holds for a whole slice; of independent parts, fewer average out.
+    """
+    return float(np.sqrt(max(where.sum() for where in inside) / _seen_by_both(inside, mapping).sum()))
 
 
 def _between(one: Pose, two: Pose, centre: NDArray[np.float64]) -> PlanarTransform:
