@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from opticstream.cli import app
 from opticstream.io.nifti import read_nifti
 from opticstream.model.errors import InputError, StateError
 from opticstream.model.events import SampleUpdated, SliceFlagged, SliceReady
-from opticstream.model.ids import SliceId
+from opticstream.model.ids import SampleId, SliceId
+from opticstream.pipeline.jobs import UPDATE_SAMPLE
 from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.quality_flags import flagged_results
 from opticstream.pipeline.sample_decisions import exclude_slice, include_slice, place_slice, remove_place
-from opticstream.pipeline.stacking import stack_slices, unstacked, update_sample
+from opticstream.pipeline.stacking import register_sample, stack_slices, unstacked, update_sample
 from opticstream.state.reset import apply_reset, plan_reset
 from opticstream.testing.slice_phantom import Picture, SlicePhantom, make_slice
 from opticstream.testing.stitched_project import stitched_project
@@ -91,6 +93,29 @@ def test_a_failure_to_follow_a_decision_is_parked_once(project: Project, monkeyp
     monkeypatch.setattr(sample, "update_sample", broken)
     assert len(list(update_sample(project))) == 1
     assert unstacked(project) == []
+
+
+def test_nobody_adds_slices_while_the_sample_is_registered(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from opticstream.stages import sample
+
+    before = project.facts.read(SampleId(), "updated")
+
+    def registered(_new: object) -> SimpleNamespace:
+        list(update_sample(project))  # what the pipeline does as soon as a slice is ready
+        assert project.facts.read(SampleId(), "updated") == before
+        return SimpleNamespace(name="mri")
+
+    monkeypatch.setattr(sample, "register_sample", registered)
+    exclude_slice(project, SliceId(2), "torn")
+    register_sample(project)
+    assert unstacked(project) == [SliceId(2)]
+    claim = project.facts.claim(SampleId(), UPDATE_SAMPLE.claim)
+    assert claim is not None
+    with claim, pytest.raises(StateError, match="are being updated by"):
+        register_sample(project)
+    assert gaps(project) == []
+    list(update_sample(project))
+    assert gaps(project) == [2]
 
 
 def test_a_slice_unlike_its_neighbours_is_flagged(tmp_path: Path) -> None:

@@ -354,23 +354,31 @@ def report_sample(project: Project, /) -> dict[str, Path]:
 def register_sample(project: Project, /) -> OtherSpace:
     """Find the transform from the sample to another space by the command of the configuration, and keep it.
 
+    Slices that become ready meanwhile are added afterwards: the transform belongs to one state of the sample.
+
     Raises
     ------
     ConfigurationError, InputError, ProcessingError
         As `opticstream.stages.sample.register_sample`.
+    StateError
+        Another process is updating the stacks.
     """
     from opticstream.stages import sample as sample_stages
 
     stacked = stackable_slices(project)
     if not stacked:
         raise InputError("no slice is stitched and registered yet, so that there is nothing to register")
-    made = sample_stages.register_sample(sample_input(project, stacked[0]))
-    _record_scenes(project, why=f"the sample was registered to {made.name}")
+    with _claimed_by_hand(project):
+        made = sample_stages.register_sample(sample_input(project, stacked[0]))
+        _record_scenes(project, why=f"the sample was registered to {made.name}")
     return made
 
 
 def _record_scenes(project: Project, *, why: str) -> None:
-    """Record the stacks as they are after their scenes have changed, and have them published again."""
+    """Record the stacks as they are after their scenes have changed, and have them published again.
+
+    The claim on the sample is held, since an update that recorded the stacks meanwhile would be taken back.
+    """
     facts = project.facts
     known = facts.read(SampleId(), "updated")
     if known is None:
@@ -425,11 +433,7 @@ def stack_slices(
             )
         slices = [item for item in slices if item.slice_id in wanted]
     made = None
-    claim = project.facts.claim(SampleId(), UPDATE_SAMPLE.claim, lease_s=project.deployment.lease_s)
-    if claim is None:
-        holder = project.facts.holder(SampleId(), UPDATE_SAMPLE.claim)
-        raise StateError(f"the sample's stacks are being updated by {holder}; try again later")
-    with claim:
+    with _claimed_by_hand(project) as claim:
         if rebuild:
             with atomic_folder(project.paths.sample_folder):
                 pass  # an empty folder takes the place of the stacks
@@ -438,3 +442,12 @@ def stack_slices(
             _, added = _stack_slice(project, item, replace(UPDATE_SAMPLE, failed=None), claim)
             made = added or made
     return made
+
+
+def _claimed_by_hand(project: Project) -> Claim:
+    """Return the claim on the sample, for somebody who is told where another process has it."""
+    claim = project.facts.claim(SampleId(), UPDATE_SAMPLE.claim, lease_s=project.deployment.lease_s)
+    if claim is None:
+        holder = project.facts.holder(SampleId(), UPDATE_SAMPLE.claim)
+        raise StateError(f"the sample's stacks are being updated by {holder}; try again later")
+    return claim

@@ -42,6 +42,20 @@ def test_the_motion_between_two_slices_is_found_from_nothing() -> None:
     assert abs(found.deeper_planes) < 1
 
 
+def test_an_incomplete_slice_is_compared_where_it_shows_tissue_and_says_less() -> None:
+    """A bend makes another turn of a part than of the whole, so that a part must not say that it is as sure."""
+    made = sample(incomplete=(2,), incomplete_share=0.5, distortion_um=40.0)
+    one, two = (made.volume_db(n) for n in (1, 2))
+    depths = depths_to_compare(made.section_planes, (40, 40))
+    part = edge_between(1, 2, one[:, :, depths_to_read(depths, 40)], two[:, :, depths.second], depths)
+    matrix, offset = made.pose(2)
+    cut = (np.linalg.inv(matrix) @ (np.array([100.0, 90.0]) - offset))[0]
+    assert 16 < part.edge.about_px[0] < cut - 20, "the middle of the part, not of the whole at 100"
+    assert part.edge.lever_px < 0.9 * 56, "56 px is that of the whole"
+    as_sure = np.hypot(0.06, 0.15 * part.residual_px) / part.confidence
+    assert part.edge.sigma_px > 1.2 * as_sure
+
+
 def test_slices_without_likeness_give_an_edge_that_says_next_to_nothing() -> None:
     rng = np.random.default_rng(0)
     one, two = (rng.normal(0, 3, (90, 80, 12)).astype(np.float32) for _ in range(2))

@@ -228,14 +228,14 @@ def edge_between(
             moved = 0
         same = one[:, :, band.start + moved : band.stop + moved]
         found = _sharpened_along_depth(found, same, two, inside, freedom)
-    about, lever = _middle(inside[0], pixel_px)
     mapping, sigma = None, float(max(one.shape))
     if found is not None:
-        mapping, sigma = found.mapping, _sigma_px(found)
+        mapping, sigma = found.mapping, _sigma_px(found) / np.sqrt(_share_imaged_twice(faces, inside, found.mapping))
     if found is None or found.confidence < _SURE:
         faint = faint_match(faces, inside, turns=freedom != "translation")
         if faint is not None and faint.sigma_px < sigma:
             mapping, sigma = faint
+    about, lever = _middle(inside[0] if mapping is None else _seen_by_both(inside, mapping), pixel_px)
     shift, turn = np.zeros(2), 0.0
     if mapping is not None:
         mapping = mapping.scaled(pixel_px)
@@ -251,6 +251,30 @@ def _sigma_px(found: Registration) -> float:
     sigma = np.hypot(_FLOOR_PX, _RESIDUAL_SHARE * np.nan_to_num(found.residual_px, nan=10.0))
     sigma /= max(found.confidence, _FEWEST_CONFIDENCE)
     return float(np.hypot(sigma, _UNSURE_PX * max(0.0, 1 - found.confidence / _SURE)))
+
+
+def _moved_mask(mask: Mask, mapping: PlanarTransform, shape: tuple[int, ...]) -> Mask:
+    """Return a mask on the pixels that a mapping takes to its own; False beyond it."""
+    moved = resample_image(mask.astype(np.float32), mapping, shape=(shape[0], shape[1]))
+    return np.asarray(np.nan_to_num(moved) > 0.5)
+
+
+def _seen_by_both(inside: tuple[Mask, Mask], mapping: PlanarTransform) -> Mask:
+    """Return where the first slice has tissue that the second one has, too; all of the first if that is nothing."""
+    both: Mask = inside[0] & _moved_mask(inside[1], mapping, inside[0].shape)
+    return both if both.any() else inside[0]
+
+
+def _share_imaged_twice(faces: tuple[Image, Image], inside: tuple[Mask, Mask], mapping: PlanarTransform) -> float:
+    """Return which share of the tissue of either slice was imaged in the other one, too: less where one is incomplete.
+
+    What a residual says about the error holds for a whole slice; of independent parts, fewer average out.
+    """
+    known = [np.isfinite(face) for face in faces]
+    mine = inside[0] & _moved_mask(known[1], mapping, inside[0].shape)
+    theirs = inside[1] & _moved_mask(known[0], mapping.inverse(), inside[1].shape)
+    shares = [part.sum() / max(where.sum(), 1) for part, where in zip((mine, theirs), inside, strict=True)]
+    return max(float(min(shares)), 0.01)
 
 
 def _between(one: Pose, two: Pose, centre: NDArray[np.float64]) -> PlanarTransform:

@@ -71,9 +71,9 @@ class Edge:
     sigma_px: float
     """Standard deviation of each component of the shift, and of the turn (in radians) times the lever."""
     about_px: tuple[float, float]
-    """Middle of the tissue in the first slice."""
+    """Middle of the tissue that was compared, in the first slice."""
     lever_px: float
-    """Root mean square distance of the tissue from its middle."""
+    """Root mean square distance of that tissue from its middle."""
 
 
 @dataclass(frozen=True)
