@@ -1,6 +1,6 @@
 """How near tile positions come to the Cramer-Rao bound, on mosaics of the second generator.
 
-    python benchmarks/stitch_bound.py [--tissues fibres cortex] [--seeds 401 402] [--highest 0.3]
+    python tests/compute/stitching/cramer_rao.py [--tissues fibres cortex] [--seeds 401 402] [--highest 0.3]
 
 The generator makes every mosaic again without speckle, noise and pattern, so the powers S of what is shown and N of
 what hides it are known in every overlap. For a Gaussian texture no unbiased estimator can know the shift of the overlap
