@@ -10,6 +10,12 @@ import numpy as np
 from opticstream.system.compiled import njit
 
 _F = np.float32
+ARCTANGENT = (
+    _F(0.0028662257), _F(-0.0161657367), _F(0.0429096138), _F(-0.0752896400),
+    _F(0.1065626393), _F(-0.1420889944), _F(0.1999355085), _F(-0.3333314528),
+)  # fmt: skip
+"""``atan(x) / x`` on 0..1 as a polynomial of x^2 whose last coefficient is 1; error below 2e-8 (Abramowitz and Stegun,
+4.4.49)."""
 
 
 @njit(inline="always")
@@ -52,7 +58,7 @@ def components(angle_deg):
 def half_angle(c, s):
     """Return half of atan2(s, c) in degrees, in (-90, 90]; 0 where both are 0. Error below 2e-5 degrees.
 
-    Without branches: a loop over it is compiled to vector instructions. Polynomial of Abramowitz and Stegun, 4.4.49.
+    Without branches: a loop over it is compiled to vector instructions. Polynomial: `ARCTANGENT`.
     """
     across, along = abs(s), abs(c)
     small = across if across < along else along
@@ -60,13 +66,13 @@ def half_angle(c, s):
     large = _F(1e-37) if large < _F(1e-37) else large
     x = small / large
     q = x * x
-    p = _F(0.0028662257) * q + _F(-0.0161657367)
-    p = p * q + _F(0.0429096138)
-    p = p * q + _F(-0.0752896400)
-    p = p * q + _F(0.1065626393)
-    p = p * q + _F(-0.1420889944)
-    p = p * q + _F(0.1999355085)
-    p = p * q + _F(-0.3333314528)
+    p = ARCTANGENT[0] * q + ARCTANGENT[1]
+    p = p * q + ARCTANGENT[2]
+    p = p * q + ARCTANGENT[3]
+    p = p * q + ARCTANGENT[4]
+    p = p * q + ARCTANGENT[5]
+    p = p * q + ARCTANGENT[6]
+    p = p * q + ARCTANGENT[7]
     angle = (p * q + _F(1)) * x * _F(28.64788975654116)
     angle = _F(45) - angle if across > along else angle
     angle = _F(90) - angle if c < _F(0) else angle

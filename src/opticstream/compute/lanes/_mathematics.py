@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from opticstream.compute._axial_kernels import ARCTANGENT
 from opticstream.compute.lanes._vectors import (
     LANES,
     absolute,
@@ -63,15 +64,14 @@ def decibel(power):
 
 @njit(inline="always")
 def _arctangent_below_one(x):
-    # Abramowitz and Stegun 4.4.49, error below 2e-8 on 0..1
     q = x * x
-    s = splat(_F(0.0028662257)) * q + splat(_F(-0.0161657367))
-    s = s * q + splat(_F(0.0429096138))
-    s = s * q + splat(_F(-0.0752896400))
-    s = s * q + splat(_F(0.1065626393))
-    s = s * q + splat(_F(-0.1420889944))
-    s = s * q + splat(_F(0.1999355085))
-    s = s * q + splat(_F(-0.3333314528))
+    s = splat(ARCTANGENT[0]) * q + splat(ARCTANGENT[1])
+    s = s * q + splat(ARCTANGENT[2])
+    s = s * q + splat(ARCTANGENT[3])
+    s = s * q + splat(ARCTANGENT[4])
+    s = s * q + splat(ARCTANGENT[5])
+    s = s * q + splat(ARCTANGENT[6])
+    s = s * q + splat(ARCTANGENT[7])
     return (s * q + splat(_F(1))) * x
 
 

@@ -16,7 +16,7 @@ _ROWS = 16
 def _shifted_row(data, y, depth, shift, most, a, b, row):
     """Put voxels a..b of a tile's row together, each from `depth` and its shift; return how many lie outside, as 0.
 
-    `most` is the largest shift of the row, whose smallest is not below 0.
+    `most` is the largest shift of the tile; none is below 0.
     """
     if depth >= 0 and depth + most < data.shape[0]:
         # Without a check for each voxel, which costs as much as the rest.
