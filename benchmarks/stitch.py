@@ -8,7 +8,8 @@ ragged tissue, an instrument's shading and pattern, correlated speckle. Errors a
 of tiles that are connected by links with at least 0.3 tissue, after the median shift is removed; `outside` are the
 other tiles, blank ones included. Seeds below 100 served while the code was written; report others. The run ends with
 a table of the spread over all tissues and seeds, and `--out` holds all figures after every mosaic. With all peers a
-mosaic takes minutes; `--peers` without names runs ours alone.
+mosaic takes minutes; what `--out` holds of the peers already is taken from there, ours is always run. `--peers` without
+names runs ours alone.
 
 Every tool runs as a process of its own (its imports count) on the same tiles with its best settings that we know; the
 peers' environments are made from PyPI under build/peers. Errors are over tiles with tissue that touch
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=900)
     parser.add_argument("--out", type=Path)
     choices = parser.parse_args()
+    choices.known = known_of_peers(choices.out)
     rows: list[dict[str, Any]] = []
     for case in choices.cases:
         mosaic = synthetic_mosaic(**CASES[case], seed=choices.seed)
@@ -196,22 +198,31 @@ def main() -> None:
             for seed in choices.seeds:
                 tiles = tissue_mosaic(tissue, **SETTINGS[setting], with_second=choices.second_map, seed=seed)
                 rows += compared(f"{tissue}, {setting}, {seed}", tiles, tiles.second, choices)
-                keep(rows, choices.out)
+                keep(rows, choices)
     if choices.tissues:
         show_spread(rows)
-    keep(rows, choices.out)
+    keep(rows, choices)
 
 
-def keep(rows: list[dict[str, Any]], out: Path | None) -> None:
-    if out:
-        out.write_text(json.dumps(rows, indent=1) + "\n")
+def known_of_peers(out: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what an earlier run has kept of the peers, by case and tool; failures are tried again."""
+    rows = json.loads(out.read_text()) if out and out.exists() else []
+    return {(row["case"], row["tool"]): row for row in rows if row["tool"] in PEERS and "error" not in row}
+
+
+def keep(rows: list[dict[str, Any]], choices: argparse.Namespace) -> None:
+    """Write what was found so far, and what is known of cases to come."""
+    if choices.out:
+        found = {(row["case"], row["tool"]) for row in rows}
+        to_come = [row for key, row in choices.known.items() if key not in found]
+        choices.out.write_text(json.dumps([*rows, *to_come], indent=1) + "\n")
 
 
 def compared(
     case: str, mosaic: SyntheticMosaic | TissueMosaic, second: np.ndarray | None, choices: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Return one row for every tool that was given the tiles."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         np.save(folder / "tiles.npy", mosaic.tiles)
@@ -222,6 +233,10 @@ def compared(
             np.save(folder / "second.npy", second)
             ours.append("opticstream two maps")
         for tool in (*ours, *choices.peers):
+            if (case, tool) in choices.known:
+                rows.append(choices.known[case, tool])
+                show(rows[-1])
+                continue
             python = sys.executable if tool in ours else str(peer_python(tool))
             runner = RUNNERS / f"run_{'opticstream' if tool in ours else tool.replace('-', '_')}.py"
             result = folder / f"{tool}.json"
