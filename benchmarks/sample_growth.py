@@ -23,6 +23,7 @@ from opticstream.config.processing import SampleSettings
 from opticstream.io.nifti import write_nifti
 from opticstream.io.zarr import SliceStore
 from opticstream.stages.sample import SampleInput, update_sample
+from opticstream.system.memory import start_with_few_arenas
 
 SECTION_PLANES = 20
 PLANE_UM = 10.0
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work; default: the temporary folder")
     parser.add_argument("--add", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    start_with_few_arenas()  # as the program does
     if given.add:
         add(given.folder, given.add)
         return

@@ -352,11 +352,15 @@ def test_both_kinds_of_header_say_the_same():
     assert long.get_data_shape() == (40_000, 6, 7)
 
 
+def constant(value):
+    return lambda xs, ys: np.full((xs.stop - xs.start, ys.stop - ys.start, 1), value, np.float32)
+
+
 def test_a_stack_grows_beyond_what_nifti1_can_say(tmp_path):
     path, affine = tmp_path / "s.nii", np.diag([-0.01, 0.01, 0.5, 1.0])
     affine[:3, 3] = [1, 2, 3]
-    put_slice(path, np.full((10, 2), 1, np.float32), 0, affine_mm=affine, description="stack")
-    put_slice(path, np.full((40_000, 2), 3, np.float32), 2, affine_mm=affine)
+    put_slice(path, 0, (10, 2), constant(1), affine_mm=affine, description="stack")
+    put_slice(path, 2, (40_000, 2), constant(3), affine_mm=affine)
     stack = nib.load(path)
     values = np.asanyarray(stack.dataobj)
     assert values.shape == (40_000, 2, 3)
@@ -366,7 +370,7 @@ def test_a_stack_grows_beyond_what_nifti1_can_say(tmp_path):
     assert (values[..., 2] == 3).all()
     np.testing.assert_allclose(stack.affine, affine, atol=1e-6)
     assert stack.header["descrip"].item() == b"stack"
-    put_slice(path, np.full((40_000, 2), 4, np.float32), 3, affine_mm=affine)
+    put_slice(path, 3, (40_000, 2), constant(4), affine_mm=affine)
     blank_slice(path, 2)
     values = np.asanyarray(nib.load(path).dataobj)
     assert np.isnan(values[..., 2]).all()
@@ -374,8 +378,8 @@ def test_a_stack_grows_beyond_what_nifti1_can_say(tmp_path):
 
 
 def test_a_slice_with_other_voxels_is_not_put_into_a_stack(tmp_path):
-    put_slice(tmp_path / "s.nii", np.ones((3, 4), np.float32), 0, affine_mm=np.diag([0.01, 0.01, 0.5, 1]))
+    put_slice(tmp_path / "s.nii", 0, (3, 4), constant(1), affine_mm=np.diag([0.01, 0.01, 0.5, 1]))
     with pytest.raises(FileFormatError, match=r"holds voxels of 0\.01 x 0\.01 x 0\.5 mm, the new slice has 0\.02"):
-        put_slice(tmp_path / "s.nii", np.ones((3, 4), np.float32), 1, affine_mm=np.diag([0.02, 0.02, 0.5, 1]))
+        put_slice(tmp_path / "s.nii", 1, (3, 4), constant(1), affine_mm=np.diag([0.02, 0.02, 0.5, 1]))
     with pytest.raises(FileFormatError, match=r"has axes x to right, .* the new slice x to left"):
-        put_slice(tmp_path / "s.nii", np.ones((3, 4), np.float32), 1, affine_mm=np.diag([-0.01, 0.01, 0.5, 1]))
+        put_slice(tmp_path / "s.nii", 1, (3, 4), constant(1), affine_mm=np.diag([-0.01, 0.01, 0.5, 1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 import threading
@@ -150,3 +152,45 @@ def test_the_memory_of_this_host_is_no_more_than_the_kernel_tells():
     memory = memory_of_host()
     assert memory is not None
     assert 1 << 26 < memory <= total_kb * 1024
+
+
+KEEPS = """
+import re, sys, threading
+from pathlib import Path
+from opticstream.system import memory
+if sys.argv[1] == "few arenas":
+    memory.start_with_few_arenas()
+
+def anonymous_kb():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def use():
+    for _ in range(2):
+        with lock:  # one thread after the other
+            blocks = [bytearray(b"x" * 60_000) for _ in range(400)]
+            left.append(blocks[-1])  # something that lives on, at the far end
+            del blocks
+        barrier.wait()
+
+left, barrier, lock = [], threading.Barrier(8), threading.Lock()
+large = bytearray(30_000_000)
+del large  # from now on as much is kept, as after any large array
+threads = [threading.Thread(target=use) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+if sys.argv[1] == "returned":
+    memory.return_freed_memory()
+print(anonymous_kb())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_what_large_steps_leave_goes_back_to_the_system():
+    def kept_kb(how: str) -> int:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        command = [sys.executable, "-c", KEEPS, how]
+        return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+    usual = kept_kb("usual")
+    assert kept_kb("few arenas") < usual / 2
+    assert kept_kb("returned") < usual / 2

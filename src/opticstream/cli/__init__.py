@@ -37,6 +37,7 @@ from opticstream.cli import (  # noqa: E402  (libraries warn while they are impo
 )
 from opticstream.cli.console import misuse_as_json, note_json  # noqa: E402
 from opticstream.system.cores import start_with_one_blas_thread  # noqa: E402
+from opticstream.system.memory import start_with_few_arenas  # noqa: E402
 
 
 class _Commands(TyperGroup):
@@ -122,4 +123,5 @@ def main() -> None:
     """Run the command line."""
     escape_unencodable_text()
     start_with_one_blas_thread()
+    start_with_few_arenas()
     app()

@@ -36,6 +36,7 @@ from opticstream.model.errors import ConfigurationError, ServerError
 from opticstream.system.cores import start_with_one_blas_thread
 from opticstream.system.host import HostIdentity, process_exists
 from opticstream.system.locks import FileLock, try_lock
+from opticstream.system.memory import start_with_few_arenas
 from opticstream.system.places import can_run_programs
 
 _LEAST_WAIT_S = 0.1
@@ -193,6 +194,7 @@ def serve(pools: Sequence[str], settings: DeploymentSettings, /, *, home: Path, 
         A pool is missing at the server, or another worker of this home serves it.
     """
     start_with_one_blas_thread()
+    start_with_few_arenas()
     with (
         contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError),
         _only_worker_of(pools, home),

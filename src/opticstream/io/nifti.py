@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from opticstream.io.atomic import atomic_path
 from opticstream.io.geometry import SAME_DIRECTION, Geometry
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, NiftiHeader, read_nifti_header
+from opticstream.io.packed import unpacked_stream
 from opticstream.io.reading import reading_errors
 from opticstream.model.errors import FileFormatError
 from opticstream.system.disk import mapped_or_read
@@ -113,13 +114,18 @@ def nifti_values(path: Path, header: NiftiHeader, /, *, mmap: bool = False) -> N
     """
     from nibabel.arrayproxy import ArrayProxy
 
-    def read(mmap: Literal["r", False]) -> NDArray[Any]:
-        return np.asanyarray(ArrayProxy(path, spec, mmap=mmap))
+    def read(source: Any, mmap: Literal["r", False] = False) -> NDArray[Any]:
+        return np.asanyarray(ArrayProxy(source, spec, mmap=mmap))
 
     spec: Any = (header.shape, header.dtype, header.offset, header.slope, header.intercept)
     with reading_errors(path, "NIfTI"):
         with np.errstate(all="ignore"):  # a slope may cause an overflow; the values are infinite then
-            array = mapped_or_read(lambda: read("r"), lambda: read(False)) if mmap else read(False)
+            if path.name.lower().endswith(".gz"):
+                with unpacked_stream(path) as stream:
+                    array = read(stream)
+                    stream.read(1)  # the checksum is compared at the end
+            else:
+                array = mapped_or_read(lambda: read(path, "r"), lambda: read(path)) if mmap else read(path)
         return array if array.dtype.isnative or mmap else array.astype(array.dtype.newbyteorder("="))
 
 

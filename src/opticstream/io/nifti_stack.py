@@ -8,12 +8,13 @@ need not be that of the sample: `intent_p1` and `intent_p2` say which one it is,
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from opticstream.io.atomic import atomic_path
 from opticstream.io.canvas import MARGIN_PX, Canvas, Pair
@@ -24,6 +25,9 @@ from opticstream.system.disk import sync_handle
 
 _NIFTI1_BYTES, _NIFTI2_BYTES = 352, 544
 _STEP = (MARGIN_PX, MARGIN_PX)
+_STRIP_BYTES = 8 << 20
+
+BlockReader = Callable[[slice, slice], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,13 @@ class _Stack:
 
 def put_slice(
     path: Path,
-    image: ArrayLike,
     slice_index: int,
+    shape: Pair,
+    read: BlockReader,
     /,
     *,
     affine_mm: Affine,
+    dtype: str = "float32",
     description: str = "",
     low_px: Pair = (0, 0),
     margin_px: int = 0,
@@ -73,11 +79,16 @@ def put_slice(
     ----------
     path : Path
         Stack, `.nii`.
-    image : array_like, shape (x, y)
-        Values; float32 and uint8 are kept, anything else becomes float32. An image smaller than the stack is padded;
-        for a larger one the whole stack is rewritten once, under a temporary name, with the larger size.
     slice_index : int
         Place in the stack, 0-based.
+    shape : (int, int)
+        Size of the slice along x and y. A slice smaller than the stack is padded; for a larger one the whole stack is
+        rewritten once, under a temporary name, with the larger size.
+    read : callable
+        Returns blocks (x, y, 1) of the slice for ranges of pixels of the sample, so that it never has to be in memory
+        as a whole.
+    dtype : str
+        Type of the values, `float32` or `uint8`.
     affine_mm : ndarray, shape (4, 4)
         Maps the index (x, y, slice, 1) in the sample to mm, in NIfTI's axes; it is written when the stack is created.
     description : str
@@ -92,19 +103,19 @@ def put_slice(
     FileFormatError
         The existing file is not a stack of this type, or of other voxels.
     """
-    data = np.asarray(image)
-    if data.ndim != 2:
-        raise ValueError(f"expected a slice (x, y), got the shape {data.shape}")
-    if data.dtype not in (np.float32, np.uint8):
-        data = data.astype(np.float32)
-    extent = Canvas.of((data.shape[0], data.shape[1]), low_px)
+    kind, extent = np.dtype(dtype), Canvas.of(shape, low_px)
     if not path.exists():
         canvas = Canvas.start(margin_px).grown(extent, step_px=_STEP, margin_px=margin_px)
-        _create(path, _on(canvas, data, low_px), canvas, slice_index, affine_mm, description)
+        header = _header(canvas, slice_index + 1, kind, affine_mm, description.encode()[:79])
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            file.write(header)
+            for _ in range(slice_index):
+                file.writelines(_blank_plane(canvas, kind))
+            file.writelines(_plane(canvas, kind, extent, read))
         return
     stack = _opened(path)
-    if stack.dtype != data.dtype:
-        raise FileFormatError(f"{path}: holds {stack.dtype}, the new slice {data.dtype}; remove it to start again")
+    if stack.dtype != kind:
+        raise FileFormatError(f"{path}: holds {stack.dtype}, the new slice {kind}; remove it to start again")
     given, held = Geometry(affine_mm, positioned=True), stack.geometry
     if not np.allclose(held.voxel_size_mm, given.voxel_size_mm, rtol=SAME_SIZE):
         raise FileFormatError(
@@ -117,12 +128,11 @@ def put_slice(
     stack = _opened(path)
     stack.check_count(path, slice_index + 1)
     with path.open("r+b") as file:
-        blank = _blank(stack.canvas, stack.dtype).tobytes(order="F")
         for index in range(stack.count, slice_index):
             file.seek(stack.place(index))
-            file.write(blank)
+            file.writelines(_blank_plane(stack.canvas, stack.dtype))
         file.seek(stack.place(slice_index))
-        file.write(_on(stack.canvas, data, low_px).tobytes(order="F"))
+        file.writelines(_plane(stack.canvas, stack.dtype, extent, read))
         file.flush()
         sync_handle(file.fileno(), path)
         if slice_index >= stack.count:
@@ -169,33 +179,27 @@ def blank_slice(path: Path, slice_index: int, /) -> None:
         return
     with path.open("r+b") as file:
         file.seek(stack.place(slice_index))
-        file.write(_blank(stack.canvas, stack.dtype).tobytes(order="F"))
+        file.writelines(_blank_plane(stack.canvas, stack.dtype))
         file.flush()
         sync_handle(file.fileno(), path)
 
 
-def _blank(canvas: Canvas, dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.full(canvas.size, np.nan if dtype.kind == "f" else 0, dtype)
+def _plane(canvas: Canvas, dtype: np.dtype[Any], extent: Canvas, read: BlockReader) -> Iterator[bytes]:
+    """Yield the bytes of a slice, a few rows at a time: what `read` returns within its extent, blank around it."""
+    rows = max(1, _STRIP_BYTES // (canvas.size[0] * dtype.itemsize))
+    xs = slice(extent.low[0], extent.high[0])
+    for y in range(canvas.low[1], canvas.high[1], rows):
+        strip = np.full((canvas.size[0], min(rows, canvas.high[1] - y)), np.nan if dtype.kind == "f" else 0, dtype)
+        ys = slice(max(y, extent.low[1]), min(y + rows, extent.high[1]))
+        if xs.stop > xs.start and ys.stop > ys.start:
+            x = xs.start - canvas.low[0]
+            strip[x : x + xs.stop - xs.start, ys.start - y : ys.stop - y] = read(xs, ys)[:, :, 0]
+        yield strip.tobytes(order="F")
 
 
-def _on(canvas: Canvas, data: NDArray[Any], low_px: Pair) -> NDArray[Any]:
-    """Return a picture on a canvas that holds it, blank around it."""
-    full = _blank(canvas, data.dtype)
-    x, y = low_px[0] - canvas.low[0], low_px[1] - canvas.low[1]
-    full[x : x + data.shape[0], y : y + data.shape[1]] = data
-    return full
-
-
-def _create(
-    path: Path, plane: NDArray[Any], canvas: Canvas, slice_index: int, affine_mm: Affine, description: str
-) -> None:
-    header = _header(canvas, slice_index + 1, plane.dtype, affine_mm, description.encode()[:79])
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(header)
-        blank = _blank(canvas, plane.dtype).tobytes(order="F")
-        for _ in range(slice_index):
-            file.write(blank)
-        file.write(plane.tobytes(order="F"))
+def _blank_plane(canvas: Canvas, dtype: np.dtype[Any]) -> Iterator[bytes]:
+    """Yield the bytes of a slice that shows nothing."""
+    return _plane(canvas, dtype, Canvas(canvas.low, canvas.low), lambda _xs, _ys: np.empty((0, 0, 1), dtype))
 
 
 def _moved(affine: Affine, px: Pair) -> Affine:
@@ -241,13 +245,19 @@ def _opened(path: Path) -> _Stack:
 
 
 def _enlarge(path: Path, old: _Stack, canvas: Canvas) -> None:
-    """Rewrite a stack with larger slices, one slice in memory at a time."""
+    """Rewrite a stack with larger slices."""
     header, low = read_nifti_header(path), old.canvas.low
     of_sample = _moved(header.geometry.affine_mm, (-low[0], -low[1]))
     content = _header(canvas, old.count, old.dtype, of_sample, bytes(header.fields["descrip"].item()))
     with path.open("rb") as source, atomic_path(path) as temporary, temporary.open("wb") as target:
+
+        def read(_xs: slice, ys: slice) -> NDArray[Any]:
+            """Return rows of the slice, which are asked for in the order of the file."""
+            rows = ys.stop - ys.start
+            held = source.read(rows * old.canvas.size[0] * old.dtype.itemsize)
+            return np.frombuffer(held, old.dtype).reshape((old.canvas.size[0], rows, 1), order="F")
+
         source.seek(old.header_bytes)
         target.write(content)
         for _ in range(old.count):
-            plane = np.frombuffer(source.read(old.plane_bytes), old.dtype).reshape(old.canvas.size, order="F")
-            target.write(_on(canvas, plane, low).tobytes(order="F"))
+            target.writelines(_plane(canvas, old.dtype, old.canvas, read))

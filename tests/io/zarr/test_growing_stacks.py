@@ -16,7 +16,7 @@ import pytest
 from opticstream.io.canvas import Canvas
 from opticstream.io.nifti import nifti_geometry, read_nifti
 from opticstream.io.nifti_stack import put_slice, stack_canvas
-from opticstream.io.zarr import SliceStore, _growth, open_zarr_image, volume_reader, write_isotropic
+from opticstream.io.zarr import BlockReader, SliceStore, _growth, open_zarr_image, volume_reader, write_isotropic
 from opticstream.testing.checksums import tree_checksums
 
 SIZE = (200, 110)
@@ -28,11 +28,16 @@ def picture(n: int, planes: int = 4) -> np.ndarray:
     return np.random.default_rng(n).normal(60, 5, (*SIZE, planes)).astype(np.float32)
 
 
+def block_reader(n: int, values: np.ndarray) -> BlockReader:
+    x, y = LOWS[n]
+    return lambda xs, ys: values[xs.start - x : xs.stop - x, ys.start - y : ys.stop - y]
+
+
 def put(store: SliceStore, n: int) -> None:
-    values, (x, y) = picture(n, store.planes), LOWS[n]
+    values = picture(n, store.planes)
     if store.kind == "vector":
         values = np.repeat(values[..., None], 3, axis=3)
-    store.put(n, SIZE, lambda xs, ys: values[xs.start - x : xs.stop - x, ys.start - y : ys.stop - y], low_px=LOWS[n])
+    store.put(n, SIZE, block_reader(n, values), low_px=LOWS[n])
 
 
 def grown(folder: Path, order: tuple[int, ...], *, planes: int = 4, kind: str = "scalar", all_at_once: bool = False):
@@ -164,8 +169,9 @@ def test_a_nifti_stack_grows_to_all_sides_and_its_affine_follows(tmp_path: Path)
         for n in order:
             put_slice(
                 tmp_path / f"{name}.nii",
-                picture(n)[:, :, 0],
                 n,
+                SIZE,
+                block_reader(n, picture(n)),
                 affine_mm=affine,
                 low_px=LOWS[n],
                 margin_px=64,

@@ -30,7 +30,7 @@ from opticstream.model.modalities import ValueKind
 _CHUNK = 128
 _SHARD = 256
 _COARSEST_CHUNK = 32
-_MEMORY_BYTES = 64 * 2**20
+_MEMORY_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +33,10 @@ from opticstream.compute.sample import (
 from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.nifti import read_nifti
+from opticstream.io.nifti_header import read_nifti_header
 from opticstream.io.zarr import shrunk_planes, volume_reader, volume_voxel_um
 from opticstream.model.errors import InputError, StateError
+from opticstream.system.memory import return_freed_memory
 
 FILE_NAME = "poses.json"
 
@@ -215,6 +218,7 @@ class PoseBook:
             paths = both[0].path, both[1].path
             how = _measured_by_volumes if kind == "volume" else _measured_by_maps
             measured = how(pair, paths, starts, self.centre_px, settings.align, slice_thickness_um)
+            return_freed_memory()
             self.edges[pair] = _edge_facts(measured) | made_from | {"weight": 1.0}
             return self.edges[pair]
         self.edges.pop(pair, None)  # what it was measured by is no more
@@ -327,9 +331,8 @@ def _measured_by_maps(
     freedom: str,
     _slice_thickness_um: float,
 ) -> MeasuredEdge:
-    maps = [_map(path) for path in paths]
-    factor = _factor(max(image.size for image in maps))
-    first, second = (_shrunk(image, factor)[:, :, None] for image in maps)
+    factor = _factor(max(math.prod(read_nifti_header(path).shape) for path in paths))
+    first, second = (_shrunk(_map(path), factor)[:, :, None] for path in paths)
     depths = depths_to_compare(1, (1, 1))  # maps have no depth in common
     return edge_between(
         *pair, first, second, depths, starts=starts, centre_px=centre_px, freedom=freedom, pixel_px=factor

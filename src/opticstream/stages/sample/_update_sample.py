@@ -36,6 +36,7 @@ from opticstream.config.processing import SampleSettings
 from opticstream.io.atomic import write_text
 from opticstream.io.canvas import MARGIN_PX, Canvas
 from opticstream.io.nifti import nifti_geometry, read_nifti
+from opticstream.io.nifti_header import read_nifti_header
 from opticstream.io.nifti_stack import blank_slice, fit_stack, put_slice
 from opticstream.io.zarr import (
     PlacedVolume,
@@ -69,6 +70,7 @@ from opticstream.stages.sample._pose_book import (
 )
 from opticstream.stages.sample._report import Reported, ReportedSlice, write_report
 from opticstream.system.locks import locked
+from opticstream.system.memory import return_freed_memory
 
 _log = logging.getLogger(__name__)
 
@@ -178,6 +180,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
         changed = changed or (book is not None and list(map(facts_of_edge, book.placed)) != _placed_facts(new))
         if changed:
             placed = _place(new, ledger, prints, book)
+            return_freed_memory()
             mine = placed.pop(new.slice_id, None)
             if mine is not None and (why_out is not None or _is_moved(entry, mine)):
                 written = set(prints)
@@ -215,6 +218,7 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
             for n, pose in sorted(moved.items()):
                 _move_slice(new, ledger, n, pose)
         corrected = _correct_volumes(new, ledger)
+        return_freed_memory()
         _fit_stacks(new, ledger)
         write_changed(new.folder)
         for entry in ledger.slices.values():
@@ -590,12 +594,13 @@ def _put_maps(new: SampleInput, mapping: PlanarTransform | None, names: Collecti
         for form, target in _stack_files(new, name, only_existing=False):
             if form == "nifti":
                 if image.ndim == 2:  # vectors lie in the Zarr only: NIfTI cannot grow along an inner axis
-                    xs, ys = (slice(low, high) for low, high in zip(extent.low, extent.high, strict=True))
                     put_slice(
                         target,
-                        read(xs, ys)[:, :, 0],
                         new.slice_id - 1,
+                        extent.size,
+                        read,
                         affine_mm=planes.affine_mm,
+                        dtype=str(image.dtype),
                         description=f"{name}, one plane per slice",
                         low_px=extent.low,
                         margin_px=_margin_px(new),
@@ -605,6 +610,7 @@ def _put_maps(new: SampleInput, mapping: PlanarTransform | None, names: Collecti
                 kind, dtype = described_stack(name).kind, str(image.dtype)
                 store = SliceStore(target, 1, voxel, kind, dtype, margin_px=_margin_px(new))
                 store.put(new.slice_id - 1, extent.size, read, low_px=extent.low)
+        return_freed_memory()
 
 
 def _margin_px(new: SampleInput) -> int:
@@ -798,7 +804,7 @@ def _place(new: SampleInput, ledger: _Ledger, prints: Mapping[str, str], book: P
     shapes = {n: tuple(ledger.slices[n]["pose"]["shape"]) for n in slices if n != new.slice_id}
     first = min(new.maps.items())[1] if new.maps else None
     shapes[new.slice_id] = (
-        _map(first).shape[:2] if first is not None else volume_reader(min(new.volumes.items())[1])[0][:2]
+        read_nifti_header(first).shape[:2] if first is not None else volume_reader(min(new.volumes.items())[1])[0][:2]
     )
     pictures = {
         n: _pictures(new, ledger.slices[n].get("stacks", {}), _known_sources(new, ledger, n))
