@@ -220,6 +220,15 @@ def test_compressed_data_without_their_end_are_refused_also_when_all_values_are_
         spectral(path)
 
 
+def test_compressed_values_that_do_not_match_their_checksum_are_refused(tmp_path):
+    path = write_nifti(tmp_path / "map.nii.gz", VALUES)
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=r"map\.nii\.gz: cannot be read as NIfTI"):
+        read_nifti(path)
+
+
 def test_a_compressed_complex_tile_is_refused_in_plain_words(tmp_path):
     (tmp_path / "c.nii.gz").write_bytes(gzip.compress(b"x"))
     with pytest.raises(FileFormatError, match="expected an uncompressed one"):

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from opticstream.io.atomic import atomic_path
 from opticstream.io.geometry import SAME_DIRECTION, Geometry
+from opticstream.io.gzipped import gzip_in_pieces
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, NiftiHeader, read_nifti_header
-from opticstream.io.packed import unpacked_stream
 from opticstream.io.reading import reading_errors
 from opticstream.model.errors import FileFormatError
 from opticstream.system.disk import mapped_or_read
@@ -121,7 +121,7 @@ def nifti_values(path: Path, header: NiftiHeader, /, *, mmap: bool = False) -> N
     with reading_errors(path, "NIfTI"):
         with np.errstate(all="ignore"):  # a slope may cause an overflow; the values are infinite then
             if path.name.lower().endswith(".gz"):
-                with unpacked_stream(path) as stream:
+                with gzip_in_pieces(path) as stream:
                     array = read(stream)
                     stream.read(1)  # the checksum is compared at the end
             else:
