@@ -99,6 +99,20 @@ def test_a_tile_that_comes_while_the_run_waits_is_taken_by_it(rig):
     assert rig.why_ended() == "ahead of its column: all its tiles are done"
 
 
+def test_a_run_that_was_called_while_the_first_tile_is_written_waits_for_it(rig):
+    note_arriving(rig.project, rig.event())
+    waits = iter(range(40))  # longer than for a column of which nothing is known
+
+    def comes(_s: float) -> None:
+        if next(waits) == 39:
+            rig.brings(1)
+            rig.brings(2)
+
+    now = itertools.count(0.0, 0.1)
+    process_tiles(rig.project, BATCH, clock=lambda: next(now), sleep=comes)
+    assert rig.project.facts.has(SECOND, "processed")
+
+
 def test_the_batch_takes_tiles_that_are_done_as_they_are_and_records_as_ever(rig):
     rig.brings(1)
     process_tiles(rig.project, BATCH, sleep=lambda _s: rig.brings(2))
