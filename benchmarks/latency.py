@@ -11,9 +11,8 @@ Printed are, for each rate, the median and the 95th percentile over the tiles of
 
 * found: the watcher has noted that the tile is whole;
 * begun: a run has begun to process it, after those that came before it;
-* seen: a picture is on the disk, be it a preview;
-* picture: its quality picture is on the disk;
-* figures: its record, with its figures, is on the disk.
+* picture: its quality picture and its figures are on the disk, be it in a first look;
+* record: all that is made of it is on the disk, volumes and archive copy, and its record.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ from chain import CACHE, environment_of_a_user, tissue_everywhere
 from opticstream.config import ProjectConfig, config_from_mapping, load_project
 from opticstream.io.atomic import write_text
 from opticstream.io.names import FileNameGrammar
+from opticstream.io.paths import LOOK_DESCRIPTION, ProjectPaths, look_folder
 from opticstream.model.ids import TileId
 from opticstream.sim.demo import demo_phantom, project_text, small_project_text
 from opticstream.sim.rig import VirtualRig
-from opticstream.stages.tile import preview_path
 from opticstream.state.facts import Facts
 from opticstream.system.cores import available_cores
 
 _LONGEST_S = 3600.0
 _LOOK_S = 0.02
-_STEPS = ("found", "begun", "seen", "picture", "figures")
+_STEPS = ("found", "begun", "picture", "record")
 
 
 def make_tiles(options: argparse.Namespace) -> tuple[str, Path]:
@@ -77,9 +76,8 @@ class Seen:
     written: dict[TileId, float] = field(default_factory=dict)
     found: dict[TileId, float] = field(default_factory=dict)
     begun: dict[TileId, float] = field(default_factory=dict)
-    seen: dict[TileId, float] = field(default_factory=dict)
     picture: dict[TileId, float] = field(default_factory=dict)
-    figures: dict[TileId, float] = field(default_factory=dict)
+    record: dict[TileId, float] = field(default_factory=dict)
 
 
 def replay(config: ProjectConfig, cache: Path, raw: Path, rate: float, seen: Seen) -> None:
@@ -140,13 +138,11 @@ def look(config: ProjectConfig, tiles: list[TileId], seen: Seen) -> None:
     for tile in tiles:
         if tile in seen.picture or tile not in seen.written:
             continue
-        preview = preview_path(config.base_path, tile)
-        with contextlib.suppress(OSError):
-            seen.seen.setdefault(tile, preview.stat().st_mtime)
-        with contextlib.suppress(OSError):
-            at = preview.with_name(preview.name.replace("_preview", "_qc")).stat().st_mtime
-            seen.seen.setdefault(tile, at)
-            seen.picture.setdefault(tile, at)
+        first = look_folder(config.base_path, tile) / LOOK_DESCRIPTION
+        whole = ProjectPaths.of(config).tile_product(tile, "qc").with_suffix(".jpg")
+        for path in (first, whole):
+            with contextlib.suppress(OSError):
+                seen.picture.setdefault(tile, path.stat().st_mtime)
 
 
 def measured(text: str, cache: Path, rate: float, work: Path | None) -> Seen:
@@ -184,7 +180,7 @@ def measured(text: str, cache: Path, rate: float, work: Path | None) -> Seen:
         for entry in facts.journal.entries():
             if entry.event == "computed" and isinstance(entry.item, TileId) and entry.duration_s is not None:
                 at = entry.time.timestamp()
-                seen.figures.setdefault(entry.item, at)
+                seen.record.setdefault(entry.item, at)
                 seen.begun.setdefault(entry.item, at - entry.duration_s)
         return seen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,6 +57,11 @@ def test_a_trigger_makes_parameters_of_every_payload(deployment, payload, monkey
     assert parameters.get("event", parameters.get("payload")) == payload
     received = received_from("linc.oct.mosaic.ready", payload, parameters["source"])
     assert (received.id, received.occurred, received.labels) == (str(id_), when, labels)
+
+
+@pytest.mark.parametrize("deployment", WITH_TRIGGER, ids=lambda deployment: deployment.name)
+def test_a_trigger_gives_a_flow_the_parameters_that_it_takes(deployment):
+    inspect.signature(deployment.flow.fn).bind(**trigger_of(deployment, collapse_s=3.0).parameters)
 
 
 def test_our_own_announcements_are_told_from_copies_after_their_way_through_a_trigger(project, monkeypatch):

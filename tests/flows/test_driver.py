@@ -279,7 +279,7 @@ def test_the_first_tile_of_a_column_is_announced_once_and_the_lag_is_known(half_
     driver = live_driver(project, half_a_column / "raw", bus)
     for _ in range(3):
         driver.step()
-    assert names(bus) == ["linc.oct.tile.ready"]
+    assert names(bus) == ["linc.oct.tile.begun"]
     assert lag_of(project).tiles == 1
 
 
@@ -292,10 +292,41 @@ def test_a_tile_that_comes_after_a_run_has_left_calls_another_one(half_a_column,
         (second,) = [path for path in half_a_column.iterdir() if "mosaic_001_image_0002" in path.name]
         second.rename(half_a_column / "raw" / second.name)
         driver.step()
-        assert names(bus) == ["linc.oct.tile.ready"], "a run looks after the column"
+        assert names(bus) == ["linc.oct.tile.begun"], "a run looks after the column"
     project.facts.record(TileId(1, 1), "processed")
     driver.step()
-    assert names(bus) == ["linc.oct.tile.ready"] * 2
+    assert names(bus) == ["linc.oct.tile.begun"] * 2
+
+
+def test_a_run_is_called_once_when_the_first_tile_of_a_column_is_half_written(half_a_column, project):
+    raw = next((half_a_column / "raw").iterdir())
+    content, bus = raw.read_bytes(), Bus()
+    raw.write_bytes(content[:1000])
+    watcher = Watcher(raw.parent, project.config.scan, stable_s=60, tile_stable_s=60)
+    driver = Driver(project, watcher, announce=bus)
+    driver.step()
+    for share in (0.1, 0.4):
+        raw.write_bytes(content[: int(share * len(content))])
+        driver.step()
+    assert bus.seen == [], "it would only wait"
+    for share in (0.6, 0.8, 1.0):
+        raw.write_bytes(content[: int(share * len(content))])
+        driver.step()
+    assert [(event.event_name(), event.item) for event in bus.seen] == [("linc.oct.tile.begun", TileId(1, 1))]
+    assert lag_of(project).tiles == 0
+    watcher._tile_stable_s = 0
+    driver.step()
+    assert lag_of(project).tiles == 1
+    assert len(bus.seen) == 1, "the run that is on its way takes the tile"
+
+
+def test_a_file_that_was_there_before_calls_no_run_before_it_is_judged(half_a_column, project):
+    bus = Bus()
+    watcher = Watcher(half_a_column / "raw", project.config.scan, stable_s=60, tile_stable_s=60)
+    driver = Driver(project, watcher, announce=bus)
+    driver.step()
+    driver.step()
+    assert bus.seen == []
 
 
 def test_while_a_column_waits_for_its_run_no_later_one_is_announced_ahead(half_a_column, project):
@@ -316,7 +347,7 @@ def test_while_a_column_waits_for_its_run_no_later_one_is_announced_ahead(half_a
     assert names(bus) == before, "its run could only wait behind that of the first column"
     with project.facts.claim(BatchId(1, 1), "started", lease_s=60):
         driver.step()
-    assert [(e.event_name(), e.item) for e in bus.seen][len(before) :] == [("linc.oct.tile.ready", TileId(1, 3))]
+    assert [(e.event_name(), e.item) for e in bus.seen][len(before) :] == [("linc.oct.tile.begun", TileId(1, 3))]
 
 
 def test_tiles_that_a_run_has_seen_and_could_not_process_call_no_other_run(half_a_column, project):
@@ -327,7 +358,7 @@ def test_tiles_that_a_run_has_seen_and_could_not_process_call_no_other_run(half_
         driver.step()
     for _ in range(3):
         driver.step()
-    assert names(bus) == ["linc.oct.tile.ready"]
+    assert names(bus) == ["linc.oct.tile.begun"]
 
 
 def test_nothing_is_announced_ahead_where_the_settings_say_so(half_a_column):
@@ -380,10 +411,10 @@ def test_the_tiles_of_a_run_that_died_are_announced_again(half_a_column, project
     dead = Facts(project.paths.base, host=HostIdentity(HostIdentity.current().host, 2**22 + 1))
     assert dead.claim(BatchId(1, 1), "started", lease_s=0.1) is not None
     driver.step()
-    assert names(bus) == ["linc.oct.tile.ready"], "a run is given some seconds to come"
+    assert names(bus) == ["linc.oct.tile.begun"], "a run is given some seconds to come"
     deadline = time.monotonic() + 60
     while len(names(bus)) < 2 and time.monotonic() < deadline:  # until the claim of the dead run has ended
         driver._called = {batch: replace(called, again_s=0.0) for batch, called in driver._called.items()}
         driver.step()
-    assert names(bus) == ["linc.oct.tile.ready"] * 2
+    assert names(bus) == ["linc.oct.tile.begun"] * 2
     assert driver._called[BatchId(1, 1)].wait_s > 10, "with growing delays"

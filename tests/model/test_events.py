@@ -24,7 +24,7 @@ CATALOGUE = {
     "linc.oct.mosaic.ready", "linc.oct.mosaic.stitched", "linc.oct.mosaic.volume_stitched", "linc.oct.slice.ready",
     "linc.oct.slice.registered", "linc.oct.mosaic.uploaded", "linc.oct.mosaic.volume_uploaded",
     "linc.oct.slice.uploaded", "linc.oct.sample.updated", "linc.oct.sample.uploaded", "linc.oct.tile.flagged",
-    "linc.oct.tile.ready",
+    "linc.oct.tile.begun",
     "linc.oct.mosaic.flagged", "linc.oct.slice.flagged", "linc.oct.batch.failed", "linc.oct.mosaic.failed",
     "linc.oct.slice.failed", "linc.oct.tile.failed", "linc.oct.sample.failed",
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from tests.pipeline.one_column import BATCH, PROJECT
 
 from opticstream.config import DeploymentSettings, load_project
-from opticstream.io.paths import strip_path
+from opticstream.io.paths import LOOK_DESCRIPTION, look_folder, look_picture, strip_path
 from opticstream.io.tile_thumbnail import thumbnail_path, thumbnail_size
 from opticstream.model.events import BatchProcessed, BatchReady
 from opticstream.model.ids import TileId
@@ -23,7 +24,6 @@ from opticstream.pipeline.batches import process_batch
 from opticstream.pipeline.columns import process_tiles
 from opticstream.pipeline.jobs import PROCESS_BATCH
 from opticstream.pipeline.project import Project
-from opticstream.stages.tile import preview_path
 from opticstream.state.verify import verify
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
@@ -97,6 +97,20 @@ def test_a_tile_that_comes_while_the_run_waits_is_taken_by_it(rig):
     process_tiles(rig.project, BATCH, sleep=lambda _s: rig.brings(2))
     assert rig.project.facts.has(SECOND, "processed")
     assert rig.why_ended() == "ahead of its column: all its tiles are done"
+
+
+def test_a_run_that_was_called_while_the_first_tile_is_written_waits_for_it(rig):
+    note_arriving(rig.project, rig.event())
+    waits = iter(range(40))  # longer than for a column of which nothing is known
+
+    def comes(_s: float) -> None:
+        if next(waits) == 39:
+            rig.brings(1)
+            rig.brings(2)
+
+    now = itertools.count(0.0, 0.1)
+    process_tiles(rig.project, BATCH, clock=lambda: next(now), sleep=comes)
+    assert rig.project.facts.has(SECOND, "processed")
 
 
 def test_the_batch_takes_tiles_that_are_done_as_they_are_and_records_as_ever(rig):
@@ -260,37 +274,56 @@ def test_columns_of_matlab_are_processed_whole(tmp_path, monkeypatch):
     assert process_tiles(rig.project, BATCH, sleep=no_waiting) == []
 
 
-def test_the_newest_tile_has_a_preview_before_older_ones_are_processed(rig, monkeypatch):
+def test_the_newest_tile_has_its_picture_before_older_ones_are_processed(rig, monkeypatch):
     rig.brings(1, now=100.0)
     rig.brings(2, now=101.0)
-    preview = preview_path(rig.project.paths.base, SECOND)
+    picture = look_picture(rig.project.paths.base, SECOND)
     order = []
     real = batches.process_tile
 
     def seen(source, tile, **more):
-        order.append((tile, preview.exists()))
+        order.append((tile, picture.exists(), more["look"] is not None))
         return real(source, tile, **more)
 
     monkeypatch.setattr(batches, "process_tile", seen)
     process_tiles(rig.project, BATCH)
-    assert order == [(FIRST, True), (SECOND, True)]
-    assert not preview.exists(), "its quality picture has taken the place of the preview"
+    assert order == [(FIRST, True, False), (SECOND, True, True)], "what was made for the look is not made again"
+    assert not picture.exists(), "it has become the tile's"
 
 
-def test_a_tile_that_takes_long_has_a_preview_before_it_is_processed(rig, monkeypatch):
+def test_a_tile_that_takes_long_has_its_picture_before_its_volumes_and_copy(rig, monkeypatch):
     monkeypatch.setattr(batches, "_LONG_WORK", 0)
-    preview = preview_path(rig.project.paths.base, FIRST)
     shown = []
     real = batches.process_tile
-    monkeypatch.setattr(batches, "process_tile", lambda *a, **k: shown.append(preview.exists()) or real(*a, **k))
+    monkeypatch.setattr(batches, "process_tile", lambda *a, **k: shown.append(k["look"]) or real(*a, **k))
     rig.brings(1)
     process_tiles(rig.project, BATCH, sleep=lambda _s: rig.brings(2))
-    assert shown[0]
-    assert not preview.exists()
+    assert None not in shown
+    record = rig.project.facts.read(FIRST, "processed")
+    assert record.detail["figures"] == shown[0].figures.as_dict()
+    assert not look_folder(rig.project.paths.base, FIRST).exists()
 
 
-def test_a_run_that_keeps_up_draws_no_previews_of_small_tiles(rig, monkeypatch):
-    monkeypatch.setattr(batches, "draw_preview", no_waiting)
+@pytest.mark.parametrize("change", ["file", "settings"])
+def test_a_first_look_at_another_file_or_with_other_settings_is_not_taken(rig, monkeypatch, change):
+    rig.brings(1)
+    rig.brings(2)
+    batches.look_at_newest_tile(rig.project, next_one=FIRST)
+    former = json.loads((look_folder(rig.project.paths.base, SECOND) / LOOK_DESCRIPTION).read_text())["key"]
+    if change == "file":
+        rig.write(2, seed=5)
+    else:
+        monkeypatch.setattr(batches, "tile_hash", lambda *_given: "others")
+    taken = []
+    real = batches.process_tile
+    monkeypatch.setattr(batches, "process_tile", lambda *a, **k: taken.append(k["look"]) or real(*a, **k))
+    process_batch(rig.project, rig.completes())
+    assert len(taken) == 2
+    assert former not in [look.key for look in taken if look is not None]
+
+
+def test_a_run_that_keeps_up_takes_no_first_look_at_small_tiles(rig, monkeypatch):
+    monkeypatch.setattr(batches, "look_at_tile", no_waiting)
     rig.brings(1)
     process_tiles(rig.project, BATCH, sleep=lambda _s: rig.brings(2))
     assert rig.project.facts.has(SECOND, "processed")
@@ -316,17 +349,16 @@ def test_a_note_that_cannot_be_read_costs_only_the_lead(rig):
     assert arriving(rig.project, BATCH) is not None
 
 
-def test_the_preview_of_a_tile_that_fails_is_removed_with_its_column(rig):
+def test_the_first_look_at_a_tile_that_fails_is_removed_with_its_column(rig):
     rig.brings(1)
     path = rig.write(2)
     path.write_bytes(path.read_bytes()[:-100])
     rig.brings(2)
-    preview = preview_path(rig.project.paths.base, SECOND)
-    preview.parent.mkdir(parents=True)
-    preview.write_bytes(b"a preview")
+    folder = look_folder(rig.project.paths.base, SECOND)
+    folder.mkdir(parents=True)
     process_batch(rig.project, rig.completes())
     assert rig.project.facts.has(SECOND, "failed")
-    assert not preview.exists()
+    assert not folder.exists()
 
 
 def test_a_column_that_is_done_has_a_small_picture_of_each_map_black_where_a_tile_failed(rig):

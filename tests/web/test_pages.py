@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import time
 
@@ -12,7 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from opticstream.cli.dashboard import _retried
-from opticstream.io.paths import strip_path
+from opticstream.io.paths import LOOK_DESCRIPTION, look_folder, look_picture, strip_path
 from opticstream.io.tile_thumbnail import thumbnail_path
 from opticstream.model.events import BatchReady
 from opticstream.model.ids import BatchId, MosaicId, SliceId, TileId
@@ -156,15 +157,18 @@ def test_tiles_that_have_come_before_their_column_count_as_waiting(shown, views)
     assert "2 tiles to do" in refreshed(views).get(None, "aip").parts()["summary"]
 
 
-def test_a_tile_that_waits_shows_its_preview_and_says_so(shown):
+def test_a_tile_that_waits_shows_its_first_look_and_says_so(shown):
     shown.column(1, 2)
-    path = shown.project.paths.tile_product(TileId(1, 1), "preview").with_suffix(".jpg")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = look_folder(shown.project.paths.base, TileId(1, 1))
     with TestClient(create_app(shown.project), base_url="http://127.0.0.1") as client:
-        assert "preview" not in client.get("/tile/1/1").text
-        Image.new("RGB", (8, 8)).save(path)
+        assert "first look" not in client.get("/tile/1/1").text
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(look_picture(shown.project.paths.base, TileId(1, 1)))
+        (folder / LOOK_DESCRIPTION).write_text(json.dumps({"figures": {"signal_db": 67.9}, "flags": ["faint"]}))
         page = client.get("/tile/1/1").text
-        assert "a preview from a part of its A-lines" in page
+        assert "a first look" in page
+        assert "67.9 dB" in page
+        assert "faint" in page
         picture = client.get(re.search(r'<img class="qc" src="([^"]+)"', page)[1].replace("&amp;", "&"))
         assert picture.headers["content-type"] == "image/jpeg"
 

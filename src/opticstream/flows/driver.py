@@ -23,7 +23,7 @@ from opticstream.flows.final_state import show_final_state
 from opticstream.flows.queues import is_queued, unfinished_runs
 from opticstream.io.atomic import remove_stale_temporaries
 from opticstream.model.errors import InputError, OpticStreamError, ServerError
-from opticstream.model.events import BatchReady, Event, TileReady
+from opticstream.model.events import BatchReady, Event, TileBegun
 from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.acquisition import RENEWED_EVERY_S, forget_acquisition, note_acquisition
 from opticstream.pipeline.arrivals import end_waiting, repaired_tiles, take_again
@@ -174,6 +174,7 @@ class Driver:
         if self._takes_tiles:
             with self._bearing_trouble():
                 self._tell_of_arriving_tiles()
+                self._tell_of_beginning_columns()
         with self._bearing_trouble():
             self._take_late_tiles()
         with self._bearing_trouble():
@@ -287,6 +288,16 @@ class Driver:
             if waiting and not self._is_worked_on(found.batch) and not self._is_behind(found.batch):
                 self._announce_tiles(found.batch, waiting)
 
+    def _tell_of_beginning_columns(self) -> None:
+        """Call a run for a column whose first tile is half written, so that it is there when the tile is whole."""
+        for tile in self.watcher.beginning():
+            batch = self.project.layout.batch_of(tile)
+            if batch in self._called or self._is_worked_on(batch) or self._is_behind(batch):
+                continue
+            note_arriving(self.project, self._event(FoundBatch(batch, {}, {}, {})))
+            self._called[batch] = _Called(frozenset(), 0, _CALLED_AGAIN_S, time.monotonic() + _CALLED_AGAIN_S)
+            self._send([self.project.event(TileBegun, tile)])
+
     def _is_behind(self, batch: BatchId) -> bool:
         """Return whether a column before this one waits for its run, so that a run for this one would only wait, too.
 
@@ -303,7 +314,7 @@ class Driver:
 
         A run that has died, or never came, is called again, with growing delays.
         """
-        now, event = time.monotonic(), self.project.event(TileReady, waiting[0])
+        now, event = time.monotonic(), self.project.event(TileBegun, waiting[0])
         holder = self.project.facts.holder(batch, PROCESS_BATCH.claim)
         attempt = 0 if holder is None else holder.generation
         called = self._called.get(batch)

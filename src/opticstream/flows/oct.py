@@ -42,7 +42,7 @@ from opticstream.model.events import (
     SampleUpdated,
     SliceReady,
     SliceRegistered,
-    TileReady,
+    TileBegun,
 )
 from opticstream.model.ids import ItemId, SampleId, TileId
 from opticstream.pipeline.failures import describe, is_transient, kind_of
@@ -148,7 +148,7 @@ def process_tiles(event: Any = None, overrides: dict[str, Any] | None = None, so
     from opticstream.flows.queues import PlaceInPool
     from opticstream.pipeline import columns
 
-    project, taken = _taken(TileReady, event, source, overrides)
+    project, taken = _taken(TileBegun, event, source, overrides)
     assert isinstance(taken.item, TileId)
     batch = project.layout.batch_of(taken.item)
     place = PlaceInPool(PROCESS_BATCH.pool, project.config.name, batch)

@@ -32,7 +32,7 @@ def _announced_of(*hierarchies: str) -> tuple[type[Event], ...]:
 STARTED_BY: Mapping[str, tuple[type[Event], ...]] = MappingProxyType(
     {flow: _of_steps(flow) for flow in dict.fromkeys(step.flow for step in STEPS)}
     | {
-        "process-tiles": (events.TileReady,),
+        "process-tiles": (events.TileBegun,),
         "batch-state": _announced_of("batch"),
         "slice-state": _announced_of("mosaic", "slice"),
         "notify": (*_MILESTONES, *_FAILED, *_FLAGGED),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.io.atomic import atomic_path
+from opticstream.io.atomic import atomic_path, write_bytes
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1
 from opticstream.io.steps import steps_from_planes
 from opticstream.system.disk import reserve, write_at
@@ -132,6 +132,20 @@ _NIFTI1 = _Layout(352, b"n+1\0", 344, 40, 70, 76, 108, 112, 123, 148, 252, 280)
 _NIFTI2 = _Layout(544, b"n+2\0\r\n\x1a\n", 4, 16, 12, 104, 168, 176, 500, 240, 344, 400, "q", "d", "q", "i", "i")
 
 
+def map_bytes(
+    data: ArrayLike,
+    /,
+    *,
+    voxel_size_mm: tuple[float, float, float],
+    description: str = "",
+    steps: Steps | None = None,
+) -> bytes:
+    """Return the bytes of an (x, y[, z]) array as a NIfTI file, float32 or in `steps`."""
+    array = np.asarray(data, dtype="<f4") if steps is None else steps.integers(np.asarray(data))
+    header = nifti_header(array.shape, voxel_size_mm=voxel_size_mm, description=description, steps=steps)
+    return header + array.tobytes(order="F")
+
+
 def write_map(
     path: Path,
     data: ArrayLike,
@@ -142,11 +156,8 @@ def write_map(
     steps: Steps | None = None,
 ) -> bytes:
     """Write an (x, y[, z]) array as NIfTI (float32, or in `steps`), atomically; return the bytes of the file."""
-    array = np.asarray(data, dtype="<f4") if steps is None else steps.integers(np.asarray(data))
-    header = nifti_header(array.shape, voxel_size_mm=voxel_size_mm, description=description, steps=steps)
-    content = header + array.tobytes(order="F")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    content = map_bytes(data, voxel_size_mm=voxel_size_mm, description=description, steps=steps)
+    write_bytes(path, content)
     return content
 
 

@@ -6,6 +6,7 @@
     ├─ mosaic-01/
     │  ├─ complex/      complex tiles (links if the rig wrote them)
     │  ├─ processed/    volumes and en face maps of tiles
+    │  ├─ looks/        en face maps and pictures of tiles whose volumes are still to be made
     │  ├─ stitched/     mosaics, volumes (OME-Zarr), quality pictures: links into the archive once published
     │  ├─ state/        flag files of batches
     │  ├─ thumbnails/   small pictures of tiles and columns for the dashboard
@@ -38,6 +39,26 @@ THUMBNAIL_FOLDER = "thumbnails"
 THUMBNAIL_PX = 72
 """Longer side of one map of a tile in small pictures; a multiple of 8, so that neighbours do not share blocks of the
 JPEG."""
+
+
+LOOK_DESCRIPTION = "look.json"
+"""File of a first look that says what it was made from, and its figures."""
+
+
+def look_folder(out_dir: Path, tile: TileId, /) -> Path:
+    """Return where the first look at a tile waits for the rest, in the project's folder.
+
+    Examples
+    --------
+    >>> look_folder(Path("out"), TileId(3, 12)).as_posix()
+    'out/mosaic-03/looks/mosaic_003_image_0012'
+    """
+    return out_dir / tile.mosaic.folder / "looks" / f"mosaic_{tile.mosaic_id:03d}_image_{tile.tile_id:04d}"
+
+
+def look_picture(out_dir: Path, tile: TileId, /) -> Path:
+    """Return where the quality picture of the first look at a tile is."""
+    return look_folder(out_dir, tile) / Path(tile_product_name(tile, "qc")).with_suffix(".jpg")
 
 
 def strip_path(out_dir: Path, batch: BatchId, modality: str, /) -> Path:

@@ -383,10 +383,10 @@ class TileEvent(Event):
         return TileId(self.mosaic_id, self.tile_id)
 
 
-class TileReady(TileEvent):
-    """The raw file of a tile is there, and its column is not complete yet."""
+class TileBegun(TileEvent):
+    """The rig has begun to write a tile, or has written it, of a column that no run looks after yet."""
 
-    state = "ready"
+    state = "begun"
 
 
 class TileFlagged(TileEvent):
@@ -473,7 +473,7 @@ ALL_EVENTS: tuple[type[Event], ...] = (
     SliceUploaded,
     SliceFailed,
     SliceFlagged,
-    TileReady,
+    TileBegun,
     TileFlagged,
     TileFailed,
     SampleUpdated,

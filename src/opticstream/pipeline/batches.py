@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from opticstream.config import parameters_hash
 from opticstream.config.engines import matlab_for
-from opticstream.io.packed import PACKED_SUFFIXES, unpacked_name
+from opticstream.io.packed import PACKED_SUFFIXES, is_packed, unpacked_name
 from opticstream.io.tile_thumbnail import thumbnail_size, write_strips
 from opticstream.model.errors import ChangingInputError, InputError, MissingInputError, OpticStreamError
 from opticstream.model.events import (
@@ -24,7 +24,7 @@ from opticstream.model.events import (
     TileFlagged,
 )
 from opticstream.model.ids import BatchId, TileId
-from opticstream.pipeline.arriving import forget_arriving, waiting_tiles
+from opticstream.pipeline.arriving import arriving, forget_arriving, waiting_tiles
 from opticstream.pipeline.bindings import is_due
 from opticstream.pipeline.host_memory import within_memory
 from opticstream.pipeline.jobs import (
@@ -46,7 +46,16 @@ from opticstream.pipeline.late_archive import archive_batch, archive_suffix, raw
 from opticstream.pipeline.parameters import tile_hash
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.settled_files import result_of_settled_files
-from opticstream.stages.tile import TileResult, checksum_path, draw_preview, preview_path, process_tile, products
+from opticstream.stages.tile import (
+    FirstLook,
+    TileResult,
+    checksum_path,
+    drop_look,
+    look_at_tile,
+    process_tile,
+    products,
+    read_look,
+)
 from opticstream.state import Claim, FactRecord, FileRecord
 from opticstream.state.flags import WITHDRAWN_FOLDER
 from opticstream.state.raw_files import KNOWN_AS, identity_of, is_known
@@ -75,7 +84,7 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
         with contextlib.ExitStack() as stack:
             matlab = _matlab_call(project, event, stack)
             for tile in project.layout.tiles(batch):
-                show_waiting_tiles(project, next_one=tile)
+                look_at_newest_tile(project, next_one=tile)
                 record, note = TileWork(project, event, tile, attempt, matlab).perform(claim)
                 tiles[str(tile.tile_id)] = note
                 rests_on[str(tile.tile_id)] = None if record is None else record.inputs_hash
@@ -105,7 +114,7 @@ def process_batch(project: Project, event: BatchReady, /, *, attempt: Attempt = 
     if isinstance(outcome, Done | Failed):
         forget_arriving(project, batch)
         for tile in project.layout.tiles(batch):  # of tiles that are parked
-            preview_path(project.paths.base, tile).unlink(missing_ok=True)
+            drop_look(project.paths.base, tile)
     if isinstance(outcome, Skipped) and is_due(project, ARCHIVE_BATCH, batch):
         return archive_batch(project, event, attempt=attempt)
     if not isinstance(outcome, Done):
@@ -147,7 +156,7 @@ def _write_strips(project: Project, batch: BatchId, /) -> None:
 def _matlab_call(project: Project, event: BatchReady, stack: contextlib.ExitStack) -> MatlabTiles | None:
     """Return the call of MATLAB for the tiles of a batch that are not done; None where our own code processes them."""
     processing = within_memory(project).processing
-    if matlab_for(processing.engine, "tile") is None:
+    if not _is_of_matlab(project):
         return None
     from opticstream.stages.tile import MatlabTiles
 
@@ -184,14 +193,13 @@ def is_done(project: Project, event: BatchReady, tile: TileId, /) -> bool:
 
 
 _LONG_WORK = 1 << 27
-"""Raw values of a tile from which its picture takes several seconds."""
+"""Raw values of a tile from which volumes and archive copy take several seconds more than its picture."""
 
 
-def show_waiting_tiles(project: Project, /, *, next_one: TileId) -> None:
-    """Draw previews of tiles that have come while a folder is watched and whose pictures are not there soon.
+def look_at_newest_tile(project: Project, /, *, next_one: TileId) -> None:
+    """Take a first look at the tile that came last while a folder is watched, if others are processed before it.
 
-    That is the tile that came last, where processing is behind the rig, and before it the one that is processed next,
-    where that takes several seconds.
+    What is made here is not made again when the tile's turn comes.
 
     Parameters
     ----------
@@ -201,29 +209,45 @@ def show_waiting_tiles(project: Project, /, *, next_one: TileId) -> None:
         The tile that is processed next.
     """
     waiting = waiting_tiles(project)
-    shown = [entry for entry in waiting if entry[2] == next_one and _is_long_work(project, next_one)]
-    shown += [entry for entry in waiting[-1:] if len(waiting) > 1 and entry[2] != next_one]
-    for _, known, tile in shown:
-        _draw_preview(project, known.event, tile)
+    if len(waiting) < 2 or waiting[-1][2] == next_one or _is_of_matlab(project):
+        return
+    _, known, tile = waiting[-1]
+    base = project.paths.base
+    try:
+        source, spectra = raw_files_of_tile(known.event, tile)
+        key = _look_key(project, tile, identity_of(*((source,) if spectra is None else (source, spectra))))
+        if read_look(base, tile, key=key) is None:
+            _look_at(project, source, tile, key)
+    except (OpticStreamError, OSError, ValueError) as error:  # its own processing says what is wrong with it
+        _log.info("no first look at %s: %s", tile, error)
 
 
-def _is_long_work(project: Project, tile: TileId) -> bool:
+def _look_at(project: Project, source: Path, tile: TileId, key: str) -> FirstLook:
+    processing = within_memory(project).processing
+    return look_at_tile(
+        source, tile, scan=project.config.scan, processing=processing, out_dir=project.paths.base, key=key
+    )
+
+
+def _is_of_matlab(project: Project) -> bool:
+    """Return whether MATLAB makes the tiles: all of a tile in one call."""
+    return matlab_for(project.config.processing.engine, "tile") is not None
+
+
+def _is_looked_at_first(project: Project, source: Path, tile: TileId) -> bool:
+    """Return whether the picture of a tile is made before all else: somebody has just taken it, and it is large."""
     scan = project.config.scan
     a_lines, b_lines = scan.tile_shape(project.layout.illumination_index(tile.mosaic))
-    return a_lines * b_lines * scan.samples * scan.channels >= _LONG_WORK
+    is_long = a_lines * b_lines * scan.samples * scan.channels >= _LONG_WORK
+    if not is_long or is_packed(source) or _is_of_matlab(project):
+        return False
+    known = arriving(project, project.layout.batch_of(tile))
+    return known is not None and tile.tile_id in known.since
 
 
-def _draw_preview(project: Project, event: BatchReady, tile: TileId) -> None:
-    is_matlab = matlab_for(project.config.processing.engine, "tile") is not None
-    if is_matlab or preview_path(project.paths.base, tile).exists():
-        return
-    try:
-        source, _ = raw_files_of_tile(event, tile)
-        draw_preview(
-            source, tile, scan=project.config.scan, processing=project.config.processing, out_dir=project.paths.base
-        )
-    except (OpticStreamError, OSError, ValueError) as error:  # its own processing says what is wrong with it
-        _log.info("%s has no preview: %s", tile, error)
+def _look_key(project: Project, tile: TileId, identity: str) -> str:
+    """Return what a first look is made from: the raw files, and the settings of the tile."""
+    return f"{identity} {tile_hash(project.config, project.layout.illumination_index(tile.mosaic))}"
 
 
 def _archive_names(project: Project, tile: TileId) -> list[str]:
@@ -299,6 +323,7 @@ class TileWork:
                     archive_to=archive if project.config.processing.archive.enabled and not kept else None,
                     spectra=spectra,
                     matlab=self.matlab,
+                    look=self._first_look(source, identity),
                 ),
             )
             if "archive" in result.outputs:
@@ -323,10 +348,19 @@ class TileWork:
             },
         )
 
+    def _first_look(self, source: Path, identity: str) -> FirstLook | None:
+        """Return the first look at the tile: one that was taken before, or now where somebody waits for it."""
+        key = _look_key(self.project, self.tile, identity)
+        look = read_look(self.project.paths.base, self.tile, key=key)
+        if look is None and _is_looked_at_first(self.project, source, self.tile):
+            look = _look_at(self.project, source, self.tile, key)
+        return look
+
     def record(self, content: Mapping[str, Any], spent: Spent) -> None:
         """Record that the tile is processed."""
         self.project.facts.replace(self.tile, "processed", content, why="computed")
         self.project.facts.journal.computed(self.tile, "processed", spent)
+        drop_look(self.project.paths.base, self.tile)
 
     def _failure(self) -> dict[str, Any]:
         """Return the identity of the raw files, so that others in their place are noticed, and the attempts."""

@@ -21,7 +21,7 @@ from opticstream.model.errors import ClaimLost, InputError
 from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.arriving import Arriving, arriving
-from opticstream.pipeline.batches import TileWork, is_done, process_batch, show_waiting_tiles
+from opticstream.pipeline.batches import TileWork, is_done, look_at_newest_tile, process_batch
 from opticstream.pipeline.failures import describe, is_of_surroundings, kind_of
 from opticstream.pipeline.jobs import PROCESS_BATCH, Attempt, Part, memory_for, once, perform_part
 from opticstream.pipeline.pending import ready_event
@@ -158,10 +158,10 @@ class _Column:
     def _take(self, known: Arriving, tile: TileId, claim: Claim) -> None:
         """Process one tile; what is wrong with it is left to the run of the whole column."""
         identity = self._identity(known, tile)
-        show_waiting_tiles(self.project, next_one=tile)
         work = TileWork(self.project, known.event, tile, self.attempt)
         try:
             with memory_for(self.project, self.batch, PROCESS_BATCH):
+                look_at_newest_tile(self.project, next_one=tile)
                 perform_part(self.project, Part(tile, work.record), _AHEAD, claim, work.compute)
         except ClaimLost:
             raise

@@ -23,16 +23,15 @@ def tree_checksums(folder: Path, /, *, without: str | None = None) -> dict[str, 
 
 
 def while_at_work(checksums: Mapping[str, str], /) -> dict[str, str]:
-    """Return the checksums of what a project keeps as it is: not its stacks, nor previews of tiles that wait.
+    """Return the checksums of what a project keeps as it is: not its stacks, nor first looks at tiles that wait.
 
     Examples
     --------
-    >>> names = ("a_preview.jpg", "a_qc.jpg")
-    >>> while_at_work({f"mosaic-01/processed/{name}": "1" for name in names})
+    >>> while_at_work({f"mosaic-01/{name}": "1" for name in ("looks/a/a_qc.jpg", "processed/a_qc.jpg")})
     {'mosaic-01/processed/a_qc.jpg': '1'}
     """
     kept = without_stacks(checksums)
-    return {name: one for name, one in kept.items() if not name.endswith("_preview.jpg")}
+    return {name: one for name, one in kept.items() if "/looks/" not in name}
 
 
 def without_stacks(checksums: Mapping[str, str], /) -> dict[str, str]:

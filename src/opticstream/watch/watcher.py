@@ -59,6 +59,8 @@ class RawFile:
     """Why it cannot be processed, if it is stable and wrong."""
     judged_s: float = 0.0
     """When that was found, by the watcher's clock."""
+    grows: bool = False
+    """Whether it has changed since it was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,21 @@ class Watcher:
                 found.append(FoundBatch(batch, {number: own[0].name for number, own in whole.items()}, spectra, {}))
         return found
 
+    def beginning(self) -> list[TileId]:
+        """Return the tiles that are half written of batches of which no tile is whole, one for each batch.
+
+        A file counts that was seen to grow, and holds as many bytes as a tile has raw values: two make a value.
+        """
+        now, found = self._clock(), []
+        for batch, files in sorted(self._by_batch.items()):
+            if batch in self._done or any(file.whole or file.complete for file in files.values()):
+                continue
+            a_lines, b_lines = self._scan.tile_shape(self.layout.illumination_index(batch.mosaic))
+            half = a_lines * b_lines * self._scan.samples * self._scan.channels
+            growing = [f for f in files.values() if f.grows and now - f.since_s <= self._tile_stable_s]
+            found += sorted(file.tile for file in growing if file.size >= half)[:1]
+        return found
+
     def longest_pause_s(self) -> float:
         """Return the longest time without any change between two changes of one batch, in seconds."""
         return max(self._longest_pause_s.values(), default=0.0)
@@ -329,6 +346,7 @@ class Watcher:
             file.size, file.mtime_ns, file.since_s = status.st_size, status.st_mtime_ns, now
             file.complete, file.problem = False, None
             file.whole = file.looked_at = False
+            file.grows = True
             self._has_changed(file.batch, now)
         if file.complete or now - file.since_s < self._stable_s:
             if self._live and not file.looked_at and now - file.since_s >= self._tile_stable_s:

@@ -34,7 +34,7 @@ from opticstream.web.board import Board
 from opticstream.web.files import PICTURES, STORE, output_path, picture_path, store_path, strip_of_pipeline
 from opticstream.web.guard import Guard
 from opticstream.web.listening import Retry
-from opticstream.web.tiles import stamp_of
+from opticstream.web.tiles import at_first_look, stamp_of
 from opticstream.web.viewer import CLIENT, DECODERS, SCRIPTS, STYLE
 from opticstream.web.views import Views, modalities_of
 
@@ -231,15 +231,16 @@ def _add_pages(app: FastAPI, dashboard: Dashboard) -> None:
         if look is None:
             raise HTTPException(404, f"mosaic {mosaic} has no tile {tile}")
         pictures = _pictures_of_record(dashboard.project, look.tile, "processed")
-        drawn = dashboard.project.paths.tile_product(look.tile, "preview").with_suffix(".jpg")
-        preview = dashboard.project.paths.relative(drawn) if drawn.is_file() else None
+        first = None
+        if not pictures:
+            look, first = at_first_look(dashboard.project, look)
         partial = request.headers.get("hx-request") == "true"
         return dashboard.render(
             "tile.html.j2" if partial else "tile_page.html.j2",
             look=look,
             slice_id=dashboard.project.layout.slice_of(look.tile.mosaic).slice_id,
-            picture=pictures[0].file if pictures else preview,
-            is_preview=not pictures and preview is not None,
+            picture=pictures[0].file if pictures else first,
+            is_first_look=first is not None,
         )
 
     @app.get("/pictures/{key}", response_class=HTMLResponse)

@@ -13,7 +13,7 @@ from opticstream.web.tiles import TileLook
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png"})
 STORE = ".ome.zarr"
-_FOLDERS = re.compile(r"(?:mosaic-\d{2,}/(?:processed|stitched|thumbnails)|registered|sample)/")
+_FOLDERS = re.compile(r"(?:mosaic-\d{2,}/(?:processed|looks|stitched|thumbnails)|registered|sample)/")
 """Folders of the project that hold pictures and volumes; flags, settings and raw tiles lie elsewhere."""
 _IN_STORE = re.compile(
     r"""(?P<store>.+\.ome\.zarr)/

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from opticstream.io.paths import LOOK_DESCRIPTION, look_folder, look_picture
 from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.judging import judged
 from opticstream.pipeline.progress import detail_of
@@ -70,6 +73,16 @@ class TileLook:
             if isinstance(value, int | float):
                 found.append((name, form.format(value)))
         return found
+
+
+def at_first_look(project: Project, look: TileLook, /) -> tuple[TileLook, str | None]:
+    """Return a tile with the figures of its first look, and the name of its picture; as it is where there is none."""
+    paths = project.paths
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # just removed, or of another version
+        about = json.loads((look_folder(paths.base, look.tile) / LOOK_DESCRIPTION).read_bytes())
+        shown = replace(look, figures=dict(about["figures"]), reasons=(*look.reasons, *map(str, about["flags"])))
+        return shown, paths.relative(look_picture(paths.base, look.tile))
+    return look, None
 
 
 def stamp_of(looks: Sequence[TileLook], /) -> str:

@@ -354,6 +354,9 @@ class TileEngine:
         rows = range(self._emitted, ready)
         if not rows:
             return
+        if not self.maps and self._sheet is None and not isinstance(self.options.surface, str):
+            self._emitted = ready  # nothing is made from the profiles below a given surface
+            return
         self._filter_surface(min(b_lines, ready + self._halo))
         self._mapping.append([self._executor.submit(self._make_maps, y) for y in rows])
         if self._halo:

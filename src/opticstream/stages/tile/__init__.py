@@ -19,10 +19,16 @@ from opticstream.stages.tile._archive_tile import (
 from opticstream.stages.tile._archive_writers import GzipWriter, SpectraContent, SpectraZarrWriter
 from opticstream.stages.tile._compare_engines import Comparison, Difference, compare_engines
 from opticstream.stages.tile._enface_maps import MAKERS, makes
+from opticstream.stages.tile._first_look import FirstLook, drop_look, read_look
 from opticstream.stages.tile._import_tile import Counts, ImportedTile, RecordingFacts, facts_of_recording, import_tile
 from opticstream.stages.tile._matlab_tile import MatlabTiles
-from opticstream.stages.tile._preview import draw_preview, preview_path
-from opticstream.stages.tile._process_tile import OutputFile, TileResult, available_threads, process_tile
+from opticstream.stages.tile._process_tile import (
+    OutputFile,
+    TileResult,
+    available_threads,
+    look_at_tile,
+    process_tile,
+)
 from opticstream.stages.tile._reconstruction import (
     arrays_from_jones,
     options_from_settings,
@@ -37,6 +43,7 @@ __all__ = [
     "Comparison",
     "Counts",
     "Difference",
+    "FirstLook",
     "GzipWriter",
     "ImportedTile",
     "MatlabTiles",
@@ -52,15 +59,16 @@ __all__ = [
     "available_threads",
     "checksum_path",
     "compare_engines",
-    "draw_preview",
+    "drop_look",
     "facts_of_recording",
     "import_tile",
+    "look_at_tile",
     "makes",
     "options_from_settings",
     "plan_from_settings",
-    "preview_path",
     "process_tile",
     "products",
+    "read_look",
     "read_surface",
     "spectra_of_nifti",
     "unpack_archive",

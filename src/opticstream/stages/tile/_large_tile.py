@@ -6,7 +6,13 @@ import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 from opticstream.compute.reconstruction import CELL_PX, LOOKAHEAD_LINES, UNWRAP_HALO_PX, Sink, SpectralPlan, TileOptions
-from opticstream.compute.tile_engine import InlineExecutor, TileEngine, memory_per_b_line, memory_per_function_line
+from opticstream.compute.tile_engine import (
+    InlineExecutor,
+    TileEngine,
+    memory_per_b_line,
+    memory_per_function_line,
+    warm_kernels,
+)
 from opticstream.model.errors import ConfigurationError
 from opticstream.stages.tile._in_blocks import reconstruct_by
 from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, options_from_job
@@ -61,6 +67,7 @@ def block_size(job: TileJob, options: TileOptions, depth: int, /) -> int:
 def reconstruct_in_blocks(job: TileJob, /) -> Reconstructed:
     """Read a tile once, archive and reconstruct it, write its volumes, and return the rest."""
     options = options_from_job(job, engine="compiled")
+    warm_kernels()
     with contextlib.ExitStack() as stack:
         pool: ThreadPoolExecutor | None = None
         if job.threads > 1:

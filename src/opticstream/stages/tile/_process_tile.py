@@ -14,19 +14,27 @@ from typing import TYPE_CHECKING, Any
 from opticstream.config import ProcessingSettings, ScanSettings
 from opticstream.config.engines import CudaEngine, cuda_for, matlab_for
 from opticstream.io.atomic import write_bytes
-from opticstream.io.nifti_stream import write_map
+from opticstream.io.nifti_stream import map_bytes
+from opticstream.io.packed import is_packed
 from opticstream.io.paths import tile_product_name
 from opticstream.io.tile_thumbnail import thumbnail_path, tile_thumbnail
-from opticstream.model.errors import CardError
+from opticstream.model.errors import CardError, InputError
 from opticstream.model.ids import TileId
 from opticstream.model.modalities import described
 from opticstream.model.verdict import Grade
 from opticstream.stages.tile._archive_spectra import read_spectra
 from opticstream.stages.tile._archive_tile import checksum_path
+from opticstream.stages.tile._first_look import FirstLook, write_look
 from opticstream.stages.tile._picture import tile_picture
-from opticstream.stages.tile._preview import preview_path
 from opticstream.stages.tile._quality import figures_from_maps
-from opticstream.stages.tile._reconstruction import Reconstructed, TileJob, check_polarization, products, read_surface
+from opticstream.stages.tile._reconstruction import (
+    Reconstructed,
+    TileJob,
+    check_polarization,
+    maps_of_tile,
+    products,
+    read_surface,
+)
 from opticstream.system.cores import available_cores, one_blas_thread
 from opticstream.system.disk import symbolic_link
 
@@ -35,8 +43,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SMALL_TILE = 32 << 20
-"""Raw values up to which a tile is done in plain NumPy, whole: about a second, without loading compiled code."""
+SMALL_TILE = 4 << 20
+"""Raw values up to which a tile is done in plain NumPy, whole: half a second, without loading compiled code."""
 
 Progress = Callable[[float], None]
 """Called with the fraction done, 0..1."""
@@ -164,6 +172,92 @@ def _by_own_code(job: TileJob) -> Reconstructed:
     return reconstruct_in_blocks(job)
 
 
+def _job_of(
+    source: Path,
+    tile: TileId,
+    scan: ScanSettings,
+    processing: ProcessingSettings,
+    out_dir: Path,
+    archive: Path | None = None,
+    progress: Progress | None = None,
+) -> TileJob:
+    """Return all that is to be made of a tile, from the settings."""
+    check_polarization(scan, processing)
+    index = scan.layout.illumination_index(tile.mosaic)
+    a_lines, b_lines = scan.tile_shape(index)
+    given = None
+    if isinstance(processing.enface.surface, str) and processing.enface.surface.endswith((".nii", ".nii.gz")):
+        given = read_surface(Path(processing.enface.surface), (a_lines, b_lines))
+    folder = out_dir / tile.mosaic.folder
+    targets = {
+        name: folder / ("complex" if name == "complex" else "processed") / tile_product_name(tile, name)
+        for name in products(scan, processing)
+    }
+    return TileJob(
+        source=source,
+        a_lines=a_lines,
+        b_lines=b_lines,
+        setting=f"scan.illuminations[{index}] and scan",
+        scan=scan,
+        processing=processing,
+        given_surface=given,
+        targets=targets,
+        folder=folder / "processed",
+        archive=archive,
+        progress=progress or (lambda _fraction: None),
+        threads=available_threads(processing.reconstruction.threads),
+    )
+
+
+def _look_of(done: Reconstructed, job: TileJob, *, key: str, picture: bool = True) -> FirstLook:
+    """Return the maps, the pictures and the figures of a reconstructed tile."""
+    files = {
+        name: map_bytes(image, voxel_size_mm=job.voxel_size_mm, description=described(name).tile_header)
+        for name, image in done.maps.items()
+        if name in job.targets
+    }
+    if picture:
+        if thumbnail := tile_thumbnail(done.maps, noise_db=done.noise_db):
+            files["thumbnail"] = thumbnail
+        files["qc"] = tile_picture(done.maps, done.section_x, done.section_y, noise_db=done.noise_db)
+    figures = figures_from_maps(
+        done.maps, done.confidence, noise_db=done.noise_db, saturated_fraction=done.saturated_fraction
+    )
+    return FirstLook(key=key, files=files, figures=figures, engine_note=done.engine_note)
+
+
+def look_at_tile(
+    source: Path, tile: TileId, /, *, scan: ScanSettings, processing: ProcessingSettings, out_dir: Path, key: str
+) -> FirstLook:
+    """Make the maps, the pictures and the figures of a tile, and nothing else; return them.
+
+    They are written into a folder of their own (`read_look`). `process_tile` takes them and makes the rest. Saturation
+    is not known where it is measured in spectra beside the tile.
+
+    Parameters
+    ----------
+    source : Path
+        Raw file, not packed.
+    tile, scan, processing, out_dir
+        As for `process_tile`. The engine is not MATLAB.
+    key : str
+        What it is made from, see `FirstLook`.
+
+    Raises
+    ------
+    OpticStreamError
+        As for `process_tile`; InputError for a packed file, which it takes too long to read twice.
+    """
+    if is_packed(source):
+        raise InputError(f"{source}: is packed, so that a first look would take as long as the tile")
+    job = _job_of(source, tile, scan, processing, out_dir)
+    job = replace(job, targets={name: job.targets[name] for name in maps_of_tile(processing)})
+    with one_blas_thread():
+        look = _look_of(_reconstructed(tile, job, None), job, key=key)
+    write_look(look, out_dir, tile, verdict=look.figures.verdict(processing.quality))
+    return look
+
+
 def process_tile(
     source: Path,
     tile: TileId,
@@ -177,6 +271,7 @@ def process_tile(
     picture: bool = True,
     progress: Progress | None = None,
     matlab: MatlabTiles | None = None,
+    look: FirstLook | None = None,
 ) -> TileResult:
     """Reconstruct one tile, write its products and its archive copy, and return what was written.
 
@@ -201,6 +296,8 @@ def process_tile(
         Told the fraction done.
     matlab : MatlabTiles, optional
         The call that processes this tile among others, where `processing.engine` is MATLAB; default: one of its own.
+    look : FirstLook, optional
+        Maps, pictures and figures that have been made from the same file with the same settings.
 
     Raises
     ------
@@ -211,63 +308,24 @@ def process_tile(
     CalibrationError
         A calibration file cannot be used.
     """
-    check_polarization(scan, processing)
-    index = scan.layout.illumination_index(tile.mosaic)
-    a_lines, b_lines = scan.tile_shape(index)
-    given = None
-    if isinstance(processing.enface.surface, str) and processing.enface.surface.endswith((".nii", ".nii.gz")):
-        given = read_surface(Path(processing.enface.surface), (a_lines, b_lines))
-    folder = out_dir / tile.mosaic.folder
-    targets = {
-        name: folder / ("complex" if name == "complex" else "processed") / tile_product_name(tile, name)
-        for name in products(scan, processing)
-    }
-    threads = available_threads(processing.reconstruction.threads)
-    job = TileJob(
-        source=source,
-        a_lines=a_lines,
-        b_lines=b_lines,
-        setting=f"scan.illuminations[{index}] and scan",
-        scan=scan,
-        processing=processing,
-        given_surface=given,
-        targets=targets,
-        archive=None if spectra is not None else archive_to,
-        progress=progress or (lambda _fraction: None),
-        threads=threads,
-    )
+    job = _job_of(source, tile, scan, processing, out_dir, None if spectra is not None else archive_to, progress)
+    made = job if look is None else _rest_of(job)
     with one_blas_thread():
-        done = _reconstructed(tile, job, matlab)
+        done = _reconstructed(tile, made, matlab)
     if spectra is not None:
         done = _with_spectra(done, spectra, job, archive_to)
-    outputs = {name: OutputFile(targets[name], size) for name, size in done.written.items()}
+    outputs = {name: OutputFile(job.targets[name], size) for name, size in done.written.items()}
     if archive_to is not None:
         sha256 = None if done.digests is None else done.digests.archive
         outputs["archive"] = OutputFile(archive_to, archive_to.stat().st_size, sha256)
         outputs["checksum"] = OutputFile(checksum_path(archive_to), checksum_path(archive_to).stat().st_size)
-    if scan.raw_format == "complex" and _link(source, targets["complex"], out_dir):
-        outputs["complex"] = OutputFile(targets["complex"], source.stat().st_size)
-    for name, image in done.maps.items():
-        if name in targets:
-            content = write_map(
-                targets[name], image, voxel_size_mm=job.voxel_size_mm, description=described(name).tile_header
-            )
-            outputs[name] = OutputFile(targets[name], len(content), hashlib.sha256(content).hexdigest())
-    figures = figures_from_maps(
-        done.maps,
-        done.confidence,
-        noise_db=done.noise_db,
-        saturated_fraction=done.saturated_fraction,
-    )
-    if picture:
-        if thumbnail := tile_thumbnail(done.maps, noise_db=done.noise_db):
-            write_bytes(thumbnail_path(out_dir, tile), thumbnail)
-        path = (folder / "processed" / tile_product_name(tile, "qc")).with_suffix(".jpg")
-        content = tile_picture(done.maps, done.section_x, done.section_y, noise_db=done.noise_db)
-        write_bytes(path, content)
-        outputs["qc"] = OutputFile(path, len(content), hashlib.sha256(content).hexdigest())
-        preview_path(out_dir, tile).unlink(missing_ok=True)
+    if scan.raw_format == "complex" and _link(source, job.targets["complex"], out_dir):
+        outputs["complex"] = OutputFile(job.targets["complex"], source.stat().st_size)
+    if look is None:
+        look = _look_of(done, job, key="", picture=picture)
+    outputs |= _write_files(look, job, tile, out_dir)
     job.progress(1.0)
+    figures = replace(look.figures, saturated_fraction=done.saturated_fraction)
     verdict = figures.verdict(processing.quality)
     return TileResult(
         tile,
@@ -279,5 +337,24 @@ def process_tile(
         verdict.reasons,
         verdict.grade,
         done.engine,
-        done.engine_note,
+        done.engine_note or look.engine_note,
     )
+
+
+def _rest_of(job: TileJob) -> TileJob:
+    """Return what is to be made of a tile besides its maps."""
+    maps = maps_of_tile(job.processing)
+    return replace(job, targets={name: path for name, path in job.targets.items() if name not in maps})
+
+
+def _write_files(look: FirstLook, job: TileJob, tile: TileId, out_dir: Path) -> dict[str, OutputFile]:
+    """Write maps and pictures under their names, and return those that are outputs: all but the thumbnail."""
+    outputs = {}
+    for name, content in look.files.items():
+        if name == "thumbnail":
+            write_bytes(thumbnail_path(out_dir, tile), content)
+            continue
+        path = job.targets.get(name) or (job.folder / tile_product_name(tile, name)).with_suffix(".jpg")
+        write_bytes(path, content)
+        outputs[name] = OutputFile(path, len(content), hashlib.sha256(content).hexdigest())
+    return outputs

@@ -132,6 +132,7 @@ def options_from_settings(
     /,
     *,
     volumes: Sequence[str] = (),
+    maps: Sequence[str] | None = None,
     given_surface: NDArray[np.float32] | None = None,
     engine: Literal["plain", "compiled", "card"] = "plain",
 ) -> TileOptions:
@@ -143,6 +144,8 @@ def options_from_settings(
         Settings.
     volumes : sequence of str
         Volumes that are wanted.
+    maps : sequence of str, optional
+        Maps that are wanted, of those in the settings; all of them by default. Without any no surface is sought.
     given_surface : ndarray, shape (x, y), optional
         Surface as depth indices, instead of what the settings say.
     engine : {"plain", "compiled", "card"}
@@ -155,16 +158,20 @@ def options_from_settings(
         One of the maps has no maker.
     """
     settings, enface = processing.reconstruction, processing.enface
+    wanted = enface.modalities if maps is None else tuple(name for name in enface.modalities if name in maps)
     surface: Any = given_surface
-    if surface is None:
+    if maps is not None and not maps:
+        surface = 0
+    elif surface is None:
         surface = "gradient" if enface.surface == "find" else enface.surface
+    functions = _FUNCTIONS[engine](enface)
     return TileOptions(
         surface=surface,
         surface_threshold_db=enface.surface_threshold_db,
         offset=enface.offset,
         depth=enface.depth,
-        maps=enface.modalities,
-        functions=_FUNCTIONS[engine](enface),
+        maps=wanted,
+        functions={name: functions[name] for name in wanted if name in functions},
         volumes=tuple(volumes),
         orientation_method=enface.orientation_method,
         birefringence_method=enface.birefringence_method,
@@ -181,7 +188,7 @@ _FUNCTIONS = {"plain": functions_in_numpy, "compiled": functions_without_kernel,
 
 
 def options_from_job(job: TileJob, /, *, engine: Literal["plain", "compiled", "card"]) -> TileOptions:
-    """Return what is to be made of a tile: `options_from_settings` with the volumes that have a place to go.
+    """Return what is to be made of a tile: `options_from_settings` with the products that have a place to go.
 
     Raises
     ------
@@ -192,7 +199,12 @@ def options_from_job(job: TileJob, /, *, engine: Literal["plain", "compiled", "c
     if "complex" in job.targets and job.scan.raw_format != "complex":
         volumes.append("complex")
     return options_from_settings(
-        job.scan, job.processing, volumes=volumes, given_surface=job.given_surface, engine=engine
+        job.scan,
+        job.processing,
+        volumes=volumes,
+        maps=[name for name in job.targets if name in maps_of_tile(job.processing)],
+        given_surface=job.given_surface,
+        engine=engine,
     )
 
 
@@ -268,8 +280,13 @@ def products(scan: ScanSettings, processing: ProcessingSettings, /) -> tuple[str
     return (
         *(("complex",) if settings.save_complex or scan.raw_format == "complex" else ()),
         *(settings.volume_modalities if settings.save_volumes else ()),
-        *dict.fromkeys((*processing.enface.modalities, "surf", "surfraw")),
+        *maps_of_tile(processing),
     )
+
+
+def maps_of_tile(processing: ProcessingSettings, /) -> tuple[str, ...]:
+    """Return the names of the maps that a tile leaves, the surface before and after filtering among them."""
+    return tuple(dict.fromkeys((*processing.enface.modalities, "surf", "surfraw")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,14 +303,11 @@ class TileJob:
     given_surface: NDArray[np.float32] | None
     targets: dict[str, Path]
     """Output files by product."""
+    folder: Path
+    """Where maps go, and files that are needed for a while."""
     archive: Path | None
     progress: Callable[[float], None]
     threads: int
-
-    @property
-    def folder(self) -> Path:
-        """Where products go."""
-        return next(iter(self.targets.values())).parent
 
     @property
     def voxel_size_mm(self) -> tuple[float, float, float]:
