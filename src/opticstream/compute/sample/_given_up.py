@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,7 +204,7 @@ def _trials(edges: PlacedEdges, wide: Array, size: int, cost: Callable[[Array, N
     angle = edges.lever[others] * np.angle(np.exp(1j * (turn[trial] - other_turn)))
     moved = (np.abs(off) ** 2 + angle**2) / edges.sigma[others] ** 2
     change = cost(moved, others) - cost(squared[others], others)
-    gain = -np.bincount(trial, weights=change, minlength=len(asked))
+    gain: Any = -np.bincount(trial, weights=change, minlength=len(asked))
     return _Trials(asked, gain, low[of_piece], high[of_piece], turn, begin, end)
 
 
