@@ -263,11 +263,13 @@ def main() -> None:
         for seed in args.seeds:
             file = None if args.results is None else args.results / f"{kind}-{seed}.json"
             known = json.loads(file.read_text()) if file is not None and file.exists() else {}
-            rows.append(one_sample(kind, seed, known, chain=args.chain, linumpy=args.linumpy))
+            try:
+                rows.append(one_sample(kind, seed, known, chain=args.chain, linumpy=args.linumpy))
+            finally:  # what took minutes is kept, whatever stopped the rest
+                if file is not None:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(json.dumps(known))
             _tell(rows[-1])
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(known))
     if args.steps:
         for missing, seed in itertools.product((0, 5), args.seeds):
             rows.append(long_sample(seed, args.steps, missing=missing))

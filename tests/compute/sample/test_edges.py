@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from opticstream.compute.registration import rigid_map
 from opticstream.compute.sample import band_image, depths_to_compare, depths_to_read, edge_between, tissue_mask
 from opticstream.sim.cut_sample import CutSample, CutSampleSettings
 from opticstream.sim.settings import CuttingSettings
@@ -54,6 +55,24 @@ def test_an_incomplete_slice_is_compared_where_it_shows_tissue_and_says_less() -
     assert part.edge.lever_px < 0.9 * 56, "56 px is that of the whole"
     as_sure = np.hypot(0.06, 0.15 * part.residual_px) / part.confidence
     assert part.edge.sigma_px > 1.2 * as_sure
+
+
+def test_slices_bent_against_each_other_give_the_motion_nearest_to_the_bend() -> None:
+    made = sample(distortion_um=60.0, distortion_scale_um=1500.0)
+    one, two = (made.volume_db(n) for n in (1, 2))
+    depths = depths_to_compare(made.section_planes, (40, 40))
+    found = edge_between(1, 2, one[:, :, depths_to_read(depths, 40)], two[:, :, depths.second], depths)
+    # The first slice is straight; the second one's picture shows at p the tissue at q.
+    p = np.argwhere(tissue_mask(two[:, :, depths.second]))[::5]
+    q = made._where(2)[0][:, p[:, 0], p[:, 1]].T
+    mapping = rigid_map(found.edge.turn_deg, found.edge.shift_px, found.edge.about_px)
+    off = mapping.points(q) - p
+    arm = q - q.mean(0)
+    turn = float((arm[:, 0] * off[:, 1] - arm[:, 1] * off[:, 0]).mean() / np.sqrt((arm**2).sum(1).mean()))
+    error = np.array([*off.mean(0), turn])
+    assert np.sqrt((off**2).sum(1).mean()) > 2, "the bend is there"
+    assert np.sqrt((error**2).mean()) < 2 * found.edge.sigma_px
+    assert np.sqrt((error**2).mean()) < 0.45, "a rigid comparison alone is 0.51 off"
 
 
 def test_slices_without_likeness_give_an_edge_that_says_next_to_nothing() -> None:

@@ -231,6 +231,39 @@ def test_where_no_comparison_holds_the_slices_on_both_sides_tell_where_the_stage
     assert 0.5 < np.sqrt(np.mean(np.square(worst)) / np.mean(np.square(stated))) < 2
 
 
+@pytest.mark.parametrize("jump_px", [0.0, 60.0])
+def test_contradicting_comparisons_over_a_gap_are_told(jump_px: float) -> None:
+    place, stated = [], []
+    for seed in range(10):
+        true = truth(14, seed=seed, jump_px=jump_px)
+        del true[7]  # the stage jumps at slice 8, if it does
+        rng = np.random.default_rng(seed)
+        over = [(i, j) for i in true for j in true if 0 < j - i <= REACH and i < 7 < j]
+        wrong = {over[k] for k in rng.permutation(3)[:2]}
+        edges = [
+            replace(e, shift_px=tuple(np.add(e.shift_px, rng.normal(0, 25, 2)))) if (e.first, e.second) in wrong else e
+            for e in edges_of(true, noise=0.04, seed=seed)
+        ]
+        found = solve_poses(list(true), edges, centre_px=CENTRE)
+        place.append(np.sqrt(np.mean(np.square(list(errors_px(found.poses, true).values())))))
+        stated.append(np.sqrt(np.mean([pose.sigma_px**2 for pose in found.poses.values()])))
+    if not jump_px:
+        assert np.median(place) < 0.3  # the usual steps tell which one is right
+    assert all(error < 2 * sigma for error, sigma in zip(place, stated, strict=True) if error > 1), (place, stated)
+    if jump_px:
+        assert 0.4 < np.sqrt(np.mean(np.square(place)) / np.mean(np.square(stated))) < 2
+
+
+def test_a_single_wrong_comparison_leaves_no_doubt() -> None:
+    true = truth(14)
+    edges = edges_of(true, noise=0.04)
+    without = solve_poses(list(true), edges, centre_px=CENTRE)
+    edges[7] = replace(edges[7], shift_px=(edges[7].shift_px[0] + 30.0, edges[7].shift_px[1]))
+    found = solve_poses(list(true), edges, centre_px=CENTRE)
+    for n in true:
+        assert found.poses[n].sigma_px < 1.5 * without.poses[n].sigma_px
+
+
 def _shift(mapping: PlanarTransform) -> NDArray[np.float64]:
     return np.asarray(mapping.points(CENTRE) - CENTRE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opticstream.compute.registration._blocks import Slant, resampled_blocks
 from opticstream.compute.registration._by_kind import resampled
+from opticstream.compute.registration._checks import BlockShifts
 from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform
 from opticstream.compute.registration._registration import (
     MappingFinder,
@@ -11,11 +12,13 @@ from opticstream.compute.registration._registration import (
     Registration,
     register_images,
     sharpened_by_details,
+    shifts_of_blocks,
 )
 from opticstream.compute.registration._resampling import resample_image, resample_orientation, smooth_orientation
 from opticstream.compute.registration._rigid import rigid_map, turned_axis
 
 __all__ = [
+    "BlockShifts",
     "Freedom",
     "MappingFinder",
     "MappingTask",
@@ -29,6 +32,7 @@ __all__ = [
     "resampled_blocks",
     "rigid_map",
     "sharpened_by_details",
+    "shifts_of_blocks",
     "smooth_orientation",
     "turned_axis",
 ]

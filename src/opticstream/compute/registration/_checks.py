@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +47,43 @@ def significance(
     return float((agreement(0, 0) - np.mean(known)) / max(float(np.std(known)), 1e-6))
 
 
+class BlockShifts(NamedTuple):
+    """What blocks of registered images are still shifted by."""
+
+    middle: NDArray[np.float64]
+    """Middle of each block in fixed pixels, (blocks, 2)."""
+    shift: NDArray[np.float64]
+    """By how much the fixed image lies further there than the moved one, in fixed pixels, (blocks, 2)."""
+    likeness: NDArray[np.float64]
+    """Correlation of the maps at that shift, 1 where they are the same."""
+    near_px: float
+    """A block agrees where its shift is smaller than this; by chance about one in twenty does."""
+
+
 def block_residuals(
-    pairs: Sequence[DetailPair], mapping: PlanarTransform, /, *, pixel_px: int = 1, blocks: int = 6, reach: int = 12
+    pairs: Sequence[DetailPair], mapping: PlanarTransform, /, *, pixel_px: int = 1
 ) -> tuple[float, float]:
     """Return the median leftover shift of blocks of registered images, and the share of blocks that agree.
+
+    Parameters
+    ----------
+    pairs, mapping
+        As in `block_shifts`.
+    pixel_px : int
+        Size of their pixels in px of the full images; the shift is returned in these.
+    """
+    found = block_shifts(pairs, mapping)
+    if not len(found.shift):
+        return float("nan"), 0.0
+    length = np.linalg.norm(found.shift, axis=1)
+    agreeing = float((length < found.near_px).mean()) if len(length) >= 3 else 0.0
+    return float(np.median(length)) * pixel_px, agreeing
+
+
+def block_shifts(
+    pairs: Sequence[DetailPair], mapping: PlanarTransform, /, *, blocks: int = 6, reach: int = 12
+) -> BlockShifts:
+    """Return the leftover shifts of blocks of registered images.
 
     Parameters
     ----------
@@ -58,26 +91,22 @@ def block_residuals(
         Locally normalised maps.
     mapping : PlanarTransform
         From fixed to moving pixels of these maps.
-    pixel_px : int
-        Size of their pixels in px of the full images; the shift is returned in these.
     blocks : int
         Blocks along each side, at least 24 pixels wide.
     reach : int
-        Shifts that are searched, in pixels. A block agrees where its correlation peaks within a quarter of it; by
-        chance about one in twenty does.
+        Shifts that are searched, in pixels. A block agrees where its correlation peaks within a quarter of it.
     """
     from scipy import fft
 
-    if not pairs:
-        return float("nan"), 0.0
-    full = pairs[0][0].shape
+    full = pairs[0][0].shape if pairs else (0, 0)
     moved = [(fixed, resample_image(moving, mapping, shape=(full[0], full[1]))) for fixed, moving in pairs]
     size = [max(24, -(-s // blocks)) for s in full]
-    shifts = []
+    middles, shifts, heights = [], [], []
     for x in range(0, full[0], size[0]):
         for y in range(0, full[1], size[1]):
             part = np.s_[x : x + size[0], y : y + size[1]]
             surface: Any = 0.0
+            best, shared = 0.0, np.zeros(2)
             for fixed, other in moved:
                 a, b = fixed[part], other[part]
                 good = np.isfinite(a) & np.isfinite(b)
@@ -90,16 +119,17 @@ def block_residuals(
                     continue
                 window = np.hanning(a.shape[0] + 2)[1:-1, None] * np.hanning(a.shape[1] + 2)[None, 1:-1]
                 padded = [s + 2 * reach for s in a.shape]
-                product = fft.rfft2(a * window, padded) * np.conj(fft.rfft2(b * window, padded))
+                near_a, near_b = a * window, b * window
+                product = fft.rfft2(near_a, padded) * np.conj(fft.rfft2(near_b, padded))
                 surface = surface + np.asarray(fft.irfft2(product, padded)) / norm
+                best += float(np.sqrt((near_a**2).sum() * (near_b**2).sum()) / norm)
+                shared = np.argwhere(good).mean(0)
             if np.ndim(surface) == 2:
                 near = np.roll(surface, (reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
+                middles.append(shared + np.array([x, y]))
                 shifts.append(_peak(near) - reach)
-    if not shifts:
-        return float("nan"), 0.0
-    length = np.linalg.norm(shifts, axis=1)
-    agreeing = float((length < reach / 4).mean()) if len(shifts) >= 3 else 0.0
-    return float(np.median(length)) * pixel_px, agreeing
+                heights.append(near.max() / best)
+    return BlockShifts(np.reshape(middles, (-1, 2)), np.reshape(shifts, (-1, 2)), np.array(heights, float), reach / 4)
 
 
 def _peak(surface: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from opticstream.compute.registration._checks import block_residuals, significance
+from opticstream.compute.registration._checks import BlockShifts, block_residuals, block_shifts, significance
 from opticstream.compute.registration._detail_alignment import DetailPair, bent, locally_normalised, sharpened
 from opticstream.compute.registration._mutual_information import mutual_information, refined_mapping
 from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform
@@ -294,6 +294,26 @@ def sharpened_by_details(
     found = _rounded(sharpened(pairs, mapping, freedom=freedom))
     residual, agreeing = block_residuals(pairs, found)
     return found, residual, agreeing
+
+
+def shifts_of_blocks(
+    details: Sequence[tuple[ArrayLike, ArrayLike]],
+    mapping: PlanarTransform,
+    /,
+    *,
+    fixed_mask: ArrayLike,
+    moving_mask: ArrayLike,
+) -> BlockShifts:
+    """Return the shifts that blocks of registered maps are left with.
+
+    Parameters
+    ----------
+    details, fixed_mask, moving_mask
+        As in `sharpened_by_details`.
+    mapping : PlanarTransform
+        From fixed to moving pixels.
+    """
+    return block_shifts(_detail_pairs(details, np.asarray(fixed_mask, bool), np.asarray(moving_mask, bool), 1), mapping)
 
 
 def _rounded(mapping: PlanarTransform) -> PlanarTransform:

@@ -23,7 +23,9 @@ from opticstream.compute.registration import (
     resample_image,
     rigid_map,
     sharpened_by_details,
+    shifts_of_blocks,
 )
+from opticstream.compute.sample._bends import nearest_rigid
 from opticstream.compute.sample._faint_likeness import faint_match, in_blocks
 from opticstream.compute.sample._poses import Edge, Pose
 
@@ -220,17 +222,22 @@ def edge_between(
     centre = np.asarray(centre_px, float)
     known = [_between(a, b, centre).scaled(1 / pixel_px) for a, b in starts]
     found, failure = _registered(faces, inside, known, freedom)
-    deeper, wedge = 0.0, (0.0, 0.0)
+    deeper, wedge, bend_px = 0.0, (0.0, 0.0), 0.0
+    details = [faces]
     if found is not None and depths.common and found.confidence > 0.1:
         deeper, wedge = _true_distance(one, two, band.start, found.mapping)
         moved = int(np.clip(round(deeper), -band.start, one.shape[2] - band.stop))
         if abs(moved) < _THICKER:
             moved = 0
         same = one[:, :, band.start + moved : band.stop + moved]
-        found = _sharpened_along_depth(found, same, two, inside, freedom)
+        details = _thirds(same, two, inside) or details
+        found = _sharpened_along_depth(found, details, inside, freedom)
+    if found is not None and freedom != "translation":
+        found, bend_px = _nearest_to_bent(found, details, inside)
     mapping, sigma = None, float(max(one.shape))
     if found is not None:
-        mapping, sigma = found.mapping, _sigma_px(found) / np.sqrt(_share_imaged_twice(faces, inside, found.mapping))
+        share = _share_imaged_twice(faces, inside, found.mapping)
+        mapping, sigma = found.mapping, float(np.hypot(_sigma_px(found) / np.sqrt(share), bend_px))
     if found is None or found.confidence < _SURE:
         faint = faint_match(faces, inside, turns=freedom != "translation")
         if faint is not None and faint.sigma_px < sigma:
@@ -319,10 +326,8 @@ def _registered(
     return best, failure
 
 
-def _sharpened_along_depth(
-    found: Registration, one: Image, two: Image, inside: tuple[Mask, Mask], freedom: str
-) -> Registration:
-    """Return a registration sharpened by what changes along the common depth, where that is sure.
+def _thirds(one: Image, two: Image, inside: tuple[Mask, Mask]) -> list[tuple[Image, Image]]:
+    """Return how the thirds of the common planes differ from their mean, in both slices.
 
     Deep planes carry the shadows of all that lies above them, which lie beside the structure of the planes themselves
     and draw a comparison of means to one side, by up to a third of a pixel here. Shadows are the same in all planes of
@@ -330,13 +335,20 @@ def _sharpened_along_depth(
     """
     third = one.shape[2] // 3
     if third == 0 or one.shape != (*one.shape[:2], two.shape[2]):
-        return found
+        return []
     details = []
     means = [band_image(planes, tissue=where) for planes, where in zip((one, two), inside, strict=True)]
     for k in range(3):
         part = slice(k * third, (k + 1) * third)
         bands = [band_image(planes[:, :, part], tissue=where) for planes, where in zip((one, two), inside, strict=True)]
         details.append((bands[0] - means[0], bands[1] - means[1]))
+    return details
+
+
+def _sharpened_along_depth(
+    found: Registration, details: list[tuple[Image, Image]], inside: tuple[Mask, Mask], freedom: str
+) -> Registration:
+    """Return a registration sharpened by what changes along the common depth, where that is sure."""
     mapping, residual, agreeing = sharpened_by_details(
         details,
         found.mapping,
@@ -344,11 +356,25 @@ def _sharpened_along_depth(
         moving_mask=inside[1],
         freedom="translation" if freedom == "translation" else "rigid",
     )
-    corners = np.array([[x, y] for x in (0, one.shape[0]) for y in (0, one.shape[1])], float)
+    corners = np.array([[x, y] for x in (0, inside[0].shape[0]) for y in (0, inside[0].shape[1])], float)
     moved = float(np.abs(mapping.points(corners) - found.mapping.points(corners)).max())
     if agreeing < 0.5 or moved > 3.0:
         return found
     return replace(found, mapping=mapping, residual_px=residual, confidence=max(agreeing, found.confidence))
+
+
+def _nearest_to_bent(
+    found: Registration, details: list[tuple[Image, Image]], inside: tuple[Mask, Mask]
+) -> tuple[Registration, float]:
+    """Return the registration nearest to slices that are bent against each other, and its uncertainty by the bend."""
+    blocks = shifts_of_blocks(details, found.mapping, fixed_mask=inside[0], moving_mask=inside[1])
+    motion = nearest_rigid(blocks, _seen_by_both(inside, found.mapping))
+    if motion is None:
+        return found, 0.0
+    back = rigid_map(-float(np.degrees(motion.turn_rad)), np.negative(motion.shift_px), motion.middle_px)
+    mapping = PlanarTransform(found.mapping.matrix @ back.matrix, found.mapping.points(back.offset))
+    confidence = max(found.confidence, motion.agreeing)
+    return replace(found, mapping=mapping, residual_px=motion.residual_px, confidence=confidence), motion.sigma_px
 
 
 def _same(mapping: PlanarTransform) -> PlanarTransform:

@@ -3,12 +3,15 @@
 An edge that contradicts is given up; where few edges hold some slices (those at an end, those beside a missing one, or
 all on one side of it), these may be the right ones, since one wrong edge that says that it is sure draws the slices its
 way while the kernel is wide. The cost tells: it is lower where more edges agree. So slices are moved, as one piece, to
-where a given-up edge has them, and the costs of all edges between them and the others are compared.
+where a given-up edge has them, and the costs of all edges between them and the others are compared. Where no place is
+clearly better, each has its chance, and poses are as uncertain as the places are far apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,12 @@ _GIVEN_UP = 0.5
 """Share of its square that the kernel leaves an edge that counts as given up."""
 _LONGEST_PIECE = 3
 """Slices that are moved on their own; longer pieces are moved with all that follows."""
+_NO_CHANCE = 1e-6
+"""Odds below which a place is not considered."""
+_SAME_PLACE = 4.0
+"""Standard deviations of an edge within which two places are the same one."""
+_MOST = 50.0
+"""Largest logarithm of odds."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,17 @@ class Motion:
     end: complex
     """The same point after."""
 
+    def at(self, point: complex, /) -> complex:
+        """Return where a point comes to lie."""
+        return complex(np.exp(1j * self.turn) * (point - self.start) + self.end)
+
+    def distance(self, other: Motion, lever: float, /) -> float:
+        """Return how far apart two motions bring the tissue about this one's start, px; infinite for other slices."""
+        if self.slices != other.slices:
+            return float("inf")
+        turn = lever * np.angle(np.exp(1j * (self.turn - other.turn)))
+        return float(np.hypot(abs(self.end - other.at(self.start)), turn))
+
     def applied(self, state: Array, /) -> Array:
         """Return the poses after the motion.
 
@@ -108,10 +128,65 @@ def better_motions(edges: PlacedEdges, wide: Array, size: int, /) -> list[Motion
     size : int
         Number of slices.
     """
+    trials = _trials(edges, wide, size, lambda squared, which: _robust(squared, wide[which]))
+    return [trials.motion(k) for k in trials.best_first() if trials.gain[k] > 0]
+
+
+def chances(edges: PlacedEdges, wide: Array, wrong: Array, size: int, /) -> list[tuple[Motion, float]]:
+    """Return other places of pieces of the sample, each with its chance of being the right one.
+
+    Parameters
+    ----------
+    edges, wide, size
+        As in `better_motions`.
+    wrong : ndarray, shape (edges,)
+        Square of the residual, in standard deviations, from which each edge is rather wrong than badly measured.
+
+    Notes
+    -----
+    An edge is either right within its standard deviation, or wrong and then anywhere; a residual of square s is worth
+    ``-2 log(exp(-s / 2) + exp(-wrong / 2))``. Half of the difference of these sums is the logarithm of the odds.
+    """
+    trials = _trials(edges, wide, size, lambda squared, which: -2 * np.logaddexp(-squared / 2, -wrong[which] / 2))
+    chosen: list[tuple[Motion, float]] = []
+    for k in trials.best_first():
+        odds = float(np.exp(min(trials.gain[k] / 2, _MOST)))
+        if odds < _NO_CHANCE:
+            break
+        motion, leads = trials.motion(k), trials.edge[k]
+        within, lever = _SAME_PLACE * float(edges.sigma[leads]), float(edges.lever[leads])
+        if not any(motion.distance(other, lever) < within for other, _ in chosen):
+            chosen.append((motion, odds))
+    total = 1 + sum(odds for _, odds in chosen)
+    return [(motion, odds / total) for motion, odds in chosen]
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Motions of pieces of the sample to where edges that were given up have them."""
+
+    edge: NDArray[np.int_]
+    """The edge of each."""
+    gain: Array
+    """By how much each lowers the cost."""
+    low: NDArray[np.int_]
+    high: NDArray[np.int_]
+    turn: Array
+    start: Points
+    end: Points
+
+    def best_first(self) -> NDArray[np.int_]:
+        return np.argsort(-self.gain, kind="stable")
+
+    def motion(self, k: int, /) -> Motion:
+        piece = slice(int(self.low[k]), int(self.high[k]))
+        return Motion(piece, float(self.turn[k]), complex(self.start[k]), complex(self.end[k]))
+
+
+def _trials(edges: PlacedEdges, wide: Array, size: int, cost: Callable[[Array, NDArray[np.int_]], Array]) -> _Trials:
+    """Return the motions of all pieces by all given-up edges, with a cost of squared residuals of the given edges."""
     squared = edges.squared()
     given_up = np.flatnonzero(_robust(squared, wide) < _GIVEN_UP * squared)
-    if not len(given_up):
-        return []
     low, high = _pieces(size)
     first, second = (((low[:, None] <= k) & (k < high[:, None])) for k in (edges.i, edges.j))
     crossing = first != second
@@ -128,13 +203,9 @@ def better_motions(edges: PlacedEdges, wide: Array, size: int, /) -> list[Motion
     off = np.exp(1j * turn[trial]) * (other_begin - begin[trial]) + end[trial] - other_end
     angle = edges.lever[others] * np.angle(np.exp(1j * (turn[trial] - other_turn)))
     moved = (np.abs(off) ** 2 + angle**2) / edges.sigma[others] ** 2
-    change = _robust(moved, wide[others]) - _robust(squared[others], wide[others])
-    gain = -np.bincount(trial, weights=change, minlength=len(asked))
-    best = [k for k in np.argsort(-gain, kind="stable") if gain[k] > 0]
-    return [
-        Motion(slice(int(low[of_piece[k]]), int(high[of_piece[k]])), float(turn[k]), complex(begin[k]), complex(end[k]))
-        for k in best
-    ]
+    change = cost(moved, others) - cost(squared[others], others)
+    gain: Any = -np.bincount(trial, weights=change, minlength=len(asked))
+    return _Trials(asked, gain, low[of_piece], high[of_piece], turn, begin, end)
 
 
 def _pieces(size: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.registration import PlanarTransform, rigid_map
-from opticstream.compute.sample._given_up import PlacedEdges, better_motions
+from opticstream.compute.sample._given_up import PlacedEdges, better_motions, chances
 
 Array = NDArray[np.float64]
 
@@ -39,13 +39,14 @@ _OF_A_STEP = 0.1
 """Share of the sample's usual step from which a cut may be loose: what is held better gains nothing from these."""
 _LEVEL = 5
 """Slices on either side of a loose cut that tell where the stage had them."""
-_SHARED = (_LEVEL + 1) / 2
-"""Pairs that share one slice's error, so that each of them counts for less; all pairs together then tell as much
-as the means of the slices on both sides."""
 _FEWEST_STEPS = 4
 """Steps below which a sample does not tell how large its steps are."""
 _BELIEVED = 0.5
 """Weight from which a position of the stage is believed."""
+_FIELD = 2.0
+"""Distance within which wrong edges lie along each axis, in levers of the tissue; half the field or so."""
+_FIELD_RAD = 0.1
+"""Angle (radians) within which wrong edges lie."""
 _JUMP = 3.0
 """Step, in standard deviations, from which the stage has jumped."""
 
@@ -289,10 +290,7 @@ class _System:
         self.from_centre = np.array([e.about_px for e in every], float).reshape(-1, 2) - centre
         self.levers = np.array([e.lever_px for e in every], float)
         self.sigma = np.array([e.sigma_px for e in every], float)
-        kernels = (
-            [KERNEL_SQUARED] * len(edges) + [KERNEL_SQUARED / _SHARED] * len(usual) + [np.inf] * len([*certain, *weak])
-        )
-        self.wide = np.array(kernels)
+        self.wide = np.array([KERNEL_SQUARED] * len([*edges, *usual]) + [np.inf] * len([*certain, *weak]))
         """Square of the kernel of each edge, in its standard deviations; infinite where it never gives up."""
         self._centre = centre
         self.middle = np.asarray(middle - centre, float)
@@ -372,14 +370,41 @@ class _System:
     def _elsewhere(self, state: Array) -> Array | None:
         """Return a minimum that costs less, with some slices where an edge that was given up has them; None if none."""
         cost = self._cost(state)
-        placed = PlacedEdges.of(
-            state, (self.i, self.j), self.turn, self.shift, self.from_centre, self.levers, self.sigma
-        )
-        for motion in better_motions(placed, self.wide, self.size)[:_TRIED]:
+        for motion in better_motions(self._placed(state), self.wide, self.size)[:_TRIED]:
             tried = self._settled(motion.applied(state))
             if self._cost(tried) < cost - _WORTH:
                 return tried
         return None
+
+    def _placed(self, state: Array) -> PlacedEdges:
+        return PlacedEdges.of(state, (self.i, self.j), self.turn, self.shift, self.from_centre, self.levers, self.sigma)
+
+    def _doubts(self, state: Array) -> list[tuple[slice, Array]]:
+        """Return pieces of the sample that may lie elsewhere, and the variance of each, (turn times lever, x, y), px^2.
+
+        Where comparisons contradict each other and none is in the majority, each of them may be right.
+        """
+        wrong = np.where(np.arange(len(self.wide)) < self.count, self._when_wrong(state), self.wide)
+        middle = complex(*self.middle)
+        doubts = []
+        for motion, chance in chances(self._placed(state), self.wide, wrong, self.size):
+            moved = motion.at(middle) - middle
+            angle = self.lever * float(np.angle(np.exp(1j * motion.turn)))
+            doubts.append((motion.slices, chance * np.square([angle, moved.real, moved.imag])))
+        return doubts
+
+    def _when_wrong(self, state: Array) -> Array:
+        """Return the square of the residual, in standard deviations, from which each edge is rather wrong, (edges,).
+
+        As many are wrong as the solve gave up, and a wrong one is anywhere within the field; the more precise an edge,
+        the less likely it agrees with others by chance.
+        """
+        weight = self.weights(state)[0]
+        given_up = float((1 - weight[: self.count]).sum())
+        share = (1 + given_up) / (2 + self.count)
+        anywhere = (2 * _FIELD * self.lever) ** 2 * 2 * _FIELD_RAD * self.lever
+        within = (2 * np.pi) ** 1.5 * self.sigma**3
+        return np.maximum(2 * np.log((1 - share) / share * anywhere / within), 0.0)
 
     def _cost(self, state: Array) -> float:
         """Return the sum that is minimised: squares, of which the kernel lets none exceed its own."""
@@ -407,14 +432,18 @@ class _System:
         change = change.reshape(-1, 3)
         return state + change, float(np.abs(change * [self.lever, 1, 1]).max())
 
-    def _cuts(self, state: Array) -> tuple[Array, float]:
+    def _cuts(self, state: Array, doubts: Sequence[tuple[slice, Array]]) -> tuple[Array, float]:
         """Return how precisely comparisons hold each cut between two slices, in px, and from where that is loose."""
         weight = self.weights(state)[0][: self.count] / self.sigma[: self.count] ** 2
         low, high = np.sort([self.i[: self.count], self.j[: self.count]], axis=0)
         change = np.bincount(low, weight, self.size) - np.bincount(high, weight, self.size)
         held = np.maximum(np.cumsum(change)[: self.size - 1], 0.0)
         with np.errstate(divide="ignore"):
-            sigma = 1 / np.sqrt(held)
+            variance = 1 / held
+        for piece, doubt in doubts:
+            ends = [k - 1 for k in (piece.start, piece.stop) if 0 < k < self.size]
+            variance[ends] += doubt.sum() / 3
+        sigma = np.sqrt(variance)
         if not len(sigma):
             return sigma, np.inf
         every = np.arange(self.size - 1)
@@ -422,47 +451,60 @@ class _System:
         return sigma, max(_LOOSE * float(np.median(sigma)), _OF_A_STEP * step)
 
     def usual_steps(self, state: Array, numbers: Sequence[int]) -> list[Edge]:
-        """Return what the sample's own steps say about cuts that comparisons hold loosely.
+        """Return what the sample's own steps say about cuts that comparisons hold loosely, one edge for each.
 
-        The stage returns to where it was, each time with an error of its own. So steps between any two slices near
-        each other are about as large, and slices on either side of a cut lie, in the mean, in the same place, or where
-        its log has them, up to where the stage has jumped. Every pair across a loose cut says so, less surely by as
-        many pairs as there are for each slice.
+        The stage returns to where it was, each time with an error of its own. So slices on either side of a cut lie,
+        in the mean, in the same place, or where its log has them, up to where the stage has jumped. Whether it jumped
+        at the cut itself is one question, however many slices are asked.
         """
-        sigma, limit = self._cuts(state)
-        loose = np.concatenate([[0], np.cumsum(sigma > limit)])
+        sigma, limit = self._cuts(state, self._doubts(state))
+        loose = sigma > limit
         told = self._told_by_stage(state)
         every = np.arange(self.size - 1)
-        known = every[(sigma <= limit) & np.isfinite(told[1:] - told[:-1]).all(1)]
-        if not loose[-1] or len(known) < _FEWEST_STEPS:
+        known = every[~loose & np.isfinite(told[1:] - told[:-1]).all(1)]
+        if not loose.any() or len(known) < _FEWEST_STEPS:
             return []
         steps = self._pictures_moved(state, known, known + 1) - (told[known + 1] - told[known])
-        step_px = max(1.4826 * float(np.median(np.abs(steps))), limit)
+        # a step is the difference of two slices' own errors
+        own_px = max(1.4826 * float(np.median(np.abs(steps))), limit) / np.sqrt(2)
         turns = state[known + 1, 0] - state[known, 0]
-        step_rad = max(1.4826 * float(np.median(np.abs(turns))), limit / self.lever)
-        first, second = np.triu_indices(self.size, 1)
-        pairs = (second - first <= _LEVEL) & (loose[second] - loose[first] == 1)
-        first, second = first[pairs], second[pairs]
-        cut = np.searchsorted(loose, loose[second])  # the slice after it
-        jumps = [
-            np.linalg.norm(self._pictures_moved(state, i, j) - (told[j] - told[i]), axis=1)
-            for i, j in ((first, cut - 1), (cut, second))
-        ]
-        expected = told[second] - told[first]
-        level = (np.max(jumps, axis=0) < _JUMP * step_px) & np.isfinite(expected).all(1)
-        about = self.middle + self._centre
-        return [
-            Edge(
-                numbers[i],
-                numbers[j],
-                0.0,
-                (float(shift[0]), float(shift[1])),
-                step_px * float(np.sqrt(_SHARED)),
-                (float(about[0]), float(about[1])),
-                step_px / step_rad,
-            )
-            for i, j, shift in zip(first[level], second[level], expected[level], strict=True)
-        ]
+        own_rad = max(1.4826 * float(np.median(np.abs(turns))), limit / self.lever) / np.sqrt(2)
+        held = np.concatenate([[0], np.cumsum(loose)])
+        usual = []
+        for cut in np.flatnonzero(loose).tolist():  # the slice before it
+            sides = [
+                self._level(state, told, end, np.flatnonzero(held == held[end]), _JUMP * np.sqrt(2) * own_px)
+                for end in (cut, cut + 1)
+            ]
+            if all(count for _, count in sides):
+                sigma_px = own_px * float(np.sqrt(sum(1 / count for _, count in sides)))
+                turn, *shift = sides[0][0] - sides[1][0]
+                about = self.middle + self._centre
+                usual.append(
+                    Edge(
+                        numbers[cut],
+                        numbers[cut + 1],
+                        float(np.degrees(turn)),
+                        (float(shift[0]), float(shift[1])),
+                        sigma_px,
+                        (float(about[0]), float(about[1])),
+                        own_px / own_rad,
+                    )
+                )
+        return usual
+
+    def _level(self, state: Array, told: Array, end: int, side: NDArray[np.int_], far_px: float) -> tuple[Array, int]:
+        """Return where slices on one side of a cut lie on average, from its last one, and how many tell.
+
+        Turn in radians and shift of the tissue's middle, beyond what the stage's log tells.
+        """
+        near = side[np.abs(side - end) < _LEVEL]
+        from_end = self._pictures_moved(state, np.full(len(near), end), near) - told[near]
+        level = np.isfinite(from_end).all(1) & (np.linalg.norm(from_end + told[end], axis=1) < far_px)
+        if not level.any():
+            return np.zeros(3), 0
+        turns = state[near, 0] - state[end, 0]
+        return np.column_stack([turns, from_end])[level].mean(0), int(level.sum())
 
     def _told_by_stage(self, state: Array) -> Array:
         """Return where the stage's log has each slice, (slices, 2): NaN where it is a glitch, 0 without any log."""
@@ -500,8 +542,9 @@ class _System:
             sparse.csr_matrix((part.ravel(), (rows, columns)), shape=(3 * edges, 3 * n)) for part in (slope, weighted)
         )
         inverse = self._band.solved(np.einsum("erk,erl->ekl", weighted, slope), np.zeros((n, 3)), np.eye(3 * n))
+        doubts = self._doubts(state)
         # The residuals tell by how much sure edges are better or worse than they say; a few edges tell it only roughly.
-        sure = (np.arange(edges) < self.count) & (self.sigma <= self._cuts(state)[1])
+        sure = (np.arange(edges) < self.count) & (self.sigma <= self._cuts(state, doubts)[1])
         share = weight * sure
         squared = float((share[:, None] * (residual / self.sigma[:, None]) ** 2).sum())
         theirs = half.multiply(np.repeat(sure, 3)[:, None]).T @ jacobian
@@ -526,6 +569,12 @@ class _System:
         known = np.repeat(1 / np.maximum(roughly.reshape(n, 3).sum(1), 1e-12), 3)[:, None] * common
         free = inverse - common @ np.linalg.solve(common.T @ known, known.T @ inverse)
         variance = np.maximum(((spread @ free.T).T * free).sum(1).reshape(n, 3), 0)
+        trust = known.reshape(n, 3, 3)[:, 0, 0]
+        for piece, doubt in doubts:
+            common_to_all = float(trust[piece].sum() / trust.sum())
+            moved = np.full((n, 1), common_to_all**2)
+            moved[piece] = (1 - common_to_all) ** 2
+            variance += moved * doubt
         return np.sqrt(variance.sum(1)), np.degrees(np.sqrt(variance[:, 0]) / self.lever), scale
 
 
