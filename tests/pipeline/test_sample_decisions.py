@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +21,9 @@ from opticstream.pipeline.pending import pending_announcements
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.quality_flags import flagged_results
 from opticstream.pipeline.sample_decisions import exclude_slice, include_slice, place_slice, remove_place
-from opticstream.pipeline.stacking import register_sample, stack_slices, unstacked, update_sample
+from opticstream.pipeline.stacking import register_sample, report_sample, stack_slices, unstacked, update_sample
 from opticstream.state.reset import apply_reset, plan_reset
+from opticstream.state.verify import verify
 from opticstream.testing.slice_phantom import Picture, SlicePhantom, make_slice
 from opticstream.testing.stitched_project import stitched_project
 
@@ -95,27 +97,38 @@ def test_a_failure_to_follow_a_decision_is_parked_once(project: Project, monkeyp
     assert unstacked(project) == []
 
 
-def test_nobody_adds_slices_while_the_sample_is_registered(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("work", "made"), [(register_sample, SimpleNamespace(name="mri")), (report_sample, {})])
+def test_nobody_adds_slices_while_the_sample_is_registered_or_reported(
+    project: Project, monkeypatch: pytest.MonkeyPatch, work: Callable[[Project], object], made: object
+) -> None:
     from opticstream.stages import sample
 
     before = project.facts.read(SampleId(), "updated")
 
-    def registered(_new: object) -> SimpleNamespace:
+    def during(_new: object) -> object:
         list(update_sample(project))  # what the pipeline does as soon as a slice is ready
         assert project.facts.read(SampleId(), "updated") == before
-        return SimpleNamespace(name="mri")
+        return made
 
-    monkeypatch.setattr(sample, "register_sample", registered)
+    monkeypatch.setattr(sample, work.__name__, during)
     exclude_slice(project, SliceId(2), "torn")
-    register_sample(project)
+    work(project)
     assert unstacked(project) == [SliceId(2)]
     claim = project.facts.claim(SampleId(), UPDATE_SAMPLE.claim)
     assert claim is not None
     with claim, pytest.raises(StateError, match="are being updated by"):
-        register_sample(project)
+        work(project)
     assert gaps(project) == []
     list(update_sample(project))
     assert gaps(project) == [2]
+
+
+def test_a_report_that_is_written_again_is_recorded(project: Project) -> None:
+    page = project.paths.sample_folder / "report.html"
+    page.write_text("spoiled")
+    assert SampleId() in {found.item for found in verify(project.facts, layout=project.layout)}
+    report_sample(project)
+    assert SampleId() not in {found.item for found in verify(project.facts, layout=project.layout)}
 
 
 def test_a_slice_unlike_its_neighbours_is_flagged(tmp_path: Path) -> None:

@@ -336,19 +336,24 @@ def excluded_in_stacks(project: Project, /) -> dict[int, str]:
 
 
 def report_sample(project: Project, /) -> dict[str, Path]:
-    """Write the report of the sample as it is, and return its files.
+    """Write the report of the sample as it is, record it, and return its files.
 
     Raises
     ------
     InputError
         There are no stacks yet.
+    StateError
+        Another process is updating the stacks.
     """
     from opticstream.stages import sample as sample_stages
 
     stacked = stackable_slices(project)
     if not stacked:
         raise InputError("no slice is stitched and registered yet, so that there is nothing to report")
-    return sample_stages.report_sample(sample_input(project, stacked[0]))
+    with _claimed_by_hand(project):
+        written = sample_stages.report_sample(sample_input(project, stacked[0]))
+        _record_files(project, why="the report of the sample was written again")
+    return written
 
 
 def register_sample(project: Project, /) -> OtherSpace:
@@ -370,12 +375,12 @@ def register_sample(project: Project, /) -> OtherSpace:
         raise InputError("no slice is stitched and registered yet, so that there is nothing to register")
     with _claimed_by_hand(project):
         made = sample_stages.register_sample(sample_input(project, stacked[0]))
-        _record_scenes(project, why=f"the sample was registered to {made.name}")
+        _record_files(project, why=f"the sample was registered to {made.name}")
     return made
 
 
-def _record_scenes(project: Project, *, why: str) -> None:
-    """Record the stacks as they are after their scenes have changed, and have them published again.
+def _record_files(project: Project, *, why: str) -> None:
+    """Record the files of the sample after scenes or the report have changed, and have them published again.
 
     The claim on the sample is held, since an update that recorded the stacks meanwhile would be taken back.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,20 +18,56 @@ def test_turning_an_axis_there_and_back_changes_nothing() -> None:
     np.testing.assert_allclose(np.abs((back * axes).sum(-1)), 1, atol=1e-9)
 
 
+DEFORMATIONS = {
+    "none": ((0.0, 0.0), (0.0, 0.0)),
+    "stretch": ((0.2, 0.0), (0.0, 0.0)),
+    "shear": ((0.0, -0.1), (0.0, 0.0)),
+    "rotation": ((np.cos(0.2) - 1, -np.sin(0.2)), (np.sin(0.2), np.cos(0.2) - 1)),
+    "all": ((0.07, -0.12), (0.2, -0.15)),
+}
+
+
 @pytest.mark.parametrize("how", ["axes", "vectors"])
-def test_axes_turn_with_the_place_where_a_slice_is_bent(how: str) -> None:
-    # The bend shears the far half of the picture: angles turn there by half of the shear, and nowhere else.
-    shape = (40, 40)
-    bend = np.zeros((2, *shape), np.float32)
-    bend[0] = -0.1 * np.maximum(np.arange(40) - 20, 0)
-    mapping = PlanarTransform(np.eye(2), np.zeros(2), bend)
-    angle = np.full(shape, 30.0, np.float32)
-    vectors = np.stack([np.cos(np.radians(angle)), np.sin(np.radians(angle)), 0 * angle], axis=-1)
-    out = resampled(vectors if how == "vectors" else angle, mapping, how=how, shape=shape)  # type: ignore[arg-type]
-    found = np.degrees(np.arctan2(out[..., 1], out[..., 0])) if how == "vectors" else out
-    turned = np.degrees(np.arctan2(0.1, 2.0))
-    np.testing.assert_allclose(found[10:30, 3:18], 30.0, atol=0.01)
-    np.testing.assert_allclose(found[10:30, 24:36], 30.0 - turned, atol=0.01)
+@pytest.mark.parametrize("deformation", DEFORMATIONS.values(), ids=DEFORMATIONS)
+def test_axes_follow_the_lines_of_deformed_tissue(how: str, deformation: Any) -> None:
+    # Fibres of the sample, drawn as lines of points, are where the mapping says in the slice, which is also turned.
+    shape, turn = (12, 11), np.radians(25.0)
+    x, y = np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij")
+    (a, b), (c, d) = deformation
+    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    mapping = PlanarTransform(matrix, np.zeros(2), np.stack([a * x + b * y, c * x + d * y]).astype(np.float32))
+    for fibre in np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, -0.64, 0.48], [0.36, 0.48, 0.8]]):
+        start, end = np.array([3.0, 4.0]), np.array([3.0, 4.0]) + fibre[:2]
+        ends = [matrix @ (q + np.array(deformation) @ q) for q in (start, end)]
+        seen = np.array([*(ends[1] - ends[0]), fibre[2]])
+        if how == "vectors":
+            out = resampled(
+                np.full((60, 60, 3), seen / np.linalg.norm(seen)), _inside(mapping), how="vectors", shape=shape
+            )
+            apart = np.linalg.norm(np.cross(out, fibre), axis=-1)
+        else:
+            angle = np.degrees(np.arctan2(seen[1], seen[0]))
+            out = resampled(np.full((60, 60), angle), _inside(mapping), how="axes", shape=shape)
+            apart = np.sin(np.radians(out - np.degrees(np.arctan2(fibre[1], fibre[0]))))
+        assert np.abs(apart).max() < np.radians(0.01)
+
+
+def _inside(mapping: PlanarTransform) -> PlanarTransform:
+    return PlanarTransform(mapping.matrix, np.array([25.0, 25.0]), mapping.displacement)
+
+
+def test_axes_do_not_follow_the_foreshortening_of_a_beam() -> None:
+    # A picture that is shorter because the beam is tilted shows the same axis: polarization knows nothing of it.
+    short = PlanarTransform(np.diag([0.9, 1.0]), np.zeros(2))
+    assert resampled(np.full((9, 9), 30.0), short, how="axes", shape=(9, 9))[4, 4] == pytest.approx(30.0, abs=1e-4)
+
+
+def test_a_fold_of_the_tissue_has_no_axis() -> None:
+    fold = np.zeros((2, 8, 8), np.float32)
+    fold[0] = -1.5 * np.maximum(np.arange(8) - 4, 0)[:, None]
+    out = resampled(np.full((8, 8), 30.0), PlanarTransform(np.eye(2), np.zeros(2), fold), how="axes", shape=(8, 8))
+    np.testing.assert_allclose(out[:3], 30.0, atol=1e-4)
+    assert np.isnan(out[5:]).all()
 
 
 def test_axes_between_pixels_are_the_axes_between() -> None:

@@ -49,6 +49,14 @@ def test_however_blocks_are_cut_they_make_the_whole(step, bent):
     np.testing.assert_allclose(_joined(read, step), whole, atol=2e-3)
 
 
+@pytest.mark.parametrize("step", [1, 8, 25])
+def test_axes_of_bent_tissue_do_not_depend_on_blocks(step):
+    volume, mapping = np.full(SIZE, 30.0, np.float32), _mapping(bent=True)
+    read = resampled_blocks(lambda xs, ys: volume[xs, ys], mapping, size=SIZE, resample=resample_orientation)
+    whole = np.stack([resample_orientation(volume[:, :, z], mapping, shape=SHAPE) for z in range(SIZE[2])], axis=2)
+    np.testing.assert_allclose(_joined(read, step), whole, atol=1e-3)
+
+
 def test_axes_turn_with_the_picture():
     volume, mapping = np.full(SIZE, 30.0, np.float32), _mapping(bent=False)
     read = resampled_blocks(lambda xs, ys: volume[xs, ys], mapping, size=SIZE, resample=resample_orientation)

@@ -65,6 +65,15 @@ def resampled_blocks(
     plane, sideways = (planes, np.zeros((size[2], 2))) if slant is None else slant
 
     def block(xs: slice, ys: slice) -> NDArray[np.float32]:
+        if mapping.displacement is None:
+            return made_of(xs, ys)
+        # Axes follow the slope of the displacement, which at a block's rim takes the pixels beside it.
+        (wide_x, inner_x), (wide_y, inner_y) = (
+            _with_neighbours(part, n) for part, n in zip((xs, ys), mapping.displacement.shape[1:], strict=True)
+        )
+        return made_of(wide_x, wide_y)[inner_x, inner_y]
+
+    def made_of(xs: slice, ys: slice) -> NDArray[np.float32]:
         shape = (xs.stop - xs.start, ys.stop - ys.start)
         corners = np.array([[x, y] for x in (xs.start, xs.stop - 1) for y in (ys.start, ys.stop - 1)], float)
         bend = None if mapping.displacement is None else mapping.displacement[:, xs, ys]
@@ -86,3 +95,9 @@ def resampled_blocks(
         return np.stack(made).swapaxes(0, 2)
 
     return block
+
+
+def _with_neighbours(part: slice, size: int) -> tuple[slice, slice]:
+    """Return a range with one more pixel on either side where there is one, and where in it the range lies."""
+    first, end = max(part.start - 1, 0), min(part.stop + 1, size)
+    return slice(first, end), slice(part.start - first, part.stop - first)

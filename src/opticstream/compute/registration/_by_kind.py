@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from opticstream.compute.registration._axes_follow import fixed_axes
 from opticstream.compute.registration._planar_transform import PlanarTransform
 from opticstream.compute.registration._resampling import resample_image, resample_orientation
-from opticstream.compute.registration._rigid import turned_axis
 from opticstream.model.modalities import Resampling
 
 
@@ -78,4 +78,4 @@ def _resampled_vectors(image: ArrayLike, mapping: PlanarTransform, shape: tuple[
     with np.errstate(invalid="ignore"):
         axis *= (length / np.linalg.norm(axis, axis=-1))[..., None]
     axis[length == 0] = 0
-    return turned_axis(axis, mapping.local_rotation_deg(shape)).astype(np.float32)
+    return fixed_axes(axis, mapping)

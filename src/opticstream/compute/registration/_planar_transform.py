@@ -1,7 +1,8 @@
 """Mappings of the plane: the position of a pixel of one picture of a slice in another.
 
 A mapping takes pixel coordinates of the fixed image to those of the moving one (pull-back): ``p_moving = matrix @
-(p_fixed + displacement) + offset``, the displacement being optional.
+(p_fixed + displacement) + offset``, the displacement being optional. The matrix tells how a picture lies, and may tell
+how a beam foreshortens it; the displacement tells how the tissue itself is deformed.
 """
 
 from __future__ import annotations
@@ -125,29 +126,6 @@ class PlanarTransform:
         return np.stack(
             [m[0, 0] * x + m[0, 1] * y + self.offset[0], m[1, 0] * x + m[1, 1] * y + self.offset[1]],
         )
-
-    def local_rotation_deg(self, shape: tuple[int, int], /) -> NDArray[np.float32] | float:
-        """Return the angle by which the mapping turns directions at each pixel, or one number where it is the same.
-
-        Examples
-        --------
-        A shear turns directions by half of what it turns the y axis, as in `rotation_from_matrix`:
-
-        >>> shear = np.zeros((2, 4, 4), np.float32)
-        >>> shear[0] = -0.1 * np.arange(4)
-        >>> bent = PlanarTransform(np.eye(2), np.zeros(2), shear)
-        >>> round(float(bent.local_rotation_deg((4, 4))[1, 1]), 2)
-        2.86
-        """
-        if self.displacement is None:
-            return self.rotation_deg
-        jacobian = np.empty((*shape, 2, 2))
-        for i in range(2):
-            for j in range(2):
-                jacobian[..., i, j] = np.gradient(self.displacement[i], axis=j) + (i == j)
-        full = np.einsum("ij,...jk->...ik", self.matrix, jacobian)
-        turned = np.degrees(np.arctan2(full[..., 1, 0] - full[..., 0, 1], full[..., 0, 0] + full[..., 1, 1]))
-        return turned.astype(np.float32)
 
 
 def rotation_from_matrix(matrix: ArrayLike, /) -> float:

@@ -1,4 +1,4 @@
-"""Images of axes under a change of coordinates: an orientation is resampled as a vector and turned with the image.
+"""Images under a change of coordinates; an orientation is resampled as a vector and follows the image.
 
 Pixels without a value (NaN, or outside the moving image) take no part in the interpolation.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute import axial
+from opticstream.compute.registration._axes_follow import fixed_orientation
 from opticstream.compute.registration._planar_transform import PlanarTransform
 
 _ROWS = 512
@@ -58,7 +59,7 @@ def resample_orientation(
 ) -> NDArray[np.float32]:
     """Return an orientation image (moving) on the pixel grid, and in the axes, of the fixed image.
 
-    Axes are interpolated as (cos 2O, sin 2O) and turned back by the rotation of the mapping.
+    Axes are interpolated as (cos 2O, sin 2O) and brought back by `fixed_orientation`.
 
     Parameters
     ----------
@@ -89,8 +90,7 @@ def resample_orientation(
         scale = np.asarray(weight, np.float32)
         planes *= np.where(scale > 0, scale, np.nan)
     cosine, sine = _resample_planes(planes, mapping, shape, False)
-    turned = axial.angle_from_components(cosine, sine) - mapping.local_rotation_deg(shape)
-    return np.asarray(axial.wrap(np.asarray(turned, float)), np.float32)
+    return fixed_orientation(axial.angle_from_components(cosine, sine), mapping)
 
 
 def smooth_orientation(

@@ -2,13 +2,15 @@
 
 For a pixel p of one tile and the pixel q of its neighbour that shows the same tissue,
 ``log I_a(p) - log I_b(q) = log v(p) - log v(q) + g_a - g_b``: the tissue drops out, so that it cannot be taken for the
-instrument, however little of it there is. log v is a polynomial over the field; the gains g of tiles are about 0.
+instrument, however little of it there is. Overlaps show the rim of the field alone; what lies between follows from how
+smooth log v is there, a random function of the same smoothness at all places and in all directions. The gains g of
+tiles are about 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import factorial
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ Array = NDArray[np.float64]
 
 BLOCK_PX = 8
 """Side of the blocks that are compared; smaller where an overlap does not hold four of them side by side."""
-DEGREE = 4
+DEGREE = 6
 """Of the polynomial."""
 FEWEST_PAIRS = 6
 """Pairs of tiles with tissue in common, along each axis, below which nothing is said."""
@@ -30,8 +32,9 @@ _SMALLEST_PX = 3
 _TISSUE_SHARE = 0.3
 _FEWEST_BLOCKS = 12
 _GAIN_PRIOR = 0.05
-_TERM_PRIOR = 0.3
-"""Of the logarithm, over the factorial of the degree: overlaps are a narrow rim, and the smoothest field fits best."""
+_AMPLITUDES = (0.25, 0.5, 1.0, 2.0, 4.0)
+_LENGTHS = (1.4, 2.0, 2.8, 4.0)
+"""Of log v as a random function, and over how many half widths of the tile it changes: the likeliest are taken."""
 _HUBER = 1.5
 _MOST = 1.6
 
@@ -151,11 +154,42 @@ def _block_means(region: FloatArray, side: int, in_db: bool) -> Array:
 
 
 def _terms(at: Array, shape: tuple[int, int]) -> Array:
-    """Return products of Legendre polynomials at places of the field, without the constant, (places, terms)."""
-    from numpy.polynomial import legendre
+    """Return products of powers at places of the field, without the constant, (places, terms)."""
+    u = 2 * at / (np.array(shape) - 1.0) - 1
+    return np.stack([u[:, 0] ** i * u[:, 1] ** j for i, j in _POWERS], axis=1)
 
-    x, y = (legendre.legvander(2 * at[:, k] / (shape[k] - 1) - 1, DEGREE) for k in (0, 1))
-    return np.stack([x[:, i] * y[:, j] for i, j in _POWERS], axis=1)
+
+@cache
+def _smooth_fields() -> list[Array]:
+    """Return terms combined into independent fields of variance 1, (terms, fields), for each amplitude and length.
+
+    Fields are those of a Gaussian process with the covariance ``amplitude^2 exp(-|p - q|^2 / (2 length^2))`` between
+    the places p and q from -1 to 1, as far as the polynomial can follow.
+    """
+    side = np.linspace(-1, 1, 2 * DEGREE + 1)
+    at = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2)
+    powers = np.stack([at[:, 0] ** i * at[:, 1] ** j for i, j in [(0, 0), *_POWERS]], axis=1)
+    coefficients = np.linalg.pinv(powers)[1:]
+    apart = ((at[:, None] - at[None]) ** 2).sum(-1)
+    fields = []
+    for length in _LENGTHS:
+        covariance = coefficients @ np.exp(-apart / (2 * length**2)) @ coefficients.T
+        variance, direction = np.linalg.eigh(covariance)
+        half = direction * np.sqrt(np.maximum(variance, 0))
+        fields += [amplitude * half for amplitude in _AMPLITUDES]
+    return fields
+
+
+def _likeliest(normal: Array, pull: Array) -> Array:
+    """Return the coefficients under the amplitude and length that make the differences likeliest."""
+    best, found = -np.inf, np.zeros(len(pull))
+    for fields in _smooth_fields():
+        matrix, right = np.eye(len(pull)) + fields.T @ normal @ fields, fields.T @ pull
+        share = np.linalg.solve(matrix, right)
+        likelihood = 0.5 * float(right @ share) - 0.5 * float(np.linalg.slogdet(matrix)[1])
+        if likelihood > best:
+            best, found = likelihood, fields @ share
+    return found
 
 
 def _fit(terms: Array, value: Array, first: NDArray[np.intp], second: NDArray[np.intp], tiles: int) -> Array:
@@ -163,14 +197,12 @@ def _fit(terms: Array, value: Array, first: NDArray[np.intp], second: NDArray[np
     from scipy import sparse
     from scipy.sparse import linalg
 
-    count = terms.shape[1]
-    prior = np.diag([(factorial(i + j) / _TERM_PRIOR) ** 2 for i, j in _POWERS])
     rows = np.arange(len(value))
     gains = sparse.csr_matrix(
         (np.repeat([1.0, -1.0], len(value)), (np.tile(rows, 2), np.concatenate([first, second]))),
         shape=(len(value), tiles),
     )
-    fitted, own = np.zeros(count), np.zeros(tiles)
+    fitted, own = np.zeros(terms.shape[1]), np.zeros(tiles)
     spread = max(1.4826 * float(np.median(np.abs(value - np.median(value)))), 1e-3)
     weight = np.ones(len(value))
     for _ in range(6):
@@ -181,8 +213,8 @@ def _fit(terms: Array, value: Array, first: NDArray[np.intp], second: NDArray[np
         )
         solve = linalg.splu(inner)
         pull = np.asarray(gains.T @ (scaled * value))
-        normal = terms.T @ (terms * scaled[:, None]) - cross.T @ solve.solve(cross) + prior
-        fitted = np.linalg.solve(normal, terms.T @ (scaled * value) - cross.T @ solve.solve(pull))
+        normal = terms.T @ (terms * scaled[:, None]) - cross.T @ solve.solve(cross)
+        fitted = _likeliest(normal, terms.T @ (scaled * value) - cross.T @ solve.solve(pull))
         own = solve.solve(pull - cross @ fitted)
         off = np.abs(value - terms @ fitted - gains @ own)
         spread = max(1.4826 * float(np.median(off)), 1e-3)
