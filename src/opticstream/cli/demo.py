@@ -54,7 +54,7 @@ def demo(
                 raise ConfigurationError(f"--engine {engine}: expected native, cuda or matlab")
             write_demo(folder, seed=seed, slices=slices, small=small, engine=engine)
         config = load_project(project_file)
-        code = _Demo(folder, project_file, phantom_file, small=small, quiet=as_json).run()
+        code = _Demo(folder, project_file, phantom_file, quiet=as_json).run()
         report = _validate(project_file, folder, as_json=as_json)
         passed = code == DONE and report
         if not as_json:
@@ -82,22 +82,22 @@ def _prepare(folder: Path, *, resume: bool) -> None:
 
 
 class _Demo:
-    def __init__(self, folder: Path, project_file: Path, phantom_file: Path, *, small: bool, quiet: bool) -> None:
+    def __init__(self, folder: Path, project_file: Path, phantom_file: Path, *, quiet: bool) -> None:
         self.folder = folder
         self.raw = folder / "raw"
         self._project_file = project_file
         self._phantom_file = phantom_file
-        self._small = small
         self._quiet = quiet
         self._rig: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
         """Run the rig and the pipeline to the end and return 0, or 1 if something failed."""
-        # The demo's tiles are small: wait only briefly, and use one thread per flow run, because runs share the cores.
+        # The demo's tiles are small: wait only briefly, compile nothing for large ones, and use one thread per flow
+        # run, because runs share the cores.
         for name, value in {
             "OPTICSTREAM_POLL_S": "0.5", "OPTICSTREAM_STABLE_S": "1", "OPTICSTREAM_SWEEP_S": "45",
             "OPTICSTREAM_LEASE_S": "30", "OPTICSTREAM_COLLAPSE_S": "20",
-            "OPTICSTREAM_COMPILE_AHEAD": str(not self._small).lower(), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
+            "OPTICSTREAM_COMPILE_AHEAD": "false", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
         }.items():  # fmt: skip
             os.environ.setdefault(name, value)
         from opticstream.cli.following import Follower, follow

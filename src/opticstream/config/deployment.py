@@ -116,8 +116,8 @@ class DeploymentSettings(BaseSettings):
     """Time for which a raw file must not have changed before its tile is processed ahead of its column, in seconds.
     When the column is ready, what was made is compared with the files again."""
     compile_ahead: bool = True
-    """Whether workers compile, in the background, what tiles need; else the first tile waits for that. Tiles of up to
-    four million raw values need none of it."""
+    """Whether workers compile, in the background, what large tiles need; else the first large tile waits for that.
+    Small tiles, as the demo's, need none of it."""
     stall_s: float = Field(default=600.0, gt=0)
     """Time without any new file after which an incomplete column is processed as it is, in seconds; `run` waits at most
     a minute. Also how long a mosaic waits for the template of an earlier slice of which no tile has arrived."""

@@ -236,10 +236,8 @@ def _is_of_matlab(project: Project) -> bool:
 
 def _is_looked_at_first(project: Project, source: Path, tile: TileId) -> bool:
     """Return whether the picture of a tile is made before all else: somebody has just taken it, and it is large."""
-    scan = project.config.scan
-    a_lines, b_lines = scan.tile_shape(project.layout.illumination_index(tile.mosaic))
-    is_long = a_lines * b_lines * scan.samples * scan.channels >= _LONG_WORK
-    if not is_long or is_packed(source) or _is_of_matlab(project):
+    values = project.config.scan.raw_values_of_tile(project.layout.illumination_index(tile.mosaic))
+    if values < _LONG_WORK or is_packed(source) or _is_of_matlab(project):
         return False
     known = arriving(project, project.layout.batch_of(tile))
     return known is not None and tile.tile_id in known.since

@@ -22,7 +22,7 @@ _LONGEST_WAIT_S = 300.0
 def warm_kernels() -> None:
     """Run a tile of a few A-lines through the engine, so that all that a large tile of spectra needs is in memory.
 
-    The first time on a machine this compiles for half a minute; later it loads what numba has cached, in a second.
+    The first time on a machine this compiles for a minute; later it loads what numba has cached, in a second.
     One process of an account compiles; others wait and load what it has made. A second call does nothing, also in a
     process that is forked from this one.
     """

@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SMALL_TILE = 4 << 20
-"""Raw values up to which a tile is done in plain NumPy, whole: half a second, without loading compiled code."""
+SMALL_TILE = 32 << 20
+"""Raw values up to which a tile is done in plain NumPy, whole: about a second, without loading compiled code."""
+
 
 Progress = Callable[[float], None]
 """Called with the fraction done, 0..1."""
