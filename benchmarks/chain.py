@@ -493,6 +493,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder that keeps the raw tiles ({CACHE})")
     parser.add_argument("--work", type=Path, help="folder for results, removed afterwards (default: a temporary one)")
     options = parser.parse_args()
+    if options.work:
+        options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="opticstream-chain-", dir=options.work) as name:
         folder = Path(name)
         project_file, raw = make_project(folder, options)

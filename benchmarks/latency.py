@@ -153,6 +153,8 @@ def measured(text: str, cache: Path, rate: float, work: Path | None) -> Seen:
     RuntimeError
         The command has ended, or tiles are not processed in an hour.
     """
+    if work:
+        work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="opticstream-latency-", dir=work) as name:
         folder, raw = Path(name), Path(name) / "raw"
         raw.mkdir()

@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--folder", type=Path, default=None, help="where the files are made for the time of the run")
     options = parser.parse_args()
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         raw, project = Path(name, "raw"), Path(name, "project")
         raw.mkdir()

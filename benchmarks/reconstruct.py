@@ -182,6 +182,8 @@ def main() -> int:
         print_transforms(*fft_seconds(samples, 2 * a_lines * b_lines, threads))
         return 0
 
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         raw = folder / "tile.nii"

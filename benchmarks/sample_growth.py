@@ -115,6 +115,8 @@ def main() -> None:
     if given.add:
         add(given.folder, given.add)
         return
+    if given.folder:
+        given.folder.mkdir(parents=True, exist_ok=True)
     for size in given.sizes:
         with tempfile.TemporaryDirectory(prefix="sample-growth-", dir=given.folder) as name:
             make_slice(Path(name), size, given.planes)
