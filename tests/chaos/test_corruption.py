@@ -28,7 +28,8 @@ def cut(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove a result itself, where it is a link into the archive."""
+    shutil.rmtree(path.resolve(strict=True))
 
 
 DAMAGES: list[tuple[str, object, str, ItemId]] = [
