@@ -216,7 +216,7 @@ class ScanSettings(Settings):
         """Return (A-lines, B-lines) of a tile of the `illumination`-th (0-based) illumination."""
         return self.illuminations[illumination].a_lines, self.b_lines
 
-    def raw_values_of_tile(self, illumination: int) -> int:
+    def raw_values_of_tile(self, illumination: int, /) -> int:
         """Return how many raw values a tile of an illumination has, in all its spectra."""
         a_lines, b_lines = self.tile_shape(illumination)
         return a_lines * b_lines * self.samples * self.channels

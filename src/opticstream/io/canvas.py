@@ -6,9 +6,15 @@ own first pixel. So its low corner is in its metadata, and moves by whole steps 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 Pair = tuple[int, int]
+BlockReader = Callable[[slice, slice], NDArray[Any]]
+"""Returns the block (x, y, depth[, c]) of a slice for ranges of x and y."""
 
 MARGIN_PX = 64
 """Room for small steps of the tissue, left free at the low corner of stacks whose slices are aligned."""

@@ -8,7 +8,7 @@ need not be that of the sample: `intent_p1` and `intent_p2` say which one it is,
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.io.atomic import atomic_path
-from opticstream.io.canvas import MARGIN_PX, Canvas, Pair
+from opticstream.io.canvas import MARGIN_PX, BlockReader, Canvas, Pair
 from opticstream.io.geometry import SAME_DIRECTION, SAME_SIZE, Affine, Geometry, voxel_text
 from opticstream.io.nifti_header import LONGEST_AXIS_NIFTI1, read_nifti_header
 from opticstream.model.errors import FileFormatError
@@ -26,8 +26,6 @@ from opticstream.system.disk import sync_handle
 _NIFTI1_BYTES, _NIFTI2_BYTES = 352, 544
 _STEP = (MARGIN_PX, MARGIN_PX)
 _STRIP_BYTES = 8 << 20
-
-BlockReader = Callable[[slice, slice], NDArray[Any]]
 
 
 @dataclass(frozen=True)

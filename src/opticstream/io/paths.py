@@ -53,7 +53,7 @@ def look_folder(out_dir: Path, tile: TileId, /) -> Path:
     >>> look_folder(Path("out"), TileId(3, 12)).as_posix()
     'out/mosaic-03/looks/mosaic_003_image_0012'
     """
-    return out_dir / tile.mosaic.folder / "looks" / f"mosaic_{tile.mosaic_id:03d}_image_{tile.tile_id:04d}"
+    return out_dir / tile.mosaic.folder / "looks" / _tile_stem(tile)
 
 
 def look_picture(out_dir: Path, tile: TileId, /) -> Path:
@@ -208,4 +208,8 @@ def tile_product_name(tile: TileId, modality: str, /) -> str:
     >>> tile_product_name(TileId(3, 12), "dBI")
     'mosaic_003_image_0012_dBI.nii'
     """
-    return f"mosaic_{tile.mosaic_id:03d}_image_{tile.tile_id:04d}_{modality}.nii"
+    return f"{_tile_stem(tile)}_{modality}.nii"
+
+
+def _tile_stem(tile: TileId) -> str:
+    return f"mosaic_{tile.mosaic_id:03d}_image_{tile.tile_id:04d}"

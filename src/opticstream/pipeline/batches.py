@@ -155,11 +155,11 @@ def _write_strips(project: Project, batch: BatchId, /) -> None:
 
 def _matlab_call(project: Project, event: BatchReady, stack: contextlib.ExitStack) -> MatlabTiles | None:
     """Return the call of MATLAB for the tiles of a batch that are not done; None where our own code processes them."""
-    processing = within_memory(project).processing
     if not _is_of_matlab(project):
         return None
     from opticstream.stages.tile import MatlabTiles
 
+    processing = within_memory(project).processing
     tiles: dict[TileId, Path] = {}
     for tile in project.layout.tiles(event.batch):
         with contextlib.suppress(InputError, OSError):  # said when the tile's turn comes

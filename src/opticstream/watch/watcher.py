@@ -239,8 +239,7 @@ class Watcher:
         for batch, files in sorted(self._by_batch.items()):
             if batch in self._done or any(file.whole or file.complete for file in files.values()):
                 continue
-            a_lines, b_lines = self._scan.tile_shape(self.layout.illumination_index(batch.mosaic))
-            half = a_lines * b_lines * self._scan.samples * self._scan.channels
+            half = self._scan.raw_values_of_tile(self.layout.illumination_index(batch.mosaic))
             growing = [f for f in files.values() if f.grows and now - f.since_s <= self._tile_stable_s]
             found += sorted(file.tile for file in growing if file.size >= half)[:1]
         return found

@@ -95,8 +95,7 @@ def _largest_mosaic_bytes(config: ProjectConfig) -> int:
     scan = config.scan
     sizes = []
     for number, illumination in enumerate(scan.illuminations):
-        a_lines, b_lines = scan.tile_shape(number)
-        tile = scan.samples * a_lines * b_lines * scan.channels * (1.5 if scan.raw_format == "packed12" else 2)
+        tile = scan.raw_values_of_tile(number) * (1.5 if scan.raw_format == "packed12" else 2)
         sizes.append(tile * illumination.columns * scan.rows(number))
     return int(max(sizes))
 

@@ -6,12 +6,12 @@ and images of any program (`open_zarr_image`, `volume_reader`).
 
 from __future__ import annotations
 
+from opticstream.io.canvas import BlockReader
 from opticstream.io.zarr._displacements import DisplacementField, write_displacements
 from opticstream.io.zarr._images import ZarrImage, open_zarr_image, readable_zarr
 from opticstream.io.zarr._isotropic import ISOTROPIC_UM, write_isotropic
 from opticstream.io.zarr._layout import IN_PASS_LEVELS, SHARD, StoreLayout, Version, multiscales_metadata, store_layout
 from opticstream.io.zarr._reading import (
-    BlockReader,
     read_attributes,
     read_volume,
     shrunk_planes,

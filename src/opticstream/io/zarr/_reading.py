@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opticstream.io.canvas import BlockReader
 from opticstream.io.zarr._files import file_store
 from opticstream.io.zarr._images import open_zarr_image, readable_zarr
 from opticstream.model.errors import FileFormatError, MissingInputError
-
-BlockReader = Callable[[slice, slice], NDArray[Any]]
-"""Returns the block (x, y, depth[, c]) of a slice for ranges of x and y."""
 
 
 def volume_reader(path: Path, planes: slice = slice(None), /) -> tuple[tuple[int, int, int], BlockReader]:

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from opticstream.compute.pyramid import halved
 from opticstream.io.atomic import write_text
-from opticstream.io.canvas import Canvas, Pair
+from opticstream.io.canvas import BlockReader, Canvas, Pair
 from opticstream.io.disk_errors import disk_errors
 from opticstream.io.zarr._files import file_store, number_codec
 from opticstream.io.zarr._growth import finish_growth, grow
-from opticstream.io.zarr._reading import BlockReader
 from opticstream.model.errors import FileFormatError
 from opticstream.model.modalities import ValueKind
 

@@ -46,7 +46,6 @@ _log = logging.getLogger(__name__)
 SMALL_TILE = 32 << 20
 """Raw values up to which a tile is done in plain NumPy, whole: about a second, without loading compiled code."""
 
-
 Progress = Callable[[float], None]
 """Called with the fraction done, 0..1."""
 
