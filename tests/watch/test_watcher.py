@@ -640,6 +640,81 @@ def test_a_tile_that_is_written_again_is_whole_only_after_it_has_stood_still_aga
     assert watcher.arriving() == []
 
 
+def settled(watcher):
+    """Return for each tile that is told of whether its file has stood still."""
+    return {tile: tile not in found.unsettled for found in watcher.arriving() for tile in found.files}
+
+
+def test_a_file_that_grows_to_its_size_is_told_of_at_once_as_unsettled(tmp_path, watcher, clock):
+    for size in (SIZE // 4, 3 * SIZE // 4, SIZE):
+        assert settled(watcher) == {}
+        put(tmp_path, 1, size=size)
+        watcher.poll()
+        clock.now += 0.2
+    assert settled(watcher) == {1: False}
+    clock.now += 0.3
+    watcher.poll()
+    assert settled(watcher) == {1: True}
+
+
+def test_a_file_whose_size_is_reserved_first_is_told_of_when_it_has_stood_still(tmp_path, watcher, clock):
+    path = put(tmp_path, 1, size=0)
+    watcher.poll()
+    for moment in range(5):
+        path.write_bytes(bytes(SIZE))
+        os.utime(path, ns=(moment, moment))
+        clock.now += 0.2
+        watcher.poll()
+        assert settled(watcher) == {}
+    clock.now += 0.5
+    watcher.poll()
+    assert settled(watcher) == {1: True}
+
+
+def test_a_file_that_changes_after_it_had_its_size_is_unsettled_again(tmp_path, watcher, clock):
+    for size in (3 * SIZE // 4, SIZE):
+        path = put(tmp_path, 1, size=size)
+        watcher.poll()
+        clock.now += 0.6
+    watcher.poll()
+    assert settled(watcher) == {1: True}
+    os.utime(path, ns=(5, 5))
+    watcher.poll()
+    assert settled(watcher) == {1: False}
+
+
+def test_a_file_that_grows_beyond_its_size_is_not_told_of(tmp_path, watcher, clock):
+    for size in (3 * SIZE // 4, SIZE, SIZE + 1):
+        put(tmp_path, 1, size=size)
+        watcher.poll()
+        clock.now += 0.2
+    assert settled(watcher) == {}
+
+
+@pytest.mark.parametrize("last", ["complex", "spectra"])
+def test_a_tile_of_two_files_is_told_of_when_both_have_their_size(tmp_path, clock, last):
+    scan = settings(
+        raw_format="complex",
+        spectral_format="packed12",
+        file_name="mosaic_{mosaic:03d}_image_{tile:04d}_{n}.nii",
+        spectral_file_name="mosaic_{mosaic:03d}_image_{tile:04d}_{n}.raw",
+    )
+    watcher = Watcher(tmp_path, scan, stable_s=5, stall_s=60, clock=clock)
+    header = nifti_header((16, 3, 8), datatype=16)
+    files = {"complex": ("nii", header + bytes(16 * 3 * 8 * 4)), "spectra": ("raw", bytes(SIZE))}
+    for name in sorted(files, key=lambda name: name == last):
+        suffix, content = files[name]
+        for share in (0.8, 1.0):
+            assert settled(watcher) == {}
+            (tmp_path / f"mosaic_001_image_0001_0.{suffix}").write_bytes(content[: int(share * len(content))])
+            watcher.poll()
+            clock.now += 0.2
+    assert settled(watcher) == {1: False}
+    clock.now += 0.5
+    watcher.poll()
+    assert settled(watcher) == {1: True}
+
+
 def test_a_tile_with_two_files_is_not_told_of(tmp_path, watcher, clock):
     put(tmp_path, 1)
     put(tmp_path, 1, n=1)
