@@ -671,6 +671,18 @@ def test_a_file_whose_size_is_reserved_first_is_told_of_when_it_has_stood_still(
     assert settled(watcher) == {1: True}
 
 
+def test_a_file_whose_times_are_whole_seconds_is_told_of_when_it_has_stood_still(tmp_path, watcher, clock):
+    for size in (3 * SIZE // 4, SIZE):
+        path = put(tmp_path, 1, size=size)
+        os.utime(path, (1000, 1000))
+        watcher.poll()
+        clock.now += 0.2
+    assert settled(watcher) == {}
+    clock.now += 0.5
+    watcher.poll()
+    assert settled(watcher) == {1: True}
+
+
 def test_a_file_that_changes_after_it_had_its_size_is_unsettled_again(tmp_path, watcher, clock):
     for size in (3 * SIZE // 4, SIZE):
         path = put(tmp_path, 1, size=size)

@@ -67,7 +67,8 @@ class RawFile:
     grows: bool = False
     """Whether it has changed since it was found."""
     appended: bool = False
-    """Whether it was seen to grow when it was half written: its writer does not reserve the size first."""
+    """Whether it was seen to grow when it was half written, so that its writer does not reserve the size first; and
+    whether its time would show that it is written to later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +354,8 @@ class Watcher:
             self._has_changed(batch, now)
         elif (file.size, file.mtime_ns) != (status.st_size, status.st_mtime_ns):
             if self._is_half_written(file) and status.st_size > file.size and not is_packed(Path(name)):
-                file.appended = True
+                # times in whole seconds would not show that it was written to after it had its size
+                file.appended = status.st_mtime_ns % 1_000_000_000 != 0
             file.size, file.mtime_ns, file.since_s = status.st_size, status.st_mtime_ns, now
             file.complete, file.problem = False, None
             file.full = file.looked_at = file.whole = False
