@@ -437,6 +437,18 @@ def test_a_run_that_is_killed_before_the_file_has_stood_still_leaves_no_picture(
     assert [rig.times_made(tile) for tile in (FIRST, SECOND)] == [1, 1]
 
 
+def test_a_look_that_took_until_the_column_was_complete_is_taken_over(rig, looks):
+    rig.brings(1)
+
+    def completes():
+        rig.brings(2)
+        rig.completes()
+
+    process_tiles(rig.project, BATCH, sleep=Steps(lambda: rig.fills(2), completes))
+    assert looks == [SECOND]
+    assert rig.project.facts.has(BATCH, "processed")
+
+
 def test_a_tile_that_waits_comes_before_a_look_at_one_that_is_still_written(rig, looks):
     rig.brings(1)
     rig.fills(2)

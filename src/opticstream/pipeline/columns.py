@@ -124,11 +124,12 @@ class _Column:
         since = self.clock()
         while True:
             claim.ensure_mine()
-            if self.project.facts.has(self.batch, "ready"):
-                return "the column is complete"
             known = arriving(self.project, self.batch)
             if known is not None:
                 self._show(known)
+            if self.project.facts.has(self.batch, "ready"):
+                return "the column is complete"
+            if known is not None:
                 if (tile := self._next(known)) is not None:
                     self._take(known, tile, claim)
                     since = self.clock()
