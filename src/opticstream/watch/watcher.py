@@ -14,8 +14,8 @@ folder has changed for `stall_s`. Files that arrive later are found: see `whole_
 
 Tiles of a column that is not complete yet are told of as soon as their files have the right size and have not changed
 for a moment: see `arriving`. What is made of them is checked against the files again when the column is ready. That a
-file has its size is told even before it has stood still, if its writer was seen to append to it: a writer that reserves
-the size first, and fills the file then, has written nothing by that time.
+file has the size of those before it is told even before it has stood still, if its writer was seen to append to it: a
+writer that reserves the size first, and fills the file then, has written nothing by that time.
 """
 
 from __future__ import annotations
@@ -168,6 +168,8 @@ class Watcher:
         """The last slice of which a batch is done."""
         self._whole_slices: set[SliceId] = set()
         """Slices of which every batch is done."""
+        self._full_bytes: dict[tuple[int, bool], int] = {}
+        """Size of the last full file of each illumination, with the key True of spectra beside complex tiles."""
         self._reopened: frozenset[TileId] = frozenset()
         self._changed_s: dict[BatchId, float] = {}
         self._longest_pause_s: dict[BatchId, float] = {}
@@ -363,8 +365,14 @@ class Watcher:
             self._has_changed(file.batch, now)
         if file.complete or now - file.since_s < self._stable_s:
             stands = now - file.since_s >= self._tile_stable_s
-            if self._live and not file.looked_at and (stands or file.appended):
-                file.looked_at, file.full = True, self._problem(file) is None
+            kind = (self.layout.illumination_index(file.tile.mosaic), file.is_spectra)
+            # files are not opened while they are written: on some shares that makes their writer wait
+            has_its_size = file.appended and file.size == self._full_bytes.get(kind)
+            if self._live and not file.looked_at and (stands or has_its_size):
+                file.full = self._problem(file) is None
+                file.looked_at = file.full or stands  # its writer may keep it locked until it is closed
+                if file.full:
+                    self._full_bytes[kind] = file.size
             file.whole = file.full and stands
             return
         if file.full:  # it has not changed since it was opened
