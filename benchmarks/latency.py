@@ -10,7 +10,7 @@ and `opticstream watch` takes them on its embedded server. The rig's own computi
 Printed are, for each rate, the median and the 95th percentile over the tiles of the time from the last byte to:
 
 * found: the watcher has noted that the tile is whole;
-* begun: a run has begun to process it, after those that came before it;
+* begun: a run has begun to process it, after those that came before it; a first look may have been taken before;
 * picture: its quality picture and its figures are on the disk, be it in a first look;
 * record: all that is made of it is on the disk, volumes and archive copy, and its record.
 """

@@ -11,9 +11,12 @@ import pytest
 
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.flows.driver import Driver
+from opticstream.io.paths import look_folder
 from opticstream.model.errors import MissingInputError, ServerError
 from opticstream.model.ids import BatchId, MosaicId, TileId
+from opticstream.pipeline import first_looks
 from opticstream.pipeline.arriving import lag_of
+from opticstream.pipeline.columns import process_tiles
 from opticstream.pipeline.conditions import conditions
 from opticstream.pipeline.milestones import notifier, tell_milestones
 from opticstream.pipeline.progress import project_progress
@@ -327,6 +330,42 @@ def test_a_file_that_was_there_before_calls_no_run_before_it_is_judged(half_a_co
     driver.step()
     driver.step()
     assert bus.seen == []
+
+
+@pytest.mark.parametrize(("reserved", "looks"), [(False, [TileId(1, 2)]), (True, [])], ids=["appends", "reserves"])
+def test_a_tile_is_looked_at_before_its_file_has_stood_still_where_its_writer_appends(
+    half_a_column, project, monkeypatch, reserved, looks
+):
+    now, taken = [100.0], []
+    watcher = Watcher(half_a_column / "raw", project.config.scan, stable_s=60, tile_stable_s=0.5, clock=lambda: now[0])
+    driver = Driver(project, watcher, announce=Bus())
+    look_at_tile = first_looks.look_at_tile
+
+    def look(source, tile, **more):
+        taken.append(tile)
+        return look_at_tile(source, tile, **more)
+
+    monkeypatch.setattr(first_looks, "look_at_tile", look)
+    for _ in range(2):  # the first tile stands still
+        driver.step()
+        now[0] += 0.6
+    (second,) = [path for path in half_a_column.iterdir() if "mosaic_001_image_0002" in path.name]
+    content, written = second.read_bytes(), [0.0]
+    shares = [0.2, 0.4, 0.6, 0.8, 1.0]
+
+    def goes_on(_s):
+        now[0] += 0.2
+        if shares:
+            part = content[: int(shares.pop(0) * len(content))]
+            (half_a_column / "raw" / second.name).write_bytes(part.ljust(len(content) if reserved else 0, b"\0"))
+            written[0] = now[0]
+        driver.step()
+        if now[0] < written[0] + 0.5:
+            assert not look_folder(project.paths.base, TileId(1, 2)).exists(), "its file may still be written"
+
+    process_tiles(project, BatchId(1, 1), sleep=goes_on)
+    assert taken == looks
+    assert all(project.facts.has(TileId(1, number), "processed") for number in (1, 2))
 
 
 def test_while_a_column_waits_for_its_run_no_later_one_is_announced_ahead(half_a_column, project):

@@ -18,7 +18,7 @@ from opticstream.io.paths import LOOK_DESCRIPTION, look_folder, look_picture, st
 from opticstream.io.tile_thumbnail import thumbnail_path, thumbnail_size
 from opticstream.model.events import BatchProcessed, BatchReady
 from opticstream.model.ids import TileId
-from opticstream.pipeline import batches, columns
+from opticstream.pipeline import batches, columns, first_looks
 from opticstream.pipeline.arriving import all_arriving, arriving, lag_of, note_arriving
 from opticstream.pipeline.batches import process_batch
 from opticstream.pipeline.columns import process_tiles
@@ -39,7 +39,7 @@ class Rig:
 
     def __init__(self, folder: Path, **deployment) -> None:
         self.raw = folder / "raw"
-        self.raw.mkdir()
+        self.raw.mkdir(parents=True)
         (folder / "p.toml").write_text(PROJECT, encoding="utf-8")
         settings = {"lease_s": 5, "attempts": 1, "stable_s": 0.05, "stall_s": 60, **deployment}
         self.project = Project.open(load_project(folder / "p.toml"), deployment=DeploymentSettings(**settings))
@@ -56,8 +56,13 @@ class Rig:
         self.come.append(tile)
         note_arriving(self.project, self.event(), now=now)
 
-    def event(self) -> BatchReady:
-        files = {tile: name_of(tile) for tile in self.come}
+    def fills(self, tile: int) -> None:
+        """The file of a tile has its size, and has not stood still yet."""
+        self.write(tile)
+        note_arriving(self.project, self.event(tile), unsettled={tile})
+
+    def event(self, *more: int) -> BatchReady:
+        files = {tile: name_of(tile) for tile in (*self.come, *more)}
         return self.project.event(BatchReady, BATCH, raw_folder=str(self.raw), files=files)
 
     def completes(self) -> BatchReady:
@@ -292,7 +297,7 @@ def test_the_newest_tile_has_its_picture_before_older_ones_are_processed(rig, mo
 
 
 def test_a_tile_that_takes_long_has_its_picture_before_its_volumes_and_copy(rig, monkeypatch):
-    monkeypatch.setattr(batches, "_LONG_WORK", 0)
+    monkeypatch.setattr(first_looks, "_LONG_WORK", 0)
     shown = []
     real = batches.process_tile
     monkeypatch.setattr(batches, "process_tile", lambda *a, **k: shown.append(k["look"]) or real(*a, **k))
@@ -308,12 +313,12 @@ def test_a_tile_that_takes_long_has_its_picture_before_its_volumes_and_copy(rig,
 def test_a_first_look_at_another_file_or_with_other_settings_is_not_taken(rig, monkeypatch, change):
     rig.brings(1)
     rig.brings(2)
-    batches.look_at_newest_tile(rig.project, next_one=FIRST)
+    first_looks.look_at_newest_tile(rig.project, next_one=FIRST)
     former = json.loads((look_folder(rig.project.paths.base, SECOND) / LOOK_DESCRIPTION).read_text())["key"]
     if change == "file":
         rig.write(2, seed=5)
     else:
-        monkeypatch.setattr(batches, "tile_hash", lambda *_given: "others")
+        monkeypatch.setattr(first_looks, "tile_hash", lambda *_given: "others")
     taken = []
     real = batches.process_tile
     monkeypatch.setattr(batches, "process_tile", lambda *a, **k: taken.append(k["look"]) or real(*a, **k))
@@ -323,10 +328,159 @@ def test_a_first_look_at_another_file_or_with_other_settings_is_not_taken(rig, m
 
 
 def test_a_run_that_keeps_up_takes_no_first_look_at_small_tiles(rig, monkeypatch):
-    monkeypatch.setattr(batches, "look_at_tile", no_waiting)
+    monkeypatch.setattr(first_looks, "look_at_tile", no_waiting)
     rig.brings(1)
     process_tiles(rig.project, BATCH, sleep=lambda _s: rig.brings(2))
     assert rig.project.facts.has(SECOND, "processed")
+
+
+class Steps:
+    """What happens in each pause of a run, one after the other; the last pause ends it."""
+
+    def __init__(self, *steps) -> None:
+        self.left = list(steps)
+
+    def __call__(self, _s: float) -> None:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left.pop(0)()
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Tiles at which a look was taken, in their order."""
+    taken, real = [], first_looks.look_at_tile
+    monkeypatch.setattr(
+        first_looks, "look_at_tile", lambda source, tile, **more: (taken.append(tile), real(source, tile, **more))[1]
+    )
+    return taken
+
+
+def test_a_tile_is_looked_at_when_its_file_has_its_size_and_shown_when_it_has_stood_still(rig, looks, monkeypatch):
+    rig.brings(1)
+    seen = []
+    real = batches.process_tile
+
+    def process(source, tile, **more):
+        seen.append((tile, more["look"] is not None, look_picture(rig.project.paths.base, tile).exists()))
+        return real(source, tile, **more)
+
+    monkeypatch.setattr(batches, "process_tile", process)
+
+    def stands_still():
+        assert looks == [SECOND]
+        assert not look_folder(rig.project.paths.base, SECOND).exists(), "the file may still be written"
+        rig.brings(2)
+
+    process_tiles(rig.project, BATCH, sleep=Steps(lambda: rig.fills(2), stands_still))
+    assert seen == [(FIRST, False, False), (SECOND, True, True)]
+    assert looks == [SECOND]
+    assert not look_folder(rig.project.paths.base, SECOND).exists()
+
+
+def test_a_look_at_a_file_that_was_filled_after_its_size_was_reserved_is_never_shown(rig, looks):
+    rig.brings(1)
+    path, shown = rig.raw / name_of(2), look_folder(rig.project.paths.base, SECOND)
+
+    def reserves():
+        rig.fills(2)
+        content = path.read_bytes()
+        path.write_bytes(content[:352] + bytes(len(content) - 352))
+        os.utime(path, ns=(1, 1))
+
+    def fills_a_part():
+        assert looks == [SECOND]
+        path.write_bytes(path.read_bytes()[:-10] + bytes(range(10)))
+        os.utime(path, ns=(2, 2))
+
+    def fills_the_rest():
+        assert looks == [SECOND], "it is not tried again while the file changes"
+        assert not shown.exists()
+        rig.write(2)
+        rig.brings(2)
+
+    process_tiles(rig.project, BATCH, sleep=Steps(reserves, fills_a_part, fills_the_rest))
+    assert looks == [SECOND]
+    assert not shown.exists()
+    record = rig.project.facts.read(SECOND, "processed")
+    once = Rig(rig.raw.parent / "undisturbed")
+    once.brings(1)
+    once.brings(2)
+    process_batch(once.project, once.completes())
+    assert record.detail["figures"] == once.project.facts.read(SECOND, "processed").detail["figures"]
+
+
+def test_a_file_that_changes_while_it_is_looked_at_early_is_processed_as_it_is_in_the_end(rig, looks, monkeypatch):
+    rig.brings(1)
+    given = []
+    real = batches.process_tile
+    monkeypatch.setattr(batches, "process_tile", lambda *a, **k: (given.append(k["look"]), real(*a, **k))[1])
+
+    def rewritten():
+        rig.write(2, seed=77)
+        os.utime(rig.raw / name_of(2), ns=(5, 5))
+        rig.brings(2)
+
+    process_tiles(rig.project, BATCH, sleep=Steps(lambda: rig.fills(2), rewritten))
+    assert given == [None, None], "what was made from the earlier bytes is not used"
+    assert rig.project.facts.has(SECOND, "processed")
+
+
+def test_a_run_that_is_killed_before_the_file_has_stood_still_leaves_no_picture(rig, looks):
+    rig.brings(1)
+    with pytest.raises(KeyboardInterrupt):
+        process_tiles(rig.project, BATCH, sleep=Steps(lambda: rig.fills(2)))
+    assert looks == [SECOND]
+    assert not look_folder(rig.project.paths.base, SECOND).exists()
+    rig.brings(2)
+    process_tiles(rig.project, BATCH, sleep=no_waiting)
+    assert [rig.times_made(tile) for tile in (FIRST, SECOND)] == [1, 1]
+
+
+def test_a_look_that_took_until_the_column_was_complete_is_taken_over(rig, looks):
+    rig.brings(1)
+
+    def completes():
+        rig.brings(2)
+        rig.completes()
+
+    process_tiles(rig.project, BATCH, sleep=Steps(lambda: rig.fills(2), completes))
+    assert looks == [SECOND]
+    assert rig.project.facts.has(BATCH, "processed")
+
+
+def test_a_tile_that_waits_comes_before_a_look_at_one_that_is_still_written(rig, looks):
+    rig.brings(1)
+    rig.fills(2)
+    order = []
+
+    def processed():
+        order.append((rig.project.facts.has(FIRST, "processed"), list(looks)))
+        rig.brings(2)
+
+    process_tiles(rig.project, BATCH, sleep=Steps(processed))
+    assert order == [(True, [SECOND])]
+
+
+def test_an_early_look_that_cannot_be_taken_changes_nothing(rig):
+    rig.brings(1)
+
+    def damaged():
+        rig.fills(2)
+        path = rig.raw / name_of(2)
+        path.write_bytes(path.read_bytes()[:-100])
+
+    process_tiles(rig.project, BATCH, sleep=Steps(damaged, lambda: (rig.write(2), rig.brings(2))))
+    assert rig.project.facts.has(SECOND, "processed")
+
+
+def test_tiles_that_are_still_written_are_not_behind(rig):
+    rig.fills(1)
+    assert lag_of(rig.project).tiles == 0
+    assert arriving(rig.project, BATCH).unsettled() == [FIRST]
+    rig.brings(1)
+    assert lag_of(rig.project).tiles == 1
+    assert arriving(rig.project, BATCH).unsettled() == []
 
 
 def test_the_lag_is_the_age_of_the_oldest_tile_that_waits(rig):

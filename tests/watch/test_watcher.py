@@ -640,6 +640,149 @@ def test_a_tile_that_is_written_again_is_whole_only_after_it_has_stood_still_aga
     assert watcher.arriving() == []
 
 
+def settled(watcher):
+    """Return for each tile of the second column that is told of whether its file has stood still."""
+    arriving = [found for found in watcher.arriving() if found.batch == BatchId(1, 2)]
+    return {tile: tile not in found.unsettled for found in arriving for tile in found.files}
+
+
+@pytest.fixture
+def used_to(tmp_path, watcher, clock):
+    """A watcher that has seen a whole file."""
+    put(tmp_path, 1)
+    watcher.poll()
+    clock.now += 0.6
+    watcher.poll()
+    assert len(watcher.arriving()) == 1
+    return watcher
+
+
+def test_a_file_that_grows_to_its_size_is_told_of_at_once_as_unsettled(tmp_path, used_to, clock):
+    for size in (SIZE // 4, 3 * SIZE // 4, SIZE):
+        assert settled(used_to) == {}
+        put(tmp_path, 3, size=size)
+        used_to.poll()
+        clock.now += 0.2
+    assert settled(used_to) == {3: False}
+    clock.now += 0.3
+    used_to.poll()
+    assert settled(used_to) == {3: True}
+
+
+def test_a_file_whose_size_is_reserved_first_is_told_of_when_it_has_stood_still(tmp_path, used_to, clock):
+    path = put(tmp_path, 3, size=0)
+    used_to.poll()
+    for moment in range(5):
+        path.write_bytes(bytes(SIZE))
+        os.utime(path, ns=(moment, moment))
+        clock.now += 0.2
+        used_to.poll()
+        assert settled(used_to) == {}
+    clock.now += 0.5
+    used_to.poll()
+    assert settled(used_to) == {3: True}
+
+
+def test_a_file_whose_times_are_whole_seconds_is_told_of_when_it_has_stood_still(tmp_path, used_to, clock):
+    for size in (3 * SIZE // 4, SIZE):
+        path = put(tmp_path, 3, size=size)
+        os.utime(path, (1000, 1000))
+        used_to.poll()
+        clock.now += 0.2
+    assert settled(used_to) == {}
+    clock.now += 0.5
+    used_to.poll()
+    assert settled(used_to) == {3: True}
+
+
+def test_a_file_that_is_locked_until_it_is_closed_is_told_of_when_it_has_stood_still(
+    tmp_path, used_to, clock, monkeypatch
+):
+    def locked(path, *_shape, **_format):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SpectralTile, "open", locked)
+        for size in (3 * SIZE // 4, SIZE):
+            put(tmp_path, 3, size=size)
+            used_to.poll()
+            clock.now += 0.2
+    assert settled(used_to) == {}
+    clock.now += 0.5
+    used_to.poll()
+    assert settled(used_to) == {3: True}
+
+
+def test_a_file_that_changes_after_it_had_its_size_is_unsettled_again(tmp_path, used_to, clock):
+    for size in (3 * SIZE // 4, SIZE):
+        path = put(tmp_path, 3, size=size)
+        used_to.poll()
+        clock.now += 0.6
+    used_to.poll()
+    assert settled(used_to) == {3: True}
+    os.utime(path, ns=(5, 5))
+    used_to.poll()
+    assert settled(used_to) == {3: False}
+
+
+def test_a_file_that_grows_beyond_its_size_is_not_told_of(tmp_path, used_to, clock):
+    for size in (3 * SIZE // 4, SIZE, SIZE + 1):
+        put(tmp_path, 3, size=size)
+        used_to.poll()
+        clock.now += 0.2
+    assert settled(used_to) == {}
+
+
+def test_no_file_is_opened_while_it_is_written(tmp_path, used_to, clock, monkeypatch):
+    monkeypatch.setattr(SpectralTile, "open", None)
+    for eighth in range(1, 8):
+        put(tmp_path, 3, size=eighth * SIZE // 8)
+        used_to.poll()
+        clock.now += 0.2
+
+
+def test_the_first_file_of_an_illumination_is_told_of_when_it_has_stood_still(tmp_path, watcher, clock):
+    for size in (3 * SIZE // 4, SIZE):
+        put(tmp_path, 3, size=size)
+        watcher.poll()
+        clock.now += 0.2
+    assert settled(watcher) == {}
+    clock.now += 0.5
+    watcher.poll()
+    assert settled(watcher) == {3: True}
+
+
+@pytest.mark.parametrize("last", ["complex", "spectra"])
+def test_a_tile_of_two_files_is_told_of_when_both_have_their_size(tmp_path, clock, last):
+    scan = settings(
+        raw_format="complex",
+        spectral_format="packed12",
+        file_name="mosaic_{mosaic:03d}_image_{tile:04d}_{n}.nii",
+        spectral_file_name="mosaic_{mosaic:03d}_image_{tile:04d}_{n}.raw",
+    )
+    watcher = Watcher(tmp_path, scan, stable_s=5, stall_s=60, clock=clock)
+    header = nifti_header((16, 3, 8), datatype=16)
+    files = {"complex": ("nii", header + bytes(16 * 3 * 8 * 4)), "spectra": ("raw", bytes(SIZE))}
+
+    def written(tile, name, share=1.0):
+        suffix, content = files[name]
+        (tmp_path / f"mosaic_001_image_{tile:04d}_0.{suffix}").write_bytes(content[: int(share * len(content))])
+        watcher.poll()
+        clock.now += 0.2
+
+    for name in files:
+        written(1, name)
+    clock.now += 0.5
+    for name in sorted(files, key=lambda name: name == last):
+        for share in (0.8, 1.0):
+            assert settled(watcher) == {}
+            written(3, name, share)
+    assert settled(watcher) == {3: False}
+    clock.now += 0.5
+    watcher.poll()
+    assert settled(watcher) == {3: True}
+
+
 def test_a_tile_with_two_files_is_not_told_of(tmp_path, watcher, clock):
     put(tmp_path, 1)
     put(tmp_path, 1, n=1)

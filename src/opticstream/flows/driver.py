@@ -27,7 +27,7 @@ from opticstream.model.events import BatchReady, Event, TileBegun
 from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.acquisition import RENEWED_EVERY_S, forget_acquisition, note_acquisition
 from opticstream.pipeline.arrivals import end_waiting, repaired_tiles, take_again
-from opticstream.pipeline.arriving import all_arriving, note_arriving, waiting_in
+from opticstream.pipeline.arriving import all_arriving, arriving, note_arriving, waiting_in
 from opticstream.pipeline.columns import takes_tiles_as_they_come
 from opticstream.pipeline.conditions import conditions
 from opticstream.pipeline.jobs import PROCESS_BATCH
@@ -284,7 +284,8 @@ class Driver:
     def _tell_of_arriving_tiles(self) -> None:
         """Note the tiles of columns that are not complete, and announce those that no run looks after."""
         for found in self.watcher.arriving():
-            waiting = waiting_in(self.project, note_arriving(self.project, self._event(found)))
+            known = note_arriving(self.project, self._event(found), unsettled=found.unsettled)
+            waiting = waiting_in(self.project, known)
             if waiting and not self._is_worked_on(found.batch) and not self._is_behind(found.batch):
                 self._announce_tiles(found.batch, waiting)
 
@@ -294,7 +295,8 @@ class Driver:
             batch = self.project.layout.batch_of(tile)
             if batch in self._called or self._is_worked_on(batch) or self._is_behind(batch):
                 continue
-            note_arriving(self.project, self._event(FoundBatch(batch, {}, {}, {})))
+            if arriving(self.project, batch) is None:
+                note_arriving(self.project, self._event(FoundBatch(batch, {}, {}, {})))
             self._called[batch] = _Called(frozenset(), 0, _CALLED_AGAIN_S, time.monotonic() + _CALLED_AGAIN_S)
             self._send([self.project.event(TileBegun, tile)])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,8 @@ class Arriving:
     Attributes
     ----------
     event : BatchReady
-        The column with the raw files of these tiles, as this host sees their folder.
+        The column with the raw files of these tiles, as this host sees their folder, and of those that have their size
+        and may still be written.
     since : dict of int to float
         When each tile was found whole, in seconds since 1970.
     """
@@ -44,6 +45,10 @@ class Arriving:
     def tiles(self) -> list[TileId]:
         """Return the tiles that have come, in the order of their numbers."""
         return [TileId(self.batch.mosaic_id, number) for number in sorted(self.since)]
+
+    def unsettled(self) -> list[TileId]:
+        """Return the tiles whose files have their size and may still be written, in the order of their numbers."""
+        return [TileId(self.batch.mosaic_id, number) for number in sorted(self.event.files.keys() - self.since.keys())]
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class Lag:
     seconds: float
 
 
-def note_arriving(project: Project, event: BatchReady, /, *, now: float | None = None) -> Arriving:
+def note_arriving(
+    project: Project, event: BatchReady, /, *, unsettled: Set[int] = frozenset(), now: float | None = None
+) -> Arriving:
     """Write which tiles of a column have come, unless that is known, and return them.
 
     Parameters
@@ -71,15 +78,22 @@ def note_arriving(project: Project, event: BatchReady, /, *, now: float | None =
         The project.
     event : BatchReady
         The column with the raw files of these tiles.
+    unsettled : set of int
+        Numbers of tiles in it whose files may still be written.
     now : float, optional
         The present time, in seconds since 1970.
     """
     now = time.time() if now is None else now
     known = arriving(project, event.batch)
-    if known is not None and (known.event.files, known.event.spectra) == (event.files, event.spectra):
+    whole = event.files.keys() - unsettled
+    if (
+        known is not None
+        and (known.event.files, known.event.spectra) == (event.files, event.spectra)
+        and known.since.keys() == whole
+    ):
         return known
     before = {} if known is None else known.since
-    since = {number: before.get(number, now) for number in event.files}
+    since = {number: before.get(number, now) for number in sorted(whole)}
     content = {**ready_content(project, event)["detail"], "since": since}
     replace_whole(_path(project, event.batch), json.dumps(content, default=str).encode(), fsync=False)
     return Arriving(event, since)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opticstream.config import parameters_hash
-from opticstream.config.engines import matlab_for
-from opticstream.io.packed import PACKED_SUFFIXES, is_packed, unpacked_name
+from opticstream.io.packed import PACKED_SUFFIXES, unpacked_name
 from opticstream.io.tile_thumbnail import thumbnail_size, write_strips
-from opticstream.model.errors import ChangingInputError, InputError, MissingInputError, OpticStreamError
+from opticstream.model.errors import ChangingInputError, InputError, MissingInputError
 from opticstream.model.events import (
     BatchArchived,
     BatchProcessed,
@@ -24,8 +23,16 @@ from opticstream.model.events import (
     TileFlagged,
 )
 from opticstream.model.ids import BatchId, TileId
-from opticstream.pipeline.arriving import arriving, forget_arriving, waiting_tiles
+from opticstream.pipeline.arriving import forget_arriving
 from opticstream.pipeline.bindings import is_due
+from opticstream.pipeline.first_looks import (
+    is_looked_at_first,
+    is_of_matlab,
+    look_at,
+    look_at_newest_tile,
+    look_key,
+    show_look,
+)
 from opticstream.pipeline.host_memory import within_memory
 from opticstream.pipeline.jobs import (
     ARCHIVE_BATCH,
@@ -51,7 +58,6 @@ from opticstream.stages.tile import (
     TileResult,
     checksum_path,
     drop_look,
-    look_at_tile,
     process_tile,
     products,
     read_look,
@@ -155,7 +161,7 @@ def _write_strips(project: Project, batch: BatchId, /) -> None:
 
 def _matlab_call(project: Project, event: BatchReady, stack: contextlib.ExitStack) -> MatlabTiles | None:
     """Return the call of MATLAB for the tiles of a batch that are not done; None where our own code processes them."""
-    if not _is_of_matlab(project):
+    if not is_of_matlab(project):
         return None
     from opticstream.stages.tile import MatlabTiles
 
@@ -190,62 +196,6 @@ def is_done(project: Project, event: BatchReady, tile: TileId, /) -> bool:
         return False
     source, spectra = raw_files_of_tile(event, tile)
     return not source.exists() or is_known(record, identity_of(*((source,) if spectra is None else (source, spectra))))
-
-
-_LONG_WORK = 1 << 27
-"""Raw values of a tile from which volumes and archive copy take several seconds more than its picture."""
-
-
-def look_at_newest_tile(project: Project, /, *, next_one: TileId) -> None:
-    """Take a first look at the tile that came last while a folder is watched, if others are processed before it.
-
-    What is made here is not made again when the tile's turn comes.
-
-    Parameters
-    ----------
-    project : Project
-        The project.
-    next_one : TileId
-        The tile that is processed next.
-    """
-    waiting = waiting_tiles(project)
-    if len(waiting) < 2 or waiting[-1][2] == next_one or _is_of_matlab(project):
-        return
-    _, known, tile = waiting[-1]
-    base = project.paths.base
-    try:
-        source, spectra = raw_files_of_tile(known.event, tile)
-        key = _look_key(project, tile, identity_of(*((source,) if spectra is None else (source, spectra))))
-        if read_look(base, tile, key=key) is None:
-            _look_at(project, source, tile, key)
-    except (OpticStreamError, OSError, ValueError) as error:  # its own processing says what is wrong with it
-        _log.info("no first look at %s: %s", tile, error)
-
-
-def _look_at(project: Project, source: Path, tile: TileId, key: str) -> FirstLook:
-    processing = within_memory(project).processing
-    return look_at_tile(
-        source, tile, scan=project.config.scan, processing=processing, out_dir=project.paths.base, key=key
-    )
-
-
-def _is_of_matlab(project: Project) -> bool:
-    """Return whether MATLAB makes the tiles: all of a tile in one call."""
-    return matlab_for(project.config.processing.engine, "tile") is not None
-
-
-def _is_looked_at_first(project: Project, source: Path, tile: TileId) -> bool:
-    """Return whether the picture of a tile is made before all else: somebody has just taken it, and it is large."""
-    values = project.config.scan.raw_values_of_tile(project.layout.illumination_index(tile.mosaic))
-    if values < _LONG_WORK or is_packed(source) or _is_of_matlab(project):
-        return False
-    known = arriving(project, project.layout.batch_of(tile))
-    return known is not None and tile.tile_id in known.since
-
-
-def _look_key(project: Project, tile: TileId, identity: str) -> str:
-    """Return what a first look is made from: the raw files, and the settings of the tile."""
-    return f"{identity} {tile_hash(project.config, project.layout.illumination_index(tile.mosaic))}"
 
 
 def _archive_names(project: Project, tile: TileId) -> list[str]:
@@ -348,10 +298,11 @@ class TileWork:
 
     def _first_look(self, source: Path, identity: str) -> FirstLook | None:
         """Return the first look at the tile: one that was taken before, or now where somebody waits for it."""
-        key = _look_key(self.project, self.tile, identity)
+        key = look_key(self.project, self.tile, identity)
         look = read_look(self.project.paths.base, self.tile, key=key)
-        if look is None and _is_looked_at_first(self.project, source, self.tile):
-            look = _look_at(self.project, source, self.tile, key)
+        if look is None and is_looked_at_first(self.project, source, self.tile):
+            look = look_at(self.project, source, self.tile, key)
+            show_look(self.project, self.tile, look)
         return look
 
     def record(self, content: Mapping[str, Any], spent: Spent) -> None:

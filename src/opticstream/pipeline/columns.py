@@ -4,6 +4,9 @@ The batch stays the unit of bookkeeping: the claim is the batch's, and nothing i
 its own run goes over all its tiles, takes those that are done and whose files have not changed as they are, and judges
 those that could not be processed ahead. A tile that fails here is therefore not parked.
 
+A run that has nothing else to do takes the first look at a tile as soon as its files have their size. It is shown once
+they have stood still, if they have not changed since.
+
 A run never waits at the cost of others. It ends when every tile is done, when no tile has come for a while, and when
 another run waits for its place in the pool; the next tile that comes starts another run.
 """
@@ -21,12 +24,14 @@ from opticstream.model.errors import ClaimLost, InputError
 from opticstream.model.events import Event
 from opticstream.model.ids import BatchId, TileId
 from opticstream.pipeline.arriving import Arriving, arriving
-from opticstream.pipeline.batches import TileWork, is_done, look_at_newest_tile, process_batch
+from opticstream.pipeline.batches import TileWork, is_done, process_batch
 from opticstream.pipeline.failures import describe, is_of_surroundings, kind_of
+from opticstream.pipeline.first_looks import first_look, look_at_newest_tile, show_if_settled
 from opticstream.pipeline.jobs import PROCESS_BATCH, Attempt, Part, memory_for, once, perform_part
 from opticstream.pipeline.pending import ready_event
 from opticstream.pipeline.project import Project
 from opticstream.pipeline.rules import BATCH_ENDED
+from opticstream.stages.tile import FirstLook
 from opticstream.state import Claim
 from opticstream.state.raw_files import identity_of
 
@@ -108,20 +113,31 @@ class _Column:
     _done: set[TileId] = field(default_factory=set)
     _failed: dict[TileId, str] = field(default_factory=dict)
     """Identity of the raw files with which a tile could not be processed."""
+    _looked_at: set[TileId] = field(default_factory=set)
+    """Tiles at which a look was taken before their files had stood still: once, or a rig that fills files whose size it
+    has reserved would have a look taken at every pause."""
+    _unshown: dict[TileId, FirstLook] = field(default_factory=dict)
+    """Those looks, until the files have stood still."""
 
     def process(self, claim: Claim) -> str:
         """Process tiles until there is a reason to end, and return that."""
         since = self.clock()
         while True:
             claim.ensure_mine()
+            known = arriving(self.project, self.batch)
+            if known is not None:
+                self._show(known)
             if self.project.facts.has(self.batch, "ready"):
                 return "the column is complete"
-            known = arriving(self.project, self.batch)
-            tile = None if known is None else self._next(known)
-            if known is not None and tile is not None:
-                self._take(known, tile, claim)
-                since = self.clock()
-                continue
+            if known is not None:
+                if (tile := self._next(known)) is not None:
+                    self._take(known, tile, claim)
+                    since = self.clock()
+                    continue
+                if (tile := self._coming(known)) is not None:
+                    self._look_at(known, tile)
+                    since = self.clock()
+                    continue
             if self._done.issuperset(self.project.layout.tiles(self.batch)):
                 return "all its tiles are done"
             if known is None and self.clock() - since >= _UNKNOWN_S:
@@ -147,6 +163,24 @@ class _Column:
                 pass
             return tile
         return None
+
+    def _coming(self, known: Arriving) -> TileId | None:
+        """Return the first tile whose files have just got their size and that has not been looked at."""
+        seen = self._done | self._looked_at
+        return next((tile for tile in known.unsettled() if tile not in seen), None)
+
+    def _look_at(self, known: Arriving, tile: TileId) -> None:
+        """Take the first look at a tile whose files may still be written, and keep it."""
+        self._looked_at.add(tile)
+        with memory_for(self.project, self.batch, PROCESS_BATCH):
+            look = first_look(self.project, known.event, tile)
+        if look is not None:
+            self._unshown[tile] = look
+
+    def _show(self, known: Arriving) -> None:
+        """Show the looks at tiles whose files have stood still."""
+        for tile in self._unshown.keys() & set(known.tiles()):
+            show_if_settled(self.project, known.event, tile, self._unshown.pop(tile))
 
     def _identity(self, known: Arriving, tile: TileId) -> str:
         names = [known.event.files.get(tile.tile_id), known.event.spectra.get(tile.tile_id)]

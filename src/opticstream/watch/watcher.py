@@ -13,7 +13,9 @@ A column without any file is missing in the second case, or, without `live`, if 
 folder has changed for `stall_s`. Files that arrive later are found: see `whole_files`.
 
 Tiles of a column that is not complete yet are told of as soon as their files have the right size and have not changed
-for a moment: see `arriving`. What is made of them is checked against the files again when the column is ready.
+for a moment: see `arriving`. What is made of them is checked against the files again when the column is ready. That a
+file has the size of those before it is told even before it has stood still, if its writer was seen to append to it: a
+writer that reserves the size first, and fills the file then, has written nothing by that time.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opticstream.config import ScanSettings
+from opticstream.io.packed import is_packed
 from opticstream.io.raw import ComplexTile, SpectralShape, SpectralTile
 from opticstream.io.raw_folder import RawNames, raw_files_below
 from opticstream.model.errors import FileNameError, InputError
@@ -51,16 +54,21 @@ class RawFile:
     is_spectra: bool = False
     """Whether it holds the spectra beside a complex tile."""
     complete: bool = False
-    whole: bool = False
-    """Whether it had the right content when it had stood still for `tile_stable_s`."""
+    full: bool = False
+    """Whether it has the right size and header."""
     looked_at: bool = False
     """Whether that has been found out for its present size and time."""
+    whole: bool = False
+    """Whether it is full and has stood still for `tile_stable_s`."""
     problem: str | None = None
     """Why it cannot be processed, if it is stable and wrong."""
     judged_s: float = 0.0
     """When that was found, by the watcher's clock."""
     grows: bool = False
     """Whether it has changed since it was found."""
+    appended: bool = False
+    """Whether it was seen to grow when it was half written, so that its writer does not reserve the size first; and
+    whether its time would show that it is written to later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,8 @@ class FoundBatch:
     """Name of the spectral file of each tile number, if the rig writes it beside a complex tile."""
     problems: dict[int, TileProblem]
     """Tiles that cannot be processed, and why."""
+    unsettled: frozenset[int] = frozenset()
+    """Tiles whose files have their size, but have not stood still yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +168,8 @@ class Watcher:
         """The last slice of which a batch is done."""
         self._whole_slices: set[SliceId] = set()
         """Slices of which every batch is done."""
+        self._full_bytes: dict[tuple[int, bool], int] = {}
+        """Size of the last full file of each illumination, with the key True of spectra beside complex tiles."""
         self._reopened: frozenset[TileId] = frozenset()
         self._changed_s: dict[BatchId, float] = {}
         self._longest_pause_s: dict[BatchId, float] = {}
@@ -207,10 +219,10 @@ class Watcher:
         return self._clock() - self._folder_changed_s
 
     def arriving(self) -> list[FoundBatch]:
-        """Return the batches that are not ready yet, each with the tiles that are there whole.
+        """Return the batches that are not ready yet, each with the tiles that are there.
 
-        A tile is left out while one of its files is missing, is there twice, or has not stood still for
-        `tile_stable_s`. Batches without such a tile are left out.
+        A tile is left out while one of its files is missing, is there twice, or has not its size. It is `unsettled`
+        while one of them has not stood still for `tile_stable_s`. Batches without such a tile are left out.
         """
         found = []
         for batch, files in sorted(self._by_batch.items()):
@@ -219,29 +231,30 @@ class Watcher:
             by_tile: dict[int, list[RawFile]] = {}
             for file in files.values():
                 by_tile.setdefault(file.tile.tile_id, []).append(file)
-            whole = {
+            there = {
                 number: sorted(own, key=lambda file: file.is_spectra)
                 for number, own in sorted(by_tile.items())
                 if sorted(file.is_spectra for file in own) == sorted(self._names.grammars)
-                and all(file.whole or file.complete for file in own)
+                and all(file.full or file.complete for file in own)
             }
-            if whole:
-                spectra = {number: own[1].name for number, own in whole.items() if len(own) > 1}
-                found.append(FoundBatch(batch, {number: own[0].name for number, own in whole.items()}, spectra, {}))
+            if there:
+                names = {number: own[0].name for number, own in there.items()}
+                spectra = {number: own[1].name for number, own in there.items() if len(own) > 1}
+                unsettled = {n for n, own in there.items() if not all(file.whole or file.complete for file in own)}
+                found.append(FoundBatch(batch, names, spectra, {}, frozenset(unsettled)))
         return found
 
     def beginning(self) -> list[TileId]:
         """Return the tiles that are half written of batches of which no tile is whole, one for each batch.
 
-        A file counts that was seen to grow, and holds as many bytes as a tile has raw values: two make a value.
+        A file counts that was seen to grow and is half written.
         """
         now, found = self._clock(), []
         for batch, files in sorted(self._by_batch.items()):
             if batch in self._done or any(file.whole or file.complete for file in files.values()):
                 continue
-            half = self._scan.raw_values_of_tile(self.layout.illumination_index(batch.mosaic))
             growing = [f for f in files.values() if f.grows and now - f.since_s <= self._tile_stable_s]
-            found += sorted(file.tile for file in growing if file.size >= half)[:1]
+            found += sorted(file.tile for file in growing if self._is_half_written(file))[:1]
         return found
 
     def longest_pause_s(self) -> float:
@@ -342,16 +355,27 @@ class Watcher:
             self._by_batch.setdefault(batch, {})[name] = file
             self._has_changed(batch, now)
         elif (file.size, file.mtime_ns) != (status.st_size, status.st_mtime_ns):
+            if self._is_half_written(file) and status.st_size > file.size and not is_packed(Path(name)):
+                # times in whole seconds would not show that it was written to after it had its size
+                file.appended = status.st_mtime_ns % 1_000_000_000 != 0
             file.size, file.mtime_ns, file.since_s = status.st_size, status.st_mtime_ns, now
             file.complete, file.problem = False, None
-            file.whole = file.looked_at = False
+            file.full = file.looked_at = file.whole = False
             file.grows = True
             self._has_changed(file.batch, now)
         if file.complete or now - file.since_s < self._stable_s:
-            if self._live and not file.looked_at and now - file.since_s >= self._tile_stable_s:
-                file.looked_at, file.whole = True, self._problem(file) is None
+            stands = now - file.since_s >= self._tile_stable_s
+            kind = (self.layout.illumination_index(file.tile.mosaic), file.is_spectra)
+            # files are not opened while they are written: on some shares that makes their writer wait
+            has_its_size = file.appended and file.size == self._full_bytes.get(kind)
+            if self._live and not file.looked_at and (stands or has_its_size):
+                file.full = self._problem(file) is None
+                file.looked_at = file.full or stands  # its writer may keep it locked until it is closed
+                if file.full:
+                    self._full_bytes[kind] = file.size
+            file.whole = file.full and stands
             return
-        if file.whole:  # it has not changed since it was opened
+        if file.full:  # it has not changed since it was opened
             file.complete = True
             return
         # A problem may go away without a change of the file (access, a share): check it again before reporting it.
@@ -360,6 +384,10 @@ class Watcher:
             file.problem = self._problem(file)
             file.judged_s = now
             file.complete = file.problem is None
+
+    def _is_half_written(self, file: RawFile) -> bool:
+        """Return whether a file holds as many bytes as a tile has raw values: two make a value."""
+        return file.size >= self._scan.raw_values_of_tile(self.layout.illumination_index(file.tile.mosaic))
 
     def _has_changed(self, batch: BatchId, now: float) -> None:
         pause_s = now - self._changed_s.get(batch, now)

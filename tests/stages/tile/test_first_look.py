@@ -13,7 +13,7 @@ from opticstream.io.tile_thumbnail import thumbnail_path
 from opticstream.model.errors import InputError, TileSizeError
 from opticstream.model.ids import TileId
 from opticstream.stages.tile import _process_tile as stage
-from opticstream.stages.tile import drop_look, look_at_tile, process_tile, read_look
+from opticstream.stages.tile import drop_look, look_at_tile, process_tile, read_look, write_look
 from opticstream.testing.raw_tiles import fringe_counts, write_spectral_nifti
 
 TILE = TileId(1, 2)
@@ -45,7 +45,9 @@ def made(source, out, settings, of_scan, *, look=None):
 
 
 def look(source, out, settings, of_scan, key="key"):
-    return look_at_tile(source, TILE, scan=of_scan, processing=settings, out_dir=out, key=key)
+    made = look_at_tile(source, TILE, scan=of_scan, processing=settings, out_dir=out, key=key)
+    write_look(made, out, TILE, verdict=made.figures.verdict(settings.quality))
+    return made
 
 
 OPTIONS = {

@@ -19,7 +19,7 @@ from opticstream.stages.tile._archive_tile import (
 from opticstream.stages.tile._archive_writers import GzipWriter, SpectraContent, SpectraZarrWriter
 from opticstream.stages.tile._compare_engines import Comparison, Difference, compare_engines
 from opticstream.stages.tile._enface_maps import MAKERS, makes
-from opticstream.stages.tile._first_look import FirstLook, drop_look, read_look
+from opticstream.stages.tile._first_look import FirstLook, drop_look, read_look, write_look
 from opticstream.stages.tile._import_tile import Counts, ImportedTile, RecordingFacts, facts_of_recording, import_tile
 from opticstream.stages.tile._matlab_tile import MatlabTiles
 from opticstream.stages.tile._process_tile import (
@@ -74,4 +74,5 @@ __all__ = [
     "unpack_archive",
     "verify_archive",
     "verify_archives",
+    "write_look",
 ]

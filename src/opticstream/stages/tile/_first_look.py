@@ -1,7 +1,7 @@
 """The first look at a tile: its maps, pictures and figures, before its volumes and its archive copy are made.
 
-Whoever stands at the microscope waits for these, and they take a quarter of the time of all. A look is no result: it
-waits in a folder of its own, and `process_tile` writes its files under their names instead of making them again.
+Whoever stands at the microscope waits for these, and they take a quarter of the time of all. A look is no result: it is
+shown in a folder of its own, and `process_tile` writes its files under their names instead of making them again.
 Without it everything is made in one reading of the raw file, and the bytes are the same.
 """
 

@@ -24,7 +24,7 @@ from opticstream.model.modalities import described
 from opticstream.model.verdict import Grade
 from opticstream.stages.tile._archive_spectra import read_spectra
 from opticstream.stages.tile._archive_tile import checksum_path
-from opticstream.stages.tile._first_look import FirstLook, write_look
+from opticstream.stages.tile._first_look import FirstLook
 from opticstream.stages.tile._picture import tile_picture
 from opticstream.stages.tile._quality import figures_from_maps
 from opticstream.stages.tile._reconstruction import (
@@ -231,8 +231,8 @@ def look_at_tile(
 ) -> FirstLook:
     """Make the maps, the pictures and the figures of a tile, and nothing else; return them.
 
-    They are written into a folder of their own (`read_look`). `process_tile` takes them and makes the rest. Saturation
-    is not known where it is measured in spectra beside the tile.
+    `write_look` shows them. `process_tile` takes them and makes the rest. Saturation is not known where it is measured
+    in spectra beside the tile.
 
     Parameters
     ----------
@@ -253,9 +253,7 @@ def look_at_tile(
     job = _job_of(source, tile, scan, processing, out_dir)
     job = replace(job, targets={name: job.targets[name] for name in maps_of_tile(processing)})
     with one_blas_thread():
-        look = _look_of(_reconstructed(tile, job, None), job, key=key)
-    write_look(look, out_dir, tile, verdict=look.figures.verdict(processing.quality))
-    return look
+        return _look_of(_reconstructed(tile, job, None), job, key=key)
 
 
 def process_tile(
