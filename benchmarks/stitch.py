@@ -253,7 +253,9 @@ def compared(
                 "seconds": statistics.median(r[0] for r in runs),
                 "cpu_s": statistics.median(r[1] for r in runs),
             }
-            found = json.loads(result.read_text()) if result.exists() else {"error": runs[-1][2].strip()[-200:]}
+            found: dict[str, Any] = {"error": runs[-1][2].strip()[-200:]}
+            if result.exists():
+                found = json.loads(result.read_text())
             row["peak_mb"] = found.get("peak_mb", float("nan"))
             if "positions" in found:
                 row |= figures(np.array(found["positions"]), mosaic, found.get("uncertainty"))
