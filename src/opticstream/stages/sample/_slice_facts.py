@@ -12,7 +12,7 @@ from opticstream.io.zarr import mean_of_planes, planes_of_slice
 from opticstream.model.modalities import described_stack
 from opticstream.stages.sample._brightness import brightness_facts
 from opticstream.stages.sample._ledger import Ledger, known_sources
-from opticstream.stages.sample._placed_slice import mapping_from_facts
+from opticstream.stages.sample._placed_slice import place_from_facts
 from opticstream.stages.sample._pose_book import LIKE, Picture, Pictures, PoseBook, map_to_compare
 from opticstream.stages.sample._report import Reported, ReportedSlice
 from opticstream.stages.sample._sample_input import SampleInput, stack_files
@@ -94,7 +94,7 @@ def facts_for_report(
                 state,
                 reason,
                 pose,
-                mapping_from_facts(entry["pose"]) if "pose" in entry else None,
+                place_from_facts(entry["pose"]) if "pose" in entry else None,
                 figures.get(n),
                 brightness.gains_db.get(n) if n in there else None,
                 (len(mine), sum(e["weight"] > _AGREES and e["confidence"] >= LIKE for e in mine)),

@@ -19,7 +19,7 @@ from opticstream.model.errors import InputError
 from opticstream.model.modalities import described_stack
 from opticstream.stages.sample._brightness import CorrectedStack, SliceVolume, correct_stack, forget_stack
 from opticstream.stages.sample._ledger import Ledger
-from opticstream.stages.sample._placed_slice import extent_in_sample, mapping_from_facts
+from opticstream.stages.sample._placed_slice import Place, extent_in_sample, place_from_facts
 from opticstream.stages.sample._sample_input import (
     SampleInput,
     corrected_volumes,
@@ -32,16 +32,16 @@ from opticstream.system.memory import return_freed_memory
 _STRIP_PX = 256
 
 
-def put_maps(new: SampleInput, mapping: PlanarTransform | None, names: Collection[str]) -> None:
+def put_maps(new: SampleInput, place: Place | None, names: Collection[str]) -> None:
     for name, path in sorted(new.maps.items()):
         if name not in names:
             continue
         image = _map(path)
         shape = (image.shape[0], image.shape[1])
-        extent = extent_in_sample(mapping, shape)
+        extent = extent_in_sample(place, shape)
         read = _image_reader(image)
-        if mapping is not None:
-            read = _moved_image_reader(name, image, mapping)
+        if place is not None:
+            read = _moved_image_reader(name, image, place)
         geometry = nifti_geometry(path)
         x_mm, y_mm, _ = geometry.voxel_size_mm
         planes = geometry.with_voxel_size((x_mm, y_mm, new.slice_thickness_um / 1000))
@@ -67,7 +67,7 @@ def put_maps(new: SampleInput, mapping: PlanarTransform | None, names: Collectio
         return_freed_memory()
 
 
-def put_volumes(new: SampleInput, mapping: PlanarTransform | None, names: Collection[str]) -> None:
+def put_volumes(new: SampleInput, place: Place | None, names: Collection[str]) -> None:
     later = corrected_volumes(new)
     for name, path in sorted(new.volumes.items()):
         if name not in names or name in later:
@@ -75,10 +75,10 @@ def put_volumes(new: SampleInput, mapping: PlanarTransform | None, names: Collec
         voxel = volume_voxel_um(path)
         planes = max(1, round(new.slice_thickness_um / voxel[2]))
         shape, read = volume_reader(path, slice(planes))
-        if mapping is not None:
+        if place is not None:
             resample = functools.partial(resampled, how=described_stack(name).resampling)
-            read = resampled_blocks(read, mapping, size=shape, resample=resample)
-        extent, kind = extent_in_sample(mapping, shape[:2]), described_stack(name).kind
+            read = resampled_blocks(read, place.mapping, size=shape, resample=resample, bend=place.bend_reader)
+        extent, kind = extent_in_sample(place, shape[:2]), described_stack(name).kind
         store = SliceStore(new.folder / f"{name}.ome.zarr", planes, voxel, kind, margin_px=margin_px(new))
         have_cubes_follow(new, name, [new.slice_id])
         store.put(new.slice_id - 1, extent.size, read, low_px=extent.low)
@@ -105,11 +105,12 @@ def correct_volumes(new: SampleInput, ledger: Ledger) -> list[CorrectedStack]:
             entry = ledger.slices[n]
             if name in entry.get("stacks", {}) and name in entry.get("sources", {}):
                 pose = entry.get("pose")
-                mapping = None if pose is None else mapping_from_facts(pose)
+                place = None if pose is None else place_from_facts(pose)
                 source = new.folder / entry["sources"][name]
                 held = volume_reader(source)[0][:2] if source.exists() else (0, 0)
-                extent = extent_in_sample(mapping, held)
-                volumes[n] = SliceVolume(source, entry["stacks"][name], mapping or PlanarTransform.identity(), extent)
+                extent = extent_in_sample(place, held)
+                where = place or Place(PlanarTransform.identity())
+                volumes[n] = SliceVolume(source, entry["stacks"][name], where, extent)
         slots = max(ledger.slices, default=0)
         if any(volume.path.exists() for volume in volumes.values()):
             settings = new.settings.intensity
@@ -128,7 +129,7 @@ def correct_volumes(new: SampleInput, ledger: Ledger) -> list[CorrectedStack]:
 def fit_stacks(new: SampleInput, ledger: Ledger) -> None:
     """Have all stacks hold all slices, also those that a slice has nothing for, so that they have the same pixels."""
     poses = [entry["pose"] for entry in ledger.slices.values() if "pose" in entry]
-    extents = [extent_in_sample(mapping_from_facts(pose), tuple(pose["shape"])) for pose in poses]
+    extents = [extent_in_sample(place_from_facts(pose), tuple(pose["shape"])) for pose in poses]
     if not extents:
         return
     extent = functools.reduce(Canvas.united, extents)
@@ -175,12 +176,12 @@ def _image_reader(image: NDArray[Any]) -> Callable[[slice, slice], NDArray[Any]]
     return read
 
 
-def _moved_image_reader(name: str, image: NDArray[Any], mapping: PlanarTransform) -> Callable[..., NDArray[Any]]:
-    """Return a reader of a map in its pose in the sample; it works by strips, since vectors take much memory."""
+def _moved_image_reader(name: str, image: NDArray[Any], place: Place) -> Callable[..., NDArray[Any]]:
+    """Return a reader of a map in its place in the sample; it works by strips, since vectors take much memory."""
     modality = described_stack(name)
     resample = functools.partial(resampled, how=modality.resampling)
     size = (image.shape[0], image.shape[1], 1)
-    blocks = resampled_blocks(_image_reader(image), mapping, size=size, resample=resample)
+    blocks = resampled_blocks(_image_reader(image), place.mapping, size=size, resample=resample, bend=place.bend_reader)
 
     def read(xs: slice, ys: slice) -> NDArray[Any]:
         out = np.zeros((xs.stop - xs.start, ys.stop - ys.start, 1, *image.shape[2:]), image.dtype)

@@ -23,7 +23,7 @@ from opticstream.stages.sample._brightness import CorrectedStack
 from opticstream.stages.sample._isotropic import isotropic_path, write_changed
 from opticstream.stages.sample._ledger import Ledger, known_sources, locked_stacks, sources_of_slice
 from opticstream.stages.sample._other_space import OtherSpace, register_to_other_space
-from opticstream.stages.sample._placed_slice import PlacedSlice, is_moved, pose_facts, pose_from_facts
+from opticstream.stages.sample._placed_slice import Place, PlacedSlice, is_moved, pose_facts, pose_from_facts
 from opticstream.stages.sample._pose_book import FILE_NAME, PoseBook, facts_of_edge
 from opticstream.stages.sample._report import write_report
 from opticstream.stages.sample._sample_input import (
@@ -107,8 +107,8 @@ def update_sample(new: SampleInput, /) -> UpdatedSample:
             for n in moved:
                 ledger.slices[n]["moving"] = True
             ledger.write(new)
-            put_maps(new, None if mine is None else mine.mapping, written)
-            put_volumes(new, None if mine is None else mine.mapping, written)
+            put_maps(new, None if mine is None else mine.place, written)
+            put_volumes(new, None if mine is None else mine.place, written)
             for name in blanked:
                 have_cubes_follow(new, name, [new.slice_id])
                 blank_map(new, name)
@@ -275,6 +275,7 @@ def _fingerprints(new: SampleInput) -> dict[str, str]:
             settings.align_pullback,
             list(settings.formats),
             new.slice_thickness_um,
+            *([] if settings.bends == "auto" else [f"bends {settings.bends}"]),
         ]
     )
     corrected = corrected_volumes(new)
@@ -334,7 +335,11 @@ def _place(
     poses = pulled_back(book.poses, new.settings.align_pullback)
     return {
         n: PlacedSlice(
-            poses[n].mapping(book.centre_px), shapes[n], poses[n].sigma_px, poses[n].sigma_deg, book.reasons(n)
+            Place(poses[n].mapping(book.centre_px), book.bends.get(n)),
+            shapes[n],
+            poses[n].sigma_px,
+            poses[n].sigma_deg,
+            book.reasons(n),
         )
         for n in slices
     }
@@ -358,8 +363,8 @@ def _move_slice(new: SampleInput, ledger: Ledger, slice_id: int, placed: PlacedS
     maps = {name: path for name, path in sources.items() if is_stack_of_maps(new, name)}
     volumes = {name: path for name, path in sources.items() if name not in maps}
     again = replace(new, slice_id=slice_id, maps=maps, volumes=volumes)
-    put_maps(again, placed.mapping, maps)
-    put_volumes(again, placed.mapping, volumes)
+    put_maps(again, placed.place, maps)
+    put_volumes(again, placed.place, volumes)
     ledger.slices[slice_id] = {**entry, "pose": pose_facts(placed)}
     ledger.slices[slice_id].pop("moving", None)
     ledger.write(new)
