@@ -131,7 +131,7 @@ def begun(project, monkeypatch) -> Project:
     def cut(*_arguments):
         raise Cut("in the middle")
 
-    monkeypatch.setattr(f"{STACKS}._put_volumes", cut)
+    monkeypatch.setattr(f"{STACKS}.put_volumes", cut)
     return project
 
 
@@ -164,7 +164,7 @@ def test_a_slice_that_could_not_be_taken_out_when_it_was_parked_is_taken_out_bef
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(f"{STACKS}._blank", full)
+        disk.setattr(f"{STACKS}.blank", full)
         assert [type(event) for event in stacking.update_sample(begun)] == [SampleFailed]
         list(upload_pending(begun))
         assert not begun.facts.has(ALL, "published")
@@ -178,7 +178,7 @@ def test_late_volumes_that_are_parked_leave_the_maps_of_their_slice(project, mon
     list(stacking.update_sample(project))
     held = {path: np.array(read_nifti(path)) for path in project.paths.sample_folder.glob("*.nii")}
     record_volume(project, MosaicId(3), 1.0, shape=(24, 20, 8))
-    monkeypatch.setattr(f"{STACKS}._put_volumes", lambda *_arguments: 1 / 0)
+    monkeypatch.setattr(f"{STACKS}.put_volumes", lambda *_arguments: 1 / 0)
     events = list(stacking.update_sample(project))
     assert [type(event) for event in events] == [SampleFailed, SampleUpdated]
     assert events[-1].slices == (1, 2)

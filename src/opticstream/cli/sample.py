@@ -128,10 +128,12 @@ def show(project: ProjectArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("slice", "state", "x px", "y px", "turn deg", "sigma px", "focus dB", "signal dB", "agreement", "")
+    measures = ("x px", "y px", "turn deg", "sigma px", "bend px", "focus dB", "signal dB", "agreement")
+    table = Table("slice", "state", *measures, "")
     for one in found["slices"]:
-        figures = [one.get(name) for name in ("x_px", "y_px", "turn_deg", "sigma_px", "focus_db", "signal_db")]
-        cells = ["-" if value is None else f"{value:.2f}" for value in [*figures, one.get("agreement")]]
+        place = [one.get(name) for name in ("x_px", "y_px", "turn_deg", "sigma_px")]
+        figures = [one.get("bend", {}).get("rms_px"), *(one.get(name) for name in ("focus_db", "signal_db"))]
+        cells = ["-" if value is None else f"{value:.2f}" for value in [*place, *figures, one.get("agreement")]]
         table.add_row(str(one["slice"]), one["state"], *cells, one["reason"])
     out.print(table)
     for edge in found["edges"]:
@@ -170,6 +172,9 @@ def _shown(project: Project) -> dict[str, Any]:
             x, y = pose.shift_px
             entry |= {"x_px": x, "y_px": y, "turn_deg": pose.turn_deg}
             entry |= {"sigma_px": pose.sigma_px, "sigma_deg": pose.sigma_deg}
+            if (bend := book.bends.get(number)) is not None:
+                rms_px, largest_px = bend.size_px
+                entry["bend"] = {"rms_px": rms_px, "largest_px": largest_px, "sigma_px": bend.sigma_px}
         if figures := quality.get(number):
             verdict = verdict_in_sample(figures, project.config.processing.quality)
             entry |= {**figures, "verdict": verdict.grade}
@@ -178,7 +183,7 @@ def _shown(project: Project) -> dict[str, Any]:
     applied, placed = excluded_in_stacks(project), [facts_of_edge(edge) for edge in book.placed]
     return {
         "slices": slices,
-        "edges": [book.edges[pair] for pair in sorted(book.edges)],
+        "edges": [{k: v for k, v in e.items() if k != "bend"} for _, e in sorted(book.edges.items())],
         "placed": [{**one, "applied": dict(one) in placed} for one in decisions.placed],
         "excluded": {
             number: {"reason": reason, "applied": applied.get(number) == reason}

@@ -314,6 +314,8 @@ class SampleSettings(Settings):
     """Map that is compared where a slice has no volume."""
     align_on_volume: str = "dBI"
     """Volume of which the depths that two slices both saw are compared; empty: maps alone are compared."""
+    bends: Literal["auto", "off"] = "auto"
+    """Where slices are bent against each other: `auto` brings their tissue together in the stacks, `off` leaves it."""
     stage_log: Path | None = None
     """CSV file with the columns `slice`, `x_um`, `y_um`: where the stage stood, in the axes of the pictures, when each
     slice was imaged. It is read again for every slice, and wrong entries are left out where pictures contradict."""

@@ -207,6 +207,8 @@ def sample_settings(config: ProjectConfig, /) -> StageSettings:
     The stage's log is not among them: it grows with every slice, and is read again for every slice.
     """
     sample = _without(config.processing.sample, "enabled", "align_pullback", "stage_log", "isotropic", "hook")
+    if sample["bends"] == "auto":
+        del sample["bends"]  # slices that are not bent are as earlier versions left them
     return StageSettings(
         {
             "scan": _plain(config.scan, "slice_thickness_um"),

@@ -14,8 +14,7 @@ from opticstream.config.processing import SampleIntensitySettings, SampleSetting
 from opticstream.io.zarr import SliceStore, volume_reader
 from opticstream.sim.cut_sample import CutSample, benchmark_settings
 from opticstream.sim.settings import CuttingSettings
-from opticstream.stages.sample import _brightness
-from opticstream.stages.sample._update_sample import SampleInput, UpdatedSample, update_sample
+from opticstream.stages.sample import SampleInput, UpdatedSample, _brightness, update_sample
 
 SECTION = 20
 CUTTING = CuttingSettings(missing=(4,), bad=(2,), bad_blur_px=2.0, gain_db=1.5)

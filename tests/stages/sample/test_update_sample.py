@@ -13,8 +13,7 @@ from opticstream.config.processing import SampleIntensitySettings, SampleSetting
 from opticstream.io.nifti import read_nifti, write_nifti
 from opticstream.io.zarr import SliceStore, volume_reader
 from opticstream.model.errors import InputError, MissingInputError, StateError
-from opticstream.stages.sample import _update_sample
-from opticstream.stages.sample._update_sample import SampleInput, UpdatedSample, update_sample
+from opticstream.stages.sample import SampleInput, UpdatedSample, _stacks, update_sample
 from opticstream.testing.checksums import tree_checksums
 from opticstream.testing.slice_phantom import make_slice
 
@@ -172,9 +171,9 @@ def test_only_the_planes_of_a_section_are_read_and_moved(tmp_path: Path, monkeyp
     store.put(0, (200, 160), lambda xs, ys: np.ones((xs.stop - xs.start, ys.stop - ys.start, 40), np.float32))
     new = slice_input(tmp_path, 1, settings=SampleSettings())
     moved: list[tuple[int, ...]] = []
-    real = _update_sample.resampled
+    real = _stacks.resampled
     monkeypatch.setattr(
-        _update_sample, "resampled", lambda image, *a, **more: moved.append(np.shape(image)) or real(image, *a, **more)
+        _stacks, "resampled", lambda image, *a, **more: moved.append(np.shape(image)) or real(image, *a, **more)
     )
     result = update_sample(
         replace(new, maps={"normal_aip": new.maps["normal_aip"]}, volumes={"normal_R3D": store.path})

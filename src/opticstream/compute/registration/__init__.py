@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opticstream.compute.registration._blocks import Slant, resampled_blocks
+from opticstream.compute.registration._blocks import BendReader, Slant, resampled_blocks
 from opticstream.compute.registration._by_kind import resampled
 from opticstream.compute.registration._checks import BlockShifts
 from opticstream.compute.registration._planar_transform import Freedom, PlanarTransform
@@ -18,6 +18,7 @@ from opticstream.compute.registration._resampling import resample_image, resampl
 from opticstream.compute.registration._rigid import rigid_map, turned_axis
 
 __all__ = [
+    "BendReader",
     "BlockShifts",
     "Freedom",
     "MappingFinder",

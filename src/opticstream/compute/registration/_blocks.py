@@ -12,6 +12,8 @@ from opticstream.compute.registration._planar_transform import PlanarTransform
 
 BlockReader = Callable[[slice, slice], NDArray[Any]]
 """Returns the block (x, y, z) of a volume for ranges of x and y."""
+BendReader = Callable[[slice, slice], NDArray[np.float32]]
+"""Returns the displacement (2, x, y) in fixed px for ranges of fixed x and y."""
 
 
 class PlaneResampler(Protocol):
@@ -39,6 +41,7 @@ def resampled_blocks(
     size: tuple[int, int, int],
     resample: PlaneResampler,
     slant: Slant | None = None,
+    bend: BendReader | None = None,
 ) -> BlockReader:
     """Return a reader of a moving volume on the fixed pixels.
 
@@ -54,6 +57,8 @@ def resampled_blocks(
         What is done to each plane.
     slant : Slant, optional
         Planes of the result that are not planes of the moving volume.
+    bend : callable, optional
+        Displacement for ranges of fixed x and y, which may lie beside the pixels that have one in the mapping.
 
     Returns
     -------
@@ -63,21 +68,24 @@ def resampled_blocks(
     """
     planes = np.arange(size[2], dtype=float)
     plane, sideways = (planes, np.zeros((size[2], 2))) if slant is None else slant
+    field = mapping.displacement
+    ends = None if field is None else field.shape[1:]
+    if bend is None and field is not None:
+        bend = _part_of(field)
 
     def block(xs: slice, ys: slice) -> NDArray[np.float32]:
-        if mapping.displacement is None:
-            return made_of(xs, ys)
+        if bend is None:
+            return made_of(xs, ys, None)
         # Axes follow the slope of the displacement, which at a block's rim takes the pixels beside it.
         (wide_x, inner_x), (wide_y, inner_y) = (
-            _with_neighbours(part, n) for part, n in zip((xs, ys), mapping.displacement.shape[1:], strict=True)
+            _with_neighbours(part, None if ends is None else ends[axis]) for axis, part in enumerate((xs, ys))
         )
-        return made_of(wide_x, wide_y)[inner_x, inner_y]
+        return made_of(wide_x, wide_y, bend(wide_x, wide_y))[inner_x, inner_y]
 
-    def made_of(xs: slice, ys: slice) -> NDArray[np.float32]:
+    def made_of(xs: slice, ys: slice, moved: NDArray[np.float32] | None) -> NDArray[np.float32]:
         shape = (xs.stop - xs.start, ys.stop - ys.start)
         corners = np.array([[x, y] for x in (xs.start, xs.stop - 1) for y in (ys.start, ys.stop - 1)], float)
-        bend = None if mapping.displacement is None else mapping.displacement[:, xs, ys]
-        slack = 0.0 if mapping.displacement is None else np.abs(mapping.displacement).max()
+        slack = 0.0 if moved is None else np.abs(moved).max()
         reach = np.concatenate([mapping.points(corners + sideways[k]) for k in (0, -1)])
         low = np.maximum(np.floor(reach.min(0) - slack).astype(int) - 1, 0)
         high = np.minimum(np.ceil(reach.max(0) + slack).astype(int) + 2, size[:2])
@@ -91,13 +99,19 @@ def resampled_blocks(
             # The nearest plane is sufficient: planes are closer together than any change with depth.
             index = round(plane[z])
             image = part[:, :, index] if index < size[2] else nothing
-            made.append(resample(image, PlanarTransform(mapping.matrix, start, bend), shape=shape).swapaxes(0, 1))
+            made.append(resample(image, PlanarTransform(mapping.matrix, start, moved), shape=shape).swapaxes(0, 1))
         return np.stack(made).swapaxes(0, 2)
 
     return block
 
 
-def _with_neighbours(part: slice, size: int) -> tuple[slice, slice]:
+def _part_of(field: NDArray[np.float32]) -> BendReader:
+    return lambda xs, ys: field[:, xs, ys]
+
+
+def _with_neighbours(part: slice, size: int | None) -> tuple[slice, slice]:
     """Return a range with one more pixel on either side where there is one, and where in it the range lies."""
-    first, end = max(part.start - 1, 0), min(part.stop + 1, size)
+    first, end = part.start - 1, part.stop + 1
+    if size is not None:
+        first, end = max(first, 0), min(end, size)
     return slice(first, end), slice(part.start - first, part.stop - first)

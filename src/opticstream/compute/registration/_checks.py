@@ -81,7 +81,13 @@ def block_residuals(
 
 
 def block_shifts(
-    pairs: Sequence[DetailPair], mapping: PlanarTransform, /, *, blocks: int = 6, reach: int = 12
+    pairs: Sequence[DetailPair],
+    mapping: PlanarTransform,
+    /,
+    *,
+    blocks: int = 6,
+    reach: int = 12,
+    overlapping: bool = False,
 ) -> BlockShifts:
     """Return the leftover shifts of blocks of registered images.
 
@@ -95,6 +101,8 @@ def block_shifts(
         Blocks along each side, at least 24 pixels wide.
     reach : int
         Shifts that are searched, in pixels. A block agrees where its correlation peaks within a quarter of it.
+    overlapping : bool
+        Blocks follow each other by half their width. Their rims hardly count, so these say almost twice as much.
     """
     from scipy import fft
 
@@ -102,8 +110,9 @@ def block_shifts(
     moved = [(fixed, resample_image(moving, mapping, shape=(full[0], full[1]))) for fixed, moving in pairs]
     size = [max(24, -(-s // blocks)) for s in full]
     middles, shifts, heights = [], [], []
-    for x in range(0, full[0], size[0]):
-        for y in range(0, full[1], size[1]):
+    step = [s // 2 for s in size] if overlapping else size
+    for x in range(0, full[0], step[0]):
+        for y in range(0, full[1], step[1]):
             part = np.s_[x : x + size[0], y : y + size[1]]
             surface: Any = 0.0
             best, shared = 0.0, np.zeros(2)

@@ -303,6 +303,8 @@ def shifts_of_blocks(
     *,
     fixed_mask: ArrayLike,
     moving_mask: ArrayLike,
+    blocks: int = 6,
+    overlapping: bool = False,
 ) -> BlockShifts:
     """Return the shifts that blocks of registered maps are left with.
 
@@ -312,8 +314,13 @@ def shifts_of_blocks(
         As in `sharpened_by_details`.
     mapping : PlanarTransform
         From fixed to moving pixels.
+    blocks : int
+        Blocks along each side, at least 24 pixels wide.
+    overlapping : bool
+        Blocks follow each other by half their width.
     """
-    return block_shifts(_detail_pairs(details, np.asarray(fixed_mask, bool), np.asarray(moving_mask, bool), 1), mapping)
+    pairs = _detail_pairs(details, np.asarray(fixed_mask, bool), np.asarray(moving_mask, bool), 1)
+    return block_shifts(pairs, mapping, blocks=blocks, overlapping=overlapping)
 
 
 def _rounded(mapping: PlanarTransform) -> PlanarTransform:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from opticstream.compute.sample._bends import EdgeBend
 from opticstream.compute.sample._blending import (
     FADE_PLANES,
     Source,
@@ -46,6 +47,7 @@ from opticstream.compute.sample._poses import (
     solve_poses,
 )
 from opticstream.compute.sample._quality import SliceFigures, sharpness_db, slice_figures
+from opticstream.compute.sample._slice_bends import SliceBend, solve_bends
 
 __all__ = [
     "BLOCK_PX",
@@ -55,12 +57,14 @@ __all__ = [
     "REACH",
     "Depths",
     "Edge",
+    "EdgeBend",
     "Intensity",
     "MeasuredEdge",
     "PairLevels",
     "PlacedSolution",
     "Pose",
     "PoseSolution",
+    "SliceBend",
     "SliceFigures",
     "SliceLevels",
     "Source",
@@ -86,6 +90,7 @@ __all__ = [
     "share_of_correction",
     "sharpness_db",
     "slice_figures",
+    "solve_bends",
     "solve_intensity",
     "solve_placed_poses",
     "solve_poses",

@@ -8,13 +8,15 @@ is tissue, and how uncertain it is there (universal kriging, e.g. Chilès & Delf
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
-from opticstream.compute.registration import BlockShifts
+from opticstream.compute.registration import BlockShifts, PlanarTransform, shifts_of_blocks
 
 Array = NDArray[np.float64]
 
@@ -29,6 +31,14 @@ _EVIDENCE = 12.0
 _ROUNDS = 3
 _OUTLIER = 2.5
 """Distance, in standard deviations, from which the shift of a block counts for less."""
+_MEASURED = 8
+"""Most rounds in which a bend is measured."""
+_STILL_FALLS = 0.8
+"""Share of what was left in the round before from which another round is of no use."""
+_BLOCKS = 7
+"""Blocks along each side by which it is measured; they overlap by half."""
+_NEAR_PX = 3.0
+"""Distance within which a place follows the bend of the others."""
 _POINTS = 80
 """Points of the tissue at which the bend is told, or a few more."""
 
@@ -49,6 +59,41 @@ class NearestRigid(NamedTuple):
     """Share of the blocks that follow motion and bend."""
 
 
+class EdgeBend(NamedTuple):
+    """How two slices are bent against each other: the rigid motion from the first to the second lacks these."""
+
+    at_px: Array
+    """Places in the first slice, (places, 2)."""
+    moved_px: Array
+    """Displacement there, before the rigid motion, in px of the first slice, (places, 2)."""
+    sigma_px: Array
+    """Standard deviation of each of its components, (places,)."""
+    length_px: float
+    """Length over which it is alike."""
+    size_px: float
+    """Standard deviation of each component of such bends, about a rigid motion."""
+
+    likeness: Array
+    """Likeness of both slices at these places."""
+
+    @property
+    def blocks(self) -> BlockShifts:
+        """What blocks would be shifted by without it."""
+        return BlockShifts(self.at_px, -self.moved_px, self.likeness, _NEAR_PX)
+
+    def scaled(self, factor: float, /) -> EdgeBend:
+        """Return the same in pixels that are `factor` times smaller."""
+        shift = (factor - 1) / 2
+        return EdgeBend(
+            self.at_px * factor + shift,
+            self.moved_px * factor,
+            self.sigma_px * factor,
+            self.length_px * factor,
+            self.size_px * factor,
+            self.likeness,
+        )
+
+
 class _Field(NamedTuple):
     """A fit to the shifts of blocks: motion and random field."""
 
@@ -61,6 +106,29 @@ class _Field(NamedTuple):
     """Shift x, shift y, turn times lever."""
     uncertain: Array
     """Covariance of the motion, in variances of the noise."""
+
+
+class _Explained(NamedTuple):
+    """What explains the shifts of blocks best."""
+
+    field: _Field
+    still: _Field
+    """The same without a bend."""
+    at: Array
+    """Middles of the blocks, from the middle of the tissue, in levers."""
+    doubt: Array
+    """Factor on the variance of each block, 1 where it agrees with the others."""
+    scale: float
+    """Length over which the bend is alike, in levers."""
+    ratio: float
+    """Variance of the bend in variances of the noise."""
+    left: Array
+    """Distance of each shift from what all others tell, px."""
+
+    @property
+    def bent(self) -> bool:
+        """Whether a bend explains the shifts clearly better than noise."""
+        return self.still.minus_twice_log - self.field.minus_twice_log >= _EVIDENCE
 
 
 def nearest_rigid(blocks: BlockShifts, tissue: NDArray[np.bool_], /) -> NearestRigid | None:
@@ -76,16 +144,118 @@ def nearest_rigid(blocks: BlockShifts, tissue: NDArray[np.bool_], /) -> NearestR
     inside = np.argwhere(tissue).astype(float)
     if len(blocks.shift) < _FEWEST or not len(inside):
         return None
-    middle = inside.mean(0)
-    lever = max(float(np.sqrt(((inside - middle) ** 2).sum(1).mean())), 1.0)
+    middle, lever = _middle_and_lever(inside)
     step = max(1, int(np.sqrt(len(inside) / _POINTS)))
     some = inside[(inside % step == step // 2).all(1)] if step > 1 else inside
-    at, there = (blocks.middle - middle) / lever, (some - middle) / lever
+    there = (some - middle) / lever
+    explained = _explained(blocks, middle, lever)
+    if len(there) < 4 or not explained.bent:
+        return None
+    field, at, ratio, scale = explained.field, explained.at, explained.ratio, explained.scale
+    towards = ratio * _alike(there, at, scale)
+    nearest = np.linalg.pinv(_motions(there))
+    motion = nearest @ _told(field, there, at, blocks.shift, towards).T.ravel()
+    weights: Any = np.linalg.solve(field.covariance, towards.T).T
+    bend = ratio * _alike(there, there, scale) - weights @ towards.T
+    open_motion = _motions(there) - _twice(weights) @ _motions(at)
+    spread = nearest @ (_twice(bend) + open_motion @ field.uncertain @ open_motion.T) @ nearest.T * field.noise
+    return NearestRigid(
+        (float(motion[0]), float(motion[1])),
+        float(motion[2] / lever),
+        (float(middle[0]), float(middle[1])),
+        float(np.sqrt(max(np.trace(spread) / 3, 0.0))),
+        float(np.median(explained.left)),
+        float((explained.left < blocks.near_px).mean()),
+    )
+
+
+def bend_between(
+    details: Sequence[tuple[ArrayLike, ArrayLike]],
+    mapping: PlanarTransform,
+    /,
+    *,
+    fixed_mask: NDArray[np.bool_],
+    moving_mask: NDArray[np.bool_],
+) -> EdgeBend | None:
+    """Return how slices are bent against each other beyond a rigid motion; None where no bend is seen.
+
+    Each round brings the second slice onto the first one with the bend that is known by then, and looks at what is
+    left, on blocks that overlap.
+
+    Parameters
+    ----------
+    details : sequence of (fixed, moving)
+        Maps of both slices, as for `sharpened_by_details`.
+    mapping : PlanarTransform
+        Rigid, from the first to the second slice.
+    fixed_mask, moving_mask : ndarray of bool, shape (x, y)
+        Where there is tissue.
+    """
+    inside = np.argwhere(fixed_mask).astype(float)
+    if not len(inside):
+        return None
+    middle, lever = _middle_and_lever(inside)
+    shape = (fixed_mask.shape[0], fixed_mask.shape[1])
+    bend = np.zeros((2, *shape), np.float32)
+    known: EdgeBend | None = None
+    last = np.inf
+    for _ in range(_MEASURED):
+        bent = PlanarTransform(mapping.matrix, mapping.offset, bend)
+        left = shifts_of_blocks(
+            details, bent, fixed_mask=fixed_mask, moving_mask=moving_mask, blocks=_BLOCKS, overlapping=True
+        )
+        if len(left.shift) < _FEWEST:
+            return None
+        # What a block shows lies half its shift beside it, in either picture.
+        there = np.clip(left.middle - left.shift / 2, 0, np.array(shape) - 1)
+        moved = np.stack([ndimage.map_coordinates(part, there.T, order=1) for part in bend], axis=1) - left.shift
+        blocks = BlockShifts(left.middle + left.shift / 2, moved, left.likeness, left.near_px)
+        found = _explained(blocks, middle, lever)
+        if not found.bent:
+            return known
+        field = found.field
+        known = EdgeBend(
+            blocks.middle,
+            moved,
+            np.sqrt(field.noise * found.doubt * _unlikeness(left.likeness)),
+            found.scale * lever,
+            float(np.sqrt(found.ratio * field.noise)),
+            left.likeness,
+        )
+        now = float(np.median(np.linalg.norm(left.shift, axis=1)))
+        if now > _STILL_FALLS * last:
+            break
+        last = now
+        bend = _bend_on(shape, found, blocks, middle, lever)
+    return known
+
+
+def _bend_on(
+    shape: tuple[int, int], found: _Explained, blocks: BlockShifts, middle: Array, lever: float
+) -> NDArray[np.float32]:
+    """Return the expected displacement at the pixels of a picture, (2, x, y), from a coarse grid."""
+    step = max(1.0, found.scale * lever / 4)
+    nodes = [np.arange(0, n - 1 + 2 * step, step) for n in shape]
+    coarse = np.stack(np.meshgrid(*nodes, indexing="ij"), -1).reshape(-1, 2)
+    there = (coarse - middle) / lever
+    told = _told(found.field, there, found.at, blocks.shift, found.ratio * _alike(there, found.at, found.scale))
+    grid = told.T.reshape(2, len(nodes[0]), len(nodes[1]))
+    where = np.meshgrid(*(np.arange(n) / step for n in shape), indexing="ij")
+    return np.stack([ndimage.map_coordinates(part, where, order=3, mode="nearest") for part in grid]).astype(np.float32)
+
+
+def _middle_and_lever(inside: Array) -> tuple[Array, float]:
+    middle = inside.mean(0)
+    return middle, max(float(np.sqrt(((inside - middle) ** 2).sum(1).mean())), 1.0)
+
+
+def _explained(blocks: BlockShifts, middle: Array, lever: float) -> _Explained:
+    """Return the motion and bend that explain shifts best; those that contradict the others count for less."""
+    at = (blocks.middle - middle) / lever
     size = float(np.ptp(at, axis=0).max())
     doubt = np.ones(len(at))
-    likeness = np.clip(blocks.likeness, 0.05, 0.95)
     for _ in range(_ROUNDS):
-        noise = doubt * (1 - likeness**2) / likeness**2
+        noise = doubt * _unlikeness(blocks.likeness)
         still = _fitted(at, blocks.shift, np.zeros((len(at), len(at))), noise)
         fits = {
             (scale, ratio): _fitted(at, blocks.shift, ratio * _alike(at, at, scale * size), noise)
@@ -94,24 +264,14 @@ def nearest_rigid(blocks: BlockShifts, tissue: NDArray[np.bool_], /) -> NearestR
         scale, ratio = min(fits, key=lambda pair: fits[pair].minus_twice_log)
         field = fits[scale, ratio]
         left, expected = _left_without_itself(field, at, blocks.shift)
-        doubt *= np.maximum(1.0, left / (_OUTLIER * expected)) ** 2
-    if len(there) < 4 or still.minus_twice_log - field.minus_twice_log < _EVIDENCE:
-        return None
-    towards = ratio * _alike(there, at, scale * size)
-    nearest = np.linalg.pinv(_motions(there))
-    motion = nearest @ _told(field, there, at, blocks.shift, towards).T.ravel()
-    weights: Any = np.linalg.solve(field.covariance, towards.T).T
-    bend = ratio * _alike(there, there, scale * size) - weights @ towards.T
-    open_motion = _motions(there) - _twice(weights) @ _motions(at)
-    spread = nearest @ (_twice(bend) + open_motion @ field.uncertain @ open_motion.T) @ nearest.T * field.noise
-    return NearestRigid(
-        (float(motion[0]), float(motion[1])),
-        float(motion[2] / lever),
-        (float(middle[0]), float(middle[1])),
-        float(np.sqrt(max(np.trace(spread) / 3, 0.0))),
-        float(np.median(left)),
-        float((left < blocks.near_px).mean()),
-    )
+        doubt = doubt * np.maximum(1.0, left / (_OUTLIER * expected)) ** 2
+    return _Explained(field, still, at, doubt, scale * size, ratio, left)
+
+
+def _unlikeness(likeness: Array) -> Array:
+    """Return the variance of the noise of blocks, in that of a clear one."""
+    clipped = np.clip(likeness, 0.05, 0.95)
+    return np.asarray((1 - clipped**2) / clipped**2)
 
 
 def _motions(at: Array) -> Array:

@@ -25,7 +25,7 @@ from opticstream.compute.registration import (
     sharpened_by_details,
     shifts_of_blocks,
 )
-from opticstream.compute.sample._bends import nearest_rigid
+from opticstream.compute.sample._bends import EdgeBend, NearestRigid, bend_between, nearest_rigid
 from opticstream.compute.sample._faint_likeness import faint_match, in_blocks
 from opticstream.compute.sample._poses import Edge, Pose
 
@@ -110,6 +110,10 @@ class MeasuredEdge:
     """By how many planes more at the far end of the field than at the near end, along x and y."""
     failure: str = ""
     """Why the slices could not be compared; the edge then says nothing."""
+    common: bool = False
+    """Whether both saw the same tissue, in the depths that were compared."""
+    bend: EdgeBend | None = None
+    """What the edge lacks of the true motion where the slices are bent against each other; None where none is seen."""
 
 
 def band_image(planes: ArrayLike, /, *, tissue: ArrayLike | None = None) -> Image:
@@ -224,6 +228,7 @@ def edge_between(
     found, failure = _registered(faces, inside, known, freedom)
     deeper, wedge, bend_px = 0.0, (0.0, 0.0), 0.0
     details = [faces]
+    bend: EdgeBend | None = None
     if found is not None and depths.common and found.confidence > 0.1:
         deeper, wedge = _true_distance(one, two, band.start, found.mapping)
         moved = int(np.clip(round(deeper), -band.start, one.shape[2] - band.stop))
@@ -234,6 +239,10 @@ def edge_between(
         found = _sharpened_along_depth(found, details, inside, freedom)
     if found is not None and freedom != "translation":
         found, bend_px = _nearest_to_bent(found, details, inside)
+        if depths.common and bend_px > 0:
+            bend = bend_between(details, found.mapping, fixed_mask=inside[0], moving_mask=inside[1])
+    if found is not None and bend is not None:
+        found, bend, bend_px = _nearest_to_measured(found, bend, inside)
     mapping, sigma = None, float(max(one.shape))
     if found is not None:
         share = _share_imaged_twice(faces, inside, found.mapping)
@@ -241,7 +250,7 @@ def edge_between(
     if found is None or found.confidence < _SURE:
         faint = faint_match(faces, inside, turns=freedom != "translation")
         if faint is not None and faint.sigma_px < sigma:
-            mapping, sigma = faint
+            (mapping, sigma), bend = faint, None
     about, lever = _middle(inside[0] if mapping is None else _seen_by_both(inside, mapping), pixel_px)
     shift, turn = np.zeros(2), 0.0
     if mapping is not None:
@@ -250,7 +259,10 @@ def edge_between(
     edge = Edge(first, second, turn, (float(shift[0]), float(shift[1])), sigma * pixel_px, about, lever)
     if found is None:
         return MeasuredEdge(edge, float("nan"), 0.0, 0.0, (0.0, 0.0), failure)
-    return MeasuredEdge(edge, found.residual_px * pixel_px, found.confidence, deeper, wedge)
+    bend = None if bend is None else bend.scaled(pixel_px)
+    return MeasuredEdge(
+        edge, found.residual_px * pixel_px, found.confidence, deeper, wedge, common=depths.common, bend=bend
+    )
 
 
 def _sigma_px(found: Registration) -> float:
@@ -371,10 +383,29 @@ def _nearest_to_bent(
     motion = nearest_rigid(blocks, _seen_by_both(inside, found.mapping))
     if motion is None:
         return found, 0.0
-    back = rigid_map(-float(np.degrees(motion.turn_rad)), np.negative(motion.shift_px), motion.middle_px)
+    back = _motion_back(motion)
     mapping = PlanarTransform(found.mapping.matrix @ back.matrix, found.mapping.points(back.offset))
     confidence = max(found.confidence, motion.agreeing)
     return replace(found, mapping=mapping, residual_px=motion.residual_px, confidence=confidence), motion.sigma_px
+
+
+def _motion_back(motion: NearestRigid) -> PlanarTransform:
+    return rigid_map(-float(np.degrees(motion.turn_rad)), np.negative(motion.shift_px), motion.middle_px)
+
+
+def _nearest_to_measured(
+    found: Registration, bend: EdgeBend, inside: tuple[Mask, Mask]
+) -> tuple[Registration, EdgeBend, float]:
+    """Return the registration nearest to a bend that was measured, what the bend is beside it, and its uncertainty."""
+    motion = nearest_rigid(bend.blocks, _seen_by_both(inside, found.mapping))
+    if motion is None:
+        return found, bend, 0.0
+    back = _motion_back(motion)
+    mapping = PlanarTransform(found.mapping.matrix @ back.matrix, found.mapping.points(back.offset))
+    moved = back.inverse().points(bend.at_px + bend.moved_px) - bend.at_px
+    confidence = max(found.confidence, motion.agreeing)
+    better = replace(found, mapping=mapping, residual_px=motion.residual_px, confidence=confidence)
+    return better, bend._replace(moved_px=moved), motion.sigma_px
 
 
 def _same(mapping: PlanarTransform) -> PlanarTransform:

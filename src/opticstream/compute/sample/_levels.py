@@ -121,7 +121,13 @@ class SliceLevels(NamedTuple):
 
 
 def levels_in_sample(
-    power: ArrayLike, mapping: PlanarTransform, /, *, shape: tuple[int, int], side: int = BLOCK_PX
+    power: ArrayLike,
+    mapping: PlanarTransform,
+    /,
+    *,
+    shape: tuple[int, int],
+    side: int = BLOCK_PX,
+    bend_px: Array | None = None,
 ) -> SliceLevels:
     """Return a slice's blocks on the blocks of the sample, without the noise floor.
 
@@ -135,10 +141,14 @@ def levels_in_sample(
         Blocks of the sample.
     side : int
         Side of a block in pixels.
+    bend_px : ndarray, shape (2, x, y), optional
+        Displacement at the middle of each block, in pixels of the sample.
     """
     blocks = np.asarray(power, np.float32)
     noise = noise_power(blocks)
     small = mapping.scaled(1 / side, shape=shape)
+    if bend_px is not None:
+        small = PlanarTransform(small.matrix, small.offset, np.asarray(bend_px / side, np.float32))
     moved = np.stack([resample_image(blocks[:, :, z], small, shape=shape) for z in range(blocks.shape[2])], axis=2)
     inside = resample_image(tissue_of_blocks(blocks).astype(np.float32), small, shape=shape) > 0.99
     return SliceLevels(moved - np.float32(noise), noise, inside)

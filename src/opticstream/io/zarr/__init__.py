@@ -18,7 +18,7 @@ from opticstream.io.zarr._reading import (
     volume_reader,
     volume_voxel_um,
 )
-from opticstream.io.zarr._scene import FIELDS, PlacedVolume, write_scene
+from opticstream.io.zarr._scene import FIELDS, SAMPLE_SPACE, PlacedVolume, write_scene
 from opticstream.io.zarr._slices import SliceStore, planes_of_slice
 from opticstream.io.zarr._views import (
     SampleViews,
@@ -34,6 +34,7 @@ __all__ = [
     "FIELDS",
     "IN_PASS_LEVELS",
     "ISOTROPIC_UM",
+    "SAMPLE_SPACE",
     "SHARD",
     "BlockReader",
     "DisplacementField",

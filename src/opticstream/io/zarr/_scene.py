@@ -37,11 +37,14 @@ class PlacedVolume:
     path : Path
         OME-Zarr of scalars, NGFF 0.4 or 0.5.
     to_sample : ndarray, shape (3, 4)
-        Affine mapping from its own space to the sample's, um along z, y, x.
+        Affine mapping from its own space, um along z, y, x.
+    space : str
+        Coordinate system that it leads to; from any other one than the sample's, a further transformation goes on.
     """
 
     path: Path
     to_sample: NDArray[np.float64]
+    space: str = SAMPLE_SPACE
 
 
 def write_scene(
@@ -62,7 +65,7 @@ def write_scene(
     volumes : mapping of str to PlacedVolume
         By name of their groups.
     more : sequence of mapping
-        Further coordinate transformations, from the space `sample` to others, each as in NGFF 0.6.
+        Further coordinate transformations, from or to the space `sample`, each as in NGFF 0.6.
     fields : mapping of str to Path
         Displacement fields (`write_displacements`) by the names that `more` refers to, below `FIELDS`.
     name : str
@@ -82,9 +85,9 @@ def write_scene(
         transforms.append(
             {
                 "type": "affine",
-                "name": f"{group} to {SAMPLE_SPACE}",
+                "name": f"{group} to {volume.space}",
                 "input": {"path": group, "name": _OWN_SPACE},
-                "output": {"name": SAMPLE_SPACE},
+                "output": {"name": volume.space},
                 "affine": np.round(volume.to_sample, 9).tolist(),
             }
         )
@@ -92,7 +95,7 @@ def write_scene(
         if old.is_dir() and old.name not in (*volumes, FIELDS):
             _remove_group(old)
     _link_fields(path / FIELDS, fields)
-    others = [dict(one)["output"]["name"] for one in more]
+    others = [volume.space for volume in volumes.values()] + [dict(one)["output"]["name"] for one in more]
     scene = {
         "coordinateSystems": [_space(one) for one in dict.fromkeys([SAMPLE_SPACE, *others])],
         "coordinateTransformations": [*transforms, *more],

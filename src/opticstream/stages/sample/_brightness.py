@@ -24,6 +24,7 @@ from opticstream.compute.sample import (
     REACH,
     Intensity,
     PairLevels,
+    SliceBend,
     SliceLevels,
     Source,
     blended_power,
@@ -43,6 +44,8 @@ from opticstream.io.atomic import atomic_path, write_text
 from opticstream.io.canvas import Canvas
 from opticstream.io.zarr import BlockReader, SliceStore, volume_reader
 from opticstream.model.errors import StateError
+from opticstream.stages.sample._placed_slice import Place
+from opticstream.stages.sample._pose_book import facts_of_bend
 
 Single = NDArray[np.float32]
 
@@ -70,8 +73,8 @@ class SliceVolume:
     """OME-Zarr volume in dB."""
     fingerprint: str
     """Of its content."""
-    mapping: PlanarTransform
-    """From pixels of the sample to pixels of the slice."""
+    place: Place
+    """Where it lies."""
     extent: Canvas
     """Pixels of the sample that show it."""
 
@@ -95,9 +98,17 @@ class _Frame:
         first = -(-canvas.low[0] // side), -(-canvas.low[1] // side)
         return _Frame(side, first, (canvas.high[0] // side - first[0], canvas.high[1] // side - first[1]))
 
-    def placed(self, mapping: PlanarTransform) -> PlanarTransform:
+    def placed(self, place: Place) -> PlanarTransform:
         """Return a mapping from pixels that are counted from the first block, rather than from the sample's first."""
-        return PlanarTransform(mapping.matrix, mapping.points([self.side * k for k in self.first]))
+        return PlanarTransform(place.mapping.matrix, place.mapping.points([self.side * k for k in self.first]))
+
+    def bend_px(self, place: Place) -> NDArray[np.float64] | None:
+        """Return the displacement at the middle of each block, shape (2, x, y); None where there is none."""
+        if place.bend is None:
+            return None
+        grid = np.meshgrid(*(np.arange(n) + k for n, k in zip(self.shape, self.first, strict=True)), indexing="ij")
+        middles = (np.stack(grid, -1).reshape(-1, 2) + 0.5) * self.side - 0.5
+        return place.bend.at(middles).T.reshape(2, *self.shape)
 
     def pixels(self, xs: slice, ys: slice) -> tuple[slice, slice]:
         """Return ranges of the sample's pixels, counted from the first block."""
@@ -278,9 +289,11 @@ class _Kept:
         return path
 
     def _place(self, n: int) -> list[object]:
-        mapping, frame = self.volumes[n].mapping, self.frame
+        (mapping, bend), frame = self.volumes[n].place, self.frame
         where = [frame.side, *frame.first, *frame.shape]
-        return [where, self.volumes[n].fingerprint, mapping.matrix.round(6).tolist(), mapping.offset.round(3).tolist()]
+        bent = [] if bend is None else [_bend_print(bend)]
+        pose = [mapping.matrix.round(6).tolist(), mapping.offset.round(3).tolist()]
+        return [where, self.volumes[n].fingerprint, *pose, *bent]
 
     def _power(self, n: int) -> Path:
         """Return the file of the blocks of a slice, which do not depend on its place."""
@@ -289,7 +302,10 @@ class _Kept:
     def _levels(self, n: int) -> SliceLevels:
         volume, frame = self.volumes[n], self.frame
         power = _stored(self._power(n), lambda: {"power": power_of_volume(volume.path, side=frame.side)})["power"]
-        return levels_in_sample(power, frame.placed(volume.mapping), shape=frame.shape, side=frame.side)
+        place = volume.place
+        return levels_in_sample(
+            power, frame.placed(place), shape=frame.shape, side=frame.side, bend_px=frame.bend_px(place)
+        )
 
     def profile(self, n: int) -> NDArray[np.float64]:
         """Return the median level by depth."""
@@ -434,12 +450,18 @@ def _recipe(
                 "planes": [min(d), max(d)],
                 "correction_db": [round(intensity.level_db(n, k), 3) for k in (min(d), max(d))],
                 "input": volumes[n].fingerprint,
-                "matrix": volumes[n].mapping.matrix.round(9).tolist(),
-                "offset": volumes[n].mapping.offset.round(6).tolist(),
+                "matrix": volumes[n].place.mapping.matrix.round(9).tolist(),
+                "offset": volumes[n].place.mapping.offset.round(6).tolist(),
+                **({} if (bend := volumes[n].place.bend) is None else {"bend": _bend_print(bend)}),
             }
             for n, d in sorted(depths.items())
         ],
     }
+
+
+def _bend_print(bend: SliceBend) -> str:
+    """Return a hash of a bend."""
+    return hashlib.sha256(json.dumps(facts_of_bend(bend)).encode()).hexdigest()[:16]
 
 
 def _zero(solved: Intensity, before: Mapping[str, Any]) -> dict[str, Any]:
@@ -465,7 +487,7 @@ def _differs(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
     if old is None or old["fade_planes"] != new["fade_planes"] or len(old["sources"]) != len(new["sources"]):
         return True
     for was, now in zip(old["sources"], new["sources"], strict=True):
-        if any(was[key] != now[key] for key in ("slice", "planes", "input", "matrix", "offset")):
+        if any(was.get(key) != now.get(key) for key in ("slice", "planes", "input", "matrix", "offset", "bend")):
             return True
         if np.abs(np.subtract(was["correction_db"], now["correction_db"])).max() > _CHANGED_DB:
             return True
@@ -505,9 +527,10 @@ def _slab_reader(
     for n, (low, high) in depths.items():
         readers[n] = resampled_blocks(
             volume_reader(volumes[n].path, slice(low, high + 1))[1],
-            volumes[n].mapping,
+            volumes[n].place.mapping,
             size=(shapes[n][0], shapes[n][1], high + 1 - low),
             resample=resample_image,
+            bend=volumes[n].place.bend_reader,
         )
         levels = kept.levels(n)
         tissue[n], noise[n] = share_of_correction(levels.tissue), levels.noise

@@ -21,13 +21,16 @@ from opticstream.compute.pyramid import halved
 from opticstream.compute.sample import (
     REACH,
     Edge,
+    EdgeBend,
     MeasuredEdge,
     Pose,
+    SliceBend,
     depths_to_compare,
     depths_to_read,
     edge_between,
     pose_after,
     pose_before,
+    solve_bends,
     solve_placed_poses,
 )
 from opticstream.config.processing import SampleSettings
@@ -42,6 +45,8 @@ FILE_NAME = "poses.json"
 
 _MOST_PIXELS = 2_000_000
 _LEFT_OUT = 0.25
+_CLEAR = 0.4
+"""Confidence from which a comparison says whether slices are bent."""
 LIKE = 0.2
 """Confidence from which a comparison says that two slices show the same."""
 
@@ -73,6 +78,8 @@ class PoseBook:
     scale: float = 1.0
     placed: list[Edge] = field(default_factory=list)
     """What people gave; `second` is the slice that was placed."""
+    bends: dict[int, SliceBend] = field(default_factory=dict)
+    """Of the slices that are bent."""
 
     @classmethod
     def read(cls, path: Path) -> PoseBook:
@@ -96,7 +103,8 @@ class PoseBook:
             stage = {int(n): entry for n, entry in content["stage"].items()}
             placed = [edge_from_facts(e) for e in content.get("placed", ())]
             scale = content["residual_scale"]
-            return cls(path, content["version"], (centre[0], centre[1]), poses, edges, stage, scale, placed)
+            bends = {int(n): bend_from_facts(p["bend"]) for n, p in content["slices"].items() if "bend" in p}
+            return cls(path, content["version"], (centre[0], centre[1]), poses, edges, stage, scale, placed, bends)
         except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
             raise StateError(f"{path}: cannot be read ({error!r}); remove it and add the slices again") from error
 
@@ -127,6 +135,7 @@ class PoseBook:
             "offset": mapping.offset.tolist(),
             "sigma_px": pose.sigma_px,
             "sigma_deg": pose.sigma_deg,
+            **({"bend": facts_of_bend(self.bends[slice_id])} if slice_id in self.bends else {}),
         }
 
     def reasons(self, slice_id: int) -> str:
@@ -247,9 +256,26 @@ class PoseBook:
         poses = {n: _rounded(pose) for n, pose in solution.poses.items()}
         if settings.align == "translation":
             poses = {n: Pose(0.0, p.shift_px, p.sigma_px, 0.0) for n, p in poses.items()}
-        if poses != self.poses:
+        bends = self._solved_bends(poses, excluded) if settings.bends == "auto" and settings.align == "rigid" else {}
+        facts = [{n: facts_of_bend(bend) for n, bend in some.items()} for some in (bends, self.bends)]
+        if poses != self.poses or facts[0] != facts[1]:
             self.version += 1
-        self.poses, self.scale = poses, round(solution.scale, 4)
+        self.poses, self.bends, self.scale = poses, bends, round(solution.scale, 4)
+
+    def _solved_bends(self, poses: Mapping[int, Pose], excluded: frozenset[int]) -> dict[int, SliceBend]:
+        """Return the bends of slices, from comparisons of tissue that both saw and that agree with the poses."""
+        assert self.centre_px is not None
+        told = [
+            facts
+            for pair, facts in sorted(self.edges.items())
+            if "bend" in facts
+            and facts["weight"] > _LEFT_OUT
+            and facts["confidence"] >= _CLEAR
+            and not excluded & set(pair)
+        ]
+        bent = {(e["first"], e["second"]): _edge_bend_from_facts(e["bend"]) for e in told if e["bend"] is not None}
+        found = solve_bends([edge_from_facts(e) for e in told], bent, poses, centre_px=self.centre_px)
+        return {n: bend_from_facts(facts_of_bend(bend)) for n, bend in found.items()}  # rounded, as they are stored
 
     def read_stage_log(self, settings: SampleSettings, pixel_um: tuple[float, float]) -> None:
         """Take over the positions in the stage's log; without one there are none.
@@ -417,7 +443,54 @@ def _edge_facts(measured: MeasuredEdge) -> dict[str, Any]:
         "deeper_planes": round(measured.deeper_planes, 2),
         "wedge_planes": [round(v, 2) for v in measured.wedge_planes],
         "failure": measured.failure,
+        **({"bend": _facts_of_edge_bend(measured.bend)} if measured.common else {}),
     }
+
+
+def _facts_of_edge_bend(bend: EdgeBend | None) -> dict[str, Any] | None:
+    """Return how slices are bent against each other as JSON values; None: they are not."""
+    if bend is None:
+        return None
+    return {
+        "about": "x, y, displacement along x and y, its sigma, likeness; in px of the first slice",
+        "places": np.column_stack([bend.at_px, bend.moved_px, bend.sigma_px, bend.likeness]).round(3).ravel().tolist(),
+        "length_px": round(bend.length_px, 3),
+        "size_px": round(bend.size_px, 3),
+    }
+
+
+def _edge_bend_from_facts(facts: Mapping[str, Any]) -> EdgeBend:
+    places = np.array(facts["places"], float).reshape(-1, 6)
+    return EdgeBend(
+        places[:, :2], places[:, 2:4], places[:, 4], facts["length_px"], facts["size_px"], likeness=places[:, 5]
+    )
+
+
+def facts_of_bend(bend: SliceBend, /) -> dict[str, Any]:
+    """Return the bend of a slice as JSON values."""
+    return {
+        "about": "tissue at the sample's pixel q lies at the pose of q + u(q); u: cubic B-splines, nodes (2, x, y)",
+        "first_px": [round(v, 4) for v in bend.first_px],
+        "spacing_px": round(bend.spacing_px, 4),
+        "shape": list(bend.nodes_px.shape),
+        "nodes_px": bend.nodes_px.round(4).ravel().tolist(),
+        "sigma_px": round(bend.sigma_px, 4),
+        "rms_px": round(bend.size_px[0], 4),
+        "largest_px": round(bend.size_px[1], 4),
+    }
+
+
+def bend_from_facts(facts: Mapping[str, Any], /) -> SliceBend:
+    """Return the bend of `facts_of_bend`.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        The values are not those of a bend.
+    """
+    x, y = facts["first_px"]
+    nodes = np.array(facts["nodes_px"], float).reshape(facts["shape"])
+    return SliceBend((x, y), facts["spacing_px"], nodes, facts["sigma_px"], (facts["rms_px"], facts["largest_px"]))
 
 
 def edge_from_facts(facts: Mapping[str, Any], /) -> Edge:

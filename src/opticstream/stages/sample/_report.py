@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opticstream.compute.registration import PlanarTransform, resample_image
-from opticstream.compute.sample import Pose, SliceFigures, depths_to_compare, tissue_mask
+from opticstream.compute.sample import Pose, SliceBend, SliceFigures, depths_to_compare, tissue_mask
 from opticstream.io.atomic import atomic_path, write_text
 from opticstream.io.encoded_pictures import encoded_picture
 from opticstream.io.zarr import (
@@ -34,6 +34,7 @@ from opticstream.io.zarr import (
     volume_voxel_um,
 )
 from opticstream.model.errors import OpticStreamError
+from opticstream.stages.sample._placed_slice import Place
 from opticstream.stages.sample._pose_book import Pictures, shrunk_map
 
 REPORT = "report.html"
@@ -58,8 +59,8 @@ class ReportedSlice:
     reason: str = ""
     """Why it is not there, or placed by no picture."""
     pose: Pose | None = None
-    mapping: PlanarTransform | None = None
-    """From pixels of the sample to pixels of the slice, as it was written."""
+    place: Place | None = None
+    """Where it lies, as it was written."""
     figures: SliceFigures | None = None
     gain_db: float | None = None
     """Gain that the brightness correction found."""
@@ -69,6 +70,11 @@ class ReportedSlice:
     filled: bool = False
     """Whether its slot in the intensity volume shows deeper planes of earlier slices."""
     pictures: Pictures = field(default_factory=dict)
+
+    @property
+    def bend(self) -> SliceBend | None:
+        """How it is bent beside its pose; None where it is not."""
+        return None if self.place is None else self.place.bend
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,9 @@ _COLUMNS: Sequence[tuple[str, str]] = (
     ("turn", "deg"),
     ("sigma_place", "px"),
     ("sigma_turn", "deg"),
+    ("bend_rms", "px"),
+    ("bend_largest", "px"),
+    ("sigma_bend", "px"),
     ("focus_against_neighbours", "dB"),
     ("signal_against_neighbours", "dB"),
     ("agreement_with_neighbours", "0 to 1"),
@@ -117,11 +126,13 @@ def write_slice_table(path: Path, slices: Sequence[ReportedSlice], /) -> Path:
 def _row(one: ReportedSlice) -> list[Any]:
     pose, figures = one.pose, one.figures or SliceFigures(None, None, None)
     place = [None] * 5 if pose is None else [*pose.shift_px, pose.turn_deg, pose.sigma_px, pose.sigma_deg]
+    bend = [None] * 3 if one.bend is None else [*one.bend.size_px, one.bend.sigma_px]
     return [
         one.slice_id,
         one.state,
         one.reason,
         *place,
+        *bend,
         figures.focus_db,
         figures.signal_db,
         figures.agreement,
@@ -363,17 +374,25 @@ def _overlay(
         if not faces:
             pixel = factor
             shape = (image.shape[0], image.shape[1])
-        mapping = s.mapping or PlanarTransform.identity()
+        mapping = s.place.mapping if s.place is not None else PlanarTransform.identity()
         # from pixels of the first picture in the sample to pixels of this one
         scaled = PlanarTransform(
             mapping.matrix * pixel / factor,
             (mapping.points([(pixel - 1) / 2] * 2) - (factor - 1) / 2) / factor,
+            None if s.bend is None else _shrunk_bend(s.bend, shape, pixel),
         )
         moved = resample_image(image, scaled, shape=shape)
         faces.append(_unit(moved, _limits(moved)))
     colours = faces[0][:, :, None] * _BLUE + faces[1][:, :, None] * _ORANGE
     picture = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8).transpose(1, 0, 2)
     return {"picture": _embedded(picture), "width": picture.shape[1], "height": picture.shape[0], "caption": caption}
+
+
+def _shrunk_bend(bend: SliceBend, shape: tuple[int, int], pixel: int) -> NDArray[np.float32]:
+    """Return the displacement at the pixels of a small picture of the sample, in these, shape (2, x, y)."""
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 2)
+    moved = bend.at(grid * pixel + (pixel - 1) / 2) / pixel
+    return np.asarray(moved.T.reshape(2, *shape), np.float32)
 
 
 def _face(
