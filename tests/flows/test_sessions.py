@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from opticstream.flows.server import EmbeddedServer, HomeInUse, is_healthy, server_record
+from opticstream.flows.server import HOME_VARIABLE, EmbeddedServer, HomeInUse, is_healthy, server_record
 from opticstream.flows.surroundings import child_environment, is_this_machine, keep_off_proxies, prepared_home
 from opticstream.model.errors import ConfigurationError
 
@@ -148,7 +148,7 @@ def test_of_two_that_start_at_once_one_owns_the_home(tmp_path, monkeypatch):
 def test_what_a_killed_owner_left_is_ended_and_nothing_else(tmp_path, monkeypatch):
     import json
 
-    from opticstream.flows.server import HOME_VARIABLE, end_leftovers
+    from opticstream.flows.server import end_leftovers
 
     sleeper = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
     mine = subprocess.Popen(
@@ -171,6 +171,22 @@ def test_what_a_killed_owner_left_is_ended_and_nothing_else(tmp_path, monkeypatc
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def test_workers_end_with_a_session_that_ends_before_its_server_answers(tmp_path):
+    folders = {name: tmp_path / name for name in ("home", "temporary")}
+    for folder in folders.values():
+        folder.mkdir()
+    environment = child_environment(os.environ, folders["home"]) | {
+        HOME_VARIABLE: str(folders["home"]), "TMPDIR": str(folders["temporary"]),
+        "PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(folders["home"]),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "opticstream.flows.workers", "--no-sweep"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr[-3000:]
+    assert [path for path in folders["temporary"].rglob("*") if path.is_socket() or path.suffix == ".py"] == []
 
 
 def test_a_home_that_cannot_be_written_is_named_with_its_setting(tmp_path):

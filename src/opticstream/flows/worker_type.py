@@ -18,14 +18,13 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from opticstream.flows.pools import POOL_TYPE
 from opticstream.flows.surroundings import refusal
+from opticstream.flows.warm import LAUNCHER_VARIABLE
 from opticstream.model.errors import ServerError
 
 _WAIT_S = 5.0
 """Wait after the server has not answered, in seconds."""
 _ASK_ANYWAY_S = 5.0
 """Time between two queries for runs of which no event told: scheduled for a time that has come, or lost, in seconds."""
-LAUNCHER_VARIABLE = "OPTICSTREAM_WARM_LAUNCHER"
-"""Set in the process of a worker that has a warm process: the program that stands in for an interpreter."""
 
 
 class WarmJobConfiguration(ProcessJobConfiguration):
