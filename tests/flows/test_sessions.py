@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -9,8 +10,10 @@ import sys
 import threading
 from pathlib import Path
 
+import prefect
 import pytest
 
+from opticstream.flows import session as session_module
 from opticstream.flows.server import HOME_VARIABLE, EmbeddedServer, HomeInUse, is_healthy, server_record
 from opticstream.flows.surroundings import child_environment, is_this_machine, keep_off_proxies, prepared_home
 from opticstream.model.errors import ConfigurationError
@@ -187,6 +190,29 @@ def test_workers_end_with_a_session_that_ends_before_its_server_answers(tmp_path
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, ""), done.stderr[-3000:]
     assert [path for path in folders["temporary"].rglob("*") if path.is_socket() or path.suffix == ".py"] == []
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_workers_load_beside_the_server_once_prefect_is_compiled(tmp_path, monkeypatch, compiled):
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    if compiled:
+        late = Path(prefect.__file__).with_name("server") / "api" / "server.py"
+        kept = Path(importlib.util.cache_from_source(late))
+        kept.parent.mkdir(parents=True)
+        kept.touch()
+    done: list[str] = []
+    steps = {"launch": "loads", "serve": "serves"}
+    for name, said in steps.items():
+        monkeypatch.setattr(session_module.WorkerProcess, name, lambda _self, said=said: done.append(said))
+    monkeypatch.setattr(session_module, "cancel_leftovers", lambda _url: 0)
+    server = EmbeddedServer(tmp_path / "home")
+    monkeypatch.setattr(server, "wait_until_healthy", lambda: done.append("answers"))
+    monkeypatch.setattr(server, "tell_workers_are_ready", lambda: None)
+    session = session_module.Session(tmp_path / "home", ui=False, workers=True, sweeps=False, say=lambda _line: None)
+    session.server = server
+    session.start(meanwhile=lambda: done.append("imports"))
+    beside = ["loads", "imports", "answers", "serves"]
+    assert done == (beside if compiled else ["answers", "loads", "serves"])
 
 
 def test_a_home_that_cannot_be_written_is_named_with_its_setting(tmp_path):

@@ -8,6 +8,7 @@ ends what belongs to a living process. Like `opticstream.flows.server`, this mod
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -205,19 +206,26 @@ class Session:
     def start(self, *, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Start the workers, and wait until the server that this process has launched answers and they serve.
 
-        `meanwhile` is called once while they load.
+        All load side by side, and `meanwhile` is called once, unless Prefect has to be compiled first: each process
+        would then compile it for itself.
         """
         assert self.server is not None
-        if self._wants_workers:
-            self.worker = WorkerProcess(self.server, sweeps=self._sweeps)
-            self.worker.launch()
-        meanwhile()
+        worker = WorkerProcess(self.server, sweeps=self._sweeps) if self._wants_workers else None
+        side_by_side = _prefect_is_compiled()
+        if side_by_side:
+            if worker is not None:
+                self.worker = worker
+                worker.launch()
+            meanwhile()
         self.server.wait_until_healthy()
         if left := cancel_leftovers(self.server.api_url):
             self._say(f"set aside {left} runs of an earlier life; what they were for is announced again")
-        if self.worker is not None:
+        if worker is not None:
             self._say("starting the workers")
-            self.worker.serve()
+            if not side_by_side:
+                self.worker = worker
+                worker.launch()
+            worker.serve()
             self.server.tell_workers_are_ready()
 
     def check(self) -> bool:
@@ -256,6 +264,15 @@ class Session:
             self.server.stop()
 
 
+def _prefect_is_compiled() -> bool:
+    """Return whether a server has loaded Prefect here before, or its modules were compiled when it was installed."""
+    found = importlib.util.find_spec("prefect")
+    if found is None or found.origin is None:
+        return False
+    late = Path(found.origin).with_name("server") / "api" / "server.py"
+    return Path(importlib.util.cache_from_source(late)).exists()
+
+
 @contextmanager
 def local_session(
     home: Path,
@@ -272,7 +289,7 @@ def local_session(
     This process is pointed at the server, and what was started here is ended when the block is left. With `sweeps` the
     worker also looks after what is ready and not started, which the process that feeds a project does itself. `home`
     keeps the database, so that a later session goes on with it. `meanwhile` is called while a server of this process
-    starts: a place to import what the block needs.
+    starts, if that saves time: a place to import what the block needs.
 
     Raises
     ------
