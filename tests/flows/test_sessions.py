@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -9,9 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
+import prefect
 import pytest
 
-from opticstream.flows.server import EmbeddedServer, HomeInUse, is_healthy, server_record
+from opticstream.flows import session as session_module
+from opticstream.flows.server import HOME_VARIABLE, EmbeddedServer, HomeInUse, is_healthy, server_record
 from opticstream.flows.surroundings import child_environment, is_this_machine, keep_off_proxies, prepared_home
 from opticstream.model.errors import ConfigurationError
 
@@ -148,7 +151,7 @@ def test_of_two_that_start_at_once_one_owns_the_home(tmp_path, monkeypatch):
 def test_what_a_killed_owner_left_is_ended_and_nothing_else(tmp_path, monkeypatch):
     import json
 
-    from opticstream.flows.server import HOME_VARIABLE, end_leftovers
+    from opticstream.flows.server import end_leftovers
 
     sleeper = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
     mine = subprocess.Popen(
@@ -171,6 +174,45 @@ def test_what_a_killed_owner_left_is_ended_and_nothing_else(tmp_path, monkeypatc
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def test_workers_end_with_a_session_that_ends_before_its_server_answers(tmp_path):
+    folders = {name: tmp_path / name for name in ("home", "temporary")}
+    for folder in folders.values():
+        folder.mkdir()
+    environment = child_environment(os.environ, folders["home"]) | {
+        HOME_VARIABLE: str(folders["home"]), "TMPDIR": str(folders["temporary"]),
+        "PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(folders["home"]),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "opticstream.flows.workers", "--no-sweep"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr[-3000:]
+    assert [path for path in folders["temporary"].rglob("*") if path.is_socket() or path.suffix == ".py"] == []
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_workers_load_beside_the_server_once_prefect_is_compiled(tmp_path, monkeypatch, compiled):
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    if compiled:
+        late = Path(prefect.__file__).with_name("server") / "api" / "server.py"
+        kept = Path(importlib.util.cache_from_source(late))
+        kept.parent.mkdir(parents=True)
+        kept.touch()
+    done: list[str] = []
+    steps = {"launch": "loads", "serve": "serves"}
+    for name, said in steps.items():
+        monkeypatch.setattr(session_module.WorkerProcess, name, lambda _self, said=said: done.append(said))
+    monkeypatch.setattr(session_module, "cancel_leftovers", lambda _url: 0)
+    server = EmbeddedServer(tmp_path / "home")
+    monkeypatch.setattr(server, "wait_until_healthy", lambda: done.append("answers"))
+    monkeypatch.setattr(server, "tell_workers_are_ready", lambda: None)
+    session = session_module.Session(tmp_path / "home", ui=False, workers=True, sweeps=False, say=lambda _line: None)
+    session.server = server
+    session.start(meanwhile=lambda: done.append("imports"))
+    beside = ["loads", "imports", "answers", "serves"]
+    assert done == (beside if compiled else ["answers", "loads", "serves"])
 
 
 def test_a_home_that_cannot_be_written_is_named_with_its_setting(tmp_path):

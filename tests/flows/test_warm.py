@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +16,8 @@ import psutil
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from opticstream.flows.warm import PYTHON_VARIABLE, SOCKET_VARIABLE, warm_starts
-from opticstream.flows.worker_type import LAUNCHER_VARIABLE, WarmJobConfiguration
+from opticstream.flows.warm import LAUNCHER_VARIABLE, PYTHON_VARIABLE, SOCKET_VARIABLE, warm_starts
+from opticstream.flows.worker_type import WarmJobConfiguration
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm starts are for Linux")
 
@@ -124,3 +126,18 @@ def test_without_a_warm_process_an_interpreter_is_started(launcher, tmp_path):
         [launcher, "-m", script.stem], capture_output=True, text=True, check=True, env=lonely, cwd=tmp_path
     )
     assert done.stdout.strip() == "False"
+
+
+def test_a_launcher_in_line_for_a_warm_process_that_ends_starts_an_interpreter(launcher, tmp_path):
+    (tmp_path / "told_loaded.py").write_text("import sys\nprint('prefect' in sys.modules)\n")
+    address = tmp_path / "loading.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen(1)
+        process = subprocess.Popen(
+            [launcher, "-m", "told_loaded"], stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+            env=environment(**{SOCKET_VARIABLE: str(address), PYTHON_VARIABLE: sys.executable}),
+        )  # fmt: skip
+        assert select.select([listener], [], [], 60)[0], "the launcher waits"
+    assert process.communicate(timeout=60)[0].strip() == "False"
+    assert process.returncode == 0

@@ -43,3 +43,12 @@ def test_a_server_that_is_away_ends_no_worker(monkeypatch, call):
     asyncio.run(ask())
     assert answers == []
     assert len(waits) == 2
+
+
+def test_a_worker_does_not_read_the_metadata_of_all_packages_to_introduce_itself(monkeypatch):
+    asked = []
+    monkeypatch.setattr("prefect.workers.base.distributions", lambda: asked.append(1) or [])
+    assert asyncio.run(ProcessWorker("state")._worker_metadata()) is None
+    assert asked == [1], "another Prefect: its workers introduce themselves otherwise"
+    assert asyncio.run(WarmWorker("state")._worker_metadata()) is None
+    assert asked == [1]

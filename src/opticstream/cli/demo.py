@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opticstream.cli.console import DONE, FAILED, JsonOption, err, errors_shown, out, styled
-from opticstream.cli.run import run_parameters_of
+from opticstream.cli.run import load_what_feeds, run_parameters_of
 from opticstream.config import DeploymentSettings, load_project
 from opticstream.model.errors import ConfigurationError, ProcessingError
 
@@ -108,7 +108,7 @@ class _Demo:
             follower.say(f"the phantom and the project file are in {self.folder}")
             self._start_rig()
             try:
-                with local_session(self.folder / "prefect", say=follower.say) as session:
+                with local_session(self.folder / "prefect", say=follower.say, meanwhile=load_what_feeds) as session:
                     from opticstream.flows.driver import Driver
                     from opticstream.pipeline.project import Project
 

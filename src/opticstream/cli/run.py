@@ -79,12 +79,13 @@ def server_session(
     say: Callable[[str], object],
     workers: bool = True,
     waits: bool = False,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Iterator[Callable[[], bool]]:
     """Connect this process to the configured server, or run an embedded one in this context, with workers if wanted.
 
     Yields a check. It raises ServerError when the server or a worker that was started here has ended, and returns True
     when this process has just taken over a shared server, so that all unfinished work has to be announced again.
-    With `waits` a configured server that is away is waited for.
+    With `waits` a configured server that is away is waited for. `meanwhile` is called while an embedded server starts.
     """
     from opticstream.flows.session import local_session
 
@@ -92,8 +93,15 @@ def server_session(
         connect(settings, waits=waits)
         yield lambda: False
         return
-    with local_session(home or settings.home, workers=workers, say=say) as session:
+    with local_session(home or settings.home, workers=workers, say=say, meanwhile=meanwhile) as session:
         yield session.check
+
+
+def load_what_feeds() -> None:
+    """Import what feeds a project, which takes a second; it brings Prefect, so the server's address must be set."""
+    import opticstream.cli.following
+    import opticstream.flows.driver
+    import opticstream.flows.parameters  # noqa: F401
 
 
 def run_parameters_of(project: str, options: list[str], /, *, register: bool = True) -> RunParameters:
@@ -131,7 +139,7 @@ def _feed(project: str, folder: Path, options: list[str], home: Path | None, as_
             if not as_json:
                 err.print(styled(line, "dim"))
 
-        with server_session(settings, home, say=say, waits=live) as check:
+        with server_session(settings, home, say=say, waits=live, meanwhile=load_what_feeds) as check:
             from opticstream.cli.following import Follower, follow
             from opticstream.flows.driver import Driver
             from opticstream.pipeline.project import Project

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from opticstream.config import DeploymentSettings
+from opticstream.flows.new_database import DATABASE, keep_database, lay_database
 from opticstream.flows.surroundings import child_environment, client_environment, open_directly, prepared_home
 from opticstream.model.errors import ServerError
 from opticstream.system.disk import replace
@@ -159,6 +160,7 @@ class EmbeddedServer:
         self._ui = ui
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: FileLock | None = None
+        self._makes_tables = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -204,6 +206,9 @@ class EmbeddedServer:
             if waiting is not None:
                 waiting(spent)
             time.sleep(0.2)
+        if self._makes_tables:
+            keep_database(self.home)
+            self._makes_tables = False
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start the server without waiting for its first answer, and return its process.
@@ -226,12 +231,13 @@ class EmbeddedServer:
         environment = child_environment(os.environ, self.home) | self.environment
         environment |= {
             # Relative to the server's folder: a URL has no way to write every name that a folder may have.
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///../prefect.db",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///../{DATABASE}",
             "PREFECT_SERVER_UI_ENABLED": str(self._ui).lower(),
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         } | _RARELY_S
         lasting = DURABLE | settings_of_retention(DeploymentSettings())
         environment |= {name: value for name, (value, _why) in lasting.items()}
+        self._makes_tables = lay_database(self.home)
         command = [sys.executable, "-m", "opticstream.flows.server_process", "--host", _HOST, "--port", str(self.port)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -7,6 +7,8 @@ ends what belongs to a living process. Like `opticstream.flows.server`, this mod
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -35,11 +37,16 @@ from opticstream.model.errors import ServerError
 
 _READY_TIMEOUT_S = 180.0
 _LOOK_S = 0.3
+GO = b"go\n"
+"""What a process of workers reads when the server answers and nothing of an earlier life is left in its queues."""
 Say = Callable[[str], object]
 
 
 class WorkerProcess:
-    """A process that serves all pools of an embedded server, ended with everything that it started."""
+    """A process that serves all pools of an embedded server, ended with everything that it started.
+
+    It is launched beside the server: both load for seconds, and neither needs the other until it has.
+    """
 
     def __init__(self, server: EmbeddedServer, /, *, sweeps: bool = False) -> None:
         self.home = server.home
@@ -53,21 +60,15 @@ class WorkerProcess:
         """Process id, which is also the process group."""
         return self._process.pid if self._process else None
 
-    def start(self) -> None:
-        """Start the worker and wait until its deployments and triggers are registered.
-
-        Raises
-        ------
-        ServerError
-            It ended, or was not ready in time; the message quotes the end of its log.
-        """
+    def launch(self) -> None:
+        """Start the process, which loads what it needs and then waits for `serve`; the server need not answer yet."""
         self._end_leftovers()
         environment = child_environment(os.environ, self.home) | self._server.environment
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "opticstream.flows.workers", *self._arguments],
                 env=environment | {HOME_VARIABLE: str(self.home)},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=empty_folder(self.home),
@@ -75,6 +76,19 @@ class WorkerProcess:
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
         self._pid_file.write_text(json.dumps({"pid": self._process.pid}), encoding="utf-8")
+
+    def serve(self) -> None:
+        """Let the process serve, and wait until its deployments and triggers are registered; the server answers.
+
+        Raises
+        ------
+        ServerError
+            It ended, or was not ready in time; the message quotes the end of its log.
+        """
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # broken where it has ended
+            pipe.write(GO)
         if not self._is_ready():
             tail = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
             self.stop()
@@ -104,8 +118,9 @@ class WorkerProcess:
         if self._process is None:
             return
         end_group(self._process.pid, self._process)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
         self._process = None
         self._pid_file.unlink(missing_ok=True)
 
@@ -188,16 +203,29 @@ class Session:
         self.server, self.api_url = server, server.api_url
         return server
 
-    def start(self) -> None:
-        """Wait until the server that this process has launched answers, and start its workers."""
+    def start(self, *, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Start the workers, and wait until the server that this process has launched answers and they serve.
+
+        All load side by side, and `meanwhile` is called once, unless Prefect has to be compiled first: each process
+        would then compile it for itself.
+        """
         assert self.server is not None
+        worker = WorkerProcess(self.server, sweeps=self._sweeps) if self._wants_workers else None
+        side_by_side = _prefect_is_compiled()
+        if side_by_side:
+            if worker is not None:
+                self.worker = worker
+                worker.launch()
+            meanwhile()
         self.server.wait_until_healthy()
         if left := cancel_leftovers(self.server.api_url):
             self._say(f"set aside {left} runs of an earlier life; what they were for is announced again")
-        if self._wants_workers:
+        if worker is not None:
             self._say("starting the workers")
-            self.worker = WorkerProcess(self.server, sweeps=self._sweeps)
-            self.worker.start()
+            if not side_by_side:
+                self.worker = worker
+                worker.launch()
+            worker.serve()
             self.server.tell_workers_are_ready()
 
     def check(self) -> bool:
@@ -236,6 +264,15 @@ class Session:
             self.server.stop()
 
 
+def _prefect_is_compiled() -> bool:
+    """Return whether a server has loaded Prefect here before, or its modules were compiled when it was installed."""
+    found = importlib.util.find_spec("prefect")
+    if found is None or found.origin is None:
+        return False
+    late = Path(found.origin).with_name("server") / "api" / "server.py"
+    return Path(importlib.util.cache_from_source(late)).exists()
+
+
 @contextmanager
 def local_session(
     home: Path,
@@ -245,12 +282,14 @@ def local_session(
     workers: bool = True,
     sweeps: bool = False,
     say: Say = lambda _line: None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Iterator[Session]:
     """Run an embedded server and a worker for all pools, or share those of another process under the same home.
 
     This process is pointed at the server, and what was started here is ended when the block is left. With `sweeps` the
     worker also looks after what is ready and not started, which the process that feeds a project does itself. `home`
-    keeps the database, so that a later session goes on with it.
+    keeps the database, so that a later session goes on with it. `meanwhile` is called while a server of this process
+    starts, if that saves time: a place to import what the block needs.
 
     Raises
     ------
@@ -265,7 +304,7 @@ def local_session(
         server = session.begin()
         with only_our_settings(session.home, session.api_url):
             if server is not None:
-                session.start()
+                session.start(meanwhile=meanwhile)
             yield session
     finally:
         session.stop()

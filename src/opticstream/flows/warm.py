@@ -1,7 +1,7 @@
 """Warm starts: flow runs are forked from a process that has everything imported.
 
 A fresh interpreter spends two to three seconds of processor time on importing Prefect and the numerics, for every
-flow run. Here one process (`python -m opticstream.flows.warm SOCKET`) imports once and waits; a worker of our type
+flow run. Here one process (`python -m opticstream.flows.warm`) imports once and waits; a worker of our type
 (`worker_type.py`) starts a small launcher (`warm_launcher.py`) where a process worker would start an interpreter; the
 launcher hands over its environment, arguments and output, a child is forked that does exactly what the interpreter
 would have done, and the launcher ends as the child ends. Where the warm process cannot be reached, the launcher starts
@@ -23,22 +23,23 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from opticstream.config import DeploymentSettings
 from opticstream.flows.server import die_with_parent
-from opticstream.flows.worker_type import LAUNCHER_VARIABLE
 from opticstream.system.lacking import log_once_for_host
 from opticstream.system.places import can_run_programs
 
+LAUNCHER_VARIABLE = "OPTICSTREAM_WARM_LAUNCHER"
+"""Set in the process of a worker that has a warm process: the program that stands in for an interpreter."""
 SOCKET_VARIABLE = "OPTICSTREAM_WARM_SOCKET"
 PYTHON_VARIABLE = "OPTICSTREAM_WARM_PYTHON"
 LAUNCHER = Path(__file__).with_name("warm_launcher.py")
-_START_TIMEOUT_S = 90.0
 _LONGEST_SOCKET_PATH = 100
+_WAITING = 64
+"""Launchers that may wait while the warm process loads, or forks for others."""
 # What flow runs load; libraries that start threads when they are imported are left to the child.
 _PRELOADED = (
     "prefect.engine",
@@ -71,22 +72,24 @@ def warm_starts(folder: Path, /) -> Iterator[None]:
         yield
         return
     address = folder / f"warm-{os.getpid()}.sock"
-    if not can_run_programs(folder) or len(os.fsencode(address.with_suffix(".new"))) > _LONGEST_SOCKET_PATH:
+    if not can_run_programs(folder) or len(os.fsencode(address)) > _LONGEST_SOCKET_PATH:
         log_once_for_host(f"flow runs start slowly: no program may run in {folder}, or its path is too long (TMPDIR)")
         yield
         return
-    process = subprocess.Popen(
-        [sys.executable, "-m", "opticstream.flows.warm", str(address)],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=die_with_parent,
-    )
+    # Only the warm process keeps the socket: launchers wait there while it loads, and are refused once it has ended.
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen(_WAITING)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "opticstream.flows.warm", str(listener.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(listener.fileno(),),
+            preexec_fn=die_with_parent,
+        )
     launcher = folder / f"warm-{os.getpid()}.py"
     # -I and -S: the launcher needs nothing but the standard library, and should cost next to nothing.
     launcher.write_text(f"#!{sys.executable} -IS\n{LAUNCHER.read_text(encoding='utf-8')}", encoding="utf-8")
     launcher.chmod(stat.S_IRWXU)
-    end = time.monotonic() + _START_TIMEOUT_S
-    while not address.exists() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
     told = {LAUNCHER_VARIABLE: str(launcher), SOCKET_VARIABLE: str(address), PYTHON_VARIABLE: sys.executable}
     os.environ.update(told)
     try:
@@ -100,7 +103,7 @@ def warm_starts(folder: Path, /) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def serve(address: Path, /) -> None:
+def serve(listener: socket.socket, /) -> None:
     """Import everything once, then fork a child for every launcher that comes, until ended by a signal."""
     import importlib
 
@@ -116,11 +119,7 @@ def serve(address: Path, /) -> None:
     os.set_blocking(wake_write, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write)
-    with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
-        temporary = address.with_suffix(".new")
-        listener.bind(str(temporary))
-        listener.listen(64)
-        temporary.rename(address)  # a launcher that sees the address can connect
+    with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(wake_read, selectors.EVENT_READ)
         compiler = _fork_compiler() if DeploymentSettings().compile_ahead else None
@@ -289,4 +288,5 @@ def _quietly() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    with socket.socket(fileno=int(sys.argv[1])) as inherited:
+        serve(inherited)

@@ -10,17 +10,17 @@ import sys
 def main() -> int:
     python = os.environ.get("OPTICSTREAM_WARM_PYTHON", sys.executable)
     arguments = sys.argv[1:]
+    order = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    message = json.dumps(order).encode() + b"\n"
     try:
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(os.environ["OPTICSTREAM_WARM_SOCKET"])
-    except (OSError, KeyError):
-        os.execv(python, [python, *arguments])
-    order = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
-    message = json.dumps(order).encode() + b"\n"
-    sent = socket.send_fds(connection, [message], [0, 1, 2])
-    connection.sendall(message[sent:])
-    answers = connection.makefile("r")
-    first = answers.readline()
+        sent = socket.send_fds(connection, [message], [0, 1, 2])
+        connection.sendall(message[sent:])
+        answers = connection.makefile("r")
+        first = answers.readline()
+    except (OSError, KeyError):  # it is not there, or has ended before it had loaded
+        first = ""
     if not first:
         os.execv(python, [python, *arguments])
     child = json.loads(first)["pid"]

@@ -18,14 +18,13 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from opticstream.flows.pools import POOL_TYPE
 from opticstream.flows.surroundings import refusal
+from opticstream.flows.warm import LAUNCHER_VARIABLE
 from opticstream.model.errors import ServerError
 
 _WAIT_S = 5.0
 """Wait after the server has not answered, in seconds."""
 _ASK_ANYWAY_S = 5.0
 """Time between two queries for runs of which no event told: scheduled for a time that has come, or lost, in seconds."""
-LAUNCHER_VARIABLE = "OPTICSTREAM_WARM_LAUNCHER"
-"""Set in the process of a worker that has a warm process: the program that stands in for an interpreter."""
 
 
 class WarmJobConfiguration(ProcessJobConfiguration):
@@ -55,6 +54,14 @@ class WarmWorker(ProcessWorker):
     poll_s = 0.0
     """Wait between two queries for runs while nobody does, beside that of `PREFECT_WORKER_QUERY_SECONDS`, in s."""
     _told: anyio.Event | None = None
+
+    async def _worker_metadata(self) -> None:
+        """Say nothing of the packages that are installed here, which only Prefect's cloud shows.
+
+        Prefect reads the metadata of every installed package for it, for each worker that connects: of five workers in
+        one process, 1 to 2 s of processor time before the first of them asks for a run. Where another Prefect does not
+        ask this method, it is as slow as by itself.
+        """
 
     def tell(self) -> None:
         """Let the next query for runs be now."""

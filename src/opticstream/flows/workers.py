@@ -29,6 +29,7 @@ from opticstream.flows.pool_state import check_pools, tell_of_pauses, until_answ
 from opticstream.flows.pools import POOLS
 from opticstream.flows.queues import credentials
 from opticstream.flows.server import HOME_VARIABLE
+from opticstream.flows.session import GO
 from opticstream.flows.vacuum import EVERY_S, vacuum_server
 from opticstream.flows.warm import warm_starts
 from opticstream.flows.worker_type import WarmWorker
@@ -185,6 +186,15 @@ def _poll_setting(settings: DeploymentSettings) -> AbstractContextManager[object
     return temporary_settings({PREFECT_WORKER_QUERY_SECONDS: settings.worker_poll_s})
 
 
+@contextmanager
+def _prepared(pools: Sequence[str], settings: DeploymentSettings, home: Path) -> Iterator[None]:
+    """Let this process, and no other of this home, be the worker of some pools; flow runs begin to load meanwhile."""
+    start_with_one_blas_thread()
+    start_with_few_arenas()
+    with _only_worker_of(pools, home), _started_warm(settings), _poll_setting(settings):
+        yield
+
+
 def serve(pools: Sequence[str], settings: DeploymentSettings, /, *, home: Path, limit: int | None = None) -> None:
     """Serve pools until the process is told to end; `limit` as in `serve_pools`.
 
@@ -193,16 +203,16 @@ def serve(pools: Sequence[str], settings: DeploymentSettings, /, *, home: Path, 
     ServerError
         A pool is missing at the server, or another worker of this home serves it.
     """
-    start_with_one_blas_thread()
-    start_with_few_arenas()
-    with (
-        contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError),
-        _only_worker_of(pools, home),
-        _started_warm(settings),
-        _poll_setting(settings),
-    ):
+    with _until_ended(), _prepared(pools, settings, home):
+        asyncio.run(serve_pools(pools, settings, home=home, limit=limit))
+
+
+@contextmanager
+def _until_ended() -> Iterator[None]:
+    """Let a process end quietly when it is told to, and with what ended its workers otherwise."""
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         try:
-            asyncio.run(serve_pools(pools, settings, home=home, limit=limit))
+            yield
         except BaseExceptionGroup as group:
             raise first_server_error(group) or group from None
 
@@ -223,13 +233,17 @@ def _vacuum_now_and_then(settings: DeploymentSettings) -> None:
 
 
 def main() -> None:
-    """Deploy to an embedded server and serve all its pools: the process that a session starts."""
-    settings = DeploymentSettings()
+    """Deploy to an embedded server and serve all its pools, when the session that starts this process lets it."""
+    settings, home = DeploymentSettings(), Path(os.environ[HOME_VARIABLE])
     sweeps = NO_SWEEP not in sys.argv
-    asyncio.run(deploy(settings, sweeps=sweeps))
-    if not sweeps:
-        threading.Thread(target=_vacuum_now_and_then, args=(settings,), daemon=True).start()
-    serve(POOLS, settings, home=Path(os.environ[HOME_VARIABLE]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # what was begun is put away
+    with _until_ended(), _prepared(POOLS, settings, home):
+        if sys.stdin.buffer.readline() != GO:  # the session has ended
+            return
+        asyncio.run(deploy(settings, sweeps=sweeps))
+        if not sweeps:
+            threading.Thread(target=_vacuum_now_and_then, args=(settings,), daemon=True).start()
+        asyncio.run(serve_pools(POOLS, settings, home=home))
 
 
 if __name__ == "__main__":
