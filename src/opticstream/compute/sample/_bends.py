@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from opticstream.compute.registration import BlockShifts, PlanarTransform, shifts_of_blocks
 
@@ -191,6 +190,8 @@ def bend_between(
     fixed_mask, moving_mask : ndarray of bool, shape (x, y)
         Where there is tissue.
     """
+    from scipy import ndimage
+
     inside = np.argwhere(fixed_mask).astype(float)
     if not len(inside):
         return None
@@ -234,6 +235,8 @@ def _bend_on(
     shape: tuple[int, int], found: _Explained, blocks: BlockShifts, middle: Array, lever: float
 ) -> NDArray[np.float32]:
     """Return the expected displacement at the pixels of a picture, (2, x, y), from a coarse grid."""
+    from scipy import ndimage
+
     step = max(1.0, found.scale * lever / 4)
     nodes = [np.arange(0, n - 1 + 2 * step, step) for n in shape]
     coarse = np.stack(np.meshgrid(*nodes, indexing="ij"), -1).reshape(-1, 2)
