@@ -657,6 +657,19 @@ def used_to(tmp_path, watcher, clock):
     return watcher
 
 
+def written(folder, watcher, clock, *sizes):
+    """Have the third file get these sizes one after the other, each seen by the watcher."""
+    for size in sizes:
+        put(folder, 3, size=size)
+        watcher.poll()
+        clock.now += 0.2
+
+
+def stand_still(watcher, clock):
+    clock.now += 0.5
+    watcher.poll()
+
+
 def test_a_file_that_grows_to_its_size_is_told_of_at_once_as_unsettled(tmp_path, used_to, clock):
     for size in (SIZE // 4, 3 * SIZE // 4, SIZE):
         assert settled(used_to) == {}
@@ -678,8 +691,7 @@ def test_a_file_whose_size_is_reserved_first_is_told_of_when_it_has_stood_still(
         clock.now += 0.2
         used_to.poll()
         assert settled(used_to) == {}
-    clock.now += 0.5
-    used_to.poll()
+    stand_still(used_to, clock)
     assert settled(used_to) == {3: True}
 
 
@@ -690,8 +702,7 @@ def test_a_file_whose_times_are_whole_seconds_is_told_of_when_it_has_stood_still
         used_to.poll()
         clock.now += 0.2
     assert settled(used_to) == {}
-    clock.now += 0.5
-    used_to.poll()
+    stand_still(used_to, clock)
     assert settled(used_to) == {3: True}
 
 
@@ -703,13 +714,9 @@ def test_a_file_that_is_locked_until_it_is_closed_is_told_of_when_it_has_stood_s
 
     with monkeypatch.context() as patched:
         patched.setattr(SpectralTile, "open", locked)
-        for size in (3 * SIZE // 4, SIZE):
-            put(tmp_path, 3, size=size)
-            used_to.poll()
-            clock.now += 0.2
+        written(tmp_path, used_to, clock, 3 * SIZE // 4, SIZE)
     assert settled(used_to) == {}
-    clock.now += 0.5
-    used_to.poll()
+    stand_still(used_to, clock)
     assert settled(used_to) == {3: True}
 
 
@@ -726,29 +733,19 @@ def test_a_file_that_changes_after_it_had_its_size_is_unsettled_again(tmp_path, 
 
 
 def test_a_file_that_grows_beyond_its_size_is_not_told_of(tmp_path, used_to, clock):
-    for size in (3 * SIZE // 4, SIZE, SIZE + 1):
-        put(tmp_path, 3, size=size)
-        used_to.poll()
-        clock.now += 0.2
+    written(tmp_path, used_to, clock, 3 * SIZE // 4, SIZE, SIZE + 1)
     assert settled(used_to) == {}
 
 
 def test_no_file_is_opened_while_it_is_written(tmp_path, used_to, clock, monkeypatch):
     monkeypatch.setattr(SpectralTile, "open", None)
-    for eighth in range(1, 8):
-        put(tmp_path, 3, size=eighth * SIZE // 8)
-        used_to.poll()
-        clock.now += 0.2
+    written(tmp_path, used_to, clock, *(eighth * SIZE // 8 for eighth in range(1, 8)))
 
 
 def test_the_first_file_of_an_illumination_is_told_of_when_it_has_stood_still(tmp_path, watcher, clock):
-    for size in (3 * SIZE // 4, SIZE):
-        put(tmp_path, 3, size=size)
-        watcher.poll()
-        clock.now += 0.2
+    written(tmp_path, watcher, clock, 3 * SIZE // 4, SIZE)
     assert settled(watcher) == {}
-    clock.now += 0.5
-    watcher.poll()
+    stand_still(watcher, clock)
     assert settled(watcher) == {3: True}
 
 
@@ -778,8 +775,7 @@ def test_a_tile_of_two_files_is_told_of_when_both_have_their_size(tmp_path, cloc
             assert settled(watcher) == {}
             written(3, name, share)
     assert settled(watcher) == {3: False}
-    clock.now += 0.5
-    watcher.poll()
+    stand_still(watcher, clock)
     assert settled(watcher) == {3: True}
 
 

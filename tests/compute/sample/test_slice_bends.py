@@ -125,3 +125,15 @@ def test_a_bend_on_pixels_is_that_at_their_places() -> None:
     on = bend.on(slice(-3, 40), slice(10, 30))
     assert on.shape == (2, 43, 20)
     assert on[:, 13, 5] == pytest.approx(bend.at([[10.0, 15.0]])[0], abs=1e-4)
+
+
+def test_a_bend_is_told_at_points_pixels_and_blocks_alike_and_can_be_undone() -> None:
+    bend = SliceBend((-40.0, -40.0), 60.0, np.random.default_rng(1).normal(0, 2, (2, 7, 6)))
+    pixels = np.stack(np.meshgrid(np.arange(5, 9), np.arange(2, 8), indexing="ij"), -1).reshape(-1, 2)
+    at_points = bend.at(pixels).T.reshape(2, 4, 6)
+    assert bend.on(slice(5, 9), slice(2, 8)) == pytest.approx(at_points, abs=1e-5)
+    assert bend.of_blocks((4, 6), 1, first=(5, 2)) == pytest.approx(at_points)
+    middles = np.stack(np.meshgrid([14.5, 24.5], [-5.5, 4.5, 14.5], indexing="ij"), -1).reshape(-1, 2)
+    assert bend.of_blocks((2, 3), 10, first=(1, -1)) == pytest.approx(bend.at(middles).T.reshape(2, 2, 3))
+    straight = bend.straightened(pixels)
+    assert straight + bend.at(straight) == pytest.approx(pixels.astype(float), abs=1e-3)

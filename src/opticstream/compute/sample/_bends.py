@@ -152,11 +152,11 @@ def nearest_rigid(blocks: BlockShifts, tissue: NDArray[np.bool_], /) -> NearestR
         return None
     field, at, ratio, scale = explained.field, explained.at, explained.ratio, explained.scale
     towards = ratio * _alike(there, at, scale)
-    nearest = np.linalg.pinv(_motions(there))
+    nearest = np.linalg.pinv(motions(there))
     motion = nearest @ _told(field, there, at, blocks.shift, towards).T.ravel()
     weights: Any = np.linalg.solve(field.covariance, towards.T).T
     bend = ratio * _alike(there, there, scale) - weights @ towards.T
-    open_motion = _motions(there) - _twice(weights) @ _motions(at)
+    open_motion = motions(there) - _twice(weights) @ motions(at)
     spread = nearest @ (_twice(bend) + open_motion @ field.uncertain @ open_motion.T) @ nearest.T * field.noise
     return NearestRigid(
         (float(motion[0]), float(motion[1])),
@@ -277,7 +277,7 @@ def _unlikeness(likeness: Array) -> Array:
     return np.asarray((1 - clipped**2) / clipped**2)
 
 
-def _motions(at: Array) -> Array:
+def motions(at: Array) -> Array:
     """Return the displacements by a shift along x, one along y and a turn, (2 points, 3): all x, then all y."""
     one, zero = np.ones(len(at)), np.zeros(len(at))
     return np.concatenate([np.stack([one, zero, -at[:, 1]], 1), np.stack([zero, one, at[:, 0]], 1)])
@@ -297,7 +297,7 @@ def _fitted(at: Array, shift: Array, alike: Array, noise: Array) -> _Field:
     """Return the motion that fits shifts best, and how likely they are, by restricted maximum likelihood."""
     covariance = alike + np.diag(noise)
     lower = np.linalg.cholesky(covariance)
-    design, values = _motions(at), shift.T.ravel()
+    design, values = motions(at), shift.T.ravel()
     white: Any = np.linalg.inv(lower)
     design = (white @ design.reshape(2, len(at), 3)).reshape(-1, 3)  # x and y know nothing of each other
     values = (white @ values.reshape(2, len(at), 1)).ravel()
@@ -310,17 +310,20 @@ def _fitted(at: Array, shift: Array, alike: Array, noise: Array) -> _Field:
     return _Field(float(cost), covariance, squared / free, motion, uncertain)
 
 
+def _by_motion(field: _Field, at: Array) -> Array:
+    """Return what the motion of a fit makes of points, (points, 2)."""
+    return np.asarray((motions(at) @ field.motion).reshape(2, -1).T)
+
+
 def _told(field: _Field, there: Array, at: Array, shift: Array, alike: Array) -> Array:
     """Return the expected displacements at points, (points, 2)."""
-    left = shift - (_motions(at) @ field.motion).reshape(2, -1).T
-    return np.asarray(
-        (_motions(there) @ field.motion).reshape(2, -1).T + alike @ np.linalg.solve(field.covariance, left)
-    )
+    left = shift - _by_motion(field, at)
+    return np.asarray(_by_motion(field, there) + alike @ np.linalg.solve(field.covariance, left))
 
 
 def _left_without_itself(field: _Field, at: Array, shift: Array) -> tuple[Array, Array]:
     """Return how far each shift is from what all others tell, and the standard deviation of that, px."""
-    left = shift - (_motions(at) @ field.motion).reshape(2, -1).T
+    left = shift - _by_motion(field, at)
     precision = np.linalg.inv(field.covariance)
     own = np.diag(precision)
     return np.linalg.norm(precision @ left, axis=1) / own, np.sqrt(2 * field.noise / own)

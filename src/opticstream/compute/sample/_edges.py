@@ -383,14 +383,15 @@ def _nearest_to_bent(
     motion = nearest_rigid(blocks, _seen_by_both(inside, found.mapping))
     if motion is None:
         return found, 0.0
-    back = _motion_back(motion)
+    return _moved_by(found, motion)[0], motion.sigma_px
+
+
+def _moved_by(found: Registration, motion: NearestRigid) -> tuple[Registration, PlanarTransform]:
+    """Return a registration that takes over a motion, and the mapping that leads it back, on the fixed pixels."""
+    back = rigid_map(-float(np.degrees(motion.turn_rad)), np.negative(motion.shift_px), motion.middle_px)
     mapping = PlanarTransform(found.mapping.matrix @ back.matrix, found.mapping.points(back.offset))
     confidence = max(found.confidence, motion.agreeing)
-    return replace(found, mapping=mapping, residual_px=motion.residual_px, confidence=confidence), motion.sigma_px
-
-
-def _motion_back(motion: NearestRigid) -> PlanarTransform:
-    return rigid_map(-float(np.degrees(motion.turn_rad)), np.negative(motion.shift_px), motion.middle_px)
+    return replace(found, mapping=mapping, residual_px=motion.residual_px, confidence=confidence), back
 
 
 def _nearest_to_measured(
@@ -400,11 +401,8 @@ def _nearest_to_measured(
     motion = nearest_rigid(bend.blocks, _seen_by_both(inside, found.mapping))
     if motion is None:
         return found, bend, 0.0
-    back = _motion_back(motion)
-    mapping = PlanarTransform(found.mapping.matrix @ back.matrix, found.mapping.points(back.offset))
+    better, back = _moved_by(found, motion)
     moved = back.inverse().points(bend.at_px + bend.moved_px) - bend.at_px
-    confidence = max(found.confidence, motion.agreeing)
-    better = replace(found, mapping=mapping, residual_px=motion.residual_px, confidence=confidence)
     return better, bend._replace(moved_px=moved), motion.sigma_px
 
 

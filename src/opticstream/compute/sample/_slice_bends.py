@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opticstream.compute.registration import rigid_map
-from opticstream.compute.sample._bends import EdgeBend
+from opticstream.compute.sample._bends import EdgeBend, motions
 from opticstream.compute.sample._poses import Edge, Pose
 
 Array = NDArray[np.float64]
@@ -32,6 +32,8 @@ _SMOOTH = 1e-3
 _LINEAR = 2.0
 """Amplitude of what is linear in the place, in that of bends: pairs tell motions of slices better than poses do."""
 _ROUNDS = 4
+_INVERTED = 10
+"""Rounds in which a bend is inverted; each leaves the slope of the bend, a tenth or so, of the error before."""
 _OUTLIER = 2.5
 """Distance, in standard deviations, from which a place counts for less."""
 _SHARED = np.sqrt(2)
@@ -72,6 +74,32 @@ class SliceBend:
         """
         x, y = (self._basis(np.arange(p.start, p.stop), axis) for axis, p in enumerate((xs, ys)))
         return np.asarray(x @ self.nodes_px @ y.T, np.float32)
+
+    def of_blocks(self, shape: tuple[int, int], side: float, /, *, first: tuple[int, int] = (0, 0)) -> Array:
+        """Return the displacement at the middles of blocks of the sample, shape (2, x, y), in pixels of the sample.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            Blocks along x and y.
+        side : float
+            Side of a block in pixels.
+        first : (int, int)
+            Number of the first block.
+        """
+        x, y = (
+            self._basis((np.arange(n) + k + 0.5) * side - 0.5, axis)
+            for axis, (n, k) in enumerate(zip(shape, first, strict=True))
+        )
+        return np.asarray(x @ self.nodes_px @ y.T)
+
+    def straightened(self, points_px: ArrayLike, /) -> Array:
+        """Return the points of the sample that the bend takes to these points, shape (points, 2)."""
+        bent = np.asarray(points_px, float)
+        straight = bent
+        for _ in range(_INVERTED):
+            straight = bent - self.at(straight)
+        return straight
 
     def _basis(self, at_px: ArrayLike, axis: int) -> Array:
         return _spline(at_px, self.first_px[axis], self.spacing_px, self.nodes_px.shape[1 + axis])
@@ -200,9 +228,7 @@ class _Group:
         """Return bends in a sample that has the shape of one of its slices."""
         grid = [self.low[a] + self.spacing * np.arange(self.shape[a]) for a in (0, 1)]
         new = np.stack(np.meshgrid(*grid, indexing="ij"), -1).reshape(-1, 2)
-        old = new.copy()
-        for _ in range(8):
-            old = new - reference.at(old)
+        old = reference.straightened(new)
         out = {}
         for n, bend in bends.items():
             values = (bend.at(old) + old - new).T.reshape(2, *self.shape)
@@ -275,10 +301,7 @@ def _nodes_from_values(count: int) -> Array:
 
 def _size_px(bend: SliceBend, there: Array) -> tuple[float, float]:
     """Return the root mean square and the largest length at places, of what no motion explains."""
-    off, arm = bend.at(there), there - there.mean(0)
-    one, zero = np.ones(len(arm)), np.zeros(len(arm))
-    design = np.concatenate([np.stack([one, zero, -arm[:, 1]], 1), np.stack([zero, one, arm[:, 0]], 1)])
-    told = off.T.ravel()
+    design, told = motions(there - there.mean(0)), bend.at(there).T.ravel()
     left = (told - design @ np.linalg.lstsq(design, told, rcond=None)[0]).reshape(2, -1)
     length = np.hypot(*left)
     return float(np.sqrt((length**2).mean())), float(length.max())

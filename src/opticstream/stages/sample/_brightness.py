@@ -104,11 +104,7 @@ class _Frame:
 
     def bend_px(self, place: Place) -> NDArray[np.float64] | None:
         """Return the displacement at the middle of each block, shape (2, x, y); None where there is none."""
-        if place.bend is None:
-            return None
-        grid = np.meshgrid(*(np.arange(n) + k for n, k in zip(self.shape, self.first, strict=True)), indexing="ij")
-        middles = (np.stack(grid, -1).reshape(-1, 2) + 0.5) * self.side - 0.5
-        return place.bend.at(middles).T.reshape(2, *self.shape)
+        return None if place.bend is None else place.bend.of_blocks(self.shape, self.side, first=self.first)
 
     def pixels(self, xs: slice, ys: slice) -> tuple[slice, slice]:
         """Return ranges of the sample's pixels, counted from the first block."""

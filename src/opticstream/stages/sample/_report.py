@@ -379,20 +379,13 @@ def _overlay(
         scaled = PlanarTransform(
             mapping.matrix * pixel / factor,
             (mapping.points([(pixel - 1) / 2] * 2) - (factor - 1) / 2) / factor,
-            None if s.bend is None else _shrunk_bend(s.bend, shape, pixel),
+            None if s.bend is None else np.asarray(s.bend.of_blocks(shape, pixel) / pixel, np.float32),
         )
         moved = resample_image(image, scaled, shape=shape)
         faces.append(_unit(moved, _limits(moved)))
     colours = faces[0][:, :, None] * _BLUE + faces[1][:, :, None] * _ORANGE
     picture = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8).transpose(1, 0, 2)
     return {"picture": _embedded(picture), "width": picture.shape[1], "height": picture.shape[0], "caption": caption}
-
-
-def _shrunk_bend(bend: SliceBend, shape: tuple[int, int], pixel: int) -> NDArray[np.float32]:
-    """Return the displacement at the pixels of a small picture of the sample, in these, shape (2, x, y)."""
-    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 2)
-    moved = bend.at(grid * pixel + (pixel - 1) / 2) / pixel
-    return np.asarray(moved.T.reshape(2, *shape), np.float32)
 
 
 def _face(

@@ -34,7 +34,6 @@ _log = logging.getLogger(__name__)
 
 _FINER = 3
 """Points of a displacement field for each node of a bend: between them, scenes are linear."""
-_ROUNDS = 10
 
 
 def write_scenes(new: SampleInput, ledger: Ledger) -> None:
@@ -90,10 +89,7 @@ def _unbending(bend: SliceBend, voxel: tuple[float, float, float], top_um: float
         for low, n in zip(bend.first_px, bend.nodes_px.shape[1:], strict=True)
     ]
     bent = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
-    straight = bent.copy()
-    for _ in range(_ROUNDS):
-        straight = bent - bend.at(straight)
-    x, y = ((straight - bent) * voxel[:2]).T.reshape(2, len(axes[0]), len(axes[1]))
+    x, y = ((bend.straightened(bent) - bent) * voxel[:2]).T.reshape(2, len(axes[0]), len(axes[1]))
     vectors = np.stack([np.zeros_like(x.T), y.T, x.T]).astype(np.float32)
     return DisplacementField(
         np.stack([vectors, vectors], axis=1),
